@@ -13,13 +13,15 @@ checked when they are packed, and what a power cut spoiled counts as missing the
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
@@ -35,6 +37,9 @@ MAX_FILES: Final = 1_000_000
 _SUM: Final = re.compile(r"[0-9a-f]{64}")
 _PIECE_BYTES = 1 << 20
 _MOST: Final = (1 << 63) - 1
+_SMALLEST_FILE: Final = 4096
+_LONGEST_COUNT_S: Final = 600.0
+_RECOUNT_S: Final = 10.0  # when the quota is exceeded, as far as is known
 
 
 class MissingBlobs(UsageError):
@@ -47,6 +52,62 @@ class MissingBlobs(UsageError):
     def __init__(self, sums: list[str]) -> None:
         super().__init__(f"{len(sums)} files of the source are not here: upload them first")
         self.sums = sums
+
+
+class UploadQuotaExceeded(UsageError):
+    """The uploads of a project take all the space that they may."""
+
+
+class _Space:
+    """The disk space that uploads of each project take. Thread-safe.
+
+    Files are counted again once in a while: they expire, and other servers may write to the folder.
+
+    Args:
+        folder: with a folder for each project.
+        quota_bytes: of one project; None for no limit.
+    """
+
+    def __init__(self, folder: str, quota_bytes: int | None) -> None:
+        self._folder = folder
+        self._quota = quota_bytes
+        self._lock = threading.Lock()
+        self._used: dict[str, int] = {}
+        self._counted_at: dict[str, float] = {}
+
+    def take(self, project: str, size: int) -> None:
+        """Count ``size`` more bytes.
+
+        Raises:
+            UploadQuotaExceeded: they would exceed the quota.
+        """
+        if self._quota is None:
+            return
+        with self._lock:
+            age = time.monotonic() - self._counted_at.get(project, -math.inf)
+            exceeds = self._used.get(project, 0) + size > self._quota
+            if age > (_RECOUNT_S if exceeds else _LONGEST_COUNT_S):
+                self._used[project] = _disk_use(os.path.join(self._folder, project))
+                self._counted_at[project] = time.monotonic()
+            if self._used[project] + size > self._quota:
+                raise UploadQuotaExceeded(
+                    f"the uploaded sources of project {project} would take more than"
+                    f" {self._quota / (1 << 30):g} GiB",
+                    hint="uploads that no build uses expire; the server's administrator sets the"
+                    " limit: serve --max-uploads-gib",
+                )
+            self._used[project] += size
+
+
+def _disk_use(folder: str) -> int:
+    """Bytes of the files below a folder, each inode once."""
+    sizes: dict[int, int] = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(parent, name))
+                sizes[status.st_ino] = max(status.st_size, _SMALLEST_FILE)
+    return sum(sizes.values())
 
 
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -86,18 +147,26 @@ class SourceUploads:
 
     Args:
         folder: ``sources`` of the data folder; made when needed.
+        quota_bytes: disk space for the uploads of one project; None for no limit.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, quota_bytes: int | None = None) -> None:
         self._folder = folder
+        self._space = _Space(folder, quota_bytes)
 
     def missing(self, project: str, sums: Iterable[str]) -> list[str]:
         """Those of the blobs that are not here. The others are kept for a while from now on."""
         return [each for each in dict.fromkeys(sums) if not _touch(self._blob(project, each))]
 
     def receive(self, project: str, sha256: str) -> BlobReceiver:
-        """Take a blob in pieces; it is there once `BlobReceiver.finish` has returned."""
-        return BlobReceiver(self._blob(project, sha256), sha256)
+        """Take a blob in pieces; it is there once `BlobReceiver.finish` has returned.
+
+        Raises:
+            UploadQuotaExceeded: there is no room for it.
+        """
+        take = partial(self._space.take, project)
+        take(_SMALLEST_FILE)
+        return BlobReceiver(self._blob(project, sha256), sha256, take)
 
     def pack(self, project: str, files: list[SourceFile]) -> str:
         """Make an archive of files; the name of its object in `UPLOADS_BUCKET`. Idempotent.
@@ -105,6 +174,7 @@ class SourceUploads:
         Raises:
             MissingBlobs: some were not uploaded.
             UsageError: a path leaves the workspace, or comes twice.
+            UploadQuotaExceeded: there is no room for the archive.
             StorageError: the disk is full, or broken.
         """
         _check(files)
@@ -168,6 +238,7 @@ class SourceUploads:
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
                 try:
                     for piece in self._archive_pieces(project, files):
+                        self._space.take(project, len(piece))
                         digest.update(piece)
                         out.write(piece)
                     out.flush()
@@ -220,8 +291,9 @@ class SourceUploads:
 class BlobReceiver:
     """One blob on its way in. Used by one thread at a time; `abandon` in any case at the end."""
 
-    def __init__(self, path: str, sha256: str) -> None:
+    def __init__(self, path: str, sha256: str, take: Callable[[int], None]) -> None:
         self._path = path
+        self._take = take
         self._wanted = sha256
         self._sum = hashlib.sha256()
         self._temporary = ""
@@ -234,8 +306,9 @@ class BlobReceiver:
             raise _broken(error) from error
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece. Raises `StorageError`."""
+        """Take the next piece. Raises `StorageError`, `UploadQuotaExceeded`."""
         assert self._file is not None  # noqa: S101  (write comes before finish)
+        self._take(len(piece))
         self._sum.update(piece)
         try:
             self._file.write(piece)

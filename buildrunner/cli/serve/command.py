@@ -159,7 +159,8 @@ def _parts(
     from buildrunner.worker.chores import Retention
 
     metrics = Metrics()
-    uploads = SourceUploads(os.path.join(folder.path, "sources"))
+    quota = args.max_uploads_gib << 30 if args.max_uploads_gib > 0 else None
+    uploads = SourceUploads(os.path.join(folder.path, "sources"), quota)
     context = ServerContext(
         store=store,
         settings=server,

@@ -165,6 +165,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="fail a build whose log is larger (1); 0 sets no limit",
     )
     parser.add_argument(
+        "--max-uploads-gib",
+        type=int,
+        default=100,
+        metavar="N",
+        help="disk space for the uploaded sources of one project (100); 0 sets no limit",
+    )
+    parser.add_argument(
         "--keep-workspaces-gib",
         type=int,
         default=10,

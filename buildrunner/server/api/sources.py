@@ -24,6 +24,7 @@ from buildrunner.sources.uploads import (
     MAX_FILES,
     MissingBlobs,
     SourceFile,
+    UploadQuotaExceeded,
     as_source,
     is_sum,
 )
@@ -71,6 +72,8 @@ def router(context: ServerContext) -> APIRouter:
             name = _object_of(context, project, _manifest(body))
         except MissingBlobs as error:
             raise failed_precondition(str(error), details=[{"missing": error.sums}]) from error
+        except UploadQuotaExceeded as error:
+            raise ApiError(413, f"{error}; {error.hint}") from error
         except UsageError as error:
             raise invalid_argument(str(error)) from error
         except StorageError as error:
@@ -122,6 +125,8 @@ async def _receive(context: ServerContext, request: Request, project: str, sha25
             await run_in_threadpool(receiver.finish)
         finally:
             receiver.abandon()
+    except UploadQuotaExceeded as error:
+        raise ApiError(413, f"{error}; {error.hint}") from error
     except UsageError as error:
         raise invalid_argument(str(error), field="sha256") from error
     except StorageError as error:

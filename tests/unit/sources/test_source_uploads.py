@@ -5,15 +5,18 @@ import io
 import os
 import tarfile
 import threading
+import time
 
 import pytest
 
 from buildrunner.errors import StorageError, UsageError
+from buildrunner.sources import uploads as module
 from buildrunner.sources.uploads import (
     MissingBlobs,
     SourceFile,
     SourceUploads,
     UploadedSource,
+    UploadQuotaExceeded,
     is_upload_of,
 )
 from buildrunner.spec.model.source import StorageSource
@@ -29,10 +32,12 @@ def uploads(tmp_path):
 def put(uploads, data, project="p"):
     digest = hashlib.sha256(data).hexdigest()
     receiver = uploads.receive(project, digest)
-    receiver.write(data[:3])
-    receiver.write(data[3:])
-    receiver.finish()
-    receiver.abandon()
+    try:
+        receiver.write(data[:3])
+        receiver.write(data[3:])
+        receiver.finish()
+    finally:
+        receiver.abandon()
     return digest
 
 
@@ -294,3 +299,39 @@ def test_an_archive_that_was_changed_on_disk_is_refused_and_made_again(
         put(uploads, packed.getvalue())
     assert make() == name
     assert read(tmp_path, name) == whole
+
+
+class TestQuota:
+    def test_a_blob_beyond_the_quota_is_refused_and_leaves_nothing(self, tmp_path):
+        uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+        with pytest.raises(UploadQuotaExceeded, match="project p would take more than"):
+            put(uploads, b"x" * 200_000)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+    def test_many_small_files_count_as_blocks_of_the_disk(self, tmp_path):
+        uploads = SourceUploads(str(tmp_path), quota_bytes=10 * 4096)
+        for number in range(9):
+            put(uploads, b"%d" % number)
+        with pytest.raises(UploadQuotaExceeded):
+            put(uploads, b"one more")
+
+    def test_other_projects_have_their_own(self, tmp_path):
+        uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+        put(uploads, b"x" * 90_000)
+        put(uploads, b"x" * 90_000, project="q")
+
+    def test_what_is_there_already_counts_and_what_expired_does_not(self, tmp_path, monkeypatch):
+        put(SourceUploads(str(tmp_path)), b"x" * 90_000)
+        uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+        with pytest.raises(UploadQuotaExceeded):
+            put(uploads, b"y" * 90_000)
+        assert uploads.prune(time.time() + 1) == 1
+        monkeypatch.setattr(module, "_RECOUNT_S", 0.0)
+        put(uploads, b"y" * 90_000)
+
+    def test_an_archive_of_many_copies_of_a_file_is_refused(self, tmp_path):
+        uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+        sum_ = put(uploads, b"x" * 50_000)
+        files = [SourceFile(path=f"f{n}", sha256=sum_, size=50_000) for n in range(1000)]
+        with pytest.raises(UploadQuotaExceeded):
+            uploads.pack("p", files)
