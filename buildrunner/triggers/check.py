@@ -29,6 +29,7 @@ from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from buildrunner.spec.validation.check import check_build
 from buildrunner.triggers.cel import filter_problem
 from buildrunner.triggers.file_filter import check_pattern
+from buildrunner.triggers.forge_host import is_full_name
 from buildrunner.triggers.schedule import Schedule, check_schedule
 
 EventConfig = (
@@ -63,6 +64,7 @@ def check_trigger(
         *_name(trigger),
         *_template(trigger),
         *_event(trigger),
+        *_repository(trigger),
         *_cron(trigger),
         *_expressions(trigger),
         *_files(trigger),
@@ -183,6 +185,27 @@ def _event(trigger: BuildTrigger) -> Iterator[Problem]:
     if pubsub is not None and not _TOPIC.fullmatch(pubsub.topic):
         message = f"{pubsub.topic!r} is no topic: projects/PROJECT/topics/NAME"
         yield Problem(message, path="pubsubConfig.topic", rule="trigger-pubsub")
+
+
+def _repository(trigger: BuildTrigger) -> Iterator[Problem]:
+    """A name such as ``x/../owner/name`` leads to a repository of another owner."""
+    github, gitlab = trigger.github, trigger.gitlab_enterprise_events_config
+    server = trigger.bitbucket_server_trigger_config
+    names = {
+        "github": f"{github.owner}/{github.name}" if github else "",
+        "gitlabEnterpriseEventsConfig.projectNamespace": gitlab.project_namespace if gitlab else "",
+        "bitbucketServerTriggerConfig": f"{server.project_key}/{server.repo_slug}"
+        if server
+        else "",
+    }
+    for path, name in names.items():
+        if name and not is_full_name(name):
+            yield Problem(
+                f"{name!r} is no full name of a repository",
+                path=path,
+                hint="OWNER/NAME, as in the repository's address",
+                rule="trigger-repository",
+            )
 
 
 def _cron(trigger: BuildTrigger) -> Iterator[Problem]:

@@ -16,6 +16,7 @@ from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.known_triggers import hook_bindings
 from buildrunner.store.model.outbox import BuildChange
 from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.hook_binding import may_speak_for
 from buildrunner.triggers.status_report import context_of, report_of, status_request
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
@@ -78,7 +79,13 @@ def test_no_other_spelling_of_an_owner_s_name_reports_on_its_repositories(
 ) -> None:
     server.hook("github", "s3cret", owners=["acme"], projects=["ours"])
     github = {**of_acme()["github"], "owner": owner}
-    assert run(server, trigger(server, "theirs", github=github)) == []
+    path = "/v1/projects/theirs/triggers"
+    document = {"name": "ci", "build": {"steps": [{"name": "busybox"}]}, "github": github}
+    answer = server.http.post(path, json=document)
+    assert answer.status_code == 400
+    assert "is no full name of a repository" in answer.text
+    hooks = hook_bindings(server.store)  # a trigger of an earlier version reports nothing either
+    assert not may_speak_for(hooks, named_forge("github"), f"{owner}/app", "theirs")
 
 
 def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: ApiServer) -> None:

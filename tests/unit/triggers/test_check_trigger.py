@@ -52,6 +52,16 @@ def test_good_triggers_pass(fields):
         ({"webhookConfig": {}}, "webhookConfig.secret", "no secret version"),
         ({"pubsubConfig": {"topic": "t"}}, "pubsubConfig.topic", "no topic"),
         (
+            {"github": {"owner": "x/../acme", "name": "app", "push": {"branch": "a"}}},
+            "github",
+            "no full name of a repository",
+        ),
+        (
+            {"bitbucketServerTriggerConfig": {"projectKey": "P", "repoSlug": "../r"}},
+            "bitbucketServerTriggerConfig",
+            "no full name of a repository",
+        ),
+        (
             {"github": {"push": {"branch": "("}}},
             "github.push.branch",
             "no regular expression of RE2",
