@@ -3,24 +3,29 @@
 import base64
 import http.server
 import json
+import os
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
+from buildrunner.sandboxes.nested import folders
 from buildrunner.sandboxes.nested import place as nested_place
 from buildrunner.sandboxes.nested.container import Egress, container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
-from buildrunner.sandboxes.protocol import SandboxLimits, isolates
+from buildrunner.sandboxes.nested.image_catalog import CACHE
+from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox, SandboxLimits, isolates
 from buildrunner.settings import Settings
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
@@ -46,14 +51,19 @@ def bench(tmp_path: Path, docker_engine: DockerEngine, busybox: str, builders: N
 
 def isolate_by(bench: Bench, mode: str) -> None:
     """Have sandboxes isolated as on a machine that gives ``mode`` at most."""
-    image = bench.engine.find_image("buildrunner/engine")
+    folder = Path(bench.environ["XDG_DATA_HOME"], "buildrunner/sandboxes")
+    note_mode(bench.engine, folder, mode)
+
+
+def note_mode(host: DockerEngine, folder: Path, mode: str) -> None:
+    """Have sandboxes of a data folder isolated by ``mode``."""
+    image = host.find_image("buildrunner/engine")
     assert image is not None
-    daemons = NestedDaemons(bench.engine.endpoint)
+    daemons = NestedDaemons(host.endpoint)
     way = f"{daemons.facts().identity} {image.id}"
     daemons.close()
-    notes = Path(bench.environ["XDG_DATA_HOME"], "buildrunner/sandboxes/nested.json")
-    notes.parent.mkdir(parents=True)
-    notes.write_text(json.dumps({way: mode}))
+    folder.mkdir(parents=True)
+    (folder / "nested.json").write_text(json.dumps({way: mode}))
 
 
 def attack(bench: Bench, script: str, image: str = DOCKER) -> Done:
@@ -299,6 +309,162 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
     finally:
         sandbox.remove(build_id)
         sandbox.close()
+
+
+class Places:
+    """The places of builds in a nested sandbox whose folder is ``server``.
+
+    Args:
+        sandbox: opens them.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self._open: list[OpenSandbox] = []
+
+    def open(self, build_id: str = "") -> ContainerEngine:
+        """The engine of a build, with the image for `run_in`."""
+        self._open.append(self.sandbox.open(build_id or f"test-{uuid.uuid4()}"))
+        engine = self._open[-1].engine
+        engine.have_image("buildrunner/docker", threading.Event())  # type: ignore[attr-defined]
+        return engine
+
+    def close(self) -> None:
+        """Close and remove all."""
+        for place in self._open:
+            place.engine.close()  # type: ignore[attr-defined]
+            place.close()
+        for build_id in self.sandbox.builds_left():
+            self.sandbox.remove(build_id)
+        self.sandbox.close()
+
+
+@pytest.fixture
+def places(
+    tmp_path: Path, docker_engine: DockerEngine, builders: None, request: pytest.FixtureRequest
+) -> Iterator[Places]:
+    """Places that are isolated by the mode of the parameter."""
+    data = tmp_path / "server"
+    note_mode(docker_engine, data, getattr(request, "param", "user-namespace"))
+    labels = {"buildrunner.server": f"test-walls-{uuid.uuid4()}"}
+    sandbox = wiring.sandbox("nested", data_folder=str(data), labels=labels, settings=Settings())
+    with closing(Places(sandbox)) as made:
+        yield made
+
+
+def run_in(engine: ContainerEngine, script: str, *mounts: str) -> str:
+    """Run a shell script in a step with the engine's socket; its output."""
+    socket = Mount(source="/var/run/docker.sock", target="/var/run/docker.sock", bind=True)
+    container = engine.create_container(
+        ContainerSpec(
+            image="buildrunner/docker",
+            entrypoint=("sh",),
+            cmd=("-c", script),
+            mounts=(socket, *(Mount(source=one, target=one, bind=True) for one in mounts)),
+        )
+    )
+    output = b"".join(bytes(one) for one in engine.start_container(container, attach=True))
+    engine.wait_container(container)
+    return output.decode()
+
+
+RIGHTS = "--cap-add SYS_ADMIN --security-opt seccomp=unconfined"
+SET_ID = "cp /bin/sh /run/buildrunner/root-shell && chmod 6755 /run/buildrunner/root-shell"
+
+
+def test_what_a_step_leaves_beside_its_engine_is_the_server_s(
+    places: Places, tmp_path: Path
+) -> None:
+    """A server that is not root: else a step leaves it a program of the machine's root."""
+    build_id = f"test-{uuid.uuid4()}"
+    shared = tmp_path / "server/run" / build_id / "engine"
+    shared.mkdir(parents=True)
+    os.chown(shared, 12345, 12346)
+    engine = places.open(build_id)
+    run_in(engine, f"{SET_ID}; chown 7:7 /run/buildrunner/root-shell", "/run/buildrunner")
+    left = (shared / "root-shell").stat()
+    assert (left.st_uid, left.st_gid) == (12345, 12346)
+
+
+@pytest.mark.parametrize("places", ["capabilities"], indirect=True)
+def test_what_a_step_leaves_as_root_of_the_machine_is_removed_with_the_build(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_id = f"test-{uuid.uuid4()}"
+    engine = places.open(build_id)
+    run_in(engine, SET_ID, "/run/buildrunner")
+    left = tmp_path / "server/run" / build_id / "engine/root-shell"
+    assert left.stat().st_uid == 0
+    answers = ["Permission denied"]  # as a server gets that is not root
+    real = folders.remove_tree
+    monkeypatch.setattr(
+        folders, "remove_tree", lambda path: answers.pop() if answers else real(path)
+    )
+    places.sandbox.remove(build_id)
+    assert not answers
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("places", ["user-namespace", "capabilities"], indirect=True)
+def test_a_step_does_not_reach_what_listens_in_another_sandbox(
+    places: Places, busybox: str
+) -> None:
+    of_victim = f"test-{uuid.uuid4()}"
+    attacker, victim = places.open(), places.open(of_victim)
+    victim.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+    served = run_in(
+        victim,
+        f"""\
+docker run -d -p 8080:80 {busybox} httpd -f -p 80 > /dev/null
+docker run -d --network host {busybox} httpd -f -p 8081 > /dev/null
+sleep 1
+{reach("127.0.0.1", "host")}
+""",
+    )
+    assert served.count("REACHED") == 2, served
+    shown = subprocess.run(
+        ["docker", "inspect", "-f", "{{.NetworkSettings.IPAddress}}", container_name(of_victim)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    reached = run_in(attacker, reach(shown.stdout.strip(), "host bridge"))
+    assert reached.count("tried") == 4, reached
+    assert "REACHED" not in reached
+
+
+def reach(address: str, networks: str) -> str:
+    """A script that connects to what the victim serves."""
+    return f"""\
+for network in {networks}; do
+  for port in 8080 8081; do
+    docker run --rm --network $network --entrypoint bash buildrunner/docker -c "
+      (exec 3<> /dev/tcp/{address}/$port) && echo REACHED; echo tried" 2>&1
+  done
+done
+"""
+
+
+def test_a_step_can_not_write_to_the_images_that_sandboxes_share(
+    places: Places, busybox: str
+) -> None:
+    """The cache is mounted read-only; a step with SYS_ADMIN mounts it anew, writable."""
+    places.open().have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+    places.sandbox.keep_spares(0)  # it caches the images that builds used
+    engine = places.open()
+    engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+    said = run_in(
+        engine,
+        f"""\
+docker run --rm {RIGHTS} -v {CACHE}:/cache {busybox} sh -c '
+  ls /cache && echo LISTED
+  mount -o remount,bind,rw /cache; touch /cache/x && echo WROTE && rm /cache/x
+  mkdir /again && mount -o bind /cache /again && mount -o remount,bind,rw /again &&
+  touch /again/x && echo WROTE && rm /again/x' 2>&1
+""",
+    )
+    assert "LISTED" in said
+    assert "WROTE" not in said, said
 
 
 @pytest.mark.parametrize("measure", [("false",), ("true",), ("echo", "1")])

@@ -253,7 +253,12 @@ def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
         "Hostname": "buildrunner",
         "Labels": {LABEL_CACHE: spec.folder},
         "Env": [f"LIFETIME={_CACHE_LIFETIME_S}", f"ISOLATION={spec.mode}"],
-        "Cmd": ["--bridge=none", "--iptables=false", "--ip6tables=false", *_arguments(spec.mode, spec.group)],
+        "Cmd": [
+            "--bridge=none",
+            "--iptables=false",
+            "--ip6tables=false",
+            *_arguments(spec.mode, spec.group),
+        ],
         "HostConfig": {
             "AutoRemove": True,
             "CapAdd": list(_CAPABILITIES),
