@@ -19,8 +19,11 @@ from buildrunner.errors import (
     RegistryError,
 )
 from buildrunner.plan.build_plan import BuildPlan
+from buildrunner.provenance.attachment import attach
+from buildrunner.provenance.sbom import SbomImage
 from buildrunner.provenance.signing import signed_envelope
 from buildrunner.provenance.statement import provenance_statement
+from buildrunner.registries.distribution import Repository
 from buildrunner.registries.logins import DockerLogins
 from buildrunner.spec.model.build import Build
 
@@ -34,8 +37,9 @@ class ProvenanceAttester:
         builder_id: URI of the server that runs the build.
         open_signer: opens the signing key; called when the build has published something.
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
-        user_login: returns the user's own login at a registry; attestations are attached to images
-            in their registry. None attaches none.
+        user_login: returns the user's own login at a registry.
+        push: attach attestations to images in their registry.
+        start_sbom: starts to make the SBOMs of images; None makes none.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class ProvenanceAttester:
         builder_id: str,
         open_signer: Callable[[], Signer],
         required: bool,
-        user_login: Callable[[str], RegistryLogin | None] | None = None,
+        user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
+        push: bool = False,
+        start_sbom: Callable[[tuple[SbomImage, ...]], None] | None = None,
     ) -> None:
         self._build = build
         self._plan = plan
@@ -54,6 +60,8 @@ class ProvenanceAttester:
         self._open_signer = open_signer
         self._required = required
         self._user_login = user_login
+        self._push = push
+        self._start_sbom = start_sbom
 
     def attest(
         self,
@@ -81,7 +89,8 @@ class ProvenanceAttester:
                 raise
             return Attested(warnings=(f"the build has no provenance: {_text(error)}",))
         warnings = []
-        for image in _images(outcome) if self._user_login else ():
+        images = _images(outcome)
+        for image in images if self._push else ():
             if cancel.is_set():
                 break
             try:
@@ -91,16 +100,20 @@ class ProvenanceAttester:
                 if self._required:
                     raise AttestationError(text) from error
                 warnings.append(text)
+        if self._start_sbom is not None and images:
+            try:
+                self._start_sbom(
+                    tuple(SbomImage(str(one), self._login(one, logins)) for one in images)
+                )
+            except (AttestationError, CredentialsError) as error:
+                warnings.append(_text(error))
         return Attested((envelope,), tuple(warnings))
 
-    def _attach(self, image: ImageName, envelope: bytes, logins: DockerLogins) -> None:
-        from buildrunner.provenance.attachment import attach
-        from buildrunner.registries.distribution import Repository
+    def _login(self, image: ImageName, logins: DockerLogins) -> RegistryLogin | None:
+        return logins.login_for(str(image)) or self._user_login(image.registry)
 
-        login = logins.login_for(str(image))
-        if login is None and self._user_login:
-            login = self._user_login(image.registry)
-        with Repository(image, login) as repository:
+    def _attach(self, image: ImageName, envelope: bytes, logins: DockerLogins) -> None:
+        with Repository(image, self._login(image, logins)) as repository:
             manifest = repository.manifest(image.digest)
             if manifest is None:
                 raise RegistryError("the registry does not have the image any more")

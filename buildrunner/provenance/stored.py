@@ -1,7 +1,7 @@
-"""The attestations of a build on disk: ``attestations.intoto.jsonl`` beside its log.
+"""The attestations of a build on disk, beside its log: provenance, and SBOMs in another file.
 
-One DSSE envelope a line, as slsa-verifier and other tools read them. The file is written once, when
-the build ends, and is deleted with the build. It stays when the log is removed for its age.
+One DSSE envelope a line, as slsa-verifier and other tools read them. Each file is written once, and
+is deleted with the build. The files stay when the log is removed for its age.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from typing import Final
 from buildrunner.errors import NotFound, StoreError
 
 FILE_NAME: Final = "attestations.intoto.jsonl"
+SBOM_NAME: Final = "sbom.intoto.jsonl"
+SBOM_FAILED_NAME: Final = "sbom.failed"
+"""Why there is no SBOM of an image: a line for each image."""
 
 
 def store_attestations(folder: str, envelopes: Sequence[bytes]) -> None:
@@ -21,14 +24,23 @@ def store_attestations(folder: str, envelopes: Sequence[bytes]) -> None:
     Raises:
         StoreError: the file cannot be written.
     """
-    if not envelopes:
+    write_lines(folder, FILE_NAME, envelopes)
+
+
+def write_lines(folder: str, name: str, lines: Sequence[bytes]) -> None:
+    """Write a whole file of lines into the folder of a build. Without any, nothing is written.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    if not lines:
         return
-    path = os.path.join(folder, FILE_NAME)
+    path = os.path.join(folder, name)
     fresh = f"{path}.new"
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with open(fresh, "wb") as file:
-            file.write(b"".join(envelope + b"\n" for envelope in envelopes))
+            file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
         os.replace(fresh, path)
@@ -44,20 +56,32 @@ def has_attestations(folder: str) -> bool:
 
 
 def read_attestations(folder: str, build_id: str) -> bytes:
-    """Return the attestations of a build: DSSE envelopes, one a line.
+    """Return the attestations of a build: DSSE envelopes, one a line, provenance first.
 
     Raises:
         NotFound: the build has none.
-        StoreError: the file cannot be read.
+        StoreError: a file cannot be read.
     """
-    path = os.path.join(folder, FILE_NAME)
+    found = _read(folder, FILE_NAME) + _read(folder, SBOM_NAME)
+    if not found:
+        raise NotFound(
+            f"build {build_id} has no provenance",
+            hint="only builds that succeeded and published images, files or packages have one",
+        )
+    return found
+
+
+def sbom_failures(folder: str) -> list[str]:
+    """Return why images of a build have no SBOM; empty if all have one, or none should."""
+    return _read(folder, SBOM_FAILED_NAME).decode("utf-8", "replace").splitlines()
+
+
+def _read(folder: str, name: str) -> bytes:
+    path = os.path.join(folder, name)
     try:
         with open(path, "rb") as file:
             return file.read()
     except FileNotFoundError:
-        raise NotFound(
-            f"build {build_id} has no provenance",
-            hint="only builds that succeeded and published images, files or packages have one",
-        ) from None
+        return b""
     except OSError as error:
         raise StoreError(f"{path} can't be read: {error.strerror or error}") from error

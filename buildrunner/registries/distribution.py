@@ -203,7 +203,7 @@ class Repository:
         """Return the registry's address: https, but http where a loopback address speaks it."""
         if not self._base:
             self._base = f"https://{self._host}"
-            if _LOOPBACK.fullmatch(self._host):
+            if is_loopback(self._host):
                 plain = f"http://{self._host}"
                 try:
                     answer = self._http.get(f"{plain}/v2/")
@@ -275,6 +275,11 @@ def _read(response: httpx.Response) -> httpx.Response:
     return httpx.Response(
         response.status_code, headers=headers, content=bytes(body), request=response.request
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a registry is on a loopback address, where plain http is usual."""
+    return _LOOPBACK.fullmatch(host) is not None
 
 
 def sha256(data: bytes) -> str:

@@ -114,7 +114,7 @@ KEYS: dict[str, dict[str, type]] = {
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
-    "provenance": {"enabled": bool, "push": bool, "builder": str, "key": str},
+    "provenance": {"enabled": bool, "push": bool, "sbom": list, "builder": str, "key": str},
 }
 TYPE_NAMES = {
     str: "a string",
@@ -139,6 +139,8 @@ _USER_ONLY = (
     "images.untrusted",
 )
 _KEY_PLACES = ("file", "keyring")
+SBOM_FORMATS = ("spdx", "cyclonedx")
+_SBOM_HINT = f"formats are {' and '.join(SBOM_FORMATS)}"
 _URI = re.compile(r"[a-z][a-z0-9+.-]*:")
 
 
@@ -158,6 +160,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_server_problems(path, tree),
         *_projects_problems(path, tree.get("projects", {})),
         *_egress_problems(path, tree, is_own=is_own),
+        *_provenance_problems(path, tree),
     ]
 
 
@@ -306,6 +309,16 @@ def _egress_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[P
     return problems
 
 
+def _provenance_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    table = tree.get("provenance")
+    formats = table.get("sbom") if isinstance(table, dict) else None
+    return [
+        Problem(f"{one!r} is no format of an SBOM", "provenance.sbom", file=path, hint=_SBOM_HINT)
+        for one in (formats if isinstance(formats, list) else ())
+        if one not in SBOM_FORMATS
+    ]
+
+
 def _is_a(value: object, kind: type) -> bool:
     # For Python true is a number, for a reader it is not.
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
@@ -353,6 +366,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             reach because, they are named here; the first counts.
         provenance: builds that publish images, files or packages get provenance.
         provenance_push: provenance is also attached to images in their registry.
+        provenance_sbom: formats in which pushed images get a bill of materials.
         provenance_builder: URI of the builder in provenance; empty for the server's own address.
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
@@ -379,6 +393,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     egress_deny: tuple[str, ...] = ()
     provenance: bool = True
     provenance_push: bool = False
+    provenance_sbom: tuple[str, ...] = ()
     provenance_builder: str = ""
     provenance_key: str = ""
     provenance_folder: str = ""
@@ -583,6 +598,8 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
 def _provenance_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
     names = {"enabled": "provenance"}
     fields = {names.get(key, f"provenance_{key}"): value for key, value in table.items()}
+    if "sbom" in table:
+        fields["provenance_sbom"] = tuple(table["sbom"])
     key = fields.get("provenance_key", "")
     if key and not _URI.match(key):
         fields["provenance_key"] = os.path.join(folder, os.path.expanduser(key))

@@ -11,6 +11,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
 from buildrunner.errors import ConfigError
+from buildrunner.logs.files.log_file import log_folder
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.problem import Problem
 from buildrunner.sandboxes.protocol import OpenSandbox
@@ -22,6 +23,8 @@ from buildrunner.wiring.secrets import google_token
 
 if TYPE_CHECKING:
     from securesystemslib.signer import Signer
+
+    from buildrunner.provenance.sbom import SbomImage
 
 _NO_PROVENANCE = (
     "VERIFIED needs provenance, and [provenance] enabled = false in the settings turns it off",
@@ -119,8 +122,25 @@ def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | No
         builder_id=settings.provenance_builder or LOCAL_BUILDER,
         open_signer=partial(_signer, settings),
         required=verified,
-        user_login=partial(_user_login, environ=os.environ) if settings.provenance_push else None,
+        user_login=partial(_user_login, environ=os.environ),
+        push=settings.provenance_push,
+        start_sbom=partial(_start_sbom, build.id, settings) if settings.provenance_sbom else None,
     )
+
+
+def _start_sbom(build_id: str, settings: Settings, images: tuple[SbomImage, ...]) -> None:
+    from buildrunner.provenance.sbom import SbomJob, start
+
+    folder = settings.provenance_folder or data_folder()
+    job = SbomJob(
+        folder=os.path.abspath(log_folder(folder, build_id)),
+        images=images,
+        formats=settings.provenance_sbom,
+        key=settings.provenance_key,
+        key_folder=os.path.abspath(folder),
+        push=settings.provenance_push,
+    )
+    start(job)
 
 
 def _user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | None:

@@ -238,6 +238,7 @@ class ServerProgram:
         return replace(
             settings,
             share_registry_logins=False,
+            provenance_sbom=(),  # it would have this process read what is in their image
             provenance_push=False,  # it would have this process talk to a registry of their choice
             storage_folders={},
             storage_buckets=(),

@@ -57,7 +57,8 @@ def push(repository: Repository, layer: bytes = b"layer") -> Manifest:
         media_type = f"application/vnd.oci.image.{kind}"
         return {"mediaType": media_type, "digest": repository.put_blob(data), "size": len(data)}
 
-    config = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers"}}
+    files = {"type": "layers", "diff_ids": [sha256(layer)]}
+    config = {"architecture": "amd64", "os": "linux", "rootfs": files}
     manifest = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,

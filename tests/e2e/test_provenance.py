@@ -16,7 +16,7 @@ from sigstore.dsse import Envelope, _verify
 
 from tests.conftest import remove_image
 from tests.e2e.submit_bench import Bench
-from tests.e2e.test_remote_submit import Serving
+from tests.e2e.test_remote_submit import Serving, until
 from tests.fixtures_git import HttpServer, Repository
 from tests.registry_servers import Fault, faulty_proxy
 
@@ -269,3 +269,23 @@ def test_a_registry_that_refuses_provenance_fails_only_a_verified_build(
     assert fault.hits
     text = done.out if code else done.err
     assert "is not in its registry: the registry answers 403" in text
+
+
+def test_sboms_are_made_after_the_build_and_attached(bench, registry):
+    bench.write_own_settings("[provenance]\npush = true\nsbom = ['spdx']\n")
+    image = bench.image_at(registry.address)
+    bench.write("cloudbuild.yaml", bench.config(image))
+    done = bench.run("submit", ".")
+    assert done.code == 0, done.err
+    (bench.folder / "ci.pub").write_text(bench.run("builds", "provenance", "--public-key").out)
+
+    def types() -> list[str]:
+        lines = bench.run("builds", "provenance", done.build_id).out.splitlines()
+        return [
+            json.loads(b64decode(json.loads(line)["payload"]))["predicateType"] for line in lines
+        ]
+
+    until(lambda: len(types()) > 1, "the SBOM is there")
+    assert types() == ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]
+    checked = bench.run("verify", image, "--key", "ci.pub")
+    assert checked.code == 0, checked.err

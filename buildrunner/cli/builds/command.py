@@ -193,13 +193,16 @@ def _log(args: argparse.Namespace, store: BuildStore) -> int:
 def _provenance(args: argparse.Namespace, store: BuildStore) -> int:
     from buildrunner.cli.builds.local import print_provenance
     from buildrunner.logs.files.log_file import log_folder
-    from buildrunner.provenance.stored import read_attestations
+    from buildrunner.provenance.stored import read_attestations, sbom_failures
 
     if args.public_key:
         sys.stdout.write(wiring.public_key(own_settings()))
         return EXIT_SUCCESS
     build_id = store.get(args.id)["id"]
-    envelopes = read_attestations(log_folder(data_folder(), build_id), build_id)
+    folder = log_folder(data_folder(), build_id)
+    envelopes = read_attestations(folder, build_id)
+    for failure in sbom_failures(folder):
+        sys.stderr.write(f"warning: no SBOM of {failure}\n")
     return print_provenance(envelopes, statement=args.statement)
 
 

@@ -227,3 +227,10 @@ def test_a_wrong_policy_names_line_and_column(tmp_path, text, problem):
 def test_a_missing_policy_is_wrong_usage(tmp_path):
     with pytest.raises(UsageError, match="can't be read"):
         read_policy(str(tmp_path / "none"))
+
+
+def test_an_sbom_beside_the_provenance_does_not_disturb(tmp_path):
+    signer = open_signer("", str(tmp_path))
+    sbom = {**statement(), "predicateType": "https://spdx.dev/Document", "predicate": {}}
+    lines = [signed_envelope(sbom, signer), envelope(tmp_path)]
+    assert verified(DIGEST, lines, [key(tmp_path)], STRICT).builder == BUILDER

@@ -14,7 +14,7 @@ from buildrunner.logs.files.events import EventLogReader
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.provenance.stored import has_attestations
+from buildrunner.provenance.stored import has_attestations, sbom_failures
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import project_of
 from buildrunner.server.pages.builds.artifacts import listed_files
@@ -156,7 +156,11 @@ class BuildPage:
                 return {"plan": self._plan(stored)}
             case "results":
                 folder = log_folder(self._context.data_folder, stored.id)
-                return {**self._results(build), "is_attested": has_attestations(folder)}
+                return {
+                    **self._results(build),
+                    "is_attested": has_attestations(folder),
+                    "sbom_failures": sbom_failures(folder),
+                }
             case "compare":
                 return {"times": step_times(other, build) if other is not None else ()}
             case _:
