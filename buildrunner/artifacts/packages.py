@@ -23,8 +23,8 @@ import msgspec
 
 from buildrunner.archives import tar_writer
 from buildrunner.archives.members import Member, Members
+from buildrunner.archives.reader import Counted, chunk_reader, without_encoding
 from buildrunner.archives.rules import ArchiveLimits
-from buildrunner.archives.streams import Counted, chunk_reader, without_encoding
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import ContainerSpec, Mount
@@ -34,9 +34,9 @@ from buildrunner.errors import ConfigError, NotFound, PackageError, SourceError,
 from buildrunner.plan.build_plan import PackageUpload
 from buildrunner.problem import Problem
 from buildrunner.registries.package_logins import PackageLogins
-from buildrunner.workspace.archive import read_file
 from buildrunner.workspace.files import WorkspaceFile, WorkspaceFiles
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
+from buildrunner.workspace.volume import read_file
 
 FOLDER = "/buildrunner-publish"
 """The folder in the container for the program, its request and its result."""

@@ -4,7 +4,7 @@ Three protocols, so that whoever needs one does not see the others: `Images` (fi
 `Resources` (networks, volumes, files in volumes, the sweep by label), `Containers` (one
 container's life). `ContainerEngine` is all three. `docker.py` and `fake.py` implement it and pass
 the same contract suite (tests/contract/test_container_engine.py). What they take and give is in
-engine_types.py.
+types.py.
 
 Rules for every implementation:
 

@@ -34,9 +34,9 @@ from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import ImagePushError, PackageError, UploadError
 from buildrunner.registries.logins import DockerLogins, parse_docker_config
-from buildrunner.workspace.archive import read_volume_file
 from buildrunner.workspace.protocol import volume_name
 from buildrunner.workspace.shared_files import open_folder
+from buildrunner.workspace.volume import read_volume_file
 
 _LIMIT = 1024 * 1024
 

@@ -20,9 +20,9 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_container import GATE_VOLUME, build_labels, files_archive
 from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.workspace.archive import create_carrier
 from buildrunner.workspace.protocol import Workspace, volume_name
 from buildrunner.workspace.shared_files import lay_apart
+from buildrunner.workspace.volume import create_carrier
 
 _LOOKING = "looking for what else the build made"
 _GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"

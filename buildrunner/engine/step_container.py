@@ -21,9 +21,9 @@ from buildrunner.engine.image_pulls import ServedImage
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
-from buildrunner.workspace.archive import read_file, read_volume_file
 from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
 from buildrunner.workspace.shared_files import open_folder
+from buildrunner.workspace.volume import read_file, read_volume_file
 
 HOME = "/builder/home"
 OUTPUTS = "/builder/outputs"

@@ -8,6 +8,7 @@ that uses the client.
 from __future__ import annotations
 
 import os
+import queue
 import re
 import threading
 import time
@@ -18,7 +19,6 @@ from urllib.parse import urljoin, urlsplit
 
 from buildrunner.errors import StorageError
 from buildrunner.retry_after import LONGEST_WAIT_S
-from buildrunner.storage.checksum import has_arrived
 from buildrunner.storage.gcs_errors import (
     LOG_IN,
     OUT_OF_STEP,
@@ -31,8 +31,8 @@ from buildrunner.storage.gcs_errors import (
     wait_asked_for,
     why_upload_lost,
 )
+from buildrunner.storage.object_reader import has_arrived
 from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject
-from buildrunner.storage.pipe import Abandoned, Pipe
 
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
@@ -476,3 +476,77 @@ class Patience:
         tries = DEFAULT_RETRY.with_delay(initial=0.5, maximum=8.0, multiplier=2.0)
         tries = tries.with_timeout(_RETRY_S + LONGEST_WAIT_S)
         return lambda call: tries(call, on_error=between_tries)
+
+
+_PIECE_BYTES = 256 * 1024
+_PIECES_AHEAD = 16
+_LOOK_S = 0.25
+
+
+class Abandoned(Exception):
+    """Nobody reads any more."""
+
+
+class Pipe:
+    """What the client writes to in one thread, and another thread reads from: a few MiB at most."""
+
+    def __init__(self) -> None:
+        self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_PIECES_AHEAD)
+        self._buffer = bytearray()
+        self._skip = 0
+        self._abandoned = threading.Event()
+
+    def skip(self, count: int) -> None:
+        """Leave out so many bytes of what comes."""
+        self._skip = count
+
+    def write(self, data: bytes) -> int:
+        """Take bytes; blocks while the reader is slow."""
+        left_out = min(self._skip, len(data))
+        self._skip -= left_out
+        self._buffer += data[left_out:]
+        if len(self._buffer) >= _PIECE_BYTES:
+            self._hand_over()
+        return len(data)
+
+    def finish(self, error: BaseException | None) -> None:
+        """No more bytes, because of ``error`` if there is one."""
+        try:
+            self._hand_over()
+            self._put(error)
+        except Abandoned:
+            pass
+
+    def pieces(self, cancel: threading.Event) -> Iterator[bytes]:
+        """What was written, as it comes."""
+        while True:
+            try:
+                piece = self._queue.get(timeout=_LOOK_S)
+            except queue.Empty:
+                piece = b""
+            if cancel.is_set():
+                raise StorageError("the transfer was stopped")
+            if piece is None:
+                return
+            if isinstance(piece, BaseException):
+                raise piece
+            if piece:
+                yield piece
+
+    def abandon(self) -> None:
+        """Let the writer fail at its next write."""
+        self._abandoned.set()
+
+    def _hand_over(self) -> None:
+        if self._buffer:
+            self._put(bytes(self._buffer))
+            self._buffer.clear()
+
+    def _put(self, piece: bytes | BaseException | None) -> None:
+        while not self._abandoned.is_set():
+            try:
+                self._queue.put(piece, timeout=_LOOK_S)
+            except queue.Full:
+                continue
+            return
+        raise Abandoned

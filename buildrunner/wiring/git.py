@@ -75,7 +75,7 @@ def with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
     Raises:
         SourceError: a token is not to be had.
     """
-    from buildrunner.sources.git.access import GitAccess, credentials_for
+    from buildrunner.sources.git.credentials import GitAccess, credentials_for
     from buildrunner.sources.git.url import parse_git_url
 
     git = settings.git

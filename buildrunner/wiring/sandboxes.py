@@ -78,11 +78,11 @@ def _nested_sandbox(
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.containers.docker.endpoint import Endpoint
     from buildrunner.containers.docker.engine import DockerEngine
-    from buildrunner.containers.docker.image_copy import PulledImages, copy_image
+    from buildrunner.containers.docker.images import PulledImages, copy_image
     from buildrunner.sandboxes.nested.daemon import NestedDaemons
     from buildrunner.sandboxes.nested.image_cache import ImageCache
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
-    from buildrunner.workspace.archive import CARRIER_IMAGE, ensure_carrier_image
+    from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
 
     host = container_engine()
     daemons = NestedDaemons(host.endpoint)

@@ -35,7 +35,7 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
 
 def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
     """A workspace that begins with an archive of this machine; ``hashes`` of it are recorded."""
-    from buildrunner.sources.folder.local_archive import LocalArchive
+    from buildrunner.sources.folder.local_folder import LocalArchive
     from buildrunner.workspace.fetched import FetchedWorkspace
 
     return FetchedWorkspace(LocalArchive(path, hashes))
@@ -80,7 +80,7 @@ def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Wor
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
     """A workspace that begins with a fetched commit, and gives it back."""
-    from buildrunner.workspace.git import GitWorkspace
+    from buildrunner.workspace.fetched import GitWorkspace
     from buildrunner.workspace.volume import FolderWorkspace
 
     return GitWorkspace(checkout, FolderWorkspace)

@@ -15,8 +15,8 @@ from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import GitPlace, fetch_git
 from buildrunner.spec.model.source import GitSourceDependency
-from buildrunner.workspace.archive import fill_volume
 from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace
+from buildrunner.workspace.volume import fill_volume
 
 
 class PlacedSource(Protocol):
@@ -142,7 +142,7 @@ class GitDependency:
         line: Callable[[str], None],
     ) -> None:
         """See `PlacedSource.place`."""
-        from buildrunner.workspace.git import GitFolder
+        from buildrunner.workspace.fetched import GitFolder
 
         def progress(text: str, percent: int | None) -> None:
             if percent is None:

@@ -15,16 +15,16 @@ from typing import Final
 from msgspec.structs import replace
 
 from buildrunner.archives.members import SPECIAL, DamagedArchive, MemberError, Members
+from buildrunner.archives.reader import chunk_reader
 from buildrunner.archives.rules import ArchiveLimits, Guard
-from buildrunner.archives.streams import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.archives.tar_writer import HARD_LINK
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
-from buildrunner.workspace.archive import create_carrier
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
 from buildrunner.workspace.tree_writer import write_tree
+from buildrunner.workspace.volume import create_carrier
 
 NO_WORKSPACE: Final = "the build ended before it had one"
 _NO_LIMITS: Final = ArchiveLimits(members=sys.maxsize, size_bytes=sys.maxsize)

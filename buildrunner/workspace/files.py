@@ -19,12 +19,12 @@ import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.archives.members import Member
-from buildrunner.archives.streams import chunk_reader
+from buildrunner.archives.reader import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
-from buildrunner.workspace.archive import create_carrier
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
+from buildrunner.workspace.volume import create_carrier
 
 _LINKS_LIMIT = 40
 _TOO_MANY_LINKS = ("too many links", "too many levels of symbolic links")

@@ -2,7 +2,7 @@
 
 A workspace lives as long as its build. Of one that failed, ``/workspace`` and the named volumes are
 copied out as archives, as the steps left them, before they are removed; a later build begins with
-them in the place of its source (workspace_restored.py). Not the home folder: logins are in it.
+them in the place of its source. Not the home folder: logins are in it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.workspace.archive import create_carrier, fill_volume
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, volume_name
 from buildrunner.workspace.shared_files import lay_apart
-from buildrunner.workspace.volume import WorkspaceVolume
+from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_volume
 
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
 

@@ -1,7 +1,7 @@
 """``/workspace`` of a build that starts empty or with a local folder.
 
 `FolderWorkspace` takes the fastest way that is exact: the folder as a layer below the steps' own
-files (workspace_overlay.py), or a copy sent as an archive (workspace_archive.py). Either way the
+files (overlay.py), or a copy sent as an archive. Either way the
 steps see the same files with the same modes and times, owned by root as on the hosted service, and
 nothing they write reaches the folder. Each way is imported in the thread that prepares: the build's
 main thread goes on meanwhile.
@@ -12,14 +12,15 @@ from __future__ import annotations
 import stat
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.errors import SourceError
+from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.errors import NotFound, SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.sources.folder.local_folder import FolderSummary, LocalFolder
 from buildrunner.workspace.overlay import OverlayVolume
-from buildrunner.workspace.protocol import BELOW, PreparedWorkspace
+from buildrunner.workspace.protocol import BELOW, WORKSPACE, PreparedWorkspace
 
 
 def volume_name(build_id: str) -> str:
@@ -118,8 +119,6 @@ class FolderWorkspace:
         way = "overlay"
         reason = self._layer(engine, name, labels, summary)
         if reason:
-            from buildrunner.workspace.archive import fill_volume
-
             way = "archive"
             self._volume.create(engine, build_id, labels)
             fill_volume(engine, name, labels, self._folder.pack(cancel, root=BELOW))
@@ -186,3 +185,107 @@ class FolderWorkspace:
 def _printable(text: str) -> str:
     """``text`` for a message: names of files may hold any bytes."""
     return text if text.isprintable() else repr(text)[1:-1]
+
+
+CARRIER_IMAGE = "buildrunner/empty:1"
+"""An image without a file. Archives are put into a container that never starts."""
+
+_EMPTY_TAR = bytes(1024)
+
+
+def fill_volume(
+    engine: ContainerEngine, volume: str, labels: Mapping[str, str], tar: Iterable[bytes]
+) -> None:
+    """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
+
+    All its names begin with `workspace_protocol.BELOW`.
+
+    The stream goes through a container that is created, never started, and removed. No image of
+    the build is needed, so that pulls can go on meanwhile.
+
+    Raises:
+        EngineError: the engine refused, or its disk is full.
+    """
+    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
+    try:
+        engine.fill_mount(container, WORKSPACE, tar)
+    finally:
+        engine.remove_container(container)
+
+
+def read_volume_file(
+    engine: ContainerEngine, volume: str, path: str, labels: Mapping[str, str], *, limit: int
+) -> bytes:
+    """The beginning of a regular file in a volume; empty when there is none.
+
+    Args:
+        engine: the engine with the volume.
+        volume: its name.
+        path: the file, relative to the volume.
+        labels: for the container through which it is read.
+        limit: bytes that are wanted.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
+    try:
+        return read_file(engine, container, f"{WORKSPACE}/{path}", limit=limit)
+    finally:
+        engine.remove_container(container)
+
+
+def read_file(engine: ContainerEngine, container: str, path: str, *, limit: int) -> bytes:
+    """The beginning of a regular file in a container; empty when there is none.
+
+    Raises:
+        EngineError: the engine can't give the file.
+    """
+    import tarfile
+
+    head = b""
+    try:
+        for piece in engine.get_archive(container, path):
+            head += piece
+            if len(head) >= limit + 4 * tarfile.BLOCKSIZE:
+                break
+    except NotFound:
+        return b""
+    if len(head) < tarfile.BLOCKSIZE:
+        return b""
+    header = tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    if not header.isreg():
+        return b""
+    return head[tarfile.BLOCKSIZE :][: min(header.size, limit)]
+
+
+def create_carrier(
+    engine: ContainerEngine, mounts: tuple[Mount, ...], labels: Mapping[str, str]
+) -> str:
+    """A container that never starts, through which archives reach what it mounts; its id.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    ensure_carrier_image(engine)
+    return engine.create_container(
+        ContainerSpec(
+            image=CARRIER_IMAGE,
+            cmd=("none",),
+            mounts=mounts,
+            network="none",
+            labels=dict(labels),
+        )
+    )
+
+
+def ensure_carrier_image(engine: ContainerEngine) -> None:
+    """Make the image without a file where the engine does not have it.
+
+    Raises:
+        EngineError: the engine refused.
+    """
+    if engine.find_image(CARRIER_IMAGE) is None:
+        engine.import_image(
+            CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
+        )

@@ -17,9 +17,9 @@ from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import UploadError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.storage.stores import Stores
-from buildrunner.workspace.archive import fill_volume
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
+from buildrunner.workspace.volume import fill_volume
 from tests.conftest import needs_root
 from tests.contract.test_container_engine import is_podman
 from tests.fixtures_gcs import Fault, faulty, running_gcs

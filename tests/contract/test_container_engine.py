@@ -19,7 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.containers import start_gate
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import (
     LABEL_BUILD,

@@ -18,13 +18,12 @@ import pytest
 
 from buildrunner.archives.rules import ArchiveLimits
 from buildrunner.archives.tar_writer import pack
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.bucket.archive import StorageArchive
 from buildrunner.sources.bucket.manifest import StorageManifest
 from buildrunner.sources.bucket.staging import Staging
-from buildrunner.sources.folder.local_archive import LocalArchive
-from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.folder.local_folder import LocalArchive, LocalFolder
 from buildrunner.spec.model.results import FileHashes, Hash, HashType
 from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
 from buildrunner.storage.gcs import GoogleStore

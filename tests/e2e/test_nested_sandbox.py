@@ -14,7 +14,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.docker.image_copy import PulledImages
+from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested import certificates

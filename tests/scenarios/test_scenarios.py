@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.build_loop import run_build

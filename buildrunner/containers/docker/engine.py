@@ -1,8 +1,8 @@
 """A container engine through the Docker Engine API.
 
-`DockerEngine` implements `ContainerEngine` (engine_protocol.py), in the same three parts: images
-(docker_images.py), networks and volumes (docker_resources.py), and one container's life
-(docker_containers.py). ``/info`` is asked for once and lazily, and the API version comes from the
+`DockerEngine` implements `ContainerEngine` (protocol.py), in the same three parts: images
+(images.py), networks and volumes (resources.py), and one container's life
+(containers.py). ``/info`` is asked for once and lazily, and the API version comes from the
 header of one ``_ping``.
 """
 

@@ -31,7 +31,7 @@ from buildrunner.sandboxes.nested.spare import NestedSpares
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
 from buildrunner.sandboxes.nested.wanted_images import WantedImages
 from buildrunner.sandboxes.protocol import SandboxLimits, isolates
-from buildrunner.workspace.archive import CARRIER_IMAGE, ensure_carrier_image
+from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
 
 _AGAIN_S = 0.2
 _TRIES = 5

@@ -15,12 +15,10 @@ from typing import BinaryIO
 import msgspec
 
 from buildrunner.archives.members import DamagedArchive, Member, Members, Readable
-from buildrunner.archives.reader import safe_members
+from buildrunner.archives.reader import Counted, safe_members, without_encoding
 from buildrunner.archives.rules import ArchiveLimits, Guard
-from buildrunner.archives.streams import Counted, without_encoding
 from buildrunner.errors import SourceError, StorageError
-from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
-from buildrunner.sources.scratch_file import no_room, scratch_file
+from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room, scratch_file
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.object_reader import ObjectReader

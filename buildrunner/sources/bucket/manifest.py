@@ -22,8 +22,7 @@ from buildrunner.archives.members import DamagedArchive, Member, Members
 from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.bucket.archive import HASHLIB_NAMES, as_source_error, content_of, read_on
-from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
-from buildrunner.sources.scratch_file import no_room
+from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSourceManifest
 from buildrunner.storage.object_reader import ObjectReader

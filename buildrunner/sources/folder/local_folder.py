@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 
 import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.errors import UsageError
+from buildrunner.archives.members import Members
+from buildrunner.archives.reader import safe_members
+from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.errors import SourceError, UsageError
+from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
 from buildrunner.sources.folder.ignore_rules import IgnoreRules, load_ignore_rules
-from buildrunner.sources.folder.walk import LeftOut, Sent, printable, unreadable, walk_folder
+from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 
 _CHUNK_BYTES = 256 * 1024
 _SHOWN_LARGEST = 10
@@ -302,3 +308,182 @@ def format_size(size_bytes: int) -> str:
             return f"{size_bytes} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
         size /= 1024
     return f"{size:.1f} TiB"
+
+
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """A directory, regular file or symbolic link that belongs to the source.
+
+    Attributes:
+        path: relative to the root, ``/`` between names; undecodable bytes as surrogates.
+        status: its own status (a link's, not its target's).
+    """
+
+    path: str
+    status: os.stat_result
+
+
+class LeftOut(msgspec.Struct, frozen=True):
+    """Something in the folder that is not part of the source.
+
+    Attributes:
+        path: as in `Sent`; nothing below it is reported.
+        reason: why, for a warning; empty when the ignore rules say so.
+        vanished: it was there a moment ago.
+    """
+
+    path: str
+    reason: str = ""
+    vanished: bool = False
+
+
+def walk_folder(
+    root: str,
+    rules: IgnoreRules,
+    cancel: threading.Event | None = None,
+    *,
+    broken_links: bool = False,
+) -> Iterator[Sent | LeftOut]:
+    """Everything below ``root``, each directory before what it holds, names in order.
+
+    Symbolic links are never followed; a broken one is left out, as gcloud leaves it out. So are
+    sockets, pipes and devices. What vanishes while we look is left out with a reason. The root
+    itself is not reported.
+
+    Args:
+        root: an existing folder.
+        rules: what to leave out. What they ignore is not descended into.
+        cancel: ends the walk early, without an error, when set.
+        broken_links: they belong to the source, too.
+
+    Raises:
+        SourceError: something can't be read.
+
+    Source: ``gcloud builds submit`` (symbolic links, broken links, ignored folders).
+    """
+    pending = [""]
+    while pending:
+        if cancel is not None and cancel.is_set():
+            return
+        directory = pending.pop()
+        try:
+            with os.scandir(os.path.join(root, directory) if directory else root) as listing:
+                entries = sorted(listing, key=_name_of)
+        except OSError as error:
+            yield _vanished(directory, error)
+            continue
+        prefix = f"{directory}/" if directory else ""
+        below: list[str] = []
+        for entry in entries:
+            path = prefix + entry.name
+            found = _look_at(entry, path, rules, broken_links=broken_links)
+            if isinstance(found, Sent) and stat.S_ISDIR(found.status.st_mode):
+                below.append(path)
+            yield found
+        below.reverse()
+        pending += below
+
+
+def _name_of(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _look_at(
+    entry: os.DirEntry[str], path: str, rules: IgnoreRules, *, broken_links: bool
+) -> Sent | LeftOut:
+    try:
+        if is_link := entry.is_symlink():
+            # gcloud takes a link to a folder for a folder.
+            is_directory = os.path.isdir(entry.path)
+        else:
+            is_directory = entry.is_dir(follow_symlinks=False)
+        if not rules.empty and rules.ignores(path, is_directory=is_directory):
+            return LeftOut(path)
+        broken = is_link and not is_directory and not os.path.exists(entry.path)
+        if broken and not broken_links:
+            return LeftOut(path, "is a broken symbolic link")
+        status = entry.stat(follow_symlinks=False)
+    except OSError as error:
+        return _vanished(path, error)
+    if stat.S_ISREG(status.st_mode) or is_directory or stat.S_ISLNK(status.st_mode):
+        return Sent(path, status)
+    return LeftOut(path, f"is a {_special_kind(status.st_mode)}")
+
+
+def _special_kind(mode: int) -> str:
+    if stat.S_ISSOCK(mode):
+        return "socket"
+    if stat.S_ISFIFO(mode):
+        return "named pipe"
+    return "device"
+
+
+def _vanished(path: str, error: OSError) -> LeftOut:
+    if error.errno in _GONE and path:
+        return LeftOut(path, "vanished while the source was read", vanished=True)
+    raise unreadable(path, error) from error
+
+
+def unreadable(path: str, error: OSError) -> SourceError:
+    """The error for something of the source that can't be read."""
+    return SourceError(
+        f"can't read {printable(path) or 'the source folder'}: {error.strerror}",
+        hint="make it readable, or name it in .gcloudignore",
+    )
+
+
+def printable(path: str) -> str:
+    """``path`` for a message: what can't be shown or encoded is escaped."""
+    return path if path.isprintable() else repr(path)[1:-1]
+
+
+class LocalArchive:
+    """A ``.tgz``, ``.tar.gz``, ``.tar`` or ``.zip`` file. Implements `FetchedSource`.
+
+    Args:
+        path: of the file.
+        hashes: ``sourceProvenanceHash``: which hashes of it the Build gets.
+    """
+
+    def __init__(self, path: str, hashes: Sequence[HashType] = ()) -> None:
+        self._path = path
+        self._hashes = tuple(dict.fromkeys(hashes))
+
+    def fetch(
+        self,
+        unpack: Callable[[Members], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        guard = Guard(ArchiveLimits())
+        try:
+            with open(self._path, "rb") as file:
+                size = format_size(os.fstat(file.fileno()).st_size)
+                report.line(f"Source: {self._path} ({size})")
+                unpack(safe_members(file, self._path, guard=guard, cancel=cancel))
+                provenance = self._provenance(file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise SourceError(f"the source {self._path} can't be read: {reason}") from error
+        return FetchedFiles(files=guard.files, size_bytes=guard.size_bytes, provenance=provenance)
+
+    def _provenance(self, file: BufferedReader) -> SourceProvenance | None:
+        """One entry, for the archive itself. Source: semantics 1.6."""
+        if not self._hashes:
+            return None
+        import hashlib
+
+        from buildrunner.sources.bucket.archive import HASHLIB_NAMES
+
+        hashes = []
+        for one in self._hashes:
+            if one not in HASHLIB_NAMES:
+                continue
+            file.seek(0)
+            digest = hashlib.file_digest(file, HASHLIB_NAMES[one]).digest()
+            hashes.append(Hash(type=one, value=digest))
+        return SourceProvenance(file_hashes={self._path: FileHashes(file_hash=tuple(hashes))})

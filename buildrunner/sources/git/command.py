@@ -79,7 +79,7 @@ class GitCommand:
 
     Args:
         url: the repository, for messages and for the protocols that are allowed.
-        environment: added to the environment of every command (see git_credentials.py).
+        environment: added to the environment of every command (see credentials.py).
         config: Git settings that win over the user's own.
         secrets: what must never be in a message.
         cancel: kills the running command within a second when set.

@@ -20,9 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.archives.reader import safe_members
+from buildrunner.archives.reader import chunk_reader, safe_members
 from buildrunner.archives.rules import ArchiveLimits
-from buildrunner.archives.streams import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.archives.tar_writer import pack
 from buildrunner.errors import SourceError

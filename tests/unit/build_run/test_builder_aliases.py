@@ -5,7 +5,7 @@ from buildrunner.build_run.builder_aliases import (
     install_command,
     with_builder_images,
 )
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ImageInfo
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 

@@ -16,7 +16,7 @@ import pytest
 
 from buildrunner.containers import cleanup
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import (
     LABEL_BUILD,
     LABEL_OWNER,

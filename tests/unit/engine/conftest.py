@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock

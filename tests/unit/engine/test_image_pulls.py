@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ImageInfo
 from buildrunner.engine.events import BuildEvent, PullFinished
 from buildrunner.engine.image_pulls import ImagePulls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.publishing import ImagePush
 from buildrunner.errors import ImagePushError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ImageInfo
 from buildrunner.engine.image_pulls import backoff_delays, built_by_steps
 from buildrunner.engine.step_container import OUTPUT_LIMIT, argv_of, read_output

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import (
     LABEL_BUILD,
     LABEL_STEP,

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.containers.fake.container import FakeContainer
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeContainer, FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
 from buildrunner.engine.events import (

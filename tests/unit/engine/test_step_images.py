@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.step_images import PublicImages, StepImages
 from buildrunner.errors import ImagePullError
 

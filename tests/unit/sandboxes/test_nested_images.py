@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ContainerSpec, ImageInfo
 from buildrunner.errors import ImagePullError
 from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from buildrunner.containers.cleanup import find_leftovers
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.sandboxes.host import SharedNetwork
 
 NAME = "cloudbuild"

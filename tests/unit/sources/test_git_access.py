@@ -3,7 +3,7 @@
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git.access import GitAccess, credentials_for
+from buildrunner.sources.git.credentials import GitAccess, credentials_for
 from buildrunner.sources.git.url import parse_git_url
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.cleanup import clean_build
-from buildrunner.containers.fake.engine import FakeEngine
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.running_build import RunContext
