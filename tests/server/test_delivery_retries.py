@@ -355,7 +355,6 @@ def test_what_can_not_be_kept_of_one_delivery_harms_no_other(place: Place) -> No
 
 
 def test_a_bug_does_not_end_the_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("buildrunner.server.events.loop._PAUSE_S", 0.01)
     claim, failed = SqlDeliveries.claim, threading.Event()
 
     def claimed(self: SqlDeliveries, **asked: Any) -> list[StoredDelivery]:

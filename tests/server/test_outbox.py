@@ -27,6 +27,7 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import NewBuild, StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.store.sql.store import ServerStore
+from tests.conftest import wait_until
 from tests.fixtures_google import write_certificate
 from tests.held_secrets import HeldSecrets, token_name
 from tests.http_receivers import Answer, Receiver, receiver
@@ -370,10 +371,7 @@ class TestSending:
     def test_the_loop_sends_by_itself(self, place: Place) -> None:
         place.build()
         place.sender.start()
-        for _ in range(300):
-            if place.listener.received:
-                break
-            place.sender._thread.join(0.1)
+        wait_until(lambda: bool(place.listener.received))
         assert len(place.listener.received) == 1
 
 

@@ -40,6 +40,7 @@ from buildrunner.server.events.reading import (
     webhook_hook,
 )
 from buildrunner.server.events.reconcile import SeenRefs
+from buildrunner.server.loop import backoff
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.approval_facts import (
     AUTHOR,
@@ -438,7 +439,7 @@ def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
     if now - since >= GIVE_UP_AFTER:
         return {}
     tries = before.get("tries", 0) + 1
-    pause = min(FIRST_PAUSE * 2 ** min(tries - 1, 10), LONGEST_PAUSE)
+    pause = backoff(tries, FIRST_PAUSE, LONGEST_PAUSE)
     at = min(now + pause, since + GIVE_UP_AFTER)
     return {"tries": tries, "since": encode_instant(since), "at": encode_instant(at)}
 

@@ -21,6 +21,7 @@ from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import MustAsk, NotNow
 from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
+from buildrunner.server.loop import Loop
 from buildrunner.store.model.deliveries import HANDLED, StoredDelivery
 
 # Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
@@ -28,7 +29,6 @@ _LEASE_S = 15.0
 _HELD_EVERY_S = 5.0
 _LAST_S = 5.0
 _POLL_S = 1.0
-_PAUSE_S = 2.0
 _MOST_ATTEMPTS = 5
 _AT_ONCE = 20
 _TOLD_AFTER_S = 0.2
@@ -56,31 +56,27 @@ class DeliveryLoop:
     ) -> None:
         self._context = context
         self._handler = handler
-        self._news = threading.Event()
-        self._stop = threading.Event()
-        self._pause = pause or self._stop.wait
+        self._loop = Loop("deliveries", self._turn, _POLL_S)
+        self._pause = pause or self._loop.pause
         self._slow = SlowDeliveries(self._handle_slowly)
         self._held = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="deliveries", daemon=True)
 
     def start(self) -> None:
         """Begin with what an earlier server left."""
-        self._thread.start()
+        self._loop.start()
 
     def wake(self) -> None:
         """There may be a new delivery. Cheap, from any thread."""
-        self._news.set()
+        self._loop.wake()
 
     def stop(self) -> None:
         """Finish the delivery at hand, and end. Idempotent.
 
-        What somebody is being asked about is left to the next server.
+        Deliveries that wait for an answer of a forge are left to the next server.
         """
-        self._stop.set()
-        self._news.set()
+        self._loop.end()
         self._handler.stop()
-        if self._thread.is_alive():
-            self._thread.join(timeout=_TICK_S)
+        self._loop.stop(_TICK_S)
         for number in self._slow.stop():
             self._release(number)
         self._slow.wait_until_idle(_LAST_S)
@@ -89,19 +85,8 @@ class DeliveryLoop:
         """Wait for what is handled beside the loop; whether it came to its end."""
         return self._slow.wait_until_idle(timeout_s)
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._news.clear()
-            try:
-                while not self._stop.is_set() and self.turn():
-                    pass
-            except StoreError as error:
-                _log.warning("deliveries wait for the database: %s", error)
-                self._stop.wait(_PAUSE_S)
-            except Exception:  # noqa: BLE001  (the loop goes on, whatever a delivery does to us)
-                _log.exception("handling deliveries failed; it is tried again")
-                self._stop.wait(_PAUSE_S)
-            self._news.wait(_POLL_S)
+    def _turn(self) -> float | None:
+        return 0.0 if self.turn() else None
 
     def turn(self) -> bool:
         """Handle some deliveries; whether there were any.
@@ -181,7 +166,7 @@ class DeliveryLoop:
             _log.warning("delivery %s waits for the database: %s", number, error)
         except Exception:  # noqa: BLE001  (it is handled again, a few times)
             _log.exception("delivery %s can't be handled", number)
-        self._news.set()  # what came after it in its lane is free
+        self._loop.wake()  # what came after it in its lane is free
 
     def _release(self, number: int) -> None:
         """The server ends: the next one begins anew, at once."""
@@ -195,8 +180,7 @@ class DeliveryLoop:
         """Handle one. While others arrive they come first: a forge waits for its answer."""
         begun = time.monotonic()
         outcome = self._outcome(delivery, may_ask=False)
-        if self._news.is_set():
-            self._news.clear()  # whoever arrived is claimed by the next turn
+        if self._loop.was_woken():  # the next turn claims what arrived
             self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
         return outcome
 

@@ -24,6 +24,7 @@ import msgspec
 from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
+from buildrunner.server.loop import Loop
 from buildrunner.server.services.known_triggers import KnownTriggers
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
@@ -230,30 +231,20 @@ class ReconcileLoop:
 
     def __init__(self, reconciler: Reconciler, every_s: float) -> None:
         self._reconciler = reconciler
-        self._every_s = every_s
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reconcile", daemon=True)
+        self._loop = Loop("missed pushes", self._turn, every_s)
 
     def start(self) -> None:
-        """Look, now and again."""
-        self._thread.start()
+        """Look at the repositories at once, and then from time to time."""
+        self._loop.start()
 
     def stop(self) -> None:
         """End a look that is under way, and wait for its end: it uses the store. Idempotent."""
-        self._stop.set()
+        self._loop.end()
         self._reconciler.stop()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.stop()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._reconciler.look()
-            except StoreError as error:
-                _log.warning("missed pushes are looked for later: %s", error)
-            except Exception:  # noqa: BLE001  (one bad repository must not end all looking)
-                _log.exception("looking for missed pushes failed")
-            self._stop.wait(self._every_s)
+    def _turn(self) -> None:
+        self._reconciler.look()
 
 
 def _ref(ref: str, before: str, after: str) -> dict[str, Any]:

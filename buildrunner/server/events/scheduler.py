@@ -11,7 +11,6 @@ The clock is read again at each turn, so nothing drifts; `schedule.due` decides 
 from __future__ import annotations
 
 import logging
-import threading
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -26,6 +25,7 @@ from buildrunner.errors import (
     UsageError,
 )
 from buildrunner.server.context import ServerContext
+from buildrunner.server.loop import Loop
 from buildrunner.server.services.known_triggers import known_trigger
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
 from buildrunner.store.build_store import FINAL_STATUSES
@@ -66,39 +66,23 @@ class Scheduler:
         self._store = context.store
         self._queue = TriggerQueue(context)
         self._reported: dict[str, str] = {}
-        self._wake = threading.Event()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._loop = Loop("schedules", self._turn, _LOOK_S)
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Start the thread."""
+        self._loop.start()
 
     def wake(self) -> None:
-        """A trigger has changed: look at once. Cheap."""
-        self._wake.set()
+        """Look at once, since a trigger has changed. Cheap."""
+        self._loop.wake()
 
     def stop(self) -> None:
-        """End after the turn that goes on. Idempotent."""
-        self._stopping = True
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        """End after the current turn. Idempotent."""
+        self._loop.stop()
 
-    def _run(self) -> None:
-        while not self._stopping:
-            self._wake.clear()
-            pause = _LOOK_S
-            try:
-                next_at = self.turn()
-                now = self._context.clock()
-                if next_at is not None:
-                    pause = min(max((next_at - now).total_seconds(), 0.0), _LOOK_S)
-            except BuildrunnerError as error:
-                _log.warning("schedules: %s; it is tried again", error)
-            except Exception:  # noqa: BLE001  (the clock goes on, whatever a trigger does to us)
-                _log.exception("schedules: a turn failed; it is tried again")
-            self._wake.wait(pause)
+    def _turn(self) -> float | None:
+        next_at = self.turn()
+        return None if next_at is None else (next_at - self._context.clock()).total_seconds()
 
     def turn(self) -> datetime | None:
         """Do all that is due now; when something is due next, if that is known.

@@ -22,10 +22,11 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError, NotFound, SecretError, StoreError
+from buildrunner.errors import NotFound, SecretError, StoreError
 from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import Gates, NotDelivered
+from buildrunner.server.loop import Loop, backoff
 from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender
 from buildrunner.server.outbox.mail import MAIL, MailSender
 from buildrunner.store.model.builds import StoredBuild
@@ -82,35 +83,21 @@ class OutboxSender:
         self._rests = Rests()
         self._under_way: Counter[str] = Counter()  # by project
         self._changed = threading.Condition()
-        self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+        self._loop = Loop("outbox", self._turn, _POLL_S)
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        self._loop.start()
 
     def stop(self) -> None:
         """End. What is being sent has a moment to arrive, else the next server sends it again."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._loop.stop()
         self.wait_until_idle(_LAST_S)
         self._delivery.close()
 
-    def _run(self) -> None:
-        while not self._stopping:
-            try:
-                self.announce()
-                self.begin_sending()
-            except BuildrunnerError as error:
-                _log.warning("outbox: %s; it is tried again", error)
-            except Exception:  # noqa: BLE001  (others must hear of their builds, whatever one does)
-                _log.exception("outbox: a turn failed; it is tried again")
-            with self._changed:
-                if not self._stopping:
-                    self._changed.wait(_POLL_S)
+    def _turn(self) -> None:
+        self.announce()
+        self.begin_sending()
 
     def announce(self) -> None:
         """Make messages of all changes that nobody has dealt with.
@@ -178,6 +165,7 @@ class OutboxSender:
             with self._changed:
                 self._under_way -= Counter([message.project_id])  # keeps no zeros
                 self._changed.notify_all()
+            self._loop.wake()
 
     def send(self, message: Message) -> None:
         """Deliver a claimed message, or note why not.
@@ -251,7 +239,7 @@ def pause_before(attempts: int, random: float) -> timedelta:
         attempts: tries before the one that just failed.
         random: from 0 to 1; moves it by a fifth either way.
     """
-    pause = min(FIRST_PAUSE * (1 << min(attempts, 20)), LONGEST_PAUSE)
+    pause = backoff(attempts + 1, FIRST_PAUSE, LONGEST_PAUSE)
     return pause * (0.8 + 0.4 * random)
 
 
@@ -295,7 +283,6 @@ class Delivery:
 
 FIRST_REST: Final = timedelta(seconds=5)
 LONGEST_REST: Final = timedelta(minutes=1)
-_MOST_DOUBLINGS: Final = 8
 
 
 class Rest(msgspec.Struct, frozen=True):
@@ -325,8 +312,8 @@ class Rests:
             if before is not None and before.until > now:
                 return
             failures = before.failures + 1 if before is not None else 1
-            length = FIRST_REST * (1 << min(failures - 1, _MOST_DOUBLINGS))
-            self._rests[receiver] = Rest(now + min(length, LONGEST_REST), failures, why)
+            length = backoff(failures, FIRST_REST, LONGEST_REST)
+            self._rests[receiver] = Rest(now + length, failures, why)
 
     def end(self, receiver: str) -> None:
         """It answers, whatever it says."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
-from buildrunner.errors import BuildrunnerError, ConfigError, Conflict, NotFound
+from buildrunner.errors import ConfigError, Conflict, NotFound
 from buildrunner.plan.selection import reused_steps
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import (
@@ -21,6 +20,7 @@ from buildrunner.server.http.errors import (
 )
 from buildrunner.server.http.requests import Address
 from buildrunner.server.http.tokens import Caller
+from buildrunner.server.loop import Loop
 from buildrunner.server.services.admission import Arrival, queue_ttl
 from buildrunner.server.services.approval_facts import AUTHOR
 from buildrunner.server.services.queueing import (
@@ -351,18 +351,18 @@ class ApprovalExpiry:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="approvals", daemon=True)
+        self._loop = Loop("approvals", self._turn, _LOOK_S)
 
     def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+        """Start the thread."""
+        self._loop.start()
 
     def stop(self) -> None:
-        """End after the turn that goes on. Idempotent."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        """End after the current turn. Idempotent."""
+        self._loop.stop()
+
+    def _turn(self) -> None:
+        self.turn()
 
     def turn(self) -> int:
         """Cancel all whose time is over; how many.
@@ -371,17 +371,6 @@ class ApprovalExpiry:
             StoreError: the database does not answer; it is tried again.
         """
         return sum(self._cancelled(*found) for found in self._context.store.builds.pending())
-
-    def _run(self) -> None:
-        while True:
-            try:
-                self.turn()
-            except BuildrunnerError as error:
-                _log.warning("approvals: %s; it is tried again", error)
-            except Exception:  # noqa: BLE001  (one bad build must not keep all others waiting)
-                _log.exception("approvals: a turn failed; it is tried again")
-            if self._stop.wait(_LOOK_S):
-                return
 
     def _cancelled(self, stored: StoredBuild, beside: Document) -> bool:
         document, now = stored.document, self._context.clock()
