@@ -419,7 +419,7 @@ class TestStatuses:
         came = place.listener.received
         assert {one.path for one in came} == {f"/api/v1/repos/acme/app/statuses/{SHA}"}
         assert [one.json()["state"] for one in came] == ["pending", "pending", "failure"]
-        assert {one.json()["context"] for one in came} == {"buildrunner/on-push"}
+        assert {one.json()["context"] for one in came} == {"buildrunner/p/on-push"}
         assert came[0].json()["target_url"] == "https://ci.example.com/log"
         assert came[0].headers["authorization"] == "token t0ken"
 
