@@ -145,7 +145,11 @@ def cancel_reason(labels: Mapping[str, str]) -> str:
 
 
 class BuildQueue(Protocol):
-    """What a worker needs."""
+    """The queue of builds as a worker sees it: builds are claimed, run under a lease, and ended.
+
+    `SqlQueue` implements it on a database; a worker that reaches its server over HTTPS needs these
+    methods and no others.
+    """
 
     def claim(
         self,
@@ -158,10 +162,10 @@ class BuildQueue(Protocol):
     ) -> tuple[StoredBuild, Lease] | None:
         """Take the next build that may run: highest priority, then oldest.
 
-        None when nothing may run: queue empty, ``limit`` builds WORKING on this server's worker, or
-        every candidate's group full or kept for another worker, or untrusted where ``trusted_only``
-        leaves those waiting. The document stays QUEUED until
-        its process records WORKING.
+        Returns None if no build may run: the queue is empty, ``limit`` builds are WORKING on this
+        server's worker, or every candidate waits for its group or for another worker, or is
+        untrusted where ``trusted_only`` lets those wait. The document stays QUEUED until the
+        build's process records WORKING.
         """
         ...
 
@@ -181,8 +185,8 @@ class BuildQueue(Protocol):
             worker_name: who takes it.
             now: the time.
             lease_s: how long the lease holds, in seconds.
-            instead_of: the fence of the dead process; of several who saw it dead only one gets the
-                build. 0 takes it from whoever has it.
+            instead_of: the fence of the dead process. Of several servers that saw it die, one gets
+                the build. 0 takes the build from any holder.
 
         Raises:
             NotFound: no such build.
@@ -195,7 +199,7 @@ class BuildQueue(Protocol):
         ...
 
     def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:
-        """Keep the lease; `StoredBuild.cancel_reason`. Raises `LeaseLost`."""
+        """Renew the lease; return `StoredBuild.cancel_reason`. Raises `LeaseLost`."""
         ...
 
     def record(self, lease: Lease, document: Document) -> None:
@@ -211,7 +215,7 @@ class BuildQueue(Protocol):
         ...
 
     def expire(self, *, now: datetime) -> list[str]:
-        """Make QUEUED builds that nobody claimed EXPIRED when their time is over; their ids.
+        """Make QUEUED builds EXPIRED that were not claimed in time; return their ids.
 
         Source: the queue's time does not run while a build waits for an approval (O-6).
         """

@@ -12,6 +12,7 @@ from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES, Document
 from buildrunner.store.model.builds import (
     TRIGGER_GROUP,
+    BuildQueue,
     Lease,
     StoredBuild,
     WaitReason,
@@ -46,8 +47,8 @@ from buildrunner.store.sql.schema import (
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 
 
-class SqlQueue(SqlPart):
-    """The queue of builds: claimed, run under a lease, ended. A `BuildQueue`."""
+class SqlQueue(SqlPart, BuildQueue):
+    """The queue of builds in SQL. `BuildQueue` documents the methods that workers call."""
 
     def claim(
         self,
@@ -58,13 +59,6 @@ class SqlQueue(SqlPart):
         limit: int,
         trusted_only: bool = False,
     ) -> tuple[StoredBuild, Lease] | None:
-        """Take the next build that may run: highest priority, then oldest.
-
-        None when nothing may run: queue empty, ``limit`` builds WORKING on this server's worker, or
-        every candidate's group full or kept for another worker, or untrusted where ``trusted_only``
-        leaves those waiting. The document stays QUEUED until
-        its process records WORKING.
-        """
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
                 return None
@@ -99,20 +93,6 @@ class SqlQueue(SqlPart):
         lease_s: float,
         instead_of: int = 0,
     ) -> tuple[StoredBuild, Lease]:
-        """Take over a claimed build whose process is dead, with a new fence.
-
-        Args:
-            build_id: the build.
-            worker_name: who takes it.
-            now: the time.
-            lease_s: how long the lease holds, in seconds.
-            instead_of: the fence of the dead process; of several who saw it dead only one gets the
-                build. 0 takes it from whoever has it.
-
-        Raises:
-            NotFound: no such build.
-            Conflict: it has ended, was never claimed, or was taken over by somebody else.
-        """
         with self._database.write() as connection:
             fence = lock_queue(connection) + 1
             found = (
@@ -132,7 +112,6 @@ class SqlQueue(SqlPart):
             return _give(connection, build_id, fence, worker_name, now, lease_s)
 
     def set_process(self, lease: Lease, process: str) -> None:
-        """Note which process runs the build. Raises `LeaseLost`."""
         with self._database.write() as connection:
             changed = connection.execute(
                 update(builds).where(_held(lease)).values(process=process)
@@ -141,7 +120,6 @@ class SqlQueue(SqlPart):
                 raise _lost(lease)
 
     def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:
-        """Keep the lease; `StoredBuild.cancel_reason`. Raises `LeaseLost`."""
         until = microseconds(now + timedelta(seconds=lease_s))
         with self._database.write() as connection:
             row = connection.execute(
@@ -156,7 +134,6 @@ class SqlQueue(SqlPart):
             return cancel_reason(labels) if row.cancel_requested else ""
 
     def record(self, lease: Lease, document: Document) -> None:
-        """Replace the document; a final status ends the lease. Raises `LeaseLost`, `Conflict`."""
         if document.get("id") != lease.build_id:
             raise StoreError(f"this is not the document of build {lease.build_id}")
         columns = document_columns(document)
@@ -173,7 +150,6 @@ class SqlQueue(SqlPart):
             put_tags(connection, lease.build_id, tags_of(document))
 
     def record_plan(self, lease: Lease, plan: bytes) -> None:
-        """Keep the compiled plan (JSON). Raises `LeaseLost`."""
         with self._database.write() as connection:
             held = select(builds.c.id).where(_held(lease)).with_for_update()
             if connection.execute(held).first() is None:
@@ -184,7 +160,6 @@ class SqlQueue(SqlPart):
                 connection.execute(update(plans).where(which).values(plan=plan))
 
     def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
-        """Builds with a lease that have not ended: those of one worker, or all."""
         found = select(*COLUMNS).where(is_claimed).order_by(builds.c.fence)
         if worker_name is not None:
             found = found.where(builds.c.worker == worker_name)
@@ -192,10 +167,6 @@ class SqlQueue(SqlPart):
             return [stored_build(row) for row in connection.execute(found)]
 
     def expire(self, *, now: datetime) -> list[str]:
-        """Make QUEUED builds that nobody claimed EXPIRED when their time is over; their ids.
-
-        Source: the queue's time does not run while a build waits for an approval (O-6).
-        """
         over = is_waiting & (builds.c.expires_at <= microseconds(now))
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(over).limit(1)).first() is None:
