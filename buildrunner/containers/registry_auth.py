@@ -62,6 +62,22 @@ def registry_auth_header(
     return _resolved(path, registry, helper, cancel)
 
 
+def registry_login(
+    registry: str, environ: Mapping[str, str], cancel: threading.Event | None = None
+) -> RegistryLogin | None:
+    """The login for ``registry``; None without one. See `registry_auth_header`."""
+    header = registry_auth_header(registry, environ, cancel)
+    if header == ANONYMOUS:
+        return None
+    fields: dict[str, str] = msgspec.json.decode(base64.urlsafe_b64decode(header))
+    found = {key.lower(): value for key, value in fields.items()}
+    return RegistryLogin(
+        username=found.get("username") or "",
+        password=found.get("password") or "",
+        identity_token=found.get("identitytoken") or "",
+    )
+
+
 def login_header(login: RegistryLogin) -> str:
     """The ``X-Registry-Auth`` header for a login that is at hand."""
     if login.identity_token:

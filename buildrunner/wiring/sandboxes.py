@@ -79,6 +79,7 @@ def _nested_sandbox(
     from buildrunner.containers.docker.endpoint import Endpoint
     from buildrunner.containers.docker.engine import DockerEngine
     from buildrunner.containers.docker.images import PulledImages, copy_image
+    from buildrunner.containers.registry_auth import registry_login
     from buildrunner.sandboxes.nested.daemon import NestedDaemons
     from buildrunner.sandboxes.nested.image_cache import ImageCache
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
@@ -108,7 +109,7 @@ def _nested_sandbox(
         folder=folder,
         labels=labels,
         limits=lambda: limits(host),
-        connect=lambda path: DockerEngine(endpoint(path), environ=os.environ),
+        connect=lambda path: DockerEngine(endpoint(path), use_logins=False),
         copy=lambda image, path, names, cancel: copy_image(
             image, names, host.endpoint, endpoint(path), cancel
         ),
@@ -118,6 +119,7 @@ def _nested_sandbox(
         before=make_images,
         prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
         egress=egress,
+        login_for=lambda registry, cancel: registry_login(registry, os.environ, cancel),
         isolation=isolation,
     )
 

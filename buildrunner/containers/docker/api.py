@@ -124,6 +124,7 @@ class DockerApi:
         *,
         params: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
+        json: Any = None,
         body: Iterable[bytes] | None = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> Stream:
@@ -141,6 +142,7 @@ class DockerApi:
                 path,
                 params=params,
                 headers=headers,
+                json=json,
                 body=body,
                 timeout=timeout_s,
                 stream=True,

@@ -35,6 +35,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
     Args:
         endpoint: where it is; None: where the ``docker`` command would find it.
         environ: environment for finding the engine and the Docker config (None: the process's).
+        use_logins: pull and push with the registry logins of that Docker config.
         network_turn: given the engine's address, what whoever makes a network there enters; one
             at a time. Engines before Docker 25 make two of one name when they are asked by two.
     """
@@ -44,12 +45,13 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         endpoint: Endpoint | None = None,
         *,
         environ: Mapping[str, str] | None = None,
+        use_logins: bool = True,
         network_turn: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         variables = os.environ if environ is None else environ
         self.endpoint = endpoint or find_endpoint(variables)
         api = DockerApi(self.endpoint)
-        DockerImages.__init__(self, api, variables)
+        DockerImages.__init__(self, api, variables if use_logins else None)
         address = self.endpoint.address
         DockerResources.__init__(self, api, lambda: network_turn(address))
         DockerContainers.__init__(self, api, self.restore_network)

@@ -32,7 +32,7 @@ _INVALID_NAME = "invalid reference format"
 class DockerImages:
     """The `Images` part of a Docker engine. Thread-safe."""
 
-    def __init__(self, api: DockerApi, environ: Mapping[str, str]) -> None:
+    def __init__(self, api: DockerApi, environ: Mapping[str, str] | None) -> None:
         self._api = api
         self._environ = environ
 

@@ -70,7 +70,7 @@ def pull(
 
 def push(
     api: DockerApi,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
     name: str,
     size_bytes: int,
     on_progress: Callable[[TransferProgress], None],
@@ -84,7 +84,7 @@ def push(
 
     Args:
         api: the engine.
-        environ: where the user's Docker config is.
+        environ: where the user's Docker config is; None pushes without a login of the user.
         name: what to push.
         size_bytes: what to report as the image's size.
         on_progress: takes news.
@@ -159,12 +159,14 @@ def _transfer(
 
 def _auth_header(
     image: ImageName,
-    environ: Mapping[str, str],
+    environ: Mapping[str, str] | None,
     login: RegistryLogin | None,
     cancel: threading.Event,
 ) -> str:
     if login is not None:
         return login_header(login)
+    if environ is None:
+        return ANONYMOUS
     return registry_auth_header(image.registry, environ, cancel)
 
 

@@ -229,6 +229,32 @@ class NestedDaemons:
             raise EngineError(f"{what}: exit code {code}")
         return _payload(output)
 
+    @contextlib.contextmanager
+    def relayed_port(self, container: str, socket_path: str) -> Iterator[int]:
+        """Lead a port of the nested engine's loopback address to a socket; give the port.
+
+        The relay ends soon after the socket is gone.
+
+        Args:
+            container: of the nested engine.
+            socket_path: in the container.
+
+        Raises:
+            EngineError: the relay does not start.
+        """
+        what = "no port can be opened in the sandbox"
+        said = b""
+        with _asking(what), self._api.client() as client:
+            made = client.exec_create(container, ["relay-port", socket_path])["Id"]
+            output = self._api.stream("POST", f"/exec/{made}/start", json={"Detach": False})
+        with contextlib.closing(output):  # some engines end the program with the connection
+            pieces, frames = output.pieces(), FrameDemultiplexer()
+            while b"\n" not in said and (piece := next(pieces, b"")):
+                said += b"".join(frames.feed(piece))
+            if not said.strip().isdigit():
+                raise EngineError(f"{what}: {said.decode(errors='replace').strip()}")
+            yield int(said)
+
     def layer_origins(self, container: str) -> bytes:
         """What the engine knows of registries that have its layers, for `decode_listing`.
 

@@ -18,7 +18,9 @@ from typing import Protocol, runtime_checkable
 import msgspec
 from msgspec.structs import replace
 
+from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
+from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import (
     ContainerSpec,
@@ -29,7 +31,12 @@ from buildrunner.containers.types import (
     RegistryLogin,
     TransferProgress,
 )
-from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.errors import (
+    CredentialsError,
+    EngineError,
+    EngineUnavailable,
+    ImagePushError,
+)
 from buildrunner.sandboxes.nested.container import DATA
 from buildrunner.sandboxes.nested.loopback import (
     is_registry,
@@ -50,6 +57,8 @@ class NestedEngine(ForwardingEngine):
             nested engine.
         note_use: told of images (by their ids on the host engine) that the build uses.
         open_port: makes a port of this machine's loopback address reachable for it.
+        login_for: gives the machine's login for a registry; None if there is none.
+        push_with: pushes from the nested engine with such a login, which does not go there.
         on_pushed: told after each push.
     """
 
@@ -64,6 +73,8 @@ class NestedEngine(ForwardingEngine):
         copy: Callable[[str, Iterable[str], threading.Event], str],
         note_use: Callable[[Iterable[str]], None],
         open_port: Callable[[int], None],
+        login_for: Callable[[str, threading.Event], RegistryLogin | None],
+        push_with: Callable[..., PushedImage],
         on_pushed: Callable[[], None],
     ) -> None:
         self._ready = ready
@@ -74,6 +85,8 @@ class NestedEngine(ForwardingEngine):
         self._copy = copy
         self._note_use = note_use
         self._open_port = open_port
+        self._login_for = login_for
+        self._push_with = push_with
         self._on_pushed = on_pushed
         self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
         self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
@@ -235,17 +248,37 @@ class NestedEngine(ForwardingEngine):
         cancel: threading.Event,
         login: RegistryLogin | None = None,
     ) -> PushedImage:
-        """See `Images.push_image`. A registry on this machine's loopback address is reached."""
+        """See `Images.push_image`.
+
+        A login that a step made goes to the engine, which is the steps' own. That of the machine
+        does not. A registry on this machine's loopback address is reached.
+        """
         self.have_image(name, cancel)
-        for port in filter(is_registry, loopback_ports(name)):
-            self._open_port(port)
-        pushed = self._ask(
-            lambda engine: engine.push_image(
-                name, on_progress=on_progress, cancel=cancel, login=login
+        machine_login = None if login else self._machine_login(name, cancel)
+        if machine_login is not None:
+            pushed = self._ask(
+                lambda engine: self._push_with(
+                    engine, name, machine_login, on_progress=on_progress, cancel=cancel
+                )
             )
-        )
+        else:
+            for port in filter(is_registry, loopback_ports(name)):
+                self._open_port(port)
+            pushed = self._ask(
+                lambda engine: engine.push_image(
+                    name, on_progress=on_progress, cancel=cancel, login=login
+                )
+            )
         self._on_pushed()
         return pushed
+
+    def _machine_login(self, name: str, cancel: threading.Event) -> RegistryLogin | None:
+        try:
+            return self._login_for(ImageName.parse(name).registry, cancel)
+        except CredentialsError as error:
+            raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
+        except Stopped as error:
+            raise ImagePushError(f"the push of {name} was cancelled") from error
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None

@@ -16,12 +16,14 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.nested.container import DATA, FOLDER, container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
 from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
+from buildrunner.sandboxes.nested.gateway_push import GatewayPush
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
 from buildrunner.sandboxes.nested.loopback import (
     LoopbackPorts,
@@ -115,6 +117,8 @@ class NestedPlace:
         found: the nested engine is there already: a process that died made it.
         pulls: what the nested engine pulls, from its start on. Closed with the place.
         wanted: is told of it. Closed with the place.
+        login_for: see `NestedEngine`.
+        folder: gives the folder of this machine that is shared with the sandbox.
         disk_bytes: what it may write; it is ended when it has written more. None sets no limit.
         memory: is told of what the nested engine learned when it pushed; None: nobody is.
     """
@@ -134,6 +138,8 @@ class NestedPlace:
         pulls: Callable[[], PullWatch],
         wanted: WantedImages,
         memory: PushMemory | None,
+        login_for: Callable[[str, threading.Event], RegistryLogin | None],
+        folder: Callable[[], str],
         disk_bytes: int | None = None,
     ) -> None:
         self.privileged_steps = privileged_steps
@@ -174,6 +180,8 @@ class NestedPlace:
             copy=copy,
             note_use=note_use,
             open_port=self._open_port,
+            login_for=login_for,
+            push_with=GatewayPush(daemons, lambda: self._ready().state.id, folder).push,
             on_pushed=self._note_push,
         )
         self.engine: ContainerEngine = self._nested

@@ -17,7 +17,7 @@ import msgspec
 
 from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount, RegistryLogin
 from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
@@ -56,6 +56,7 @@ class NestedSandbox:
         before: makes sure of images that every build wants, on the host engine.
         prepare: makes what every build needs in an engine, with labels.
         egress: which networks sandboxes reach.
+        login_for: see `NestedEngine`.
         isolation: one of `ISOLATIONS` that the builds of forks must have; empty demands nothing.
     """
 
@@ -78,8 +79,10 @@ class NestedSandbox:
         before: Callable[[], None],
         prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
         egress: Egress,
+        login_for: Callable[[str, threading.Event], RegistryLogin | None],
         isolation: str = "",
     ) -> None:
+        self._login_for = login_for
         self._host = host
         self._daemons = daemons
         self._cache = cache
@@ -144,6 +147,8 @@ class NestedSandbox:
                 os.path.join(self._folders.root, "wanted"), self._host, self._cache.note_use
             ),
             memory=memory,
+            login_for=self._login_for,
+            folder=lambda: self._folders.notes(build_id),
             disk_bytes=self._limits().disk_bytes,
         )
         place.begin()

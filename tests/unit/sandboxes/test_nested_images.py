@@ -11,6 +11,7 @@ from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ContainerSpec, ImageInfo
 from buildrunner.errors import ImagePullError
 from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
+from buildrunner.sandboxes.nested.gateway_push import GatewayPush
 
 PRIVATE = "corp.example.com/team/app"
 SHARED = "shared:1"
@@ -41,6 +42,8 @@ class Nest:
             copy=self._copy,
             note_use=self.used.extend,
             open_port=lambda _: None,
+            login_for=lambda *_: None,
+            push_with=GatewayPush(None, str, str).push,  # type: ignore[arg-type]
             on_pushed=lambda: None,
         )
 

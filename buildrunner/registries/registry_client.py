@@ -1,0 +1,210 @@
+"""Requests to an image registry, with a login that stays in this process.
+
+Source: the OCI distribution specification; Docker's token authentication specification.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from buildrunner.containers.types import RegistryLogin
+from buildrunner.errors import CredentialsError
+
+_CERTIFICATES = "/etc/docker/certs.d"
+_DOCKER_HUB = "registry-1.docker.io"
+_CLIENT = "buildrunner"
+_CONNECT_S = 30.0
+_ANSWER_S = 300.0  # a registry may take its time to check a large layer
+_TOKEN_S = 60  # where the answer does not say; source: Docker's token specification
+_FRESH = 0.7  # of a token's lifetime: then another one is requested
+_PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
+
+
+class RegistryPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """How a registry is reached.
+
+    Attributes:
+        registry: host and port as in names of images.
+        insecure: without TLS, or with a certificate that nobody checks, as the engine is told.
+        proxies: variables that the engine reaches it with (``HTTPS_PROXY=...``).
+    """
+
+    registry: str
+    insecure: bool = False
+    proxies: tuple[str, ...] = ()
+
+    @property
+    def host(self) -> str:
+        """Host and port to connect to."""
+        return _DOCKER_HUB if self.registry == "docker.io" else self.registry
+
+
+class _Token(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+    expires_in: float = _TOKEN_S
+
+
+class RegistryClient:
+    """Requests to one repository of a registry. Thread-safe; a context manager.
+
+    Args:
+        place: how the registry is reached.
+        repository: its name there.
+        login: who to be.
+    """
+
+    def __init__(self, place: RegistryPlace, repository: str, login: RegistryLogin) -> None:
+        self._place = place
+        self._repository = repository
+        self._login = login
+        self._lock = threading.Lock()
+        self._authorization: Callable[[], str] | None = None
+        self._token = ""
+        self._token_until = 0.0
+        self._http = httpx.Client(
+            verify=_tls(place),
+            timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
+            trust_env=False,
+            proxy=_proxy(place),
+            headers={"User-Agent": _CLIENT},
+        )
+        self.base = ""
+        """The address of the registry, once something was sent."""
+
+    def __enter__(self) -> RegistryClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | Iterable[bytes] | None,
+    ) -> httpx.Response:
+        """Send a request; its answer, whose body is not read yet.
+
+        Args:
+            method: of HTTP.
+            url: an address that the registry gave, or a path of it. The login goes to the registry
+                itself only.
+            headers: of the request.
+            content: its body.
+
+        Raises:
+            CredentialsError: the token service refused the login.
+            httpx.HTTPError: the registry does not answer.
+        """
+        self._find()
+        full = httpx.URL(self.base).join(url)
+        sent = dict(headers)
+        if urlsplit(str(full))[:2] == urlsplit(self.base)[:2] and self._authorization:
+            sent["Authorization"] = self._authorization()
+        request = self._http.build_request(method, full, headers=sent, content=content)
+        following = method in ("GET", "HEAD")  # without the login, to another host
+        return self._http.send(request, stream=True, follow_redirects=following)
+
+    def _find(self) -> None:
+        """Find out whether the registry speaks TLS, and which login it wants."""
+        with self._lock:
+            if self.base:
+                return
+            base = f"https://{self._place.host}"
+            try:
+                answer = self._http.get(f"{base}/v2/")
+            except httpx.TransportError:
+                if not self._place.insecure:
+                    raise
+                base = f"http://{self._place.host}"
+                answer = self._http.get(f"{base}/v2/")
+            self._authorization = self._way(answer.headers.get_list("WWW-Authenticate"))
+            self.base = base
+
+    def _way(self, challenges: list[str]) -> Callable[[], str] | None:
+        for challenge in challenges:
+            scheme, _, rest = challenge.partition(" ")
+            if scheme.lower() == "bearer":
+                wanted = {name.lower(): value for name, value in _PARAMETER.findall(rest)}
+                return lambda: f"Bearer {self._fresh_token(wanted)}"
+            if scheme.lower() == "basic":
+                pair = httpx.BasicAuth(self._login.username, self._login.password)
+                value = next(pair.auth_flow(httpx.Request("GET", "http://none"))).headers
+                return lambda: value["Authorization"]
+        return None
+
+    def _fresh_token(self, wanted: Mapping[str, str]) -> str:
+        with self._lock:
+            if time.monotonic() > self._token_until:
+                found = self._request_token(wanted)
+                self._token = found.token or found.access_token
+                self._token_until = time.monotonic() + _FRESH * max(found.expires_in, _TOKEN_S)
+            return self._token
+
+    def _request_token(self, wanted: Mapping[str, str]) -> _Token:
+        realm = wanted.get("realm", "")
+        scope = {
+            "service": wanted.get("service", ""),
+            "scope": f"repository:{self._repository}:pull,push",
+        }
+        if urlsplit(realm).scheme != "https" and not self._place.insecure:
+            raise CredentialsError(f"{self._place.registry} wants the login sent to {realm!r}")
+        if self._login.identity_token:
+            grant = {
+                "grant_type": "refresh_token",
+                "refresh_token": self._login.identity_token,
+                "client_id": _CLIENT,
+            }
+            answer = self._http.post(realm, data={**scope, **grant})
+        else:
+            login = (self._login.username, self._login.password)
+            answer = self._http.get(realm, params=scope, auth=login)
+        if answer.status_code == 200:
+            with suppress(msgspec.DecodeError):
+                return msgspec.json.decode(answer.content, type=_Token)
+        raise CredentialsError(
+            f"the token service of {self._place.registry} refused the login: HTTP "
+            f"{answer.status_code}"
+        )
+
+
+def _tls(place: RegistryPlace) -> ssl.SSLContext:
+    """Trust as the engine does: the system's authorities, and those of the registry's folder."""
+    context = ssl.create_default_context()
+    if place.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    folder = os.path.join(_CERTIFICATES, place.registry)
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        stem, ending = os.path.splitext(path)
+        if ending == ".crt":
+            context.load_verify_locations(path)
+        elif ending == ".cert" and os.path.isfile(f"{stem}.key"):
+            context.load_cert_chain(path, f"{stem}.key")
+    return context
+
+
+def _proxy(place: RegistryPlace) -> str | None:
+    from urllib import request
+
+    known: dict[str, Any] = {}
+    for variable in place.proxies:
+        name, _, value = variable.partition("=")
+        known[name.lower().removesuffix("_proxy")] = value
+    if request.proxy_bypass_environment(place.host, known):  # type: ignore[attr-defined]
+        return None
+    return known.get("https") or None

@@ -1,0 +1,148 @@
+"""Pushes from a nested engine with a login that the engine never sees."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+from msgspec.structs import replace
+
+from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.errors import EngineError, ImagePushError
+from buildrunner.registries.push_gateway import PushGateway
+from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
+from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
+
+_SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
+_INSECURE = "--insecure-registry="
+
+
+class GatewayPush:
+    """Pushes images of one sandbox.
+
+    Args:
+        daemons: nested engines on the machine's engine.
+        container: gives the sandbox's container, once it runs.
+        folder: folder of this machine that is `FOLDER` in the sandbox.
+    """
+
+    def __init__(
+        self, daemons: NestedDaemons, container: Callable[[], str], folder: Callable[[], str]
+    ) -> None:
+        self._daemons = daemons
+        self._container = container
+        self._folder = folder
+
+    def push(
+        self,
+        engine: ContainerEngine,
+        name: str,
+        login: RegistryLogin,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> PushedImage:
+        """Push an image that ``engine`` has under ``name``, as `Images.push_image` does.
+
+        Raises:
+            ImagePushError: it did not arrive, or ``cancel`` was set.
+        """
+        asked = ImageName.parse(name)
+        path = _path(asked)
+        tag = asked.tag or "latest"
+        place = registry_place(asked.registry, self._daemons.facts())
+        with (
+            RegistryClient(place, path, login) as client,
+            _listening(self._folder()) as listener,
+            PushGateway(listener, client, path, tag) as gateway,
+            self._daemons.relayed_port(self._container(), f"{FOLDER}/{_SOCKET}") as port,
+        ):
+            ours = f"127.0.0.1:{port}"
+            inner = f"{ours}/{path}:{tag}"
+            if not engine.tag_image(name, inner):
+                raise ImagePushError(f"the engine has no image {name} to push")
+            try:
+                pushed = engine.push_image(
+                    inner,
+                    on_progress=lambda progress: on_progress(replace(progress, image=name)),
+                    cancel=cancel,
+                )
+            except ImagePushError as error:
+                raise ImagePushError(
+                    str(error).replace(ours, asked.registry),
+                    transient=error.transient,
+                    unauthorized=error.unauthorized,
+                    retry_after_s=error.retry_after_s,
+                    hint=error.hint.replace(ours, asked.registry),
+                ) from error
+            finally:
+                with contextlib.suppress(EngineError):
+                    engine.untag_image(inner)
+        if pushed.digest != gateway.digest:
+            raise ImagePushError(
+                f"the registry has {gateway.digest or 'nothing'} as {name} after the push of "
+                f"{pushed.digest}",
+                transient=True,
+            )
+        lines = (line.replace(ours, asked.registry) for line in pushed.log)
+        return replace(pushed, name=f"{asked.repository}:{tag}", log=tuple(lines))
+
+
+def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:
+    """How the machine's engine reaches a registry."""
+    insecure = [
+        argument.removeprefix(_INSECURE)
+        for argument in facts.arguments
+        if argument.startswith(_INSECURE)
+    ]
+    return RegistryPlace(
+        registry=registry,
+        insecure=registry in insecure or _is_within(registry, insecure),
+        proxies=facts.proxies,
+    )
+
+
+def _is_within(registry: str, ranges: Iterable[str]) -> bool:
+    """Whether a registry has an address in one of the ranges, as Docker looks for it."""
+    networks = []
+    for one in ranges:
+        with contextlib.suppress(ValueError):
+            networks.append(ipaddress.ip_network(one))
+    host = registry.rpartition(":")[0] or registry
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
+    return any(address in network for address in addresses for network in networks)
+
+
+def _path(asked: ImageName) -> str:
+    """The name of the repository in its registry."""
+    if asked.registry == "docker.io":
+        return asked.familiar if "/" in asked.familiar else f"library/{asked.familiar}"
+    return asked.repository.removeprefix(f"{asked.registry}/")
+
+
+@contextlib.contextmanager
+def _listening(folder: str) -> Iterator[socket.socket]:
+    """A socket in the folder that is shared with the sandbox. Steps may write in it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_SOCKET, dir_fd=descriptor)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"/proc/self/fd/{descriptor}/{_SOCKET}")
+            listener.listen(64)
+            yield listener
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(_SOCKET, dir_fd=descriptor)
+        os.close(descriptor)
