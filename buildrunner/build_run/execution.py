@@ -29,7 +29,7 @@ from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.running_build import RunContext
 from buildrunner.engine.source_phase import BegunBuild, SourcePhase, SourceReport
 from buildrunner.errors import BuildrunnerError
-from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, fetches_nothing
+from buildrunner.plan.compile import fetches_nothing
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build
@@ -132,14 +132,11 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
         place = self._place(request)
         from buildrunner.engine.source_phase import SourcePhase
 
-        timeout = request.build.timeout
         phase: SourcePhase[GitCheckout] = SourcePhase(
-            request.build.id,
-            steps=len(request.build.steps),
+            request.build,
             sink=self.sink,
             on_event=self.on_event,
             cancel=self.cancel,
-            timeout_s=timeout.total_seconds() if timeout else DEFAULT_TIMEOUT_S,
             clock=Clock(),
         )
         checkout = phase.fetch(

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import msgspec
+
 from buildrunner.client.http import Document, ServerConnection, checked_url
 from buildrunner.client.stream import StreamItem
 from buildrunner.errors import Conflict, NotFound, ServerError, ServerUnavailable, UsageError
@@ -20,6 +22,22 @@ from buildrunner.errors import Conflict, NotFound, ServerError, ServerUnavailabl
 __all__ = ["Document", "ServerClient", "checked_url"]
 
 _OURS = "/buildrunner/v1"
+
+
+class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server queues and runs a build; not a part of its Build.
+
+    Attributes:
+        push: push images at the end.
+        priority: higher runs earlier.
+        group: builds that belong together.
+        supersede: ``cancel_queued`` or ``cancel_all`` older builds of the group.
+    """
+
+    push: bool = True
+    priority: int = 0
+    group: str = ""
+    supersede: str = ""
 
 
 class ServerClient:
@@ -90,10 +108,7 @@ class ServerClient:
         *,
         request_id: str,
         location: str = "",
-        push: bool = True,
-        priority: int = 0,
-        group: str = "",
-        supersede: str = "",
+        options: QueueOptions | None = None,
     ) -> Document:
         """Queue a build; the Build resource as it was created.
 
@@ -101,18 +116,20 @@ class ServerClient:
             body: a Build as Cloud Build takes it.
             request_id: unique for this build: with it, trying again makes no second one.
             location: region; empty for ``global``.
-            push: push images at the end.
-            priority: higher runs earlier.
-            group: builds that belong together.
-            supersede: ``cancel_queued`` or ``cancel_all`` older ones of the group.
+            options: how the server queues and runs it.
 
         Raises:
             UsageError: the server refuses the build; the message says all that is wrong with it.
         """
-        facts = {"priority": priority, "group": group, "supersede": supersede}
+        options = options or QueueOptions()
+        facts = {
+            "priority": options.priority,
+            "group": options.group,
+            "supersede": options.supersede,
+        }
         query: dict[str, Any] = {"requestId": request_id}
         query |= {name: value for name, value in facts.items() if value}
-        if not push:
+        if not options.push:
             query["push"] = "false"
         path = f"/v1/{self._place(location)}/builds"
         operation = self._server.json("POST", path, query=query, body=body)

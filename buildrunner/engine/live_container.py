@@ -8,6 +8,7 @@ from buildrunner.containers.types import ContainerSpec, ImageInfo
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.engine.step_container import (
     SCRIPT,
+    StepInputs,
     files_archive,
     outputs_volume,
     read_output,
@@ -56,17 +57,15 @@ class LiveContainer:
         build, step = self._build, self._step
         if self._folder is None:
             self._folder = self._make_folder()
-        spec = step_container(
-            build.plan,
-            step,
+        inputs = StepInputs(
             image=image,
             served=build.pulls.served(step),
             workspace=build.workspace,
             gate=build.gate if start_ahead else "",
             socket=build.engine.info().socket_path if build.plan.docker_socket else "",
             secrets=secrets_of(step, build.secrets),
-            options=build.options,
         )
+        spec = step_container(build.plan, step, inputs, build.options)
         self._make_filled(spec)
         if start_ahead:
             build.engine.start_ahead(self.id)

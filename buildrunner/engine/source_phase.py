@@ -24,6 +24,8 @@ from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.log.sink import LogSink
 from buildrunner.engine.outcome import BuildOutcome, Decision, build_finished
 from buildrunner.engine.progress import Phases
+from buildrunner.plan.compile import DEFAULT_TIMEOUT_S
+from buildrunner.spec.model.build import Build
 
 Fetched = TypeVar("Fetched")
 
@@ -76,28 +78,23 @@ class SourcePhase(Generic[Fetched]):
     """Fetches a source as the first part of a build. Used by one thread.
 
     Args:
-        build_id: the build.
-        steps: how many steps it has; 0 where the config comes with the source.
+        build: the build. It has no steps if its config comes with the source.
         sink: takes the log. Not closed.
         on_event: takes events, in the thread that calls `fetch` and `fail`.
         cancel: ends the build as CANCELLED.
-        timeout_s: the build's timeout.
         clock: time.
     """
 
     def __init__(
         self,
-        build_id: str,
+        build: Build,
         *,
-        steps: int,
         sink: LogSink,
         on_event: Callable[[BuildEvent], None],
         cancel: CancelToken,
-        timeout_s: float,
         clock: Clock,
     ) -> None:
-        self._build_id = build_id
-        self._steps = steps
+        self._build = build
         self._emit = on_event
         self._cancel = cancel
         self._clock = clock
@@ -109,8 +106,9 @@ class SourcePhase(Generic[Fetched]):
         self._decision: Decision | None = None
         self._is_over = False
         self.begun = BegunBuild(clock.now(), clock.monotonic())
-        self._timeout_s = timeout_s
-        self._deadline = self.begun.monotonic_s + timeout_s
+        timeout = build.timeout
+        self._timeout_s = timeout.total_seconds() if timeout else DEFAULT_TIMEOUT_S
+        self._deadline = self.begun.monotonic_s + self._timeout_s
 
     def fetch(
         self,
@@ -132,9 +130,11 @@ class SourcePhase(Generic[Fetched]):
         """
         tell = self._inbox.tell
         self._cancel.listen(partial(tell, self._decide, decisions.CANCELLED))
-        self._emit(BuildStarted(at=self.begun.at, build_id=self._build_id, steps=self._steps))
+        self._emit(
+            BuildStarted(at=self.begun.at, build_id=self._build.id, steps=len(self._build.steps))
+        )
         self._phases.begin(phases.FETCH)
-        self._log.line(f'starting build "{self._build_id}"\n\nFETCHSOURCE')
+        self._log.line(f'starting build "{self._build.id}"\n\nFETCHSOURCE')
         report = SourceReport(partial(tell, self._log.line), partial(tell, self._emit), self._clock)
         self._inbox.spawn(
             "source",

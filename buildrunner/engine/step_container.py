@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Mapping
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers import start_gate
@@ -48,19 +49,31 @@ def outputs_volume(build_id: str, index: int) -> str:
     return volume_name(build_id, f"outputs-{index}")
 
 
+class StepInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything from outside the plan that one step's container is made of.
+
+    Attributes:
+        image: the image to run.
+        served: how the image was found.
+        workspace: mounted at ``/workspace``.
+        gate: path of the start gate's program, for a container that is started ahead; empty for
+            others.
+        socket: path of the engine's own socket on its machine; empty gives the step none.
+        secrets: values of the step's secret variables, by variable.
+    """
+
+    image: ImageInfo
+    served: ServedImage
+    workspace: PreparedWorkspace
+    gate: str = ""
+    socket: str = ""
+    secrets: Mapping[str, str] = {}
+
+
 def step_container(
-    plan: BuildPlan,
-    step: StepPlan,
-    *,
-    image: ImageInfo,
-    served: ServedImage,
-    workspace: PreparedWorkspace,
-    gate: str,
-    socket: str,
-    secrets: Mapping[str, str],
-    options: RunOptions,
+    plan: BuildPlan, step: StepPlan, inputs: StepInputs, options: RunOptions
 ) -> ContainerSpec:
-    """The container of one step.
+    """Return the container of one step.
 
     Source: the command line of the local builder (semantics 5.2), minus ``--privileged`` by
     default. User variables come behind the base ones, so that a step may set its own HOME.
@@ -68,18 +81,13 @@ def step_container(
     Args:
         plan: the build.
         step: the step.
-        image: what to run.
-        served: how the image was found.
-        workspace: what to mount at ``/workspace``.
-        gate: path of the start gate's program, for a container that is started ahead; empty for
-            others.
-        socket: path of the engine's own socket on its machine; empty gives the step none.
-        secrets: values of the step's secret variables, by variable.
+        inputs: everything else that it is made of.
         options: how to run it.
     """
-    entrypoint, cmd = command_of(step, served)
-    mounts = _mounts(plan, step, workspace, socket)
-    if gate and (argv := argv_of(image, entrypoint, cmd)):
+    gate, secrets = inputs.gate, inputs.secrets
+    entrypoint, cmd = command_of(step, inputs.served)
+    mounts = _mounts(plan, step, inputs.workspace, inputs.socket)
+    if gate and (argv := argv_of(inputs.image, entrypoint, cmd)):
         entrypoint, cmd = argv[:1], argv[1:]
         volume = volume_name(plan.build_id, GATE_VOLUME)
         mounts += (Mount(source=volume, target=start_gate.FOLDER, read_only=True, no_copy=True),)
@@ -89,7 +97,7 @@ def step_container(
     base = (f"BUILDER_OUTPUT={OUTPUTS}",) if own_home else _BASE_ENV
     return ContainerSpec(
         name=container_name(plan.build_id, step.index),
-        image=image.id,
+        image=inputs.image.id,
         entrypoint=entrypoint,
         cmd=cmd,
         env=base + step.env + tuple(f"{name}={value}" for name, value in sorted(secrets.items())),

@@ -71,6 +71,18 @@ class SourceLost(BuildrunnerError):
     """What a build's workspace stands on is not what it was: its steps would see a mixture."""
 
 
+class ServerSources(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the builds of a server may take their sources from.
+
+    Attributes:
+        policy: where Git may fetch from; None: anywhere.
+        uploads: the folder of the sources that were uploaded to the server.
+    """
+
+    policy: SourcePolicy | None = None
+    uploads: str = ""
+
+
 class ServerProgram:
     """Implements `worker.execution.BuildProgram`.
 
@@ -78,9 +90,8 @@ class ServerProgram:
         sandbox: where containers live.
         settings: the server's settings.
         labels: what everything made on the engine carries.
-        policy: where Git may fetch from; None: anywhere.
+        sources: where builds may take their sources from.
         keeping: where workspaces of builds that failed are kept; None: nowhere.
-        uploads: the folder of the sources that were uploaded to the server.
         payload: gives the payload of the event that fired the trigger of a build, by root name;
             None: no event fires triggers here.
     """
@@ -90,17 +101,15 @@ class ServerProgram:
         sandbox: Sandbox,
         settings: Settings,
         labels: Mapping[str, str],
-        policy: SourcePolicy | None = None,
+        sources: ServerSources | None = None,
         keeping: Keeping | None = None,
-        uploads: str = "",
         payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
-        self._policy = policy
+        self._sources = sources or ServerSources()
         self._keeping = keeping
-        self._uploads = uploads
         self._payload = payload
         self._log_uploads: dict[str, LogUpload] = {}
 
@@ -130,9 +139,9 @@ class ServerProgram:
                 on_planned=lambda planned: watch.on_planned(planned, planning.note(planned)),
                 cancel=run.cancel,
                 place_workspace=place,
-                source_policy=self._policy,
+                source_policy=self._sources.policy,
                 secrets=wiring.secret_resolver(settings, build_asker(stored, settings)),
-                uploads=self._uploads,
+                uploads=self._sources.uploads,
             )
             if run.resume is None:
                 outcome = execution.execute(request, planning.plan).outcome
@@ -187,7 +196,7 @@ class ServerProgram:
             settings=settings,
             options=options,
             sandbox=opened,
-            policy=self._policy,
+            policy=self._sources.policy,
         )
 
     def _resume(

@@ -21,7 +21,7 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
-from buildrunner.worker.program import ServerProgram
+from buildrunner.worker.program import ServerProgram, ServerSources
 from tests.fixtures_git import Repository
 
 TEST_IMAGES = "buildrunner-tests/*"
@@ -106,10 +106,11 @@ class ServerBuild:
         self.log = Log()
         self.plan: BuildPlan | None = None
 
-    def program(self, **options: Any) -> ServerProgram:
+    def program(self, *, uploads: str = "", **options: Any) -> ServerProgram:
         """What runs it."""
         policy = SourcePolicy(files=True, hosts=self._hosts)
-        return ServerProgram(self._sandbox, self.settings, self._program_labels, policy, **options)
+        sources = ServerSources(policy=policy, uploads=uploads)
+        return ServerProgram(self._sandbox, self.settings, self._program_labels, sources, **options)
 
     def run(self, **options: Any) -> BuildOutcome:
         """Run it to its end."""

@@ -70,6 +70,7 @@ def _execute(
     from buildrunner.worker.leases import patiently
     from buildrunner.worker.program import (
         ServerProgram,
+        ServerSources,
         keeping_of,
         shared_network,
     )
@@ -102,9 +103,11 @@ def _execute(
                 sandbox,
                 settings,
                 folder.labels(),
-                policy_from(worker.sources),
+                ServerSources(
+                    policy=policy_from(worker.sources),
+                    uploads=os.path.join(worker.data, "sources"),
+                ),
                 keeping_of(worker),
-                uploads=os.path.join(worker.data, "sources"),
                 payload=partial(_payload, store),
             ),
             open_events=EventLog,

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from buildrunner.cli.server.choice import ChosenServer
 from buildrunner.cli.submit.build_input import BuildInput, object_place
 from buildrunner.cli.submit.request import Submission
-from buildrunner.client.client import Document, MissingBlobs, ServerClient
+from buildrunner.client.client import Document, MissingBlobs, QueueOptions, ServerClient
 from buildrunner.errors import EXIT_SUCCESS, SourceError, UsageError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.settings import Settings
@@ -111,10 +111,12 @@ def submit_remote(
             body,
             request_id=submission.request.build.id,
             location=args.region,
-            push=not args.no_push,
-            priority=args.priority,
-            group=args.group,
-            supersede=args.supersede,
+            options=QueueOptions(
+                push=not args.no_push,
+                priority=args.priority,
+                group=args.group,
+                supersede=args.supersede,
+            ),
         )
         return _after_creation(client, build, submission, plan)
     finally:

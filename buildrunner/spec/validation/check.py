@@ -137,17 +137,17 @@ def check_build(
         An empty list for a build without blemish. A bad build never raises; the time is linear in
         the build's size.
     """
-    given = substitutions or {}
     findings = Findings()
+    terms = _Terms(substitutions or {}, built_ins, triggered=triggered, limits=limits)
     if isinstance(subject, Build):
-        _run_checks(subject, given, built_ins, triggered, limits, findings, from_file=False)
+        _run_checks(subject, terms, findings, from_file=False)
         return _readable(findings.problems)
     read = list(subject.problems)
     if triggered:
         read = [_as_read_by_triggers(found) for found in read]
     if subject.root is None or any(found.rule == "not-a-mapping" for found in read):
         return read
-    _run_checks(subject.value, given, built_ins, triggered, limits, findings, from_file=True)
+    _run_checks(subject.value, terms, findings, from_file=True)
     if not findings.problems:
         return read
     read_badly = [found.path for found in read if found.severity is Severity.ERROR]
@@ -200,21 +200,22 @@ def _readable(problems: list[Problem]) -> list[Problem]:
     return [*problems[:MAX_PROBLEMS], count]
 
 
-def _run_checks(
-    build: Build,
-    given: Mapping[str, str],
-    built_ins: BuiltIns | None,
-    triggered: bool,
-    limits: Limits,
-    findings: Findings,
-    *,
-    from_file: bool,
-) -> None:
+class _Terms(msgspec.Struct, frozen=True):
+    """The arguments of `check_build` besides its subject."""
+
+    given: Mapping[str, str]
+    built_ins: BuiltIns | None
+    triggered: bool
+    limits: Limits
+
+
+def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: bool) -> None:
+    given, built_ins, limits = terms.given, terms.built_ins, terms.limits
     check_substitution_maps(build, given, limits, findings, from_config_file=from_file)
     check_build_level(build, limits, findings)
     check_uploads(build, limits, findings)
     check_steps(build, limits, findings)
-    options = effective_options(build.options, triggered=triggered)
+    options = effective_options(build.options, triggered=terms.triggered)
     user = {**build.substitutions, **given} if given else build.substitutions
     assumed = built_ins is None
     complete = check_references(build, user, options, findings, assumed=assumed)
@@ -226,7 +227,7 @@ def _run_checks(
 
         check_source(build, findings)
     check_differences(build, findings)
-    sample = TRIGGERED_SAMPLE if triggered else SAMPLE
+    sample = TRIGGERED_SAMPLE if terms.triggered else SAMPLE
     built_in = (built_ins or sample).values()
     expanded = user
     if complete and options.dynamic_substitutions and user:

@@ -1,6 +1,7 @@
 """A build's beginning while nobody knows its plan yet: fetched, failed, cancelled, too late."""
 
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -9,7 +10,7 @@ from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseFinished
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.source_phase import SourcePhase
 from buildrunner.errors import SourceError
-from buildrunner.spec.model.build import Status
+from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.results import FailureType
 
 
@@ -31,12 +32,14 @@ class Start:
         self.cancel = CancelToken()
         self.discarded = []
         self.phase = SourcePhase(
-            "b1",
-            steps=2,
+            Build(
+                id="b1",
+                steps=(BuildStep(name="busybox"),) * 2,
+                timeout=timedelta(seconds=timeout_s),
+            ),
             sink=self.log,
             on_event=self.events.append,
             cancel=self.cancel,
-            timeout_s=timeout_s,
             clock=Clock(),
         )
 
@@ -104,7 +107,7 @@ def test_a_fetch_that_does_not_stop_holds_up_nobody():
 
 
 def test_the_timeout_of_the_build_counts_from_its_beginning():
-    start = Start(timeout_s=0.0)
+    start = Start(timeout_s=0.001)
     outcome = start.fetch(lambda cancel, _report: cancel.wait(30))
     assert outcome.status is Status.TIMEOUT
     assert outcome.error == "context deadline exceeded"
