@@ -211,7 +211,8 @@ def _next(
         again = quote(step.plan.id or str(step.plan.index))
         if command:
             lines.append(f"  try again:  {command}")
-        if step is not view.steps[0]:
+        # A part of a build counts its steps from 0: only an id leads to the config's step.
+        if step is not view.steps[0] and (step.plan.id or not view.plan.left_out):
             # A local build begins with the source: what steps made is gone with their build.
             if command:
                 part = f"{command} --from {again}"

@@ -115,6 +115,19 @@ def test_the_columns_stand_below_each_other_where_ids_have_wide_letters():
     assert marked.startswith("#1 e\u0301x    NOT RUN")
 
 
+@pytest.mark.parametrize(("name", "shown"), [("", False), ("b", True)])
+def test_in_a_part_of_a_build_only_an_id_names_the_step_to_begin_with(name, shown):
+    steps = (StepPlan(index=0, image="a"), StepPlan(index=1, id=name, image="a"))
+    plan = BuildPlan(build_id=BUILD_ID, project_id="p", steps=steps, left_out=("Step #0",))
+    view = view_of(
+        plan,
+        started(1, 1),
+        ended(1, 2, "FAILURE"),
+        finished(2, "FAILURE", failing_step=1, error="x"),
+    )
+    assert ("from here" in render_summary(view, PLAIN, "buildrunner submit .")) is shown
+
+
 def test_the_first_step_is_not_called_a_part_of_the_build():
     text = summary(
         started(0, 0),
