@@ -6,6 +6,7 @@ import json
 import os
 import statistics
 import subprocess
+import time
 
 from benchmarks.machine import IMAGE, volume, work_folder
 from benchmarks.measure import BUILDRUNNER, Result, compare, run, timed
@@ -46,6 +47,8 @@ def measure(rounds: int) -> list[Result]:
 
         one = config(folder, "one", no_op(1))
         twenty = config(folder, "twenty", no_op(20))
+        half = [{"name": IMAGE, "args": ["sleep", "0.5"]} for _ in range(20)]
+        twenty_that_last = config(folder, "half", half)
         ten = config(
             folder,
             "ten",
@@ -61,9 +64,16 @@ def measure(rounds: int) -> list[Result]:
             ),
             compare(
                 "20 no-op steps / 20 docker run --rm",
-                0.40,
+                0.50,
                 lambda: void(submit(twenty)),
                 lambda: containers(20),
+                rounds=rounds,
+            ),
+            compare(
+                "20 steps of 0.5 s / their work alone",
+                1.05,
+                lambda: void(submit(twenty_that_last)),
+                lambda: time.sleep(20 * 0.5),
                 rounds=rounds,
             ),
             compare(

@@ -243,7 +243,7 @@ class StepRuns:
 
 _MOST_FIRST = 16
 _MOST_AHEAD = 8  # each that waits takes the engine's machine some 10 MB
-_LEVELS_AHEAD = 2  # one would do if steps took longer than it takes to start a container
+_LEVELS_AHEAD = 3  # one would do if steps took longer than it takes to start a container
 
 
 class StepsAhead:

@@ -965,12 +965,12 @@ class Creations:
         yield from output
 
 
-def test_the_next_two_containers_are_created_while_a_step_runs() -> None:
-    build = Build(*(step(index, depends_on=tuple(range(index))) for index in range(5)))
-    creations = Creations(build, while_runs="step_0", waits_for="step_2")
+def test_the_next_three_containers_are_created_while_a_step_runs() -> None:
+    build = Build(*(step(index, depends_on=tuple(range(index))) for index in range(6)))
+    creations = Creations(build, while_runs="step_0", waits_for="step_3")
     assert build.run().status is Status.SUCCESS
-    assert "step_3" not in creations.names_then
-    assert len([name for name in creations.names if name]) == 5  # and none was made twice
+    assert "step_4" not in creations.names_then
+    assert len([name for name in creations.names if name]) == 6  # and none was made twice
 
 
 def test_a_container_of_an_image_that_was_built_meanwhile_is_created_ahead_after_all() -> None:
