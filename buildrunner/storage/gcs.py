@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
 
+from requests.adapters import HTTPAdapter
+
 from buildrunner.errors import StorageError
 from buildrunner.retry_after import LONGEST_WAIT_S
 from buildrunner.storage.gcs_errors import (
@@ -201,24 +203,40 @@ class GoogleStore:
         with self._lock:
             if self._made is None:
                 self._made = self._make_client()
-                # The only way to see answers; the session has no public name.
-                self._answers.watch(self._made._http)  # noqa: SLF001
             return self._made
 
     def _make_client(self) -> Any:
-        from google.auth.exceptions import DefaultCredentialsError
+        from google.auth.transport.requests import AuthorizedSession
         from google.cloud import storage
 
         # Other clients take the address without a scheme, and so say the papers of some servers.
         host = os.environ.get("STORAGE_EMULATOR_HOST", "")
         options = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
+        credentials = self._credentials(is_emulator=bool(host))
+        session = AuthorizedSession(credentials)
+        session.configure_mtls_channel()
+        if not session.is_mtls:
+            session.mount("https://", self._answers)
+        session.mount("http://", self._answers)
+        return storage.Client(
+            project=None, credentials=credentials, client_options=options, _http=session
+        )
+
+    def _credentials(self, *, is_emulator: bool) -> Any:
+        import google.auth
+        from google.auth.credentials import AnonymousCredentials
+        from google.auth.exceptions import DefaultCredentialsError
+        from google.cloud import storage
+
+        if is_emulator:
+            return AnonymousCredentials()
         try:
-            return storage.Client(project=None, client_options=options)
+            return google.auth.default(scopes=storage.Client.SCOPE)[0]
         except DefaultCredentialsError:
             if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
                 raise  # a file that was named must not be left aside without a word
             self._anonymous = True
-            return storage.Client.create_anonymous_client()
+            return AnonymousCredentials()
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
@@ -315,7 +333,7 @@ def _described(blob: Any, url: str) -> StoredObject:
     )
 
 
-_OK_GCS_ANSWERS, _GO_ON, _BROKEN = 200, 308, 500
+_GO_ON, _BROKEN = 308, 500
 _KEPT = re.compile(r"bytes=0-(\d+)")
 _ASKED = re.compile(r"bytes=(\d+)-")
 
@@ -328,18 +346,15 @@ class Skipping(Protocol):
         ...
 
 
-class AnswerReader:
-    """Looks at each answer before the client does. Transfers are bound to their threads."""
+class AnswerReader(HTTPAdapter):
+    """Sends the client's requests, and reads each answer before the client does.
+
+    Transfers are bound to their threads.
+    """
 
     def __init__(self) -> None:
+        super().__init__()
         self._transfer = threading.local()
-        self._send: Any = None
-
-    def watch(self, session: Any) -> None:
-        """Look at all answers of a session (of ``requests``) from now on."""
-        session.hooks["response"].append(self._look)
-        self._send = session.send
-        session.send = self._sent
 
     @contextmanager
     def uploading(self, content: Content) -> Iterator[None]:
@@ -360,19 +375,26 @@ class AnswerReader:
         finally:
             self._transfer.into = None
 
-    def _sent(self, request: Any, **options: Any) -> Any:
+    def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        """See `HTTPAdapter.send`."""
+        answer = self._sent(request, *arguments, **options)
+        self.look(answer)
+        return answer
+
+    def _sent(self, request: Any, *arguments: Any, **options: Any) -> Any:
         """Send a request; ask how to go on where a piece that may have arrived is refused."""
         if getattr(self._transfer, "content", None) is None or request.method != "PUT":
-            return self._send(request, **options)
+            return super().send(request, *arguments, **options)
         again, self._transfer.in_doubt = self._transfer.in_doubt, True
-        answer = self._send(request, **options)
+        answer = super().send(request, *arguments, **options)
         if again and answer.status_code in OUT_OF_STEP:
-            kept = self._send(_question_about(request), **options)
-            answer = kept if kept.status_code in (_OK_GCS_ANSWERS, _GO_ON) else answer
+            kept = super().send(_question_about(request), *arguments, **options)
+            answer = kept if kept.status_code in (_OK, _GO_ON) else answer
         self._transfer.in_doubt = answer.status_code >= _BROKEN
         return answer
 
-    def _look(self, response: Any, *_: Any, **__: Any) -> None:
+    def look(self, response: Any) -> None:
+        """Correct the address in an answer, and what the transfer goes on with."""
         location = response.headers.get("Location")
         if location:
             response.headers["Location"] = _place(response.url, location)
@@ -381,7 +403,7 @@ class AnswerReader:
             _go_on_with(content, response)
         into = getattr(self._transfer, "into", None)
         asked = _ASKED.match(response.request.headers.get("Range") or "")
-        if into is not None and response.status_code == _OK_GCS_ANSWERS and asked:
+        if into is not None and response.status_code == _OK and asked:
             into.skip(int(asked[1]))
 
 
