@@ -421,7 +421,8 @@ class TestNetworks:
 LOOK = """
 env | grep -v HOSTNAME | sort; pwd; id; ls /builder /proc/1/fd; readlink /proc/1/fd/0
 tr '\\0' ' ' </proc/1/cmdline; cat /proc/1/oom_score_adj; stat -L -c '%t %T %a' /proc/1/fd/0
-grep -E '^(Sig[PBIC]|Shd|Cap|NoNew|Seccomp|Groups)' /proc/1/status
+grep -E '^(Sig[PIC]|Shd|Cap|NoNew|Seccomp|Groups)' /proc/1/status
+grep ^SigBlk /proc/self/status  # process 1 blocks all signals for as long as it forks
 """
 
 
