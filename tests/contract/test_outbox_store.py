@@ -117,10 +117,11 @@ class TestChanges:
 class TestDelivery:
     def test_a_message_comes_out_as_it_was_put_in(self, store: ServerStore) -> None:
         post(store, message("k"))
-        (found,) = store.outbox.page()
+        (listed,) = store.outbox.page()
+        found = store.outbox.get(listed.id)
         assert (found.key, found.message, found.attempts) == ("k", {"text": "✔"}, 0)
         assert found.created_at == found.next_try == at(0)
-        assert store.outbox.get(found.id) == found
+        assert listed == structs.replace(found, message={})  # a page of large ones stays small
 
     def test_a_key_is_there_once(self, store: ServerStore) -> None:
         assert post(store, message("k"), message("k")) == 1
@@ -128,7 +129,8 @@ class TestDelivery:
 
     def test_one_can_be_put_in_without_a_change(self, store: ServerStore) -> None:
         put = store.outbox.put(message("k"), now=at(3))
-        assert store.outbox.page() == [put]
+        assert store.outbox.get(put.id) == put
+        assert store.outbox.page() == [structs.replace(put, message={})]
         assert (put.key, put.created_at) == ("k", at(3))
         with pytest.raises(Conflict, match="message k already"):
             store.outbox.put(message("k"), now=at(4))

@@ -234,8 +234,8 @@ class TestBuildsByHand:
         provenance = {"resolvedGitSource": resolved}
         place.server.run(build, "SUCCESS", sourceProvenance=provenance)
         place.sender.announce()
-        messages = place.server.store.outbox.page(build_id=build)
-        return build, [one.message for one in messages]
+        outbox = place.server.store.outbox
+        return build, [outbox.get(one.id).message for one in outbox.page(build_id=build)]
 
     def test_they_are_shown_once_their_commit_is_known(self, place: Place) -> None:
         place.server.secrets["forge-github_com"] = "t0ken"

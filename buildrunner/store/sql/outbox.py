@@ -38,6 +38,11 @@ from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbo
 
 _LONGEST_ERROR = 1000
 _NOTHING = b"{}"
+# The content of a message can be a whole build.
+_LISTED = [
+    *(column for column in outbox.c if column.name != "message"),
+    literal(_NOTHING).label("message"),
+]
 
 
 class SqlOutbox(SqlPart):
@@ -213,7 +218,7 @@ class SqlOutbox(SqlPart):
         limit: int = 100,
         before: int = 0,
     ) -> list[Message]:
-        """Messages, the newest first.
+        """Messages without their content, the newest first.
 
         Args:
             project_id: of that project only, unless empty.
@@ -222,7 +227,7 @@ class SqlOutbox(SqlPart):
             limit: at most so many.
             before: with lower ids only; 0 for no limit.
         """
-        found = select(outbox).order_by(outbox.c.id.desc()).limit(limit)
+        found = select(*_LISTED).order_by(outbox.c.id.desc()).limit(limit)
         wanted = {"project_id": project_id, "build_id": build_id, "state": state}
         for name, value in wanted.items():
             if value:
