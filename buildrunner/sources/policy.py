@@ -133,16 +133,21 @@ def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[st
     return ""
 
 
-def pinned(url: str, addresses: Sequence[str]) -> str:
-    """The value of git's ``http.curloptResolve`` that ties a URL's host to judged addresses.
+def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str] | None:
+    """The setting of git that ties a URL's host to judged addresses.
 
-    Empty for URLs that git does not fetch by HTTP.
+    None for URLs that git fetches by ssh: a server there must also have a known host key.
     """
     scheme, host, port = _parts(url)
-    if scheme not in ("https", "http") or not addresses:
-        return ""
-    shown = ",".join(f"[{address}]" if ":" in address else address for address in addresses)
-    return f"{host}:{port}:{shown}"
+    if not addresses:
+        return None
+    shown = [f"[{address}]" if ":" in address else address for address in addresses]
+    if scheme in ("https", "http"):
+        return "http.curloptResolve", f"{host}:{port}:{','.join(shown)}"
+    if scheme == "git":  # it has no setting for that, and no encryption that would need the name
+        place = url.partition("://")[2].partition("/")[0]
+        return f"url.git://{shown[0]}:{port}/.insteadOf", f"{url[:3]}://{place}/"
+    return None
 
 
 def host_and_port(url: str) -> tuple[str, int]:
@@ -215,8 +220,8 @@ class SourceGate:
     """Says where one fetch may go. Used by one thread.
 
     A name is looked up once. Git is told to connect to what was found then (``pin``): whoever owns
-    the name can't answer differently a second time. That holds for http and https; ssh and git
-    look it up again.
+    the name can't answer differently a second time. That holds for http, https and git; ssh looks
+    it up again.
 
     Args:
         policy: what is allowed.
@@ -244,8 +249,8 @@ class SourceGate:
             return True
         return not refusal_of_addresses(self._policy, host, self._addresses(host))
 
-    def pin(self, url: str) -> str:
-        """Git's ``http.curloptResolve`` for a URL whose host was allowed; empty for none."""
+    def pin(self, url: str) -> tuple[str, str] | None:
+        """The setting of git for a URL whose host was allowed: see `pinned`."""
         host, _ = host_and_port(url)
         return pinned(url, self._known.get(host, ()))
 

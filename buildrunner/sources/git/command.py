@@ -98,7 +98,7 @@ class GitCommand:
         cancel: threading.Event | None = None,
         progress: Progress | None = None,
         allow_host: Callable[[str], bool] | None = None,
-        pin: Callable[[str], str] | None = None,
+        pin: Callable[[str], tuple[str, str] | None] | None = None,
     ) -> None:
         self.url = url
         self._allow_host = allow_host
@@ -144,9 +144,9 @@ class GitCommand:
                 f"Git sources on {host or 'this machine'} are not allowed here",
                 hint="ask whoever runs this server",
             )
-        pinned = self._pin(parse_git_url(url).text) if self._pin is not None else ""
-        if pinned:
-            self._config.append(("http.curloptResolve", pinned))
+        pinned = self._pin(parse_git_url(url).text) if self._pin is not None else None
+        if pinned is not None:
+            self._config.append(pinned)
 
     def with_settings(
         self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]

@@ -45,7 +45,7 @@ class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
     mirror: GitMirror | None = None
     temporary: str | None = None
     allow_host: Callable[[str], bool] | None = None
-    pin: Callable[[str], str] | None = None
+    pin: Callable[[str], tuple[str, str] | None] | None = None
 
 
 class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +111,7 @@ def fetch_git(
     cancel: threading.Event,
     progress: Progress | None = None,
     allow_host: Callable[[str], bool] | None = None,
-    pin: Callable[[str], str] | None = None,
+    pin: Callable[[str], tuple[str, str] | None] | None = None,
     temporary: str | None = None,
     wait_s: float = 1.0,
 ) -> GitCheckout:
@@ -178,7 +178,7 @@ def git_door(
     cancel: threading.Event,
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
-    pin: Callable[[str], str] | None,
+    pin: Callable[[str], tuple[str, str] | None] | None,
 ) -> GitCommand:
     """The way to a repository: with its credentials, and held to a policy.
 

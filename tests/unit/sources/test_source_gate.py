@@ -9,7 +9,7 @@ from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import fetch_git
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
-from tests.fixtures_git import HttpServer, Repository, closing
+from tests.fixtures_git import DaemonServer, HttpServer, Repository, closing
 
 PUBLIC = "93.184.216.34"
 
@@ -49,10 +49,11 @@ def test_a_name_is_looked_up_once_and_git_is_told_what_was_found():
     assert gate.allows("git.example.com")
     assert gate.allows("git.example.com")
     assert names.asked == ["git.example.com"]
-    assert gate.pin("https://git.example.com/x.git") == f"git.example.com:443:{PUBLIC}"
-    assert gate.pin("http://git.example.com:8080/x") == f"git.example.com:8080:{PUBLIC}"
-    assert gate.pin("ssh://git.example.com/x") == ""
-    assert gate.pin("https://other.example.com/x") == ""
+    resolve = "http.curloptResolve"
+    assert gate.pin("https://git.example.com/x.git") == (resolve, f"git.example.com:443:{PUBLIC}")
+    assert gate.pin("http://git.example.com:8080/x") == (resolve, f"git.example.com:8080:{PUBLIC}")
+    assert gate.pin("ssh://git.example.com/x") is None
+    assert gate.pin("https://other.example.com/x") is None
 
 
 def test_what_is_allowed_by_name_needs_no_look_up():
@@ -75,11 +76,12 @@ def test_a_name_that_nobody_knows_is_one_sentence():
     assert caught.value.kind == "network"
 
 
-def test_git_connects_to_the_address_that_was_judged(tmp_path):
+@pytest.mark.parametrize("serve", [HttpServer, DaemonServer])
+def test_git_connects_to_the_address_that_was_judged(tmp_path, serve):
     repository = Repository(tmp_path / "served")
     commit = repository.commit({"README": b"one\n"})
     repository.push("main")
-    with closing(HttpServer(repository.root)) as server:
+    with closing(serve(repository.root)) as server:
         # The name exists nowhere: only the pinned address can lead to the server.
         url = server.url().replace("127.0.0.1", "git.rebinding.test")
         gate = SourceGate(SourcePolicy(), Names(["127.0.0.1"]))

@@ -113,10 +113,18 @@ def test_one_bad_address_of_a_name_spoils_them_all(addresses, refused):
 
 
 def test_a_judged_address_is_tied_to_its_host():
-    assert pinned("https://Example.com/r", ["1.2.3.4"]) == "example.com:443:1.2.3.4"
-    assert pinned("http://e.com:81/r", ["1.2.3.4", "2001::1"]) == "e.com:81:1.2.3.4,[2001::1]"
-    assert pinned("ssh://e.com/r", ["1.2.3.4"]) == ""
-    assert pinned("https://e.com/r", []) == ""
+    resolve = "http.curloptResolve"
+    assert pinned("https://Example.com/r", ["1.2.3.4"]) == (resolve, "example.com:443:1.2.3.4")
+    both = ["1.2.3.4", "2001::1"]
+    assert pinned("http://e.com:81/r", both) == (resolve, "e.com:81:1.2.3.4,[2001::1]")
+    instead = "url.git://[2001::1]:9418/.insteadOf"
+    assert pinned("git://E.com/r", ["2001::1", "1.2.3.4"]) == (instead, "git://E.com/")
+    assert pinned("git://e.com:1/r", ["1.2.3.4"]) == (
+        "url.git://1.2.3.4:1/.insteadOf",
+        "git://e.com:1/",
+    )
+    assert pinned("ssh://e.com/r", ["1.2.3.4"]) is None
+    assert pinned("https://e.com/r", []) is None
 
 
 @pytest.mark.parametrize(
