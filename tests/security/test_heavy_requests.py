@@ -16,10 +16,10 @@ import httpx
 import pytest
 
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
-from buildrunner.server.api import builds as build_routes
 from buildrunner.server.api import logs as log_routes
 from buildrunner.server.http.caller_slots import LARGE_AT_ONCE, LARGE_BYTES, SEARCHES_AT_ONCE
 from buildrunner.server.http.requests import MAX_VALUES
+from buildrunner.server.services import queueing
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
@@ -83,7 +83,7 @@ def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
     """More of them than the server has threads, each of which never ends."""
     admitted = threading.Semaphore(0)
     go_on = threading.Event()
-    real = build_routes.admit
+    real = queueing.admit
 
     def held(request: Any, arrival: Any) -> Any:
         if len(str(request)) > LARGE_BYTES:
@@ -91,7 +91,7 @@ def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
             assert go_on.wait(60)
         return real(request, arrival)
 
-    monkeypatch.setattr(build_routes, "admit", held)
+    monkeypatch.setattr(queueing, "admit", held)
     large = {"steps": [{"name": "busybox", "script": "#" * LARGE_BYTES}]}
     small = {"steps": [{"name": "busybox"}]}
     with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
