@@ -8,12 +8,10 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import (
-    BindParameter,
     ColumnElement,
     Connection,
     Select,
     and_,
-    bindparam,
     delete,
     func,
     insert,
@@ -35,6 +33,7 @@ from buildrunner.store.model.deliveries import (
     StoredDelivery,
 )
 from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_all_new, insert_new
 from buildrunner.store.sql.rows import AnyRow
 from buildrunner.store.sql.schema import (
@@ -47,10 +46,8 @@ from buildrunner.store.sql.schema import (
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
 
 
-def _claimable() -> Select[int]:
+def _claimable(at: int, most: int) -> Select[int]:
     """What came and has nobody before it in its lane, and what waited and is due; by number."""
-    at: BindParameter[int] = bindparam("at")
-    most: BindParameter[int] = bindparam("most")
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
     came = and_(
@@ -66,18 +63,7 @@ def _claimable() -> Select[int]:
     return select(found.c.number).order_by(found.c.number).limit(most)
 
 
-# Made once: they are executed at each look for deliveries.
-_CLAIMABLE = _claimable()
-_CLAIM = (
-    update(deliveries)
-    .where(
-        deliveries.c.number.in_(_CLAIMABLE),
-        deliveries.c.status.in_((RECEIVED, WAITING)),  # nobody has finished it meanwhile
-    )
-    .values(claimed_until=bindparam("until"), attempts=deliveries.c.attempts + 1)
-    .returning(deliveries)
-)
-# Let nobody else claim until the transaction ends: two could each take one of a lane.
+# Its lock keeps other servers from claiming until the transaction ends.
 _LOCK_CLAIMS = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS).with_for_update()
 
 
@@ -133,20 +119,20 @@ class SqlDeliveries(SqlPart):
                 connection.execute(update(deliveries).where(which).values(values))
 
     def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[StoredDelivery]:
-        """Take the oldest that nobody handles, in their order; empty when there are none.
+        """Claim the oldest deliveries that no server handles, in their order.
 
-        Also those that waited and are due. Of a lane in which somebody has one, none are taken.
-        Who neither finishes nor holds them within ``lease_s`` seconds loses them to the next.
+        Deliveries that waited and are due are claimed, too; of a lane with a claimed one, none is.
+        A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
         """
-        at = microseconds(now)
-        with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if connection.execute(_CLAIMABLE, {"at": at, "most": 1}).first() is None:
-                return []
-        until = microseconds(now + timedelta(seconds=lease_s))
-        with self._database.write() as connection:
-            if not self._database.is_sqlite:  # there, whoever writes is alone
-                connection.execute(_LOCK_CLAIMS)
-            rows = connection.execute(_CLAIM, {"at": at, "most": limit, "until": until}).all()
+        rows = claim(
+            self._database,
+            deliveries,
+            _claimable(microseconds(now), limit),
+            free=deliveries.c.status.in_((RECEIVED, WAITING)),
+            until=now + timedelta(seconds=lease_s),
+            one_at_a_time=_LOCK_CLAIMS,  # two servers could each take one of a lane
+            attempts=deliveries.c.attempts + 1,
+        )
         return sorted(map(_delivery, rows), key=lambda one: one.number)
 
     def hold(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:

@@ -32,6 +32,7 @@ from buildrunner.store.model.outbox import (
     NewMessage,
 )
 from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow, shown_document
 from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbox
@@ -145,21 +146,14 @@ class SqlOutbox(SqlPart):
         fair = select(turns.c.id).order_by(turns.c.turn, turns.c.next_try, turns.c.id).limit(limit)
         if share is not None:
             fair = fair.where(turns.c.turn <= share)
-        with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            wanted = list(connection.execute(fair).scalars())
-        if not wanted:
-            return []
-        until = microseconds(now + timedelta(seconds=lease_s))
-        free = select(outbox.c.id).where(outbox.c.id.in_(wanted), due)
-        with self._database.write() as connection:
-            ids = list(connection.execute(free.with_for_update(skip_locked=True)).scalars())
-            claimed = (
-                update(outbox)
-                .where(outbox.c.id.in_(ids))
-                .values(claim=outbox.c.claim + 1, claimed_until=until)
-                .returning(*outbox.c)
-            )
-            rows = connection.execute(claimed).all()
+        rows = claim(
+            self._database,
+            outbox,
+            fair,
+            free=due,
+            until=now + timedelta(seconds=lease_s),
+            claim=outbox.c.claim + 1,
+        )
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
     def change(self, message: Message, new: Message) -> None:

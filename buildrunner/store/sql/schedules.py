@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, up
 from buildrunner.errors import NotFound
 from buildrunner.store.model.schedules import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
 from buildrunner.store.records import instant_of, microseconds
+from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, insert_new
 from buildrunner.store.sql.rows import AnyRow
 from buildrunner.store.sql.schema import fires as _fires
@@ -116,26 +117,19 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
 
     def claim_fires(self, *, now: datetime, lease_s: float, limit: int) -> list[Fire]:
-        """Take waiting fires whose time has come, oldest first; no other server gets them.
+        """Claim waiting fires whose time has come, oldest first; no other server gets them.
 
-        Whoever does not `settle_fire` within the lease loses them to the next who asks.
+        A fire that is not settled within the lease is claimed again.
         """
         moment = microseconds(now)
         due = and_(
             _fires.c.state == WAITING, _fires.c.run_at <= moment, _fires.c.claimed_until <= moment
         )
-        found = select(_fires).where(due).order_by(_fires.c.run_at, _fires.c.fire_at).limit(limit)
-        with self._database.read() as connection:
-            if connection.execute(found.limit(1)).first() is None:
-                return []
-        until = microseconds(now + timedelta(seconds=lease_s))
-        with self._database.write() as connection:
-            rows = connection.execute(found.with_for_update(skip_locked=True)).all()
-            for row in rows:
-                connection.execute(
-                    update(_fires).where(_is(_fire(row))).values(claimed_until=until)
-                )
-        return [_fire(row) for row in rows]
+        keys = select(*_fires.primary_key.columns).where(due)
+        oldest = keys.order_by(_fires.c.run_at, _fires.c.fire_at).limit(limit)
+        until = now + timedelta(seconds=lease_s)
+        rows = claim(self._database, _fires, oldest, free=due, until=until)
+        return sorted(map(_fire, rows), key=lambda fire: (fire.run_at, fire.fire_at))
 
     def settle_fire(self, fire: Fire) -> None:
         """Write down what became of a fire: its state, build and detail. Final states stay."""
