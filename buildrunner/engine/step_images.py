@@ -40,8 +40,9 @@ class PublicImages:
         if is_image_id(name):
             return False
         asked = ImageName.parse(name)
-        tagged = f"{asked.familiar}:{asked.tag or 'latest'}"
-        names = {asked.familiar, tagged, str(asked), asked.reference}
+        # Of a name with tag and digest, the digest counts.
+        version = f"@{asked.digest}" if asked.digest else f":{asked.tag or 'latest'}"
+        names = {asked.familiar, f"{asked.familiar}{version}", asked.reference}
         return any(fnmatchcase(one, pattern) for pattern in self._allowed for one in names)
 
     def check(self, name: str) -> None:

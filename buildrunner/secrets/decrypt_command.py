@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -18,6 +19,13 @@ LIMIT_S = 60.0
 _GRACE_S = 1.0
 _PIECE_BYTES = 4096
 KEY_PLACE = "{key}"
+
+# The name becomes an argument of a program that the config's author did not choose.
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_])?"
+_KEY_NAME = re.compile(
+    rf"projects/{_PART}/locations/{_PART}/keyRings/{_PART}/cryptoKeys/{_PART}"
+    rf"(?:/cryptoKeyVersions/{_PART})?"
+)
 
 
 class CommandSecrets:
@@ -37,6 +45,11 @@ class CommandSecrets:
         """See `SecretProvider.find`."""
         if reference.kind != "kms":
             return None
+        if not _KEY_NAME.fullmatch(reference.name):
+            raise SecretError(
+                f'"{reference.name}" is not the name of a KMS key',
+                hint="write projects/P/locations/L/keyRings/R/cryptoKeys/K",
+            )
         argv = [argument.replace(KEY_PLACE, reference.name) for argument in self._command]
         subject = f"the decrypt command {argv[0]}, for {subject_of(reference)},"
         call = _Call(argv, subject)

@@ -356,3 +356,15 @@ class TestDecryptCommand:
         odd = SecretReference("A", "kms", KEY, "not base64!")
         with pytest.raises(SecretError, match="is not base64"):
             CommandSecrets(["no-such-program"]).find(odd, [])
+
+    @pytest.mark.parametrize(
+        "name",
+        ["--plaintext-file=/etc/passwd", "k", f"{KEY}/../other", f"{KEY} --flag", f"{KEY}\n", "-"],
+    )
+    def test_a_name_that_no_key_has_is_no_argument_of_the_program(self, tmp_path, name):
+        ran = tmp_path / "ran"
+        command = CommandSecrets(["touch", str(ran), "{key}"])
+        odd = SecretReference("A", "kms", name, base64.b64encode(CIPHERTEXT).decode())
+        with pytest.raises(SecretError, match="is not the name of a KMS key"):
+            command.find(odd, [])
+        assert not ran.exists()

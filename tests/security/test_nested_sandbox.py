@@ -29,6 +29,7 @@ from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox, SandboxLimits, 
 from buildrunner.settings import Settings
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
+from tests.conftest import Registry
 from tests.e2e.submit_bench import Bench, Done
 
 pytestmark = pytest.mark.docker
@@ -592,6 +593,48 @@ def test_no_address_of_ipv6_is_reached_whose_rules_are_for_ipv4(bench: Bench, mo
         )
         shown = daemons.execute(container_name(build_id), ("sh", "-c", script))
         assert b"default" not in shown
+    finally:
+        daemons.close()
+        sandbox.remove(build_id)
+        sandbox.close()
+
+
+def test_a_stranger_s_build_sees_and_leaves_no_image_of_the_machine(
+    tmp_path: Path, docker_engine: DockerEngine, busybox: str, registry: Registry, builders: None
+) -> None:
+    name = f"{registry.address}/public/{uuid.uuid4().hex[:8]}:1"
+    never = threading.Event()
+    assert docker_engine.tag_image(busybox, name)
+    docker_engine.push_image(name, on_progress=lambda _: None, cancel=never)
+    docker_engine.untag_image(name)
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": "test-walls"},
+        settings=Settings(),
+    )
+    build_id = f"test-{uuid.uuid4()}"
+    daemons = NestedDaemons(docker_engine.endpoint)
+    try:
+        place = sandbox.open(build_id, trusted=False)
+        try:
+            place._open_port(int(registry.address.rpartition(":")[2]))  # type: ignore[attr-defined]
+            pulled = place.engine.pull_image(
+                name, on_progress=lambda _: None, cancel=never, anonymous=True
+            )
+            container = place.engine.create_container(ContainerSpec(image=pulled.id, cmd=("true",)))
+            place.engine.start_container(container, attach=False)
+            assert place.engine.wait_container(container).code == 0
+            seen = daemons.execute(
+                container_name(build_id),
+                ("sh", "-c", "ls /run/images 2> /dev/null; docker images -q | wc -l"),
+            )
+        finally:
+            place.close()
+        assert seen.split() in ([b"1"], [b"2"])  # and one that is tried before the first build
+        assert docker_engine.find_image(name) is None
+        wanted = tmp_path / "server" / "wanted"
+        assert not wanted.exists()
     finally:
         daemons.close()
         sandbox.remove(build_id)

@@ -37,6 +37,7 @@ from buildrunner.errors import (
     EngineUnavailable,
     ImagePushError,
 )
+from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.container import DATA
 from buildrunner.sandboxes.nested.loopback import (
     is_registry,
@@ -60,6 +61,7 @@ class NestedEngine(ForwardingEngine):
         login_for: gives the machine's login for a registry; None if there is none.
         push_with: pushes from the nested engine with such a login, which does not go there.
         on_pushed: told after each push.
+        limit_bytes: of an image that the host engine pulls; None sets no limit.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class NestedEngine(ForwardingEngine):
         login_for: Callable[[str, threading.Event], RegistryLogin | None],
         push_with: Callable[..., PushedImage],
         on_pushed: Callable[[], None],
+        limit_bytes: int | None = None,
     ) -> None:
         self._ready = ready
         self._why_gone = why_gone
@@ -88,6 +91,7 @@ class NestedEngine(ForwardingEngine):
         self._login_for = login_for
         self._push_with = push_with
         self._on_pushed = on_pushed
+        self._limit_bytes = limit_bytes
         self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
         self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
         self.copied_layers: set[str] = set()
@@ -185,13 +189,19 @@ class NestedEngine(ForwardingEngine):
     ) -> ImageInfo:
         """See `Images.pull_image`. The host engine pulls what it does not have.
 
-        Without a login it always asks the registry: what it has may have come with one.
+        Without a login, the nested engine pulls it: what the host engine has may have come with a
+        login. The image counts for the limit of the disk, and goes with the sandbox.
         """
-        image = None if anonymous else self._host.find_image(name)
-        if image is None:
-            image = self._host.pull_image(
-                name, on_progress=on_progress, cancel=cancel, anonymous=anonymous
+        if anonymous:
+            pulled: ImageInfo = self._ask(
+                lambda engine: engine.pull_image(
+                    name, on_progress=on_progress, cancel=cancel, anonymous=True
+                )
             )
+            return pulled
+        image = self._host.find_image(name) or pull_within(
+            self._host, name, self._limit_bytes, on_progress=on_progress, cancel=cancel
+        )
         self._of_host[name] = image
         here = self._ask(lambda engine: engine.find_image(name))
         if here is None or here.id != self._inside(image.id):

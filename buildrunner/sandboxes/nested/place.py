@@ -116,7 +116,7 @@ class NestedPlace:
         copy, note_use: see `NestedEngine`.
         found: the nested engine is there already: a process that died made it.
         pulls: what the nested engine pulls, from its start on. Closed with the place.
-        wanted: is told of it. Closed with the place.
+        wanted: is told of it. Closed with the place. None for a build that leaves no images.
         login_for: see `NestedEngine`.
         folder: gives the folder of this machine that is shared with the sandbox.
         disk_bytes: what it may write; it is ended when it has written more. None sets no limit.
@@ -136,7 +136,7 @@ class NestedPlace:
         note_use: Callable[[Iterable[str]], None],
         found: bool,
         pulls: Callable[[], PullWatch],
-        wanted: WantedImages,
+        wanted: WantedImages | None,
         memory: PushMemory | None,
         login_for: Callable[[str, threading.Event], RegistryLogin | None],
         folder: Callable[[], str],
@@ -183,6 +183,7 @@ class NestedPlace:
             login_for=login_for,
             push_with=GatewayPush(daemons, lambda: self._ready().state.id, folder).push,
             on_pushed=self._note_push,
+            limit_bytes=disk_bytes,
         )
         self.engine: ContainerEngine = self._nested
 
@@ -256,7 +257,8 @@ class NestedPlace:
         self._ports.close()
         if self._pulls is not None:
             self._pulls.close()
-        self._wanted.close()
+        if self._wanted is not None:
+            self._wanted.close()
         if self._end is not None:
             self._end.close()
         if self._running is not None:
@@ -319,9 +321,11 @@ class NestedPlace:
             self._up.set()
 
     def _note_pulls(self, pulls: PullWatch) -> None:
-        self._wanted.work()
-        for name in pulls:
-            self._wanted.note(name)
+        if self._wanted is not None:
+            self._wanted.work()
+        for name in pulls:  # also tells of pushes
+            if self._wanted is not None:
+                self._wanted.note(name)
 
     def _watch(self, end: Stream) -> None:
         with suppress(EngineError):  # the host engine went away: that is news, too

@@ -121,7 +121,9 @@ class NestedSandbox:
         if trusted:
             memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
         if state is None:
-            mode, start = self._new(build_id, memory.recall() if memory else {})
+            # Images that other builds used may be private: the build of a stranger sees none.
+            known = memory.recall() if memory else None
+            mode, start = self._new(build_id, known)
         else:
             mode, start = state.mode, partial(self._starter.found, build_id, state)
         if not trusted and not isolates(mode, self._demanded):
@@ -130,6 +132,7 @@ class NestedSandbox:
                 f"the sandbox would be isolated by {mode} only; this server demands "
                 f"{self._demanded} (--require-isolation) for builds of forks"
             )
+        disk_bytes = self._limits().disk_bytes
         place = NestedPlace(
             self._folders.place(build_id),
             host=self._host,
@@ -144,12 +147,17 @@ class NestedSandbox:
             found=state is not None,
             pulls=lambda: self._pulls(self._folders.socket(build_id)),
             wanted=WantedImages(
-                os.path.join(self._folders.root, "wanted"), self._host, self._cache.note_use
-            ),
+                os.path.join(self._folders.root, "wanted"),
+                self._host,
+                self._cache.note_use,
+                limit_bytes=disk_bytes,
+            )
+            if trusted
+            else None,
             memory=memory,
             login_for=self._login_for,
             folder=lambda: self._folders.notes(build_id),
-            disk_bytes=self._limits().disk_bytes,
+            disk_bytes=disk_bytes,
         )
         place.begin()
         return place
@@ -290,10 +298,18 @@ class NestedSandbox:
 
     # -- how this machine lets engines run in containers ------------------------------------------
 
-    def _new(self, build_id: str, pushed: Origins) -> tuple[str, Callable[[], Running]]:
-        """A new engine's mode, and what gives it: one that was started ahead, or is started now."""
+    def _new(self, build_id: str, pushed: Origins | None) -> tuple[str, Callable[[], Running]]:
+        """A new engine's mode, and what gives it: one that was started ahead, or is started now.
+
+        Args:
+            build_id: the build.
+            pushed: what its project's builds know of registries; None for a build that shares
+                nothing with others, and starts without images.
+        """
         facts = self._daemons.facts()
         self._noted_mode(facts)
+        if pushed is None:
+            return self._way(build_id, facts, with_images=False)
         spare = self._spares.take(build_id, facts)
         if spare is not None:
             self._starter.tell(build_id, pushed)
@@ -308,16 +324,23 @@ class NestedSandbox:
         return mode, start
 
     def _way(
-        self, place: str, facts: HostFacts, labels: Mapping[str, str] = MappingProxyType({})
+        self,
+        place: str,
+        facts: HostFacts,
+        labels: Mapping[str, str] = MappingProxyType({}),
+        *,
+        with_images: bool = True,
     ) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
         image = self._image()
         way = f"{facts.identity} {image}"
         mode = self._noted_mode(facts) if way in self._noted() else ""
         if mode:
-            start = partial(self._starter.start, place, facts, image, mode, labels)
+            start = partial(
+                self._starter.start, place, facts, image, mode, labels, with_images=with_images
+            )
             return mode, partial(_as_known, self._note_path, start)
-        mode, running = self._tried(place, facts, image, labels)
+        mode, running = self._tried(place, facts, image, labels, with_images=with_images)
         write_whole(self._note_path, msgspec.json.encode({way: mode}))
         return mode, lambda: running
 
@@ -342,13 +365,21 @@ class NestedSandbox:
         return os.path.join(self._folders.root, "nested.json")
 
     def _tried(
-        self, place: str, facts: HostFacts, image: str, labels: Mapping[str, str]
+        self,
+        place: str,
+        facts: HostFacts,
+        image: str,
+        labels: Mapping[str, str],
+        *,
+        with_images: bool,
     ) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
             self._cache.mode = mode
             try:
-                running = self._starter.start(place, facts, image, mode, labels)
+                running = self._starter.start(
+                    place, facts, image, mode, labels, with_images=with_images
+                )
                 _try_step(running, privileged=mode in PRIVILEGED_STEPS)
             except EngineError as error:
                 refusals.append(f"{mode}: {error}")

@@ -75,6 +75,8 @@ class NestedStarter:
         image: str,
         mode: str,
         labels: Mapping[str, str] = MappingProxyType({}),
+        *,
+        with_images: bool = True,
     ) -> Running:
         """Make one, and wait until it answers.
 
@@ -84,6 +86,7 @@ class NestedStarter:
             image: what to run.
             mode: one of `MODES`.
             labels: for what is made, besides those that everything has.
+            with_images: it gets to see the image cache.
 
         Raises:
             EngineError: it can't be made, or does not answer.
@@ -113,7 +116,7 @@ class NestedStarter:
             pids=limits.pids,
             egress=self._egress,
         )
-        images = self._start_with_images(spec)
+        images = self._start_with_images(spec, with_images=with_images)
         state = self._daemons.find(place)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
@@ -144,17 +147,19 @@ class NestedStarter:
         with suppress(OSError):  # it is only about speed
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
 
-    def _start_with_images(self, spec: DaemonSpec) -> SandboxImages:
+    def _start_with_images(self, spec: DaemonSpec, *, with_images: bool) -> SandboxImages:
         """Start it with what the cache offers now."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
-        images, container = self._created(spec)
+        images, container = self._created(spec, with_images=with_images)
         self._daemons.start(container)
         return images
 
-    def _created(self, spec: DaemonSpec) -> tuple[SandboxImages, str]:
-        host_images = self._daemons.host_images()
+    def _created(self, spec: DaemonSpec, *, with_images: bool) -> tuple[SandboxImages, str]:
         write_authorities(os.path.join(spec.folder, CERTIFICATES_NAME))
+        if not with_images:
+            return SandboxImages(), self._daemons.create(spec)
+        host_images = self._daemons.host_images()
         with self._cache.reading() as since:
             offered = self._cache.offered(host_images)
             labels = spec.labels

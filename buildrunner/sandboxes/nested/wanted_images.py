@@ -16,6 +16,8 @@ from contextlib import suppress
 
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, ImagePullError
+from buildrunner.sandboxes.nested.bounded_pull import pull_within
+from buildrunner.sandboxes.nested.loopback import loopback_ports
 
 _MOST = 100  # notes; a config that pulls without end must not fill the machine
 
@@ -30,11 +32,18 @@ class WantedImages:
         folder: for the notes; made when there is one.
         host: pulls them.
         note_use: told of them (by id) when the host has them.
+        limit_bytes: of each; None sets no limit.
     """
 
     def __init__(
-        self, folder: str, host: ContainerEngine, note_use: Callable[[Iterable[str]], None]
+        self,
+        folder: str,
+        host: ContainerEngine,
+        note_use: Callable[[Iterable[str]], None],
+        *,
+        limit_bytes: int | None = None,
     ) -> None:
+        self._limit_bytes = limit_bytes
         self._folder = folder
         self._host = host
         self._note_use = note_use
@@ -44,7 +53,13 @@ class WantedImages:
         self._lock = threading.Lock()
 
     def note(self, name: str) -> None:
-        """A nested engine has pulled ``name``. The host gets it as soon as it can."""
+        """A nested engine has pulled ``name``. The host gets it as soon as it can.
+
+        At a loopback address, the sandbox may have a registry of its own: that is another one than
+        what listens there on the machine.
+        """
+        if loopback_ports(f"{name}/"):
+            return
         with suppress(OSError, EngineError):  # it is only about speed
             if (image := self._host.find_image(name)) is not None:
                 self._note_use((image.id,))
@@ -92,8 +107,8 @@ class WantedImages:
 
     def _pull(self, name: str) -> None:
         try:
-            image = self._host.find_image(name) or self._host.pull_image(
-                name, on_progress=lambda _: None, cancel=self._stop
+            image = self._host.find_image(name) or pull_within(
+                self._host, name, self._limit_bytes, cancel=self._stop
             )
             self._note_use((image.id,))
         except ImagePullError as error:

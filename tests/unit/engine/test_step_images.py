@@ -39,6 +39,9 @@ def engine() -> FakeEngine:
         ("corp.example.com/ci/*", "corp.example.com/ci/deep/go", True),
         ("corp.example.com/ci/*", "corp.example.com/app", False),
         ("corp.example.com/ci/go", f"corp.example.com/ci/go@sha256:{'a' * 64}", True),
+        ("team-base:2", f"team-base:2@sha256:{'a' * 64}", False),
+        ("team-base:2*", f"team-base:2@sha256:{'a' * 64}", False),
+        (f"team-base@sha256:{'a' * 64}", f"team-base:2@sha256:{'a' * 64}", True),
         ("*", f"sha256:{'a' * 64}", False),
     ],
 )

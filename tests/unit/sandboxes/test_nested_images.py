@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ContainerSpec, ImageInfo
+from buildrunner.containers.types import ContainerSpec, ImageInfo, TransferProgress
 from buildrunner.errors import ImagePullError
+from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
+from buildrunner.sandboxes.nested.wanted_images import WantedImages
 
 PRIVATE = "corp.example.com/team/app"
 SHARED = "shared:1"
@@ -135,12 +138,85 @@ def test_what_the_host_engine_has_is_taken_from_there() -> None:
     assert nest.copies == [PRIVATE]
 
 
-def test_without_a_login_the_host_engine_s_stock_does_not_count() -> None:
+def test_without_a_login_the_nested_engine_pulls_and_nothing_stays_on_the_machine() -> None:
     nest = Nest()
-    nest.engine.have_image(PRIVATE, threading.Event())
     with pytest.raises(ImagePullError):
-        nest.pull(anonymous=True)
-    nest.host.private.clear()
+        nest.pull(anonymous=True)  # though the host engine has it
+    nest.inner.offer_image(PRIVATE)
     nest.pull(anonymous=True)
-    nest.pull(anonymous=True)
-    assert nest.copies == [PRIVATE]  # the registry's image is the one that was copied
+    assert nest.inner.find_image(PRIVATE) is not None
+    assert [call for call in nest.host.calls if call[0] == "pull_image"] == []
+    assert nest.copies == []
+
+
+class Puller:
+    """An engine that pulls an image of some layers, and reports their sizes first."""
+
+    def __init__(self, layers: list[int], unpacked: int) -> None:
+        self.layers = layers
+        self.unpacked = unpacked
+        self.image: ImageInfo | None = None
+
+    def pull_image(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+        anonymous: bool = False,
+    ) -> ImageInfo:
+        assert not anonymous
+        for number, size in enumerate(self.layers):
+            on_progress(
+                TransferProgress(
+                    image=name, layer=f"layer{number}", status="Downloading", total_bytes=size
+                )
+            )
+            if cancel.is_set():
+                raise ImagePullError("cancelled")
+        self.image = ImageInfo(id=name, digest="", size_bytes=self.unpacked)
+        return self.image
+
+    def untag_image(self, _name: str) -> None:
+        self.image = None
+
+
+@pytest.mark.parametrize(
+    ("layers", "unpacked", "limit"),
+    [([1, 2], 9, None), ([1, 2], 9, 9), ([], 0, 9)],
+)
+def test_an_image_within_the_limit_is_pulled(
+    layers: list[int], unpacked: int, limit: int | None
+) -> None:
+    engine = Puller(layers, unpacked)
+    pull_within(engine, "app:1", limit, cancel=threading.Event())  # type: ignore[arg-type]
+    assert engine.image is not None
+
+
+@pytest.mark.parametrize(("layers", "unpacked"), [([5, 5], 5), ([10], 5), ([1], 10)])
+def test_an_image_beyond_the_limit_of_the_build_s_disk_does_not_stay(
+    layers: list[int], unpacked: int
+) -> None:
+    engine = Puller(layers, unpacked)
+    with pytest.raises(ImagePullError, match=r"larger than .* write to the disk") as caught:
+        pull_within(engine, "app:1", 9, cancel=threading.Event())  # type: ignore[arg-type]
+    assert not caught.value.transient
+    assert engine.image is None
+
+
+def test_a_pull_that_is_cancelled_is_not_called_too_large() -> None:
+    stopped = threading.Event()
+    stopped.set()
+    with pytest.raises(ImagePullError, match=r"^cancelled$"):
+        pull_within(Puller([1], 1), "app:1", 9, cancel=stopped)  # type: ignore[arg-type]
+
+
+def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(tmp_path: Path) -> None:
+    """``docker pull 127.0.0.1:5000/app`` in a step names a registry of the sandbox."""
+    host = FakeEngine()
+    noted = WantedImages(str(tmp_path / "wanted"), host, lambda _: None)
+    for name in ("127.0.0.1:5000/app", "localhost:5000/app:1", "127.1.2.3:80/a@sha256:1"):
+        noted.note(name)
+    noted.close()
+    assert host.calls == []
+    assert not (tmp_path / "wanted").exists()
