@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import SSlibKey
-
     from buildrunner.provenance.policy import Policy
-    from buildrunner.provenance.verification import Verified
+    from buildrunner.provenance.verification import Trust, Verified
 
 _EPILOG: Final = """\
 SUBJECT is a file of this machine, or an image in a registry. The provenance of an image is read
@@ -23,7 +21,8 @@ from the registry, that of FILE from FILE.intoto.jsonl; --provenance names anoth
 
 The signature, the digest of SUBJECT and all that the policy says must fit. A policy is a file:
 
-    keys: [ci.pub]                                # one of these keys has signed
+    keys: [ci.pub]                                # one of these keys has signed,
+    authorities: [ca.pem]                         # or one with a certificate of these authorities
     builders: ["https://ci.example.com"]          # one of these servers built it
     sources: ["https://github.com/acme/*"]        # from one of these repositories,
     refs: ["refs/heads/main", "refs/tags/v*"]     # from one of these branches or tags,
@@ -78,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from buildrunner.provenance.verification import verified
 
     policy = _policy(args)
-    keys = _keys(policy)
+    trust = _trust(policy)
     name, digest, attestations = _subject(args)
     try:
-        found = verified(digest, attestations, keys, policy)
+        found = verified(digest, attestations, trust, policy)
     except VerificationError as error:
         raise VerificationError(f"{name} is refused: {error}", hint=error.hint) from error
     if args.format == "json":
@@ -106,16 +105,25 @@ def _policy(args: argparse.Namespace) -> Policy:
     )
 
 
-def _keys(policy: Policy) -> list[SSlibKey]:
+def _trust(policy: Policy) -> Trust:
+    from buildrunner.provenance.certificates import read_certificates
     from buildrunner.provenance.signing import read_public_key
+    from buildrunner.provenance.verification import Trust
 
-    if not policy.keys:
+    if not (policy.keys or policy.authorities):
         raise UsageError(
             "there is no key to verify with",
             hint="name one with --key FILE, or with keys: in the policy; "
             "`buildrunner builds provenance --public-key` prints that of a server",
         )
-    return [read_public_key(_content(path, "the key"), path) for path in policy.keys]
+    return Trust(
+        keys=[read_public_key(_content(path, "the key"), path) for path in policy.keys],
+        authorities=[
+            certificate
+            for path in policy.authorities
+            for certificate in read_certificates(_content(path, "the authority"), path)
+        ],
+    )
 
 
 def _subject(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:

@@ -67,13 +67,18 @@ def attached(repository: Repository, digest: str) -> list[bytes]:
 def bundle_of(envelope: bytes) -> bytes:
     """Return the Sigstore bundle of a DSSE envelope that a key has signed."""
     parsed = json.loads(envelope)
+    # Readers of bundles refuse fields that they do not know; cosign's tag keeps the certificate.
+    signatures = [
+        {name: value for name, value in one.items() if name != "cert"}
+        for one in parsed["signatures"]
+    ]
     bundle = {
         "mediaType": BUNDLE_TYPE,
         "verificationMaterial": {
             "publicKey": {"hint": parsed["signatures"][0]["keyid"]},
             "tlogEntries": [],
         },
-        "dsseEnvelope": parsed,
+        "dsseEnvelope": {**parsed, "signatures": signatures},
     }
     return json.dumps(bundle, separators=(",", ":")).encode()
 

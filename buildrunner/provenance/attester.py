@@ -36,6 +36,7 @@ class ProvenanceAttester:
         plan: its plan.
         builder_id: URI of the server that runs the build.
         open_signer: opens the signing key; called when the build has published something.
+        certificates: returns the certificate of the key, and those above it, as PEM text.
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
@@ -50,6 +51,7 @@ class ProvenanceAttester:
         builder_id: str,
         open_signer: Callable[[], Signer],
         required: bool,
+        certificates: Callable[[], str] = lambda: "",
         user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
         push: bool = False,
         start_sbom: Callable[[tuple[SbomImage, ...]], None] | None = None,
@@ -58,6 +60,7 @@ class ProvenanceAttester:
         self._plan = plan
         self._builder_id = builder_id
         self._open_signer = open_signer
+        self._certificates = certificates
         self._required = required
         self._user_login = user_login
         self._push = push
@@ -83,7 +86,7 @@ class ProvenanceAttester:
         if statement is None:
             return Attested()
         try:
-            envelope = signed_envelope(statement, self._open_signer())
+            envelope = signed_envelope(statement, self._open_signer(), self._certificates())
         except AttestationError as error:
             if self._required:
                 raise

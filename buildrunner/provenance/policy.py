@@ -15,7 +15,7 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.problem import Problem
 from buildrunner.spec.reading.nodes import compose, position
 
-KEYS: Final = ("keys", "builders", "sources", "refs", "configs", "forks")
+KEYS: Final = ("keys", "authorities", "builders", "sources", "refs", "configs", "forks")
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +25,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         keys: paths of public keys, one of which must have signed.
+        authorities: paths of certificates of authorities, one of which must have certified the key
+            that signed, unless it is one of ``keys``.
         builders: patterns of builder ids.
         sources: patterns of URLs of source repositories.
         refs: patterns of refs: ``refs/heads/main``, ``refs/tags/v*``.
@@ -33,6 +35,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     keys: tuple[str, ...] = ()
+    authorities: tuple[str, ...] = ()
     builders: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     refs: tuple[str, ...] = ()
@@ -46,7 +49,7 @@ def allows(patterns: Iterable[str], text: str) -> bool:
 
 
 def read_policy(path: str) -> Policy:
-    """Read a policy file. Paths of keys are relative to the file.
+    """Read a policy file. Paths in it are relative to the file.
 
     Raises:
         ConfigError: the file is wrong; holds every problem with its place.
@@ -67,7 +70,8 @@ def read_policy(path: str) -> Policy:
     if problems:
         raise ConfigError(problems)
     folder = os.path.dirname(path)
-    fields["keys"] = tuple(os.path.join(folder, key) for key in fields.get("keys", ()))
+    for name in ("keys", "authorities"):
+        fields[name] = tuple(os.path.join(folder, file) for file in fields.get(name, ()))
     return Policy(**fields)
 
 

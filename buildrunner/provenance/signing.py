@@ -51,8 +51,13 @@ def open_signer(key: str, folder: str) -> Signer:
     return _file_signer(path)
 
 
-def signed_envelope(statement: dict[str, Any], signer: Signer) -> bytes:
+def signed_envelope(statement: dict[str, Any], signer: Signer, certificates: str = "") -> bytes:
     """Return the DSSE envelope of a statement, as JSON on one line.
+
+    Args:
+        statement: an in-toto statement.
+        signer: signs it.
+        certificates: the certificate of the signer's key, and those above it, as PEM text.
 
     Raises:
         AttestationError: the signer does not sign, such as a KMS that cannot be reached.
@@ -63,7 +68,10 @@ def signed_envelope(statement: dict[str, Any], signer: Signer) -> bytes:
         envelope.sign(signer)
     except Exception as error:  # each KMS has errors of its own library
         raise AttestationError(f"the provenance can't be signed: {error}") from error
-    return json.dumps(envelope.to_dict(), separators=(",", ":")).encode()
+    document = envelope.to_dict()
+    if certificates:
+        document["signatures"][0]["cert"] = certificates
+    return json.dumps(document, separators=(",", ":")).encode()
 
 
 def public_key_pem(signer: Signer) -> str:
@@ -74,17 +82,27 @@ def public_key_pem(signer: Signer) -> str:
     return str(key.keyval["public"]).strip() + "\n"
 
 
-def read_public_key(pem: bytes, place: str) -> SSlibKey:
+def named_key(key: Any) -> SSlibKey:
     """Return a public key whose id is its fingerprint, as `ssh-keygen -l` shows it.
 
     Verifiers on go-securesystemslib, such as cosign, expect signatures to name keys in this way.
 
     Raises:
+        ValueError: the key is of a kind that signs no provenance.
+    """
+    wire = b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
+    fingerprint = b64encode(hashlib.sha256(wire).digest()).decode().rstrip("=")
+    return SSlibKey.from_crypto(key, keyid=f"SHA256:{fingerprint}")
+
+
+def read_public_key(pem: bytes, place: str) -> SSlibKey:
+    """Return the public key in a PEM text.
+
+    Raises:
         AttestationError: the text is no public key.
     """
     try:
-        key = load_pem_public_key(pem)
-        return SSlibKey.from_crypto(key, keyid=_key_id(key))
+        return named_key(load_pem_public_key(pem))
     except ValueError as error:
         raise AttestationError(
             f"{place} is not a public key in PEM form",
@@ -109,8 +127,7 @@ def _file_signer(path: str) -> Signer:
         )
     try:
         private = load_pem_private_key(pem, password=None)
-        public = private.public_key()
-        return CryptoSigner(private, SSlibKey.from_crypto(public, keyid=_key_id(public)))
+        return CryptoSigner(private, named_key(private.public_key()))
     except (ValueError, TypeError) as error:  # TypeError: it has a password
         raise AttestationError(
             f"the signing key {path} is no private key in PEM form without a password",
@@ -149,9 +166,3 @@ def _kms_signer(uri: str) -> Signer:
             f"the signing key {uri} can't be used: {error}",
             hint=f"see [provenance] key; its library is in securesystemslib[{scheme}]",
         ) from error
-
-
-def _key_id(key: Any) -> str:
-    """Return ``SHA256:`` and the hash of the key in OpenSSH's form, in base64 without padding."""
-    wire = b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
-    return f"SHA256:{b64encode(hashlib.sha256(wire).digest()).decode().rstrip('=')}"

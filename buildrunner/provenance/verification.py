@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+from cryptography.x509 import Certificate
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import FormatError, UnverifiedSignatureError
 from securesystemslib.signer import Signature, SSlibKey
 
-from buildrunner.errors import VerificationError
+from buildrunner.errors import AttestationError, VerificationError
+from buildrunner.provenance.certificates import (
+    BadCertificate,
+    certified_key,
+    read_certificates,
+)
 from buildrunner.provenance.policy import Policy, allows
 from buildrunner.provenance.signing import PAYLOAD_TYPE
 from buildrunner.provenance.statement import BUILD_TYPE, PROVENANCE_TYPE, STATEMENT_TYPE
@@ -52,16 +59,28 @@ class _Refused(Exception):
         self.hint = hint
 
 
-def verified(
-    digest: str, attestations: Sequence[bytes], keys: Sequence[SSlibKey], policy: Policy
-) -> Verified:
+class Trust(msgspec.Struct, frozen=True, kw_only=True):
+    """Who may have signed.
+
+    Attributes:
+        keys: public keys.
+        authorities: authorities whose certificates name further keys.
+        now: the time at which certificates must be valid.
+    """
+
+    keys: Sequence[SSlibKey] = ()
+    authorities: Sequence[Certificate] = ()
+    now: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
+
+
+def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: Policy) -> Verified:
     """Return what good provenance says about an artifact.
 
     Args:
         digest: of the artifact: ``sha256:HEX``.
         attestations: DSSE envelopes.
-        keys: public keys, one of which must have signed.
-        policy: what the provenance must say; its ``keys`` are not looked at.
+        trust: who may have signed.
+        policy: what the provenance must say; its ``keys`` and ``authorities`` are not looked at.
 
     Raises:
         VerificationError: there is no good provenance; says why.
@@ -69,15 +88,15 @@ def verified(
     worst = _Refused(0, "it has no provenance", "was it built by buildrunner, and pushed with it?")
     for attestation in attestations:
         try:
-            return _checked(digest, attestation, keys, policy)
+            return _checked(digest, attestation, trust, policy)
         except _Refused as refused:
             worst = max(worst, refused, key=lambda one: one.stage)
     raise VerificationError(str(worst), hint=worst.hint)
 
 
-def _checked(digest: str, attestation: bytes, keys: Sequence[SSlibKey], policy: Policy) -> Verified:
+def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> Verified:
     envelope = _envelope(attestation)
-    key = _signed_by(envelope, keys)
+    key = _signed_by(envelope, trust.keys) or _certified(envelope, trust)
     statement = _statement(envelope)
     _check_subject(statement, digest)
     found = _facts(statement, key)
@@ -93,7 +112,10 @@ def _envelope(attestation: bytes) -> Envelope:
 
 
 def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
-    """Return the id of the key that signed: every key is tried, whatever the envelope claims."""
+    """Return the id of the key that signed; empty if none did.
+
+    Every key is tried, whatever the envelope claims.
+    """
     signatures = list(envelope.signatures.values())
     for key in keys:
         for signature in signatures:
@@ -102,8 +124,29 @@ def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
             except UnverifiedSignatureError:
                 continue
             return str(key.keyid)
-    known = {key.keyid for key in keys}
-    claimed = [signature.keyid for signature in signatures]
+    return ""
+
+
+def _certified(envelope: Envelope, trust: Trust) -> str:
+    """Return the id of the key that signed and that an authority has certified."""
+    chains = [
+        str(signature.unrecognized_fields["cert"])
+        for signature in envelope.signatures.values()
+        if "cert" in signature.unrecognized_fields
+    ]
+    for pem in chains if trust.authorities else ():
+        try:
+            chain = read_certificates(pem.encode(), "its provenance")
+            key = certified_key(chain, trust.authorities, trust.now)
+        except (AttestationError, BadCertificate) as error:
+            raise _Refused(2, str(error)) from error
+        if signed := _signed_by(envelope, [key]):
+            return signed
+        raise _Refused(
+            3, "its provenance was changed after it was signed: the signature does not fit"
+        )
+    known = {key.keyid for key in trust.keys}
+    claimed = [signature.keyid for signature in envelope.signatures.values()]
     if known.intersection(claimed):
         raise _Refused(
             3, "its provenance was changed after it was signed: the signature does not fit"

@@ -114,7 +114,14 @@ KEYS: dict[str, dict[str, type]] = {
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
-    "provenance": {"enabled": bool, "push": bool, "sbom": list, "builder": str, "key": str},
+    "provenance": {
+        "enabled": bool,
+        "push": bool,
+        "sbom": list,
+        "builder": str,
+        "key": str,
+        "certificate": str,
+    },
 }
 TYPE_NAMES = {
     str: "a string",
@@ -195,6 +202,7 @@ def _projects_problems(path: str, projects: Any) -> list[Problem]:
             else:
                 problems.extend(_key_problems(path, table, content, f"{place}."))
         problems.extend(_git_problems(path, tree, f"{place}."))
+        problems.extend(_provenance_problems(path, tree, f"{place}."))
     return problems
 
 
@@ -309,11 +317,16 @@ def _egress_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[P
     return problems
 
 
-def _provenance_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+def _provenance_problems(path: str, tree: dict[str, Any], above: str = "") -> list[Problem]:
     table = tree.get("provenance")
     formats = table.get("sbom") if isinstance(table, dict) else None
     return [
-        Problem(f"{one!r} is no format of an SBOM", "provenance.sbom", file=path, hint=_SBOM_HINT)
+        Problem(
+            f"{one!r} is no format of an SBOM",
+            f"{above}provenance.sbom",
+            file=path,
+            hint=_SBOM_HINT,
+        )
         for one in (formats if isinstance(formats, list) else ())
         if one not in SBOM_FORMATS
     ]
@@ -370,6 +383,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         provenance_builder: URI of the builder in provenance; empty for the server's own address.
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
+        provenance_certificate: path of the certificate of the key, and of those above it.
         provenance_folder: data folder of the server; empty for that of the user. Not in files.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
         projects: for one project, fields that win over the others; see `of_project`.
@@ -396,6 +410,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance_sbom: tuple[str, ...] = ()
     provenance_builder: str = ""
     provenance_key: str = ""
+    provenance_certificate: str = ""
     provenance_folder: str = ""
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
@@ -603,6 +618,8 @@ def _provenance_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
     key = fields.get("provenance_key", "")
     if key and not _URI.match(key):
         fields["provenance_key"] = os.path.join(folder, os.path.expanduser(key))
+    if certificate := fields.get("provenance_certificate", ""):
+        fields["provenance_certificate"] = os.path.join(folder, os.path.expanduser(certificate))
     return fields
 
 

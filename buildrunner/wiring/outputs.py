@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
-from buildrunner.errors import ConfigError
+from buildrunner.errors import AttestationError, ConfigError
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.problem import Problem
@@ -121,6 +121,7 @@ def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | No
         plan,
         builder_id=settings.provenance_builder or LOCAL_BUILDER,
         open_signer=partial(_signer, settings),
+        certificates=partial(_certificates, settings.provenance_certificate),
         required=verified,
         user_login=partial(_user_login, environ=os.environ),
         push=settings.provenance_push,
@@ -141,6 +142,23 @@ def _start_sbom(build_id: str, settings: Settings, images: tuple[SbomImage, ...]
         push=settings.provenance_push,
     )
     start(job)
+
+
+def _certificates(path: str) -> str:
+    if not path:
+        return ""
+    from buildrunner.provenance.certificates import read_certificates
+
+    try:
+        with open(path, "rb") as file:
+            pem = file.read()
+    except OSError as error:
+        raise AttestationError(
+            f"the certificate {path} can't be read: {error.strerror or error}",
+            hint="correct [provenance] certificate in the settings",
+        ) from error
+    read_certificates(pem, path)
+    return pem.decode("ascii")
 
 
 def _user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | None:

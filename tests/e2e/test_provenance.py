@@ -136,6 +136,16 @@ def test_a_verified_build_fails_without_its_signing_key(bench, registry):
     assert "missing.pem can't be read" in done.out
 
 
+def test_a_verified_build_fails_without_the_certificate_of_its_key(bench, registry):
+    bench.write_own_settings('[provenance]\ncertificate = "missing.crt"\n')
+    image = bench.image_at(registry.address)
+    options = {"requestedVerifyOption": "VERIFIED"}
+    bench.write("cloudbuild.yaml", bench.config(image, options=options))
+    done = bench.run("submit", ".")
+    assert done.code == 1
+    assert "missing.crt can't be read" in done.out
+
+
 def test_any_other_build_succeeds_without_its_signing_key(bench, registry):
     broken_key(bench)
     image = bench.image_at(registry.address)

@@ -14,7 +14,7 @@ from buildrunner.errors import ConfigError, UsageError, VerificationError
 from buildrunner.provenance.policy import Policy, allows, read_policy
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import provenance_statement
-from buildrunner.provenance.verification import Verified, verified
+from buildrunner.provenance.verification import Trust, Verified, verified
 from tests.unit.provenance.builds import (
     BUILD,
     BUILDER,
@@ -49,7 +49,7 @@ def made(folder: Path, **origin: Any) -> bytes:
 
 
 def check(folder: Path, line: bytes, policy: Policy = STRICT, digest: str = DIGEST) -> Verified:
-    return verified(digest, [line], [key(folder)], policy)
+    return verified(digest, [line], Trust(keys=[key(folder)]), policy)
 
 
 def refusal(folder: Path, line: bytes, policy: Policy = STRICT, digest: str = DIGEST) -> str:
@@ -68,12 +68,12 @@ def test_good_provenance_is_verified(tmp_path):
 
 def test_one_good_attestation_among_bad_ones_is_enough(tmp_path):
     lines = [b"nonsense", envelope(tmp_path / "other"), envelope(tmp_path)]
-    assert verified(DIGEST, lines, [key(tmp_path)], STRICT).builder == BUILDER
+    assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
 
 
 def test_any_of_several_keys_may_have_signed(tmp_path):
     keys = [key(tmp_path / "other"), key(tmp_path)]
-    assert verified(DIGEST, [envelope(tmp_path)], keys, STRICT).key == keys[1].keyid
+    assert verified(DIGEST, [envelope(tmp_path)], Trust(keys=keys), STRICT).key == keys[1].keyid
 
 
 def tampered(line: bytes) -> bytes:
@@ -150,7 +150,7 @@ def test_a_policy_may_accept_forks(tmp_path):
 
 def test_an_artifact_without_provenance_is_refused(tmp_path):
     with pytest.raises(VerificationError, match="it has no provenance"):
-        verified(DIGEST, [], [key(tmp_path)], STRICT)
+        verified(DIGEST, [], Trust(keys=[key(tmp_path)]), STRICT)
 
 
 @pytest.mark.parametrize(
@@ -233,4 +233,4 @@ def test_an_sbom_beside_the_provenance_does_not_disturb(tmp_path):
     signer = open_signer("", str(tmp_path))
     sbom = {**statement(), "predicateType": "https://spdx.dev/Document", "predicate": {}}
     lines = [signed_envelope(sbom, signer), envelope(tmp_path)]
-    assert verified(DIGEST, lines, [key(tmp_path)], STRICT).builder == BUILDER
+    assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER

@@ -217,9 +217,50 @@ def test_what_is_wrong_for_a_project_is_named(tmp_path, text, place, rest):
     [
         ("[projects.p.git]\ncache_gib = 1", "projects"),
         ("[images]\nuntrusted = ['*']", "images.untrusted"),
+        ("[provenance]\npush = true", "provenance"),
     ],
 )
 def test_a_project_s_file_says_nothing_of_projects_and_of_strangers(tmp_path, text, place):
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert [problem.path for problem in caught.value.problems] == [place]
+
+
+def test_provenance_is_set_by_the_user_and_for_each_project(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "buildrunner"
+    folder.mkdir()
+    (folder / "config.toml").write_text(
+        "[provenance]\nkey = 'own.pem'\nsbom = ['spdx']\n[projects.shop.provenance]\npush = true\n"
+    )
+    settings = own_settings()
+    assert (settings.provenance, settings.provenance_push) == (True, False)
+    assert settings.provenance_key == str(folder / "own.pem")
+    assert settings.provenance_sbom == ("spdx",)
+    shop = settings.of_project("shop")
+    assert (shop.provenance_push, shop.provenance_sbom) == (True, ("spdx",))
+    served = settings.of_server("/srv", "https://ci.example.com")
+    assert (served.provenance_folder, served.provenance_builder) == (
+        "/srv",
+        "https://ci.example.com",
+    )
+
+
+def test_the_key_of_a_kms_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "buildrunner").mkdir()
+    (tmp_path / "buildrunner/config.toml").write_text("[provenance]\nkey = 'gcpkms:projects/p'\n")
+    assert own_settings().provenance_key == "gcpkms:projects/p"
+
+
+def test_an_unknown_format_of_an_sbom_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "buildrunner").mkdir()
+    (tmp_path / "buildrunner/config.toml").write_text(
+        "[provenance]\nsbom = ['spdx2']\n[projects.p.provenance]\nsbom = ['swid']\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        own_settings()
+    places = [problem.path for problem in caught.value.problems]
+    assert places == ["projects.p.provenance.sbom", "provenance.sbom"]
+    assert "'spdx2' is no format of an SBOM; formats are spdx and cyclonedx" in str(caught.value)
