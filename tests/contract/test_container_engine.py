@@ -304,6 +304,13 @@ class TestOneContainersLife:
         exit_ = bench.engine.wait_container(container)
         assert (exit_.code, exit_.oom_killed) == (137, True)
 
+    def test_an_exit_of_its_own_with_137_is_no_lack_of_memory(self, bench: Bench) -> None:
+        container = bench.engine.create_container(bench.spec("EXIT_CODE=137", "OUTPUT=last words"))
+        output = bench.engine.start_container(container, attach=True)
+        assert b"".join(output) == b"last words"
+        exit_ = bench.engine.wait_container(container)
+        assert (exit_.code, exit_.oom_killed) == (137, False)
+
     def test_sigterm_lets_it_end_by_itself(self, bench: Bench) -> None:
         container = bench.engine.create_container(
             bench.spec("OUTPUT=up", "SLEEP=x", "ON_SIGTERM=5")

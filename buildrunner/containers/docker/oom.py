@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -12,50 +13,60 @@ from buildrunner.containers.docker.api import DockerApi, filters
 from buildrunner.containers.docker.errors import Refusal
 from buildrunner.errors import EngineError
 
-_NEWS_S = 2.0
+_STOPPING_S = 2.0  # an engine that stops kills its containers first, and then answers no more
+_LATE_NEWS_S = 0.25  # behind the end of a container; mostly the news comes before
+_LOOK_S = 0.025
 
 
 def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], object]) -> bool:
-    """Whether the kernel killed it for lack of memory.
+    """Return whether the kernel killed the container for lack of memory.
 
-    The engine learns of that by another way than of the end, and often some ms later: so ask for a
-    while before believing that something else sent the SIGKILL. News that come behind the end it
-    notes in its events only. The kernel, where it is ours to ask, knows at once.
+    The kernel's log, where this process may read it, says so at once. The engine learns of the kill
+    in another way than of the end, and may note it some ms later, in its events only. So a
+    container with a limit of memory is looked at for that time, and one without a limit once.
+
+    If the engine itself sent a signal, it may be stopping. Its silence then is the answer, and the
+    exit code says nothing of the step.
 
     Args:
         api: the engine.
         container_id: a container that has ended with 137.
         torn_down: waits until the engine is through with the container's end.
+
+    Raises:
+        EngineUnavailable: the engine has stopped.
     """
     if has_oom_kill(container_id, kernel_records()):
         return True
     with contextlib.suppress(EngineError, Refusal):  # somebody has removed it already
         torn_down()
-    deadline = time.monotonic() + _NEWS_S
+    began = time.monotonic()
     while True:
         try:
             with api.client() as client:
-                if client.inspect_container(container_id)["State"].get("OOMKilled"):
-                    return True
+                found = client.inspect_container(container_id)
+                actions = _noted_actions(api, container_id)
         except Refusal:
             return False
-        if _has_oom_event(api, container_id):
+        if found["State"].get("OOMKilled") or "oom" in actions:
             return True
-        if time.monotonic() > deadline:
+        patience_s = _LATE_NEWS_S if found.get("HostConfig", {}).get("Memory") else 0.0
+        if "kill" in actions:
+            patience_s = _STOPPING_S
+        if time.monotonic() - began >= patience_s:
             return False
-        time.sleep(_NEWS_S / 80)
+        time.sleep(_LOOK_S)
 
 
-def _has_oom_event(api: DockerApi, container_id: str) -> bool:
+def _noted_actions(api: DockerApi, container_id: str) -> frozenset[str]:
+    """The kinds of the engine's events of a container: ``kill``, ``oom``."""
     query = {
         "since": 0,
         "until": f"{time.time():.3f}",
-        "filters": filters(container=[container_id], event=["oom"]),
+        "filters": filters(container=[container_id], event=["kill", "oom"]),
     }
-    try:
-        return bool(api.send("GET", "/events", params=query).strip())
-    except Refusal:
-        return False
+    lines = api.send("GET", "/events", params=query).splitlines()
+    return frozenset(json.loads(line).get("Action", "") for line in lines if line.strip())
 
 
 KERNEL_LOG: Final = "/dev/kmsg"

@@ -21,7 +21,7 @@ from buildrunner.containers import cleanup
 from buildrunner.containers.docker import api as docker_api
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec, ErrorOutput
+from buildrunner.containers.types import ContainerExit, ContainerSpec, ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"
@@ -560,6 +560,49 @@ class TestAnAttachedConnectionThatBreaks:
         scripted.answers["/json"] = scripted.answers["/logs"] = b""
         assert list(engine.start_container("x", attach=True)) == [b"hello"]
         assert engine.wait_container("x").code == 0
+
+
+class TestAContainerThatExitsWith137:
+    """By itself, or killed for lack of memory, or by an engine that stops."""
+
+    KILL = b'{"Action": "kill"}\n'
+    OOM = b'{"Action": "oom"}\n'
+
+    def exit_of(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        *events: bytes,
+        memory: int = 0,
+        killed: bool = False,
+        last: bytes = b"",
+    ) -> ContainerExit:
+        found = {"State": {"OOMKilled": killed}, "HostConfig": {"Memory": memory}}
+        scripted.answers["/json"] = [answer(200, found), last or answer(200, found)]
+        scripted.answers["/events"] = [answer(200, one) for one in events]
+        scripted.answers["/wait"] = answer(200, {"StatusCode": 137})
+        return engine.wait_container("x")
+
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_is_judged_by_one_look_if_it_has_no_limit_and_nobody_killed_it(
+        self, scripted: ScriptedEngine, engine: DockerEngine, killed: bool
+    ) -> None:
+        exit_ = self.exit_of(scripted, engine, b"", self.OOM, killed=killed)
+        assert exit_ == ContainerExit(137, killed)
+
+    def test_is_given_a_moment_for_late_news_if_it_has_a_limit(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        exit_ = self.exit_of(scripted, engine, b"", self.OOM, memory=2**25)
+        assert exit_ == ContainerExit(137, oom_killed=True)
+
+    def test_is_no_failure_of_its_own_if_the_engine_killed_it_and_is_gone(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        scripted.hangs_up_after = "/json"
+        broken_off = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
+        with pytest.raises(EngineUnavailable):
+            self.exit_of(scripted, engine, self.KILL, last=broken_off)
 
 
 def test_a_silent_engine_is_given_up(scripted: ScriptedEngine, engine: DockerEngine) -> None:
