@@ -38,7 +38,6 @@ _LOOK_S = 0.1
 
 _REQUESTS = "http+docker://localhost"
 _STREAMS = "http+stream://localhost"
-_UNUSED = "unix:///var/run/docker.sock"  # the SDK wants an address; our adapters have their own
 
 
 def filters(**values: Iterable[str]) -> str:
@@ -248,7 +247,7 @@ class _Opened:
     def __init__(self, endpoint: Endpoint, engine: _Engine | None, timeout_s: float) -> None:
         from requests import Session
 
-        from buildrunner.containers.docker.transport import EngineAdapter
+        from buildrunner.containers.docker.transport import EngineAdapter, EngineClient
 
         self._adapters = {
             _REQUESTS: EngineAdapter(endpoint, keep=True),
@@ -258,7 +257,7 @@ class _Opened:
         self._attach(self._session)
         try:
             self.engine = engine or self._introduced(timeout_s)
-            self.client = _sdk_client(self.engine.version)
+            self.client = EngineClient(_REQUESTS, self.engine.version, ANSWER_TIMEOUT_S)
         except BaseException:
             self._session.close()
             raise
@@ -287,24 +286,6 @@ class _Opened:
     def close(self) -> None:
         """Drop idle connections."""
         self.client.close()
-
-
-def _sdk_client(version: str) -> APIClient:
-    """Return a client without connections.
-
-    Raises:
-        EngineError: the user's Docker config can't be read.
-    """
-    from docker import APIClient
-    from docker.errors import DockerException
-
-    try:
-        return APIClient(_UNUSED, version=version, timeout=ANSWER_TIMEOUT_S)  # type: ignore[arg-type]
-    except (DockerException, ValueError, TypeError, AttributeError) as error:
-        raise EngineError(
-            f"the Docker config can't be read: {error}",
-            hint="Correct or remove ~/.docker/config.json (or the one in DOCKER_CONFIG).",
-        ) from error
 
 
 def _common_version(offered: str) -> str:

@@ -6,7 +6,7 @@ each failure into an error of ours. The SDK's own adapters have three gaps: they
 links to a socket, their ssh connections can't be closed from another thread, and they don't notice
 when the machine of a silent engine is gone.
 
-This module imports `requests`, so that it is imported with the first request and not before.
+This module imports `requests` and the SDK: it is imported with the first request, not before.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from requests import PreparedRequest, RequestException, Response, Timeout
+from docker import APIClient
+from requests import PreparedRequest, RequestException, Response, Session, Timeout
 from requests.adapters import HTTPAdapter
 from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 from urllib3.connection import HTTPConnection
@@ -32,6 +33,26 @@ from buildrunner.errors import EngineUnavailable
 _READ_SIZE = 256 * 1024
 _BODY_LIMIT = 64 * 1024 * 1024
 _IDLE_CONNECTIONS = 32
+
+
+class EngineClient(APIClient):
+    """The SDK's client of an engine, without connections: adapters are mounted on it.
+
+    The SDK's own constructor reads the Docker config of the process, and fails if one login in it
+    can't be read. Then no build could run, and nothing could be cleaned up.
+
+    Args:
+        base_url: begins the URL of every request.
+        version: of the API.
+        timeout_s: how long the engine may be silent.
+    """
+
+    def __init__(self, base_url: str, version: str, timeout_s: float) -> None:
+        Session.__init__(self)
+        self.base_url = base_url
+        self.timeout = timeout_s  # type: ignore[assignment]  # types-docker says int
+        self._version = version
+        self._general_configs: dict[str, Any] = {}
 
 
 class EngineConnection(HTTPConnection):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
 import tracemalloc
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -210,6 +212,19 @@ class TestLostNetworks:
         for engine in engines:
             engine.close()
         assert docker_engine.list_owned(build_labels).networks == (name,)
+
+
+@pytest.mark.docker
+@pytest.mark.parametrize(
+    "config", ['{"auths": {"x": {"auth": "aGVsbG8="}}}', '{"auths": []}', "[]"]
+)
+def test_a_docker_config_that_can_not_be_read_keeps_no_engine_from_work(
+    docker_engine: DockerEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str
+) -> None:
+    (tmp_path / "config.json").write_text(config)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    with contextlib.closing(DockerEngine(docker_engine.endpoint)) as engine:
+        assert engine.info().version
 
 
 @pytest.mark.docker
