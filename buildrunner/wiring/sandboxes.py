@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from buildrunner.builders.installer import Reporter
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.factory import DockerImageFactory
 from buildrunner.errors import UsageError
-from buildrunner.sandboxes.nested.container import Egress
-from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 from buildrunner.settings import Settings, lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder
+
+if TYPE_CHECKING:  # most commands need none of it, and it takes httpx along
+    from buildrunner.sandboxes.nested.container import Egress
+    from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 
 
 def sandbox(
