@@ -349,7 +349,8 @@ class ContainerPublisher:
         spec = self._publishing_spec(package.kind, ("python3", "-I", "-B", FOLDER))
         with self._files(workspace, cancel) as files:
             copies = _copies(_wanted(package, files))
-            container = PublishingContainer(self._place.machine, spec, program, copies)
+            # The program comes last: no file of the workspace can take its place.
+            container = PublishingContainer(self._place.machine, spec, copies, program)
         with container:
             container.run(log, cancel)
             answer = container.file("result.json", _RESULT_BYTES)

@@ -203,8 +203,15 @@ class WorkspaceFiles:
 def _inner_path(name: str) -> str:
     """A member's path relative to the folder whose archive it is in: the engine puts ``.`` or the
     folder's own name before it.
+
+    Raises:
+        UploadError: the path leads out of the folder. A step can replace the engine of its sandbox
+            and choose the names.
     """
-    return name.partition("/")[2].strip("/")
+    path = name.partition("/")[2].strip("/")
+    if path and any(part in ("", ".", "..") for part in path.split("/")):
+        raise UploadError(f"the engine names the file {name!r}, outside of its folder")
+    return path
 
 
 def _target(link: str, target: str) -> str:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import threading
 import tracemalloc
 import uuid
 import zlib
@@ -17,7 +18,9 @@ from buildrunner.artifacts import packages
 from buildrunner.artifacts.packages import PublishingContainer
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
-from buildrunner.errors import PackageError
+from buildrunner.errors import PackageError, UploadError
+from buildrunner.workspace.files import WorkspaceFiles
+from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.e2e.submit_bench import Bench
 from tests.package_servers import PASSWORD, USER, Shelf
 
@@ -121,6 +124,9 @@ class _Engine:
     def __init__(self, archive: Iterable[bytes]) -> None:
         self.archive = archive
 
+    def find_image(self, name: str) -> str:
+        return name
+
     def create_container(self, _spec: ContainerSpec) -> str:
         return "one"
 
@@ -178,6 +184,31 @@ def test_deep_json_of_a_package_is_refused(tmp_path: Path) -> None:
         tar.addfile(header, io.BytesIO(content))
     with pytest.raises(PackageError, match=r"package\.json can't be read"):
         packages._package_document(str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./../../buildrunner-publish/publisher/generic.py",
+        "./a/../../../buildrunner-publish/__main__.py",
+        "dist/..",
+        "./a//b",
+    ],
+)
+def test_no_file_of_the_workspace_is_named_out_of_its_folder(name: str) -> None:
+    """A step can replace the engine of its sandbox, which then chooses the names."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        header = tarfile.TarInfo(name)
+        header.size = 4
+        tar.addfile(header, io.BytesIO(b"evil"))
+    engine = _Engine([buffer.getvalue()])
+    workspace = PreparedWorkspace(volume="any")
+    with (
+        WorkspaceFiles(engine, workspace, {}, threading.Event()) as files,  # type: ignore[arg-type]
+        pytest.raises(UploadError, match="outside of its folder"),
+    ):
+        files.below("dist", lambda _: True)
 
 
 def test_a_publishing_container_reads_only_the_beginning_of_a_result(
