@@ -22,8 +22,9 @@ def pull_within(
 ) -> ImageInfo:
     """Pull an image that the host engine does not have.
 
-    The pull ends when the sizes of the layers, which the engine reports before it has them, exceed
-    the limit. An image that is larger once it is unpacked is removed again.
+    The pull ends when the sizes of the layers exceed the limit: the size that the engine reports
+    before it has a layer, or the bytes that have arrived. An image that is larger once it is
+    unpacked is removed again.
 
     Args:
         host: the machine's engine.
@@ -41,7 +42,9 @@ def pull_within(
     stop = _EitherEvent(cancel)
 
     def watch(progress: TransferProgress) -> None:
-        sizes[progress.layer] = max(sizes.get(progress.layer, 0), progress.total_bytes)
+        # A registry that sends a layer without its length has it arrive with an unknown size.
+        size = max(progress.total_bytes, progress.current_bytes)
+        sizes[progress.layer] = max(sizes.get(progress.layer, 0), size)
         if sum(sizes.values()) > limit_bytes:
             stop.set()
         on_progress(progress)

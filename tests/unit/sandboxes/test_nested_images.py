@@ -204,6 +204,27 @@ def test_an_image_beyond_the_limit_of_the_build_s_disk_does_not_stay(
     assert engine.image is None
 
 
+def test_layers_of_unknown_size_count_as_they_arrive() -> None:
+    class Chunked(Puller):
+        def pull_image(
+            self,
+            name: str,
+            *,
+            on_progress: Callable[[TransferProgress], None],
+            cancel: threading.Event,
+            anonymous: bool = False,
+        ) -> ImageInfo:
+            for arrived in range(100):
+                on_progress(TransferProgress(image=name, layer="one", current_bytes=arrived))
+                if cancel.is_set():
+                    raise ImagePullError(f"cancelled after {arrived}")
+            return ImageInfo(id=name, digest="", size_bytes=100)
+
+    with pytest.raises(ImagePullError, match="larger than") as caught:
+        pull_within(Chunked([], 0), "app:1", 9, cancel=threading.Event())  # type: ignore[arg-type]
+    assert str(caught.value.__cause__) == "cancelled after 10"
+
+
 def test_a_pull_that_is_cancelled_is_not_called_too_large() -> None:
     stopped = threading.Event()
     stopped.set()
