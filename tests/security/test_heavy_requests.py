@@ -5,6 +5,7 @@ Times are processor times of the judged function itself: the load of the machine
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ import pytest
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.api import logs as log_routes
 from buildrunner.server.http.caller_slots import LARGE_AT_ONCE, LARGE_BYTES, SEARCHES_AT_ONCE
-from buildrunner.server.http.requests import MAX_VALUES
+from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import MAX_VALUES, check_values
 from buildrunner.server.services import queueing
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
@@ -68,6 +70,29 @@ def test_a_body_of_millions_of_values_is_not_even_parsed(
     assert answer.status_code == 400, answer.text
     assert "holds more than" in answer.json()["error"]["message"]
     assert parsed == []
+
+
+def test_a_string_without_an_end_is_read_once() -> None:
+    """A search for the end of a string at each quotation mark in it would take hours."""
+    begun = time.process_time()
+    with contextlib.suppress(ApiError):
+        check_values(b'"' + b'\\"' * 200_000 + b"," * (MAX_VALUES + 1), MAX_VALUES)
+    assert time.process_time() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("body", "values"),
+    [
+        (b'["a,b", "c\\",d", {}]', 4),
+        (b'["a\\\\", ","]', 2),
+        (b'[",', 1),
+    ],
+)
+def test_no_text_counts_as_values(body: bytes, values: int) -> None:
+    check_values(body, values)
+    if values > 1:
+        with pytest.raises(ApiError):
+            check_values(body, values - 1)
 
 
 @pytest.mark.parametrize("path", ["/v1/projects/p/builds", "/v1/projects/p/triggers"])

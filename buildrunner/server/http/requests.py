@@ -20,7 +20,9 @@ from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.tokens import Caller
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
-_STRING: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A string that does not end reaches to the end of the body: else the search for its end would begin
+# anew at each quotation mark in it, and take quadratic time.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MARKS: Final = (b",", b"[", b"{")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
 _MOST_DISCARDED: Final = 64 << 20
