@@ -17,7 +17,7 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
-from buildrunner.sandboxes.nested import certificates
+from buildrunner.sandboxes.nested import certificates, wanted_images
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
@@ -414,8 +414,15 @@ def test_an_engine_that_runs_out_of_memory_says_so(sandboxes: Sandboxes) -> None
 
 
 def test_what_a_step_pulls_by_itself_the_next_build_has(
-    sandboxes: Sandboxes, docker_engine: DockerEngine, busybox: str, registry: Registry
+    sandboxes: Sandboxes,
+    docker_engine: DockerEngine,
+    busybox: str,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The only registry that the engine trusts here is at the loopback address, whose images are
+    # not pulled for others.
+    monkeypatch.setattr(wanted_images, "loopback_ports", lambda _: set())
     name = f"{registry.address}/{uuid.uuid4().hex[:8]}:1"
     subprocess.run(["docker", "tag", busybox, name], check=True)
     docker_engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())

@@ -245,16 +245,17 @@ def test_its_build_knows_what_builds_of_the_project_pushed(
     place.engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
     place.close()
 
-    def is_told(**options: object) -> bool:
-        build_id, _, place = server.opened_spare(**options)
+    def is_told(build_id: str, place: NestedPlace) -> bool:
         place.engine.info()
         place.close()
         notes = Path(server.folders.notes(build_id), "origins").glob("sha256/*")
         return any(name.partition(":1")[0].encode() in one.read_bytes() for one in notes)
 
-    assert is_told(project="a")
-    assert not is_told(project="b")
-    assert not is_told(project="a", trusted=False)
+    for project, knows in (("a", True), ("b", False)):
+        build_id, _, place = server.opened_spare(project=project)
+        assert is_told(build_id, place) is knows
+    stranger = server.new()
+    assert not is_told(stranger, server.open(stranger, project="a", trusted=False))
 
 
 def test_the_server_takes_it_along(server: Server) -> None:

@@ -251,7 +251,7 @@ def test_a_status_waits_while_nobody_can_tell_whether_there_is_a_token(place: Pl
     assert place.forge.received == []
     place.server.secrets.broken = ""
     delivery = Delivery(place.server.secrets, gates(place.server.context.settings), now)
-    delivery.deliver(waiting)
+    delivery.deliver(place.server.store.outbox.get(waiting.id))
     delivery.close()
     assert place.forge.received[0].headers["authorization"] == "token t0ken"
 

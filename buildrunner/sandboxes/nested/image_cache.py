@@ -181,7 +181,8 @@ class ImageCache:
                     self._add(api, host_id)
                 except EngineError as error:
                     self._forget_use(host_id)  # the next build that uses it tries again
-                    problems.append(str(error))
+                    if host_id in {image.id for image in self._daemons.host_images()}:
+                        problems.append(str(error))  # else it was removed meanwhile
             changed = self._read()
         changed.retired = {one: at for one, at in retired.items() if one in changed.images}
         self._write(changed)
