@@ -467,7 +467,7 @@ class ContainerPublisher:
         )
 
     def _trust(self) -> tuple[str, ...]:
-        """How Python, requests and Node are told of certificates."""
+        """Variables that make Python, requests and Node trust the certificates."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
 
@@ -490,7 +490,7 @@ def _program_files() -> dict[str, bytes]:
 
 
 class _PackageDocument(msgspec.Struct):
-    """What is read of a package.json."""
+    """Name and version from a package.json."""
 
     name: str
     version: str

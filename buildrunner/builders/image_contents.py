@@ -18,7 +18,7 @@ from typing import IO
 from buildrunner.builders.catalog import REPOSITORY
 from buildrunner.errors import BuildrunnerError, EngineError
 
-# What Debian's own slim images leave out; like them, the image's dpkg does not wait for the disk.
+# Debian's own slim images leave these out, too. As there, dpkg does not wait for the disk.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _KEPT = "/usr/share/doc/*/copyright"
 _CHUNK = 1 << 20

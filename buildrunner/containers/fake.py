@@ -233,7 +233,7 @@ NOT_FOUND = 127
 
 
 class FakeContainer:
-    """What the engine knows of one container. The engine's lock is held around all but `output`.
+    """The state of one container. Callers hold the engine's lock, except for `output`.
 
     Args:
         container_id: its id.
@@ -309,7 +309,7 @@ class FakeContainer:
             self.ended.set()
 
     def output(self) -> Iterator[bytes]:
-        """What is there at the start at once, the rest when it ended."""
+        """Yield the output of the start at once, and the rest when the container has ended."""
         if self.is_refused:
             raise GateRefused("the start gate did not run the step's program")
         first = self._written

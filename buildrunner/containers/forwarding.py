@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -24,14 +25,16 @@ from buildrunner.containers.types import (
 Answer = TypeVar("Answer")
 
 
-class ForwardingEngine:
+class ForwardingEngine(ABC):
     """Implements `ContainerEngine` by asking another engine.
 
-    A subclass says which engine that is (`_ask`), and replaces the calls that it answers itself.
+    A subclass implements `_ask`, which chooses the engine, and overrides the calls that it answers
+    itself.
     """
 
+    @abstractmethod
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
-        raise NotImplementedError
+        """Return the answer of the other engine to a question."""
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""

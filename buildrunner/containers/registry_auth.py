@@ -119,7 +119,7 @@ def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | N
         entry = entries.resolve_authconfig(registry)
         return str(auth.encode_header(entry).decode()) if entry else ANONYMOUS
     except (DockerException, ValueError, LookupError, TypeError, AttributeError):
-        # What is in the config is not checked by the library: it stumbles over it.
+        # The library does not check the config, so a wrong entry raises errors of any kind.
         raise _unknown(registry, f"an entry of {path} is no login", "") from None
 
 

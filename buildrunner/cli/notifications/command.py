@@ -62,7 +62,7 @@ def _read(root: Node, file: str, folder: str) -> Document:
     if template.get("uri") and not template.get("content"):
         template["content"] = _template_text(str(template.pop("uri")), folder)
     try:
-        # What the filter means, the server knows: it may have a newer idea of builds.
+        # The server checks the filter: its release may know newer fields of builds.
         read_notifier(document, with_filter=False)
     except ConfigError as error:
         raise ConfigError([_in_file(one, file, root) for one in error.problems]) from error

@@ -60,9 +60,9 @@ class BuildInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_input(args: argparse.Namespace) -> BuildInput:
-    """What ``[CONFIG | SOURCE] --config --source --git-source --no-source --tag`` ask for together.
+    """The input that ``[CONFIG | SOURCE]`` and the flags of sources choose together.
 
-    With ``--trigger`` the trigger says which config is built.
+    With ``--trigger``, the trigger names the config.
 
     Raises:
         ConfigError: the trigger is wrong.
@@ -304,7 +304,7 @@ class TriggerFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriggerValues(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build gets because a trigger makes it.
+    """Values that a trigger adds to its build.
 
     Attributes:
         facts: values of `BuiltIns` by field name.
@@ -366,7 +366,7 @@ def _inline_build(loaded: Loaded[BuildTrigger]) -> LoadedBuild | None:
 def trigger_values(
     request: BuildInput, found: TriggerFile | None, given: dict[str, str]
 ) -> TriggerValues:
-    """What the build gets from the trigger, and from the repository in place of an event.
+    """Values from the trigger, and from the repository in place of an event.
 
     Args:
         request: which source.

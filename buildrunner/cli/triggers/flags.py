@@ -501,7 +501,7 @@ def _events(args: argparse.Namespace, kind: str, old: Document) -> dict[str, Any
 
 
 def _changed_source(args: argparse.Namespace, old: Document) -> dict[str, Any]:
-    """What is checked out, and with it the config's repository if that is the same one."""
+    """The changed source, and the changed config file if it is in the same repository."""
     ref, before = source_ref(args), old.get("sourceToBuild", {})
     given = {
         name: value

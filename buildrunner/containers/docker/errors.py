@@ -1,4 +1,4 @@
-"""What an engine's error answers mean, in sentences for a person."""
+"""Sentences for the user in place of an engine's error answers."""
 
 from __future__ import annotations
 

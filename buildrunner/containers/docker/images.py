@@ -322,10 +322,10 @@ class _EventImageEvents(msgspec.Struct):
 class PulledImages:
     """Names of images that an engine pulls, from its start on. Iterate in a thread.
 
-    What BuildKit pulls for itself is not told of.
+    The engine does not report images that BuildKit pulls.
 
     Attributes:
-        pushed: the engine has pushed something, as far as was iterated.
+        pushed: whether the events read so far report a push.
 
     Args:
         endpoint: where the engine is.

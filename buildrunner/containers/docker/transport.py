@@ -294,7 +294,7 @@ def _whole(raw: BaseHTTPResponse) -> bytes:
 
 
 def _piece(raw: BaseHTTPResponse) -> bytes:
-    """What comes next of a body; empty at its end."""
+    """The next piece of a body; empty at its end."""
     try:
         return raw.read1(_READ_SIZE, decode_content=False)
     except ReadTimeoutError as error:
@@ -304,7 +304,7 @@ def _piece(raw: BaseHTTPResponse) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong in the first place."""
+    """The message of the first error in a chain."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return str(error) or type(error).__name__
