@@ -194,7 +194,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers = {name: value for name in _RETURNED if (value := answer.headers.get(name))}
         if (location := answer.headers.get("Location")) and self.command != "HEAD":
             headers["Location"] = gateway.location(urljoin(str(answer.url), location))
-        is_tag = self.path.endswith(f"/manifests/{gateway.tag}")
+        is_tag = urlsplit(self.path).path.endswith(f"/manifests/{gateway.tag}")
         if is_tag and self.command == "PUT" and answer.is_success:
             gateway.digest = headers.get("Docker-Content-Digest", "")
         size = answer.headers.get("Content-Length") if self.command == "HEAD" else None

@@ -200,6 +200,23 @@ def test_no_blob_of_another_repository_is_mounted(registry: FakeRegistry, tmp_pa
     assert registry.seen[0][:2] == ("POST", "/v2/team/app/blobs/uploads/")
 
 
+def test_the_end_of_an_upload_names_a_digest_and_nothing_else(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    with gateway(registry, tmp_path) as (_, caller):
+        _, headers, _ = caller.send("POST", "/v2/team/app/blobs/uploads/")
+        caller.send("PUT", f"{headers['Location']}?digest=sha256:1&from=secret/app&state=z")
+    assert registry.seen[1][:2] == ("PUT", "/elsewhere/1?state=x&digest=sha256%3A1")
+
+
+def test_the_digest_of_a_tag_is_known_however_the_engine_writes_its_address(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    with gateway(registry, tmp_path) as (made, caller):
+        assert caller.send("PUT", "/v2/team/app/manifests/one?any", b"{}")[0] == 201
+        assert made.digest == DIGEST
+
+
 def test_no_header_of_the_engine_is_passed_on_that_a_push_does_not_need(
     registry: FakeRegistry, tmp_path: Path
 ) -> None:
