@@ -172,8 +172,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: id of the build.
         project_id: its project.
-        steps: in list order. A resumed build lacks the steps that it reuses; the others keep
-            their indexes.
+        steps: in list order. A resumed build lacks the steps that it reuses, a part of a build
+            those that the user left out; the others keep their indexes.
         images: images to push after the steps, in order, after substitution.
         tags: tags of the build, cleaned.
         timeout_s: limit of the whole build from its start, source fetch included.

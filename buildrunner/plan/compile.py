@@ -95,13 +95,8 @@ def compile_build(
         plan = without_steps(plan, context.reused)
     if not context.trusted:
         _refuse_what_needs_trust(resolved.build, plan, file)
-    steps = tuple(
-        step
-        for step, planned in zip(resolved.build.steps, whole.steps, strict=True)
-        if planned.label not in plan.left_out
-    )
-    kept = replace(resolved.build, id=plan.build_id, project_id=plan.project_id, steps=steps)
-    return CompiledBuild(build=kept, plan=plan, problems=tuple(problems))
+    named = replace(resolved.build, id=plan.build_id, project_id=plan.project_id)
+    return CompiledBuild(build=named, plan=plan, problems=tuple(problems))
 
 
 def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:

@@ -1,7 +1,7 @@
 """Running a part of a build: ``--step``, ``--from``, ``--until``, ``--skip``.
 
-A step is named by its id or by its index. What is left out counts as done: steps that wait for it
-do not wait, and what it would have made is expected to be there already.
+A step is named by its id or by its index. A step that is left out counts as done: no step waits for
+it, and its files are expected to be there already. The other steps keep their indexes.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
-    """The plan with the selected steps only, renumbered from 0.
+    """Return the plan with the selected steps only.
 
-    Images are pushed and files uploaded only when every step is in it: half a build must not
-    publish what it did not make. ``left_out`` names the steps and uploads that are missing.
+    A part of a build pushes no images and uploads no files, since it may lack what they are made
+    from. ``left_out`` names the missing steps and uploads.
 
     Raises:
         ConfigError: a name matches no step, ``--until`` stands before ``--from``, or nothing is
@@ -53,17 +53,7 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
     chosen = _chosen(plan.steps, selection)
     if len(chosen) == len(plan.steps):
         return plan
-    new_index = {old: new for new, old in enumerate(chosen)}
-    steps = tuple(
-        replace(
-            plan.steps[old],
-            index=new,
-            depends_on=tuple(
-                new_index[index] for index in plan.steps[old].depends_on if index in new_index
-            ),
-        )
-        for old, new in new_index.items()
-    )
+    steps = _only(plan.steps, chosen)
     mounted = (volume.name for step in steps for volume in step.volumes)
     return replace(
         plan,
@@ -73,7 +63,19 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
         object_location="",
         object_paths=(),
         packages=(),
-        left_out=_left_out(plan, new_index),
+        left_out=_left_out(plan, chosen),
+    )
+
+
+def _only(steps: Sequence[StepPlan], chosen: Sequence[int]) -> tuple[StepPlan, ...]:
+    """Return the chosen steps with the indexes that they have; they do not wait for the others."""
+    position = {index: at for at, index in enumerate(chosen)}
+    return tuple(
+        replace(
+            steps[index],
+            depends_on=tuple(position[one] for one in steps[index].depends_on if one in position),
+        )
+        for index in chosen
     )
 
 
@@ -140,9 +142,9 @@ def _unknown(steps: Sequence[StepPlan], flag: str, name: str) -> Problem:
 
 
 def without_steps(plan: BuildPlan, reused: Collection[int]) -> BuildPlan:
-    """Return the plan without the steps that are reused; what waited for them does not wait.
+    """Return the plan without the steps that are reused.
 
-    Steps keep their indexes. Images and artifacts stay: with what is reused the build is whole.
+    Images and artifacts stay: with what is reused the build is whole.
 
     Args:
         plan: of the whole build.
@@ -151,15 +153,10 @@ def without_steps(plan: BuildPlan, reused: Collection[int]) -> BuildPlan:
     Raises:
         ConfigError: nothing would be left to run.
     """
-    left = [step for step in plan.steps if step.index not in reused]
+    left = [step.index for step in plan.steps if step.index not in reused]
     if not left:
         raise ConfigError([Problem("no step is left to run", rule="selection")])
-    position = {step.index: at for at, step in enumerate(left)}
-    steps = tuple(
-        replace(step, depends_on=tuple(position[one] for one in step.depends_on if one in position))
-        for step in left
-    )
-    return replace(plan, steps=steps)
+    return replace(plan, steps=_only(plan.steps, left))
 
 
 def reused_steps(statuses: Sequence[str], first: int) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -20,10 +20,11 @@ class BuildRecord:
 
     Args:
         build: the build as it was asked for, substitutions made, with id and create time.
+        left_out: indexes of the steps that the build does not run. They have no status.
     """
 
-    def __init__(self, build: Build) -> None:
-        self._build = replace(build, status=Status.QUEUED, steps=_queued(build))
+    def __init__(self, build: Build, left_out: Collection[int] = ()) -> None:
+        self._build = replace(build, status=Status.QUEUED, steps=_queued(build, left_out))
 
     @property
     def build(self) -> Build:
@@ -38,14 +39,14 @@ class BuildRecord:
         self._build = handler(self._build, event)
         return True
 
-    def planned(self, build: Build) -> None:
-        """The build as it was planned, when it began before there was a plan."""
+    def planned(self, build: Build, left_out: Collection[int]) -> None:
+        """Take the build as it was planned, if it began before there was a plan."""
         self._build = replace(
             build,
             status=self._build.status,
             create_time=self._build.create_time,
             start_time=self._build.start_time,
-            steps=_queued(build),
+            steps=_queued(build, left_out),
         )
 
     def replace(self, build: Build) -> None:
@@ -59,8 +60,11 @@ class BuildRecord:
         self._build = apply_outcome(self._build, outcome)
 
 
-def _queued(build: Build) -> tuple[BuildStep, ...]:
-    return tuple(replace(step, status=Status.QUEUED) for step in build.steps)
+def _queued(build: Build, left_out: Collection[int]) -> tuple[BuildStep, ...]:
+    return tuple(
+        step if index in left_out else replace(step, status=Status.QUEUED)
+        for index, step in enumerate(build.steps)
+    )
 
 
 def _started(build: Build, event: BuildStarted) -> Build:

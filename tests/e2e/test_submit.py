@@ -201,15 +201,24 @@ def test_a_part_of_the_build_can_be_run(bench):
         + "]",
     )
     for flags, expected in (
-        (["--step", "s1"], ["ran1"]),
-        (["--from", "s2"], ["ran2", "ran3"]),
-        (["--until", "s1"], ["ran0", "ran1"]),
-        (["--skip", "s0", "--skip", "3"], ["ran1", "ran2"]),
+        (["--step", "s1"], [1]),
+        (["--from", "s2"], [2, 3]),
+        (["--until", "s1"], [0, 1]),
+        (["--skip", "s0", "--skip", "3"], [1, 2]),
     ):
         done = bench.run("submit", ".", *flags)
         assert done.code == 0, done.err
-        assert re.findall(r"ran\d", done.out) == expected
-    assert len(bench.builds("list")[0]["steps"]) == 2
+        assert [line for line in done.out.splitlines() if "ran" in line] == [
+            f'Step #{n} - "s{n}": ran{n}' for n in expected
+        ]
+        assert re.findall(r"^#(\d) s\d +SUCCESS", done.err, re.MULTILINE) == list(
+            map(str, expected)
+        )
+        steps = bench.builds("list")[0]["steps"]
+        assert [n for n in range(4) if steps[n].get("status") == "SUCCESS"] == expected
+        assert [n for n in range(4) if "status" not in steps[n]] == sorted(
+            {*range(4)} - {*expected}
+        )
 
 
 def test_no_source_and_config_and_source_flags(bench):

@@ -69,7 +69,9 @@ class BuildSession:
         self._make_output = output
         self._made_log_upload: LogUpload | None = None
         self._store_folder = data_folder()
-        self._record = BuildRecord(replace(self._with_places(build, plan), create_time=_now()))
+        self._record = BuildRecord(
+            replace(self._with_places(build, plan), create_time=_now()), _left_out(build, plan)
+        )
         self.cancel = CancelToken()
 
     def __enter__(self) -> BuildSession:
@@ -99,7 +101,7 @@ class BuildSession:
     def planned(self, build: Build, plan: BuildPlan) -> None:
         """The build and the plan that run, where they were not known when the session began."""
         self._folder.store_log = plan.store_log
-        self._record.planned(self._with_places(build, plan))
+        self._record.planned(self._with_places(build, plan), _left_out(build, plan))
         self._output.planned(plan)
         self._writer.save(self._record.build)
 
@@ -191,6 +193,13 @@ class _LogFolder:
             import shutil
 
             shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _left_out(build: Build, plan: BuildPlan) -> set[int]:
+    """Return the indexes of the steps that the user left out."""
+    if not plan.left_out:
+        return set()
+    return set(range(len(build.steps))) - {step.index for step in plan.steps}
 
 
 def _now() -> datetime:

@@ -70,7 +70,7 @@ class BuildView:
 
     Attributes:
         plan: the plan that runs.
-        steps: by index.
+        steps: in the order of the plan.
         phase: SETUPBUILD, FETCHSOURCE, BUILD or PUSH; empty before the first.
         transfers: pulls, pushes, fetches and uploads under way, by image or URL, oldest first.
         pushed: images that registries confirmed, in order.
@@ -81,7 +81,7 @@ class BuildView:
 
     def __init__(self, plan: BuildPlan) -> None:
         self.plan = plan
-        self.steps = [StepView(step) for step in plan.steps]
+        self._take_steps(plan)
         self.phase = ""
         self.transfers: dict[str, TransferView] = {}
         self.pushed: list[ImagePushed] = []
@@ -91,8 +91,16 @@ class BuildView:
 
     def planned(self, plan: BuildPlan) -> None:
         """There is a plan now; the build may have begun before it."""
-        self.steps = [StepView(step) for step in plan.steps]
+        self._take_steps(plan)
         self.plan = plan
+
+    def step(self, index: int) -> StepView:
+        """The step of that index in the whole build, by which events name it."""
+        return self._by_index[index]
+
+    def _take_steps(self, plan: BuildPlan) -> None:
+        self.steps = [StepView(step) for step in plan.steps]
+        self._by_index = {step.plan.index: step for step in self.steps}
 
     def apply(self, event: BuildEvent) -> None:
         """Take the next event; kinds that change nothing here are ignored."""
@@ -110,17 +118,17 @@ def _phase_started(view: BuildView, event: PhaseStarted) -> None:
 
 
 def _step_started(view: BuildView, event: StepStarted) -> None:
-    step = view.steps[event.step]
+    step = view.step(event.step)
     step.started_at = event.at
     step.status = "PULLING"
 
 
 def _step_running(view: BuildView, event: StepRunning) -> None:
-    view.steps[event.step].status = "WORKING"
+    view.step(event.step).status = "WORKING"
 
 
 def _step_finished(view: BuildView, event: StepFinished) -> None:
-    step = view.steps[event.step]
+    step = view.step(event.step)
     step.status = event.status
     step.finished = event
 

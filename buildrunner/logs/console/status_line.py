@@ -33,15 +33,18 @@ _TRANSFER_LIMIT = 3
 
 
 def graph_columns(plan: BuildPlan) -> list[list[int]]:
-    """Step indexes by depth in the graph: a step stands one column after its deepest dependency."""
+    """Positions of steps in the plan, by depth in the graph.
+
+    A step stands one column after its deepest dependency.
+    """
     depths: list[int] = []
     columns: list[list[int]] = []
-    for step in plan.steps:
-        depth = 1 + max((depths[index] for index in step.depends_on), default=-1)
+    for position, step in enumerate(plan.steps):
+        depth = 1 + max((depths[before] for before in step.depends_on), default=-1)
         depths.append(depth)
         if depth == len(columns):
             columns.append([])
-        columns[depth].append(step.index)
+        columns[depth].append(position)
     return columns
 
 
@@ -80,11 +83,11 @@ def _draw_graph(line: _Line, view: BuildView, look: Look) -> None:
                 STATUS_COLOURS.get(status, "") if look.colour else "",
             )
         return
-    for position, column in enumerate(graph_columns(view.plan)):
-        if position:
+    for number, column in enumerate(graph_columns(view.plan)):
+        if number:
             line.add(_JOINT[kind])
-        for index in column:
-            step = view.steps[index]
+        for position in column:
+            step = view.steps[position]
             symbol, code = _SYMBOLS.get(step.status, _UNKNOWN), STATUS_COLOURS.get(step.status)
             if step.finished is not None and step.finished.forgiven:
                 symbol, code = _FORGIVEN, STATUS_COLOURS["CANCELLED"]

@@ -74,7 +74,7 @@ def render_summary(
 def _failure(view: BuildView, finished: BuildFinished, look: Look, *, log_shown: bool) -> list[str]:
     if finished.failing_step is None:
         return []
-    step = view.steps[finished.failing_step]
+    step = view.step(finished.failing_step)
     ended = step.finished
     if ended is None:
         return []
@@ -207,12 +207,11 @@ def _next(
     short = view.plan.build_id.partition("-")[0]
     lines = [f"  whole log:  {log_command} {short}"]
     if finished.failing_step is not None:
-        step = view.steps[finished.failing_step]
+        step = view.step(finished.failing_step)
         again = quote(step.plan.id or str(step.plan.index))
         if command:
             lines.append(f"  try again:  {command}")
-        # A part of a build counts its steps from 0: only an id leads to the config's step.
-        if step is not view.steps[0] and (step.plan.id or not view.plan.left_out):
+        if step is not view.steps[0]:
             # A local build begins with the source: what steps made is gone with their build.
             if command:
                 part = f"{command} --from {again}"

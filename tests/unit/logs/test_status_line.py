@@ -29,6 +29,12 @@ def test_it_shows_the_graph_the_count_the_time_and_what_runs():
     assert status_line(view, at(17), 100, PLAIN) == "✔─◐◌─○  1/4  0:17  lint 12s, test 12s"
 
 
+def test_a_part_of_a_build_is_drawn_without_the_steps_that_are_left_out():
+    steps = (StepPlan(index=4, image="a"), StepPlan(index=7, image="a", depends_on=(0,)))
+    view = view_of(BuildPlan(build_id="b", project_id="p", steps=steps), started(4, 0), ended(4, 5))
+    assert status_line(view, at(5), 100, PLAIN) == "✔─○  1/2  0:05"
+
+
 def test_it_does_without_unicode():
     view = view_of(diamond(), started(0, 0), running(0, 0))
     assert status_line(view, at(1), 100, ASCII) == ">-..-.  0/4  0:01  deps 1s"

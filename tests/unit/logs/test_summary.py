@@ -115,17 +115,24 @@ def test_the_columns_stand_below_each_other_where_ids_have_wide_letters():
     assert marked.startswith("#1 e\u0301x    NOT RUN")
 
 
-@pytest.mark.parametrize(("name", "shown"), [("", False), ("b", True)])
-def test_in_a_part_of_a_build_only_an_id_names_the_step_to_begin_with(name, shown):
-    steps = (StepPlan(index=0, image="a"), StepPlan(index=1, id=name, image="a"))
+def test_a_part_of_a_build_names_its_steps_as_the_whole_build_does():
+    steps = (StepPlan(index=2, image="a"), StepPlan(index=3, image="b", depends_on=(0,)))
     plan = BuildPlan(build_id=BUILD_ID, project_id="p", steps=steps, left_out=("Step #0",))
     view = view_of(
         plan,
-        started(1, 1),
-        ended(1, 2, "FAILURE"),
-        finished(2, "FAILURE", failing_step=1, error="x"),
+        started(2, 0),
+        ended(2, 1, "SUCCESS"),
+        started(3, 1),
+        ended(3, 2, "FAILURE"),
+        finished(2, "FAILURE", failing_step=3, error="x"),
     )
-    assert ("from here" in render_summary(view, PLAIN, "buildrunner submit .")) is shown
+    said = render_summary(view, PLAIN, "buildrunner submit .")
+    assert "Step #3 failed" in said
+    assert [line.split()[:2] for line in said.splitlines() if line.startswith("#")] == [
+        ["#2", "SUCCESS"],
+        ["#3", "FAILURE"],
+    ]
+    assert "buildrunner submit . --from 3  #" in said
 
 
 def test_the_first_step_is_not_called_a_part_of_the_build():

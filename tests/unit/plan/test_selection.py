@@ -49,8 +49,13 @@ def test_what_is_selected(selection, expected):
 
 def test_what_is_left_out_counts_as_done():
     part = select_steps(PLAN, Selection(skip=("test",)))
-    assert [step.index for step in part.steps] == [0, 1, 2, 3]
     assert [step.depends_on for step in part.steps] == [(), (0,), (0, 1), (2,)]
+
+
+def test_the_steps_of_a_part_keep_their_numbers_in_the_config():
+    part = select_steps(PLAN, Selection(first="2", skip=("4",)))
+    assert [step.label for step in part.steps] == ["Step #2", 'Step #4 - "push"']
+    assert part.names_steps
 
 
 def test_a_part_of_a_build_publishes_nothing_and_says_so():

@@ -36,6 +36,15 @@ def test_events_bring_the_build_up_to_date():
     assert build.steps[0].timing.start_time == build.steps[0].timing.end_time == NOW
 
 
+def test_a_step_that_the_user_left_out_has_no_status():
+    steps = (BuildStep(name="a"), BuildStep(name="b"))
+    kept = BuildRecord(Build(id="b1", project_id="p", create_time=NOW, steps=steps), {0})
+    kept.apply(events.StepStarted(at=NOW, step=1))
+    assert [step.status for step in kept.build.steps] == [Status.STATUS_UNKNOWN, Status.WORKING]
+    kept.planned(Build(id="b1", project_id="p", steps=steps), {1})
+    assert [step.status for step in kept.build.steps] == [Status.QUEUED, Status.STATUS_UNKNOWN]
+
+
 def test_the_last_snapshot_is_in_the_store_when_close_returns(tmp_path):
     kept = record()
     writer = BuildWriter(
