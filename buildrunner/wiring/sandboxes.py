@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 from buildrunner.builders.installer import Reporter
 from buildrunner.containers.docker.engine import DockerEngine
@@ -13,10 +12,6 @@ from buildrunner.errors import UsageError
 from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 from buildrunner.settings import Settings, lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder
-
-if TYPE_CHECKING:  # most commands need none of it, and it takes httpx along
-    from buildrunner.sandboxes.nested.container import Egress
-    from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 
 
 def sandbox(
@@ -53,78 +48,26 @@ def sandbox(
         return HostSandbox(container_engine(), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
+    # Imported here: most commands need none of it, and it takes httpx along.
     from buildrunner.sandboxes.nested.container import Egress
-    from buildrunner.sandboxes.protocol import fair_share
-
-    return _nested_sandbox(
-        data_folder,
-        labels,
-        egress=Egress(
-            deny=(*Egress().deny, *settings.egress_deny),
-            allow=settings.egress_allow,
-        ),
-        limits=lambda host: limits or fair_share(builds, host.info().memory_bytes, disk_gib),
-        isolation=isolation,
-        reporter=reporter,
-    )
-
-
-def _nested_sandbox(
-    folder: str,
-    labels: Mapping[str, str],
-    *,
-    egress: Egress,
-    limits: Callable[[DockerEngine], SandboxLimits],
-    isolation: str,
-    reporter: Reporter | None,
-) -> NestedSandbox:
-    from buildrunner.builders.catalog import ENGINE_IMAGE
-    from buildrunner.containers.docker.endpoint import Endpoint
-    from buildrunner.containers.docker.engine import DockerEngine
-    from buildrunner.containers.docker.images import PulledImages, copy_image
-    from buildrunner.containers.registry_auth import registry_login
-    from buildrunner.sandboxes.nested.daemon import NestedDaemons
-    from buildrunner.sandboxes.nested.image_cache import ImageCache
+    from buildrunner.sandboxes.nested.machine import NestedMachine, SandboxChoices
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
-    from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
 
     host = container_engine()
-    daemons = NestedDaemons(host.endpoint)
-    image = _EngineImage(host, reporter)
-    cache = ImageCache(
-        daemons, host.endpoint, image_cache_folder(host.endpoint.address), ENGINE_IMAGE
-    )
-
-    def endpoint(socket_path: str) -> Endpoint:
-        return Endpoint(
-            address=f"unix://{socket_path}", origin="the build's sandbox", follow_links=False
-        )
-
-    def make_images() -> None:
-        ensure_carrier_image(host)
-        if (image := host.find_image(CARRIER_IMAGE)) is not None:
-            cache.note_use([image.id])
-
-    return NestedSandbox(
-        host,
-        daemons,
-        cache,
-        folder=folder,
+    denied = (*Egress().deny, *settings.egress_deny)
+    choices = SandboxChoices(
+        folder=data_folder,
+        cache_folder=image_cache_folder(host.endpoint.address),
         labels=labels,
-        limits=lambda: limits(host),
-        connect=lambda path: DockerEngine(endpoint(path), use_logins=False),
-        copy=lambda image, path, names, cancel: copy_image(
-            image, names, host.endpoint, endpoint(path), cancel
-        ),
-        pulls=lambda path: PulledImages(endpoint(path)),
-        image=image.obtain,
-        image_is_being_made=lambda: image.is_being_made,
-        before=make_images,
-        prepare=lambda engine, its_labels: engine.ensure_network(NETWORK, its_labels),
-        egress=egress,
-        login_for=lambda registry, cancel: registry_login(registry, os.environ, cancel),
+        network=NETWORK,
+        egress=Egress(deny=denied, allow=settings.egress_allow),
         isolation=isolation,
+        limits=limits,
+        builds=builds,
+        disk_gib=disk_gib,
+        environ=os.environ,
     )
+    return NestedSandbox(NestedMachine(host, _EngineImage(host, reporter), choices))
 
 
 def has_engine_image(host: DockerEngine) -> bool:

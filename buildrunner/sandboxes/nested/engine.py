@@ -39,59 +39,77 @@ from buildrunner.errors import (
 )
 from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.container import DATA
+from buildrunner.sandboxes.nested.daemon import DaemonState
 from buildrunner.sandboxes.nested.loopback import (
     is_registry,
     loopback_ports,
 )
 
 
+class NestedAccess(Protocol):
+    """The services of a sandbox for its engine.
+
+    Attributes:
+        host: the engine that the nested one runs on.
+        limit_bytes: of an image that the host engine pulls; None sets no limit.
+    """
+
+    host: ContainerEngine
+    limit_bytes: int | None
+
+    def ready(self) -> Running:
+        """Wait for the nested engine. Raises EngineUnavailable if it can't be had."""
+        ...
+
+    def why_gone(self) -> EngineUnavailable | None:
+        """Return why the nested engine does not answer any more; None if that is not known."""
+        ...
+
+    def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
+        """Copy an image, by its id on the host engine, under names; its id in the nested one."""
+        ...
+
+    def note_use(self, images: Iterable[str]) -> None:
+        """Note images, by their ids on the host engine, that the build uses."""
+        ...
+
+    def open_port(self, port: int) -> None:
+        """Make a port of this machine's loopback address reachable for the nested engine."""
+        ...
+
+    def login_for(self, registry: str, cancel: threading.Event) -> RegistryLogin | None:
+        """Return the machine's login for a registry; None if there is none."""
+        ...
+
+    def push_with(
+        self,
+        engine: ContainerEngine,
+        name: str,
+        login: RegistryLogin,
+        *,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> PushedImage:
+        """Push from the nested engine with such a login, which does not go there."""
+        ...
+
+    def note_push(self) -> None:
+        """Note that something was pushed."""
+        ...
+
+
 class NestedEngine(ForwardingEngine):
     """The engine of a sandbox: calls wait until it is up, and say why when it is gone.
 
     Args:
-        ready: waits for the nested engine and gives it; raises EngineUnavailable when it can't be.
-        why_gone: says why the nested engine does not answer any more; None when that is not known.
-        host: the engine that it runs on.
-        data_folder: the nested engine's data as a folder of this machine, once it is ready.
-        images: what it has of the host engine's images, once it is ready.
-        copy: copies an image (by its id on the host engine), gives it names, returns its id in the
-            nested engine.
-        note_use: told of images (by their ids on the host engine) that the build uses.
-        open_port: makes a port of this machine's loopback address reachable for it.
-        login_for: gives the machine's login for a registry; None if there is none.
-        push_with: pushes from the nested engine with such a login, which does not go there.
-        on_pushed: told after each push.
-        limit_bytes: of an image that the host engine pulls; None sets no limit.
+        access: the services of the sandbox.
     """
 
-    def __init__(
-        self,
-        *,
-        ready: Callable[[], ContainerEngine],
-        why_gone: Callable[[], EngineUnavailable | None],
-        host: ContainerEngine,
-        data_folder: Callable[[], str],
-        images: Callable[[], SandboxImages],
-        copy: Callable[[str, Iterable[str], threading.Event], str],
-        note_use: Callable[[Iterable[str]], None],
-        open_port: Callable[[int], None],
-        login_for: Callable[[str, threading.Event], RegistryLogin | None],
-        push_with: Callable[..., PushedImage],
-        on_pushed: Callable[[], None],
-        limit_bytes: int | None = None,
-    ) -> None:
-        self._ready = ready
-        self._why_gone = why_gone
-        self._host = host
-        self._data_folder = data_folder
-        self._images = images
-        self._copy = copy
-        self._note_use = note_use
-        self._open_port = open_port
-        self._login_for = login_for
-        self._push_with = push_with
-        self._on_pushed = on_pushed
-        self._limit_bytes = limit_bytes
+    def __init__(self, access: NestedAccess) -> None:
+        self._access = access
+        self._host = access.host
+        self._why_gone = access.why_gone
+        self._note_use = access.note_use
         self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
         self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
         self.copied_layers: set[str] = set()
@@ -99,7 +117,7 @@ class NestedEngine(ForwardingEngine):
         self._copying = threading.Lock()
 
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
-        engine = self._ready()
+        engine = self._access.ready().engine
         try:
             return question(engine)
         except EngineUnavailable as error:
@@ -200,7 +218,7 @@ class NestedEngine(ForwardingEngine):
             )
             return pulled
         image = self._host.find_image(name) or pull_within(
-            self._host, name, self._limit_bytes, on_progress=on_progress, cancel=cancel
+            self._host, name, self._access.limit_bytes, on_progress=on_progress, cancel=cancel
         )
         self._of_host[name] = image
         here = self._ask(lambda engine: engine.find_image(name))
@@ -228,14 +246,16 @@ class NestedEngine(ForwardingEngine):
         host_id = image.id
         self._note_use((host_id,))
         asked = [name for name, one in tuple(self._of_host.items()) if one.id == host_id]
-        known = [name for name, one in self._images().missing.items() if one == host_id]
+        known = [
+            name for name, one in self._access.ready().images.missing.items() if one == host_id
+        ]
         names = {*asked, *known} - {host_id}
-        self._copied[host_id] = self._ask(lambda _: self._copy(host_id, names, cancel))
+        self._copied[host_id] = self._ask(lambda _: self._access.copy_image(host_id, names, cancel))
         self.copied_layers.update(image.layers)
 
     def _ids(self) -> dict[str, str]:
         """The nested engine's ids, by those of the host engine."""
-        return {**self._images().ids, **self._copied}
+        return {**self._access.ready().images.ids, **self._copied}
 
     def _host_ids(self) -> dict[str, str]:
         return {inside: host_id for host_id, inside in self._ids().items()}
@@ -267,24 +287,24 @@ class NestedEngine(ForwardingEngine):
         machine_login = None if login else self._machine_login(name, cancel)
         if machine_login is not None:
             pushed = self._ask(
-                lambda engine: self._push_with(
+                lambda engine: self._access.push_with(
                     engine, name, machine_login, on_progress=on_progress, cancel=cancel
                 )
             )
         else:
             for port in filter(is_registry, loopback_ports(name)):
-                self._open_port(port)
+                self._access.open_port(port)
             pushed = self._ask(
                 lambda engine: engine.push_image(
                     name, on_progress=on_progress, cancel=cancel, login=login
                 )
             )
-        self._on_pushed()
+        self._access.note_push()
         return pushed
 
     def _machine_login(self, name: str, cancel: threading.Event) -> RegistryLogin | None:
         try:
-            return self._login_for(ImageName.parse(name).registry, cancel)
+            return self._access.login_for(ImageName.parse(name).registry, cancel)
         except CredentialsError as error:
             raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
         except Stopped as error:
@@ -302,7 +322,7 @@ class NestedEngine(ForwardingEngine):
         below = f"volumes/{name}/_data"
         if folder != f"{DATA}/{below}":
             raise EngineError(f"the build's engine says that the volume {name} is at {folder!r}")
-        return os.path.join(self._data_folder(), below)
+        return os.path.join(self._access.ready().data_folder, below)
 
 
 @runtime_checkable
@@ -352,3 +372,19 @@ class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):
     missing: dict[str, str] = {}
     aging: dict[str, str] = {}
     diff_ids: frozenset[str] = frozenset()
+
+
+class Running(msgspec.Struct, frozen=True, kw_only=True):
+    """A nested engine that answers.
+
+    Attributes:
+        state: as it was when it was found or started.
+        engine: the sandbox closes it.
+        data_folder: its data as a folder of this machine.
+        images: what it began with.
+    """
+
+    state: DaemonState
+    engine: ContainerEngine
+    data_folder: str
+    images: SandboxImages = SandboxImages()

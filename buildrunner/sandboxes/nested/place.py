@@ -6,23 +6,25 @@ meets it dead is told why.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
 
+from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.nested.container import DATA, FOLDER, container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
-from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
+from buildrunner.sandboxes.nested.engine import NestedEngine, Running
+from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
 from buildrunner.sandboxes.nested.loopback import (
@@ -31,6 +33,7 @@ from buildrunner.sandboxes.nested.loopback import (
     loopback_ports,
     token_ports,
 )
+from buildrunner.sandboxes.nested.machine import NestedMachine
 from buildrunner.sandboxes.nested.mentioned_images import (
     made_by,
     mentioned_in_plan,
@@ -69,95 +72,75 @@ _EMPTY = (
 )
 
 
-class PullWatch(Protocol):
-    """Names of images, as they are pulled; ends when it is closed or the engine is gone.
+class PlaceFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts about the sandbox of one build.
 
     Attributes:
-        pushed: something was pushed, too.
+        build_id: the build.
+        place: the sandbox's name on the machine's engine (see `SandboxFolders`).
+        labels: of everything that is made for the build on the machine's engine.
+        privileged_steps: see `OpenSandbox`.
+        found: the nested engine is there already: a process that died made it.
+        trusted: the build leaves images on the machine.
+        disk_bytes: how much it may write; it is ended when it has written more. None: no limit.
     """
 
-    pushed: bool
-
-    def __iter__(self) -> Iterator[str]:
-        """Wait for the next one."""
-        ...
-
-    def close(self) -> None:
-        """End the iteration, also of another thread."""
-        ...
-
-
-class Running(msgspec.Struct, frozen=True, kw_only=True):
-    """A nested engine that answers.
-
-    Attributes:
-        state: as it was when it was found or started.
-        engine: to be closed by the place.
-        data_folder: its data as a folder of this machine.
-        images: what it began with.
-    """
-
-    state: DaemonState
-    engine: ContainerEngine
-    data_folder: str
-    images: SandboxImages = SandboxImages()
+    build_id: str
+    place: str
+    labels: dict[str, str]
+    privileged_steps: bool
+    found: bool
+    trusted: bool
+    disk_bytes: int | None = None
 
 
 class NestedPlace:
-    """Implements `OpenSandbox`.
+    """Implements `OpenSandbox`, and `NestedAccess` for its engine.
 
     Args:
-        place: what it is called on the host engine (see nested_folders.py).
-        host: the engine that the nested one runs on. Not closed.
-        daemons: the nested engines on it.
-        labels: for what is made on the host engine.
-        privileged_steps: see `OpenSandbox`.
+        machine: where the nested engine runs. Not closed.
+        folders: what this machine keeps of sandboxes.
+        facts: about this one.
         start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
-        copy, note_use: see `NestedEngine`.
-        found: the nested engine is there already: a process that died made it.
-        pulls: what the nested engine pulls, from its start on. Closed with the place.
-        wanted: is told of it. Closed with the place. None for a build that leaves no images.
-        login_for: see `NestedEngine`.
-        folder: gives the folder of this machine that is shared with the sandbox.
-        disk_bytes: what it may write; it is ended when it has written more. None sets no limit.
-        memory: is told of what the nested engine learned when it pushed; None: nobody is.
+        memory: keeps what the nested engine learned of registries when it pushed; None: nothing.
     """
 
     def __init__(
         self,
-        place: str,
-        *,
-        host: ContainerEngine,
-        daemons: NestedDaemons,
-        labels: dict[str, str],
-        privileged_steps: bool,
+        machine: NestedMachine,
+        folders: SandboxFolders,
+        facts: PlaceFacts,
         start: Callable[[], Running],
-        copy: Callable[[str, Iterable[str], threading.Event], str],
-        note_use: Callable[[Iterable[str]], None],
-        found: bool,
-        pulls: Callable[[], PullWatch],
-        wanted: WantedImages | None,
         memory: PushMemory | None,
-        login_for: Callable[[str, threading.Event], RegistryLogin | None],
-        folder: Callable[[], str],
-        disk_bytes: int | None = None,
     ) -> None:
-        self.privileged_steps = privileged_steps
-        self.machine = host
-        self.machine_network = f"container:{container_name(place)}"
-        self._place = place
-        self._host = host
-        self._daemons = daemons
-        self._labels = labels
+        self.privileged_steps = facts.privileged_steps
+        self.machine: ContainerEngine = machine.host
+        self.machine_network = f"container:{container_name(facts.place)}"
+        self.host: ContainerEngine = machine.host
+        self.login_for = machine.login_for
+        self.note_use = machine.cache.note_use
+        self._machine = machine
+        self._folders = folders
+        self._build_id = facts.build_id
+        self._place = facts.place
+        self._daemons = machine.daemons
+        self._labels = facts.labels
         self._start = start
-        self._found = found
-        self._open_pulls = pulls
-        self._pulls: PullWatch | None = None
-        self._wanted = wanted
+        self._found = facts.found
+        self._pulls: PulledImages | None = None
+        self.limit_bytes = facts.disk_bytes
+        self._wanted = (
+            WantedImages(
+                os.path.join(folders.root, "wanted"),
+                machine.host,
+                machine.cache.note_use,
+                limit_bytes=facts.disk_bytes,
+            )
+            if facts.trusted
+            else None
+        )
         self._memory = memory
         self._pushed = False
-        self._note_use = note_use
-        self._disk_bytes = disk_bytes
         self._over = ""  # why we ended the nested engine
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -169,32 +152,25 @@ class NestedPlace:
         self._failure: EngineError | None = None
         self._end: Stream | None = None
         # Not the first process in another network namespace: that may be a step's.
-        self._ports = LoopbackPorts(lambda: namespace_process(self._ready().state.process, "user"))
+        self._ports = LoopbackPorts(lambda: namespace_process(self.ready().state.process, "user"))
         self._plan: BuildPlan | None = None
-        self._nested = NestedEngine(
-            ready=lambda: self._ready().engine,
-            why_gone=self._why_gone,
-            host=host,
-            data_folder=lambda: self._ready().data_folder,
-            images=lambda: self._ready().images,
-            copy=copy,
-            note_use=note_use,
-            open_port=self._open_port,
-            login_for=login_for,
-            push_with=GatewayPush(daemons, lambda: self._ready().state.id, folder).push,
-            on_pushed=self._note_push,
-            limit_bytes=disk_bytes,
+        gateway = GatewayPush(
+            machine.daemons,
+            lambda: self.ready().state.id,
+            lambda: folders.notes(facts.build_id),
         )
+        self.push_with = gateway.push
+        self._nested = NestedEngine(self)
         self.engine: ContainerEngine = self._nested
 
     def workspace(self, source: Workspace) -> Workspace:
         """See `OpenSandbox.workspace`."""
         self.begin()
         volume = MountedVolume(
-            self._host,
+            self.host,
             self._place,
-            process=lambda: self._ready().state.process,
-            clear=lambda: self._daemons.execute(self._ready().state.id, _EMPTY),
+            process=lambda: self.ready().state.process,
+            clear=lambda: self._daemons.execute(self.ready().state.id, _EMPTY),
             used=self._found,
         )
         return NestedWorkspace(
@@ -203,7 +179,7 @@ class NestedPlace:
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
-        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self._disk_bytes)
+        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self.limit_bytes)
 
     def expect(self, plan: BuildPlan) -> None:
         """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
@@ -215,9 +191,15 @@ class NestedPlace:
     def _open_ports(self, ports: set[int]) -> None:
         for port in filter(is_registry, sorted(ports)):
             with suppress(BuildrunnerError):  # a push by us will say what is wrong
-                self._open_port(port)
+                self.open_port(port)
 
-    def _open_port(self, port: int) -> None:
+    def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
+        """See `NestedAccess.copy_image`."""
+        socket = self._folders.socket(self._build_id)
+        return self._machine.copy_image(image, socket, names, cancel)
+
+    def open_port(self, port: int) -> None:
+        """See `NestedAccess.open_port`."""
         self._ports.open(port)
         for other in token_ports(port):
             with suppress(BuildrunnerError):  # the registry will say that there was no token
@@ -229,7 +211,7 @@ class NestedPlace:
         Nothing tells of a FROM that the nested engine serves by itself: those of its images that
         would leave the cache soon are looked for, too.
         """
-        running = self._ready()
+        running = self.ready()
         aging = running.images.aging
         names = {**running.images.missing, **aging}
         if not names or (self._plan is not None and not self._plan.docker_socket):
@@ -239,7 +221,7 @@ class NestedPlace:
         if self._plan is not None:
             mentioned |= mentioned_in_plan(names, self._plan)
             mentioned -= made_by(names, self._plan)
-        self._note_use(aging[name] for name in mentioned if name in aging)
+        self.note_use(aging[name] for name in mentioned if name in aging)
         for name in sorted(mentioned - aging.keys()):
             with suppress(EngineError):  # a step that needs it says what is wrong
                 self._nested.have_image(name, cancel)
@@ -264,7 +246,8 @@ class NestedPlace:
         if self._running is not None:
             self._running.engine.close()
 
-    def _note_push(self) -> None:
+    def note_push(self) -> None:
+        """See `NestedAccess.note_push`."""
         self._pushed = True
 
     def _remember_pushes(self) -> None:
@@ -293,7 +276,8 @@ class NestedPlace:
             self._begun = True
         threading.Thread(target=self._bring_up, name="sandbox", daemon=True).start()
 
-    def _ready(self) -> Running:
+    def ready(self) -> Running:
+        """See `NestedAccess.ready`."""
         self.begin()
         self._up.wait()
         if self._running is None:
@@ -309,9 +293,9 @@ class NestedPlace:
             self._end = self._daemons.ask_for_end(running.state.id)
             threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
             self._running = running
-            if self._disk_bytes is not None:
+            if self.limit_bytes is not None:
                 threading.Thread(target=self._watch_disk, args=(running,), daemon=True).start()
-            self._pulls = self._open_pulls()
+            self._pulls = self._machine.pulls(self._folders.socket(self._build_id))
             threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
         except EngineError as error:
             self._failure = error
@@ -320,7 +304,7 @@ class NestedPlace:
         finally:
             self._up.set()
 
-    def _note_pulls(self, pulls: PullWatch) -> None:
+    def _note_pulls(self, pulls: PulledImages) -> None:
         if self._wanted is not None:
             self._wanted.work()
         for name in pulls:  # also tells of pushes
@@ -336,7 +320,7 @@ class NestedPlace:
 
     def _watch_disk(self, running: Running) -> None:
         """End the sandbox once it has written too much. Looking takes a twentieth of the time."""
-        limit = self._disk_bytes or 0
+        limit = self.limit_bytes or 0
         pause_s, misses = _DISK_S, 0
         while not self._closing.wait(pause_s):
             began = time.monotonic()
@@ -361,8 +345,8 @@ class NestedPlace:
                 return
             pause_s = max(_DISK_S, 20 * (time.monotonic() - began))
 
-    def _why_gone(self) -> EngineUnavailable | None:
-        """Why the engine does not answer; None when it is still there."""
+    def why_gone(self) -> EngineUnavailable | None:
+        """See `NestedAccess.why_gone`."""
         if self._running is None:
             return EngineUnavailable(str(self._failure)) if self._failure else None
         self._gone.wait(_NEWS_S)

@@ -6,9 +6,8 @@ See docs/explanation/sandbox.md and ADR 0020.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -16,21 +15,19 @@ from types import MappingProxyType
 import msgspec
 
 from buildrunner.containers import start_gate
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount, RegistryLogin
+from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
-from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, Egress, HostFacts
-from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, HostFacts
+from buildrunner.sandboxes.nested.engine import Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
-from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.nested.layer_origins import Origins, PushMemory
-from buildrunner.sandboxes.nested.place import NestedPlace, PullWatch, Running
+from buildrunner.sandboxes.nested.machine import NestedMachine
+from buildrunner.sandboxes.nested.place import NestedPlace, PlaceFacts
 from buildrunner.sandboxes.nested.spare import NestedSpares
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
-from buildrunner.sandboxes.nested.wanted_images import WantedImages
-from buildrunner.sandboxes.protocol import SandboxLimits, isolates
+from buildrunner.sandboxes.protocol import isolates
 from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
 
 _AGAIN_S = 0.2
@@ -41,73 +38,24 @@ class NestedSandbox:
     """Implements `Sandbox`.
 
     Args:
-        host: the engine to nest in. Closed with the sandbox.
-        daemons: nested engines on it. Closed with the sandbox.
-        cache: images that nested engines begin with.
-        folder: for what this machine keeps of sandboxes: ``run/BUILD``, and what was found out.
-        labels: for what is made on the host engine.
-        limits: says what each sandbox may take of the machine.
-        connect: opens the engine at a socket.
-        copy: copies an image of the host engine, by id, to the engine at a socket, under names;
-            returns its id there.
-        pulls: tells what the engine at a socket pulls.
-        image: makes sure of the image to run, and gives its id. It may take a minute, once.
-        image_is_being_made: whether `image` is at work on it now, in another thread.
-        before: makes sure of images that every build wants, on the host engine.
-        prepare: makes what every build needs in an engine, with labels.
-        egress: which networks sandboxes reach.
-        login_for: see `NestedEngine`.
-        isolation: one of `ISOLATIONS` that the builds of forks must have; empty demands nothing.
+        machine: the engine to nest in. Closed with the sandbox.
     """
 
     name = "nested"
 
-    def __init__(
-        self,
-        host: ContainerEngine,
-        daemons: NestedDaemons,
-        cache: ImageCache,
-        *,
-        folder: str,
-        labels: Mapping[str, str],
-        limits: Callable[[], SandboxLimits],
-        connect: Callable[[str], ContainerEngine],
-        copy: Callable[[str, str, Iterable[str], threading.Event], str],
-        pulls: Callable[[str], PullWatch],
-        image: Callable[[], str],
-        image_is_being_made: Callable[[], bool],
-        before: Callable[[], None],
-        prepare: Callable[[ContainerEngine, Mapping[str, str]], None],
-        egress: Egress,
-        login_for: Callable[[str, threading.Event], RegistryLogin | None],
-        isolation: str = "",
-    ) -> None:
-        self._login_for = login_for
-        self._host = host
-        self._daemons = daemons
-        self._cache = cache
-        self._folders = SandboxFolders(folder)
-        self._labels = dict(labels)
-        self._copy = copy
-        self._pulls = pulls
-        self._image = image
-        self._image_is_being_made = image_is_being_made
-        self._limits = limits
-        self._demanded = isolation
+    def __init__(self, machine: NestedMachine) -> None:
+        self._machine = machine
+        self._host = machine.host
+        self._daemons = machine.daemons
+        self._cache = machine.cache
+        self._folders = SandboxFolders(machine.choices.folder)
+        self._labels = dict(machine.choices.labels)
+        self._image = machine.image.obtain
+        self._demanded = machine.choices.isolation
         self._mode = ""
-        self._starter = NestedStarter(
-            host,
-            daemons,
-            cache,
-            folders=self._folders,
-            labels=labels,
-            limits=limits,
-            connect=connect,
-            before=before,
-            egress=egress,
-        )
+        self._starter = NestedStarter(machine, self._folders)
         self._spares = NestedSpares(
-            self._starter, self._folders, remove=self.remove, prepare=prepare
+            self._starter, self._folders, remove=self.remove, prepare=machine.prepare
         )
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
@@ -132,33 +80,16 @@ class NestedSandbox:
                 f"the sandbox would be isolated by {mode} only; this server demands "
                 f"{self._demanded} (--require-isolation) for builds of forks"
             )
-        disk_bytes = self._limits().disk_bytes
-        place = NestedPlace(
-            self._folders.place(build_id),
-            host=self._host,
-            daemons=self._daemons,
+        facts = PlaceFacts(
+            build_id=build_id,
+            place=self._folders.place(build_id),
             labels={**self._labels, LABEL_BUILD: build_id},
             privileged_steps=mode in PRIVILEGED_STEPS,
-            start=start,
-            copy=lambda image, names, cancel: self._copy(
-                image, self._folders.socket(build_id), names, cancel
-            ),
-            note_use=self._cache.note_use,
             found=state is not None,
-            pulls=lambda: self._pulls(self._folders.socket(build_id)),
-            wanted=WantedImages(
-                os.path.join(self._folders.root, "wanted"),
-                self._host,
-                self._cache.note_use,
-                limit_bytes=disk_bytes,
-            )
-            if trusted
-            else None,
-            memory=memory,
-            login_for=self._login_for,
-            folder=lambda: self._folders.notes(build_id),
-            disk_bytes=disk_bytes,
+            trusted=trusted,
+            disk_bytes=self._machine.limits().disk_bytes,
         )
+        place = NestedPlace(self._machine, self._folders, facts, start, memory)
         place.begin()
         return place
 
@@ -274,7 +205,7 @@ class NestedSandbox:
     def check(self) -> None:
         """See `Sandbox.check`."""
         self._host.ping()
-        if self._image_is_being_made():
+        if self._machine.image.is_being_made:
             raise EngineUnavailable(
                 "the image buildrunner/engine for nested sandboxes is being made, once on this "
                 "machine: it takes 20 to 60 s"
@@ -282,8 +213,7 @@ class NestedSandbox:
 
     def close(self) -> None:
         """See `Sandbox.close`."""
-        self._host.close()
-        self._daemons.close()
+        self._machine.close()
 
     def builds_left(self) -> tuple[str, ...]:
         """See `Sandbox.builds_left`.

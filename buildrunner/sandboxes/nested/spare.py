@@ -24,8 +24,8 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import OwnedResources
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.nested.container import HostFacts
+from buildrunner.sandboxes.nested.engine import Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
-from buildrunner.sandboxes.nested.place import Running
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
 
 LABEL_SPARE = "buildrunner.spare"

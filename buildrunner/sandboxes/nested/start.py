@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from types import MappingProxyType
 
 import msgspec
 
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.nested.certificates import registry_authorities, write_authorities
@@ -22,18 +21,16 @@ from buildrunner.sandboxes.nested.container import (
     ORIGINS_NAME,
     SOCKET_NAME,
     DaemonSpec,
-    Egress,
     HostFacts,
     data_volume_name,
 )
 from buildrunner.sandboxes.nested.daemon import DaemonState, HostImage, NestedDaemons
-from buildrunner.sandboxes.nested.engine import SandboxImages
+from buildrunner.sandboxes.nested.engine import Running, SandboxImages
 from buildrunner.sandboxes.nested.folders import SandboxFolders
-from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.nested.image_catalog import SharedImages
 from buildrunner.sandboxes.nested.layer_origins import Origins, tell_origins
-from buildrunner.sandboxes.nested.place import Running, ended
-from buildrunner.sandboxes.protocol import SandboxLimits
+from buildrunner.sandboxes.nested.machine import NestedMachine
+from buildrunner.sandboxes.nested.place import ended
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import volume_name
 
@@ -43,30 +40,21 @@ _PAUSE_S = 0.005
 
 
 class NestedStarter:
-    """Starts nested engines. See `NestedSandbox` for the arguments."""
+    """Starts nested engines.
 
-    def __init__(
-        self,
-        host: ContainerEngine,
-        daemons: NestedDaemons,
-        cache: ImageCache,
-        *,
-        folders: SandboxFolders,
-        labels: Mapping[str, str],
-        limits: Callable[[], SandboxLimits],
-        connect: Callable[[str], ContainerEngine],
-        before: Callable[[], None],
-        egress: Egress,
-    ) -> None:
-        self._host = host
-        self._daemons = daemons
-        self._cache = cache
+    Args:
+        machine: where they run.
+        folders: what this machine keeps of them.
+    """
+
+    def __init__(self, machine: NestedMachine, folders: SandboxFolders) -> None:
+        self._machine = machine
+        self._host = machine.host
+        self._daemons = machine.daemons
+        self._cache = machine.cache
         self.folders = folders
-        self._labels = dict(labels)
-        self._limits = limits
-        self._connect = connect
-        self._before = before
-        self._egress = egress
+        self._labels = dict(machine.choices.labels)
+        self._egress = machine.choices.egress
 
     def start(
         self,
@@ -91,8 +79,8 @@ class NestedStarter:
         Raises:
             EngineError: it can't be made, or does not answer.
         """
-        self._before()
-        limits = self._limits()
+        self._machine.ensure_images()
+        limits = self._machine.limits()
         notes = self.folders.notes(place)
         for folder in (notes, os.path.join(notes, ORIGINS_NAME)):
             os.makedirs(folder, mode=0o700, exist_ok=True)
@@ -133,7 +121,7 @@ class NestedStarter:
         offered = self._cache.offered(host_images)
         parts = (
             facts,
-            self._limits(),
+            self._machine.limits(),
             self._egress,
             os.getegid(),
             registry_authorities(),
@@ -190,7 +178,7 @@ class NestedStarter:
 
     def connected(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
         """One that is known to answer."""
-        engine = self._connect(self.folders.socket(build_id))
+        engine = self._machine.connect(self.folders.socket(build_id))
         return Running(state=state, engine=engine, data_folder=data_folder)
 
     def answers(self, place: str) -> DaemonState | None:
@@ -198,7 +186,7 @@ class NestedStarter:
         state = self._daemons.find(place)
         if state is None or state.status != "running":
             return None
-        engine = self._connect(self.folders.socket(place))
+        engine = self._machine.connect(self.folders.socket(place))
         try:
             engine.ping()
         except EngineError:
@@ -216,7 +204,7 @@ class NestedStarter:
         """
         deadline = time.monotonic() + _START_S
         look_at = time.monotonic() + _LOOK_S
-        engine = self._connect(self.folders.socket(build_id))
+        engine = self._machine.connect(self.folders.socket(build_id))
         while True:
             try:
                 engine.info()

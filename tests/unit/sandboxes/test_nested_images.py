@@ -5,14 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ContainerSpec, ImageInfo, TransferProgress
-from buildrunner.errors import ImagePullError
+from buildrunner.containers.types import (
+    ContainerSpec,
+    ImageInfo,
+    PushedImage,
+    RegistryLogin,
+    TransferProgress,
+)
+from buildrunner.errors import EngineUnavailable, ImagePullError
 from buildrunner.sandboxes.nested.bounded_pull import pull_within
-from buildrunner.sandboxes.nested.engine import NestedEngine, SandboxImages
+from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
 from buildrunner.sandboxes.nested.wanted_images import WantedImages
 
@@ -36,19 +43,36 @@ class Nest:
         self.copies: list[str] = []
         self.used: list[str] = []
         self.inner._images[SHARED] = self.inside(SHARED)
-        self.engine = NestedEngine(
-            ready=lambda: self.inner,
-            why_gone=lambda: None,
-            host=self.host,
-            data_folder=lambda: "/",
-            images=lambda: SandboxImages(ids={self.host_id(SHARED): self.inside(SHARED).id}),
-            copy=self._copy,
-            note_use=self.used.extend,
-            open_port=lambda _: None,
-            login_for=lambda *_: None,
-            push_with=GatewayPush(None, str, str).push,  # type: ignore[arg-type]
-            on_pushed=lambda: None,
+        self.limit_bytes: int | None = None
+        self.engine = NestedEngine(self)
+        self.gateway = GatewayPush(None, str, str)  # type: ignore[arg-type]
+
+    def ready(self) -> Running:
+        images = SandboxImages(ids={self.host_id(SHARED): self.inside(SHARED).id})
+        return Running(
+            state=None,  # type: ignore[arg-type]
+            engine=self.inner,
+            data_folder="/",
+            images=images,
         )
+
+    def why_gone(self) -> EngineUnavailable | None:
+        return None
+
+    def note_use(self, images: Iterable[str]) -> None:
+        self.used.extend(images)
+
+    def open_port(self, port: int) -> None:
+        pass
+
+    def login_for(self, registry: str, cancel: threading.Event) -> RegistryLogin | None:
+        return None
+
+    def push_with(self, *args: Any, **named: Any) -> PushedImage:
+        return self.gateway.push(*args, **named)
+
+    def note_push(self) -> None:
+        pass
 
     def host_id(self, name: str) -> str:
         found = self.host.find_image(name)
@@ -59,7 +83,7 @@ class Nest:
     def inside(name: str) -> ImageInfo:
         return ImageInfo(id=f"sha256:{'f' * 50}{len(name):014x}")
 
-    def _copy(self, image: str, names: Iterable[str], _cancel: threading.Event) -> str:
+    def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
         (name,) = {one for one in (PRIVATE, SHARED, OTHER) if self.host_id(one) == image}
         self.copies.append(name)
         for one in (*names, self.inside(name).id):
