@@ -116,9 +116,7 @@ def create_app(context: ServerContext) -> FastAPI:
     for router in routers:
         app.include_router(router)
     add_error_handlers(app, error_page)
-    context.metrics.watch_queue(
-        context.store.queue.length, lambda: len(context.store.queue.claimed())
-    )
+    context.metrics.watch_queue(context.store.queue.length, context.store.queue.running)
     store = context.store
     context.metrics.watch_outbox(
         lambda: store.outbox.count(WAITING), lambda: store.outbox.count(GIVEN_UP)

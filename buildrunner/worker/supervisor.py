@@ -24,7 +24,7 @@ import msgspec
 from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.store.build_store import FINAL_STATUSES
-from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
+from buildrunner.store.model.builds import BuildQueue, ClaimedBuild, Lease, StoredBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
@@ -275,7 +275,7 @@ class Supervisor:
                 self._poked.add(stored.id)
                 self._running[stored.id].poke()
 
-    def _look_at_foreign(self, stored: StoredBuild) -> None:
+    def _look_at_foreign(self, stored: ClaimedBuild) -> None:
         """A build of another server on the same database, which may be gone for good."""
         now = self._with.now()
         if self._closed or stored.lease_until is None or now - stored.lease_until < _GONE:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
 from typing import Any, Final
 
 import msgspec
@@ -35,8 +36,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.build_store import Document
-from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.builds import ListedBuild, StoredBuild
 from buildrunner.store.records import (
     FIRST_ATTEMPT,
     FROM_BUILD,
@@ -45,7 +45,7 @@ from buildrunner.store.records import (
     REUSED_STEPS,
 )
 from buildrunner.triggers.labels import NOTHING_TO_BUILD
-from buildrunner.triggers.settings import ApprovalPolicy
+from buildrunner.triggers.settings import ApprovalPolicy, TriggerSettings
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -370,24 +370,33 @@ class ApprovalExpiry:
         Raises:
             StoreError: the database does not answer; it is tried again.
         """
-        return sum(self._cancelled(*found) for found in self._context.store.builds.pending())
+        return sum(
+            self._expire(waiting, settings)
+            for (project, trigger), waiting in groupby(
+                self._context.store.builds.pending(), lambda one: (one.project, one.trigger_id)
+            )
+            if (settings := self._settings(project, trigger)).approval_expires is not None
+        )
 
-    def _cancelled(self, stored: StoredBuild, beside: Document) -> bool:
-        document, now = stored.document, self._context.clock()
-        settings = known_settings(beside)
-        lasts = settings.approval_expires
-        if lasts is None or datetime.fromisoformat(document["createTime"]) + lasts > now:
-            return False
+    def _settings(self, project: str, trigger: str) -> TriggerSettings:
+        return known_settings(self._context.store.triggers.settings(project, trigger))
+
+    def _expire(self, waiting: Iterable[ListedBuild], settings: TriggerSettings) -> int:
+        """Cancel those builds of one trigger whose time is over; return how many."""
+        now, lasts = self._context.clock(), settings.approval_expires
+        over = [one for one in waiting if lasts is not None and one.create_time + lasts <= now]
+        return sum(self._cancel(one, settings.approval.expires, now) for one in over)
+
+    def _cancel(self, build: ListedBuild, lasts: str, now: datetime) -> bool:
+        store = self._context.store.builds
         try:
-            self._context.store.builds.decide_approval(
-                document["projectId"],
-                stored.id,
-                _expired(document, now, settings.approval.expires),
-                approved=False,
+            document = store.get(build.project, build.id).document
+            store.decide_approval(
+                build.project, build.id, _expired(document, now, lasts), approved=False
             )
         except (Conflict, NotFound):  # somebody decided a moment ago, or another server was sooner
             return False
-        _log.info("build %s: nobody approved it in time", stored.id)
+        _log.info("build %s: nobody approved it in time", build.id)
         return True
 
 

@@ -108,6 +108,42 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
         return str(self.document["status"])
 
 
+class ListedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build as the lists of pages show it, without its document, whose size is up to its author.
+
+    Attributes:
+        id, project, status, trigger_id: of the build.
+        create_time: when it was created.
+    """
+
+    id: str
+    project: str
+    status: str
+    trigger_id: str
+    create_time: datetime
+
+
+class ClaimedBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that a worker has claimed, without its document.
+
+    Attributes:
+        id, project, status: of the build.
+        start_time: when its process recorded WORKING; None before that.
+        worker, process, fence, lease_until, cancel_requested, labels: see `StoredBuild`.
+    """
+
+    id: str
+    project: str
+    status: str
+    start_time: datetime | None
+    worker: str
+    process: str
+    fence: int
+    lease_until: datetime | None
+    cancel_requested: bool
+    labels: dict[str, str]
+
+
 class Lease(msgspec.Struct, frozen=True):
     """The right to write one build's document, until somebody else claims it."""
 
@@ -210,7 +246,7 @@ class BuildQueue(Protocol):
         """Keep the compiled plan (JSON). Raises `LeaseLost`."""
         ...
 
-    def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
+    def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         """Builds with a lease that have not ended: those of one worker, or all."""
         ...
 

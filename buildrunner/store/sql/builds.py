@@ -16,6 +16,7 @@ from buildrunner.store.list_filter import Expression
 from buildrunner.store.model.builds import (
     CANCELLED_BY,
     BuildPage,
+    ListedBuild,
     NewBuild,
     StoredBuild,
 )
@@ -25,11 +26,13 @@ from buildrunner.store.sql.filter import PageTokens, bounded
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
     COLUMNS,
+    LISTED_COLUMNS,
     MOST_PAGE_BYTES,
     AnyRow,
     bytes_of,
     document_columns,
     ended_columns,
+    listed_build,
     new_row,
     page_of,
     phase_of,
@@ -156,7 +159,7 @@ class SqlBuilds(SqlPart):
 
     def recent(
         self, project_id: str, trigger_ids: Sequence[str], *, count: int
-    ) -> dict[str, list[StoredBuild]]:
+    ) -> dict[str, list[ListedBuild]]:
         """The newest builds of each of some triggers, newest first: one question for all.
 
         Args:
@@ -187,21 +190,21 @@ class SqlBuilds(SqlPart):
         )
         of_it = (builds.c.trigger_id == wanted.c.id) & (builds.c.create_time >= wanted.c.since)
         found = (
-            select(*COLUMNS)
+            select(*LISTED_COLUMNS)
             .select_from(wanted.join(builds, of_it))
             .where(builds.c.project_id == project_id)
             .order_by(builds.c.create_time.desc(), builds.c.id)
         )
-        recent: dict[str, list[StoredBuild]] = {}
+        recent: dict[str, list[ListedBuild]] = {}
         with self._database.read() as connection:
             for row in connection.execute(found):
-                build = stored_build(row)
-                recent.setdefault(build.document.get("buildTriggerId", ""), []).append(build)
-        # Of those that were created in one microsecond there are more than were asked for.
-        return {trigger: made[:count] for trigger, made in recent.items()}
+                made = recent.setdefault(row.trigger_id, [])
+                if len(made) < count:  # builds of one microsecond can be more
+                    made.append(listed_build(row))
+        return recent
 
-    def pending(self) -> list[tuple[StoredBuild, Document]]:
-        """The builds that wait for an approval, with the settings beside their triggers.
+    def pending(self) -> list[ListedBuild]:
+        """The builds that wait for an approval, by project and trigger.
 
         Builds of triggers without settings are not among them.
         """
@@ -209,16 +212,14 @@ class SqlBuilds(SqlPart):
             trigger_settings.c.trigger_id == builds.c.trigger_id
         )
         found = (
-            select(*COLUMNS, trigger_settings.c.settings)
+            select(*LISTED_COLUMNS)
             .select_from(builds.join(trigger_settings, beside))
             # "Not ended" is what there is an index for.
             .where(is_ongoing, builds.c.phase == PENDING)
+            .order_by(builds.c.project_id, builds.c.trigger_id)
         )
         with self._database.read() as connection:
-            return [
-                (stored_build(row), msgspec.json.decode(row.settings))
-                for row in connection.execute(found)
-            ]
+            return [listed_build(row) for row in connection.execute(found)]
 
     def plan(self, build_id: str) -> bytes | None:
         """The compiled plan; None before there is one. Raises `NotFound`."""

@@ -13,6 +13,7 @@ from buildrunner.store.build_store import FINAL_STATUSES, Document
 from buildrunner.store.model.builds import (
     TRIGGER_GROUP,
     BuildQueue,
+    ClaimedBuild,
     Lease,
     StoredBuild,
     WaitReason,
@@ -23,8 +24,10 @@ from buildrunner.store.sql.builds import put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
+    CLAIMED_COLUMNS,
     COLUMNS,
     AnyRow,
+    claimed_build,
     document_columns,
     ended_columns,
     lease_of,
@@ -159,12 +162,12 @@ class SqlQueue(SqlPart, BuildQueue):
                 which = plans.c.build_id == lease.build_id
                 connection.execute(update(plans).where(which).values(plan=plan))
 
-    def claimed(self, worker_name: str | None = None) -> list[StoredBuild]:
-        found = select(*COLUMNS).where(is_claimed).order_by(builds.c.fence)
+    def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
+        found = select(*CLAIMED_COLUMNS).where(is_claimed).order_by(builds.c.fence)
         if worker_name is not None:
             found = found.where(builds.c.worker == worker_name)
         with self._database.read() as connection:
-            return [stored_build(row) for row in connection.execute(found)]
+            return [claimed_build(row) for row in connection.execute(found)]
 
     def expire(self, *, now: datetime) -> list[str]:
         over = is_waiting & (builds.c.expires_at <= microseconds(now))
@@ -182,6 +185,11 @@ class SqlQueue(SqlPart, BuildQueue):
         """How many builds are QUEUED and unclaimed."""
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).where(is_waiting)).scalar_one())
+
+    def running(self) -> int:
+        """How many builds are claimed and have not ended."""
+        with self._database.read() as connection:
+            return int(connection.execute(select(func.count()).where(is_claimed)).scalar_one())
 
     def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
         """Why it has not begun; None when it has. Raises `NotFound`."""

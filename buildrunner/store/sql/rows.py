@@ -11,7 +11,13 @@ import msgspec
 from buildrunner.errors import StoreError
 from buildrunner.spec.model.git_address import masked_build
 from buildrunner.store.build_store import FINAL_STATUSES, Document
-from buildrunner.store.model.builds import Lease, NewBuild, StoredBuild
+from buildrunner.store.model.builds import (
+    ClaimedBuild,
+    Lease,
+    ListedBuild,
+    NewBuild,
+    StoredBuild,
+)
 from buildrunner.store.records import instant_of, microseconds, parse_instant
 from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
 
@@ -37,6 +43,29 @@ COLUMNS = (
     builds.c.group_name,
     builds.c.group_limit,
     builds.c.only_worker,
+    builds.c.labels,
+)
+
+# What `listed_build` reads.
+LISTED_COLUMNS = (
+    builds.c.id,
+    builds.c.project_id,
+    builds.c.status,
+    builds.c.trigger_id,
+    builds.c.create_time,
+)
+
+# What `claimed_build` reads.
+CLAIMED_COLUMNS = (
+    builds.c.id,
+    builds.c.project_id,
+    builds.c.status,
+    builds.c.start_time,
+    builds.c.worker,
+    builds.c.process,
+    builds.c.fence,
+    builds.c.lease_until,
+    builds.c.cancel_requested,
     builds.c.labels,
 )
 
@@ -134,7 +163,7 @@ def stored_build(row: AnyRow) -> StoredBuild:
         worker=row.worker,
         process=row.process,
         fence=row.fence,
-        lease_until=None if row.lease_until is None else instant_of(row.lease_until),
+        lease_until=_instant(row.lease_until),
         attempts=row.attempts,
         cancel_requested=row.cancel_requested,
         push=row.push,
@@ -145,6 +174,37 @@ def stored_build(row: AnyRow) -> StoredBuild:
         only_worker=row.only_worker,
         labels=msgspec.json.decode(row.labels),
     )
+
+
+def listed_build(row: AnyRow) -> ListedBuild:
+    """Return the build in a row of `LISTED_COLUMNS`."""
+    return ListedBuild(
+        id=row.id,
+        project=row.project_id,
+        status=row.status,
+        trigger_id=row.trigger_id,
+        create_time=instant_of(row.create_time),
+    )
+
+
+def claimed_build(row: AnyRow) -> ClaimedBuild:
+    """Return the build in a row of `CLAIMED_COLUMNS`."""
+    return ClaimedBuild(
+        id=row.id,
+        project=row.project_id,
+        status=row.status,
+        start_time=_instant(row.start_time),
+        worker=row.worker,
+        process=row.process,
+        fence=row.fence,
+        lease_until=_instant(row.lease_until),
+        cancel_requested=row.cancel_requested,
+        labels=msgspec.json.decode(row.labels),
+    )
+
+
+def _instant(moment: int | None) -> datetime | None:
+    return None if moment is None else instant_of(moment)
 
 
 def lease_of(build: StoredBuild) -> Lease:

@@ -14,10 +14,10 @@ from starlette.responses import Response
 from buildrunner import __version__
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.requests import row_number
-from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, check_everywhere
-from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.builds import ClaimedBuild
+from buildrunner.triggers.labels import TRIGGER_NAME
 
 _ENTRIES = 50
 
@@ -38,7 +38,8 @@ def router(context: ServerContext) -> APIRouter:
         return page(
             request,
             "system",
-            running=[(build_view(stored, now=now), stored.worker) for stored in claimed],
+            running=claimed,
+            trigger_name=TRIGGER_NAME,
             workers=_workers(context, claimed),
             queued=store.queue.length(),
             held_back=context.worker_holds_back(),
@@ -62,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
-def _workers(context: ServerContext, claimed: Sequence[StoredBuild]) -> list[tuple[str, int, str]]:
+def _workers(context: ServerContext, claimed: Sequence[ClaimedBuild]) -> list[tuple[str, int, str]]:
     """Each worker that has builds, and this server's own: name, builds, state."""
     own = context.settings.worker
     counts = Counter(stored.worker for stored in claimed if stored.worker)

@@ -70,13 +70,12 @@ class _TriggerPages:
         recent = self._context.store.builds.recent(
             project, [trigger.id for trigger in triggers], count=_RECENT
         )
-        last = {one: [build_view(each, now=now) for each in of] for one, of in recent.items()}
         query = urlencode({"project": project, "page": more})
         return page(
             request,
             "triggers",
             triggers=triggers,
-            last=last,
+            last=recent,
             project=project,
             now=now,
             more=f"/triggers?{query}" if more else "",
