@@ -61,6 +61,7 @@ class Shelf:
 
     Attributes:
         files: path -> content.
+        requests: the first lines of all requests.
         failures: statuses of the next answers to PUT and POST, before anything is kept.
         retry_after: header of these answers.
         cuts: how many PUTs end with the connection, after their head.
@@ -70,6 +71,7 @@ class Shelf:
         self, certificate: ssl.SSLContext | None = None, address: str = "127.0.0.1"
     ) -> None:
         self.files: dict[str, bytes] = {}
+        self.requests: list[str] = []
         self.failures: list[int] = []
         self.retry_after = ""
         self.cuts = 0
@@ -77,6 +79,10 @@ class Shelf:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def parse_request(self) -> bool:
+                shelf.requests.append(self.raw_requestline.decode())
+                return super().parse_request()
 
             def do_GET(self) -> None:
                 found = shelf.files.get(unquote(self.path))

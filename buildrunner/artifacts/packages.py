@@ -23,8 +23,7 @@ import msgspec
 
 from buildrunner.archives import tar_writer
 from buildrunner.archives.members import Member, Members
-from buildrunner.archives.reader import Counted, chunk_reader, without_encoding
-from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.reader import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import ContainerSpec, Mount
@@ -33,7 +32,7 @@ from buildrunner.engine.outcome import PublishedPackage, Span
 from buildrunner.errors import ConfigError, NotFound, PackageError, SourceError, UploadError
 from buildrunner.plan.build_plan import PackageUpload
 from buildrunner.problem import Problem
-from buildrunner.registries.package_logins import PackageLogins
+from buildrunner.registries.package_logins import PackageLogin, PackageLogins
 from buildrunner.workspace.files import WorkspaceFile, WorkspaceFiles
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 from buildrunner.workspace.volume import read_file
@@ -46,7 +45,7 @@ LARGEST_BYTES = 16 << 30
 
 _MEMORY_BYTES = 4 << 30  # of a container that publishes: it reads files whole
 _RESULT_BYTES = 64 << 20
-_DOCUMENT_BYTES = 4 << 20
+_MANIFEST_BYTES = 4 << 20
 
 _KEPT_BYTES = 256 * 1024  # of the output: what went wrong is said at its end
 _LONGEST_LINE = 64 * 1024
@@ -210,10 +209,12 @@ IMAGES = {
 _PROGRAM = os.path.join(os.path.dirname(__file__), "publisher")
 _AUTHORITIES = "authorities.pem"
 _START = f"from publisher.program import main\n\nmain({FOLDER!r})\n".encode()
-_NO_LOGIN = "ENEEDAUTH"
-_REFUSALS = ("E401", "E403", _NO_LOGIN)
-_NPM_LOG_IN = "npm publishes nothing without a login: put one for it into ~/.npmrc or ~/.netrc"
-_NPM_CHECK = "check the login in ~/.npmrc or ~/.netrc, and what it may do there"
+_PACKED = f"{FOLDER}/package.tgz"
+_PACK = f"""
+npm pack --pack-destination {FOLDER} --loglevel error "$1" || exit
+node {FOLDER}/manifest.js {FOLDER}/*.tgz {FOLDER}/manifest.json
+"""
+_NPM_LOG_IN = "put one for it into ~/.npmrc or ~/.netrc"
 
 
 class PublishingPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -316,7 +317,9 @@ class ContainerPublisher:
         try:
             if package.kind == "npm":
                 return self._npm(package, repository, workspace, log, cancel)
-            return self._by_program(package, repository, workspace, log, cancel)
+            with self._files(workspace, cancel) as files:
+                copies = _copies(_wanted(package, files))
+                return self._run(package, repository, copies, log, cancel)
         except (PackageError, UploadError) as error:
             raise PackageError(
                 f"{package.label} can't be published: {error}",
@@ -324,7 +327,7 @@ class ContainerPublisher:
                 hint=error.hint,
             ) from error
 
-    def _by_program(
+    def _npm(
         self,
         package: PackageUpload,
         repository: str,
@@ -332,25 +335,48 @@ class ContainerPublisher:
         log: LogPipeline,
         cancel: threading.Event,
     ) -> tuple[PublishedPackage, ...]:
-        username, password = self._logins.login_for(package.kind, repository)
-        request = {
-            **msgspec.to_builtins(package),
-            "repository": repository,
-            "username": username,
-            "password": password,
-        }
+        """Pack where the package's scripts may run, publish where they can't: with the login."""
+        if not self._logins.login_for("npm", repository).found:
+            raise PackageError(
+                f"{repository} accepts npm packages only with a login",
+                unauthorized=True,
+                hint=_NPM_LOG_IN,
+            )
+        (folder,) = package.paths
+        with tempfile.TemporaryDirectory(prefix="buildrunner-npm-") as scratch:
+            path = os.path.join(scratch, "package.tgz")
+            manifest = self._pack(folder, path, workspace, log, cancel)
+            size = os.path.getsize(path)
+            member = Member(path=_PACKED[1:], kind=tar_writer.REGULAR, size=size)
+            packed = tar_writer.pack([(member, _content(path))])
+            package = msgspec.structs.replace(package, paths=(_PACKED,))
+            return self._run(package, repository, packed, log, cancel, manifest=manifest)
+
+    def _run(
+        self,
+        package: PackageUpload,
+        repository: str,
+        files: Iterable[bytes],
+        log: LogPipeline,
+        cancel: threading.Event,
+        **request: object,
+    ) -> tuple[PublishedPackage, ...]:
+        """Run the program that publishes ``files``, a tar archive; ``request`` is more for it."""
+        login = self._logins.login_for(package.kind, repository)
+        request |= msgspec.to_builtins(package) | msgspec.to_builtins(login)
         program = _archive(
             {
-                "request.json": msgspec.json.encode(request),
+                "request.json": msgspec.json.encode({**request, "repository": repository}),
                 **self._trusted,
                 **_program_files(),
             }
         )
-        spec = self._publishing_spec(package.kind, ("python3", "-I", "-B", FOLDER))
-        with self._files(workspace, cancel) as files:
-            copies = _copies(_wanted(package, files))
-            # The program comes last: no file of the workspace can take its place.
-            container = PublishingContainer(self._place.machine, spec, copies, program)
+        spec = self._spec(
+            package.kind, ("python3", "-I", "-B", FOLDER), network=self._place.network
+        )
+        spec = msgspec.structs.replace(spec, memory_bytes=_MEMORY_BYTES)
+        # The program comes last: no file of the workspace can take its place.
+        container = PublishingContainer(self._place.machine, spec, files, program)
         with container:
             container.run(log, cancel)
             answer = container.file("result.json", _RESULT_BYTES)
@@ -359,7 +385,7 @@ class ContainerPublisher:
         result: dict[str, Any] = msgspec.json.decode(answer)
         if "error" in result:
             refused = bool(result["unauthorized"])
-            hint = _log_in(repository, username) if refused else ""
+            hint = _log_in(repository, login) if refused else ""
             raise PackageError(result["error"], unauthorized=refused, hint=hint)
         kind = "maven" if package.kind == "maven-folder" else package.kind
         return tuple(
@@ -372,31 +398,6 @@ class ContainerPublisher:
             for one in result["packages"]
         )
 
-    def _npm(
-        self,
-        package: PackageUpload,
-        repository: str,
-        workspace: PreparedWorkspace,
-        log: LogPipeline,
-        cancel: threading.Event,
-    ) -> tuple[PublishedPackage, ...]:
-        """Pack where the package's scripts may run, publish where they can't: with the login."""
-        import hashlib
-
-        began = datetime.now(UTC)
-        (folder,) = package.paths
-        with tempfile.TemporaryDirectory(prefix="buildrunner-npm-") as scratch:
-            path = os.path.join(scratch, "package.tgz")
-            name = self._pack(folder, path, workspace, log, cancel)
-            self._publish_packed(name, path, repository, log, cancel)
-            document = _package_document(path)
-            with open(path, "rb") as file:
-                digest = hashlib.file_digest(file, "sha256").digest()
-        # The address that the registry itself will give for it.
-        uri = f"{repository}/{document.name}/-/{document.tarball}"
-        timing = Span(began, datetime.now(UTC))
-        return (PublishedPackage(kind="npm", uri=uri, hash=digest, timing=timing),)
-
     def _pack(
         self,
         folder: str,
@@ -404,53 +405,33 @@ class ContainerPublisher:
         workspace: PreparedWorkspace,
         log: LogPipeline,
         cancel: threading.Event,
-    ) -> str:
-        """Pack the npm package in ``folder`` to ``path`` on this machine; the name of the file."""
+    ) -> dict[str, Any]:
+        """Pack the npm package in ``folder`` to ``path`` on this machine; its manifest.
+
+        Steps can choose both: nothing on the machine unpacks the one or trusts the other.
+        """
         place = self._place
-        argv = ("npm", "pack", "--pack-destination", FOLDER, "--loglevel", "error", folder)
-        spec = self._spec("npm", argv, workspace.mount(), network="none")
-        files = _archive({"made": b"", **self._trusted})
+        spec = self._spec(
+            "npm", ("sh", "-c", _PACK, "sh", folder), workspace.mount(), network="none"
+        )
+        with open(os.path.join(_PROGRAM, "npm_manifest.js"), "rb") as file:
+            files = _archive({"manifest.js": file.read(), **self._trusted})
         with PublishingContainer(place.engine, spec, files) as container:
             code, said = container.run(log, cancel)
             name = container.save(".tgz", path, place.limit_bytes)
+            manifest = container.file("manifest.json", _MANIFEST_BYTES)
         if code or not name:
             raise PackageError(f"npm could not pack {folder}: {_reason(said, 'npm')}")
-        return name
-
-    def _publish_packed(
-        self, name: str, path: str, repository: str, log: LogPipeline, cancel: threading.Event
-    ) -> None:
-        argv = ("npm", "publish", f"{FOLDER}/package.tgz", "--registry", f"{repository}/")
-        quiet = ("--userconfig", f"{FOLDER}/npmrc", "--ignore-scripts", "--loglevel", "error")
-        size = os.path.getsize(path)
-        packed = Member(path=f"{FOLDER[1:]}/package.tgz", kind=tar_writer.REGULAR, size=size)
-        files = _archive({"npmrc": self._logins.npmrc_for(repository), **self._trusted})
-        with PublishingContainer(
-            self._place.machine,
-            self._publishing_spec("npm", (*argv, *quiet)),
-            files,
-            tar_writer.pack([(packed, _content(path))]),
-        ) as container:
-            code, said = container.run(log, cancel)
-        if code:
-            refused = any(word in said for word in _REFUSALS)
-            known = _NPM_CHECK if refused else ""
-            raise PackageError(
-                f"{repository} did not take {name}: {_reason(said, 'npm')}",
-                unauthorized=refused,
-                hint=_NPM_LOG_IN if _NO_LOGIN in said else known,
-            )
+        try:
+            return msgspec.json.decode(manifest, type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise PackageError(f"its package.json can't be read: {error}") from error
 
     def _files(self, workspace: PreparedWorkspace, cancel: threading.Event) -> WorkspaceFiles:
         place = self._place
         return WorkspaceFiles(
             place.engine, workspace, place.labels, cancel, limit_bytes=place.limit_bytes
         )
-
-    def _publishing_spec(self, kind: str, argv: tuple[str, ...]) -> ContainerSpec:
-        """A container that gets a login."""
-        spec = self._spec(kind, argv, network=self._place.network)
-        return msgspec.structs.replace(spec, memory_bytes=_MEMORY_BYTES)
 
     def _spec(
         self, kind: str, argv: tuple[str, ...], *mounts: Mount, network: str
@@ -472,11 +453,15 @@ class ContainerPublisher:
         return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
 
 
-def _log_in(repository: str, username: str) -> str:
+def _log_in(repository: str, login: PackageLogin) -> str:
     """What may help who was refused."""
     host = urlsplit(repository).hostname or repository
-    if username:
-        return f"check what {username} may do there, and the password that you have for {host}"
+    if login.username:
+        return (
+            f"check what {login.username} may do there, and the password that you have for {host}"
+        )
+    if login.token:
+        return f"check the token that you have for {host}, and what it may do there"
     return f"there is no login for {host}: put one into ~/.netrc"
 
 
@@ -487,36 +472,6 @@ def _program_files() -> dict[str, bytes]:
             with open(os.path.join(_PROGRAM, name), "rb") as file:
                 files[f"publisher/{name}"] = file.read()
     return files
-
-
-class _PackageDocument(msgspec.Struct):
-    """Name and version from a package.json."""
-
-    name: str
-    version: str
-
-    @property
-    def tarball(self) -> str:
-        return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
-
-
-def _package_document(path: str) -> _PackageDocument:
-    """The package.json of a packed npm package, which a script of the package may have made.
-
-    Raises:
-        PackageError: there is none that can be read.
-    """
-    limits = ArchiveLimits(size_bytes=LARGEST_BYTES)
-    try:
-        with open(path, "rb") as file:
-            reader = TarReader(without_encoding(Counted(file), limits), needs_end=False)
-            for member in reader.members():
-                if member.path == "package/package.json" and member.size <= _DOCUMENT_BYTES:
-                    content = b"".join(reader.content())
-                    return msgspec.json.decode(content, type=_PackageDocument)
-    except (SourceError, msgspec.DecodeError, RecursionError) as error:
-        raise PackageError(f"its package.json can't be read: {error}") from error
-    raise PackageError("it has no package.json that can be read")
 
 
 def _wanted(package: PackageUpload, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:

@@ -9,15 +9,31 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
+
+import msgspec
 
 from buildrunner.errors import PackageError, SecretError
 
 _ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
 _DEFAULT = "default"
 _GOOGLE_USER = "oauth2accesstoken"
-_NPM_KEYS = ("_authToken", "_auth", "username", "_password", "email")
+_NPM_KEYS = ("_authToken", "_auth", "username", "_password")
+
+
+class PackageLogin(msgspec.Struct, frozen=True):
+    """A username with a password, or a token; all empty for no login."""
+
+    username: str = ""
+    password: str = ""
+    token: str = ""
+
+    @property
+    def found(self) -> bool:
+        """Whether it is a login at all."""
+        return bool(self.username or self.token)
 
 
 class PackageLogins:
@@ -35,22 +51,24 @@ class PackageLogins:
         self._environ = environ
         self._google_token = google_token
 
-    def login_for(self, kind: str, repository: str) -> tuple[str, str]:
-        """Username and password; both empty for none.
+    def login_for(self, kind: str, repository: str) -> PackageLogin:
+        """The login for a repository; an empty one if there is none.
 
         Raises:
             PackageError: a file with logins can't be read, or there is no token for Google.
         """
-        if kind == "npm" and self._from_npmrc(repository):
-            return "", ""  # npm itself knows it
-        found = self._from_pypirc(repository) if kind == "python" else None
+        found = None
+        if kind == "npm":
+            found = self._from_npmrc(repository)
+        elif kind == "python":
+            found = self._from_pypirc(repository)
         if found:
             return found
         machines = self._machines()
         found = machines.get(urlsplit(repository).hostname or "")
-        return found or self._from_google(repository) or machines.get(_DEFAULT) or ("", "")
+        return found or self._from_google(repository) or machines.get(_DEFAULT) or PackageLogin()
 
-    def _from_google(self, repository: str) -> tuple[str, str] | None:
+    def _from_google(self, repository: str) -> PackageLogin | None:
         place = urlsplit(repository)
         host = place.hostname or ""
         if place.scheme != "https" or not _ARTIFACT_REGISTRY.fullmatch(host):
@@ -58,7 +76,7 @@ class PackageLogins:
         if self._google_token is None:
             return None
         try:
-            return _GOOGLE_USER, self._google_token()
+            return PackageLogin(_GOOGLE_USER, self._google_token())
         except SecretError as error:
             raise PackageError(
                 f"there is no login for {host}: {str(error).rstrip('.')}",
@@ -67,39 +85,36 @@ class PackageLogins:
                 "[artifacts.repositories]",
             ) from error
 
-    def npmrc_for(self, repository: str) -> bytes:
-        """The lines of an ``.npmrc`` that log in at ``repository``; empty for none.
-
-        Raises:
-            PackageError: the user's ``.npmrc`` can't be read.
-        """
-        lines = self._from_npmrc(repository)
-        if not lines:
-            username, password = self.login_for("npm", repository)
-            if username:
-                from base64 import b64encode
-
-                pair = b64encode(f"{username}:{password}".encode()).decode()
-                lines = [f"{_npm_place(repository)}:_auth={pair}\n"]
-        return "".join(lines).encode()
-
-    def _from_npmrc(self, repository: str) -> list[str]:
-        """Lines for just this address: one for all of a host is not enough for ``npm publish``."""
-        place = _npm_place(repository)
-        found: dict[str, list[str]] = {}
-        for line in self._text(self._environ.get("NPM_CONFIG_USERCONFIG"), ".npmrc").splitlines():
+    def _from_npmrc(self, repository: str) -> PackageLogin | None:
+        """The login in the lines for the longest beginning of the address."""
+        place = f"//{repository.partition('://')[2].rstrip('/')}/"
+        path = self._environ.get("NPM_CONFIG_USERCONFIG")
+        found: dict[str, dict[str, str]] = {}
+        for line in self._text(path, ".npmrc").splitlines():
             key, _, value = line.partition("=")
             scope, _, name = key.strip().rpartition(":")
             if name in _NPM_KEYS and scope.endswith("/") and place.startswith(scope):
-                setting = f"{place}:{name}={self._expanded(value.strip())}\n"
-                found.setdefault(scope, []).append(setting)
-        return found[max(found, key=len)] if found else []
+                found.setdefault(scope, {})[name] = self._expanded(value.strip().strip('"'))
+        if not found:
+            return None
+        lines = found[max(found, key=len)]
+        if "_authToken" in lines:
+            return PackageLogin(token=lines["_authToken"])
+        try:
+            if "_auth" in lines:
+                username, _, password = b64decode(lines["_auth"]).decode().partition(":")
+            else:
+                username = lines.get("username", "")
+                password = b64decode(lines.get("_password", "")).decode()
+        except ValueError:
+            raise self._unreadable(path or self._in_home(".npmrc")) from None
+        return PackageLogin(username, password) if username else None
 
     def _expanded(self, value: str) -> str:
         """``${NAME}`` is a variable of the environment, as npm has it."""
         return re.sub(r"\$\{([^}]+)\}", lambda name: self._environ.get(name[1], name[0]), value)
 
-    def _machines(self) -> dict[str, tuple[str, str]]:
+    def _machines(self) -> dict[str, PackageLogin]:
         """Logins of the netrc by host, in small letters. Source: curl, for the letters."""
         from netrc import NetrcParseError, netrc
 
@@ -107,23 +122,23 @@ class PackageLogins:
         try:
             hosts = netrc(path).hosts if os.path.isfile(path) else {}
         except (OSError, NetrcParseError, UnicodeDecodeError):
-            # The error may quote the line, and so a password.
-            raise PackageError(f"{path} can't be read", hint="Correct or remove it.") from None
-        return {host.lower(): (found[0], found[2] or "") for host, found in hosts.items()}
+            raise self._unreadable(path) from None
+        return {
+            host.lower(): PackageLogin(found[0], found[2] or "") for host, found in hosts.items()
+        }
 
-    def _from_pypirc(self, repository: str) -> tuple[str, str] | None:
+    def _from_pypirc(self, repository: str) -> PackageLogin | None:
         from configparser import Error, RawConfigParser
 
         parser = RawConfigParser()
         try:
             parser.read_string(self._text(None, ".pypirc"))
         except Error:
-            path = self._in_home(".pypirc")
-            raise PackageError(f"{path} can't be read", hint="Correct or remove it.") from None
+            raise self._unreadable(self._in_home(".pypirc")) from None
         for name in parser.sections():
             section = parser[name]
             if section.get("repository", "").rstrip("/") == repository.rstrip("/"):
-                return section.get("username", ""), section.get("password", "")
+                return PackageLogin(section.get("username", ""), section.get("password", ""))
         return None
 
     def _text(self, path: str | None, name: str) -> str:
@@ -134,12 +149,12 @@ class PackageLogins:
         except FileNotFoundError:
             return ""
         except (OSError, UnicodeDecodeError):
-            raise PackageError(f"{path} can't be read", hint="Correct or remove it.") from None
+            raise self._unreadable(path) from None
+
+    @staticmethod
+    def _unreadable(path: str) -> PackageError:
+        """The error for a file with logins. It quotes no line: a line may hold a password."""
+        return PackageError(f"{path} can't be read", hint="Correct or remove it.")
 
     def _in_home(self, name: str) -> str:
         return os.path.join(self._environ.get("HOME") or os.path.expanduser("~"), name)
-
-
-def _npm_place(repository: str) -> str:
-    """How an ``.npmrc`` names a repository."""
-    return f"//{repository.partition('://')[2].rstrip('/')}/"

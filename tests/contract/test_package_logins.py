@@ -6,7 +6,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.errors import PackageError
-from buildrunner.registries.package_logins import PackageLogins
+from buildrunner.registries.package_logins import PackageLogin, PackageLogins
 from tests.fixtures_google import TOKEN, GoogleServer
 
 REPOSITORY = "https://us-python.pkg.dev/p/r"
@@ -24,8 +24,8 @@ def google(tmp_path, monkeypatch):
 def test_a_key_file_gives_a_token_that_is_the_password(google):
     logins = PackageLogins(os.environ, wiring.google_token())
     for _ in range(2):
-        assert logins.login_for("python", REPOSITORY) == ("oauth2accesstoken", TOKEN)
-    assert logins.login_for("python", "https://pypi.example.com") == ("", "")
+        assert logins.login_for("python", REPOSITORY) == PackageLogin("oauth2accesstoken", TOKEN)
+    assert logins.login_for("python", "https://pypi.example.com") == PackageLogin()
 
 
 def test_a_key_file_that_is_none_is_one_clear_error(google, monkeypatch, tmp_path):

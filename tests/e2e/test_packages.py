@@ -255,7 +255,7 @@ def test_python_packages_go_out_with_twine(bench: PackageBench, pypi: str) -> No
     assert reason in build["statusDetail"]
 
 
-def test_an_npm_package_goes_out_with_npm(bench: PackageBench, npm: str) -> None:
+def test_an_npm_package_goes_to_a_registry(bench: PackageBench, npm: str) -> None:
     package = {"name": "@demo/thing", "version": "2.0.0",
                "publishConfig": {"registry": "http://127.0.0.1:9/elsewhere"},
                "scripts": {"prepack": "echo built > made-by-prepack"}}  # fmt: skip
@@ -274,6 +274,40 @@ def test_an_npm_package_goes_out_with_npm(bench: PackageBench, npm: str) -> None
     again = bench.publish(artifacts)
     assert again.code == 1
     assert result_of(again)["failureInfo"]["type"] == "PUSH_FAILED"
+
+
+def test_a_registry_gets_what_npm_publish_sends(bench: PackageBench, shelf: Shelf) -> None:
+    package = {"name": "@demo/thing", "version": "2.0.0", "bin": "x.js", "repository": "a/b",
+               "author": "A B <a@b.example>", "keywords": "one, two", "license": "MIT",
+               "publishConfig": {"tag": "beta", "access": "public"}}  # fmt: skip
+    bench.write("app/package.json", json.dumps(package))
+    bench.write("app/x.js", "")
+    bench.write("app/binding.gyp", "{}")
+    bench.write("app/README.md", "# Größe\n")
+    done = bench.publish({"npmPackages": [{"repository": NPM, "packagePath": "app"}]})
+    assert done.code == 0, done.out
+    sent = json.loads(shelf.files.pop("/npm/@demo/thing"))
+    pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    bench.write("npmrc", f"//{shelf.url.partition('://')[2]}/npm/:_auth={pair}\n")
+    script = "cp -r /source /copy; npm publish --userconfig /copy/npmrc --registry $1 /copy/app"
+    argv = ["docker", "run", "--rm", "--network", "host", "--volume", f"{bench.folder}:/source:ro"]
+    argv += [IMAGES["npm"], "sh", "-c", script, "sh", f"{shelf.url}/npm/"]
+    subprocess.run(argv, check=True, capture_output=True)
+    assert sent == json.loads(shelf.files["/npm/@demo/thing"])
+
+
+def test_no_publish_config_of_a_package_leads_the_login_elsewhere(
+    bench: PackageBench, npm: str, shelf: Shelf
+) -> None:
+    config = {"proxy": shelf.url, "https-proxy": shelf.url, "strict-ssl": False,
+              "registry": shelf.url, "@demo:registry": shelf.url, "tag": "beta"}  # fmt: skip
+    package = {"name": "@demo/led", "version": "1.0.0", "publishConfig": config}
+    bench.write("app/package.json", json.dumps(package))
+    done = bench.publish({"npmPackages": [{"repository": NPM, "packagePath": "app"}]})
+    assert done.code == 0, done.out
+    assert "publishConfig: @demo:registry, https-proxy, proxy, strict-ssl of" in done.out
+    assert shelf.requests == []
+    assert json.loads(fetched(f"{npm}/@demo%2fled"))["dist-tags"]["beta"] == "1.0.0"
 
 
 def test_npm_without_a_login_says_where_to_put_one(bench: PackageBench) -> None:

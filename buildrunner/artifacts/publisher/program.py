@@ -8,13 +8,14 @@ import json
 import os
 import time
 
-from . import generic, go_module, maven, python_dist
+from . import generic, go_module, maven, npm_package, python_dist
 from .repository import Refused, Repository
 
 KINDS = {
     "maven": maven.publish,
     "maven-folder": maven.publish_folder,
     "python": python_dist.publish,
+    "npm": npm_package.publish,
     "go": go_module.publish,
     "generic": generic.publish,
 }
@@ -24,7 +25,9 @@ def main(folder: str) -> None:
     """Publish what ``request.json`` says; whatever comes of it is in ``result.json``."""
     with open(os.path.join(folder, "request.json")) as file:
         request = json.load(file)
-    repository = Repository(request["repository"], request["username"], request["password"])
+    repository = Repository(
+        request["repository"], request["username"], request["password"], request["token"]
+    )
     packages: list[dict[str, object]] = []
     result: dict[str, object] = {"packages": packages}
     try:

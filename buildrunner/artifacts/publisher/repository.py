@@ -3,6 +3,7 @@
 import base64
 import email.utils
 import http.client
+import json
 import sys
 import time
 import urllib.error
@@ -14,6 +15,7 @@ _FIRST_WAIT_S = 0.5
 _TIMEOUT_S = 120.0
 _LONGEST_WAIT_S = 60.0
 _LARGEST_ANSWER = 64 << 20  # lists of versions are read, and what a server says of a file
+_LARGEST_REASON = 64 << 10
 _MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 
 
@@ -57,36 +59,63 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 class Repository:
-    """One repository and who we are there. Without a username, nobody."""
+    """One repository and the login for it: a username with a password, a token, or none."""
 
-    def __init__(self, url: str, username: str, password: str) -> None:
+    def __init__(self, url: str, username: str = "", password: str = "", token: str = "") -> None:
         if not url.startswith(("https://", "http://")):
             raise Refused(f"{url} is no address of a repository")
         self.url = url
         self.username = username
         self.password = password
+        self._token = token
         self._opener = urllib.request.build_opener(_Redirects)
 
     def get(self, path: str) -> bytes | None:
         """A small file of the repository; None when it is not there."""
-        return self._ask("GET", path, None)
+        return self._ask(self._request("GET", self.address(path)), path)
 
     def put(self, path: str, content: bytes) -> str:
         """Put a file; its address. Tried again where that may help."""
-        if self._ask("PUT", path, content) is None:
-            raise Refused(f"{self.url} has no place for {path}: HTTP 404")
-        return self.address(path)
+        address = self.address(path)
+        self.send(address, content, "application/octet-stream", shown=path)
+        return address
+
+    def send(self, address: str, content: bytes, kind: str, *, shown: str) -> None:
+        """Put content of a media type at an address of the repository; ``shown`` is for errors."""
+        request = self._request("PUT", address, content)
+        request.add_header("Content-Type", kind)
+        if self._ask(request, shown) is None:
+            raise Refused(f"{self.url} has no place for {shown}: HTTP 404")
 
     def address(self, path: str) -> str:
         """Where a file is."""
         return f"{self.url}/{urllib.parse.quote(path, safe='/@!~+')}"
 
-    def _ask(self, method: str, path: str, content: bytes | None) -> bytes | None:
+    @staticmethod
+    def say(text: str) -> None:
+        """Write a line to the log of the build."""
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+    def _request(
+        self, method: str, address: str, content: bytes | None = None
+    ) -> urllib.request.Request:
+        request = urllib.request.Request(  # noqa: S310  (http and https only, see above)
+            address, data=content, method=method
+        )
+        if self._token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._token}")
+        elif self.username:
+            pair = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {pair}")
+        return request
+
+    def _ask(self, request: urllib.request.Request, shown: str) -> bytes | None:
         delay_s = _FIRST_WAIT_S
         for left in range(_TRIES - 1, -1, -1):
             wait_s = delay_s
             try:
-                return self._once(method, path, content)
+                return self._once(request, shown)
             except urllib.error.HTTPError as error:
                 if error.code == 404:
                     return None
@@ -94,36 +123,28 @@ class Repository:
                     why = f"HTTP {error.code} {error.reason}"
                     if 300 <= error.code < 400:  # urllib's reason has several lines
                         why = f"HTTP {error.code}, a redirect: name the address that it leads to"
+                    elif said := _said(error):
+                        why = f"{why}: {said}"
                     raise Refused(
-                        f"{self.url} refused {path}: {why}",
+                        f"{self.url} refused {shown}: {why}",
                         unauthorized=error.code in (401, 403),
                     ) from error
                 wait_s = max(delay_s, _asked_wait_s(error.headers.get("Retry-After", "")))
-                _say(f"HTTP {error.code} for {path}: trying again in {wait_s:g} s")
+                self.say(f"HTTP {error.code} for {shown}: trying again in {wait_s:g} s")
             except (OSError, http.client.HTTPException) as error:
                 reason = _reason(error)
                 if not left:
                     raise Refused(f"{self.url} can't be reached: {reason}") from error
-                _say(f"{reason}: trying again in {wait_s:g} s")
+                self.say(f"{reason}: trying again in {wait_s:g} s")
             time.sleep(wait_s)
             delay_s *= 2
         raise AssertionError
 
-    def _once(self, method: str, path: str, content: bytes | None) -> bytes:
-        request = urllib.request.Request(  # noqa: S310  (http and https only, see above)
-            self.address(path), data=content, method=method
-        )
-        if self.username:
-            pair = f"{self.username}:{self.password}".encode()
-            request.add_unredirected_header(
-                "Authorization", f"Basic {base64.b64encode(pair).decode()}"
-            )
-        if content is not None:
-            request.add_header("Content-Type", "application/octet-stream")
+    def _once(self, request: urllib.request.Request, shown: str) -> bytes:
         with self._opener.open(request, timeout=_TIMEOUT_S) as answer:
             said = bytes(answer.read(_LARGEST_ANSWER + 1))
             if len(said) > _LARGEST_ANSWER:
-                raise Refused(f"{self.url} answers {path} with more than 64 MiB")
+                raise Refused(f"{self.url} answers {shown} with more than 64 MiB")
             if answer.length:  # which a limited read does not look at
                 raise http.client.IncompleteRead(said, answer.length)
         return said
@@ -135,6 +156,16 @@ def _reason(error: OSError | http.client.HTTPException) -> str:
     return str(getattr(error, "reason", error))
 
 
+def _said(error: urllib.error.HTTPError) -> str:
+    """The reason in the JSON of a refusal, as npm's registries give one; empty for none."""
+    try:
+        answer = json.loads(error.read(_LARGEST_REASON))
+    except (OSError, http.client.HTTPException, ValueError, RecursionError):
+        return ""
+    reason = answer.get("reason") or answer.get("error") if isinstance(answer, dict) else ""
+    return " ".join(reason.split())[:300] if isinstance(reason, str) else ""
+
+
 def _asked_wait_s(header: str) -> float:
     """What ``Retry-After`` asks for, within reason: seconds, or a date."""
     if header.strip().isdecimal():
@@ -144,8 +175,3 @@ def _asked_wait_s(header: str) -> float:
     except ValueError:
         return 0.0
     return max(0.0, min(at - time.time(), _LONGEST_WAIT_S))
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

@@ -5,8 +5,9 @@ import base64
 import pytest
 
 from buildrunner.errors import PackageError, SecretError
-from buildrunner.registries.package_logins import PackageLogins
+from buildrunner.registries.package_logins import PackageLogin, PackageLogins
 
+NONE = PackageLogin()
 REGISTRY = "https://us-central1-{}.pkg.dev/p/r"
 
 
@@ -30,10 +31,10 @@ def test_a_login_is_for_its_repository_only(home):
         "[x]\nrepository = https://a.example/legacy/\nusername = t\npassword = q%q\n"
     )
     known = logins(home)
-    assert known.login_for("python", "https://a.example/legacy") == ("t", "q%q")
-    assert known.login_for("python", "https://a.example/other") == ("u", "p")
-    assert known.login_for("maven", "https://a.example/legacy") == ("u", "p")
-    assert known.login_for("maven", "https://b.example/legacy") == ("", "")
+    assert known.login_for("python", "https://a.example/legacy") == PackageLogin("t", "q%q")
+    assert known.login_for("python", "https://a.example/other") == PackageLogin("u", "p")
+    assert known.login_for("maven", "https://a.example/legacy") == PackageLogin("u", "p")
+    assert known.login_for("maven", "https://b.example/legacy") == NONE
 
 
 def test_one_machine_of_several_and_the_default_for_all_others(home):
@@ -43,10 +44,14 @@ def test_one_machine_of_several_and_the_default_for_all_others(home):
         "default login anonymous password me@example\n"
     )
     known = logins(home, lambda: "token")
-    assert known.login_for("maven", "https://a.example/x") == ("u", "p#1")
-    assert known.login_for("maven", "https://b.example:8443/x") == ("v", "q w")
-    assert known.login_for("maven", "https://c.example/x") == ("anonymous", "me@example")
-    assert known.login_for("maven", REGISTRY.format("maven")) == ("oauth2accesstoken", "token")
+    assert known.login_for("maven", "https://a.example/x") == PackageLogin("u", "p#1")
+    assert known.login_for("maven", "https://b.example:8443/x") == PackageLogin("v", "q w")
+    assert known.login_for("maven", "https://c.example/x") == PackageLogin(
+        "anonymous", "me@example"
+    )
+    assert known.login_for("maven", REGISTRY.format("maven")) == PackageLogin(
+        "oauth2accesstoken", "token"
+    )
 
 
 def test_a_netrc_that_is_broken_matters_only_where_it_is_needed(home):
@@ -54,37 +59,36 @@ def test_a_netrc_that_is_broken_matters_only_where_it_is_needed(home):
     (home / ".pypirc").write_text(
         "[x]\nrepository = https://a.example/\nusername = t\npassword = q\n"
     )
-    assert logins(home).login_for("python", "https://a.example") == ("t", "q")
+    assert logins(home).login_for("python", "https://a.example") == PackageLogin("t", "q")
 
 
 def test_npm_gets_the_lines_that_are_for_the_repository(home):
+    secret = base64.b64encode(b"p:w").decode()
+    pair = base64.b64encode(b"u:p:w").decode()
     (home / ".npmrc").write_text(
         "//a.example/npm/:_authToken=${TOKEN_OF_CI}\n//b.example/:_authToken=other\nfund=false\n"
+        f"//e.example/:_auth={pair}\n//f.example/:username=u\n//f.example/:_password={secret}\n"
     )
     (home / ".netrc").write_text("machine c.example login u password p\n")
     known = logins(home, never)
-    assert known.npmrc_for("https://a.example/npm") == b"//a.example/npm/:_authToken=npm-token\n"
-    assert known.login_for("npm", "https://a.example/npm") == ("", "")
-    pair = base64.b64encode(b"u:p")
-    assert known.npmrc_for("https://c.example/x") == b"//c.example/x/:_auth=" + pair + b"\n"
-    assert known.npmrc_for("https://d.example") == b""
-    # `npm publish` wants it for just the address, and the nearest line counts.
-    assert known.npmrc_for("https://b.example/x") == b"//b.example/x/:_authToken=other\n"
+    assert known.login_for("npm", "https://a.example/npm") == PackageLogin(token="npm-token")
+    assert known.login_for("npm", "https://a.example/npms") == NONE
+    assert known.login_for("npm", "https://c.example/x") == PackageLogin("u", "p")
+    assert known.login_for("npm", "https://d.example") == NONE
+    assert known.login_for("npm", "https://e.example/x") == PackageLogin("u", "p:w")
+    assert known.login_for("npm", "https://f.example/x") == PackageLogin("u", "p:w")
+    # The nearest line counts.
+    assert known.login_for("npm", "https://b.example/x") == PackageLogin(token="other")
     with (home / ".npmrc").open("a") as file:
         file.write("//b.example/x/:_authToken=nearer\n")
-    assert known.npmrc_for("https://b.example/x") == b"//b.example/x/:_authToken=nearer\n"
+    assert known.login_for("npm", "https://b.example/x") == PackageLogin(token="nearer")
 
 
 @pytest.mark.parametrize("kind", ["python", "maven", "npm"])
 def test_artifact_registry_gets_a_token_of_google(home, kind):
     known = logins(home, lambda: "ya29.token")
     repository = REGISTRY.format(kind)
-    assert known.login_for(kind, repository) == ("oauth2accesstoken", "ya29.token")
-    if kind == "npm":
-        pair = base64.b64encode(b"oauth2accesstoken:ya29.token")
-        assert (
-            known.npmrc_for(repository) == b"//us-central1-npm.pkg.dev/p/r/:_auth=" + pair + b"\n"
-        )
+    assert known.login_for(kind, repository) == PackageLogin("oauth2accesstoken", "ya29.token")
 
 
 @pytest.mark.parametrize(
@@ -98,12 +102,14 @@ def test_artifact_registry_gets_a_token_of_google(home, kind):
     ],
 )
 def test_nobody_else_gets_a_token_of_google(home, repository):
-    assert logins(home, never).login_for("python", repository) == ("", "")
+    assert logins(home, never).login_for("python", repository) == NONE
 
 
 def test_a_login_of_ones_own_wins_over_google(home):
     (home / ".netrc").write_text("machine us-central1-maven.pkg.dev login _json_key password k\n")
-    assert logins(home, never).login_for("maven", REGISTRY.format("maven")) == ("_json_key", "k")
+    assert logins(home, never).login_for("maven", REGISTRY.format("maven")) == PackageLogin(
+        "_json_key", "k"
+    )
 
 
 def test_without_google_credentials_the_error_says_what_to_do(home):
@@ -111,7 +117,7 @@ def test_without_google_credentials_the_error_says_what_to_do(home):
         raise SecretError("no usable Google credentials", hint="run `gcloud`")
 
     with pytest.raises(PackageError, match=r"no login for us-central1-npm\.pkg\.dev: no u") as c:
-        logins(home, none).npmrc_for(REGISTRY.format("npm"))
+        logins(home, none).login_for("npm", REGISTRY.format("npm"))
     assert c.value.unauthorized
     assert "run `gcloud`; or name another repository" in c.value.hint
 
