@@ -130,7 +130,7 @@ class Guardian:
         """This absolute folder of ours goes too, with all in it, after containers and volumes."""
         self._tell("directory", path)
 
-    def note_image_cache(self, folder: str, image: str) -> None:
+    def note_image_cache(self, folder: str, image: str, sandboxes: str) -> None:
         """The build has a nested sandbox: once it is gone, the images that it used are cached.
 
         That may take as long as copying them does. `finish` does not wait for it.
@@ -138,8 +138,10 @@ class Guardian:
         Args:
             folder: see `ImageCache`.
             image: what the cache engine runs from.
+            sandboxes: see `SandboxFolders`.
         """
         self._tell("cache", folder)
+        self._tell("sandboxes", sandboxes)
         self._tell("cache image", image)
 
     def hold_network(self) -> None:

@@ -71,12 +71,16 @@ def cache_images(told: dict[str, list[str]]) -> None:
     from buildrunner.containers.docker.endpoint import Endpoint
     from buildrunner.errors import EngineError
     from buildrunner.sandboxes.nested.daemon import NestedDaemons
+    from buildrunner.sandboxes.nested.folders import SandboxFolders
     from buildrunner.sandboxes.nested.image_cache import ImageCache
 
     host = msgspec.json.decode(told["endpoint"][0], type=Endpoint)
-    cache = ImageCache(NestedDaemons(host), host, told["cache"][0], told["cache image"][0])
+    daemons = NestedDaemons(host)
+    cache = ImageCache(daemons, host, told["cache"][0], told["cache image"][0])
     try:
-        cache.update()
+        cache.mode = SandboxFolders(told["sandboxes"][0]).mode(daemons.facts().identity)
+        if cache.mode:  # else no sandbox was ever started here
+            cache.update()
     except (EngineError, OSError) as error:
         report([str(error)], told["log"][0])
 

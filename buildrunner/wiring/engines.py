@@ -85,7 +85,7 @@ def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardia
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())
     started.note_directory(os.path.join(folder, "run", build_id))
-    started.note_image_cache(image_cache_folder(engine.endpoint.address), ENGINE_IMAGE)
+    started.note_image_cache(image_cache_folder(engine.endpoint.address), ENGINE_IMAGE, folder)
     return started
 
 

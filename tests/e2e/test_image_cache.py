@@ -347,11 +347,26 @@ def test_a_cache_whose_catalog_is_lost_is_found_again(machine: Machine) -> None:
     """As a restart of the machine loses it."""
     name = machine.image("one")
     machine.use(name)
-    for one in ("catalog", "start.lock", "update.lock"):
+    for one in (f"{machine.cache.volume}.catalog", "start.lock", "update.lock"):
         (machine.folder / "images" / one).unlink()
     place = machine.open()
     assert content(place, name) == "one"
     assert copies(place) == 0
+
+
+def test_sandboxes_with_and_without_a_user_namespace_do_not_read_each_other_s_catalog(
+    machine: Machine,
+) -> None:
+    name = machine.image("one")
+    machine.use(name)
+    catalog = machine.catalog()
+    machine.cache.mode = "capabilities"
+    assert not machine.is_cached(machine.host_id(name))
+    machine.cache.update()
+    assert machine.is_cached(machine.host_id(name))
+    machine.daemons.remove_volume(machine.cache.volume)
+    machine.cache.mode = "user-namespace"
+    assert machine.catalog() == catalog
 
 
 def test_a_cache_whose_volume_is_lost_is_filled_again(machine: Machine) -> None:
@@ -369,7 +384,7 @@ def test_a_cache_that_is_broken_is_filled_again(machine: Machine) -> None:
     machine.use(name)
     folder = Path(machine.engine.create_volume(machine.cache.volume, {}))
     (folder / "image" / "overlay2" / "repositories.json").write_text("{")
-    (machine.folder / "images" / "catalog").unlink()
+    (machine.folder / "images" / f"{machine.cache.volume}.catalog").unlink()
     machine.use(name)
     assert machine.is_cached(machine.host_id(name))
 

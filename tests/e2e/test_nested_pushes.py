@@ -16,9 +16,13 @@ from typing import TypeVar
 import pytest
 
 from buildrunner import wiring
+from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
+from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.nested.place import NestedPlace
+from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
 from tests.conftest import Registry, remove_image, start_registry, stop
@@ -67,6 +71,8 @@ class Project:
     def __init__(self, folder: Path, image: str) -> None:
         self.folder = folder
         self.image = image
+        self.cache: ImageCache | None = None
+        """Instead of the image cache of this user."""
 
     def push(self, project: str, *, trusted: bool = True) -> tuple[int, int]:
         """How many layers a new build sends, and how many it finds in the registry."""
@@ -82,6 +88,9 @@ class Project:
         sandbox = wiring.sandbox(
             "nested", data_folder=str(self.folder), labels={}, settings=Settings()
         )
+        if self.cache is not None:
+            assert isinstance(sandbox, NestedSandbox)
+            sandbox._cache = sandbox._starter._cache = self.cache
         build_id = f"test-{uuid.uuid4()}"
         try:
             place = sandbox.open(build_id, project=project, trusted=trusted)
@@ -170,6 +179,19 @@ def test_a_project_hears_of_its_own_trusted_builds_only(project: Project) -> Non
 def test_what_a_steps_own_push_taught_counts_as_well(project: Project) -> None:
     assert ": Pushed" in project.push_in_a_step("one")
     assert ": Layer already exists" in project.push_in_a_step("one")
+
+
+def test_what_was_learned_counts_for_a_sandbox_that_starts_without_cached_images(
+    tmp_path: Path, project: Project, docker_engine: DockerEngine
+) -> None:
+    """As one does while another process reads or fills the cache for the first time."""
+    daemons = NestedDaemons(docker_engine.endpoint)
+    project.cache = ImageCache(
+        daemons, docker_engine.endpoint, str(tmp_path / "images"), ENGINE_IMAGE
+    )
+    assert project.push("one") == SENT
+    assert project.push("one") == KNOWN
+    daemons.close()
 
 
 def test_what_the_registry_lost_is_sent_again(

@@ -141,7 +141,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         mode: one of `MODES`.
         labels: for the container.
         folder: folder of this machine for socket and notes; it holds ``certs.d`` already, and
-            ``images.tar`` if the engine begins with images.
+            ``images.tar`` unless the engine shares nothing with other builds.
         data_volume: volume for its data.
         workspace_volume: volume that is its ``/workspace``.
         image_volume: volume of the image cache; empty if the engine begins without images.

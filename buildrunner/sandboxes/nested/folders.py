@@ -13,8 +13,10 @@ import os
 import secrets
 from contextlib import suppress
 
+import msgspec
+
 from buildrunner.containers.cleanup import remove_tree
-from buildrunner.sandboxes.nested.container import SOCKET_NAME
+from buildrunner.sandboxes.nested.container import MODES, SOCKET_NAME
 
 _ENGINE = "engine"
 _SPARE = "spare-"
@@ -29,6 +31,22 @@ class SandboxFolders:
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
+
+    def modes(self) -> dict[str, str]:
+        """How sandboxes were found to be isolated: ``ENGINE VERSION IMAGE`` to one of `MODES`."""
+        with suppress(OSError, msgspec.DecodeError), open(self.modes_file, "rb") as file:
+            return msgspec.json.decode(file.read(), type=dict[str, str])
+        return {}
+
+    @property
+    def modes_file(self) -> str:
+        """Path of the file with what `modes` returns."""
+        return os.path.join(self.root, "nested.json")
+
+    def mode(self, engine: str) -> str:
+        """The mode of the sandboxes on an engine (`HostFacts.identity`); empty if unknown."""
+        found = (mode for way, mode in self.modes().items() if way.startswith(f"{engine} "))
+        return next((mode for mode in found if mode in MODES), "")
 
     def notes(self, build_id: str) -> str:
         """What a build's engine shares with us; also of one that stands ahead, by its place."""

@@ -7,11 +7,13 @@ This *cache engine* runs only while images are added or removed. Nested engines 
 
 On the host engine there are:
 
-* the volume ``buildrunner-images-ID``, one for each user of this machine;
+* the volume ``buildrunner-images-ID``, one for each user of this machine (two, if some of the
+  user's sandboxes have a user namespace and some have none);
 * the container of the same name, while the cache changes.
 
-In a folder of this machine: the catalog (a copy of what the volume says of itself; it is read again
-when it is missing), and a file for each image that a build has used, which is as old as that use.
+In a folder of this machine: a catalog for each volume (a copy of what the volume says of itself; it
+is read again when it is missing), and a file for each image that a build has used, which is as old
+as that use.
 
 An image is added when a build has used it and the host engine still has it. It is removed when the
 host engine has no name for it any more, or when no build used it for `UNUSED_S`; but not while a
@@ -100,14 +102,12 @@ class ImageCache:
     def offered(self, host_images: Iterable[HostImage]) -> SharedImages:
         """Return the cached ones of the host's images, under the names that they have now.
 
-        To be asked for within `reading`. None are offered where the cache is empty.
+        To be asked for within `reading`. An empty cache offers files without images.
 
         Raises:
             EngineError: the host engine refused.
         """
         catalog = self._catalog() or self._found_again()
-        if not catalog.images:
-            return SharedImages()
         names = {name: image.id for image in host_images for name in image.names}
         offered = shared_images(catalog, names)
         half = time.time() - UNUSED_S / 2
@@ -270,7 +270,7 @@ class ImageCache:
     def _catalog(self) -> Catalog | None:
         """None when it is not known: there is none, or the volume is another one by now."""
         try:
-            with open(self._path("catalog"), "rb") as file:
+            with open(self._catalog_path, "rb") as file:
                 catalog = msgspec.msgpack.decode(file.read(), type=Catalog)
         except (OSError, msgspec.DecodeError):
             return None
@@ -299,10 +299,14 @@ class ImageCache:
         return catalog
 
     def _write(self, catalog: Catalog) -> None:
-        path = self._path("catalog")
+        path = self._catalog_path
         with open(f"{path}.new", "wb") as file:
             file.write(msgspec.msgpack.encode(catalog))
         os.rename(f"{path}.new", path)
+
+    @property
+    def _catalog_path(self) -> str:
+        return self._path(f"{self.volume}.catalog")
 
     def _used(self) -> dict[str, float]:
         found = {}

@@ -264,14 +264,14 @@ class NestedSandbox:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
         image = self._image()
         way = f"{facts.identity} {image}"
-        mode = self._noted_mode(facts) if way in self._noted() else ""
+        mode = self._noted_mode(facts) if way in self._folders.modes() else ""
         if mode:
             start = partial(
                 self._starter.start, place, facts, image, mode, labels, with_images=with_images
             )
-            return mode, partial(_as_known, self._note_path, start)
+            return mode, partial(_as_known, self._folders.modes_file, start)
         mode, running = self._tried(place, facts, image, labels, with_images=with_images)
-        write_whole(self._note_path, msgspec.json.encode({way: mode}))
+        write_whole(self._folders.modes_file, msgspec.json.encode({way: mode}))
         return mode, lambda: running
 
     def _noted_mode(self, facts: HostFacts) -> str:
@@ -279,20 +279,10 @@ class NestedSandbox:
 
         The image cache is set to it.
         """
-        for way, mode in self._noted().items():
-            if way.startswith(f"{facts.identity} ") and mode in MODES:
-                self._cache.mode = self._mode = mode
-                return mode
-        return ""
-
-    def _noted(self) -> dict[str, str]:
-        with suppress(OSError, msgspec.DecodeError), open(self._note_path, "rb") as file:
-            return msgspec.json.decode(file.read(), type=dict[str, str])
-        return {}
-
-    @property
-    def _note_path(self) -> str:
-        return os.path.join(self._folders.root, "nested.json")
+        mode = self._folders.mode(facts.identity)
+        if mode:
+            self._cache.mode = self._mode = mode
+        return mode
 
     def _tried(
         self,

@@ -150,9 +150,9 @@ class NestedStarter:
         host_images = self._daemons.host_images()
         with self._cache.reading() as since:
             offered = self._cache.offered(host_images)
+            write_whole(os.path.join(spec.folder, IMAGES_NAME), offered.files)
             labels = spec.labels
             if offered.names:
-                write_whole(os.path.join(spec.folder, IMAGES_NAME), offered.files)
                 labels = {**labels, LABEL_READS: str(since)}
             container = self._daemons.create(
                 msgspec.structs.replace(
