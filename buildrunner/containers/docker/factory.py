@@ -6,6 +6,7 @@ docker command nor BuildKit's session protocol.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -88,13 +89,14 @@ class DockerImageFactory:
         except Refusal as refusal:
             raise refusal.as_error(f"the image {build.image} can't be built") from refusal
         last = ""
-        for event in _events(answer.lines(_LINE_LIMIT)):
-            if event.error:
-                raise _build_error(build.image, last, event.error.strip())
-            for line in _COLOURS.sub("", event.stream).splitlines():
-                if line.strip():
-                    on_line(line)
-                    last = last if line.startswith(_BUILDERS_OWN) else line
+        with contextlib.closing(answer):
+            for event in _events(answer.lines(_LINE_LIMIT)):
+                if event.error:
+                    raise _build_error(build.image, last, event.error.strip())
+                for line in _COLOURS.sub("", event.stream).splitlines():
+                    if line.strip():
+                        on_line(line)
+                        last = last if line.startswith(_BUILDERS_OWN) else line
         return self._made(build.image)
 
     def import_root(

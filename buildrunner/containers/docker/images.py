@@ -7,6 +7,7 @@ with neither is a failure too. Credentials come from registry_auth.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import threading
@@ -266,13 +267,14 @@ def load_image(image: str, source: Endpoint, target: DockerApi, cancel: Event) -
             raise refusal.as_error(f"the image {image} can't be read") from refusal
         what = f"the image {image} can't be copied"
         try:
-            said = target.send(
-                "POST",
-                "/images/load",
-                params={"quiet": 1},
-                body=_until(given.pieces(), cancel),
-                timeout_s=None,
-            )
+            with contextlib.closing(given):
+                said = target.send(
+                    "POST",
+                    "/images/load",
+                    params={"quiet": 1},
+                    body=_until(given.pieces(), cancel),
+                    timeout_s=None,
+                )
         except Refusal as refusal:
             raise refusal.as_error(what) from refusal
         for line in filter(None, map(bytes.strip, said.splitlines())):

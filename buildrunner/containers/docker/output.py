@@ -148,9 +148,6 @@ class OutputStream:
         if attached is not None:
             attached.close()
 
-    def __del__(self) -> None:
-        self.close()
-
 
 LOG_OPTIONS = {"max-size": "1t", "max-file": "2"}
 """Of the engine's log of a container: nothing is dropped while its build may have to read it."""

@@ -180,7 +180,7 @@ class EngineAdapter(HTTPAdapter):
 class Stream:
     """The body of an answer that is read while it arrives. Owns its connection.
 
-    One thread reads; any thread may `close`.
+    One thread reads; any thread may `close`. A stream that nobody refers to any more is closed.
     """
 
     def __init__(self, response: Response) -> None:
@@ -191,6 +191,10 @@ class Stream:
         self._lock = threading.Lock()  # of the two below
         self._is_read = False
         self._is_closed = False
+        # Errors keep the frames that read a stream, in a circle: then the collector would come upon
+        # the open socket first.
+        self._drop = weakref.finalize(self, _drop, response, self._connection)
+        self._drop.atexit = False
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes. Leaving early closes the stream.
@@ -275,10 +279,11 @@ class Stream:
         if not is_read:  # else the reader drops it: nothing may be closed while it is read
             self._drop()
 
-    def _drop(self) -> None:
-        self._response.close()
-        if self._connection is not None:
-            self._connection.close()
+
+def _drop(response: Response, connection: EngineConnection | None) -> None:
+    response.close()
+    if connection is not None:
+        connection.close()
 
 
 def _whole(raw: BaseHTTPResponse) -> bytes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,6 +155,30 @@ class TestConnections:
         assert next(pieces) == b"a"
         pieces.close()  # type: ignore[attr-defined]
         assert b"".join(peer.api.stream("GET", "/").pieces()) == b"ab"
+
+    @pytest.mark.filterwarnings("error")
+    def test_of_a_stream_that_nobody_refers_to_are_closed_also_in_a_circle(
+        self, talk: Talk
+    ) -> None:
+        ended = threading.Event()
+
+        def script(conn: socket.socket) -> None:
+            read_request(conn)
+            conn.sendall(chunked(b"a", b"b")[:-5])
+            if conn.recv(1) == b"":
+                ended.set()
+
+        pieces = talk(script).api.stream("GET", "/events").pieces()
+        assert next(pieces) == b"a"
+        circle: list[object] = [pieces]
+        circle.append(circle)
+        del pieces, circle
+        unraisable: list[object] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "unraisablehook", unraisable.append)
+            gc.collect()
+        assert not unraisable
+        assert ended.wait(30)
 
     def test_can_be_used_again_after_a_close(self, talk: Talk) -> None:
         peer = talk(answering(SMALL), answering(SMALL))
