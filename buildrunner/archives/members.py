@@ -65,6 +65,7 @@ class Member(msgspec.Struct, frozen=True):
         size: bytes of content; 0 unless it is a regular file.
         mtime_ns: time of last change.
         link_target: of a link.
+        owner: ids of its user and group.
     """
 
     path: str
@@ -73,3 +74,4 @@ class Member(msgspec.Struct, frozen=True):
     size: int = 0
     mtime_ns: int = 0
     link_target: str = ""
+    owner: tuple[int, int] = (0, 0)

@@ -11,6 +11,7 @@ from buildrunner.archives.members import SPECIAL, Member, MemberError, not_a_sou
 from buildrunner.errors import SourceError
 
 _LINK_LIMIT = 4096
+_NO_ID = 2**32 - 1  # the kernel's word for nobody
 _GIB = 1024**3
 _PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
 
@@ -35,14 +36,20 @@ class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
 class Guard:
     """Checks each member against the rules and against those before it. Not thread-safe.
 
+    Args:
+        limits: how much may come.
+        keep_owners: owners and set-id bits stay: for what steps left in a volume. Otherwise all
+            files belong to root.
+
     Attributes:
         limits: how much may come.
         files: files and links so far.
         size_bytes: content of files so far, as the members say.
     """
 
-    def __init__(self, limits: ArchiveLimits) -> None:
+    def __init__(self, limits: ArchiveLimits, *, keep_owners: bool = False) -> None:
         self.limits = limits
+        self._keep_owners = keep_owners
         self._members = 0
         self._bytes = 0
         self.files = 0
@@ -51,7 +58,7 @@ class Guard:
         self._files: set[str] = set()
 
     def admit(self, member: Member) -> Member | None:
-        """The member as it may be unpacked; None for the root itself.
+        """The member as it may be unpacked; None for the root itself, unless owners are kept.
 
         Raises:
             SourceError: it may not.
@@ -64,7 +71,7 @@ class Guard:
         path = _inside(member.path)
         if path is None:
             raise refused(member, "lies outside the workspace", hint=_PACK)
-        if path == ".":
+        if path == "." and not (self._keep_owners and member.kind == tar_stream.DIRECTORY):
             return None
         self._check_parents(member, path)
         if member.kind == tar_stream.HARD_LINK:
@@ -74,7 +81,13 @@ class Guard:
         self._remember(path, member)
         self.files += member.kind != tar_stream.DIRECTORY
         self.size_bytes += member.size
-        return msgspec.structs.replace(member, path=path, mode=member.mode & 0o777)
+        if not self._keep_owners:
+            return msgspec.structs.replace(
+                member, path=path, mode=member.mode & 0o777, owner=(0, 0)
+            )
+        if not all(0 <= number < _NO_ID for number in member.owner):
+            raise refused(member, f"belongs to {member.owner}, which can't be")
+        return msgspec.structs.replace(member, path=path)
 
     def _linked(self, member: Member) -> Member:
         """A hard link, with what it is a name of; a second name of a symbolic link is one more."""

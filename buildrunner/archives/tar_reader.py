@@ -236,6 +236,7 @@ def _member(info: tarfile.TarInfo) -> Member:
         size=info.size if kind == REGULAR else 0,
         mtime_ns=_mtime_ns(info),
         link_target=info.linkname,
+        owner=(info.uid, info.gid),
     )
 
 

@@ -1,4 +1,4 @@
-"""Writes a tar stream (POSIX pax format), every file owned by root.
+"""Writes a tar stream (POSIX pax format).
 
 `tarfile` takes 3 times as long for small files and wants a file object to write to; a stream of
 chunks is what an HTTP request wants.
@@ -27,6 +27,7 @@ _CHUNK_BYTES = 256 * 1024
 _NAME_BYTES = 100
 _PREFIX_BYTES = 155
 _LARGEST_OCTAL = 8**11 - 1
+_LARGEST_ID = 8**7 - 1
 _NANOSECONDS = 1_000_000_000
 _CHECKSUM = slice(148, 156)
 # name, mode, uid, gid, size, mtime, checksum, type, link, magic and version, user, group, devices,
@@ -38,7 +39,7 @@ def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
     """All of a tar stream, in pieces that are worth sending.
 
     Args:
-        members: what is in it.
+        members: what is in it; the path ``.`` is the folder of ``below`` itself.
         below: all names start with it, a folder with a slash at the end.
     """
     buffer = bytearray()
@@ -52,12 +53,13 @@ def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
         if member.kind in (REGULAR, HARD_LINK):
             files[member.path] = mode, mtime_ns
         buffer += header(
-            f"{below}{member.path}",
+            f"{below}{member.path}" if member.path != "." else below.rstrip("/") or ".",
             member.kind,
             mode=mode,
             size=member.size,
             mtime_ns=mtime_ns,
             link_target=target,
+            owner=member.owner,
         )
         for data in content:
             buffer += data
@@ -84,6 +86,7 @@ def header(
     size: int = 0,
     mtime_ns: int = 0,
     link_target: str = "",
+    owner: tuple[int, int] = (0, 0),
 ) -> bytes:
     """The header block(s) of one member.
 
@@ -96,6 +99,7 @@ def header(
         size: of the content that follows, in bytes.
         mtime_ns: time of last change in nanoseconds since the epoch.
         link_target: target of a link.
+        owner: ids of its user and group.
 
     Source: gcloud packs every member with uid and gid 0, user and group ``root``.
     """
@@ -115,11 +119,14 @@ def header(
         records[b"size"] = b"%d" % size
     if fraction or not 0 <= seconds <= _LARGEST_OCTAL:
         records[b"mtime"] = _exact_time(mtime_ns)
+    for key, number in zip((b"uid", b"gid"), owner, strict=True):
+        if number > _LARGEST_ID:
+            records[key] = b"%d" % number
     block = _block(
         short_name,
         prefix,
         kind,
-        stat.S_IMODE(mode),
+        (stat.S_IMODE(mode), min(owner[0], _LARGEST_ID), min(owner[1], _LARGEST_ID)),
         size if size <= _LARGEST_OCTAL else 0,
         min(max(seconds, 0), _LARGEST_OCTAL),
         target[:_NAME_BYTES],
@@ -145,7 +152,7 @@ def _exact_time(time_ns: int) -> bytes:
 
 def _pax_block(records: Mapping[bytes, bytes]) -> bytes:
     content = b"".join(_record(key, value) for key, value in records.items())
-    block = _block(b"./PaxHeaders/x", b"", _PAX, 0o644, len(content), 0, b"")
+    block = _block(b"./PaxHeaders/x", b"", _PAX, (0o644, 0, 0), len(content), 0, b"")
     return block + content + padding(len(content))
 
 
@@ -158,14 +165,18 @@ def _record(key: bytes, value: bytes) -> bytes:
 
 
 def _block(
-    name: bytes, prefix: bytes, kind: bytes, mode: int, size: int, seconds: int, target: bytes
+    name: bytes,
+    prefix: bytes,
+    kind: bytes,
+    rights: tuple[int, int, int],
+    size: int,
+    seconds: int,
+    target: bytes,
 ) -> bytes:
     block = bytearray(
         _LAYOUT.pack(
             name,
-            b"%07o" % mode,
-            b"0000000",
-            b"0000000",
+            *(b"%07o" % number for number in rights),
             b"%011o" % size,
             b"%011o" % seconds,
             b" " * 8,

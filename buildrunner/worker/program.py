@@ -430,7 +430,9 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
     if not worker.keep_gib:
         return None
     return Keeping(
-        folder=os.path.join(worker.data, "workspaces"), limit_bytes=worker.keep_gib << 30
+        folder=os.path.join(worker.data, "workspaces"),
+        limit_bytes=worker.keep_gib << 30,
+        disk_bytes=(worker.disk_gib << 30) or None,
     )
 
 

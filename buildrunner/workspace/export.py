@@ -12,16 +12,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Final
 
-from msgspec.structs import replace
-
-from buildrunner.archives.members import SPECIAL, DamagedArchive, MemberError, Members
-from buildrunner.archives.reader import chunk_reader
+from buildrunner.archives.members import DamagedArchive, MemberError
 from buildrunner.archives.rules import ArchiveLimits, Guard
-from buildrunner.archives.tar_reader import TarReader
-from buildrunner.archives.tar_writer import HARD_LINK
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.workspace.archive import workspace_members
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
 from buildrunner.workspace.tree_writer import write_tree
 from buildrunner.workspace.volume import create_carrier
@@ -120,33 +116,10 @@ class ExportedWorkspace:
             yield chunk
 
     def _unpack(self, chunks: Iterator[bytes]) -> None:
+        guard = Guard(_NO_LIMITS)
         folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            write_tree(folder, self._members(TarReader(chunk_reader(chunks))))
+            write_tree(folder, workspace_members(chunks, guard, self.left_out))
         finally:
+            self.files, self.size_bytes = guard.files, guard.size_bytes
             os.close(folder)
-
-    def _members(self, reader: TarReader) -> Members:
-        """The members to write, by their paths in the workspace.
-
-        A step can replace the engine of its sandbox, so the members are checked like a stranger's.
-        """
-        guard = Guard(_NO_LIMITS)
-        left_out = set()
-        for found in reader.members():
-            path, target = _inner_path(found.path), found.link_target
-            if found.kind == HARD_LINK:
-                target = _inner_path(target)
-            if found.kind in SPECIAL or (found.kind == HARD_LINK and target in left_out):
-                left_out.add(path)
-                self.left_out.append(path)
-                continue
-            member = guard.admit(replace(found, path=path, link_target=target))
-            if member is not None:
-                yield member, reader.content()
-                self.files, self.size_bytes = guard.files, guard.size_bytes
-
-
-def _inner_path(name: str) -> str:
-    """A member's path in the workspace: the engine puts the folder's own name before it."""
-    return name.partition("/")[2].strip("/")

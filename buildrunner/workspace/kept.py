@@ -3,11 +3,16 @@
 A workspace lives as long as its build. Of one that failed, ``/workspace`` and the named volumes are
 copied out as archives, as the steps left them, before they are removed; a later build begins with
 them in the place of its source. Not the home folder: logins are in it.
+
+The archives come from the engine of the build, which steps can replace, and the machine's engine
+unpacks them for the later build. So each archive is read member by member, and what is stored is
+written anew: plain files, folders and links below ``/workspace``, without compression or holes.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -15,6 +20,8 @@ from contextlib import closing, suppress
 
 import msgspec
 
+from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.cleanup import remove_tree
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import Mount
@@ -23,11 +30,19 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, volume_name
+from buildrunner.workspace.archive import workspace_members
+from buildrunner.workspace.protocol import (
+    BELOW,
+    WORKSPACE,
+    PreparedWorkspace,
+    Workspace,
+    volume_name,
+)
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_volume
 
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
+_UNCOUNTED = ArchiveLimits(size_bytes=sys.maxsize)  # `_Limit` counts what is written
 
 
 class NotKept(EngineError):
@@ -89,7 +104,7 @@ class KeptWorkspace:
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
         try:
             if self._engine is not None and self._prepared is not None and self._failed():
-                with suppress(EngineError, OSError):
+                with suppress(EngineError, SourceError, OSError):
                     self._keep(self._engine, self._prepared)
         finally:
             self._prepared = None
@@ -115,7 +130,7 @@ class KeptWorkspace:
     def _copy_out(
         self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
     ) -> int:
-        limit = _Limit(self._keeping.limit_bytes // 2, time.monotonic() + _PATIENCE_S)
+        limit = _Limit(self._keeping.most_of_one, time.monotonic() + _PATIENCE_S)
         self._copy(engine, prepared.mount(), kept.archive, limit)
         for name in self._volumes():
             volume = volume_name(self._build_id, f"volume-{name}")
@@ -124,14 +139,15 @@ class KeptWorkspace:
         return limit.taken
 
     def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
-        """Copy out what is mounted at ``/workspace``, with names as `fill_volume` takes them."""
+        """Copy out what is mounted at ``/workspace``, as an archive for `fill_volume`."""
         container = create_carrier(engine, (mount,), self._labels)
         try:
             private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(private, "wb") as file, closing(_archive(engine, container)) as chunks:
-                for chunk in chunks:
-                    limit.take(len(chunk))
-                    file.write(chunk)
+                guard = Guard(_UNCOUNTED, keep_owners=True)
+                for piece in pack(workspace_members(chunks, guard, []), below=BELOW):
+                    limit.take(len(piece))
+                    file.write(piece)
         finally:
             engine.remove_container(container)
 
@@ -156,8 +172,9 @@ def _archive(engine: ContainerEngine, container: str) -> Generator[bytes, None, 
     yield from engine.get_archive(container, WORKSPACE)
 
 
-_ARCHIVE = "workspace.tar"
-_VOLUME = "volume-"
+# Archives under other names are from before they were written anew: they go as others make room.
+_ARCHIVE = "checked-workspace.tar"
+_VOLUME = "checked-volume-"
 _PROVENANCE = "provenance.json"
 _PIECE_BYTES = 1 << 20
 
@@ -168,10 +185,19 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         folder: of all of them.
         limit_bytes: what they may take together, one of them half of it; 0 keeps none.
+        disk_bytes: what a build may write to the disk, which one of them does not exceed either;
+            None sets no limit.
     """
 
     folder: str
     limit_bytes: int
+    disk_bytes: int | None = None
+
+    @property
+    def most_of_one(self) -> int:
+        """How large one of them may be, in bytes."""
+        half = self.limit_bytes // 2
+        return half if self.disk_bytes is None else min(half, self.disk_bytes)
 
     def of(self, build_id: str) -> str:
         """The folder of one build."""
