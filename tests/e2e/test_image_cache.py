@@ -171,7 +171,7 @@ def test_an_image_is_copied_for_the_first_build_and_shared_with_all_later_ones(
         assert content(place, name) == "one"
         assert copies(place) == 0
         # The same image to both engines, whatever each calls it.
-        assert place._ready().images.ids[machine.host_id(name)] == inside
+        assert place.ready().images.ids[machine.host_id(name)] == inside
         found = place.engine.find_image(name)
         assert found is not None
         assert replace(found, size_bytes=0) == replace(machine.found(name), size_bytes=0)

@@ -618,7 +618,7 @@ def test_a_stranger_s_build_sees_and_leaves_no_image_of_the_machine(
     try:
         place = sandbox.open(build_id, trusted=False)
         try:
-            place._open_port(int(registry.address.rpartition(":")[2]))  # type: ignore[attr-defined]
+            place.open_port(int(registry.address.rpartition(":")[2]))  # type: ignore[attr-defined]
             pulled = place.engine.pull_image(
                 name, on_progress=lambda _: None, cancel=never, anonymous=True
             )

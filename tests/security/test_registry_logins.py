@@ -140,7 +140,7 @@ def test_a_step_that_replaces_its_engine_gets_no_login(
     with ReplacedEngine(path) as replaced:
         thread = threading.Thread(target=replaced.serve_forever, args=(0.02,))
         thread.start()
-        engine = sandbox._starter._connect(path)
+        engine = sandbox._machine.connect(path)
         try:
             engine.push_image(f"{address}/app:one", on_progress=lambda _: None, cancel=never)
             engine.pull_image(f"{address}/app:one", on_progress=lambda _: None, cancel=never)
