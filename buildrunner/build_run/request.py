@@ -119,7 +119,7 @@ class RepositoryConfig(msgspec.Struct, frozen=True, kw_only=True):
             UsageError: the repository has no config that the user names.
             SourceError: a path leads out of the folder, or a file can't be read.
         """
-        from buildrunner.sources.git.files import read_file
+        from buildrunner.sources.git.checkout import read_file
 
         if self.of_trigger:
             return load_trigger_config(folder, self.names[0])
@@ -185,7 +185,7 @@ def load_trigger_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
     Source: ``BuildTrigger.filename`` and ``autodetect``: cloudbuild.yaml, .yml, .json, Dockerfile,
         in the repository's root, in whatever case.
     """
-    from buildrunner.sources.git.files import read_file
+    from buildrunner.sources.git.checkout import read_file
 
     if name != AUTODETECT:
         text = read_file(folder, name)

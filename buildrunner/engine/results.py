@@ -8,10 +8,10 @@ from typing import Any
 from msgspec.structs import replace
 
 from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
-from buildrunner.spec.model.artifacts import Artifacts
 from buildrunner.spec.model.build import Build, BuildStep
 from buildrunner.spec.model.message import TimeSpan
 from buildrunner.spec.model.results import (
+    Artifacts,
     BuiltImage,
     FailureInfo,
     FailureType,

@@ -26,8 +26,8 @@ from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
 from buildrunner.plan.selection import select_steps, without_steps
 from buildrunner.problem import Problem, Severity
 from buildrunner.spec.lexical_path import clean_path, join_paths
-from buildrunner.spec.model.artifacts import Artifacts, GenericArtifact, MavenArtifact
 from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, LoggingMode, MachineType
+from buildrunner.spec.model.results import Artifacts, GenericArtifact, MavenArtifact
 from buildrunner.spec.model.source import Source
 from buildrunner.spec.reading.decode import LoadedBuild
 from buildrunner.spec.validation.check import check_build

@@ -113,7 +113,7 @@ def _images_in_both_places(build: Build) -> dict[str, object]:
     images = build.images or (build.artifacts.images if build.artifacts else ())
     if not images:
         return {}
-    from buildrunner.spec.model.artifacts import Artifacts
+    from buildrunner.spec.model.results import Artifacts
 
     artifacts = build.artifacts or Artifacts()
     return {"images": images, "artifacts": msgspec.structs.replace(artifacts, images=images)}

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Final
 
 from buildrunner.errors import StorageError, UsageError
-from buildrunner.spec.model.bucket_name import is_bucket_name
+from buildrunner.spec.model.source import is_bucket_name
 from buildrunner.storage.object_store import SCHEME, ObjectStore, ObjectUrl, parse_object_url
 
 _FILE = "file://"

@@ -30,7 +30,7 @@ import msgspec
 
 from buildrunner.errors import FilterError
 from buildrunner.spec.model.message import MAP, ONE, SCALARS, Field, Message, fields_of, type_named
-from buildrunner.spec.reading.suggestions import suggestion
+from buildrunner.spec.reading.findings import suggestion
 from buildrunner.store.build_store import Document
 from buildrunner.store.records import parse_instant
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.message import ONE, SCALARS, fields_of, type_named
-from buildrunner.spec.reading.suggestions import suggestion
+from buildrunner.spec.reading.findings import suggestion
 from buildrunner.triggers import cel
 from buildrunner.triggers.events import Rule
 

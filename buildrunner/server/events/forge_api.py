@@ -1,4 +1,11 @@
-"""Asks a forge's API for what a delivery does not tell."""
+"""Requests to a forge's API for the parts of an event that its delivery lacks.
+
+A comment's payload on GitHub and Gitea names neither the branches nor the commits of its pull
+request, and few payloads say who may write.
+
+Source: GitHub's "Get a pull request" and "Get repository permissions for a user", Gitea's
+``repoGetPullRequest`` and ``repoGetRepoPermissions``; see the forges' modules for the others.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.errors import SecretError, SecretNotFound, ServerError, ServerUnavailable
 from buildrunner.secrets.secret_name import forge_host
@@ -20,11 +28,13 @@ from buildrunner.server.http.pinned import (
 )
 from buildrunner.server.outbox.http import ForgeInClear, forge_token
 from buildrunner.triggers.events import PullRequestEvent, Repository
-from buildrunner.triggers.forges.completion import completed, may_write
-from buildrunner.triggers.forges.forge import BadDelivery
+from buildrunner.triggers.forge_host import is_full_name, repository_key
+from buildrunner.triggers.forges.forge import BadDelivery, items, number, part, text
+from buildrunner.triggers.forges.github import pull_request_event
 
 if TYPE_CHECKING:
     import httpx
+
 
 _PASSING: Final = frozenset({408, 425, 429})
 _MOST_BYTES: Final = 5 << 20
@@ -148,3 +158,55 @@ def _is_limited(answer: HttpAnswer) -> bool:
 
 def _host(url: str) -> str:
     return urlsplit(url).hostname or ""
+
+
+_WRITING = frozenset({"write", "maintain", "admin", "owner"})
+_GITLAB_DEVELOPER = 30
+
+
+def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent:
+    """The event with what the API says about its pull request.
+
+    Args:
+        event: of a comment.
+        pull: answer of the API.
+
+    Raises:
+        BadDelivery: it is no pull request, or one of another repository.
+    """
+    body = {"repository": part(pull, "base", "repo"), "pull_request": pull}
+    told = pull_request_event(body, event.action, event.repository.forge)
+    base, head = event.repository, told.head_full_name
+    if repository_key(told.repository.full_name) != repository_key(base.full_name):
+        raise BadDelivery(f"it is one of {told.repository.full_name}, not of {base.full_name}")
+    if head and not is_full_name(head):
+        raise BadDelivery(f"{head!r} is not the full name of a repository")
+    return replace(
+        event,
+        base_branch=told.base_branch,
+        head_branch=told.head_branch,
+        head_commit=told.head_commit,
+        base_commit=told.base_commit,
+        head_full_name=head,
+        head_clone_url=base.host.clone_url(head) if base.host and head else "",
+        is_fork=told.is_fork,
+    )
+
+
+def may_write(forge: str, person: str, answer: dict[str, Any]) -> bool:
+    """Whether a person may write to the repository, by what the API says at the address of rights.
+
+    Args:
+        forge: see `Repository`.
+        person: the login.
+        answer: of the API.
+    """
+    match forge:
+        case "gitlab":
+            return number(answer, "access_level") >= _GITLAB_DEVELOPER
+        case "bitbucket":
+            return any(text(one, "permission") in _WRITING for one in items(answer, "values"))
+        case "bitbucket-server":
+            return any(text(one, "name") == person for one in items(answer, "values"))
+        case _:
+            return text(answer, "permission") in _WRITING

@@ -30,7 +30,7 @@ from buildrunner.server.notifications.go_templates import (
     translated,
 )
 from buildrunner.server.notifications.model import GOLANG
-from buildrunner.spec.reading.suggestions import suggestion
+from buildrunner.spec.reading.findings import suggestion
 
 MOST_CHARACTERS: Final = 256 * 1024
 _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")

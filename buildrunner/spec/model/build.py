@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import msgspec
 
-from buildrunner.spec.model.artifacts import Artifacts
 from buildrunner.spec.model.message import Int64, Message, TimeSpan
 from buildrunner.spec.model.results import (
+    Artifacts,
     BuildApproval,
     FailureInfo,
     HashType,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -139,3 +140,12 @@ class Dependency(Message, frozen=True, kw_only=True):
 
     empty: bool | None = None
     git_source: GitSourceDependency | None = None
+
+
+BUCKET_NAME: Final = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+"""A regular expression without groups or anchors."""
+
+
+def is_bucket_name(text: str) -> bool:
+    """Return whether ``text`` is the name of a bucket: no scheme, no folder behind it."""
+    return re.fullmatch(BUCKET_NAME, text, re.ASCII) is not None

@@ -12,7 +12,14 @@ from typing import Any
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
-from buildrunner.spec.reading.findings import Findings, camel_case, is_merge_key
+from buildrunner.spec.reading.findings import (
+    Findings,
+    camel_case,
+    is_merge_key,
+    report_unknown_key,
+    report_unknown_value,
+    shorten,
+)
 from buildrunner.spec.reading.nodes import IMPLICIT, position
 from buildrunner.spec.reading.scalars import (
     INTEGER,
@@ -22,7 +29,6 @@ from buildrunner.spec.reading.scalars import (
     is_null,
     kind_of,
     read_string,
-    shorten,
     whole_number,
     wrong_type,
 )
@@ -95,7 +101,7 @@ def _compile(message: type[Message], outputs: bool) -> Reader:
             if entry is None:
                 entry = _other_spelling(key, table)
                 if entry is None:
-                    _report_unknown(key, message, findings)
+                    report_unknown_key(key, message, findings)
                     continue
             name, reader, default = entry
             if name in values:
@@ -170,12 +176,6 @@ def _other_spelling(key: Node, table: dict[str, Entry]) -> Entry | None:
     if type(key) is ScalarNode and "_" in key.value:
         return table.get(camel_case(key.value))
     return None
-
-
-def _report_unknown(key: Node, message: type[Message], findings: Findings) -> None:
-    from buildrunner.spec.reading.suggestions import report_unknown_key
-
-    report_unknown_key(key, message, findings)
 
 
 def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: Findings) -> None:
@@ -342,8 +342,6 @@ def enum_reader(found: type[enum.Enum]) -> Reader:
             if member is None:
                 member = by_number.get(whole_number(node))
             if member is None:
-                from buildrunner.spec.reading.suggestions import report_unknown_value
-
                 report_unknown_value(node, found, findings)
             return member
         wrong_type(node, findings, f"one of {', '.join(by_name)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 from yaml.nodes import Node, ScalarNode, SequenceNode
 
-from buildrunner.spec.reading.findings import Findings
+from buildrunner.spec.reading.findings import Findings, shorten
 
 STRING = "string"
 INTEGER = "integer"
@@ -159,12 +159,6 @@ def describe(node: Node) -> str:
     if kind in (INTEGER, NUMBER, BOOLEAN, DATE, STRING):
         return f"{shorten(node.value)} is {name}"
     return f"this is {name}"
-
-
-def shorten(text: str) -> str:
-    """``text`` on one line, short enough for a message."""
-    line = text.strip().replace("\n", " ")
-    return line if len(line) <= 40 else f"{line[:37]}..."
 
 
 def is_null(node: Node) -> bool:

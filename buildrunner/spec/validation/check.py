@@ -177,7 +177,7 @@ def check_values(build: Build) -> list[Problem]:
     findings = Findings()
     check_substitution_maps(build, {}, DEFAULT_LIMITS, findings, from_config_file=False)
     if build.source is not None or build.dependencies:
-        from buildrunner.spec.validation.source import check_source
+        from buildrunner.spec.validation.build import check_source
 
         check_source(build, findings)
     return _readable(findings.problems)
@@ -223,7 +223,7 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
     if build.source is not None or build.dependencies:
-        from buildrunner.spec.validation.source import check_source  # few builds have either
+        from buildrunner.spec.validation.build import check_source  # few builds have either
 
         check_source(build, findings)
     check_differences(build, findings)

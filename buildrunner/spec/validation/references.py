@@ -9,9 +9,9 @@ from typing import Final
 
 import msgspec
 
-from buildrunner.spec.model.artifacts import Artifacts
-from buildrunner.spec.model.bucket_name import BUCKET_NAME
 from buildrunner.spec.model.build import Build, DockerDaemon
+from buildrunner.spec.model.results import Artifacts
+from buildrunner.spec.model.source import BUCKET_NAME
 from buildrunner.spec.substitutions.expressions import BadExpression
 from buildrunner.spec.substitutions.fields import templates
 from buildrunner.spec.substitutions.templates import names_in, substitute

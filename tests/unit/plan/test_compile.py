@@ -17,7 +17,6 @@ from buildrunner.plan.compile import (
 )
 from buildrunner.plan.privilege import Privilege
 from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH, PlanContext, resolve
-from buildrunner.spec.model.artifacts import ArtifactObjects, Artifacts
 from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
@@ -32,6 +31,7 @@ from buildrunner.spec.model.build import (
     SubstitutionOption,
     Volume,
 )
+from buildrunner.spec.model.results import ArtifactObjects, Artifacts
 from buildrunner.spec.model.source import GitSource, RepoSource, Source, StorageSource
 from buildrunner.spec.substitutions.variables import BuiltIns
 

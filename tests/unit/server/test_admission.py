@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError
 from buildrunner.server.services.admission import Arrival, admit, refused
+from buildrunner.server.services.triggers import updated
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.trigger import BuildTrigger
@@ -17,7 +18,6 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.triggers.build import manual_run, webhook_run
 from buildrunner.triggers.check import check_trigger
-from buildrunner.triggers.update_mask import updated
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ARRIVAL = Arrival(

@@ -7,8 +7,7 @@ import threading
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git.checkout import GitOptions
-from buildrunner.sources.git.files import read_file
+from buildrunner.sources.git.checkout import GitOptions, read_file
 from buildrunner.sources.git.source import GitPlace
 from buildrunner.spec.model.source import GitSourceDependency, GitSourceRepository
 from buildrunner.workspace.dependencies import GitDependency, dependency_request

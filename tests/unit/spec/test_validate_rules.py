@@ -8,15 +8,6 @@ import msgspec
 import pytest
 
 from buildrunner.problem import Severity
-from buildrunner.spec.model.artifacts import (
-    ArtifactObjects,
-    Artifacts,
-    GenericArtifact,
-    GoModule,
-    MavenArtifact,
-    NpmPackage,
-    PythonPackage,
-)
 from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
@@ -29,6 +20,15 @@ from buildrunner.spec.model.build import (
     Secrets,
     SubstitutionOption,
     Volume,
+)
+from buildrunner.spec.model.results import (
+    ArtifactObjects,
+    Artifacts,
+    GenericArtifact,
+    GoModule,
+    MavenArtifact,
+    NpmPackage,
+    PythonPackage,
 )
 from buildrunner.spec.model.source import Source, StorageSource
 from buildrunner.spec.validation.check import SAMPLE, check_build, errors_of
