@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from benchmarks.machine import work_folder
 from benchmarks.measure import Result, run, timed
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.logs.files.search import LogQuery, search_log

@@ -23,7 +23,7 @@ from sqlalchemy import insert
 from benchmarks.machine import work_folder
 from benchmarks.measure import Result, timed
 from buildrunner.engine.events import StepFinished, StepStarted
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.plan.build_plan import new_build_id

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 import uvicorn
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.app import create_app

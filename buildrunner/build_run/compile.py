@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -10,16 +11,18 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.builder_aliases import (
-    image_advice,
-    install_command,
-    with_builder_images,
-)
 from buildrunner.build_run.request import BuildRequest
-from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.builders.catalog import (
+    DEFAULT_ALIASES,
+    advice,
+    drop_in,
+    installed_aliases,
+    stand_in,
+)
+from buildrunner.containers.protocol import ContainerEngine, Images
+from buildrunner.engine.image_pulls import PublicImages, serve_image, split_reference
 from buildrunner.engine.protocols import Attester, PackagePublisher
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.engine.step_images import PublicImages
 from buildrunner.errors import UsageError
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, ResourceLimits
 from buildrunner.plan.compile import CompiledBuild, compile_build, fitted
@@ -35,6 +38,7 @@ from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout
+
 
 _OF_REPOSITORY = (
     *("REPO_NAME", "REPO_FULL_NAME", "BRANCH_NAME", "TAG_NAME", "REF_NAME"),
@@ -268,3 +272,41 @@ def fitted_to_engine(plan: BuildPlan, engine: ContainerEngine) -> tuple[BuildPla
     machine = ResourceLimits(cpus=info.cpus or None, memory_bytes=info.memory_bytes or None)
     limits, warning = fitted(plan.limits, machine)
     return replace(plan, limits=limits), warning
+
+
+def with_builder_images(
+    aliases: Mapping[str, str], plan: BuildPlan, engine: Images
+) -> dict[str, str]:
+    """The user's aliases, which always win, and those to builder images that are installed.
+
+    Raises:
+        EngineError: the engine does not tell what images it has.
+    """
+    images = {step.image for step in plan.steps if not serve_image(step.image, aliases).note}
+    public = [image for image in images if split_reference(image)[0] in DEFAULT_ALIASES]
+
+    def find_image(name: str) -> str | None:
+        found = engine.find_image(name)
+        return found.id if found else None
+
+    return {**installed_aliases(public, find_image), **aliases}
+
+
+def image_advice(plan: BuildPlan) -> dict[str, str]:
+    """For each image of a step that a builder image could serve, the sentence that says how."""
+    images = {step.image for step in plan.steps}
+    return {image: said for image in images if (said := advice(image))}
+
+
+def install_command(plan: BuildPlan, config: str = "") -> str:
+    """The command that makes every builder image that could serve a step.
+
+    Args:
+        plan: the build.
+        config: path of its config on this machine; empty where there is none.
+    """
+    if config:
+        return f"buildrunner builders install --for {shlex.quote(config)}"
+    found = (drop_in(step.image) or stand_in(step.image) for step in plan.steps)
+    names = dict.fromkeys(builder.name for builder in found if builder)
+    return f"buildrunner builders install {' '.join(names)}"

@@ -22,7 +22,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent
-from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.log.pipeline import LogSink
 from buildrunner.engine.outcome import BuildOutcome, failed_planning
 from buildrunner.engine.protocols import SecretResolver
 from buildrunner.engine.resume import ResumeState

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from buildrunner.containers import private_names
+from buildrunner.containers import image_name as private_names
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER, OwnedResources
 from buildrunner.errors import EngineError

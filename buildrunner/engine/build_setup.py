@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
@@ -17,9 +18,8 @@ from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import SecretError
-from buildrunner.plan.build_plan import SecretReference
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.spec.model.results import SourceProvenance
-from buildrunner.workspace.mounts import mounting_steps
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 
 Got = TypeVar("Got")
@@ -227,3 +227,24 @@ class BuildSetup:
                 "hidden in the log"
             )
         self._on_part()
+
+
+_PLACE = r"""["']?(?:/workspace\b|\$\{?PWD\b|\$\(pwd\)|`pwd`)"""
+_MOUNT = re.compile(
+    rf"(?:^|\s)(?:-v|--volume)[=\s]*{_PLACE}[^\s:]*:/"  # -v $PWD/sub:/target
+    rf"|--mount[=\s]\S*\b(?:source|src)={_PLACE}"
+)
+
+
+def mounting_steps(plan: BuildPlan) -> tuple[StepPlan, ...]:
+    """Return the steps whose arguments or script have the engine mount the workspace."""
+    return tuple(step for step in plan.steps if any(map(_mounts, _texts(step))))
+
+
+def _texts(step: StepPlan) -> Iterator[str]:
+    yield "\n".join(step.args or ())
+    yield step.script or ""
+
+
+def _mounts(text: str) -> bool:
+    return _MOUNT.search(text) is not None

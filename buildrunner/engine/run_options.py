@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from buildrunner.engine.step_images import PublicImages
+from buildrunner.engine.image_pulls import PublicImages
 from buildrunner.spec.model.build import Status
 
 

@@ -8,15 +8,14 @@ from functools import partial
 
 import msgspec
 
-from buildrunner.containers.private_names import PrivateNames
+from buildrunner.containers.image_name import PrivateNames
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine import outcome as decisions
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, Warned
-from buildrunner.engine.image_pulls import ImagePulls
+from buildrunner.engine.image_pulls import ImagePulls, StepImages
 from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.log.pipeline import LogPipeline
-from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.log.pipeline import LogPipeline, LogSink
 from buildrunner.engine.outcome import Decision
 from buildrunner.engine.progress import Phases
 from buildrunner.engine.protocols import (
@@ -30,7 +29,6 @@ from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.source_phase import BegunBuild
 from buildrunner.engine.step_container import HOME, build_labels, files_archive
-from buildrunner.engine.step_images import StepImages
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.workspace.protocol import PreparedWorkspace, Workspace
 

@@ -20,8 +20,7 @@ from buildrunner.engine import progress as phases
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, BuildStarted, TransferMoved
 from buildrunner.engine.inbox import Inbox
-from buildrunner.engine.log.pipeline import LogPipeline
-from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.log.pipeline import LogPipeline, LogSink
 from buildrunner.engine.outcome import BuildOutcome, Decision, build_finished
 from buildrunner.engine.progress import Phases
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S

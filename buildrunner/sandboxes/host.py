@@ -13,7 +13,7 @@ from buildrunner.containers.cleanup import (
     owner_label,
     release_network,
 )
-from buildrunner.containers.private_names import take_away
+from buildrunner.containers.image_name import take_away
 from buildrunner.containers.process_owner import this_process
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER

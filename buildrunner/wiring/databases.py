@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def build_store(folder: str) -> BuildStore:
     """The local store in a folder."""
-    from buildrunner.store.local.store import LocalBuildStore
+    from buildrunner.store.local import LocalBuildStore
 
     return LocalBuildStore(folder)
 

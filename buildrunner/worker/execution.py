@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from buildrunner.containers.process_owner import this_process
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepStarted
-from buildrunner.engine.log.sink import LogSink
+from buildrunner.engine.log.pipeline import LogSink
 from buildrunner.engine.outcome import BuildOutcome, text_of
 from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
 from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink

@@ -22,8 +22,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.engine.events import BuildEvent
-from buildrunner.engine.log.pipeline import StoredLog
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk, StoredLog
 from buildrunner.engine.outcome import text_of
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_BUILD_FAILED, BuildrunnerError, NotFound

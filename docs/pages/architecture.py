@@ -67,7 +67,7 @@ own:
    (`logs/files/log_file.py`) and the terminal (`logs/console/console.py`).
 10. `engine/publishing.py` pushes images and uploads artifacts. `engine/build_loop.py` removes containers, volumes and the
     network.
-11. `engine/outcome.py` becomes the finished Build, which `store/local/store.py` keeps. The command exits with its code.
+11. `engine/outcome.py` becomes the finished Build, which `store/local.py` keeps. The command exits with its code.
 
 ## One build on a server
 
@@ -94,7 +94,7 @@ A push starts a build in this way:
 ## Where to start reading
 
 Read the protocols first: `plan/build_plan.py`, `containers/protocol.py`, `workspace/protocol.py`, `engine/events.py`,
-`engine/log/sink.py`; on the server `store/sql/store.py` and `sandboxes/protocol.py`. Then follow a build from
+`engine/log/pipeline.py`; on the server `store/sql/store.py` and `sandboxes/protocol.py`. Then follow a build from
 `cli/submit/command.py`.
 
 Two rules explain most signatures:

@@ -10,7 +10,7 @@ import pytest
 from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import BuildStore
-from buildrunner.store.local.store import LocalBuildStore
+from buildrunner.store.local import LocalBuildStore
 
 
 def document(build_id, status="WORKING", created="2024-05-31T12:00:00Z", **more):

@@ -11,7 +11,6 @@ from buildrunner.build_run.request import BuildRequest, LocalSource
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
-from buildrunner.engine.results import apply_outcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import ConfigError
 from buildrunner.plan.compile import plan_resolved
@@ -23,6 +22,7 @@ from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.results import FailureType
 from buildrunner.spec.model.source import Dependency, GitSource, Source
 from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.store.records import apply_outcome
 from tests.fixtures_git import Repository
 
 pytestmark = pytest.mark.docker

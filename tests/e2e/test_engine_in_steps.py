@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.private_names import REPOSITORY
+from buildrunner.containers.image_name import REPOSITORY
 from tests.conftest import Registry, busybox_tar
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]

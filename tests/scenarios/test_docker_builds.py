@@ -13,7 +13,7 @@ from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepRunning
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.running_build import RunContext

@@ -26,7 +26,7 @@ from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.running_build import RunContext

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.access import Sessions

@@ -14,7 +14,7 @@ import msgspec
 from buildrunner.cli.submit.build_input import BuildInput
 from buildrunner.engine.image_pulls import serve_image
 from buildrunner.errors import EXIT_SUCCESS, EngineError
-from buildrunner.logs.console.status_line import graph_columns
+from buildrunner.logs.console.screen import graph_columns
 from buildrunner.logs.console.wording import count, seconds
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.settings import Settings
@@ -150,7 +150,7 @@ def _images_here(
 ) -> tuple[dict[str, str], frozenset[str] | None]:
     """The aliases that will hold, and the images that the engine has not (None: no engine)."""
     from buildrunner import wiring
-    from buildrunner.build_run.builder_aliases import with_builder_images
+    from buildrunner.build_run.compile import with_builder_images
 
     try:
         engine = wiring.container_engine()

@@ -17,7 +17,7 @@ from buildrunner.cli.submit.session import EXIT_CODES, JsonOutput, TextOutput
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.client.stream import EventPiece, LogPiece, StateChange, StreamEnd, StreamItem
 from buildrunner.engine.events import BuildEvent, BuildFinished, StepStarted
-from buildrunner.engine.log.sink import LogChunk, TeeSink
+from buildrunner.engine.log.pipeline import LogChunk, TeeSink
 from buildrunner.errors import (
     EXIT_INFRASTRUCTURE,
     EXIT_INTERRUPTED,

@@ -18,7 +18,7 @@ from buildrunner.cli.terminal.streams import Interruption
 from buildrunner.containers.process_owner import this_process
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepStarted
-from buildrunner.engine.log.sink import LogSink, TeeSink
+from buildrunner.engine.log.pipeline import LogSink, TeeSink
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.errors import (
     EXIT_BUILD_FAILED,
@@ -34,8 +34,7 @@ from buildrunner.settings import data_folder, terminal
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.storage.stores import Stores
 from buildrunner.store.build_store import BuildStore, Document
-from buildrunner.store.build_writer import BuildWriter
-from buildrunner.store.records import BuildRecord
+from buildrunner.store.records import BuildRecord, BuildWriter
 
 EXIT_CODES = {
     Status.SUCCESS: EXIT_SUCCESS,

@@ -1,26 +1,80 @@
 """From a step's raw bytes to whole, masked, prefixed lines in the build's one log.
 
-Order of work for each chunk: mask, cut into lines, prefix, hand to the sink. Lines of parallel
-steps, and of one step's stdout and stderr, never tear each other: what comes without a newline
-waits for the rest of its line. A line that stays open for a second (a progress bar), or grows
-beyond 64 KiB, is handed on as it is; should another origin write meanwhile, a newline is put in
-first, and the rest gets a prefix of its own.
+Order of work for each chunk: mask, cut into lines, prefix, write to the sink. Lines of parallel
+steps, and of one step's stdout and stderr, never tear each other: bytes without a newline wait for
+the rest of their line. A line that stays open for a second (a progress bar), or grows beyond
+64 KiB, is written as it is. If another origin writes meanwhile, a newline is written first, and
+the rest gets a prefix of its own.
 
-What a stream's bytes become does not depend on how they were cut into chunks. So a build that is
-resumed reads a step's output from its beginning again, and leaves out as much as is stored already.
+The result for a stream does not depend on how its bytes were cut into chunks. So a build that is
+resumed reads a step's output from its beginning again, and skips as much as is stored already.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
 
 import msgspec
 
 from buildrunner.containers.types import ErrorOutput
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.log.masking import Masker
-from buildrunner.engine.log.sink import LogChunk, LogSink
+
+
+class LogChunk(msgspec.Struct, frozen=True):
+    """Lines of one origin, already masked and prefixed, in Cloud Build's own form.
+
+    All chunks put together are the log. A chunk ends with a newline, except where a step leaves its
+    line open for a second (a progress bar) or writes more than 64 KiB without one: then the next
+    chunk is of the same origin and goes on with that line, or ends it.
+
+    Attributes:
+        data: lines, the last one perhaps open; bytes as the step wrote them.
+        step: index of the step they come from, None for the build's own lines.
+        at: when they arrived.
+        output: how many bytes of the step's own output, masked, are in ``data``: all but prefixes
+            and newlines of ours. A build that is resumed knows by it what is stored already.
+        error: that output is of stderr.
+    """
+
+    data: bytes
+    step: int | None
+    at: datetime
+    output: int = 0
+    error: bool = False
+
+
+class LogSink(Protocol):
+    """Takes a build's log. ``write`` is called from one thread at a time, in log order."""
+
+    def write(self, chunk: LogChunk) -> None:
+        """Take one chunk. Must not block for long: it holds up the build's output."""
+        ...
+
+    def close(self) -> None:
+        """No more chunks; everything taken is durable afterwards."""
+        ...
+
+
+class TeeSink:
+    """Gives every chunk to each of ``sinks``, in their order."""
+
+    def __init__(self, *sinks: LogSink) -> None:
+        self._sinks = sinks
+
+    def write(self, chunk: LogChunk) -> None:
+        """Give the chunk to all."""
+        for sink in self._sinks:
+            sink.write(chunk)
+
+    def close(self) -> None:
+        """Close all, in order."""
+        for sink in self._sinks:
+            sink.close()
+
 
 OPEN_LINE_S = 1.0
 """How long an open line may wait for its end."""

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from buildrunner.engine.events import BuildEvent
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.console.screen import write_all
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import msgspec
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.errors import StoreError
 from buildrunner.logs.console.wording import unwritable_hint
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from buildrunner.build_run.builder_aliases import (
+from buildrunner.build_run.compile import (
     image_advice,
     install_command,
     with_builder_images,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.private_names import REPOSITORY, PrivateNames, take_away
+from buildrunner.containers.image_name import REPOSITORY, PrivateNames, take_away
 from buildrunner.engine.events import BuildEvent, StepRunning
 from tests.unit.engine.conftest import BUILD_ID, Build, step
 

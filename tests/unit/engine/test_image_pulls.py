@@ -12,8 +12,7 @@ import pytest
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import ImageInfo
 from buildrunner.engine.events import BuildEvent, PullFinished
-from buildrunner.engine.image_pulls import ImagePulls
-from buildrunner.engine.step_images import StepImages
+from buildrunner.engine.image_pulls import ImagePulls, StepImages
 from buildrunner.errors import ImagePullError
 from buildrunner.plan.build_plan import BuildPlan
 from tests.unit.engine.conftest import Halt, HastyClock, step

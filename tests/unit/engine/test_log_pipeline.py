@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from buildrunner.containers.types import ErrorOutput
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.log.masking import Masker
-from buildrunner.engine.log.pipeline import LONGEST_OPEN_LINE, LogPipeline, StoredLog
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LONGEST_OPEN_LINE, LogChunk, LogPipeline, StoredLog
 
 
 class HandClock(Clock):

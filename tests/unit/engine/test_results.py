@@ -3,10 +3,10 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from buildrunner.engine.outcome import BuildOutcome, PushedName, Span, StepOutcome
-from buildrunner.engine.results import apply_outcome
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.message import TimeSpan
 from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
+from buildrunner.store.records import apply_outcome
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -22,8 +22,7 @@ from buildrunner.containers.types import (
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning, StepStarted
-from buildrunner.engine.log.pipeline import StoredLog
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk, StoredLog
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.resume import ResumeState, resume_state
 from buildrunner.engine.run_options import RunOptions

@@ -21,7 +21,7 @@ from buildrunner.engine.events import (
     StepRunning,
     StepStarted,
 )
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import (
     ContainerStartError,

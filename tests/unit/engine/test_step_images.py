@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.engine.step_images import PublicImages, StepImages
+from buildrunner.engine.image_pulls import PublicImages, StepImages
 from buildrunner.errors import ImagePullError
 
 PRIVATE, PUBLIC = "corp.example.com/team/app", "python:3.12-slim"

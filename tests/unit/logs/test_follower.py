@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from buildrunner.engine.events import StepStarted
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.follower import LogFollower
 from buildrunner.logs.files.log_file import LogFileSink

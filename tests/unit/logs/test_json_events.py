@@ -4,7 +4,7 @@ import json
 import os
 
 from buildrunner.engine.events import StepStarted
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.console.json_events import JsonEvents
 from tests.unit.logs.builds import at
 

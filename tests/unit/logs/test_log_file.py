@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.errors import StoreError
 from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink
 from buildrunner.logs.files.reader import LogFileReader
@@ -184,7 +184,7 @@ import sys
 from datetime import UTC, datetime
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.logs.files.reader import LogFileReader
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 folder = sys.argv[1]
 sink = LogFileSink(folder)
 number = LogFileReader(folder).line_count()
@@ -257,7 +257,7 @@ def test_a_full_disk_is_a_sentence_and_nothing_of_the_chunk_is_stored(tmp_path):
         "from datetime import datetime, UTC\n"
         "from buildrunner.errors import StoreError\n"
         "from buildrunner.logs.files.log_file import LogFileSink\n"
-        "from buildrunner.engine.log.sink import LogChunk\n"
+        "from buildrunner.engine.log.pipeline import LogChunk\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))\n"
         "sink = LogFileSink(sys.argv[1])\n"

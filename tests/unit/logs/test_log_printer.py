@@ -4,7 +4,7 @@ import os
 import threading
 from datetime import UTC, datetime
 
-from buildrunner.engine.log.sink import LogChunk, TeeSink
+from buildrunner.engine.log.pipeline import LogChunk, TeeSink
 from buildrunner.logs.console.console import LogPrinter
 from buildrunner.logs.console.screen import PipeScreen
 from buildrunner.logs.files.log_file import LogFileSink

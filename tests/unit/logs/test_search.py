@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.errors import UsageError
 from buildrunner.logs.files import search
 from buildrunner.logs.files.log_file import LogFileSink

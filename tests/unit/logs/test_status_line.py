@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.engine import events
-from buildrunner.logs.console.status_line import graph_columns, status_line
+from buildrunner.logs.console.screen import graph_columns, status_line
 from buildrunner.logs.console.wording import Look
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.plan.drawings.text import display_width

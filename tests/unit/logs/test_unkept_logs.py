@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.errors import NotFound, StoreError
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.logs.files.reader import LogFileReader

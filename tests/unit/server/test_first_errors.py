@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.engine.log.sink import LogChunk
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.server.pages.builds.first_errors import Excerpt, excerpt_of, looks_like_error, pick

@@ -10,9 +10,8 @@ from buildrunner.engine import events
 from buildrunner.errors import StoreError
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.build_writer import BuildWriter
-from buildrunner.store.local.store import LocalBuildStore
-from buildrunner.store.records import BuildRecord
+from buildrunner.store.local import LocalBuildStore
+from buildrunner.store.records import BuildRecord, BuildWriter
 
 NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 

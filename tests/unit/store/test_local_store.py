@@ -9,7 +9,7 @@ import pytest
 
 from buildrunner.containers.process_owner import is_alive, pid_of, this_process
 from buildrunner.errors import StoreError
-from buildrunner.store.local.store import DATABASE_NAME, LocalBuildStore
+from buildrunner.store.local import DATABASE_NAME, LocalBuildStore
 
 
 def test_only_the_user_can_read_it(tmp_path):
@@ -42,7 +42,7 @@ def test_a_folder_that_can_not_be_made_is_a_sentence(tmp_path):
 
 def test_several_processes_may_make_the_store_at_once(tmp_path):
     code = (
-        "import sys; from buildrunner.store.local.store import LocalBuildStore as S\n"
+        "import sys; from buildrunner.store.local import LocalBuildStore as S\n"
         "s = S(sys.argv[1]); n = sys.argv[2]\n"
         "s.create({'id': n, 'status': 'SUCCESS', 'createTime': n}, owner='')\n"
     )

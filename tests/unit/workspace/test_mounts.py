@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from buildrunner.engine.build_setup import mounting_steps
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.workspace.mounts import mounting_steps
 from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.unit.engine.conftest import Build, step
 
