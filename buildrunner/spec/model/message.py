@@ -56,7 +56,7 @@ class TimeSpan(Message, frozen=True, kw_only=True):
 _HOMES = {
     "Build": "build",
     "TimeSpan": "message",
-    "Artifacts": "artifacts",
+    "Artifacts": "results",
     "ApprovalConfig": "results",
     "BuildApproval": "results",
     "FailureInfo": "results",
