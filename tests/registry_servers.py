@@ -215,7 +215,7 @@ def outward_address() -> str:
         return str(probe.getsockname()[0])
 
 
-def _certificate(folder: Path, address: str) -> None:
+def make_certificate(folder: Path, address: str) -> None:
     """An authority (ca.crt) and a server certificate for ``address`` (server.crt, server.key)."""
     openssl = program("openssl", "openssl")
 
@@ -236,7 +236,7 @@ def _certificate(folder: Path, address: str) -> None:
 def tls_registry(root: Path) -> Iterator[Registry]:
     """A registry over TLS with a login, whose certificate no one knows yet."""
     address = outward_address()
-    _certificate(root, address)
+    make_certificate(root, address)
     (root / "htpasswd").write_text(HTPASSWD)
     (root / "config.yml").write_text(
         "version: 0.1\n"
@@ -259,15 +259,20 @@ def tls_registry(root: Path) -> Iterator[Registry]:
         stop(process)
 
 
-@contextlib.contextmanager
-def trusted(registry: Registry) -> Iterator[None]:
+def trusted(registry: Registry) -> contextlib.AbstractContextManager[None]:
     """The engine trusts the registry's authority. Needs root, as Docker's folder is root's."""
-    folder = CERTS_FOLDER / registry.address
+    return trusted_at(registry.address, registry.root / "ca.crt")
+
+
+@contextlib.contextmanager
+def trusted_at(address: str, authority: Path) -> Iterator[None]:
+    """The engine trusts an authority for the registry at ``host:port``. Needs root."""
+    folder = CERTS_FOLDER / address
     try:
         folder.mkdir(parents=True)
     except PermissionError:
         pytest.fail(f"only root can make {folder}, which tells Docker whom to trust")
-    shutil.copy(registry.root / "ca.crt", folder / "ca.crt")
+    shutil.copy(authority, folder / "ca.crt")
     try:
         yield
     finally:

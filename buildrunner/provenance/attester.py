@@ -8,6 +8,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 from securesystemslib.signer import Signer
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.engine.outcome import BuildOutcome
@@ -40,6 +41,7 @@ class ProvenanceAttester:
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
+        egress: networks that are not reached for builds.
         start_sbom: starts to make the SBOMs of images; None makes none.
     """
 
@@ -54,6 +56,7 @@ class ProvenanceAttester:
         certificates: Callable[[], str] = lambda: "",
         user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
         push: bool = False,
+        egress: Egress | None = None,
         start_sbom: Callable[[tuple[SbomImage, ...]], None] | None = None,
     ) -> None:
         self._build = build
@@ -64,6 +67,7 @@ class ProvenanceAttester:
         self._required = required
         self._user_login = user_login
         self._push = push
+        self._egress = egress
         self._start_sbom = start_sbom
 
     def attest(
@@ -116,7 +120,7 @@ class ProvenanceAttester:
         return logins.login_for(str(image)) or self._user_login(image.registry)
 
     def _attach(self, image: ImageName, envelope: bytes, logins: DockerLogins) -> None:
-        with Repository(image, self._login(image, logins)) as repository:
+        with Repository(image, self._login(image, logins), self._egress) as repository:
             manifest = repository.manifest(image.digest)
             if manifest is None:
                 raise RegistryError("the registry does not have the image any more")

@@ -24,7 +24,8 @@ from buildrunner.provenance.attachment import attach
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import STATEMENT_TYPE
 from buildrunner.provenance.stored import SBOM_FAILED_NAME, SBOM_NAME, write_lines
-from buildrunner.registries.distribution import Repository, is_loopback
+from buildrunner.registries.distribution import Repository
+from buildrunner.registries.registry_transport import is_loopback
 
 FORMATS: Final = {
     "spdx": ("spdx-json", "https://spdx.dev/Document"),

@@ -12,13 +12,20 @@ import ssl
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies
 
 import httpx
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import RegistryError
+from buildrunner.registries.registry_transport import (
+    RegistryTransport,
+    is_loopback,
+    read_bounded,
+)
 
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
 MANIFEST: Final = "application/vnd.oci.image.manifest.v1+json"
@@ -31,7 +38,6 @@ MANIFEST_TYPES: Final = (
 
 _CERTIFICATES = "/etc/docker/certs.d"
 _HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
-_LOOPBACK = re.compile(r"(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _TRIES = 3
@@ -52,15 +58,23 @@ class Manifest(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class _Token(msgspec.Struct):
+    token: str = ""
+    access_token: str = ""
+
+
 class Repository:
     """One repository of a registry. Use it in a ``with`` statement, by one thread at a time.
 
     Args:
         image: an image of the repository; its tag and digest don't matter.
         login: the user to be; None reads without a login.
+        egress: networks that builds do not reach: see `RegistryTransport`.
     """
 
-    def __init__(self, image: ImageName, login: RegistryLogin | None = None) -> None:
+    def __init__(
+        self, image: ImageName, login: RegistryLogin | None = None, egress: Egress | None = None
+    ) -> None:
         self._login = login
         host = _HUB.get(image.registry, image.registry)
         path = image.repository.removeprefix(f"{image.registry}/")
@@ -71,7 +85,10 @@ class Repository:
         self._path = path
         self._authorization = ""
         self._http = httpx.Client(
-            verify=_tls(host), timeout=_TIMEOUT, trust_env=True, follow_redirects=True
+            transport=RegistryTransport(host, _tls(host), egress=egress, proxies=getproxies()),
+            timeout=_TIMEOUT,
+            trust_env=False,
+            headers={"Accept-Encoding": "identity"},
         )
         self._base = ""
 
@@ -136,7 +153,7 @@ class Repository:
             return digest
         begun = self._send("POST", "blobs/uploads/")
         self._check(begun)
-        place = urljoin(str(begun.url), begun.headers["Location"])
+        place = urljoin(str(begun.url), begun.headers.get("Location", ""))
         place += ("&" if urlsplit(place).query else "?") + f"digest={digest}"
         headers = {"Content-Type": "application/octet-stream"}
         self._check(self._send("PUT", place, content=data, headers=headers))
@@ -182,12 +199,13 @@ class Repository:
     ) -> httpx.Response:
         """Send a request, up to three times if the registry does not answer or breaks."""
         sent = dict(headers or {})
-        if self._authorization and urlsplit(url).netloc == urlsplit(self._base).netloc:
+        if self._authorization and urlsplit(url)[:2] == urlsplit(self._base)[:2]:
             sent["Authorization"] = self._authorization
         for attempt in range(_TRIES):
             try:
-                with self._http.stream(method, url, content=content, headers=sent) as streamed:
-                    response = _read(streamed)
+                response = self._request(
+                    method, url, content=content, headers=sent, follow=method in ("GET", "HEAD")
+                )
             except httpx.TransportError as error:
                 if attempt == _TRIES - 1:
                     reason = str(error) or type(error).__name__
@@ -199,6 +217,20 @@ class Repository:
                     return response
         raise AssertionError  # the last attempt returns or raises
 
+    def _request(
+        self,
+        method: str,
+        url: str,
+        *,
+        auth: tuple[str, str] | None = None,
+        follow: bool = False,
+        **more: Any,
+    ) -> httpx.Response:
+        """Send a request once; a redirect is followed only if nothing secret is sent with it."""
+        request = self._http.build_request(method, url, **more)
+        answer = self._http.send(request, stream=True, auth=auth, follow_redirects=follow)
+        return read_bounded(answer, _LARGEST_BYTES)
+
     def _address(self) -> str:
         """Return the registry's address: https, but http where a loopback address speaks it."""
         if not self._base:
@@ -206,7 +238,7 @@ class Repository:
             if is_loopback(self._host):
                 plain = f"http://{self._host}"
                 try:
-                    answer = self._http.get(f"{plain}/v2/")
+                    answer = self._request("HEAD", f"{plain}/v2/")
                 except httpx.TransportError:
                     return self._base
                 if answer.status_code != httpx.codes.BAD_REQUEST:  # what TLS servers say to http
@@ -228,7 +260,8 @@ class Repository:
     def _bearer(self, facts: dict[str, str]) -> str:
         realm = facts.get("realm", "")
         place = urlsplit(realm)
-        if place.scheme != "https" and place.hostname != urlsplit(self._base).hostname:
+        here = urlsplit(self._base)
+        if place.scheme != "https" and (here.scheme, here.hostname) != ("http", place.hostname):
             raise RegistryError(f"the registry {self._host} asks for a login at {realm}")
         asked: dict[str, str] = {
             name: value for name, value in facts.items() if name in ("service", "scope")
@@ -237,17 +270,16 @@ class Repository:
         try:
             if login and login.identity_token:
                 form = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
-                answer = self._http.post(
-                    realm, data={**form, **asked, "client_id": "buildrunner"}, timeout=_TIMEOUT
-                )
+                form |= {**asked, "client_id": "buildrunner"}
+                answer = self._request("POST", realm, data=form)
             else:
                 auth = (login.username, login.password) if login else None
-                answer = self._http.get(realm, params=asked, auth=auth, timeout=_TIMEOUT)
+                answer = self._request("GET", realm, params=asked, auth=auth)
             self._check(answer)
-            found = answer.json()
-        except (httpx.TransportError, ValueError) as error:
+            found = msgspec.json.decode(answer.content, type=_Token)
+        except (httpx.TransportError, msgspec.DecodeError) as error:
             raise RegistryError(f"{realm} gives no token for {self.name}: {error}") from error
-        return f"Bearer {found.get('token') or found.get('access_token', '')}"
+        return f"Bearer {found.token or found.access_token}"
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
@@ -258,28 +290,6 @@ class Repository:
             f"the registry answers {response.status_code} for {self.name}{_reason(response)}",
             hint=hint,
         )
-
-
-def _read(response: httpx.Response) -> httpx.Response:
-    """Return an answer with its body, unless that is larger than any manifest or attestation."""
-    body = bytearray()
-    for piece in response.iter_bytes():
-        body += piece
-        if len(body) > _LARGEST_BYTES:
-            raise RegistryError(f"{response.url} answers with more than {_LARGEST_BYTES:,} bytes")
-    headers = [
-        (name, value)
-        for name, value in response.headers.multi_items()
-        if name not in ("content-encoding", "content-length", "transfer-encoding")
-    ]
-    return httpx.Response(
-        response.status_code, headers=headers, content=bytes(body), request=response.request
-    )
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a registry is on a loopback address, where plain http is usual."""
-    return _LOOPBACK.fullmatch(host) is not None
 
 
 def sha256(data: bytes) -> str:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 import httpx
 import msgspec
 
-from buildrunner.errors import CredentialsError
+from buildrunner.errors import CredentialsError, RegistryError
 from buildrunner.registries.registry_client import RegistryClient
 
 _DIGEST = r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}"
@@ -184,6 +184,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 answer.close()
         except CredentialsError as error:
             raise Refused(401, "UNAUTHORIZED", str(error)) from error
+        except RegistryError as error:
+            raise Refused(403, "DENIED", str(error)) from error
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise Refused(503, "UNAVAILABLE", f"the registry can't be reached: {reason}") from error

@@ -18,14 +18,17 @@ from urllib.parse import urlsplit
 import httpx
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import CredentialsError
+from buildrunner.registries.registry_transport import RegistryTransport, read_bounded
 
 _CERTIFICATES = "/etc/docker/certs.d"
 _DOCKER_HUB = "registry-1.docker.io"
 _CLIENT = "buildrunner"
 _CONNECT_S = 30.0
 _ANSWER_S = 300.0  # a registry may take its time to check a large layer
+_LARGEST_BYTES = 1 << 20  # of a token, and of what says how to get one
 _TOKEN_S = 60  # where the answer does not say; source: Docker's token specification
 _FRESH = 0.7  # of a token's lifetime: then another one is requested
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
@@ -63,9 +66,16 @@ class RegistryClient:
         place: how the registry is reached.
         repository: its name there.
         login: who to be.
+        egress: networks that builds do not reach: see `RegistryTransport`.
     """
 
-    def __init__(self, place: RegistryPlace, repository: str, login: RegistryLogin) -> None:
+    def __init__(
+        self,
+        place: RegistryPlace,
+        repository: str,
+        login: RegistryLogin,
+        egress: Egress | None = None,
+    ) -> None:
         self._place = place
         self._repository = repository
         self._login = login
@@ -74,11 +84,12 @@ class RegistryClient:
         self._token = ""
         self._token_until = 0.0
         self._http = httpx.Client(
-            verify=_tls(place),
+            transport=RegistryTransport(
+                place.host, _tls(place), egress=egress, proxies=_proxies(place)
+            ),
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             trust_env=False,
-            proxy=_proxy(place),
-            headers={"User-Agent": _CLIENT},
+            headers={"User-Agent": _CLIENT, "Accept-Encoding": "identity"},
         )
         self.base = ""
         """The address of the registry, once something was sent."""
@@ -107,6 +118,7 @@ class RegistryClient:
 
         Raises:
             CredentialsError: the token service refused the login.
+            RegistryError: the address leads where nothing is reached for a build.
             httpx.HTTPError: the registry does not answer.
         """
         self._find()
@@ -115,8 +127,8 @@ class RegistryClient:
         if urlsplit(str(full))[:2] == urlsplit(self.base)[:2] and self._authorization:
             sent["Authorization"] = self._authorization()
         request = self._http.build_request(method, full, headers=sent, content=content)
-        following = method in ("GET", "HEAD")  # without the login, to another host
-        return self._http.send(request, stream=True, follow_redirects=following)
+        # Without the login, to another host. No content of that comes back.
+        return self._http.send(request, stream=True, follow_redirects=method == "HEAD")
 
     def _find(self) -> None:
         """Find out whether the registry speaks TLS, and which login it wants."""
@@ -125,14 +137,20 @@ class RegistryClient:
                 return
             base = f"https://{self._place.host}"
             try:
-                answer = self._http.get(f"{base}/v2/")
+                answer = self._request("GET", f"{base}/v2/")
             except httpx.TransportError:
                 if not self._place.insecure:
                     raise
                 base = f"http://{self._place.host}"
-                answer = self._http.get(f"{base}/v2/")
+                answer = self._request("GET", f"{base}/v2/")
             self._authorization = self._way(answer.headers.get_list("WWW-Authenticate"))
             self.base = base
+
+    def _request(
+        self, method: str, url: str, *, auth: tuple[str, str] | None = None, **more: Any
+    ) -> httpx.Response:
+        request = self._http.build_request(method, url, **more)
+        return read_bounded(self._http.send(request, stream=True, auth=auth), _LARGEST_BYTES)
 
     def _way(self, challenges: list[str]) -> Callable[[], str] | None:
         for challenge in challenges:
@@ -168,10 +186,10 @@ class RegistryClient:
                 "refresh_token": self._login.identity_token,
                 "client_id": _CLIENT,
             }
-            answer = self._http.post(realm, data={**scope, **grant})
+            answer = self._request("POST", realm, data={**scope, **grant})
         else:
             login = (self._login.username, self._login.password)
-            answer = self._http.get(realm, params=scope, auth=login)
+            answer = self._request("GET", realm, params=scope, auth=login)
         if answer.status_code == 200:
             with suppress(msgspec.DecodeError):
                 return msgspec.json.decode(answer.content, type=_Token)
@@ -198,13 +216,10 @@ def _tls(place: RegistryPlace) -> ssl.SSLContext:
     return context
 
 
-def _proxy(place: RegistryPlace) -> str | None:
-    from urllib import request
-
-    known: dict[str, Any] = {}
+def _proxies(place: RegistryPlace) -> dict[str, str]:
+    """The engine's proxies, by scheme."""
+    known = {}
     for variable in place.proxies:
         name, _, value = variable.partition("=")
         known[name.lower().removesuffix("_proxy")] = value
-    if request.proxy_bypass_environment(place.host, known):  # type: ignore[attr-defined]
-        return None
-    return known.get("https") or None
+    return known

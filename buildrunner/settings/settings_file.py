@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.problem import Problem
 from buildrunner.settings.environment import config_folder
@@ -414,6 +415,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance_folder: str = ""
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
+
+    @property
+    def egress(self) -> Egress:
+        """The networks that builds do not reach."""
+        return Egress(deny=(*Egress().deny, *self.egress_deny), allow=self.egress_allow)
 
     def of_server(self, data: str, public_url: str) -> Settings:
         """Return the settings for builds of a server, which has a data folder and an address."""

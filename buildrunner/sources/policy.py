@@ -14,15 +14,14 @@ Three moments, three questions:
 
 from __future__ import annotations
 
-import ipaddress
 import re
-import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
 
+from buildrunner.addresses import address_of, is_public, look_up
 from buildrunner.problem import Problem
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.spec.model.build import Build
@@ -32,8 +31,6 @@ _SCHEMES: Final = frozenset({"https", "http", "ssh", "git", "git+ssh", "ssh+git"
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "metadata.google.internal", "metadata")
 _LOCAL_ENDINGS: Final = (".localhost", ".local", ".internal")
 _SCP_FORM: Final = re.compile(r"(?:[^@/:\s]+@)?(\[[^]/]+\]|[^/:\s]+):(?!//)(.+)", re.DOTALL)
-_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _HINT: Final = "the server's administrator can allow it: serve "
 
@@ -104,7 +101,7 @@ def refusal_of_url(policy: SourcePolicy, url: str) -> str:
         return "the URL names no host"
     if _is_allowed(policy, host):
         return ""
-    literal = _address(host)
+    literal = address_of(host)
     if literal is not None:
         return refusal_of_addresses(policy, host, [str(literal)])
     if policy.private:
@@ -127,8 +124,8 @@ def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[st
     if not depends_on_addresses(policy, host):
         return ""
     for text in addresses:
-        address = _address(text)
-        if address is None or not _is_public(address):
+        address = address_of(text)
+        if address is None or not is_public(address):
             return f"{host} is at {text}, an address that builds may not fetch from"
     return ""
 
@@ -176,44 +173,6 @@ def _is_allowed(policy: SourcePolicy, host: str) -> bool:
         host == allowed or (allowed.startswith(".") and host.endswith(allowed))
         for allowed in policy.hosts
     )
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as, also in the forms that only resolvers understand."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        pass
-    import socket
-
-    if not re.fullmatch(r"[0-9a-fx.]+", host, re.IGNORECASE):
-        return None
-    try:  # 127.1, 0x7f000001, 2130706433: what inet_aton takes, git's resolver takes
-        return ipaddress.IPv4Address(socket.inet_aton(host))
-    except OSError:
-        return None
-
-
-def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
-    if isinstance(address, ipaddress.IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in _NAT64:
-            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return _is_public(inner)
-    elif address in _SHARED:
-        return False
-    return address.is_global and not address.is_multicast
-
-
-def look_up(host: str) -> Sequence[str]:
-    """Every address of a host, as this machine's resolver knows it.
-
-    Raises:
-        OSError: it has none.
-    """
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class SourceGate:

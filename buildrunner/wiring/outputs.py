@@ -125,6 +125,7 @@ def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | No
         required=verified,
         user_login=partial(_user_login, environ=os.environ),
         push=settings.provenance_push,
+        egress=settings.egress,
         start_sbom=partial(_start_sbom, build.id, settings) if settings.provenance_sbom else None,
     )
 

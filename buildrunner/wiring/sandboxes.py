@@ -49,18 +49,16 @@ def sandbox(
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
     # Imported here: most commands need none of it, and it takes httpx along.
-    from buildrunner.sandboxes.nested.container import Egress
     from buildrunner.sandboxes.nested.machine import NestedMachine, SandboxChoices
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 
     host = container_engine()
-    denied = (*Egress().deny, *settings.egress_deny)
     choices = SandboxChoices(
         folder=data_folder,
         cache_folder=image_cache_folder(host.endpoint.address),
         labels=labels,
         network=NETWORK,
-        egress=Egress(deny=denied, allow=settings.egress_allow),
+        egress=settings.egress,
         isolation=isolation,
         limits=limits,
         builds=builds,

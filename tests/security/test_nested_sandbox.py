@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
+from buildrunner.addresses import Egress
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
@@ -22,7 +23,7 @@ from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
 from buildrunner.sandboxes.nested import folders
 from buildrunner.sandboxes.nested import place as nested_place
-from buildrunner.sandboxes.nested.container import Egress, container_name
+from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_catalog import CACHE
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox, SandboxLimits, isolates

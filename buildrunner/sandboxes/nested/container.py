@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.sandboxes.nested.image_catalog import CACHE, DRIVER, ORIGINS
 
 DATA = "/var/lib/docker"
@@ -102,22 +103,6 @@ def data_volume_name(place: str) -> str:
     return f"buildrunner-{place}-engine"
 
 
-class Egress(msgspec.Struct, frozen=True, kw_only=True):
-    """The networks that a sandbox may not reach, and exceptions from them, as CIDR blocks (IPv4).
-
-    DNS servers of the machine are always reached, on port 53. The default denies link-local
-    addresses and the metadata services of clouds, which hand out the machine's own identity.
-    """
-
-    deny: tuple[str, ...] = (
-        "169.254.0.0/16",  # link-local: AWS, Azure, Google Cloud, OpenStack, ...
-        "100.100.100.200/32",  # Alibaba Cloud
-        "168.63.129.16/32",  # Azure's wire server
-        "192.0.0.192/32",  # Oracle Cloud
-    )
-    allow: tuple[str, ...] = ()
-
-
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a nested engine has to know of the engine that it runs on.
 
@@ -148,7 +133,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         facts: of the host engine.
         group: who may use the socket besides root.
         cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
-        egress: which networks it reaches.
+        egress: which networks it reaches. The DNS servers of the machine are reached anyway.
     """
 
     place: str

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from msgspec.structs import replace
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
@@ -31,11 +32,17 @@ class GatewayPush:
         daemons: nested engines on the machine's engine.
         container: gives the sandbox's container, once it runs.
         folder: folder of this machine that is `FOLDER` in the sandbox.
+        egress: which networks the sandbox reaches.
     """
 
     def __init__(
-        self, daemons: NestedDaemons, container: Callable[[], str], folder: Callable[[], str]
+        self,
+        daemons: NestedDaemons,
+        container: Callable[[], str],
+        folder: Callable[[], str],
+        egress: Egress,
     ) -> None:
+        self._egress = egress
         self._daemons = daemons
         self._container = container
         self._folder = folder
@@ -59,7 +66,7 @@ class GatewayPush:
         tag = asked.tag or "latest"
         place = registry_place(asked.registry, self._daemons.facts())
         with (
-            RegistryClient(place, path, login) as client,
+            RegistryClient(place, path, login, self._egress) as client,
             _listening(self._folder()) as listener,
             PushGateway(listener, client, path, tag) as gateway,
             self._daemons.relayed_port(self._container(), f"{FOLDER}/{_SOCKET}") as port,

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
@@ -15,7 +16,6 @@ from buildrunner.containers.docker.images import PulledImages, copy_image
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.registry_auth import registry_login
 from buildrunner.containers.types import RegistryLogin
-from buildrunner.sandboxes.nested.container import Egress
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.protocol import SandboxLimits, fair_share

@@ -158,6 +158,7 @@ class NestedPlace:
             machine.daemons,
             lambda: self.ready().state.id,
             lambda: folders.notes(facts.build_id),
+            machine.choices.egress,
         )
         self.push_with = gateway.push
         self._nested = NestedEngine(self)

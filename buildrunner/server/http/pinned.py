@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from buildrunner.addresses import look_up
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.context import ServerSettings
 from buildrunner.sources.policy import (
     SourcePolicy,
-    look_up,
     refusal_of_addresses,
     refusal_of_url,
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import (
     ContainerSpec,
@@ -45,7 +46,7 @@ class Nest:
         self.inner._images[SHARED] = self.inside(SHARED)
         self.limit_bytes: int | None = None
         self.engine = NestedEngine(self)
-        self.gateway = GatewayPush(None, str, str)  # type: ignore[arg-type]
+        self.gateway = GatewayPush(None, str, str, Egress())  # type: ignore[arg-type]
 
     def ready(self) -> Running:
         images = SandboxImages(ids={self.host_id(SHARED): self.inside(SHARED).id})

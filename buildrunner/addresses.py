@@ -1,0 +1,79 @@
+"""Internet addresses: which are public, and which lead to a machine itself or to its cloud."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+METADATA_NETWORKS: Final = (
+    "169.254.0.0/16",  # link-local: AWS, Azure, Google Cloud, OpenStack, ...
+    "100.100.100.200/32",  # Alibaba Cloud
+    "168.63.129.16/32",  # Azure's wire server
+    "192.0.0.192/32",  # Oracle Cloud
+)
+"""Where clouds hand out the identity of a machine (IPv4)."""
+
+
+class Egress(msgspec.Struct, frozen=True, kw_only=True):
+    """The networks that a build does not reach, and exceptions from them, as CIDR blocks (IPv4).
+
+    The default denies link-local addresses and the metadata services of clouds, which hand out the
+    machine's own identity.
+    """
+
+    deny: tuple[str, ...] = METADATA_NETWORKS
+    allow: tuple[str, ...] = ()
+
+
+_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+def address_of(host: str) -> Address | None:
+    """Return the address that a host is written as, in any form that a resolver understands."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    if not re.fullmatch(r"[0-9a-fx.]+", host, re.IGNORECASE):
+        return None
+    try:  # 127.1, 0x7f000001, 2130706433: what inet_aton takes, resolvers take
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        return None
+
+
+def unwrapped(address: Address) -> Address:
+    """Return the IPv4 address inside an IPv6 address; other addresses as they are."""
+    if isinstance(address, ipaddress.IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in _NAT64:
+            inner = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return inner
+    return address
+
+
+def is_public(address: Address) -> bool:
+    """Return whether an address is one of the public internet."""
+    address = unwrapped(address)
+    if isinstance(address, ipaddress.IPv4Address) and address in _SHARED:
+        return False
+    return address.is_global and not address.is_multicast
+
+
+def look_up(host: str) -> Sequence[str]:
+    """Return every address of a host, as this machine's resolver knows it.
+
+    Raises:
+        OSError: it has none.
+    """
+    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))

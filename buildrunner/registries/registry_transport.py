@@ -1,0 +1,194 @@
+"""Connections to a registry that a build names, and to the hosts that the registry refers to.
+
+A registry redirects requests, names where an upload goes on, and which service gives tokens. Its
+owner may be the author of the build. So each host is looked up once, judged, and connected to by
+address: a build's registry leads this process to no address that the registry is not as near to.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import ssl
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+from urllib import request as urllib_request
+
+import httpx
+
+from buildrunner.addresses import (
+    Address,
+    Egress,
+    address_of,
+    is_public,
+    look_up,
+    unwrapped,
+)
+from buildrunner.errors import RegistryError
+
+_LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127\.\d+\.\d+\.\d+|\[?::1\]?", re.IGNORECASE)
+_MOST_ADDRESSES: Final = 4
+
+
+def is_loopback(registry: str) -> bool:
+    """Return whether a registry is written as a loopback address, where plain http is usual."""
+    return _LOOPBACK.fullmatch(host_of(registry)) is not None
+
+
+def host_of(registry: str) -> str:
+    """Return the host of a registry's ``host:port``."""
+    return re.sub(r":\d+$", "", registry)
+
+
+class RegistryTransport(httpx.BaseTransport):
+    """Implements `httpx.BaseTransport`. Thread-safe.
+
+    A public registry leads to public addresses only. One in a private network leads to private
+    addresses, too, and one that is written as a loopback address also to that. Link-local and
+    multicast addresses, and the metadata services of clouds, are never reached.
+
+    Args:
+        registry: ``host:port`` of the registry.
+        tls: how certificates are checked.
+        egress: networks that builds do not reach.
+        proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
+            them. A proxy looks names up itself, so that only addresses are judged.
+        addresses_of: looks a name up.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        tls: ssl.SSLContext,
+        *,
+        egress: Egress | None = None,
+        proxies: Mapping[str, str] | None = None,
+        addresses_of: Callable[[str], Sequence[str]] = look_up,
+    ) -> None:
+        self._registry = registry
+        self._host = host_of(registry).strip("[]").lower()
+        self._tls = tls
+        egress = egress or Egress()
+        self._deny = [ipaddress.ip_network(one) for one in egress.deny]
+        self._allow = [ipaddress.ip_network(one) for one in egress.allow]
+        self._proxies = dict(proxies or {})
+        self._addresses_of = addresses_of
+        self._known: dict[str, tuple[str, ...]] = {}
+        self._transports: dict[tuple[str, str], httpx.HTTPTransport] = {}
+        self._lock = threading.Lock()
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to an address that was judged.
+
+        Raises:
+            RegistryError: the host may not be reached.
+            httpx.TransportError: no address answers.
+        """
+        host = request.url.host.lower()
+        if proxy := self._proxy(request.url.scheme, host):
+            if literal := address_of(host):
+                self._judge(host, [str(literal)])
+            return self._transport(host, proxy).handle_request(request)
+        failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
+        for address in self._addresses(host)[:_MOST_ADDRESSES]:
+            pinned = httpx.Request(
+                request.method,
+                request.url.copy_with(host=address),
+                headers=request.headers,  # with the name as Host
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": host},
+            )
+            try:
+                # Not one for all hosts: a connection is for the name that its certificate has.
+                return self._transport(host, "").handle_request(pinned)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error  # nothing was sent: the next address may answer
+        raise failure
+
+    def close(self) -> None:
+        """Close all connections."""
+        for transport in self._transports.values():
+            transport.close()
+
+    def _transport(self, host: str, proxy: str) -> httpx.HTTPTransport:
+        with self._lock:
+            found = self._transports.get((host, proxy))
+            if found is None:
+                found = httpx.HTTPTransport(verify=self._tls, trust_env=False, proxy=proxy or None)
+                self._transports[host, proxy] = found
+        return found
+
+    def _proxy(self, scheme: str, host: str) -> str:
+        bypass: Callable[[str, Mapping[str, Any]], bool] = urllib_request.proxy_bypass_environment  # type: ignore[attr-defined]
+        if is_loopback(host) or bypass(host, self._proxies):
+            return ""
+        return self._proxies.get(scheme, "")
+
+    def _addresses(self, host: str) -> tuple[str, ...]:
+        """The addresses of a host, as they were when it was first looked up."""
+        if host not in self._known:
+            try:
+                found = tuple(self._addresses_of(host))
+            except OSError as error:
+                raise httpx.ConnectError(f"{host} can't be found: {error}") from error
+            self._judge(host, found)
+            self._known[host] = found
+        return self._known[host]
+
+    def _judge(self, host: str, found: Sequence[str]) -> None:
+        """Raise RegistryError unless every address of a host may be reached."""
+        for text in found:
+            if not self._may_reach(host, text):
+                raise RegistryError(
+                    f"the registry {self._registry} leads to {host} at {text}, an address that "
+                    "is not reached for builds"
+                )
+
+    def _may_reach(self, host: str, text: str) -> bool:
+        address = address_of(text)
+        if address is None:
+            return False
+        address = unwrapped(address)
+        if any(address in network for network in self._allow):
+            return True
+        if any(address in network for network in self._deny) or _is_no_host(address):
+            return False
+        if address.is_loopback or address.is_unspecified:
+            return is_loopback(self._registry)
+        return is_public(address) or host == self._host or self._is_private()
+
+    def _is_private(self) -> bool:
+        """Whether the registry itself is in a private network, or on this machine."""
+        literals = (address_of(one) for one in self._known.get(self._host, ()))
+        found = [one for one in literals if one is not None]
+        return bool(found) and not any(map(is_public, found))
+
+
+def _is_no_host(address: Address) -> bool:
+    """Whether it is link-local, of a group, or AWS's metadata service in IPv6."""
+    return address.is_link_local or address.is_multicast or str(address) == "fd00:ec2::254"
+
+
+def read_bounded(response: httpx.Response, most_bytes: int) -> httpx.Response:
+    """Read an answer that was requested as a stream and uncompressed; close it.
+
+    Raises:
+        RegistryError: the body is larger than ``most_bytes``.
+    """
+    body = bytearray()
+    try:
+        for piece in response.iter_raw():
+            body += piece
+            if len(body) > most_bytes:
+                raise RegistryError(f"{response.url} answers with more than {most_bytes:,} bytes")
+    finally:
+        response.close()
+    headers = [
+        (name, value)
+        for name, value in response.headers.multi_items()
+        if name not in ("content-encoding", "content-length", "transfer-encoding")
+    ]
+    return httpx.Response(
+        response.status_code, headers=headers, content=bytes(body), request=response.request
+    )
