@@ -14,6 +14,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -33,6 +34,10 @@ from buildrunner.errors import EngineUnavailable
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change owners and mount")
 
 DEADLINE_S = 60.0
+
+# Tests start hundreds of commands. Without stored bytecode, each compiles all its modules: 0.2 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # How long an example takes is the machine's business: timings belong in benchmarks/.
 hypothesis.settings.register_profile("buildrunner", deadline=None)
