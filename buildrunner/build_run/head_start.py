@@ -6,16 +6,20 @@ guardian owns the network from the start: should the config turn out to be wrong
 
 from __future__ import annotations
 
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 from buildrunner import wiring
-from buildrunner.builders.installer import Reporter
-from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import BuildrunnerError
-from buildrunner.sandboxes.guardian import Guardian
-from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
-from buildrunner.settings import Settings, sandbox_folder
+
+if TYPE_CHECKING:  # the network is requested before other modules are imported
+    from types import TracebackType
+
+    from buildrunner.builders.installer import Reporter
+    from buildrunner.containers.docker.engine import DockerEngine
+    from buildrunner.containers.protocol import ContainerEngine
+    from buildrunner.sandboxes.guardian import Guardian
+    from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
+    from buildrunner.settings import Settings
 
 
 class HeadStart:
@@ -103,6 +107,8 @@ class NestedHeadStart(HeadStart):
         self._build_id = build_id
         self._settings = settings
         self._sandbox: Sandbox | None = None
+        from buildrunner.settings import sandbox_folder
+
         try:
             host = self._engine = wiring.container_engine()
             self._guardian = wiring.nested_guardian(host, build_id, sandbox_folder())
@@ -114,6 +120,8 @@ class NestedHeadStart(HeadStart):
 
     def open_place(self, reporter: Reporter | None = None) -> None:
         """See `HeadStart.open_place`."""
+        from buildrunner.settings import sandbox_folder
+
         if self._error is not None:
             return
         try:

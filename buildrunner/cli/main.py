@@ -93,8 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     if argv is not None:
         return _run(argv)
-    # A command makes hardly any garbage, so collect seldom.
-    gc.set_threshold(50_000, 50, 50)
+    # A command makes hardly any garbage, so collect seldom: never while it imports its modules.
+    gc.set_threshold(100_000, 50, 50)
     sys.setswitchinterval(0.0005)
     prepare_streams()
     code = _run(sys.argv[1:])

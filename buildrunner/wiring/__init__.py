@@ -1,42 +1,51 @@
 """The only package that names concrete adapters: which engine, which store, which workspace.
 
-Adapters are imported and made on demand, so that a command loads only the adapters it uses.
+Adapters are imported and made on demand, so that a command loads only the adapters it uses. For the
+same reason, the modules of this package are imported with the first use of a name.
 """
 
-from buildrunner.wiring.databases import (
-    backup_database,
-    build_store,
-    current_server_store,
-    restore_database,
-    server_store,
-)
-from buildrunner.wiring.engines import (
-    NETWORK,
-    build_labels,
-    container_engine,
-    guardian,
-    image_factory,
-    nested_guardian,
-)
-from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
-from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
-from buildrunner.wiring.outputs import (
-    attester,
-    home_files,
-    public_key,
-    publisher,
-    stores,
-    uploader,
-)
-from buildrunner.wiring.sandboxes import has_engine_image, sandbox
-from buildrunner.wiring.secrets import ServerSecrets, google_token, secret_resolver, secret_store
-from buildrunner.wiring.workspaces import (
-    archive_workspace,
-    git_workspace,
-    storage_workspace,
-    with_dependencies,
-    workspace,
-)
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from buildrunner.wiring.databases import (
+        backup_database,
+        build_store,
+        current_server_store,
+        restore_database,
+        server_store,
+    )
+    from buildrunner.wiring.engines import (
+        NETWORK,
+        build_labels,
+        container_engine,
+        guardian,
+        image_factory,
+        nested_guardian,
+    )
+    from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
+    from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
+    from buildrunner.wiring.outputs import (
+        attester,
+        home_files,
+        public_key,
+        publisher,
+        stores,
+        uploader,
+    )
+    from buildrunner.wiring.sandboxes import has_engine_image, sandbox
+    from buildrunner.wiring.secrets import (
+        ServerSecrets,
+        google_token,
+        secret_resolver,
+        secret_store,
+    )
+    from buildrunner.wiring.workspaces import (
+        archive_workspace,
+        git_workspace,
+        storage_workspace,
+        with_dependencies,
+        workspace,
+    )
 
 __all__ = [
     "NETWORK",
@@ -75,3 +84,42 @@ __all__ = [
     "with_dependencies",
     "workspace",
 ]
+
+_MODULES = {
+    "databases": (
+        "backup_database",
+        "build_store",
+        "current_server_store",
+        "restore_database",
+        "server_store",
+    ),
+    "engines": (
+        "NETWORK",
+        "build_labels",
+        "container_engine",
+        "guardian",
+        "image_factory",
+        "nested_guardian",
+    ),
+    "git": ("GitRemotes", "fetch_git_source", "git_mirror", "git_place"),
+    "metadata": ("metadata_addresses", "metadata_hosts", "metadata_server"),
+    "outputs": ("attester", "home_files", "public_key", "publisher", "stores", "uploader"),
+    "sandboxes": ("has_engine_image", "sandbox"),
+    "secrets": ("ServerSecrets", "google_token", "secret_resolver", "secret_store"),
+    "workspaces": (
+        "archive_workspace",
+        "git_workspace",
+        "storage_workspace",
+        "with_dependencies",
+        "workspace",
+    ),
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from buildrunner.store.build_store import BuildStore
-
 if TYPE_CHECKING:
+    from buildrunner.store.build_store import BuildStore
     from buildrunner.store.sql.backup import BackupFacts
     from buildrunner.store.sql.store import ServerStore
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, suppress
+from typing import TYPE_CHECKING
 
-from buildrunner.builders.image_factory import ImageFactory
-from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import AddressRange
 from buildrunner.errors import BuildrunnerError
-from buildrunner.sandboxes.guardian import Guardian
 from buildrunner.settings import lock_folder
+
+if TYPE_CHECKING:
+    from buildrunner.builders.image_factory import ImageFactory
+    from buildrunner.containers.docker.engine import DockerEngine
+    from buildrunner.containers.types import AddressRange
+    from buildrunner.sandboxes.guardian import Guardian
 
 NETWORK = "cloudbuild"
 
@@ -55,6 +58,9 @@ def guardian(
     Raises:
         EngineError: it can't be started.
     """
+    # Imported here, not in the thread: two threads that import take turns, and the request for the
+    # network would be sent twice as late.
+    import buildrunner.containers.docker.transport  # noqa: F401
     from buildrunner.sandboxes.guardian import Guardian
 
     started = Guardian.start(build_id, engine.endpoint, lock_folder())

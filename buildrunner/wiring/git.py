@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from buildrunner.settings import Settings
-from buildrunner.sources.policy import SourcePolicy
-from buildrunner.spec.model.source import Source
-
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from buildrunner.settings import Settings
     from buildrunner.sources.git.command import Progress
     from buildrunner.sources.git.mirror import GitMirror
     from buildrunner.sources.git.request import GitRequest
     from buildrunner.sources.git.source import GitCheckout, GitPlace
+    from buildrunner.sources.policy import SourcePolicy
+    from buildrunner.spec.model.source import Source
 
 _LIMIT_S = 120.0
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from ipaddress import ip_address, ip_network
+from typing import TYPE_CHECKING
 
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, AddressRange
 from buildrunner.errors import EngineError, UsageError
-from buildrunner.metadata import MetadataServer, ProjectFacts
 from buildrunner.wiring.engines import NETWORK, build_labels
+
+if TYPE_CHECKING:
+    from buildrunner.containers.protocol import ContainerEngine
+    from buildrunner.metadata import MetadataServer, ProjectFacts
 
 
 def metadata_addresses() -> AddressRange:

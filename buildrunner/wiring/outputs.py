@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import RegistryLogin
-from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
 from buildrunner.errors import AttestationError, ConfigError
 from buildrunner.logs.files.log_file import log_folder
-from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.problem import Problem
-from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings, data_folder
 from buildrunner.spec.model.build import Build, VerifyOption
-from buildrunner.storage.stores import Stores
 from buildrunner.wiring.engines import build_labels
 from buildrunner.wiring.secrets import google_token
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from securesystemslib.signer import Signer
 
+    from buildrunner.containers.protocol import ContainerEngine
+    from buildrunner.containers.types import RegistryLogin
+    from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
+    from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.provenance.sbom import SbomImage
+    from buildrunner.sandboxes.protocol import OpenSandbox
+    from buildrunner.storage.stores import Stores
 
 _NO_PROVENANCE = (
     "VERIFIED needs provenance, and [provenance] enabled = false in the settings turns it off",

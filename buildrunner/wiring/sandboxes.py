@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from buildrunner.builders.installer import Reporter
-from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.docker.factory import DockerImageFactory
 from buildrunner.errors import UsageError
-from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 from buildrunner.settings import Settings, lock_folder
 from buildrunner.wiring.engines import NETWORK, container_engine, image_cache_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from buildrunner.builders.installer import Reporter
+    from buildrunner.containers.docker.engine import DockerEngine
+    from buildrunner.containers.docker.factory import DockerImageFactory
+    from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 
 
 def sandbox(

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from buildrunner.engine.protocols import SecretResolver
-from buildrunner.metadata import GoogleCredentials
-from buildrunner.plan.build_plan import BuildPlan, SecretReference
-from buildrunner.secrets.google import GoogleApi
-from buildrunner.secrets.local_store import LocalSecretStore
-from buildrunner.secrets.provider import SecretProvider
-from buildrunner.secrets.secret_scope import Asker
-from buildrunner.settings import Settings
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from buildrunner.engine.protocols import SecretResolver
+    from buildrunner.metadata import GoogleCredentials
+    from buildrunner.plan.build_plan import BuildPlan, SecretReference
+    from buildrunner.secrets.google import GoogleApi
+    from buildrunner.secrets.local_store import LocalSecretStore
+    from buildrunner.secrets.provider import SecretProvider
+    from buildrunner.secrets.secret_scope import Asker
+    from buildrunner.settings import Settings
 
 _GOOGLE_OFF = "Google is not asked without --google-secrets"
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from buildrunner.settings import Settings
-from buildrunner.spec.model.build import Build
-from buildrunner.spec.model.results import HashType
-from buildrunner.storage.object_store import ObjectStore
-from buildrunner.storage.stores import Stores
 from buildrunner.wiring.git import with_credentials
-from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from buildrunner.settings import Settings
     from buildrunner.sources.git.source import GitCheckout, GitPlace
+    from buildrunner.spec.model.build import Build
+    from buildrunner.spec.model.results import HashType
+    from buildrunner.storage.object_store import ObjectStore
+    from buildrunner.storage.stores import Stores
+    from buildrunner.workspace.protocol import Workspace
 
 
 def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:

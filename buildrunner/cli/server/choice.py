@@ -6,16 +6,18 @@ import argparse
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
 from buildrunner.cli.folder_settings import folder_settings
-from buildrunner.client.client import ServerClient
-from buildrunner.client.http import ServerConnection
 from buildrunner.errors import UsageError
 from buildrunner.settings import server_variables
+
+if TYPE_CHECKING:  # a command of this machine needs no client
+    from buildrunner.client.client import ServerClient
+    from buildrunner.client.http import ServerConnection
 
 
 class ChosenServer(msgspec.Struct, frozen=True, kw_only=True):

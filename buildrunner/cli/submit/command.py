@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import threading
 from contextlib import ExitStack
-from functools import partial
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.head_start import HeadStart, NestedHeadStart
 from buildrunner.cli.server.choice import chosen_server
 from buildrunner.cli.submit import flags as submit_flags
-from buildrunner.cli.submit.build_input import BuildInput, find_input
-from buildrunner.cli.submit.request import Submission
 from buildrunner.errors import UsageError
-from buildrunner.plan.build_plan import new_build_id
-from buildrunner.settings import Settings
-from buildrunner.settings.flag_values import parse_map
+
+if TYPE_CHECKING:  # the network is requested before other modules are imported
+    from buildrunner.build_run.head_start import HeadStart
+    from buildrunner.cli.submit.build_input import BuildInput
+    from buildrunner.cli.submit.request import Submission
+    from buildrunner.settings import Settings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +42,49 @@ def run(args: argparse.Namespace) -> int:
     """
     server = None if args.dry_run else chosen_server(args)
     warnings = submit_flags.check_gcloud_flags(args, remote=server is not None)
+    if server is not None:
+        from buildrunner.cli.submit.remote import submit_remote
+
+        input_, settings = _read_flags(args, warnings)
+        for text in warnings:
+            sys.stderr.write(f"warning: {text}\n")
+        return submit_remote(server, input_, settings, args)
+    from buildrunner.plan.build_plan import new_build_id
+
+    build_id = new_build_id()
+    if args.dry_run:
+        return _show_plan(_read(*_read_flags(args, warnings), args, build_id, warnings, None))
+    with ExitStack() as stack:
+        if args.sandbox == "host":
+            from buildrunner.build_run.head_start import HeadStart
+
+            head_start = HeadStart(build_id, metadata=args.metadata_server)
+            stack.enter_context(head_start)
+            input_, settings = _read_flags(args, warnings)
+        else:
+            input_, settings = _read_flags(args, warnings)
+            head_start = stack.enter_context(_nested_head_start(build_id, settings, args))
+        from buildrunner.cli.submit.run import LocalRun
+
+        submission = _read(input_, settings, args, build_id, warnings, head_start)
+        return LocalRun(submission, head_start, stack).run()
+
+
+def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInput, Settings]:
+    """Return the config and the source that the flags name, and the settings that hold there.
+
+    Args:
+        args: the flags. ``--trigger`` may set the name of the ignore file.
+        warnings: get what the user should know.
+    """
+    from buildrunner.cli.submit.build_input import find_input
+
     input_ = find_input(args)
     if input_.note:
         warnings.append(input_.note)
     if args.triggered or args.trigger:
         from buildrunner.cli.submit.build_input import ignore_file_of, trigger_values
+        from buildrunner.settings.flag_values import parse_map
 
         given = parse_map("--substitutions", args.substitutions)
         input_ = replace(input_, triggered=trigger_values(input_, input_.trigger, given))
@@ -58,30 +95,17 @@ def run(args: argparse.Namespace) -> int:
         from buildrunner.cli.submit.exposed_secrets import exposed_secrets
 
         warnings += exposed_secrets(input_.folder, args.ignore_file, settings.secrets)
-    if server is not None:
-        from buildrunner.cli.submit.remote import submit_remote
-
-        for text in warnings:
-            sys.stderr.write(f"warning: {text}\n")
-        return submit_remote(server, input_, settings, args)
-    build_id = new_build_id()
-    read = partial(_read, input_, settings, args, build_id, warnings)
-    if args.dry_run:
-        return _show_plan(read(None))
-    with _head_start(build_id, settings, args) as head_start, ExitStack() as stack:
-        from buildrunner.cli.submit.run import LocalRun
-
-        return LocalRun(read(head_start), head_start, stack).run()
+    return input_, settings
 
 
-def _head_start(build_id: str, settings: Settings, args: argparse.Namespace) -> HeadStart:
-    if args.sandbox == "host":
-        return HeadStart(build_id, metadata=args.metadata_server)
+def _nested_head_start(build_id: str, settings: Settings, args: argparse.Namespace) -> HeadStart:
     if args.metadata_server:
         raise UsageError(
             "--metadata-server can't be had with --sandbox nested",
             hint="steps in a sandbox can't reach this machine: use --sandbox host",
         )
+    from buildrunner.build_run.head_start import NestedHeadStart
+
     return NestedHeadStart(build_id, settings)
 
 
@@ -141,6 +165,7 @@ def _open_place(head_start: HeadStart) -> None:
 def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Settings:
     """The settings that hold in the source folder, with the flags in their place."""
     from buildrunner.cli.folder_settings import folder_settings
+    from buildrunner.settings.flag_values import parse_map
 
     settings = folder_settings(input_.folder or ".")
     settings = settings.of_project(args.project or settings.project_id)
@@ -182,6 +207,8 @@ def _show_plan(submission: Submission) -> int:
         UsageError: the repository has no such config.
         SourceError: the source can't be fetched.
     """
+    import threading
+
     from buildrunner.cli.submit.dry_run import show_plan
     from buildrunner.cli.submit.request import compile_submission
     from buildrunner.cli.submit.run import warn

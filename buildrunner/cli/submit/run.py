@@ -29,12 +29,12 @@ from buildrunner.cli.submit.request import Submission, compile_submission
 from buildrunner.cli.submit.session import BuildSession, JsonOutput, Output, TextOutput
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.metadata import MetadataServer, ProjectFacts
 from buildrunner.plan.build_plan import BuildPlan, project_number
 from buildrunner.spec.model.build import Build, LoggingMode
 from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
+    from buildrunner.metadata import MetadataServer
     from buildrunner.sources.git.source import GitCheckout
     from buildrunner.workspace.export import ExportedWorkspace
 
@@ -227,6 +227,8 @@ def metadata_server(
         EngineError: the network or the address is not to be had.
         SecretError: the credentials are not.
     """
+    from buildrunner.metadata import ProjectFacts
+
     args = submission.args
     facts = ProjectFacts(
         project_id=build.project_id,

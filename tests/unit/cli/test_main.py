@@ -56,6 +56,23 @@ def test_submit_does_not_import_what_only_other_commands_need():
     assert not roots & {"asyncio", "docker", "requests", "rich", "sqlite3", "jinja2", "git"}
 
 
+def test_submit_requests_the_network_before_it_imports_what_reads_configs():
+    code = (
+        "import os, sys\n"
+        "from buildrunner import wiring\n"
+        "def guardian(*_, **__): print(*sorted(sys.modules)); sys.stdout.flush(); os._exit(0)\n"
+        "wiring.guardian = guardian\n"
+        "from buildrunner.cli.main import main\n"
+        "main(['submit', '.'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "buildrunner.build_run.head_start" in modules
+    assert not modules & {"yaml", "sqlite3", "tempfile", "buildrunner.client"}
+    others = ("builders", "engine", "secrets", "sources", "spec.reading", "storage", "workspace")
+    assert not modules & {f"buildrunner.{name}" for name in others}
+
+
 def test_help_shows_every_command_and_the_first_three_to_try(capsys):
     assert main([]) == 0
     text = capsys.readouterr().out
