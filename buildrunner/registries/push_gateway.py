@@ -9,6 +9,7 @@ See ADR 0035.
 from __future__ import annotations
 
 import http.server
+import io
 import re
 import secrets
 import socket
@@ -38,9 +39,12 @@ _RETURNED = (
 )
 _PIECE = 1 << 18
 _LINE = 1 << 10
-_ANSWER_BYTES = 8 << 20  # manifests and errors
+_HEAD_BYTES = 16 << 10
+_ANSWER_BYTES = 4 << 20  # manifests and errors: registries take no larger manifest
 _IDLE_S = 300.0
-_MOST_UPLOADS = 10_000
+_MOST_CONNECTIONS = 16  # an engine sends 5 layers at a time
+_MOST_UPLOADS = 256
+_LOCATION = 4 << 10
 
 
 class Refused(Exception):
@@ -112,7 +116,13 @@ class PushGateway:
         return found is not None and (found[1] == self.tag or ":" in found[1])
 
     def location(self, url: str) -> str:
-        """Our own address for the upload at an address of the registry."""
+        """Our own address for the upload at an address of the registry.
+
+        Raises:
+            Refused: the registry's address is too long.
+        """
+        if len(url) > _LOCATION:
+            raise Refused(502, "UNKNOWN", "the registry's address for the upload is too long")
         if len(self._uploads) >= _MOST_UPLOADS:
             self._uploads.pop(next(iter(self._uploads)))
         name = secrets.token_hex(16)
@@ -138,6 +148,21 @@ class _Server(http.server.ThreadingHTTPServer):
         self.socket.close()
         self.socket = listener
         self.gateway = gateway
+        self._free = threading.Semaphore(_MOST_CONNECTIONS)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Handle a connection in a thread; those beyond the limit are closed."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """See `http.server.ThreadingHTTPServer`."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, _ = self.socket.accept()
@@ -147,10 +172,40 @@ class _Server(http.server.ThreadingHTTPServer):
         """Say nothing: the engine's push reports what went wrong."""
 
 
+class _Received(io.BufferedReader):
+    """What a connection sends.
+
+    Attributes:
+        lines_left: how many bytes of lines may come: more end the connection.
+    """
+
+    lines_left = 0
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """See `io.BufferedReader.readline`."""
+        most = self.lines_left + 1
+        line = super().readline(most if size is None or size < 0 else min(size, most))
+        self.lines_left -= len(line)
+        if self.lines_left < 0:
+            raise ConnectionResetError
+        return line
+
+
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = _IDLE_S
     server: _Server
+
+    def setup(self) -> None:
+        """Limit the heads of requests, of which `http.server` takes 6 MiB."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = self._received = _Received(self.connection.makefile("rb", buffering=0))
+
+    def handle_one_request(self) -> None:
+        """See `http.server.BaseHTTPRequestHandler`."""
+        self._received.lines_left = _HEAD_BYTES
+        super().handle_one_request()
 
     def _pass_on(self) -> None:
         gateway = self.server.gateway
@@ -233,6 +288,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _chunks(self) -> Iterator[bytes]:
         while True:
+            self._received.lines_left = 2 * _LINE
             line = self.rfile.readline(_LINE).partition(b";")[0].strip()
             if not re.fullmatch(rb"[0-9a-fA-F]{1,15}", line):
                 raise ConnectionResetError
@@ -252,9 +308,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def _bounded(answer: httpx.Response) -> bytes:
-    body = b""
+    body = bytearray()
     for piece in answer.iter_raw():
         body += piece
         if len(body) > _ANSWER_BYTES:
             raise Refused(502, "UNKNOWN", "the registry's answer is too large")
-    return body
+    return bytes(body)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import signal
 import threading
 from collections.abc import Callable
@@ -25,6 +26,11 @@ from buildrunner.store.model.builds import StoredBuild
 
 if TYPE_CHECKING:
     from buildrunner.store.sql.store import ServerStore
+
+MEMORY_BYTES = 4 << 30
+"""What the process of one build may take, without files that it maps."""
+
+_STACK_BYTES = 2 << 20
 
 _logger = logging.getLogger(__name__)
 
@@ -75,6 +81,7 @@ def _execute(
         shared_network,
     )
 
+    limit_memory()
     _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
@@ -139,6 +146,18 @@ def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
     except NotFound:  # it is too old to be kept
         return {}
     return delivered_payload(delivery, int(event))
+
+
+def limit_memory() -> None:
+    """Limit the memory of this process, so that what steps send can't take all of the machine's.
+
+    A request beyond the limit raises MemoryError. Threads get small stacks, since all of a stack
+    counts. The limit also holds for each process that this one starts.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (most, hard))
+    threading.stack_size(_STACK_BYTES)
 
 
 def _name_process(name: str) -> None:

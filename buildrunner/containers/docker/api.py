@@ -72,7 +72,14 @@ class DockerApi:
 
         try:
             yield client
-        except (DockerException, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (
+            DockerException,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,  # JSON that is nested deeply
+        ) as error:
             raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
     def version(self) -> str:
@@ -93,6 +100,7 @@ class DockerApi:
         path: str,
         *,
         params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
         json: Any = None,
         body: Iterable[bytes] | None = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
@@ -103,6 +111,7 @@ class DockerApi:
             method: HTTP method.
             path: without a version in it; encoded.
             params: the query.
+            headers: further headers of the request.
             json: the request's body.
             body: the request's body, a tar stream in pieces.
             timeout_s: how long the engine may be silent; None for ever.
@@ -112,7 +121,14 @@ class DockerApi:
             EngineUnavailable: the engine does not answer.
         """
         response = self._request(
-            _REQUESTS, method, path, body=body, params=params, json=json, timeout=timeout_s
+            _REQUESTS,
+            method,
+            path,
+            headers=headers,
+            body=body,
+            params=params,
+            json=json,
+            timeout=timeout_s,
         )
         return response.content
 

@@ -31,15 +31,16 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         tls_dir: folder with ca.pem, cert.pem and key.pem for TLS on tcp; empty for no TLS.
         tls_verify: whether the engine's certificate is checked (with TLS).
         origin: what decided it, for messages: ``DOCKER_HOST``, ``docker context NAME`` or empty.
-        follow_links: whether a unix socket's path may be a symbolic link. Not where a build can
-            write to the socket's folder: the link could lead to the engine of the machine.
+        trusted: False for the engine of a build, which its steps can replace. The path of its
+            socket may be no symbolic link, which could lead to the engine of the machine, and its
+            answers are limited further.
     """
 
     address: str = DEFAULT_ADDRESS
     tls_dir: str = ""
     tls_verify: bool = True
     origin: str = ""
-    follow_links: bool = True
+    trusted: bool = True
 
     @property
     def socket_path(self) -> str:
@@ -159,7 +160,7 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
     kind, _, place = endpoint.address.partition("://")
     try:
         if kind == "unix":
-            return _open_unix(place, follow_links=endpoint.follow_links)
+            return _open_unix(place, follow_links=endpoint.trusted)
         if kind == "ssh":
             return _open_ssh(place)
         if kind in ("tcp", "http", "https"):

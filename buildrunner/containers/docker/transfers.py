@@ -184,10 +184,9 @@ def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threadin
     found = ""
     try:
         with api.until(cancel) as own:
-            answer = own.stream(
+            body = own.send(
                 "GET", f"/distribution/{quote(name)}/json", headers={"X-Registry-Auth": auth}
             )
-            body = b"".join(answer.lines(_LINE_LIMIT))
         found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
     except Stopped as error:
         raise ImagePushError(f"the push of {name} was cancelled") from error
@@ -215,6 +214,7 @@ def _progress(name: str, event: TransferEvent) -> TransferProgress:
 
 
 _LINE_LIMIT = 1024 * 1024
+_MOST_NEWS = 16 * 1024 * 1024  # characters that are kept of one transfer
 
 
 class _Detail(msgspec.Struct):
@@ -237,7 +237,12 @@ class TransferEvent(msgspec.Struct):
 
 
 def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
-    """The events of a transfer. Errors hide among them: they become a `TransferFailure`."""
+    """The events of a transfer. Errors hide among them: they become a `TransferFailure`.
+
+    An engine that has more to say of layers than a caller can keep in memory is an error, too.
+    """
+    known: dict[str, str] = {}
+    news = 0
     try:
         for line in lines:
             event = msgspec.json.decode(line, type=TransferEvent)
@@ -245,6 +250,12 @@ def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
                 raise TransferFailure(event.error_detail.message)
             if event.error:
                 raise TransferFailure(event.error)
+            is_progress = event.progress.current or event.progress.total
+            if not is_progress or known.get(event.id) != event.status:
+                known[event.id] = event.status
+                news += len(event.id) + len(event.status)
+                if news > _MOST_NEWS:
+                    raise TransferFailure("the engine reports too much of one transfer")
             yield event
     except msgspec.DecodeError as error:
         raise TransferFailure(f"the engine's answer can't be understood: {error}") from error

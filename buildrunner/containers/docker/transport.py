@@ -17,7 +17,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from docker import APIClient
 from requests import PreparedRequest, RequestException, Response, Session, Timeout
@@ -31,8 +31,26 @@ from buildrunner.containers.docker.errors import EndlessLine, Refusal, broken, m
 from buildrunner.errors import EngineUnavailable
 
 _READ_SIZE = 256 * 1024
-_BODY_LIMIT = 64 * 1024 * 1024
+_MIB = 1024 * 1024
+_HEAD_BYTES = 64 * 1024
+_ERROR_BYTES = _MIB
 _IDLE_CONNECTIONS = 32
+
+
+class AnswerLimits(NamedTuple):
+    """How large the answer to one request may be.
+
+    Attributes:
+        size_bytes: of its body.
+        values: in it, as far as it is JSON. A value of 2 bytes takes up to 200 in memory.
+    """
+
+    size_bytes: int
+    values: int
+
+
+_TRUSTED = AnswerLimits(64 * _MIB, 5_000_000)
+_UNTRUSTED = AnswerLimits(8 * _MIB, 200_000)
 
 
 class EngineClient(APIClient):
@@ -117,6 +135,7 @@ class EngineAdapter(HTTPAdapter):
     def __init__(self, endpoint: Endpoint, *, keep: bool) -> None:
         super().__init__()
         self._endpoint = endpoint
+        self._limits = _TRUSTED if endpoint.trusted else _UNTRUSTED
         self._opened = OpenConnections()
         self._pool = self._new_pool() if keep else None
 
@@ -156,15 +175,26 @@ class EngineAdapter(HTTPAdapter):
             ) from error
         except RequestException as error:
             raise broken(_reason(error)) from error
+        if sum(len(name) + len(text) for name, text in response.headers.items()) > _HEAD_BYTES:
+            response.close()
+            raise broken(f"the head of its answer is larger than {_HEAD_BYTES >> 10} KiB")
         if response.status_code >= 400 or response.is_redirect:
             connection = response.raw.connection
-            message = message_of(_whole(response.raw))
+            message = message_of(_whole(response.raw, _ERROR_BYTES))
             if self._pool is None and connection is not None:
                 connection.close()
             raise Refusal(response.status_code, message)
         if not stream:
-            response.raw = io.BytesIO(_whole(response.raw))
+            body = _whole(response.raw, self._limits.size_bytes)
+            self._check_values(body)
+            response.raw = io.BytesIO(body)
         return response
+
+    def _check_values(self, body: bytes) -> None:
+        """Refuse what takes much memory if it is read as JSON, whatever its type is said to be."""
+        values = body.count(b",") + body.count(b"[") + body.count(b"{")
+        if values > self._limits.values:
+            raise broken(f"its answer has more than {self._limits.values:,} values")
 
     def shut_down(self) -> None:
         """End all conversations, from any thread."""
@@ -286,14 +316,14 @@ def _drop(response: Response, connection: EngineConnection | None) -> None:
         connection.close()
 
 
-def _whole(raw: BaseHTTPResponse) -> bytes:
+def _whole(raw: BaseHTTPResponse, limit: int) -> bytes:
     size = 0
     pieces = []
     while piece := _piece(raw):
         size += len(piece)
-        if size > _BODY_LIMIT:
+        if size > limit:
             raw.close()
-            raise broken("its answer is larger than 64 MiB")
+            raise broken(f"its answer is larger than {limit // _MIB} MiB")
         pieces.append(piece)
     return b"".join(pieces)
 

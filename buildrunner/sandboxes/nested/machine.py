@@ -122,4 +122,4 @@ class NestedMachine:
 
 
 def _endpoint(socket: str) -> Endpoint:
-    return Endpoint(address=f"unix://{socket}", origin="the build's sandbox", follow_links=False)
+    return Endpoint(address=f"unix://{socket}", origin="the build's sandbox", trusted=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import socket
 import sys
 import threading
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.errors import EndlessLine, Refusal, Stopped
-from buildrunner.errors import EngineUnavailable
+from buildrunner.containers.docker.transfers import TransferFailure, transfer_events
+from buildrunner.errors import EngineError, EngineUnavailable
 
 Script = Callable[[socket.socket], object]
 
@@ -57,7 +59,7 @@ def answering(*answers: bytes) -> Script:
 class Peer:
     """Runs the next script for each connection behind the ping's; the last one again and again."""
 
-    def __init__(self, path: Path, *scripts: Script) -> None:
+    def __init__(self, path: Path, *scripts: Script, trusted: bool = True) -> None:
         self._scripts = [answering(PING), *scripts]
         self.connections = 0
         self._threads: list[threading.Thread] = []
@@ -65,7 +67,7 @@ class Peer:
         self._server.bind(str(path))
         self._server.listen()
         self._run(self._serve)
-        self.api = DockerApi(Endpoint(address=f"unix://{path}"))
+        self.api = DockerApi(Endpoint(address=f"unix://{path}", trusted=trusted))
 
     def _run(self, work: Callable[..., object], *args: object) -> None:
         thread = threading.Thread(target=work, args=args)
@@ -105,8 +107,8 @@ Talk = Callable[..., Peer]
 def talk(tmp_path: Path) -> Iterator[Talk]:
     made: list[Peer] = []
 
-    def make(*scripts: Script) -> Peer:
-        made.append(Peer(tmp_path / f"{len(made)}.sock", *scripts))
+    def make(*scripts: Script, trusted: bool = True) -> Peer:
+        made.append(Peer(tmp_path / f"{len(made)}.sock", *scripts, trusted=trusted))
         return made[-1]
 
     yield make
@@ -275,6 +277,53 @@ def test_an_answer_without_an_end_is_dropped(talk: Talk) -> None:
         peer.api.send("GET", "/")
     with pytest.raises(EndlessLine):
         list(peer.api.stream("GET", "/").lines(1 << 20))
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (b"[%b{}]" % (b"{}," * 300_000), "more than 200,000 values"),
+        (b'"%b"' % (b"x" * (9 << 20)), "larger than 8 MiB"),
+        (b"[" * 100_000 + b"]" * 100_000, "can't be understood: RecursionError"),
+    ],
+)
+def test_an_engine_that_steps_can_replace_takes_little_memory(
+    talk: Talk, body: bytes, why: str
+) -> None:
+    """8 MiB of empty objects would take 500 MiB as values."""
+    answer = OK + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    peer = talk(answering(answer), trusted=False)
+    with pytest.raises(EngineError, match=why), peer.api.client() as client:
+        client.info()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{{"status": "Pushing", "id": "{0}", "progressDetail": {{"current": {0}}}}}',
+        '{{"status": "Pushed {0}", "id": "layer"}}',
+        '{{"status": "again"}}',
+    ],
+)
+def test_an_engine_reports_no_more_of_a_transfer_than_its_caller_can_keep(line: str) -> None:
+    lines = (line.format(number).encode() for number in itertools.count(1))
+    with pytest.raises(TransferFailure, match="reports too much"):
+        for _ in transfer_events(lines):
+            pass
+
+
+def test_the_head_of_an_answer_is_small(talk: Talk) -> None:
+    head = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 60_000) for number in range(50))
+    peer = talk(answering(OK + head + b"Content-Length: 2\r\n\r\nok"))
+    with pytest.raises(EngineUnavailable, match="head of its answer is larger than 64 KiB"):
+        peer.api.stream("GET", "/events")
+
+
+def test_an_error_is_small(talk: Talk) -> None:
+    body = b"x" * (2 << 20)
+    answer = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with pytest.raises(EngineUnavailable, match="larger than 1 MiB"):
+        talk(answering(answer)).api.send("GET", "/")
 
 
 def test_a_peer_that_never_answers_is_given_up(talk: Talk) -> None:

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -119,19 +119,37 @@ class Caller:
     """The build's engine: sends requests to the gateway."""
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
 
     def send(
         self, method: str, path: str, body: object = None, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("gateway")
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.connect(self._path)
+        connection.sock.connect(self.path)
         connection.request(method, path, body, headers)
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
         return answer.status, dict(answer.getheaders()), content
+
+
+def answers(caller: Caller) -> bool:
+    """Whether a new connection is served, once those that were closed are given up."""
+    for _ in range(10_000):
+        with suppress(ConnectionError, http.client.HTTPException):
+            return caller.send("GET", "/v2/")[0] == 200
+    return False
+
+
+def answer_to(caller: Caller, head: bytes) -> bytes:
+    """What the gateway answers to a head that does not end."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(caller.path)
+        with suppress(ConnectionError):
+            connection.sendall(head)
+            return connection.recv(1)
+    return b""
 
 
 @contextmanager
@@ -290,3 +308,42 @@ def test_a_password_is_sent_to_no_token_service_without_tls(
         status, _, _ = caller.send("PUT", "/v2/team/app/manifests/one", b"{}")
     assert status == 401
     assert registry.scopes == []
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v2/ HTTP/1.1\r\n" + b"".join(b"X-%d: %b\r\n" % (n, b"x" * 1000) for n in range(99)),
+        b"GET /" + b"x" * 60_000,
+        b"PATCH /v2/team/app/blobs/uploads/ HTTP/1.1\r\nX: " + b"x" * 60_000,
+    ],
+)
+def test_the_head_of_a_request_is_small(
+    registry: FakeRegistry, tmp_path: Path, head: bytes
+) -> None:
+    with gateway(registry, tmp_path) as (_, caller):
+        assert answer_to(caller, head) == b""
+        assert caller.send("GET", "/v2/")[0] == 200
+
+
+def test_a_step_opens_few_connections_at_a_time(registry: FakeRegistry, tmp_path: Path) -> None:
+    with gateway(registry, tmp_path) as (_, caller), ExitStack() as opened:
+        connections = []
+        for _ in range(60):
+            one = opened.enter_context(socket.socket(socket.AF_UNIX))
+            one.connect(caller.path)
+            one.settimeout(10)
+            connections.append(one)
+        for one in connections[16:]:
+            assert one.recv(1) == b""
+        connections[0].sendall(b"GET /v2/ HTTP/1.1\r\n\r\n")
+        assert connections[0].recv(12) == b"HTTP/1.1 200"
+        for one in connections[:16]:
+            one.close()
+        assert answers(caller)
+
+
+def test_the_address_of_an_upload_is_short(registry: FakeRegistry, tmp_path: Path) -> None:
+    registry.upload_host = f"http://{registry.address}/{'x' * 5000}"
+    with gateway(registry, tmp_path) as (_, caller):
+        assert caller.send("POST", "/v2/team/app/blobs/uploads/")[0] == 502
