@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "show and replay the webhooks that a server received",
     ),
     "notifications": (
-        "buildrunner.cli.notifications.command",
+        "buildrunner.cli.notifications",
         "create and test notifiers, and show sent messages",
     ),
     "tokens": ("buildrunner.cli.serve.tokens", "create, list and revoke access tokens of a server"),

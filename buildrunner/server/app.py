@@ -36,15 +36,15 @@ from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.logs.live import BuildWatches
+from buildrunner.server.pages import outbox as outbox_page
 from buildrunner.server.pages import routes as pages
+from buildrunner.server.pages import system as system_page
 from buildrunner.server.pages.builds import actions as build_actions
 from buildrunner.server.pages.builds import artifacts as artifact_list
 from buildrunner.server.pages.builds import list as builds_page
 from buildrunner.server.pages.builds import log as log_page
 from buildrunner.server.pages.builds import page as build_page
 from buildrunner.server.pages.rendering import error_page
-from buildrunner.server.pages.system import outbox as outbox_page
-from buildrunner.server.pages.system import page as system_page
 from buildrunner.server.pages.triggers import deliveries as deliveries_page
 from buildrunner.server.pages.triggers import edit as trigger_edit_page
 from buildrunner.server.pages.triggers import page as triggers_page

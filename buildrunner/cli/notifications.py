@@ -1,4 +1,4 @@
-"""``buildrunner notifications``: who is told of a server's builds, and what came of it."""
+"""``buildrunner notifications``: the notifiers of a server, and the messages that they sent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from buildrunner.cli.notifications import outbox
 from buildrunner.cli.server.choice import add_call_flags, called_server, segment
 from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.client.client import Document
@@ -187,7 +186,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         one.add_argument("--status", default="", help="test with this status: FAILURE")
     testing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
-    outbox.configure(actions)
+    _add_outbox_commands(actions)
     for one in actions.choices.values():
         add_call_flags(one)
 
@@ -200,13 +199,12 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: something is wrong in a file.
         NotFound: there is no such notifier, build or message.
     """
-    action = {**_ACTIONS, **outbox.ACTIONS}[args.action]
+    action = _ACTIONS[args.action]
     with called_server(args, "notifications") as (server, project):
         return action(args, server, project)
 
 
 def _import(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
-
     found = read_notifiers(args.file)
     for document in found:
         name = document["metadata"]["name"]
@@ -305,6 +303,90 @@ def _send(args: argparse.Namespace, server: ServerConnection, project: str) -> i
     return EXIT_SUCCESS
 
 
+_MESSAGE_COLUMNS = ("ID", "CREATED", "STATE", "TRIES", "BUILD", "TO", "REASON")
+_MOST = 500
+
+
+def _add_outbox_commands(
+    actions: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> None:
+    listing = actions.add_parser("outbox", help="list sent and waiting messages, newest first")
+    listing.add_argument("--state", choices=("waiting", "delivered", "given_up"), default="")
+    listing.add_argument("--build", default="", metavar="ID", help="only messages about this build")
+    listing.add_argument("--limit", type=int, default=50, metavar="N")
+    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    showing = actions.add_parser("show", help="show a message, its receiver and its result")
+    showing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    retrying = actions.add_parser("retry", help="send a message now, even if it was given up")
+    retrying.add_argument("--all", action="store_true", help="all messages that were given up")
+    dropping = actions.add_parser("drop", help="delete messages without sending them")
+    showing.add_argument("message", type=int, metavar="ID")
+    retrying.add_argument("messages", type=int, metavar="ID", nargs="*")
+    dropping.add_argument("messages", type=int, metavar="ID", nargs="+")
+
+
+def _outbox(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    query: dict[str, Any] = {"limit": min(max(args.limit, 1), _MOST)}
+    query |= {
+        name: value for name, value in (("state", args.state), ("buildId", args.build)) if value
+    }
+    found = server.json("GET", f"{project}/outbox", query=query)["messages"]
+    if args.format != "table":
+        sys.stdout.write(formatted(found, args.format))
+        return EXIT_SUCCESS
+    sys.stdout.write(table(_MESSAGE_COLUMNS, [_message_row(one) for one in found]))
+    if not found:
+        sys.stderr.write("Listed 0 messages.\n")
+    return EXIT_SUCCESS
+
+
+def _message_row(one: Document) -> tuple[str, ...]:
+    from buildrunner.logs.console.wording import printable
+
+    return (
+        str(one["id"]),
+        str(one["createTime"])[:19],
+        one["state"],
+        str(one["attempts"]),
+        one["buildId"][:8] or "-",
+        printable(one["target"]),
+        printable(one.get("reason", "-")),
+    )
+
+
+def _show(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    sys.stdout.write(formatted(server.json("GET", f"{project}/outbox/{args.message}"), args.format))
+    return EXIT_SUCCESS
+
+
+def _retry(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    if bool(args.messages) is args.all:
+        raise UsageError("either IDs or --all must say which messages are meant")
+    wanted = list(_given_up(server, project)) if args.all else args.messages
+    for message in wanted:
+        server.json("POST", f"{project}/outbox/{message}:retry")
+    said = "1 message is" if len(wanted) == 1 else f"{len(wanted)} messages are"
+    sys.stderr.write(f"{said} sent again.\n")
+    return EXIT_SUCCESS
+
+
+def _given_up(server: ServerConnection, project: str) -> Iterator[int]:
+    """All that have something to send; the oldest first."""
+    query: dict[str, Any] = {"state": "given_up", "limit": _MOST}
+    ids: list[int] = []
+    while page := server.json("GET", f"{project}/outbox", query=query)["messages"]:
+        ids += [one["id"] for one in page if one["attempts"]]
+        query["before"] = page[-1]["id"]
+    return reversed(ids)
+
+
+def _drop(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
+    for message in args.messages:
+        server.json("DELETE", f"{project}/outbox/{message}")
+    sys.stderr.write(f"{len(args.messages)} messages are forgotten.\n")
+    return EXIT_SUCCESS
+
+
 _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerConnection, str], int]] = {
     "import": _import,
     "list": _list,
@@ -312,4 +394,8 @@ _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerConnection, str], int]] 
     "delete": _delete,
     "test": _test,
     "send": _send,
+    "outbox": _outbox,
+    "show": _show,
+    "retry": _retry,
+    "drop": _drop,
 }

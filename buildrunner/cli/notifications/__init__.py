@@ -1,1 +1,0 @@
-"""`buildrunner notifications`: the notifiers of a server, and what they sent."""

@@ -1,1 +1,0 @@
-"""Pages about the server itself: its state, and the outbox."""
