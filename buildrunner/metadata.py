@@ -40,7 +40,7 @@ class AccessToken(NamedTuple):
 
 
 class Credentials(Protocol):
-    """Who gives tokens to steps. Called from several threads."""
+    """The source of tokens for steps. Called from several threads."""
 
     @property
     def email(self) -> str:
@@ -57,7 +57,7 @@ class Credentials(Protocol):
 
 
 class ProjectFacts(NamedTuple):
-    """What the server tells of the build's project."""
+    """Facts about the build's project that the server returns."""
 
     project_id: str
     project_number: str

@@ -1,4 +1,4 @@
-"""What is wrong with a config, and where."""
+"""A problem of a config, with its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What archives consist of, whatever their format."""
+"""Members of archives, independent of the archive's format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 
 
 class Readable(Protocol):
-    """What bytes are read from: a file, a decompressor, a response."""
+    """A source of bytes: a file, a decompressor, a response."""
 
     def read(self, size: int, /) -> bytes:
         """At most ``size`` bytes, none only at the end."""

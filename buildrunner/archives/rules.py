@@ -1,4 +1,4 @@
-"""What an archive from somewhere else may hold: the rules, member by member."""
+"""Rules, member by member, for archives from untrusted senders."""
 
 from __future__ import annotations
 

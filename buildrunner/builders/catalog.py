@@ -1,4 +1,4 @@
-"""Which builder images exist, and which public images each of them can serve.
+"""The builder images, and the public images that each of them can serve.
 
 This module is imported by every build (for `DEFAULT_ALIASES`): it must stay literal and light.
 """
@@ -491,7 +491,7 @@ _PROJECT_REGISTRY = re.compile(r"(?:(?:[a-z-]+\.)?gcr\.io/[^/]+|[a-z0-9-]+\.pkg\
 def installed_aliases(
     images: Iterable[str], find_image: Callable[[str], str | None]
 ) -> dict[str, str]:
-    """Which of ``images`` are served by builder images, on an engine without the real ones.
+    """Return the ``images`` that builder images serve, on an engine without the real ones.
 
     Args:
         images: names as the steps of a build have them.

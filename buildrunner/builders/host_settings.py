@@ -29,7 +29,7 @@ _DISTRIBUTED = "/usr/share/ca-certificates"
 
 
 class HostSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a build on this machine must know to reach the outside.
+    """Settings of this machine with which a build reaches the outside.
 
     Attributes:
         arguments: build arguments (mirrors of Debian, pip, npm, Go) that are set on this machine.

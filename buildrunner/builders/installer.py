@@ -358,7 +358,7 @@ class Installer:
 
 
 def _identity(image: StoredImage) -> str:
-    """What an image consists of.
+    """A hash of everything that an image consists of.
 
     Its id won't do: an image that is loaded into another kind of image store gets another id there.
     """
@@ -374,7 +374,7 @@ def builder_image(name: str) -> str:
 
 
 def _order(builders: Sequence[BuilderImage]) -> dict[str, set[str]]:
-    """What each image waits for: its parents, and the one before it from the same folder.
+    """The images that each image waits for: parents, and the previous one of the same folder.
 
     Stages of one folder share layers: the first makes them, the others only name them.
     """

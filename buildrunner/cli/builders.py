@@ -117,7 +117,7 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset[str]:
-    """What ``--force`` means: the builders that were named, not what they stand on; else all."""
+    """The builders that ``--force`` makes again: the named ones without their parents, else all."""
     wanted = {name.removeprefix("buildrunner/").removesuffix(":latest") for name in names}
     return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 
@@ -138,7 +138,7 @@ def _build_arguments(given: Iterable[str], builders: Sequence[BuilderImage]) -> 
 
 
 class _Needs:
-    """What the config of ``--for`` needs on this engine.
+    """The images that the config of ``--for`` needs on this engine.
 
     Attributes:
         names: builder images to make.

@@ -90,7 +90,7 @@ _SLOW_STORAGE = frozenset({"vfs", "devicemapper"})
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found.
+    """The result of one check.
 
     Attributes:
         verdict: ``ok``; ``warn``: builds run, some things don't; ``fail``: builds can't run.
@@ -162,7 +162,7 @@ def check_settings(folder: str, environ: Mapping[str, str]) -> Finding:
 
 
 def check_engine(info: EngineInfo) -> list[Finding]:
-    """What kind of engine it is, and whether its disk has room."""
+    """Report the kind of the engine, and whether its disk has room."""
     where = "on this machine's files" if info.local else "elsewhere (sources are copied to it)"
     text = (
         f"{info.name} {info.version}, API {info.api_version}, {info.cpus} processors, "
@@ -183,7 +183,7 @@ def check_engine(info: EngineInfo) -> list[Finding]:
 
 
 def _limits_of(info: EngineInfo) -> list[tuple[str, str]]:
-    """What does not work on the engine, each with what to do about it."""
+    """Features that do not work on the engine, each with a workaround."""
     limits = []
     if info.no_socket:
         limits.append(
@@ -322,7 +322,7 @@ class _DockerConfig(msgspec.Struct):
 
 
 def check_credentials(environ: Mapping[str, str]) -> Finding:
-    """Which registries there are credentials for, and whether their helpers are installed."""
+    """Report registries with credentials, and whether their helpers are installed."""
     from buildrunner.containers.docker.endpoint import docker_config_dir
 
     subject = "credentials"

@@ -267,7 +267,7 @@ def _asked(args: argparse.Namespace) -> Document:
 
 
 def tried_text(found: Document) -> str:
-    """What a notifier would do, for people."""
+    """Format the result of a notifier's test for people."""
     from buildrunner.cli.triggers.verdict import rule_lines
     from buildrunner.logs.console.wording import printable
 

@@ -273,7 +273,7 @@ def read_value(name: str, path: str | None) -> str:
 
 
 def notes_on(value: str) -> Iterator[str]:
-    """What a person should know about a value."""
+    """Remarks for the user about a value."""
     if len(value.strip("\r\n")) < _MASKED_FROM:
         yield f"a value shorter than {_MASKED_FROM} characters can't be hidden in the log of builds"
     if value.endswith("\n") and value.count("\n") == 1:

@@ -367,7 +367,7 @@ class SourceClient:
         self._sources = f"/buildrunner/v1/{project}/sources"
 
     def missing_blobs(self, sha256s: Iterable[str]) -> set[str]:
-        """Which of these contents the server lacks."""
+        """Return those of these contents that the server lacks."""
         wanted = list(dict.fromkeys(sha256s))
         missing: set[str] = set()
         for start in range(0, len(wanted), _HASHES_AT_ONCE):

@@ -129,7 +129,7 @@ class ServerConnection:
                 return response
 
     def download(self, path: str, offset: int) -> Iterator[bytes]:
-        """What is there from a byte on; goes on by itself where a failure broke it off.
+        """Yield the content from a byte on; resumes after a connection failure.
 
         Args:
             path: below the server's address; takes ``offset``.

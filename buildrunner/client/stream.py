@@ -127,7 +127,7 @@ class BuildStream:
             pause = min(pause * 2, _LONGEST_PAUSE_S)
 
     def _connection(self) -> Iterator[StreamItem]:
-        """What one connection brings; raises `ServerUnavailable` when it is cut."""
+        """The data of one connection; raises `ServerUnavailable` when the connection breaks."""
         import httpx
         from httpx_sse import SSEError, connect_sse
 

@@ -17,7 +17,7 @@ OLDEST_PODMAN = 5
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What one kind of engine can do, and its own words for some things.
+    """Capabilities of one kind of engine, and its own terms.
 
     Attributes:
         product: ``docker`` or ``podman``.

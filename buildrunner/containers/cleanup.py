@@ -199,7 +199,7 @@ def owner_label(process: str) -> str:
 
 
 def find_leftovers(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> OwnedResources:
-    """What builds of this machine left behind whose process is dead.
+    """Find the resources of this machine's builds whose process is dead.
 
     Args:
         engine: where to look.

@@ -53,7 +53,7 @@ class ImageName(msgspec.Struct, frozen=True):
 
     @property
     def reference(self) -> str:
-        """What to ask the engine for: by digest when there is one (the tag is only a remark)."""
+        """The reference for the engine: by digest if there is one (the tag is only a remark)."""
         if self.digest:
             return f"{self.repository}@{self.digest}"
         return f"{self.repository}:{self.tag}" if self.tag else self.repository

@@ -1,4 +1,4 @@
-"""Who runs a build: a process, named so that its number can't be mistaken for a later one's."""
+"""The process that runs a build, named so that a later process with its number is not mistaken."""
 
 from __future__ import annotations
 

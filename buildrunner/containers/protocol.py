@@ -261,7 +261,7 @@ class ContainerEngine(Images, Resources, Containers, Protocol):
         ...
 
     def info(self) -> EngineInfo:
-        """What the engine is; cached after the first call. Raises EngineUnavailable."""
+        """Return facts about the engine; cached after the first call. Raises EngineUnavailable."""
         ...
 
     def close(self) -> None:

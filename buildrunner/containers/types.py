@@ -1,4 +1,4 @@
-"""What an engine and whoever drives it tell each other: images, containers, how they ended."""
+"""Values that an engine and its caller exchange: images, containers, exit results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LABEL_OWNER = "buildrunner.owner"
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What `buildrunner doctor` and the workspace need to know of an engine.
+    """Facts about an engine for `buildrunner doctor` and the workspace.
 
     Attributes:
         name: e.g. ``docker``.
@@ -121,7 +121,7 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
-    """Who to be at a registry, in place of the user's own login there.
+    """A login at a registry, used instead of the user's own.
 
     Attributes:
         username: empty with an identity token.

@@ -182,7 +182,7 @@ class BuildLoop:
         self._steps.stop(StopReason(decision.status), Status.CANCELLED, grace_s)
 
     def _without_secrets(self, decision: Decision) -> Decision:
-        """What engine and registries say may quote what a step was given."""
+        """Mask secrets in messages of engine and registries: they may quote a step's arguments."""
         masked = self._log.masked_text
         return replace(decision, error=masked(decision.error), detail=masked(decision.detail))
 

@@ -1,4 +1,4 @@
-"""What a build must have before its first step: all of it is got at once, each part in a thread."""
+"""Everything that a build needs before its first step, acquired in parallel threads."""
 
 from __future__ import annotations
 

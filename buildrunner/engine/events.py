@@ -1,4 +1,4 @@
-"""What a running build tells the world: one stream of small, frozen, JSON-able events.
+"""Events of a running build: one stream of small, frozen, JSON-able values.
 
 Order: ``BuildStarted``; per phase ``PhaseStarted`` .. ``PhaseFinished`` (SETUPBUILD and FETCHSOURCE
 overlap); per step ``StepStarted`` .. ``StepFinished``; ``BuildFinished`` last. All events come from

@@ -33,7 +33,7 @@ _HINT = (
 
 
 class PublicImages:
-    """Which images the steps of an untrusted build may have.
+    """The images that the steps of an untrusted build may have.
 
     Args:
         allowed: names, or patterns with ``*``, of images that they may have in any case.
@@ -171,7 +171,7 @@ class ImagePulls:
         self._round = 0
 
     def served(self, step: StepPlan) -> ServedImage:
-        """What serves a step's image."""
+        """Return the image that serves a step's image."""
         return self._served[step.image]
 
     def prefetch(self) -> None:
@@ -392,7 +392,7 @@ _GCB_INTERNAL = "gcr.io/cloud-builders/gcb-internal"
 
 
 class ServedImage(msgspec.Struct, frozen=True):
-    """What to run where the config says ``asked``.
+    """The image to run where the config says ``asked``.
 
     Attributes:
         asked: the name in the config.
@@ -406,7 +406,7 @@ class ServedImage(msgspec.Struct, frozen=True):
 
     @property
     def note(self) -> str:
-        """What the log adds behind ``asked``; empty when no alias is at work."""
+        """The remark of the log behind ``asked``; empty without an alias."""
         return "" if self.asked == self.serving else f" (alias of {self.serving})"
 
 

@@ -1,4 +1,4 @@
-"""What a loop does next, as threads tell it; and the work that it gives to threads."""
+"""The queue of a loop's next calls, filled by threads; and the start of such threads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Inbox:
         threading.Thread(target=run, name=f"build-{part}", daemon=True).start()
 
     def wait(self, timeout_s: float) -> Callable[[], None] | None:
-        """What to call next; None when nothing came for so long, which may be forever."""
+        """Return the next call; None after the timeout, which may be infinite."""
         try:
             if timeout_s == float("inf"):
                 return self._news.get()

@@ -153,7 +153,7 @@ class LiveContainer:
         return self._build.engine.start_container(self.id, attach=True)
 
     def output(self) -> bytes:
-        """What the step left as its output.
+        """Return the step's output file.
 
         Raises:
             EngineError: it can't be read.

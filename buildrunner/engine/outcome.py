@@ -36,7 +36,7 @@ class Span(msgspec.Struct, frozen=True):
 
 
 class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one step.
+    """The outcome of one step.
 
     Attributes:
         index: which step.
@@ -105,7 +105,7 @@ class UploadedFile(msgspec.Struct, frozen=True):
 
 
 class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of ``artifacts.objects``.
+    """The outcome of ``artifacts.objects``.
 
     Attributes:
         manifest_url: where the list of the files is, without generation.
@@ -121,7 +121,7 @@ class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of a build.
+    """The outcome of a build.
 
     Attributes:
         status: a final status.
@@ -232,7 +232,7 @@ def lost_container(step: StepPlan) -> Decision:
 
 
 def text_of(error: Exception) -> str:
-    """What is wrong, and what to do about it where the error knows."""
+    """The error's message, followed by its hint if it has one."""
     hint = error.hint if isinstance(error, BuildrunnerError) else ""
     return f"{error}: {hint}" if hint else str(error)
 
@@ -314,7 +314,7 @@ def step_finished(outcome: StepOutcome, at: datetime) -> StepFinished:
 
 
 def outcome_of(event: StepFinished, began: datetime) -> StepOutcome:
-    """What an event tells of a step whose turn came at ``began``."""
+    """The outcome of a step that became ready at ``began``, from an event."""
     pulled = Span(began, began + timedelta(seconds=event.pull_s))
     never_ran = (
         event.status == Status.CANCELLED.name and event.exit_code is None and not event.run_s

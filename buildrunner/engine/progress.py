@@ -43,7 +43,7 @@ class Phases:
         self._emit(PhaseFinished(at=now, phase=phase))
 
     def end_all(self) -> None:
-        """Whatever still lasts is over."""
+        """End every phase that still runs."""
         for phase in self.spans:
             self.end(phase)
 

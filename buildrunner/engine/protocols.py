@@ -99,7 +99,7 @@ class PackagePublisher(Protocol):
 
 
 class Attested(msgspec.Struct, frozen=True):
-    """What an `Attester` made: signed statements, each a line of JSON, and warnings for people."""
+    """The result of an `Attester`: signed statements, each a line of JSON, and warnings."""
 
     statements: tuple[bytes, ...] = ()
     warnings: tuple[str, ...] = ()

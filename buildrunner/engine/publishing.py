@@ -1,4 +1,4 @@
-"""What a build gives away once its steps are through: images, then files, then packages."""
+"""Publishing after the steps: images, then files, then packages."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class Publishing:
 
 
 def missing_images(engine: ContainerEngine, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that the engine does not have, all of them, in order.
+    """Return those of ``names`` that the engine does not have, in order.
 
     Source: semantics 6.2 (``docker images -q NAME``): a name without a tag is satisfied by any tag.
     """

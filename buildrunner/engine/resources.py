@@ -1,4 +1,4 @@
-"""What a build needs on the engine besides its steps: network, volumes and home.
+"""The resources of a build besides its steps: network, volumes and home.
 
 `CleanUpParts` and `Reaper` remove them, and the containers of steps.
 """
@@ -205,7 +205,7 @@ class CleanUpParts:
             thread.join()
 
     def under_way(self) -> tuple[str, ...]:
-        """What is being done now, a part of a part behind it."""
+        """The current work, each part behind the part that contains it."""
         return tuple(self._under_way)
 
 
@@ -265,7 +265,7 @@ class Reaper:
                 self.failures.append(str(error))
 
     def _next(self) -> tuple[str, str] | None:
-        """What to remove now; waits for it. None when all is done."""
+        """Wait for the next resource to remove. Returns None when all is done."""
         with self._news:
             while True:
                 left_s = self._quiet_at - time.monotonic()

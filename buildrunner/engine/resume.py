@@ -34,7 +34,7 @@ from buildrunner.engine.outcome import Span, StepOutcome, outcome_of
 
 
 class ResumeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a build that an earlier process began.
+    """The state of a build that an earlier process began.
 
     Attributes:
         started_at: when it began.

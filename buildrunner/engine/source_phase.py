@@ -60,7 +60,7 @@ class SourceReport:
         self._clock = clock
 
     def doing(self, name: str, status: str) -> None:
-        """What is being done with something at the moment, for a status line."""
+        """The current work on a resource, for a status line."""
         self._emit(
             TransferMoved(
                 at=self._clock.now(),

@@ -1,4 +1,4 @@
-"""What a step's container gets: a pure function from the plan to a `ContainerSpec`."""
+"""The container of a step: a pure function from the plan to a `ContainerSpec`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _SOCKET_BELOW_RUN = "/run/docker.sock"
 
 
 def build_labels(plan: BuildPlan, options: RunOptions) -> dict[str, str]:
-    """What everything made for a build carries."""
+    """The labels of every resource of a build."""
     return {**options.labels, LABEL_BUILD: plan.build_id}
 
 
@@ -140,7 +140,7 @@ def command_of(
 def argv_of(
     image: ImageInfo, entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """What an engine makes of an image's command and a container's; empty if nothing would run.
+    """The argv of an image's command and a container's; empty if there is nothing to run.
 
     Source: Docker merges the two in this way when it creates a container.
     """

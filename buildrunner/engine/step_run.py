@@ -348,7 +348,7 @@ class StepVerdict:
             self._build.log.line_once(f"Finished {self._step.label}")
 
     def _say_forgiven(self, trouble: str) -> None:
-        """What is not forgiven fails the build, whose last words name it."""
+        """Note a forgiven failure. Other failures fail the build, whose end names the step."""
         if self.stopped_by in (None, Status.TIMEOUT) and self._forgives_trouble():
             self._log.line(f"{trouble} (allowed to fail)")
 

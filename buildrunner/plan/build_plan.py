@@ -97,7 +97,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResourceLimits(msgspec.Struct, frozen=True):
-    """What one step may take of the machine; None is no limit."""
+    """Limits of one step's use of the machine; None is no limit."""
 
     cpus: float | None = None
     memory_bytes: int | None = None
@@ -126,7 +126,7 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """What it is, for a person: ``maven g:a:1``, ``python dist/*``."""
+        """The package's name for people: ``maven g:a:1``, ``python dist/*``."""
         if self.kind == "maven":
             return f"maven {self.group}:{self.name}:{self.version}"
         if self.kind == "go":

@@ -1,4 +1,4 @@
-"""What the steps of a build may do with the container engine: the only place that decides it.
+"""Rights of a build's steps on the container engine: the only place that decides them.
 
 The place where a build runs grants rights. A config asks for rights with ``options.dockerDaemon``.
 The build gets what both allow, so a config can lower its privilege and never raise it.

@@ -18,7 +18,7 @@ from buildrunner.spec.validation.findings import did_you_mean
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which steps to run; all of them by default.
+    """The steps to run; all of them by default.
 
     Attributes:
         steps: only these (``--step``, repeatable).

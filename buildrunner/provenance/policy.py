@@ -19,7 +19,7 @@ KEYS: Final = ("keys", "authorities", "builders", "sources", "refs", "configs", 
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What provenance must say. An empty field allows every value, but there must be a key.
+    """Demands on provenance. An empty field allows every value, but there must be a key.
 
     In patterns ``*`` stands for any characters but a slash, ``**`` for any characters.
 

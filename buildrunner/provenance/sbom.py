@@ -44,7 +44,7 @@ class SbomImage(msgspec.Struct, frozen=True):
 
 
 class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process does.
+    """The job of the process that makes SBOMs.
 
     Attributes:
         folder: folder of the build's log.

@@ -29,7 +29,7 @@ from buildrunner.provenance.statement import BUILD_TYPE, PROVENANCE_TYPE, STATEM
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
-    """What the provenance of an artifact says, once it is verified.
+    """The claims of an artifact's provenance, once it is verified.
 
     Attributes:
         key: id of the key that signed.
@@ -60,7 +60,7 @@ class _Refused(Exception):
 
 
 class Trust(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may have signed.
+    """The accepted signers.
 
     Attributes:
         keys: public keys.

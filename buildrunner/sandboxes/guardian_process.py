@@ -1,4 +1,4 @@
-"""What runs in the guardian's process (see guardian.py). Never imported by others.
+"""The program of the guardian's process (see guardian.py). Never imported by others.
 
 Started as ``python -I -S guardian_process.py BUILD_ID``: at first it imports nothing that the
 interpreter has not got already, and sleeps in a read. Only when the build has ended does it import

@@ -34,7 +34,7 @@ from buildrunner.workspace.protocol import Workspace
 
 
 class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one build may take of the machine; None is no limit.
+    """Limits of one build's use of the machine; None is no limit.
 
     Attributes:
         cpus: processors, when others want them too or not.
@@ -75,7 +75,7 @@ _LEAST_PIDS = 2048
 
 
 def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimits:
-    """What each of ``builds`` at once may take of a machine: processors as they come, memory not.
+    """The share of each of ``builds`` in a machine: memory is divided, processors are not.
 
     Args:
         builds: how many may run; 0 sets no limits.

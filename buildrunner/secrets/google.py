@@ -180,7 +180,7 @@ class GoogleApi:
         read: Callable[[dict[str, Any]], bytes],
         body: dict[str, str] | None = None,
     ) -> bytes:
-        """What the answer to a GET of ``path``, or to a POST of ``body``, holds.
+        """Return the decoded answer to a GET of ``path``, or to a POST of ``body``.
 
         Troubles that may pass (429, 5xx, no answer in time, a damaged one) are retried.
 
@@ -291,7 +291,7 @@ def explained(error: ApiError, subject: str, service: str, role: str) -> SecretE
 
 
 def _message(error: HTTPError) -> str:
-    """What Google's error body says. Source: the error format of Google Cloud APIs (AIP-193)."""
+    """The message in Google's error body. Source: error format of Google Cloud APIs (AIP-193)."""
     try:
         message = str(json.loads(error.read(65536))["error"]["message"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -182,7 +182,7 @@ class LocalSecretStore:
         return tuple(one.version for one in found if name.version in (None, one.version))
 
     def snapshot(self) -> Snapshot:
-        """What is in the store now, to be opened later; others' changes don't show in it.
+        """Return the store's content of this moment, to be opened later.
 
         Raises:
             SecretError: the store can't be read.

@@ -46,7 +46,7 @@ class SecretName(NamedTuple):
 
 
 def parse_name(text: str) -> SecretName:
-    """What ``text`` names: ``S`` or ``projects/P/secrets/S``, perhaps with ``/versions/V``.
+    """Parse ``S`` or ``projects/P/secrets/S``, perhaps with ``/versions/V``.
 
     Raises:
         UsageError: it is no such name. The message does not repeat it: it may be a value that

@@ -42,7 +42,7 @@ _DIGEST_OR_TAG: Final = re.compile(r"(@sha256:[0-9a-f]+|:[^/:@]+)$")
 
 
 class Use(enum.Enum):
-    """What a secret is for. The values of the first three are those of ``secrets set --for``."""
+    """The purpose of a secret. The values of the first three are those of ``secrets set --for``."""
 
     BUILD = "builds"
     NOTIFIER = "notifiers"
@@ -58,7 +58,7 @@ PROJECT_USES: Final = (Use.BUILD, Use.NOTIFIER, Use.WEBHOOK)
 class Scope(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
 ):
-    """Who may have one secret. An empty tuple sets no limit, except for ``projects``.
+    """The readers of one secret. An empty tuple sets no limit, except for ``projects``.
 
     Attributes:
         projects: ids of projects beside the one that the secret belongs to; `EVERY_PROJECT` for
@@ -82,7 +82,7 @@ class Scope(
 
 
 def scope_text(name: str, scope: Scope | None) -> str:
-    """Who may have a secret, in one line: ``projects shop, web; triggers deploy``.
+    """Describe a scope in one line: ``projects shop, web; triggers deploy``.
 
     Args:
         name: of the secret or key.

@@ -87,7 +87,7 @@ class BoundedCalls:
         memory_mib: int = 256,
         patience_s: float = 0.0,
     ) -> Any:
-        """What an operation gives. Blocks for a few seconds at most, when others wait too.
+        """Return an operation's result. Blocks for a few seconds at most, when others wait too.
 
         Args:
             operation: one of `bounded_operations.OPERATIONS`.

@@ -30,7 +30,7 @@ _NOBODY: Final = 65534
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """What one request may take.
+    """The limits of one request.
 
     Attributes:
         cpu_s: processor time.
@@ -44,7 +44,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What came of a request.
+    """The result of a request.
 
     Attributes:
         value: what the operation gave.

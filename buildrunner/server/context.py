@@ -1,4 +1,4 @@
-"""What the server is given: the only things that its routes know of the world."""
+"""The context of the server: everything that its routes know of the world."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class ShownSetting(msgspec.Struct, frozen=True):
 
 
 class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
-    """What every route works with. All of it is thread-safe.
+    """The dependencies of every route. All of them are thread-safe.
 
     Attributes:
         store: builds, queue, triggers, tokens, audit log.

@@ -1,4 +1,4 @@
-"""What Prometheus may ask: queue, start latency, durations, failures, requests."""
+"""Metrics for Prometheus: queue, start latency, durations, failures, requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What environment variables say: folders, servers, terminals. The only reader of them."""
+"""The environment variables: folders, servers, terminals. The only reader of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def lock_folder() -> str:
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the process of one build is told by its server's environment.
+    """Settings that a server gives to a build's process by the environment.
 
     Attributes:
         data: the server's folder.
@@ -102,7 +102,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
-    """What a server told the process of a build.
+    """Return the settings that a server gave to the process of a build.
 
     Raises:
         UsageError: no server started this process.
@@ -148,7 +148,7 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
 
 
 class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
-    """What the environment says about the server to use; all may be empty.
+    """The environment's choice of a server; all fields may be empty.
 
     Attributes:
         url: ``BUILDRUNNER_SERVER``.
@@ -213,7 +213,7 @@ def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.envi
 def terminal(
     *, output_is_terminal: bool, encoding: str, environ: Mapping[str, str] = os.environ
 ) -> Look:
-    """What the terminal (or the pipe) behind an output can show.
+    """Return the capabilities of the terminal (or the pipe) behind an output.
 
     ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
     ``TERM=dumb`` means neither colours nor a status line.

@@ -1,4 +1,4 @@
-"""What a project's own settings file may do without its user's trust, and which files have it.
+"""Trust in a project's own settings file: settings that need it, and the files that have it.
 
 A project's file comes with the project, perhaps from a stranger. By itself it can only lower what
 builds get. For anything else the user trusts the file once, in exactly the form that it has.

@@ -186,7 +186,7 @@ def _shape_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
 
 
 def _projects_problems(path: str, projects: Any) -> list[Problem]:
-    """What is wrong below ``[projects.NAME]``, which has some of the tables for one project."""
+    """Problems below ``[projects.NAME]``, which has some of the tables for one project."""
     problems = []
     for project, tree in projects.items() if isinstance(projects, dict) else ():
         place = f"projects.{project}"
@@ -357,7 +357,7 @@ DEFAULT_PROJECT = "local-project"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings files say, with defaults filled in.
+    """The settings of all files, with defaults filled in.
 
     Attributes:
         project_id: project of builds that name none.
@@ -531,7 +531,7 @@ def _own_fields(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _own_layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """What each place of the user's says, the weakest first: its name, and fields of `Settings`."""
+    """The user's own settings, the weakest first: name of the file, and fields of `Settings`."""
     for variable in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
         if environ.get(variable):
             yield f"${variable}", {"project_id": environ[variable]}

@@ -17,7 +17,7 @@ from buildrunner.spec.model.results import SourceProvenance
 
 
 class FetchedFiles(msgspec.Struct, frozen=True, kw_only=True):
-    """What was fetched.
+    """The result of a fetch.
 
     Attributes:
         files: files and links.

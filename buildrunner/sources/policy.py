@@ -1,4 +1,4 @@
-"""Which places a build may fetch its source from: pure rules, no look-ups.
+"""Policy for the places that a build may fetch its source from: pure rules, no look-ups.
 
 A server fetches what strangers name. Without rules it would fetch from places that only the server
 can reach: its own disk, other services on its machine, the cloud's metadata server.
@@ -36,7 +36,7 @@ _HINT: Final = "the server's administrator can allow it: serve "
 
 
 class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What is allowed.
+    """The allowed sources.
 
     Attributes:
         private: hosts with private, loopback or link-local addresses, and names of such.
@@ -64,7 +64,7 @@ def policy_from(text: str) -> SourcePolicy:
 
 
 def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
-    """What of a build's source and dependencies the policy does not allow, one problem each."""
+    """Return the refused parts of a build's source and dependencies, one problem each."""
     problems = []
     for path, url in _urls(build):
         reason = refusal_of_url(policy, url)
@@ -74,7 +74,7 @@ def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
 
 
 def _hint(url: str) -> str:
-    """What to do about a refused URL."""
+    """Advice for a refused URL."""
     scheme, host, _ = _parts(url)
     if scheme == "file":
         return _HINT + "--allow-private-sources"

@@ -155,7 +155,7 @@ class SourceUploads:
         self._space = _Space(folder, quota_bytes)
 
     def missing(self, project: str, sums: Iterable[str]) -> list[str]:
-        """Those of the blobs that are not here. The others are kept for a while from now on."""
+        """Return the blobs that are not here. The others are kept for a while from now on."""
         return [each for each in dict.fromkeys(sums) if not _touch(self._blob(project, each))]
 
     def receive(self, project: str, sha256: str) -> BlobReceiver:

@@ -339,7 +339,7 @@ _ASKED = re.compile(r"bytes=(\d+)-")
 
 
 class Skipping(Protocol):
-    """What an object is read into."""
+    """The target of a download, without the bytes that arrived before."""
 
     def skip(self, count: int) -> None:
         """Leave out so many bytes of what comes."""

@@ -1,4 +1,4 @@
-"""What errors of Google's client mean, in one sentence each."""
+"""The meaning of errors of Google's client, in one sentence each."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def sentence(error: object) -> str:
 
 
 def _said_in(body: str) -> str:
-    """What a server says in an answer's body: in JSON, in XML, or in plain words."""
+    """The message in an answer's body: in JSON, in XML, or in plain words."""
     if body.startswith("<"):  # without a message: a page for people, of a proxy most often
         found = _XML_MESSAGE.search(body)
         return unescape(found[1]).strip() if found else _NO_REASON

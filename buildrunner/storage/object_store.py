@@ -70,7 +70,7 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Content(Protocol):
-    """What is stored: as much of a file as a store needs."""
+    """The content to store: as much of a file as a store needs."""
 
     def read(self, size: int = -1, /) -> bytes:
         """At most ``size`` bytes, none only at the end."""

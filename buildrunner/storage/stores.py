@@ -1,4 +1,4 @@
-"""Which store has which bucket: Cloud Storage, unless a folder was named in its place."""
+"""The store of each bucket: Cloud Storage, unless a folder was named in its place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which builds of a project are kept: so many, and for so long. Pure."""
+"""Retention of a project's builds: by number and by age. Pure."""
 
 from __future__ import annotations
 

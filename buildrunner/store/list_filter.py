@@ -245,7 +245,7 @@ class Anywhere(msgspec.Struct, frozen=True):
 
 
 class Not(msgspec.Struct, frozen=True):
-    """What does not match ``of``."""
+    """A filter that matches where ``of`` does not."""
 
     of: Expression
 

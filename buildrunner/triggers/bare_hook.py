@@ -1,4 +1,4 @@
-"""What runs in a bare repository after a push: tells a server of it, signed, and lets nobody wait.
+"""The program of a bare repository's hook: reports a push to a server, signed, without waiting.
 
 This file is copied into the repository's ``hooks`` folder by `hook_installation`, and runs there
 alone, perhaps on a machine without buildrunner: it uses the standard library only. Beside it lies
@@ -121,7 +121,7 @@ def _told(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]
 
 
 def _push_options() -> list[str]:
-    """What was pushed with: ``git push -o``, where the repository takes it."""
+    """The push options: ``git push -o``, if the repository accepts them."""
     count = int(os.environ.get("GIT_PUSH_OPTION_COUNT", "0"))
     given = (os.environ[f"GIT_PUSH_OPTION_{number}"] for number in range(count))
     return [one for one in given if _is_utf8(one)]
@@ -162,7 +162,7 @@ def _sent(url: str, settings: dict[str, str], body: bytes) -> tuple[int, str]:
 
 
 def _ref(before: str, after: str, ref: str) -> dict[str, object]:
-    """What the repository itself says about a ref that was pushed."""
+    """The repository's own facts about a ref that was pushed."""
     is_new, is_gone = not before.strip("0"), not after.strip("0")
     commit = "" if is_gone else _git("rev-parse", "--verify", "--quiet", after + "^{commit}")
     old = "" if is_new else _git("rev-parse", "--verify", "--quiet", before + "^{commit}")

@@ -34,7 +34,7 @@ from buildrunner.triggers.source import Revision, revision_of, source_of
 
 
 class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """What a trigger makes of an event.
+    """The build that a trigger makes of an event.
 
     Attributes:
         request: the Build to ask for, as JSON; without steps when they are in the source.
@@ -92,7 +92,7 @@ def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
 
 
 def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
-    """What is known of a build of which nobody says what to build: it can only fail.
+    """The facts of a build without any source: it can only fail.
 
     Args:
         trigger: which fires.
@@ -254,7 +254,7 @@ def event_run(
 
 
 def event_values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
-    """What the trigger's ``filter`` sees: its substitutions, the event's bindings filled in."""
+    """The values for the trigger's ``filter``: substitutions, the event's bindings filled in."""
     return filter_values(trigger, payload_roots(event))
 
 
@@ -324,7 +324,7 @@ def pull_request_run(
 
 
 def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:
-    """What is known of a build that `event_run` can't make: see `trigger_build.unsourced_run`."""
+    """The facts of a build that `event_run` can't make: see `unsourced_run`."""
     roots = payload_roots(event)
     match event:
         case PushEvent():
@@ -368,7 +368,7 @@ def _known(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _commit_facts(commit: str) -> dict[str, str]:
-    """What is said of a whole commit; what is none the fetch tells."""
+    """Facts of a whole commit; other revisions are resolved by the fetch."""
     if len(commit) < _WHOLE:
         return {}
     return {"COMMIT_SHA": commit, "REVISION_ID": commit, "SHORT_SHA": commit[:_SHORT]}

@@ -28,7 +28,7 @@ _PATH: Final = re.compile(r"(?<![\w.])(?:build|previous)((?:\.[A-Za-z_]+(?![\w(]
 
 
 def check_filter(text: str) -> str:
-    """What is wrong with the expression; empty when nothing is, or there is none."""
+    """Return the problem of the expression; empty if it is valid or empty."""
     if not text:
         return ""
     return cel.check_filter(text) or _unknown(_STRING.sub('""', text))
@@ -81,7 +81,7 @@ def build_rule(
 
 
 def check_answer(text: str, others: Mapping[str, Any]) -> str:
-    """What is wrong with what a filter gives; empty for yes, no, and what nobody can say yet.
+    """Return the problem of a filter's value; empty for yes, no, and values not known yet.
 
     Args:
         text: an expression that `check_filter` finds nothing wrong with.

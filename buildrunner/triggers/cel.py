@@ -53,7 +53,7 @@ class Deadline:
 
 
 def timed_runner(deadline: Deadline) -> type[InterpretedRunner]:
-    """What evaluates an expression until a deadline, for celpy's ``Environment``."""
+    """A runner, for celpy's ``Environment``, that evaluates an expression until a deadline."""
 
     class TimedEvaluator(Evaluator):
         """Looks at the clock at each part of the expression."""
@@ -128,7 +128,7 @@ class MessageValue(MapType):
 
 
 def message_runner(deadline: Deadline) -> type[InterpretedRunner]:
-    """What evaluates expressions in which messages may occur, until a deadline."""
+    """A runner for expressions in which messages may occur, with a deadline."""
 
     class Reader(Evaluator):
         """Knows what ``has`` asks of a message; looks at the clock at each part."""
@@ -213,7 +213,7 @@ _MOST_SHOWN = 100
 
 
 def filter_problem(text: str, values: Mapping[str, str]) -> str:
-    """What is wrong with a trigger's filter; empty when nothing is.
+    """Return the problem of a trigger's filter; empty if it is valid.
 
     Args:
         text: the expression; not empty.
@@ -223,7 +223,7 @@ def filter_problem(text: str, values: Mapping[str, str]) -> str:
 
 
 def check_filter(text: str) -> str:
-    """What is wrong with the expression; empty when nothing is."""
+    """Return the problem of the expression; empty if it is valid."""
     if len(text) > MAX_LENGTH:
         return f"the filter is longer than {MAX_LENGTH} characters"
     from celpy import Environment
@@ -275,7 +275,7 @@ def filter_rule(
 def evaluated_rule(
     text: str, variables: Mapping[str, Any], about: str, runner: type[Any] | None = None
 ) -> Rule:
-    """What an expression that can be read says.
+    """Return the value of a valid expression.
 
     Args:
         text: the expression.
@@ -308,7 +308,7 @@ def values_answer(text: str, values: Mapping[str, str]) -> str:
 
 
 def check_answer(text: str, variables: Mapping[str, Any], runner: type[Any] | None = None) -> str:
-    """What is wrong with what an expression gives: empty for yes, no, and what nobody can say yet.
+    """Return the problem of an expression's value: empty for yes, no, and values not known yet.
 
     Args:
         text: an expression that can be read.

@@ -90,7 +90,7 @@ def check_trigger(
 
 
 def _sizes(trigger: BuildTrigger) -> Iterator[Problem]:
-    """What there is too much of. Each push is held against all patterns of each trigger."""
+    """Limits that are exceeded. Each push is compared with all patterns of each trigger."""
     counted = {
         "tags": (len(trigger.tags), DEFAULT_LIMITS.tags),
         "substitutions": (len(trigger.substitutions), DEFAULT_LIMITS.substitutions),
@@ -376,7 +376,7 @@ def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list
 
 
 def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
-    """What is wrong with one trigger, with its place: the server has no lines to point at."""
+    """The problems of one trigger, with their places: the server has no lines to point at."""
     from msgspec.structs import replace
 
     from buildrunner.spec.model import git_address

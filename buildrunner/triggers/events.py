@@ -1,4 +1,4 @@
-"""What happens on a forge, in one form for all forges.
+"""Events of a forge, in one form for all forges.
 
 The parsers of webhooks make these, and so do the hook of a bare repository and the loop that looks
 for missed pushes. Nothing here knows a forge's own names.

@@ -25,7 +25,7 @@ class PatternError(ValueError):
 
 
 def check_pattern(pattern: str) -> str:
-    """What is wrong with a pattern; empty when nothing is."""
+    """Return the problem of a pattern; empty if it is valid."""
     try:
         _compiled(pattern)
     except PatternError as error:

@@ -1,4 +1,4 @@
-"""What a hook may speak for: a forge's host and owners there, a bare repository, or a topic. Pure.
+"""The binding of a hook: a forge's host and owners, a bare repository, or a topic. Pure.
 
 Whoever knows a hook's secret can sign any payload. The binding, which the server's administrator
 sets, is what a payload can't change: events of other repositories are refused, and every address is
@@ -41,7 +41,7 @@ class HookBinding(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """What a hook is bound to.
+    """The sources that a hook may speak for.
 
     Attributes:
         host: host or URL of the forge; empty for the public one of the hook's kind.

@@ -37,7 +37,7 @@ exit 0
 
 
 class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the hook is to know.
+    """The settings of the hook.
 
     Attributes:
         server: address of the server.
@@ -80,7 +80,7 @@ def is_bare(folder: Path) -> bool:
 
 
 def installed_settings(path: str) -> HookSettings | None:
-    """What the hook in a repository knows; None when ours is not there.
+    """Return the settings of the hook in a repository; None if ours is not there.
 
     Raises:
         UsageError: there is no repository, or its settings can't be read.

@@ -277,7 +277,7 @@ def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[
 
 
 class Question(enum.Enum):
-    """What may be asked."""
+    """The facts that a match may request."""
 
     COMMENTER_MAY_WRITE = "whether the commenter may write"
     AUTHOR_MAY_WRITE = "whether the author may write"

@@ -58,7 +58,7 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """What identifies the repository: see `repository_key`; empty if it is not known."""
+        """The repository's identity: see `repository_key`; empty if it is not known."""
         return repository_key(self.host.clone_url(self.name) if self.host else self.url)
 
     @property
@@ -135,7 +135,7 @@ def event_config(
     | BitbucketServerTriggerConfig
     | None
 ):
-    """What a trigger says of the events that fire it; None for other kinds of triggers."""
+    """Return a trigger's config of its events; None for triggers without events."""
     return (
         trigger.github
         or trigger.repository_event_config

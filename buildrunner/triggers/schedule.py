@@ -40,7 +40,7 @@ _MOST_LOOKED_AT = 10_000
 
 
 class Missed(enum.Enum):
-    """What becomes of fire times while the server was down. The hosted service skips them."""
+    """The treatment of fire times while the server was down. The hosted service skips them."""
 
     SKIP = "skip"
     ONCE = "once"
@@ -48,7 +48,7 @@ class Missed(enum.Enum):
 
 
 class Overlap(enum.Enum):
-    """What a fire time does while the trigger's last scheduled build is not over.
+    """The treatment of a fire time while the trigger's last scheduled build still runs.
 
     The hosted service allows it.
     """
@@ -81,7 +81,7 @@ class BadSchedule(ValueError):
 
 
 def check_schedule(schedule: Schedule) -> str:
-    """What is wrong with it; empty when nothing is."""
+    """Return the problem of a schedule; empty if it is valid."""
     try:
         next(_times(schedule, datetime(2024, 1, 1, tzinfo=UTC)))
     except BadSchedule as error:
@@ -116,7 +116,7 @@ def jitter(schedule: Schedule, key: str, moment: datetime) -> timedelta:
 
 
 class Due(msgspec.Struct, frozen=True):
-    """What the clock asks for.
+    """The fire times that are due.
 
     Attributes:
         fire: fire times to run now, oldest first.
@@ -130,7 +130,7 @@ class Due(msgspec.Struct, frozen=True):
 
 
 def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
-    """What is due of the fire times after ``since`` up to ``now``, both aware.
+    """Return the fire times that are due after ``since`` up to ``now``, both aware.
 
     A time is on time while it is at most `LATE` ago; what is further back was missed.
 

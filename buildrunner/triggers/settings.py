@@ -30,7 +30,7 @@ _MAX_JITTER_S = 3600
 class Concurrency(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Which builds of a trigger run at the same time.
+    """The builds of a trigger that may run at the same time.
 
     Attributes:
         group: builds of all triggers of a project that name the same group share its limit; empty
@@ -48,7 +48,7 @@ class Concurrency(
 class ApprovalPolicy(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Who may let a build run that waits for an approval.
+    """The callers who may approve a build that waits for an approval.
 
     Attributes:
         approvers: names of tokens; empty: all whose scopes include ``approve``.
@@ -81,7 +81,7 @@ class ForgeSetting(
 class TriggerSettings(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """What is set beside a trigger.
+    """buildrunner's own settings of a trigger.
 
     Attributes:
         jitter: builds by the clock begin 0 to so many seconds later: ``300s``.

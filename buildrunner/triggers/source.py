@@ -1,4 +1,4 @@
-"""What a trigger builds: of which repository, at which revision. Pure.
+"""The source that a trigger builds: repository and revision. Pure.
 
 Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunBuildTrigger``.
 """
@@ -22,7 +22,7 @@ _KINDS: Final = {RepoType.GITHUB: "github", RepoType.GITLAB: "gitlab"}
 
 
 class Revision(msgspec.Struct, frozen=True, kw_only=True):
-    """What of a repository to build; nothing of it is a pattern.
+    """The revision of a repository to build; no part of it is a pattern.
 
     Attributes:
         branch, tag, commit: at most one is set.
@@ -36,7 +36,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ref(self) -> str:
-        """What git fetches."""
+        """The ref that git fetches."""
         if self.branch:
             return f"{_HEADS}{self.branch}"
         return f"{_TAGS}{self.tag}" if self.tag else self.commit

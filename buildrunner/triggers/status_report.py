@@ -1,4 +1,4 @@
-"""What a forge is told of a build of one of its commits. Pure: requests come out, nobody is called.
+"""The status report to a forge about a build of a commit. Pure: it returns requests.
 
 The context, ``buildrunner/PROJECT/TRIGGER``, stays the same for all builds of a trigger, so that
 rules for protected branches can require it. It names the project because triggers of several
@@ -91,7 +91,7 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be told, in the words of no forge.
+    """The report, in terms of no particular forge.
 
     Attributes:
         repository: ``owner/name``; ``PROJECT/slug`` on Bitbucket Server.

@@ -32,7 +32,7 @@ def _network_turn(address: str) -> AbstractContextManager[None]:
 
 
 def image_factory() -> ImageFactory:
-    """What makes builder images, on the engine that the ``docker`` command would use."""
+    """Return the factory of builder images, on the engine that the ``docker`` command would use."""
     from buildrunner.containers.docker.factory import DockerImageFactory
 
     return DockerImageFactory(container_engine(), os.environ)

@@ -54,7 +54,7 @@ def git_place(
 
 
 def git_request(source: Source, settings: Settings) -> GitRequest:
-    """What a Git source asks for, with what the settings say about it.
+    """Return the request of a Git source, completed by the settings.
 
     Raises:
         SourceError: nobody says where the repository is, or a token is not to be had.
@@ -173,7 +173,7 @@ class GitRemotes:
 
     @contextmanager
     def _time_limit(self, url: str) -> Iterator[threading.Event]:
-        """What cancels a question when its time is over, or when all are ended.
+        """An event that is set when the time is over, or when all are ended.
 
         Raises:
             GitFailed: that happened.

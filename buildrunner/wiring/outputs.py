@@ -1,4 +1,4 @@
-"""What leaves a build: objects, packages, and the logins for them."""
+"""The outputs of a build: objects, packages, and the logins for them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _NO_PROVENANCE = (
 
 
 def stores(settings: Settings) -> Stores:
-    """Which store has which bucket.
+    """Return the stores of buckets.
 
     Raises:
         UsageError: a folder that stands for a bucket is not written as it must be.

@@ -93,7 +93,7 @@ class ServerSecrets:
         return name in self._settings.secrets or name in secret_store(self._settings).secrets()
 
     def unused(self) -> Mapping[str, str]:
-        """What nobody on a server can have: names of secrets, each with its scope in words.
+        """The secrets that no build of a server can have: names, each with its scope in words.
 
         Raises:
             SecretError: the store can't be read now.

@@ -1,4 +1,4 @@
-"""What a build's process notes on this disk, so that the next one knows how far it came.
+"""Notes of a build's process on this disk, with which a later process resumes.
 
 The database may be away when it matters; this folder is where the log is. Each note is there whole
 or not at all, also after a power cut, before the process does what it is about.
@@ -55,7 +55,7 @@ class BuildNotes:
             write_durably(os.path.join(self._folder, _STEPS_BEGUN), b"")
 
     def planned(self) -> PlannedNote | None:
-        """What is run, once that was decided."""
+        """The plan, once it was decided."""
         data = self._read(_PLANNED)
         return None if data is None else msgspec.json.decode(data, type=PlannedNote)
 
@@ -91,7 +91,7 @@ class BuildNotes:
         return (self._read(_DEATH) or b"").decode()
 
     def note_death(self, how: str) -> None:
-        """Whoever saw the build's process end says how: ``it was killed by signal 9``."""
+        """Note how the build's process ended: ``it was killed by signal 9``."""
         write_durably(os.path.join(self._folder, _DEATH), how.encode())
 
     def _read(self, name: str) -> bytes | None:

@@ -165,7 +165,7 @@ class ExecuteSpawner:
 
 
 def child_environment(environ: Mapping[str, str], needed: Iterable[str] = ()) -> dict[str, str]:
-    """What a build's process gets of an environment.
+    """Return the part of an environment that a build's process gets.
 
     Args:
         environ: ours.

@@ -199,7 +199,7 @@ _OVERLAP: Final = timedelta(minutes=10)
 
 
 class KeptTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server keeps, and for how long.
+    """How long a server keeps its records.
 
     Attributes:
         builds: rule of each project; `ALL_PROJECTS` is that of projects that are not named.

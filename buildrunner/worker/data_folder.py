@@ -34,7 +34,7 @@ class DataFolder:
         return log_folder(self.path, build_id)
 
     def run_folder(self, build_id: str) -> str:
-        """What belongs to a build's process: ``execute.log``, notes, sockets."""
+        """The folder of a build's process: ``execute.log``, notes, sockets."""
         return os.path.join(self.path, "run", build_id)
 
     def make_run_folder(self, build_id: str) -> str:
@@ -83,7 +83,7 @@ class DataFolder:
             raise _unusable(str(error.filename or self.path), error) from error
 
     def server_id(self) -> str:
-        """What this folder's server is called on the engine; made at the first call.
+        """The name of this folder's server on the engine; made at the first call.
 
         Raises:
             StoreError: it can't be kept.
@@ -108,7 +108,7 @@ class DataFolder:
         return f"{socket.gethostname()}/{self.server_id()}"
 
     def labels(self) -> dict[str, str]:
-        """What everything that this folder's server makes on an engine carries.
+        """The labels of everything that this folder's server makes on an engine.
 
         Not the label of an owning process: the process of a build may die and another go on with
         its containers, and nobody's sweep may take them meanwhile.

@@ -306,7 +306,7 @@ def flush_to_disk(path: str) -> None:
 
 
 class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run reports to, and hears from.
+    """The receivers of a run's reports, and its sources of requests to stop.
 
     Attributes:
         sink: takes the log. Not closed.
@@ -326,7 +326,7 @@ class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildProgram(Protocol):
-    """What runs a Build: source, plan, steps, push. The same code that ``submit`` uses."""
+    """The program that runs a Build: source, plan, steps, push. ``submit`` uses the same code."""
 
     def run(self, stored: StoredBuild, wiring: RunWiring) -> BuildOutcome:
         """Run ``stored.request`` to its end and remove what was made for it; or go on with it.
@@ -364,7 +364,7 @@ class EventWriter(Protocol):
 
 
 class Execution(msgspec.Struct, frozen=True, kw_only=True):
-    """What `execute` works with.
+    """The dependencies of `execute`.
 
     Attributes:
         queue: where the build is.

@@ -219,7 +219,7 @@ _PAUSE_S = 0.5
 
 
 def patiently(ask: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """What ``ask`` returns, asked again while the database does not answer.
+    """Return the result of ``ask``, repeated while the database does not answer.
 
     A build's process that gave up at once would use up the build's tries on a restart.
 

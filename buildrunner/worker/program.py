@@ -68,7 +68,7 @@ _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is
 
 
 class SourceLost(BuildrunnerError):
-    """What a build's workspace stands on is not what it was: its steps would see a mixture."""
+    """The source below a build's workspace has changed: its steps would see a mixture."""
 
 
 class ServerSources(msgspec.Struct, frozen=True, kw_only=True):
@@ -233,7 +233,7 @@ class ServerProgram:
         return self._log_upload(stored).stored(build, path, lambda: False)
 
     def _log_upload(self, stored: StoredBuild) -> LogUpload:
-        """What stores the log of a build: begun while it runs, and used at its end."""
+        """The upload of a build's log: begun while the build runs, and used at its end."""
         if stored.id not in self._log_uploads:
             stores = wiring.stores(self._settings_for(stored))
             self._log_uploads[stored.id] = LogUpload(stores)

@@ -1,4 +1,4 @@
-"""What becomes of a build whose process died.
+"""Recovery of a build whose process died.
 
 The decision is taken from the notes that the dead process left (`BuildNotes`), by the process that
 takes the build over:

@@ -119,7 +119,7 @@ _logger = logging.getLogger(__name__)
 
 
 class SpareOrder(msgspec.Struct, frozen=True):
-    """What a spare process is told: one line of JSON.
+    """The order to a spare process: one line of JSON.
 
     Attributes:
         build_id: the build it is to run.

@@ -318,7 +318,7 @@ POLL_S = 1.0
 
 
 class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a supervisor works with.
+    """The dependencies of a supervisor.
 
     Attributes:
         queue: where builds are.

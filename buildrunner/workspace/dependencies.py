@@ -87,7 +87,7 @@ _WORKSPACE = "/workspace"
 
 
 def dependency_request(dependency: GitSourceDependency) -> GitRequest:
-    """What a ``dependencies[].gitSource`` asks for.
+    """Return the Git request of a ``dependencies[].gitSource``.
 
     Raises:
         SourceError: it names no repository.

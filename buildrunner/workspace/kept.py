@@ -224,7 +224,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeptFolder:
-    """What is kept of one build: archives of ``/workspace`` and of its named volumes.
+    """The kept files of one build: archives of ``/workspace`` and of its named volumes.
 
     Args:
         path: the folder.

@@ -125,7 +125,7 @@ class OverlayVolume:
         _try_mount(folder, layers, options, hidden)
 
     def _lower(self, folder: str, owners: frozenset[tuple[int, int]]) -> str:
-        """What ``lower`` points to: the folder, or a view of it that root owns."""
+        """The target of ``lower``: the folder, or a view of it that root owns."""
         if owners <= {_ROOT}:
             return folder
         if len(owners) > 1:

@@ -25,7 +25,7 @@ def encode_prepared(prepared: PreparedWorkspace) -> bytes:
 
 
 def decode_prepared(data: bytes) -> PreparedWorkspace:
-    """What `encode_prepared` made; without the lines for the log, which are written by now."""
+    """Decode the JSON of `encode_prepared`; without the log lines, which are written by now."""
     fields = msgspec.json.decode(data, type=dict)
     provenance = fields.pop("provenance")
     if provenance is not None:

@@ -117,7 +117,7 @@ def _whole_lines(block: bytes) -> bytes:
 
 
 def log_shower() -> Callable[[bytes], None]:
-    """What writes pieces of a log to standard output, coloured where it is a terminal."""
+    """Return a function that writes pieces of a log to standard output, coloured on a terminal."""
     is_terminal = os.isatty(_OUTPUT)
     look = terminal(output_is_terminal=is_terminal, encoding=sys.stdout.encoding or "ascii")
 

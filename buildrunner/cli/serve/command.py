@@ -150,7 +150,7 @@ def _parts(
     settings: Settings,
     store: ServerStore,
 ) -> tuple[ServerContext, WorkerOptions]:
-    """What the routes work with (the worker is not there yet), and what the worker is told."""
+    """The context of the routes (the worker does not exist yet), and the options of the worker."""
     from buildrunner.cli.serve.worker import WorkerOptions
     from buildrunner.plan.build_plan import new_build_id
     from buildrunner.server.context import ServerContext, utc_now
@@ -190,7 +190,7 @@ def _parts(
 
 
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
-    """What the server keeps, and for how long: the settings, and the flags on top of them."""
+    """How long the server keeps its records: the settings, overridden by flags."""
     from buildrunner.store.keep_rule import parse_keep_rule
     from buildrunner.worker.chores import KeptTimes
 

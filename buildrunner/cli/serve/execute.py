@@ -161,13 +161,13 @@ def limit_memory() -> None:
 
 
 def _name_process(name: str) -> None:
-    """What `ps -o comm` and `top` show; processes of builds begin as spares, all alike."""
+    """Set the name that `ps -o comm` and `top` show: all processes of builds begin as spares."""
     with suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(name)
 
 
 def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEvent], None], ...]:
-    """Who hears of events besides: the trace, when somebody collects traces.
+    """Further receivers of events: the trace, if traces are collected.
 
     Args:
         stored: the build.

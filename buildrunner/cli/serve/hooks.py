@@ -20,7 +20,7 @@ from buildrunner.settings import Settings
 
 
 class ServerHooks:
-    """What handles deliveries, and what looks for pushes that nobody told of.
+    """The handler of deliveries, and the search for pushes whose webhook was missed.
 
     Args:
         context: the server's; its ``hook_arrived`` does not count.

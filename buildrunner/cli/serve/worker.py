@@ -37,7 +37,7 @@ _UNKEPT_S = 5.0
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What the flags of ``serve`` say about running builds.
+    """Options of ``serve`` for running builds.
 
     Attributes:
         max_builds: how many run at once; 0 takes one for each processor, and two at least.

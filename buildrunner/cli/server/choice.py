@@ -1,4 +1,4 @@
-"""Which server a command uses: flag, environment, or the last login; none means this machine."""
+"""The server that a command uses: flag, environment, or last login; none means this machine."""
 
 from __future__ import annotations
 

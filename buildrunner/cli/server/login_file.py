@@ -55,7 +55,7 @@ class SavedServers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def load_logins() -> SavedServers:
-    """What is saved.
+    """Return the saved logins.
 
     Raises:
         UsageError: the file is damaged, or others can read it.

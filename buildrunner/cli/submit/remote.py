@@ -184,7 +184,7 @@ def _refuse_what_stays_here(submission: Submission) -> None:
 
 
 def _checked_plan(submission: Submission) -> BuildPlan | None:
-    """What will run, as far as that is known here: None where the commit decides.
+    """The plan, as far as this machine can know it. None if the commit decides.
 
     Raises:
         ConfigError: the config is wrong.

@@ -216,14 +216,14 @@ class RemoteSession:
         return code
 
     def _say_end(self, document: Document) -> None:
-        """What a summary would say of a build that ended without one."""
+        """Write the result of a build that ended without a summary."""
         detail = document.get("statusDetail") or document.get("failureInfo", {}).get("detail", "")
         text = f"Build {self._id} {document['status']}"
         sys.stderr.write(f"{text}: {printable(detail)}\n" if detail else f"{text}\n")
 
 
 def exit_code(status: str) -> int:
-    """What a command exits with for a build of that final status."""
+    """Return a command's exit code for a build with that final status."""
     if status == "EXPIRED":
         return EXIT_TIMEOUT
     try:

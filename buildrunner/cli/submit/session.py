@@ -242,7 +242,7 @@ _LOOK_S = 0.2
 
 
 class Output(Protocol):
-    """What shows a running build: `TextOutput` or `JsonOutput`."""
+    """The display of a running build: `TextOutput` or `JsonOutput`."""
 
     sink: LogSink
 

@@ -41,7 +41,7 @@ def formatted(value: Any, form: str) -> str:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-    """What stands at a path: ``["steps", "[0]", "name"]``; a list gives what each entry has."""
+    """The value at a path: ``["steps", "[0]", "name"]``; a list gives the values of its entries."""
     for index, part in enumerate(path):
         if isinstance(value, list) and not part[1:-1].isdigit():
             return [_at(entry, path[index + (part == "[]") :]) for entry in value]

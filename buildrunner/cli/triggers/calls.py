@@ -1,4 +1,4 @@
-"""What several commands ask a server about triggers."""
+"""Requests about triggers that several commands send to a server."""
 
 from __future__ import annotations
 

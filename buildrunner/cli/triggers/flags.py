@@ -275,7 +275,7 @@ def common_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document]:
-    """Which events fire: ``push`` or ``pullRequest``, and the filter.
+    """The events that fire: ``push`` or ``pullRequest``, and the filter.
 
     Args:
         args: the flags.

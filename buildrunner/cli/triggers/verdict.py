@@ -15,7 +15,7 @@ _MARKS = {True: "yes", False: "NO", None: "-"}
 
 
 def wanted_event(args: argparse.Namespace) -> Document:
-    """What the server is asked about.
+    """Return the event that the command sends to the server for a verdict.
 
     Raises:
         UsageError: neither ``--event`` nor ``--ref`` says it, both do, or the file is no JSON.

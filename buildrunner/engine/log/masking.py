@@ -96,7 +96,7 @@ def _lines_of(text: str, width: int) -> list[str]:
 
 
 def _url_forms(piece: bytes) -> set[bytes]:
-    """What usual encoders of URLs leave alone differs: RFC 3986, paths, JavaScript, forms."""
+    """The forms of a secret in URLs. Encoders (RFC 3986, paths, JavaScript, forms) differ."""
     from urllib.parse import quote_from_bytes
 
     forms = set()
@@ -232,7 +232,7 @@ _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
 
 
 class Masker:
-    """Which byte strings are secret. Immutable, so that any thread may use it."""
+    """The byte strings that are secret. Immutable, so that any thread may use it."""
 
     def __init__(self, values: Iterable[str]) -> None:
         forms: set[bytes] = set()
@@ -318,11 +318,11 @@ class MaskingStream:
 
     @property
     def held(self) -> bytes:
-        """What was not shown yet, because it may be the beginning of a secret."""
+        """The bytes that were not returned yet, because they may begin a secret."""
         return self._held
 
     def feed(self, chunk: bytes) -> bytes:
-        """What can be shown of all that came so far and was not shown yet."""
+        """Return the bytes that can be shown, of all that arrived and were not returned yet."""
         data = self._held + chunk if self._held else chunk
         spans, cut = self._secret_spans(data)
         shown = self._render(data, cut, spans)
@@ -441,7 +441,7 @@ assert _WORD <= MINIMUM_LENGTH  # noqa: S101  (else short forms would never be f
 
 
 class SecretSearch:
-    """Which byte strings to look for. Immutable, so that any thread may use it.
+    """The byte strings to search for. Immutable, so that any thread may use it.
 
     Args:
         forms: each of at least `MINIMUM_LENGTH` bytes.

@@ -83,7 +83,7 @@ _LOOK_EVERY_S = 0.25
 
 
 class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
-    """What the log of a build that is resumed holds.
+    """The stored log of a build that is resumed.
 
     Attributes:
         output: by step and stream (True is stderr): bytes of its masked output.
@@ -350,7 +350,7 @@ class StepStream:
             self._pipeline.emit(self, tail, end=b"" if tail.endswith(b"\n") else b"\n")
 
     def _new(self, data: bytes) -> bytes:
-        """What is not stored yet."""
+        """The part that is not stored yet."""
         new = data[self._left_out :]
         self._left_out -= len(data) - len(new)
         return new

@@ -1,4 +1,4 @@
-"""What a person sees of a running build: log, status line, summary.
+"""The display of a running build: log, status line, summary.
 
 Standard output carries the log and nothing else, in Cloud Build's own words; what buildrunner has
 to say itself goes to standard error. The status line stands at the bottom of whichever of the two
@@ -194,7 +194,7 @@ class Console:
         log_command: str = "buildrunner builds log",
         retry_command: str = "",
     ) -> str:
-        """What to say at the end, for standard error; see `render_summary`."""
+        """Return the final text for standard error; see `render_summary`."""
         text = render_summary(
             self._view,
             self._dialogue_look,

@@ -182,7 +182,7 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown:
 
 
 def _advice(step: StepView, ended: StepFinished) -> list[str]:
-    """What to do about the way in which a step failed, where that is known."""
+    """Advice for the way in which a step failed; empty without any."""
     if ended.oom_killed:
         return [f"  memory:     {_OOM_HINT}"]
     if ended.exit_code in _CODE_HINTS:

@@ -30,7 +30,7 @@ STATUS_COLOURS = {
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What an output can show.
+    """The capabilities of an output.
 
     Attributes:
         colour: write colours.
@@ -97,7 +97,7 @@ _NO_PLACE = frozenset(
 
 
 def unwritable_hint(error: Exception) -> str:
-    """What to do when a file of the data folder can't be written."""
+    """Advice for a file of the data folder that can't be written."""
     if getattr(error, "errno", 0) in _NO_PLACE:
         return "point XDG_DATA_HOME to a folder that this user may write to"
     return "free some space, or point XDG_DATA_HOME to another disk"

@@ -19,7 +19,7 @@ POLL_S = 0.1
 
 
 class FolderWatch:
-    """What is known of one log folder. Made by `LogFollower.watch`.
+    """The state of one watched log folder. Made by `LogFollower.watch`.
 
     Attributes:
         version: rises whenever log or events have grown, or somebody called `wake`.

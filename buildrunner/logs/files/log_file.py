@@ -202,7 +202,7 @@ NO_STEP = -1
 
 
 class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
-    """What one chunk left.
+    """The index entry of one chunk.
 
     Attributes:
         end: bytes of the log up to and with this chunk.

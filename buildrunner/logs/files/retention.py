@@ -1,4 +1,4 @@
-"""Which logs may stay: not older than so many days, not more than so many bytes altogether.
+"""Log retention: not older than so many days, not more than so many bytes altogether.
 
 A log that is removed leaves a note of why in its folder, so that whoever asks for it is told.
 """
@@ -25,7 +25,7 @@ _FILES = (LOG_NAME, EVENTS_NAME, INDEX_NAME)
 
 
 class RemovedNote(msgspec.Struct, frozen=True):
-    """What is left of a removed log.
+    """The note in place of a removed log.
 
     Attributes:
         at: when it was removed.

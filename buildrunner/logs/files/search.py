@@ -41,7 +41,7 @@ class LogMatch(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class SearchResult(msgspec.Struct, frozen=True, rename="camel"):
-    """What one call found.
+    """The result of one call.
 
     Attributes:
         matches: in the direction of the search.
@@ -53,7 +53,7 @@ class SearchResult(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class LogQuery:
-    """What to look for.
+    """The query of a search.
 
     Args:
         text: the text, or the regular expression in RE2's syntax.

@@ -12,7 +12,7 @@ from buildrunner.spec.model.build import Build
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """What a drawing shows of one step.
+    """The facts of one step that a drawing shows.
 
     Attributes:
         index: position in the build.

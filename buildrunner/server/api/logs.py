@@ -159,7 +159,7 @@ class _Logs:
         return _json(await run_in_threadpool(answer))
 
     async def steps(self, request: Request, build: str) -> Response:
-        """Which lines came from which step: runs of ``[step, first, behind the last]``."""
+        """The lines of each step: runs of ``[step, first, behind the last]``."""
         reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         return _json(await run_in_threadpool(step_runs, reader))
 

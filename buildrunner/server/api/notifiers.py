@@ -159,7 +159,7 @@ class _Tests:
             raise ApiError(404, str(error)) from error
 
     def tried(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
-        """What a notifier would do with a build.
+        """The result of a notifier's test with a build.
 
         Raises:
             ApiError: there is no such build.

@@ -1,4 +1,4 @@
-"""What is set beside a trigger, when it fires by the clock next, and when it did."""
+"""A trigger's own settings, its next fire times, and its past ones."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("submit")),
         body: Any = Depends(json_body(context)),
     ) -> Response:
-        """Which of these files the server lacks."""
+        """Return those of these files that the server lacks."""
         sums = _sums(as_mapping(body).get("sha256"))
         return json_response({"missing": context.uploads.missing(project_in(request), sums)})
 

@@ -1,4 +1,4 @@
-"""What Cloud Build has and this server has not: refused in so many words, never ignored."""
+"""Routes of Cloud Build that this server does not support: refused with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a delivery does not tell is asked of Git and of the forge: once, and only when it matters.
+"""Facts that a delivery lacks, requested from Git and the forge: once, and only if they matter.
 
 The questions of all triggers about one event share their answers.
 """
@@ -39,7 +39,7 @@ ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
 
 
 class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Who is asked. All raise `BuildrunnerError`; what is None is never asked.
+    """The sources of facts. All raise `BuildrunnerError`; a source that is None is never asked.
 
     Attributes:
         files: paths that differ between two commits.
@@ -156,7 +156,7 @@ class KnownEvent:
         repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
-        """What is decided by what is known. Raises `MustAsk` where a filter needs more time."""
+        """The verdict from known facts. Raises `MustAsk` where a filter needs further ones."""
         longest_s = self._places.filter_s
         try:
             verdict = match(
@@ -378,7 +378,7 @@ class SilentPlaces:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Whoever is told nothing from now on comes back another time: see `NotNow`."""
+        """Refuse further requests: callers retry later, see `NotNow`."""
         self._stopped.set()
 
     def check(self, place: str) -> None:

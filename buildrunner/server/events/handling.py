@@ -129,7 +129,7 @@ def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
 
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
-    """What a build's labels say of the event that made it; statuses are sent by them."""
+    """Labels of a build that describe its event; statuses are sent by them."""
     labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
@@ -149,7 +149,7 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
 
 
 def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
-    """What whoever decides about a pull request's build must know; see `approval_facts`."""
+    """Labels for the approver of a pull request's build; see `approval_facts`."""
     told = event.repository
     labels = {
         TITLE: shortened(event.title),
@@ -167,7 +167,7 @@ def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
 
 
 def who_made(delivery: StoredDelivery, event: Event) -> str:
-    """Who is behind an event, for the audit log."""
+    """The author of an event, for the audit log."""
     if isinstance(event, MessageEvent):
         forge, _, name = delivery.hook.rpartition("/")
         return f"{WEBHOOK}:{name}" if forge.startswith(WEBHOOK) else f"hook:{delivery.hook}"
@@ -241,7 +241,7 @@ class DeliveryHandler:
         return outcome
 
     def _binding(self, delivery: StoredDelivery) -> HookBinding | None:
-        """What the delivery's hook is bound to.
+        """The binding of the delivery's hook.
 
         The first delivery of a bare repository's hook, which is genuine, binds it to the address
         that it names. Later ones can't change that.
@@ -313,7 +313,7 @@ class DeliveryHandler:
         return ""
 
     def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
-        """What one trigger says. A bug that it meets is kept with it: the others fire as ever."""
+        """The verdict of one trigger. An unexpected error is stored in it: others still fire."""
         trigger = one.trigger
         try:
             return self._ask(told, known, one)
@@ -433,7 +433,7 @@ def is_retry(delivery: StoredDelivery) -> bool:
 
 
 def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
-    """What is kept of a try that was in vain: ``tries``, ``since``, ``at``; empty after a day."""
+    """The record of a failed try: ``tries``, ``since``, ``at``; empty after a day."""
     before = delivery.outcome.get("retry", {}) if is_retry(delivery) else {}
     since = datetime.fromisoformat(before["since"]) if before else now
     if now - since >= GIVE_UP_AFTER:

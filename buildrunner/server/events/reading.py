@@ -1,4 +1,4 @@
-"""What a stored delivery says: whose hook it came by decides how it is read. Pure."""
+"""The event of a stored delivery; the hook that received it decides how it is read. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def webhook_hook(project: str, document: Document) -> str:
 
 
 def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> ParsedDelivery:
-    """What a delivery says, as far as its hook may speak: see `hook_binding.bound`.
+    """The event of a delivery, as far as its hook may speak: see `hook_binding.bound`.
 
     Args:
         delivery: a genuine one.
@@ -56,7 +56,7 @@ def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> Pa
 
 
 def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
-    """What a delivery says, whatever its hook may speak for."""
+    """The event of a delivery, independent of its hook's binding."""
     request = WebhookRequest(delivery.headers, delivery.body)
     forge = delivery.hook.partition("/")[0]
     if forge == WEBHOOK:
@@ -92,7 +92,7 @@ def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
 
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
-    """What `reconcile` found: it says which forge the repository is on."""
+    """An event that `reconcile` found: it names the forge of the repository."""
     parsed = parse_delivery(FORGES["git"], request)
     told = part(json_object(request), "repository")
     kind, url = text(told, "forge") or "git", text(told, "host")

@@ -112,7 +112,7 @@ class Reconciler:
         return sum(looker.result() for looker in lookers)
 
     def _lines(self) -> list[deque[Place]]:
-        """What is to be looked at, by host; what could not be asked the last time comes last."""
+        """Repositories to look at, by host; those that failed the last time come last."""
         found: dict[str, deque[Place]] = {}
         for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
             host = repository_key(place.url).partition("/")[0]

@@ -161,7 +161,7 @@ class Scheduler:
         self._store.schedules.settle_fire(settled)
 
     def _settled(self, fire: Fire) -> Fire:
-        """What becomes of a fire.
+        """The final state of a fire.
 
         Raises:
             StoreError: it is not known yet: the fire stays, and is given out again.

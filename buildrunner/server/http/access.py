@@ -72,7 +72,7 @@ class Access:
         return project_of(request, self._context.settings.default_project)
 
     async def caller(self, request: Request) -> Caller:
-        """Who sent the request.
+        """Return the caller of the request.
 
         A client without credentials gets 403, not 401: Google's clients answer a 401 by refreshing
         credentials, which anonymous ones can't, and the reader would never see our sentence.
@@ -107,7 +107,7 @@ class Access:
 
 
 class Requirement:
-    """What a caller's token must allow; a dependency of routes. See `Access.may`.
+    """The scope that a caller's token must have; a dependency of routes. See `Access.may`.
 
     Attributes:
         scope: one of `tokens.SCOPES`.

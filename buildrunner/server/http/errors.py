@@ -1,4 +1,4 @@
-"""What the API answers when it can't do what it was asked: one shape for every failure.
+"""Error answers of the API: one shape for every failure.
 
 Source: Google's error model: ``{"error": {"code", "message", "status", "details"}}``.
 """
@@ -137,7 +137,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What to answer to an error of ours."""
+    """Translate one of our errors to an answer."""
     match error:
         case ApiError():
             return error

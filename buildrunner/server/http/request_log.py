@@ -1,4 +1,4 @@
-"""What surrounds every request: audit log, numbers, one line in the server's log."""
+"""Middleware of every request: audit log, metrics, one line in the server's log."""
 
 from __future__ import annotations
 

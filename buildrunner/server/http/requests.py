@@ -37,7 +37,7 @@ MAX_TEXT: Final = 1 << 20
 
 
 class Address(msgspec.Struct, frozen=True):
-    """What a path is about.
+    """The resource that a path names.
 
     Attributes:
         project: its project.

@@ -22,7 +22,7 @@ PROJECT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who sent a request, and what he may do.
+    """The authenticated caller of a request and its scopes.
 
     Attributes:
         name: of his token; ``local`` without authentication.
@@ -87,7 +87,7 @@ def hash_of(token: str) -> str:
 
 
 def caller_of(presented: str, found: AccessToken | None) -> Caller | None:
-    """Whoever bears the token that was presented; None when it is not, or no longer, good.
+    """Return the bearer of the presented token; None if the token is unknown, revoked or expired.
 
     The store finds by the hash, so that its index leaks nothing of the token itself; that the hash
     is the same is checked once more in constant time.

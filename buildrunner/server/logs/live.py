@@ -199,7 +199,7 @@ _HELLO = b"retry: 1000\n\n"
 
 
 class StreamPosition(msgspec.Struct):
-    """What a viewer has.
+    """The position of a viewer in the stream.
 
     Attributes:
         offset: bytes of the log; None for a viewer who does not want it.
@@ -279,7 +279,7 @@ async def build_stream(
 
 
 async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
-    """What comes next of the log, if anything."""
+    """The next messages about the log, if any."""
     if position.offset is None:
         return
     if not position.text:

@@ -1,4 +1,4 @@
-"""Who looks at a page: a session in a cookie that scripts can't read, and forms nobody can forge.
+"""The viewer of a page: a session in a cookie that scripts can't read, and protected forms.
 
 A browser sends the cookie by itself, so it opens pages and what they read (GET), and nothing else:
 a form must also hold a value that only our own pages know.
@@ -29,7 +29,7 @@ class LoginNeeded(Exception):
 
 
 class Viewer(msgspec.Struct, frozen=True):
-    """Who looks.
+    """The user who looks at a page.
 
     Attributes:
         caller: what he may do.
@@ -61,7 +61,7 @@ class Session:
         self._sessions = Sessions(context)
 
     async def viewer(self, request: Request) -> Viewer:
-        """Who looks; noted in the request for the page's head and the audit log.
+        """Return the viewer; noted in the request for the page's head and the audit log.
 
         Raises:
             LoginNeeded: nobody is signed in.

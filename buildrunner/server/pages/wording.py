@@ -128,7 +128,7 @@ def rough(seconds: float) -> str:
 
 
 def argv(step: StepPlan) -> str:
-    """What a step runs, as one would type it."""
+    """The command of a step, as typed in a shell."""
     return shlex.join([*([step.entrypoint] if step.entrypoint else []), *(step.args or ())])
 
 
@@ -158,7 +158,7 @@ def shown_text(line: bytes | str) -> str:
 
 
 class Estimate(msgspec.Struct, frozen=True):
-    """What is to be expected of a build.
+    """The expected duration of a build.
 
     Attributes:
         usual_s: how long successful builds of its trigger took lately (the median).

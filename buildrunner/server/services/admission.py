@@ -146,7 +146,7 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
 
 
 def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
-    """What the store is given: a build as it was asked for, and as it is shown."""
+    """The documents for the store: a build as it was requested, and as it is shown."""
     return NewBuild(
         document=encode_message(shown),
         # Masked where a refused build is kept: what is admitted holds no password.
@@ -207,7 +207,7 @@ def _foreign_upload(build: Build, project: str) -> list[Problem]:
 
 
 def _uploads(build: Build) -> list[tuple[str, StorageSource | StorageSourceManifest]]:
-    """What of the source was uploaded to a server, by the field that names it."""
+    """The uploaded parts of the source, by the field that names them."""
     source = build.source
     if source is None:
         return []

@@ -1,4 +1,4 @@
-"""What somebody who approves a build must know: whose code it is, and what the approval grants.
+"""Facts for the approver of a build: whose code it is, and what the approval grants.
 
 Pure. The facts of the pull request are labels of the build, which only the server sets.
 """
@@ -76,7 +76,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 
     @property
     def request_word(self) -> str:
-        """What the forge calls it: pull request or merge request."""
+        """The forge's own term: pull request or merge request."""
         return request_word(self.forge)
 
     @property

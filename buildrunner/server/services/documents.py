@@ -11,7 +11,7 @@ from buildrunner.store.model.outbox import Message
 
 
 def shown_token(token: AccessToken) -> dict[str, Any]:
-    """What may be told of a token: not its hash."""
+    """The public facts of a token: not its hash."""
     shown: dict[str, Any] = {
         "name": token.name,
         "scopes": token.scopes,

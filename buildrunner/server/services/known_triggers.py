@@ -88,13 +88,13 @@ def known_trigger(context: ServerContext, project: str, document: Document) -> K
 
 
 def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
-    """What hooks are bound to, by their names."""
+    """Return the bindings of all hooks, by their names."""
     stored = store.hooks.all()
     return {name: msgspec.convert(document, HookBinding) for name, document in stored.items()}
 
 
 def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
-    """What a hook is bound to; None if it is bound to nothing."""
+    """Return the binding of a hook; None if it is bound to nothing."""
     try:
         return msgspec.convert(store.hooks.get(hook), HookBinding)
     except NotFound:
@@ -162,7 +162,7 @@ def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> lis
 
 
 def forge_hooks(names: Iterable[str]) -> list[str]:
-    """Those of the hooks that must be bound: of forges and topics, not of webhook triggers."""
+    """Return the hooks that must be bound: of forges and topics, not of webhook triggers."""
     return [
         name
         for name in names

@@ -22,7 +22,7 @@ SUBMITTER: Final = "submitter"
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What is said of one run of a trigger.
+    """The facts of one run of a trigger.
 
     Attributes:
         who: the caller, hook or schedule that started it.

@@ -179,7 +179,7 @@ def as_source_error(error: StorageError) -> SourceError:
 
 
 def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
-    """What an object holds, without the compression that it was stored with.
+    """Return an object's content, without the compression that it was stored with.
 
     Raises:
         SourceError: it is damaged or expands too far.

@@ -1,4 +1,4 @@
-r"""Which files of a local folder are not sent: the rules of ``.gcloudignore``.
+r"""Files of a local folder that are not sent: the rules of ``.gcloudignore``.
 
 The syntax is gitignore's, with ``#!include:FILE`` added. Only the rules file of the root counts;
 files of the same kind further down are ordinary files.

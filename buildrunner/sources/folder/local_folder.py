@@ -28,7 +28,7 @@ _VANISHED = (FileNotFoundError, NotADirectoryError)
 
 
 class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What one pass over the folder found.
+    """The result of one pass over the folder.
 
     Attributes:
         files: regular files and symbolic links that belong to the source.

@@ -41,7 +41,7 @@ class GitOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WrittenCommit(msgspec.Struct, frozen=True, kw_only=True):
-    """What lies in the folder.
+    """The content of the folder.
 
     Attributes:
         commit: full SHA that HEAD names.

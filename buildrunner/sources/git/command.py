@@ -283,11 +283,11 @@ class GitProcess:
         self._heard_s = time.monotonic()
 
     def output(self) -> str:
-        """What it wrote to standard output, unless a `LineReader` took it."""
+        """The process's standard output, unless a `LineReader` took it."""
         return "".join(self._lines)
 
     def errors(self) -> str:
-        """What it wrote to standard error, without its progress."""
+        """The process's standard error, without its progress."""
         return self._errors.text()
 
     def follow(
@@ -395,7 +395,7 @@ class GitProgress(RemoteProgress):
         self._handle(line)
 
     def text(self) -> str:
-        """What was said that is not progress: the last lines of it."""
+        """The last lines of standard error that are not progress."""
         return "\n".join(self._words)
 
     def update(
@@ -405,13 +405,13 @@ class GitProgress(RemoteProgress):
         max_count: str | float | None = None,
         message: str = "",  # noqa: ARG002  (the signature is GitPython's)
     ) -> None:
-        """What GitPython understood. See `RemoteProgress.update`."""
+        """Progress that GitPython parsed. See `RemoteProgress.update`."""
         del op_code
         name = (self._cur_line or "").removeprefix("remote: ").partition(":")[0]
         self._show(name, int(100 * float(cur_count) / float(max_count)) if max_count else 0)
 
     def line_dropped(self, line: str) -> None:
-        """What GitPython does not know, such as "Updating files". See `RemoteProgress`."""
+        """A line that GitPython does not know, such as "Updating files". See `RemoteProgress`."""
         found = _PERCENT.match(line)
         if found:
             self._show(found[1], int(found[2]))

@@ -24,7 +24,7 @@ _HELPER = (
 
 
 class GitCredentials(msgspec.Struct, frozen=True, kw_only=True):
-    """What was given for one repository. Without it git finds its own: netrc, helpers, ssh agent.
+    """Credentials for one repository. Without them git finds its own: netrc, helpers, ssh agent.
 
     Attributes:
         username: user for https; may be empty with a token.
@@ -62,7 +62,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
-    """What git needs to reach ``url``.
+    """Return the settings with which git reaches ``url``.
 
     A password is bound to the URL's scheme, host and port: a submodule or LFS server elsewhere, or
     a redirection, never gets it. Nor do the user's own credential helpers, which would store it.
@@ -132,7 +132,7 @@ def _pin_command(fingerprints: tuple[str, ...]) -> str:
 
 
 class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """What the settings say about Git hosts.
+    """The settings about Git hosts.
 
     Keys name a host, and more when it matters: ``git.example.com``, ``git.example.com:8443``,
     ``git.example.com/team`` (all below it), ``ci@git.example.com`` (user name for https). They hold

@@ -1,4 +1,4 @@
-"""What git's messages mean: one clear sentence each, and whether another try may help.
+"""Meaning of git's messages: one clear sentence each, and whether a retry may help.
 
 Git has one exit code for everything, so its words (in the C locale) are all there is to go by.
 """
@@ -264,7 +264,7 @@ def _folder(stderr: str) -> str:
 
 
 def _plain(url: str) -> str:
-    """What people overlook who set up a token for a server without TLS."""
+    """A common mistake with a token for a server without TLS."""
     return " (one in [git.tokens] must begin with http://)" * url.startswith("http://")
 
 
@@ -361,7 +361,7 @@ _OTHERWISE: tuple[Kind, str, str] = ("lfs", _BUSY, "check the LFS server, or fet
 
 
 def lfs_failure(stderr: str) -> LfsFailure | None:
-    """What went wrong with Git LFS; None when that did not stop git.
+    """Return the failure of Git LFS; None if it did not stop git.
 
     Args:
         stderr: all that git wrote.
@@ -380,6 +380,6 @@ def lfs_failure(stderr: str) -> LfsFailure | None:
 
 
 def _short(why: str) -> str:
-    """What is said last: before it come names of temporary files, and Go's own view of a URL."""
+    """The end of the message: names of temporary files and Go's view of a URL come before it."""
     status = re.search(r"from (HTTP \d{3})", why)
     return (status[1] if status else why.rpartition("LFS: ")[2])[:_TAIL_CHARACTERS_GIT_LFS_ERRORS]

@@ -1,4 +1,4 @@
-"""What Git says of a folder of this machine: the commit that it is at, and of which repository."""
+"""Git facts about a folder of this machine: its commit and repository."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _remote(git: GitCommand, root: str, upstream: str) -> tuple[str, str]:
 
 
 def _answer(git: GitCommand, root: str, *arguments: str) -> str:
-    """What Git prints; empty where it has no answer."""
+    """Git's output; empty where it has no answer."""
     try:
         return git.run(*arguments, folder=root).strip()
     except GitFailed:

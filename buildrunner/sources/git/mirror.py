@@ -293,7 +293,7 @@ _LOCK_POLL_S = 0.05
 
 
 class CheckoutState(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkout holds."""
+    """The content of a checkout."""
 
     commit: str
     revision: str
@@ -363,7 +363,7 @@ def checkout_numbers(home: str) -> Iterator[str]:
 
 
 def read_state(home: str, number: str) -> CheckoutState | None:
-    """What a checkout holds; None while it is being changed."""
+    """Return the content of a checkout; None while it is being changed."""
     try:
         with open(os.path.join(home, f"{number}.json"), "rb") as file:
             return msgspec.json.decode(file.read(), type=CheckoutState)
@@ -407,7 +407,7 @@ def count_packs(folder: str) -> int:
 
 
 def repository_bytes(folder: str) -> int:
-    """What a checkout's repository takes, without the files that are written out."""
+    """Return the size of a checkout's repository, without the files that are written out."""
     size = 0
     for path, _, names in os.walk(os.path.join(folder, ".git")):
         size += sum(os.lstat(os.path.join(path, name)).st_size for name in names)

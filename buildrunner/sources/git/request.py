@@ -1,4 +1,4 @@
-"""What to fetch of which Git repository, as a Build's ``source`` says."""
+"""The Git repository and revision that a Build's ``source`` names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from buildrunner.spec.model.source import Source
 
 
 class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What to fetch.
+    """A request to fetch one revision of a repository.
 
     Attributes:
         url: URL, scp-like address or path of the repository. Credentials in it are used, and
@@ -40,7 +40,7 @@ class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
 def request_of(
     source: Source, *, project_id: str, repositories: Mapping[str, str] | None = None
 ) -> GitRequest:
-    """What a Build's ``source`` asks for, when it is a Git repository.
+    """Return the request in a Build's ``source``, when it is a Git repository.
 
     Args:
         source: with ``git_source``, ``repo_source`` or ``connected_repository``.

@@ -96,7 +96,7 @@ class LoggingMode(enum.Enum):
 
 
 class DefaultLogsBucketBehavior(enum.Enum):
-    """Which bucket the hosted service takes for logs when none is named."""
+    """The hosted service's default bucket for logs."""
 
     DEFAULT_LOGS_BUCKET_BEHAVIOR_UNSPECIFIED = 0
     REGIONAL_USER_OWNED_BUCKET = 1
@@ -104,7 +104,7 @@ class DefaultLogsBucketBehavior(enum.Enum):
 
 
 class DockerDaemon(enum.Enum):
-    """What steps may do with the container engine (in the service's newer schema only)."""
+    """Access of steps to the container engine (in the service's newer schema only)."""
 
     DOCKER_DAEMON_UNSPECIFIED = 0
     NO_DOCKER = 1
@@ -113,7 +113,7 @@ class DockerDaemon(enum.Enum):
 
 
 class MachineSeries(enum.Enum):
-    """Which series of machines to build on (in the service's newer schema only).
+    """The series of machines to build on (in the service's newer schema only).
 
     Source: the order of the values in the service's published description; it names no numbers.
     """

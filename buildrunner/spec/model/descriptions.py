@@ -1,4 +1,4 @@
-"""What every field means, in one sentence; for the JSON Schema and the documentation.
+"""The meaning of every field, in one sentence; for the JSON Schema and the documentation.
 
 Kept out of the message classes so that a build never pays for loading it.
 """

@@ -162,7 +162,7 @@ class UploadedNpmPackage(UploadedArtifact, frozen=True, kw_only=True):
 
 
 class Results(Message, frozen=True, kw_only=True):
-    """What the build made."""
+    """The results of a build."""
 
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("artifact_timing",)
 
@@ -195,7 +195,7 @@ class Warning_(Message, frozen=True, kw_only=True):  # noqa: N801 - "Warning" is
 
 
 class FailureType(enum.Enum):
-    """What kind of thing made the build fail."""
+    """The kind of cause that made the build fail."""
 
     FAILURE_TYPE_UNSPECIFIED = 0
     PUSH_FAILED = 1
@@ -224,7 +224,7 @@ class ApprovalState(enum.Enum):
 
 
 class Decision(enum.Enum):
-    """What the approver decided."""
+    """The approver's decision."""
 
     DECISION_UNSPECIFIED = 0
     APPROVED = 1

@@ -109,7 +109,7 @@ class GitConfig(Message, frozen=True, kw_only=True):
 
 
 class GitSourceRepository(Message, frozen=True, kw_only=True):
-    """Which repository a dependency lives in."""
+    """The repository of a dependency."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"repotype": ("url", "developer_connect")}
     REFUSED: ClassVar[dict[str, str]] = {

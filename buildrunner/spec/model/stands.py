@@ -1,4 +1,4 @@
-"""What becomes of every field of the API here.
+"""The support of every field of the API by buildrunner.
 
 Modelled fields stand as their class says (`OUTPUT_ONLY`, `REFUSED`) or as listed in `_RECORDED`;
 all others are implemented, those in `_DIFFERS` not quite as on the hosted service. What is never
@@ -18,7 +18,7 @@ from buildrunner.spec.model.message import Message
 
 
 class Stand(enum.Enum):
-    """What we do with a field."""
+    """The kind of support of a field."""
 
     IMPLEMENTED = "implemented"
     RECORDED = "recorded"
@@ -27,7 +27,7 @@ class Stand(enum.Enum):
 
 
 class Verdict(Struct, frozen=True):
-    """What we do with one field.
+    """The support of one field, with the reason.
 
     Attributes:
         stand: the short word for it.
@@ -196,7 +196,7 @@ _UNMODELLED = {
 
 
 def stand_of(owner: type[Message] | type[enum.Enum], name: str) -> Verdict | None:
-    """What becomes of a field of a message, or of a value of an enum.
+    """Return the support of a field of a message, or of a value of an enum.
 
     Args:
         owner: class of the message or enum.

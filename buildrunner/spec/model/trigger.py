@@ -41,7 +41,7 @@ class WebhookState(enum.Enum):
 
 
 class RepoType(enum.Enum):
-    """Which forge a repository lives on."""
+    """The forge of a repository."""
 
     UNKNOWN = 0
     CLOUD_SOURCE_REPOSITORIES = 1
@@ -51,7 +51,7 @@ class RepoType(enum.Enum):
 
 
 class RepositoryType(enum.Enum):
-    """Which forge a connected repository lives on."""
+    """The forge of a connected repository."""
 
     REPOSITORY_TYPE_UNSPECIFIED = 0
     GITHUB = 1
@@ -67,7 +67,7 @@ class IncludeBuildLogs(enum.Enum):
 
 
 class EventType(enum.Enum):
-    """What kind of event fires the trigger (in the service's newer schema only)."""
+    """The kind of event that fires the trigger (in the service's newer schema only)."""
 
     EVENT_TYPE_UNSPECIFIED = 0
     REPO = 1
@@ -196,7 +196,7 @@ class GitFileSource(Message, frozen=True, kw_only=True):
 
 
 class GitRepoSource(Message, frozen=True, kw_only=True):
-    """What to check out when the event names no repository."""
+    """The source to check out when the event names no repository."""
 
     NEWER: ClassVar[tuple[str, ...]] = ("bitbucket_server_config",)
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -319,7 +319,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
 
 
 def _null_value(node: Node, default: Any, findings: Findings) -> Any:
-    """What null stands for in a map; None for what was reported already."""
+    """The meaning of null in a map; None for a problem that was reported already."""
     if not is_null(node):
         return None
     if default is None:

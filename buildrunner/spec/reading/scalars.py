@@ -62,7 +62,7 @@ _EXPLICIT: Mapping[str, str] = {
 
 
 def kind_of_plain(text: str) -> str:
-    """What an unquoted ``text`` is: STRING, INTEGER, NUMBER, BOOLEAN, NULL or DATE."""
+    """Return the kind of an unquoted ``text``: STRING, INTEGER, NUMBER, BOOLEAN, NULL or DATE."""
     if text[:1] not in _SUSPECT and text:
         return STRING
     word = _WORDS.get(text)
@@ -73,7 +73,7 @@ def kind_of_plain(text: str) -> str:
 
 
 def kind_of_tag(tag: str) -> str | None:
-    """What an explicit tag (``!!str``) makes of a scalar; None for a tag we do not know."""
+    """Return the kind that an explicit tag (``!!str``) gives a scalar; None for an unknown tag."""
     return _EXPLICIT.get(tag)
 
 
@@ -143,7 +143,7 @@ _NAMES = {
 
 
 def kind_of(node: Node) -> str:
-    """What ``node`` is: a kind of `yaml_scalars`, or the words for anything else."""
+    """Return the kind of ``node``: one of the constants above, or the words for anything else."""
     if isinstance(node, ScalarNode):
         tag: object = node.tag
         if isinstance(tag, tuple):
@@ -153,7 +153,7 @@ def kind_of(node: Node) -> str:
 
 
 def describe(node: Node) -> str:
-    """What ``node`` is, for a message: its text and its kind."""
+    """Describe ``node`` for a message: its text and its kind."""
     kind = kind_of(node)
     name = _NAMES.get(kind, kind)
     if kind in (INTEGER, NUMBER, BOOLEAN, DATE, STRING):
@@ -326,7 +326,7 @@ def _microseconds(fraction: str | None) -> int:
 
 
 def _suggested_duration(node: Node) -> str:
-    """What the user probably meant by ``10m`` or ``600``."""
+    """The duration that the user probably meant by ``10m`` or ``600``."""
     if isinstance(node, ScalarNode):
         match = _HUMAN_DURATION.fullmatch(node.value)
         if match and any(match.groups()):

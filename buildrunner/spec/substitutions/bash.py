@@ -147,7 +147,7 @@ def _word(
 
 
 def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int, int]:
-    """What a ``$`` in a word stands for, where it ends, and how many literal braces it opened."""
+    """The value of a ``$`` in a word, where it ends, and how many literal braces it opened."""
     if text.startswith("$$", position):
         return "$", position + 2, 0
     reference = _REFERENCE.match(text, position)

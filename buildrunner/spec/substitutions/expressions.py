@@ -1,4 +1,4 @@
-"""What a reference in a template refers to; how ``${NAME operator...}`` is read is in `dynamic`."""
+"""References in templates: how ``${NAME operator...}`` is read is in `bash`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which fields of a build hold templates: one table, read by checking and by replacing.
+"""The fields of a build that hold templates: one table, read by checking and by replacing.
 
 Not in the table, on purpose: ``script`` (the documentation is explicit: use ``env`` or automap),
 ``id``, ``waitFor``, ``secretEnv``, volumes, ``source``, and everything that is not text. Values of

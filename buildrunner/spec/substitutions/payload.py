@@ -38,7 +38,7 @@ _SELECTOR = re.compile(
 
 
 def find(value: Any, path: str) -> Any:
-    """What a path leads to.
+    """Return the value at a path.
 
     Args:
         value: parsed JSON.

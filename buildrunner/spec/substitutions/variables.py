@@ -40,7 +40,7 @@ _SHORT_SHA_LENGTH: Final = 7
 
 
 class BuiltIns(msgspec.Struct, frozen=True, kw_only=True):
-    """What the built-in variables are computed from.
+    """The facts from which the built-in variables are computed.
 
     Attributes:
         project_id: project of the build.

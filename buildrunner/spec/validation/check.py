@@ -173,7 +173,7 @@ def _as_read_by_triggers(problem: Problem) -> Problem:
 
 
 def check_values(build: Build) -> list[Problem]:
-    """What is wrong with the values and the source of a build whose steps are not known yet."""
+    """Check the values and the source of a build whose steps are not known yet."""
     findings = Findings()
     check_substitution_maps(build, {}, DEFAULT_LIMITS, findings, from_config_file=False)
     if build.source is not None or build.dependencies:
@@ -285,5 +285,5 @@ def _may_hide_an_id(path: str, build: Build) -> bool:
 
 
 def errors_of(problems: Iterable[Problem]) -> list[Problem]:
-    """Those of the problems that stop a build."""
+    """Return the problems that stop a build."""
     return [problem for problem in problems if problem.severity is Severity.ERROR]

@@ -225,7 +225,7 @@ class _ReferenceCheck:
                 self._findings.warning("not-dynamic", path, message, hint)
 
     def report(self, build: Build, *, assumed: bool) -> None:
-        """What only shows once all templates are read: V17, V19 and circles."""
+        """Report problems that show only once all templates are read: V17, V19 and circles."""
         if self._dynamic and self.good:
             self._check_values(assumed=assumed)
         if self._loose:

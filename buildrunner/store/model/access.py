@@ -11,7 +11,7 @@ import msgspec
 
 
 class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
-    """Who may do what, with the hash of a secret that only its bearer has.
+    """The scopes of a bearer, with the hash of a secret that only the bearer has.
 
     Attributes:
         name: unique, for people.
@@ -47,7 +47,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """Who did what to what, and what came of it.
+    """An action of a caller on a resource, with its result.
 
     Attributes:
         id: rising; 0 before it is stored.

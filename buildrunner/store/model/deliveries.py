@@ -24,7 +24,7 @@ KEPT_REFUSALS = 500
 
 
 class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """What arrived.
+    """A delivery as it arrived.
 
     Attributes:
         hook: where: ``github``, ``git/app``, ``pubsub/topic``.

@@ -113,7 +113,7 @@ class SqlSessions(SqlPart):
 
 
 class SqlAuditLog(SqlPart):
-    """Who changed what, when; newest first."""
+    """The audit log; newest entries first."""
 
     def add(self, entry: AuditEntry) -> None:
         """Append to the audit log."""

@@ -29,7 +29,7 @@ _BESIDE = ("", "-wal", "-shm")
 
 
 class BackupFacts(NamedTuple):
-    """What is in a backup.
+    """The content of a backup.
 
     Attributes:
         builds: how many.
@@ -179,7 +179,7 @@ def _reported(path: str) -> Iterator[None]:
 
 
 def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
-    """What is in a copy, after a look at every page of it."""
+    """The content of a copy, after every page of it was read."""
     (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise StoreError(f"{name} is damaged: {verdict}")

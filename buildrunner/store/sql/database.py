@@ -170,7 +170,7 @@ class Database:
             raise self.explained(error) from error
 
     def explained(self, error: SQLAlchemyError) -> StoreError:
-        """What a failure means. Holds neither the statement nor its values."""
+        """Explain a failure. The text holds neither the statement nor its values."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
         if self._password:

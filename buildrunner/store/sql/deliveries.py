@@ -47,7 +47,7 @@ _LISTED = [column for column in deliveries.c if column.name not in ("body", "hea
 
 
 def _claimable(at: int, most: int) -> Select[int]:
-    """What came and has nobody before it in its lane, and what waited and is due; by number."""
+    """New deliveries that are first in their lane, and waiting ones that are due; by number."""
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
     came = and_(

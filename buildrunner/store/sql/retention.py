@@ -116,7 +116,7 @@ class SqlRetention(SqlPart):
 def _beyond(
     connection: Connection, project_id: str, rule: KeepRule, now: datetime
 ) -> ColumnElement[bool] | None:
-    """Which builds of a project a rule does not keep; None for none."""
+    """The builds of a project that a rule does not keep; None for none."""
     of_project = builds.c.project_id == project_id
     beyond: list[ColumnElement[bool]] = []
     newest_beyond = 0

@@ -155,7 +155,7 @@ def tags_of(document: Document) -> list[str]:
 
 
 def stored_build(row: AnyRow) -> StoredBuild:
-    """What a row of `COLUMNS` holds."""
+    """Return the build in a row of `COLUMNS`."""
     return StoredBuild(
         document=shown_document(row.document),
         request=msgspec.json.decode(row.request),

@@ -148,7 +148,7 @@ class SqlSchedules(SqlPart):
     def fires(
         self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
     ) -> list[Fire]:
-        """What the clock made of a trigger, the newest first; ``only_fired``: builds alone."""
+        """Return the fires of a trigger's schedule, newest first; ``only_fired``: only builds."""
         found = (
             select(_fires)
             .where(_fires.c.project_id == project_id, _fires.c.trigger_id == trigger_id)

@@ -21,7 +21,7 @@ from buildrunner.triggers.forge_host import repository_key
 
 
 class WebhookRequest(msgspec.Struct, frozen=True):
-    """What arrived.
+    """A request as it arrived.
 
     Attributes:
         headers: by lower-case name.
@@ -37,7 +37,7 @@ class WebhookRequest(msgspec.Struct, frozen=True):
 
 
 class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """What a delivery says.
+    """The event of a delivery.
 
     Attributes:
         kind: the forge's own word for it: ``push``, ``pull_request.opened``, ...
@@ -103,7 +103,7 @@ _SIGNATURES = (
 
 
 def lacking_proof(request: WebhookRequest) -> str:
-    """What a sender left out so that no secret could prove a delivery; empty if it seems whole."""
+    """Return the missing part without which no secret proves a delivery; empty for none."""
     given = [request.header(name) for name in _SIGNATURES if request.header(name)]
     if not given:
         return "it is not signed: the webhook has no secret on the forge"
@@ -273,7 +273,7 @@ def _missing(of: str, *path: str | int) -> BadDelivery:
 
 
 def event_kind(request: WebhookRequest, *headers: str) -> str:
-    """What the forge calls the event, by the first of these headers that is there.
+    """Return the forge's name of the event, from the first of these headers that is there.
 
     Raises:
         BadDelivery: none is.
@@ -334,7 +334,7 @@ _MOST_SHOWN = 100
 
 
 def parse_delivery(forge: Forge, request: WebhookRequest) -> ParsedDelivery:
-    """What a delivery tells, if all of it could be.
+    """Return the event of a delivery, if all of it could be read.
 
     Raises:
         BadDelivery: it is not what this forge sends.

@@ -1,4 +1,4 @@
-"""What can be done with a build from its page: cancel, run again, approve, reject."""
+"""Actions on a build from its page: cancel, run again, approve, reject."""
 
 from __future__ import annotations
 

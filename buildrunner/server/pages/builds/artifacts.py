@@ -80,7 +80,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def listed_files(context: ServerContext, manifest: str) -> tuple[UploadedFile, ...]:
-    """What a manifest lists.
+    """Return the files that a manifest lists.
 
     Raises:
         NotFound: it is gone.

@@ -1,4 +1,4 @@
-"""What is not as it was in another build: commit, values, steps, images. Pure."""
+"""Differences from another build: commit, values, steps, images. Pure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def changes_since(old: BuildView, build: BuildView) -> tuple[Change, ...]:
-    """What is not as it was in an earlier build, what matters most first."""
+    """Return the differences from an earlier build, the most important first."""
     changes = []
     was, is_now = old.revision, build.revision
     if was.commit != is_now.commit:
@@ -111,7 +111,7 @@ def _by_title(steps: Sequence[StepView]) -> dict[str, StepView]:
 
 
 class _StepChange(msgspec.Struct, frozen=True):
-    """What is not as it was in one step; ``what`` is empty for the step itself."""
+    """A difference in one step; ``what`` is empty for the step itself."""
 
     step: str
     what: str
@@ -132,7 +132,7 @@ def _grouped(changes: Iterable[_StepChange]) -> Iterator[Change]:
 
 
 def _differing(before: Sequence[str], after: Sequence[str]) -> tuple[str, str]:
-    """What only one of two lists has."""
+    """The entries that only one of two lists has."""
     old, new = set(before), set(after)
     return (
         " ".join(one for one in before if one not in new),

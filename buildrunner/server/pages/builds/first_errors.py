@@ -163,7 +163,7 @@ def _around(reader: LogFileReader, step: int, number: int) -> dict[int, LogLine]
 
 
 def _text(line: bytes) -> str:
-    """What the step itself wrote: its name is said above."""
+    """The step's own output: its name is said above."""
     return _PREFIX.sub("", shown_text(line))
 
 

@@ -36,7 +36,7 @@ _STATES = (
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody wants to see of a list; all empty for everything.
+    """The filter of a list; empty fields filter nothing.
 
     Attributes:
         status: name of a status.
@@ -72,7 +72,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def wanted_of(query: Mapping[str, str]) -> Wanted:
-    """What the address of a list asks for."""
+    """Return the filter in the address of a list."""
     names = {"q": "text", "status": "status", "trigger": "trigger", "branch": "branch"}
     given = {field: query.get(name, "").strip() for name, field in names.items()}
     return Wanted(**given, filter=query.get("filter", "").strip())

@@ -77,7 +77,7 @@ def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revis
 
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """What exactly was built, by name, for a table."""
+    """The exact source that was built, by name, for a table."""
     shown: dict[str, str] = {}
     for kind, fields in document.get("sourceProvenance", {}).items():
         if kind != "fileHashes" and isinstance(fields, dict):
@@ -322,7 +322,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 def build_view(
     stored: StoredBuild, events: Iterable[BuildEvent] = (), *, now: datetime
 ) -> BuildView:
-    """What there is to show.
+    """Return the facts of a build for its pages.
 
     Args:
         stored: the build.

@@ -248,7 +248,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def asked_of(query: Mapping[str, str]) -> Asked:
-    """What the address of the page asks."""
+    """Return the query in the address of the page."""
     texts = {name: query.get(name, "").strip() for name in ("ref", "base", "files", "message")}
     return Asked(**texts, fork=query.get("fork") == "true")
 

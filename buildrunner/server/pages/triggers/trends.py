@@ -165,7 +165,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trends(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
         points: builds that ran to an end, oldest first.

@@ -1,4 +1,4 @@
-"""What the pages of triggers show. Pure."""
+"""The content of the pages of triggers. Pure."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def trigger_view(
     runs: int = 5,
     settings: TriggerSettings | None = None,
 ) -> TriggerView:
-    """What there is to show of a trigger.
+    """Return the facts of a trigger for its pages.
 
     Args:
         document: the BuildTrigger as JSON.
@@ -116,7 +116,7 @@ def _request_word(document: Mapping[str, Any], settings: TriggerSettings | None)
 
 
 def fires_on(document: Mapping[str, Any], word: str = "pull request") -> str:
-    """What fires a trigger, in words.
+    """Describe in words which events fire a trigger.
 
     Args:
         document: the BuildTrigger as JSON.

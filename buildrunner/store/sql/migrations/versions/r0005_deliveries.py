@@ -1,4 +1,4 @@
-"""What forges tell is kept: deliveries of webhooks, and where refs were last seen."""
+"""Store deliveries of webhooks, and the last seen commit of each ref."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who claims deliveries reads an index only: rows have large bodies before what is asked."""
+"""Claim deliveries by an index only: rows have large bodies before the columns in question."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What hooks are bound to, and which forge triggers were fired from.
+"""Store the bindings of hooks, and which forge triggers were fired from.
 
 Until here a repository was known by its name alone, and deliveries said where it is. What they said
 is not trusted: a trigger that another forge than its own fired is marked, and waits for its admin.
