@@ -247,7 +247,7 @@ def planned_build(
         options = place.sandbox.options(options)
     publisher, attester = None, None
     if options.push:
-        attester = wiring.attester(build, plan, settings)
+        attester = wiring.attester(build, plan, settings, options.disk_bytes)
         publisher = wiring.publisher(plan, settings, engine, place.sandbox, options.disk_bytes)
     return PlannedBuild(
         build=build, plan=plan, options=options, publisher=publisher, attester=attester

@@ -42,7 +42,7 @@ class ProvenanceAttester:
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
         egress: networks that are not reached for builds.
-        start_sbom: starts to make the SBOMs of images; None makes none.
+        start_sbom: starts to make the SBOMs of images, until the build is cancelled; None: none.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ProvenanceAttester:
         user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
         push: bool = False,
         egress: Egress | None = None,
-        start_sbom: Callable[[tuple[SbomImage, ...]], None] | None = None,
+        start_sbom: Callable[[tuple[SbomImage, ...], threading.Event], None] | None = None,
     ) -> None:
         self._build = build
         self._plan = plan
@@ -110,7 +110,8 @@ class ProvenanceAttester:
         if self._start_sbom is not None and images:
             try:
                 self._start_sbom(
-                    tuple(SbomImage(str(one), self._login(one, logins)) for one in images)
+                    tuple(SbomImage(str(one), self._login(one, logins)) for one in images),
+                    cancel,
                 )
             except (AttestationError, CredentialsError) as error:
                 warnings.append(_text(error))

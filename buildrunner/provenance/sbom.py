@@ -3,29 +3,37 @@
 The build's process starts ``python -m buildrunner.provenance.sbom`` and does not wait for it. The
 job comes on standard input, since it may hold a login. The result is `FILE_NAME` beside the log of
 the build, or `FAILED_NAME` with the reason.
+
+The image is the author's: syft gets a copy, no login and no network address, and all that a job
+takes has a limit. A machine runs few jobs at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from typing import Any, Final
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import AttestationError, BuildrunnerError, RegistryError
 from buildrunner.provenance.attachment import attach
+from buildrunner.provenance.image_layout import save_image
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import STATEMENT_TYPE
 from buildrunner.provenance.stored import SBOM_FAILED_NAME, SBOM_NAME, write_lines
-from buildrunner.registries.distribution import Repository
-from buildrunner.registries.registry_transport import is_loopback
+from buildrunner.registries.distribution import Manifest, Repository
 
 FORMATS: Final = {
     "spdx": ("spdx-json", "https://spdx.dev/Document"),
@@ -33,7 +41,17 @@ FORMATS: Final = {
 }
 """Name in the settings -> syft's name, and the type of the predicate."""
 
+LARGEST_BYTES: Final = 20 << 30
+"""How much disk a job takes, where the build has no limit of its own."""
+
 _LIMIT_S = 900.0
+_MEMORY_BYTES = 4 << 30  # of each of a job's two processes
+_TEXT_BYTES = 64 << 20  # of all bills of materials of a build
+_MOST_JOBS = 4
+_MOST_IMAGES = 100
+_PATIENCE_S = 60.0
+_LOOK_S = 0.2
+_REASON_BYTES = 1 << 16
 
 
 class SbomImage(msgspec.Struct, frozen=True):
@@ -52,6 +70,8 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
         formats: names of `FORMATS`.
         key, key_folder: the signing key, as `open_signer` takes it.
         push: attach the attestations to the images.
+        egress: networks that are not reached for builds.
+        limit_bytes: how much disk the job may take.
     """
 
     folder: str
@@ -60,105 +80,176 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
     key: str
     key_folder: str
     push: bool
+    egress: Egress = Egress()
+    limit_bytes: int = LARGEST_BYTES
 
 
-def start(job: SbomJob) -> None:
-    """Start the process of a job, and do not wait for it.
+def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
+    """Start the process of a job; return it, and do not wait for its end.
 
     Raises:
-        AttestationError: syft is not installed, or the process cannot be started.
+        AttestationError: syft is not installed, too many jobs run for a minute, ``cancel`` was set,
+            or the process cannot be started.
     """
     _syft()
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "buildrunner.provenance.sbom"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
-        )
+        slot = _slot(job.key_folder, cancel)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "buildrunner.provenance.sbom"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+                pass_fds=(slot,),  # held until the last process of the job has ended
+            )
+        finally:
+            os.close(slot)
         assert process.stdin is not None  # noqa: S101  (a pipe was asked for)
         with process.stdin as pipe:
             pipe.write(msgspec.json.encode(job))
     except OSError as error:
         raise AttestationError(f"the SBOM can't be made: {error.strerror or error}") from error
+    return process
+
+
+def _slot(folder: str, cancel: threading.Event) -> int:
+    """Wait until one of the machine's slots is free; return the file that is locked for it."""
+    until = time.monotonic() + _PATIENCE_S
+    while not cancel.is_set():
+        for number in range(_MOST_JOBS):
+            path = os.path.join(folder, f"sbom-{number}.lock")
+            slot = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(slot)
+            else:
+                return slot
+        if time.monotonic() > until:
+            raise AttestationError(
+                f"there is no SBOM: {_MOST_JOBS} others are being made on this machine",
+                hint="try the build again later",
+            )
+        cancel.wait(_LOOK_S)
+    raise AttestationError("there is no SBOM: the build was cancelled")
 
 
 def make(job: SbomJob) -> None:
-    """Make, sign, store and attach the bills of materials of all images."""
+    """Make, sign, store and attach the bills of materials of all images, within `_LIMIT_S`."""
     envelopes: list[bytes] = []
     failures: list[str] = []
-    for image in job.images:
+    until = time.monotonic() + _LIMIT_S
+    for image in job.images[:_MOST_IMAGES]:
+        left = _TEXT_BYTES - sum(map(len, envelopes))
         try:
-            envelopes += _of_image(job, image)
+            envelopes += _of_image(job, image, until, left)
         except BuildrunnerError as error:
             failures.append(f"{image.name}: {error}" + (f": {error.hint}" if error.hint else ""))
+        except MemoryError:
+            failures.append(f"{image.name}: the SBOM takes too much memory")
+    if len(job.images) > _MOST_IMAGES:
+        failures.append(f"only {_MOST_IMAGES} images of a build get an SBOM")
     write_lines(job.folder, SBOM_NAME, envelopes)
     write_lines(job.folder, SBOM_FAILED_NAME, [text.encode() for text in failures])
 
 
-def _of_image(job: SbomJob, image: SbomImage) -> list[bytes]:
+def _of_image(job: SbomJob, image: SbomImage, until: float, most_bytes: int) -> list[bytes]:
     name = ImageName.parse(image.name)
     signer = open_signer(job.key, job.key_folder)
     algorithm, _, value = name.digest.partition(":")
-    envelopes = []
-    for kind, document in _documents(job, image).items():
-        statement = {
-            "_type": STATEMENT_TYPE,
-            "subject": [{"name": name.repository, "digest": {algorithm: value}}],
-            "predicateType": FORMATS[kind][1],
-            "predicate": document,
-        }
-        envelopes.append(signed_envelope(statement, signer))
-    if job.push:
-        with Repository(name, image.login) as repository:
-            manifest = repository.manifest(name.digest)
-            if manifest is None:
-                raise RegistryError("the registry does not have the image any more")
-            for envelope in envelopes:
-                attach(repository, manifest, envelope)
+    with Repository(name, image.login, job.egress) as repository:
+        manifest = repository.manifest(name.digest)
+        if manifest is None:
+            raise RegistryError("the registry does not have the image any more")
+        envelopes: list[bytes] = []
+        for kind, document in _documents(job, repository, manifest, until, most_bytes).items():
+            statement = {
+                "_type": STATEMENT_TYPE,
+                "subject": [{"name": name.repository, "digest": {algorithm: value}}],
+                "predicateType": FORMATS[kind][1],
+                "predicate": document,
+            }
+            envelopes.append(signed_envelope(statement, signer))
+        if sum(map(len, envelopes)) > most_bytes:
+            raise AttestationError(f"the SBOMs of a build take more than {_TEXT_BYTES >> 20} MiB")
+        for envelope in envelopes if job.push else ():
+            attach(repository, manifest, envelope)
     return envelopes
 
 
-def _documents(job: SbomJob, image: SbomImage) -> dict[str, Any]:
+def _documents(
+    job: SbomJob, repository: Repository, manifest: Manifest, until: float, most_bytes: int
+) -> dict[str, Any]:
     """Return the documents of an image, by the names of their formats."""
-    registry = ImageName.parse(image.name).registry
-    environ = {
-        **os.environ,
-        "SYFT_CHECK_FOR_APP_UPDATE": "false",
-        "SYFT_REGISTRY_INSECURE_USE_HTTP": str(is_loopback(registry)).lower(),
-    }
-    if image.login is not None:
-        environ["SYFT_REGISTRY_AUTH_AUTHORITY"] = registry
-        environ["SYFT_REGISTRY_AUTH_USERNAME"] = image.login.username
-        environ["SYFT_REGISTRY_AUTH_PASSWORD"] = image.login.password
-        environ["SYFT_REGISTRY_AUTH_TOKEN"] = image.login.identity_token
     # Not in the folder for temporary files of the build's process, which goes with it.
     with tempfile.TemporaryDirectory(prefix="sbom-", dir=job.folder) as folder:
         places = {kind: os.path.join(folder, kind) for kind in job.formats}
-        argv = [_syft(), f"registry:{image.name}"]
+        copy, temporary = os.path.join(folder, "image"), os.path.join(folder, "tmp")
+        os.mkdir(temporary)
+        argv = [_syft(), f"oci-dir:{copy}", "--source-name", repository.name]
+        argv += ["--source-version", manifest.digest]
         for kind, place in places.items():
             argv += ["--output", f"{FORMATS[kind][0]}={place}"]
+        environ = {"PATH": os.defpath, "HOME": temporary, "TMPDIR": temporary}
+        environ |= {"SYFT_CHECK_FOR_APP_UPDATE": "false", "GOMEMLIMIT": str(_MEMORY_BYTES // 2)}
         try:
-            done = subprocess.run(
-                argv,
-                env={**environ, "TMPDIR": folder},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_LIMIT_S,
-                check=False,
-            )
-            if done.returncode:
-                lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-                raise AttestationError(f"syft failed: {lines[-1] if lines else done.returncode}")
+            save_image(repository, manifest, copy, job.limit_bytes)
+            _run(argv, environ, folder, job.limit_bytes, until)
             documents = {}
             for kind, place in places.items():
+                if os.path.getsize(place) > most_bytes:
+                    raise AttestationError(
+                        f"the SBOMs of a build take more than {_TEXT_BYTES >> 20} MiB"
+                    )
                 with open(place, "rb") as file:
                     documents[kind] = json.loads(file.read())
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        except (OSError, ValueError) as error:
             raise AttestationError(f"syft failed: {error}") from error
         return documents
+
+
+def _run(
+    argv: list[str], environ: dict[str, str], folder: str, limit_bytes: int, until: float
+) -> None:
+    """Run syft, and end it when ``folder`` is full or the time is over."""
+    with (
+        open(os.path.join(folder, "errors"), "w+b") as errors,
+        subprocess.Popen(
+            argv,
+            env=environ,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+        ) as process,
+    ):
+        try:
+            while process.poll() is None:
+                if time.monotonic() > until:
+                    raise AttestationError(f"the SBOM takes longer than {_LIMIT_S:g} s")
+                if _disk_use(folder) > limit_bytes:
+                    raise AttestationError("the SBOM takes more disk than the build may")
+                time.sleep(_LOOK_S)
+        finally:
+            process.kill()
+        errors.seek(max(0, errors.seek(0, os.SEEK_END) - _REASON_BYTES))
+        lines = errors.read().decode("utf-8", "replace").strip().splitlines()
+        if process.wait():
+            raise AttestationError(f"syft failed: {lines[-1] if lines else process.returncode}")
+
+
+def _disk_use(folder: str) -> int:
+    """Return the bytes on disk of all files below a folder."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
 
 
 def _syft() -> str:
@@ -174,4 +265,5 @@ def _syft() -> str:
 
 if __name__ == "__main__":
     os.nice(10)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
     make(msgspec.json.decode(sys.stdin.buffer.read(), type=SbomJob))

@@ -5,11 +5,12 @@ Source: the OCI distribution specification 1.1, and Docker's token authenticatio
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
@@ -142,6 +143,32 @@ class Repository:
             raise RegistryError(f"{self.name}@{digest}: the registry sent another blob")
         return response.content
 
+    def save_blob(self, digest: str, path: str, most_bytes: int) -> int:
+        """Write a blob to a file; return its size.
+
+        Raises:
+            RegistryError: there is none, it is too large, or its content is not that of the digest.
+        """
+        hashed = hashlib.sha256()
+
+        def save(response: httpx.Response) -> httpx.Response:
+            if response.status_code != httpx.codes.OK:
+                return read_bounded(response, _LARGEST_BYTES)
+            with contextlib.closing(response), open(path, "wb") as file:
+                for piece in response.iter_raw():
+                    hashed.update(piece)
+                    if file.tell() + len(piece) > most_bytes:
+                        raise RegistryError(
+                            f"{self.name}@{digest} is larger than {most_bytes:,} bytes"
+                        )
+                    file.write(piece)
+            return httpx.Response(httpx.codes.OK)
+
+        self._check(self._send("GET", f"blobs/{digest}", read=save))
+        if f"sha256:{hashed.hexdigest()}" != digest:
+            raise RegistryError(f"{self.name}@{digest}: the registry sent another blob")
+        return os.path.getsize(path)
+
     def put_blob(self, data: bytes) -> str:
         """Store a blob unless it is there; return its digest.
 
@@ -184,28 +211,25 @@ class Repository:
         *,
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
+        read: Callable[[httpx.Response], httpx.Response] | None = None,
     ) -> httpx.Response:
         """Send a request, with a login once the registry demands one."""
         url = place if "://" in place else f"{self._address()}/v2/{self._path}/{place}"
-        response = self._tried(method, url, content, headers)
+        more = {"content": content, "headers": dict(headers or {}), "read": read}
+        response = self._tried(method, url, more)
         if response.status_code == httpx.codes.UNAUTHORIZED:
             self._authorization = self._authorized(response)
             if self._authorization:
-                response = self._tried(method, url, content, headers)
+                response = self._tried(method, url, more)
         return response
 
-    def _tried(
-        self, method: str, url: str, content: bytes | None, headers: Mapping[str, str] | None
-    ) -> httpx.Response:
+    def _tried(self, method: str, url: str, more: dict[str, Any]) -> httpx.Response:
         """Send a request, up to three times if the registry does not answer or breaks."""
-        sent = dict(headers or {})
         if self._authorization and urlsplit(url)[:2] == urlsplit(self._base)[:2]:
-            sent["Authorization"] = self._authorization
+            more["headers"]["Authorization"] = self._authorization
         for attempt in range(_TRIES):
             try:
-                response = self._request(
-                    method, url, content=content, headers=sent, follow=method in ("GET", "HEAD")
-                )
+                response = self._request(method, url, follow=method in ("GET", "HEAD"), **more)
             except httpx.TransportError as error:
                 if attempt == _TRIES - 1:
                     reason = str(error) or type(error).__name__
@@ -224,12 +248,13 @@ class Repository:
         *,
         auth: tuple[str, str] | None = None,
         follow: bool = False,
+        read: Callable[[httpx.Response], httpx.Response] | None = None,
         **more: Any,
     ) -> httpx.Response:
         """Send a request once; a redirect is followed only if nothing secret is sent with it."""
         request = self._http.build_request(method, url, **more)
         answer = self._http.send(request, stream=True, auth=auth, follow_redirects=follow)
-        return read_bounded(answer, _LARGEST_BYTES)
+        return read(answer) if read else read_bounded(answer, _LARGEST_BYTES)
 
     def _address(self) -> str:
         """Return the registry's address: https, but http where a loopback address speaks it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -95,13 +96,16 @@ def publisher(
     return made
 
 
-def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | None:
+def attester(
+    build: Build, plan: BuildPlan, settings: Settings, limit_bytes: int | None
+) -> Attester | None:
     """Attests what the build publishes; None for a build that publishes nothing.
 
     Args:
         build: with its substitutions made.
         plan: its plan.
         settings: of the user or the server.
+        limit_bytes: what the build may write to the disk; None sets no limit.
 
     Raises:
         ConfigError: the build must have provenance, and the settings turn it off.
@@ -127,12 +131,22 @@ def attester(build: Build, plan: BuildPlan, settings: Settings) -> Attester | No
         user_login=partial(_user_login, environ=os.environ),
         push=settings.provenance_push,
         egress=settings.egress,
-        start_sbom=partial(_start_sbom, build.id, settings) if settings.provenance_sbom else None,
+        start_sbom=(
+            partial(_start_sbom, build.id, settings, limit_bytes)
+            if settings.provenance_sbom
+            else None
+        ),
     )
 
 
-def _start_sbom(build_id: str, settings: Settings, images: tuple[SbomImage, ...]) -> None:
-    from buildrunner.provenance.sbom import SbomJob, start
+def _start_sbom(
+    build_id: str,
+    settings: Settings,
+    limit_bytes: int | None,
+    images: tuple[SbomImage, ...],
+    cancel: threading.Event,
+) -> None:
+    from buildrunner.provenance.sbom import LARGEST_BYTES, SbomJob, start
 
     folder = settings.provenance_folder or data_folder()
     job = SbomJob(
@@ -142,8 +156,10 @@ def _start_sbom(build_id: str, settings: Settings, images: tuple[SbomImage, ...]
         key=settings.provenance_key,
         key_folder=os.path.abspath(folder),
         push=settings.provenance_push,
+        egress=settings.egress,
+        limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
     )
-    start(job)
+    start(job, cancel)
 
 
 def _certificates(path: str) -> str:

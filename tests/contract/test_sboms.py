@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -79,14 +80,14 @@ def test_an_image_that_can_not_be_read_leaves_the_reason(registry, tmp_path):
     name = f"{registry.address}/none@sha256:{'1' * 64}"
     make(job(tmp_path, name))
     (failure,) = sbom_failures(str(tmp_path / "log"))
-    assert failure.startswith(f"{name}: syft failed: ")
+    assert failure == f"{name}: the registry does not have the image any more"
 
 
 def test_without_syft_it_is_said_at_once_what_to_install(registry, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AttestationError, match="syft is not installed") as caught:
-        start(job(tmp_path, "r/app@sha256:0"))
+        start(job(tmp_path, "r/app@sha256:0"), threading.Event())
     assert caught.value.hint == "pip install 'buildrunner[sbom]'"
 
 
