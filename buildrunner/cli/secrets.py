@@ -23,7 +23,14 @@ from buildrunner.secrets.secret_name import (
     is_servers_own,
     parse_name,
 )
-from buildrunner.secrets.secret_scope import EVERY_PROJECT, PROJECT_USES, Scope, Use, scope_text
+from buildrunner.secrets.secret_scope import (
+    EVERY_PROJECT,
+    PROJECT_USES,
+    Scope,
+    Use,
+    is_fixed_image,
+    scope_text,
+)
 
 _EPILOG = """\
 NAME is api-key, or projects/P/secrets/api-key as in configs, optionally with /versions/N.
@@ -332,9 +339,9 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         "--image",
         action="append",
         default=[],
-        metavar="IMAGE",
-        help="steps that run this image without a script, entrypoint, env or volumes, in builds"
-        " whose steps have no engine socket",
+        metavar="IMAGE@DIGEST",
+        help="steps that run this image (or builder image) without a script, entrypoint, env or"
+        " volumes, in builds whose steps have no engine socket",
     )
     group.add_argument(
         "--env",
@@ -374,6 +381,12 @@ def scope_of(args: argparse.Namespace) -> Scope | None:
     for project in scope.projects:
         if project != EVERY_PROJECT and not _PROJECT.fullmatch(project):
             raise UsageError(f"{project!r} is no project id")
+    for image in scope.images:
+        if not is_fixed_image(image):
+            raise UsageError(
+                f"--image {image} names no digest: whoever pushes that tag would get the secret",
+                hint=f"write {image}@sha256:DIGEST; `docker pull {image}` prints the digest",
+            )
     if scope.variables and not scope.images:
         raise UsageError("--env limits what steps of --image get, and there is no --image")
     narrowed = next((flag for flag in _OF_BUILDS if getattr(args, flag)), "")

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from buildrunner.builders.catalog import BUILDERS, drop_in
 from buildrunner.errors import SecretNotFound
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan, project_number
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
@@ -38,7 +39,8 @@ EVERY_PROJECT: Final = "*"
 _OWNED: Final = re.compile(r"projects/([^/]+)/.+")
 _HARMLESS: Final = BUILT_IN.union(PULL_REQUEST)
 """Variables that Cloud Build names, and so the config does not."""
-_DIGEST_OR_TAG: Final = re.compile(r"(@sha256:[0-9a-f]+|:[^/:@]+)$")
+_DIGEST: Final = re.compile(r"@sha256:[0-9a-f]{64}$")
+_TAG: Final = re.compile(r":[^/:@]+$")
 
 
 class Use(enum.Enum):
@@ -65,7 +67,7 @@ class Scope(
             all.
         triggers: names or ids of triggers.
         refs: patterns of ``refs/heads/BRANCH`` or ``refs/tags/TAG``; ``*`` stands for any text.
-        images: images of steps; one without a tag or digest stands for all of its tags.
+        images: images of steps, by digest; the name of a builder image stands for all of its tags.
         variables: names of the secret variables that a step of ``images`` may get; empty for the
             one that `variable_of` gives.
         uses: values of `PROJECT_USES`.
@@ -246,6 +248,9 @@ def _image_limit(
     allowed = scope.variables or (variable_of(name),)
     if asker.use is not Use.BUILD:
         return Refusal("image", f"{limited}, and {asker.use.value} have none")
+    if loose := [image for image in scope.images if not is_fixed_image(image)]:
+        text = f"{limited}, and {loose[0]} can be another image after the next push"
+        return Refusal("image", f"{text}: name its digest with buildrunner secrets scope --image")
     for step in steps:
         if not any(_is_image(step.image, image) for image in scope.images):
             return Refusal("image", f"{limited}, and {step.label} runs {step.image}")
@@ -273,12 +278,29 @@ def _key(entry: str) -> str:
     return entry.partition("=")[0]
 
 
+def is_fixed_image(image: str) -> bool:
+    """Return whether no build can replace an image: it has a digest, or is a builder image."""
+    return _DIGEST.search(image) is not None or _is_builder(image)
+
+
+def _is_builder(image: str) -> bool:
+    return drop_in(image) is not None or image in {builder.image for builder in BUILDERS}
+
+
 def _is_image(image: str, wanted: str) -> bool:
-    return image == wanted or (not _DIGEST_OR_TAG.search(wanted) and _without_tag(image) == wanted)
+    """Whether a step's image is the one of a scope, which is fixed."""
+    if image == wanted:
+        return True
+    if _without_tag(image) != _without_tag(wanted):
+        return False
+    digest = _DIGEST.search(wanted)
+    if digest is not None:
+        return image.endswith(digest[0])
+    return not _TAG.search(wanted)
 
 
 def _without_tag(image: str) -> str:
-    return _DIGEST_OR_TAG.sub("", _DIGEST_OR_TAG.sub("", image))
+    return _TAG.sub("", _DIGEST.sub("", image))
 
 
 def _whose(asker: Asker) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,11 +33,13 @@ from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.program import build_asker
 from tests.api_server import ApiServer, api_server, now
+from tests.conftest import Registry
 from tests.fixtures_google import GoogleServer
 from tests.http_receivers import Receiver, receiver
 from tests.mail_receivers import mail_server
 from tests.security.server_build import ServerBuild
 
+GCLOUD = f"gcr.io/p/gcloud@sha256:{'a' * 64}"
 HERE = SourcePolicy(hosts=("127.0.0.1",))
 STORED = {
     "hooks-github": Scope(),
@@ -49,7 +52,7 @@ STORED = {
     "shared": Scope(projects=("shop",)),
     "deploy": Scope(projects=("shop",), triggers=("deploy",), refs=("refs/heads/main",)),
     "slack": Scope(projects=("shop",), uses=("notifiers",)),
-    "gcloud-only": Scope(projects=("shop",), images=("gcr.io/p/gcloud",), variables=("KEY",)),
+    "gcloud-only": Scope(projects=("shop",), images=(GCLOUD,), variables=("KEY",)),
 }
 # What a member or an admin of the project shop must not get, by the names that they may try.
 NOT_THEIRS = [
@@ -392,12 +395,12 @@ def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
     ("step", "said"),
     [
         ({"image": "busybox"}, "runs busybox"),
-        ({"image": "gcr.io/p/gcloud", "entrypoint": "bash"}, "has an entrypoint of its own"),
-        ({"image": "gcr.io/p/gcloud", "script": "env"}, "has a script"),
-        ({"image": "gcr.io/p/gcloud", "env": ["LD_PRELOAD=/workspace/x.so"]}, "sets LD_PRELOAD"),
-        ({"image": "gcr.io/p/gcloud", "env": ["_JAVA_OPTIONS=-agentpath:x"]}, "sets _JAVA_OPTIONS"),
+        ({"image": GCLOUD, "entrypoint": "bash"}, "has an entrypoint of its own"),
+        ({"image": GCLOUD, "script": "env"}, "has a script"),
+        ({"image": GCLOUD, "env": ["LD_PRELOAD=/workspace/x.so"]}, "sets LD_PRELOAD"),
+        ({"image": GCLOUD, "env": ["_JAVA_OPTIONS=-agentpath:x"]}, "sets _JAVA_OPTIONS"),
         (
-            {"image": "gcr.io/p/gcloud", "volumes": [{"name": "v", "path": "/usr"}]},
+            {"image": GCLOUD, "volumes": [{"name": "v", "path": "/usr"}]},
             "mounts volumes",
         ),
     ],
@@ -405,17 +408,28 @@ def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
 def test_a_secret_for_an_image_goes_to_no_other_program(
     settings: Settings, step: dict[str, Any], said: str
 ) -> None:
-    fine = built(asking_for("gcloud-only", image="gcr.io/p/gcloud:1", args=["x"]))
+    fine = built(asking_for("gcloud-only", image=GCLOUD, args=["x"]))
     assert resolved(settings, fine) == value_of("gcloud-only")
     with pytest.raises(SecretError, match=said):
         resolved(settings, built(asking_for("gcloud-only", **step)))
+
+
+@pytest.mark.parametrize("image", ["r.example/team/app", "r.example/team/app:1"])
+def test_no_build_gets_the_secret_of_a_tag_by_pushing_an_image_to_it(
+    settings: Settings, image: str
+) -> None:
+    """Such a scope may be from an earlier version; `secrets set` refuses it."""
+    scope = Scope(projects=("shop",), images=(image,), variables=("KEY",))
+    wiring.secret_store(settings).put(SecretName("of-tag"), "value-of-tag", scope)
+    with pytest.raises(SecretError, match="can be another image after the next push"):
+        resolved(settings, built(asking_for("of-tag", image=image, args=["x"])))
 
 
 @pytest.mark.parametrize("where", ["options", "automap", "secret"])
 def test_no_variable_of_the_config_changes_the_program_of_a_limited_secret(
     settings: Settings, where: str
 ) -> None:
-    evil = asking_for("gcloud-only", image="gcr.io/p/gcloud")
+    evil = asking_for("gcloud-only", image=GCLOUD)
     match where:
         case "options":
             evil["options"] = {"env": ["NODE_OPTIONS=--require=/workspace/evil.js"]}
@@ -436,15 +450,21 @@ def test_no_variable_of_the_config_changes_the_program_of_a_limited_secret(
 
 @pytest.mark.docker
 def test_no_step_gets_the_secret_of_an_image_by_making_one_of_that_name(
-    settings: Settings, docker_engine: DockerEngine, busybox: str, tmp_path: Path
+    settings: Settings,
+    docker_engine: DockerEngine,
+    busybox: str,
+    tmp_path: Path,
+    registry: Registry,
 ) -> None:
     """With the engine's socket a step can also read the environment of each container."""
-    name = f"buildrunner-tests/gcloud-{uuid.uuid4().hex[:8]}"
+    tagged = f"{registry.address}/gcloud-{uuid.uuid4().hex[:8]}:1"
+    docker_engine.tag_image(str(docker_engine.find_image(busybox).id), tagged)
+    pushed = docker_engine.push_image(tagged, on_progress=print, cancel=threading.Event())
+    name = f"{tagged.removesuffix(':1')}@{pushed.digest}"
     scope = Scope(projects=("shop",), images=(name,), variables=("KEY",))
     wiring.secret_store(settings).put(SecretName("of-image"), "value-of-image", scope)
     evil = asking_for("of-image", image=name, args=["sh", "-c", 'echo "$$KEY" | rev'])
     evil["steps"].insert(0, {"name": busybox, "args": ["true"]})
-    docker_engine.tag_image(str(docker_engine.find_image(busybox).id), f"{name}:latest")
     try:
         for daemon, said in (("NON_PRIVILEGED", "engine's socket"), ("PRIVILEGED", "socket")):
             evil["options"] = {"dockerDaemon": daemon}
@@ -458,7 +478,7 @@ def test_no_step_gets_the_secret_of_an_image_by_making_one_of_that_name(
         assert build.run().status is Status.SUCCESS, build.log.text
         assert "egami-fo-eulav" in build.log.text
     finally:
-        docker_engine.untag_image(f"{name}:latest")
+        docker_engine.untag_image(tagged)
 
 
 @pytest.mark.docker

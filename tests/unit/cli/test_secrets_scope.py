@@ -11,6 +11,8 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.store.sql.store import open_store
 
+IMAGE = f"busybox@sha256:{'a' * 64}"
+
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
@@ -45,10 +47,10 @@ def scopes(run):
             ["projects/shop/secrets/key", "--trigger", "deploy", "--branch", "main", "--tag", "v*"],
             "projects shop; triggers deploy; branches main; tags v*",
         ),
-        (["key", "--project", "shop", "--image", "busybox"], "projects shop; images busybox"),
+        (["key", "--project", "shop", "--image", IMAGE], f"projects shop; images {IMAGE}"),
         (
-            ["key", "--project", "shop", "--image", "busybox", "--env", "A", "--env", "B"],
-            "projects shop; images busybox; variables A, B",
+            ["key", "--project", "shop", "--image", IMAGE, "--env", "A", "--env", "B"],
+            f"projects shop; images {IMAGE}; variables A, B",
         ),
         (["key", "--project", "shop", "--for", "notifiers"], "projects shop; for notifiers"),
         (["hooks-github"], "the server"),
@@ -96,6 +98,7 @@ def test_what_is_at_google_is_shared_by_its_name(run):
         (["scope", "forge-github_com"], "is the server's own"),
         (["set", "key", "--trigger", "deploy"], "key belongs to no project"),
         (["set", "key", "--project", "a b"], "'a b' is no project id"),
+        (["set", "key", "--project", "p", "--image", "app:1"], "write app:1@sha256:DIGEST"),
         (
             ["set", "key", "--project", "p", "--branch", "main", "--for", "notifiers"],
             "--branch limits builds",
