@@ -388,6 +388,7 @@ ROWS["0010"] = ROWS["0009"]
 ROWS["0011"] = ROWS["0010"]
 ROWS["0012"] = ROWS["0011"]
 ROWS["0013"] = ROWS["0012"]
+ROWS["0014"] = ROWS["0013"]
 
 
 def check_rows(store: ServerStore) -> None:

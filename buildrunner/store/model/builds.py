@@ -253,6 +253,9 @@ class BuildQueue(Protocol):
     def expire(self, *, now: datetime) -> list[str]:
         """Make QUEUED builds EXPIRED that were not claimed in time; return their ids.
 
+        A call takes a few seconds at most, and leaves what is over then to the next call. It ends
+        superseded builds, too.
+
         Source: the queue's time does not run while a build waits for an approval (O-6).
         """
         ...

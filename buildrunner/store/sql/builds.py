@@ -8,7 +8,19 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    true,
+    update,
+)
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import Document
@@ -21,7 +33,14 @@ from buildrunner.store.model.builds import (
     StoredBuild,
 )
 from buildrunner.store.records import instant_of, microseconds
-from buildrunner.store.sql.database import Database, SqlPart, insert_new, lock_queue
+from buildrunner.store.sql.database import (
+    Database,
+    SqlPart,
+    insert_new,
+    insert_selected,
+    lock_queue,
+    within_time,
+)
 from buildrunner.store.sql.filter import PageTokens, bounded
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
@@ -47,10 +66,12 @@ from buildrunner.store.sql.schema import (
     WAITING,
     build_tags,
     builds,
-    in_phase,
+    is_claimed,
     is_ended,
     is_ongoing,
+    is_waiting,
     plans,
+    superseded,
     trigger_settings,
     triggers,
 )
@@ -68,6 +89,8 @@ class SqlBuilds(SqlPart):
     def create(self, new: NewBuild) -> StoredBuild:
         """Keep a new build, or return the one made with the same ``request_id``.
 
+        Builds that it supersedes are not claimed any more; each ends in a transaction of its own.
+
         Raises:
             Conflict: a build of that id exists.
         """
@@ -83,7 +106,10 @@ class SqlBuilds(SqlPart):
                 _supersede(connection, new)
             if new.attempt_of:
                 _note_attempt(connection, new.attempt_of, row["id"])
-            return _one(connection, builds.c.id == row["id"])
+            made = _one(connection, builds.c.id == row["id"])
+        if new.group and new.supersede:
+            end_superseded(self._database, instant_of(row["create_time"]))
+        return made
 
     def get(self, project_id: str, build_id: str) -> StoredBuild:
         """One build. Raises `NotFound`."""
@@ -109,12 +135,15 @@ class SqlBuilds(SqlPart):
         which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
         with self._database.write() as connection:
             phase = _locked_phase(connection, which)
-            build = _one(connection, which)
+            columns = select(builds.c.status, builds.c.labels, builds.c.document)
+            row = connection.execute(columns.where(which)).one()
             if phase == ENDED:
-                raise Conflict(f"build {build_id} has ended already, with status {build.status}")
-            if phase != CLAIMED:
-                reason = f"{reason} before it began"
-            _cancel(connection, build, phase, now, reason)
+                raise Conflict(f"build {build_id} has ended already, with status {row.status}")
+            if phase == CLAIMED:
+                _ask_to_cancel(connection, build_id, row.labels, reason)
+            else:
+                detail = f"{reason} before it began"
+                end_waiting(connection, build_id, row.document, "CANCELLED", now, detail)
             return _one(connection, which)
 
     def decide_approval(
@@ -346,42 +375,69 @@ def _note_attempt(connection: Connection, first_id: str, build_id: str) -> None:
 
 
 def _supersede(connection: Connection, new: NewBuild) -> None:
+    """Mark the builds that a new one supersedes; no document is read or written for that."""
     phases = _SUPERSEDED.get(new.supersede, ())
-    if not phases:
-        return
     # A stranger who opens pull requests must not end the builds of those who may push.
     among = builds.c.untrusted if new.untrusted else true()
     build_id = new.document["id"]
-    now = instant_of(document_columns(new.document)["create_time"])
-    for phase in phases:
-        others = (
-            select(*COLUMNS)
-            .where(
-                in_phase(phase),
-                among,
-                builds.c.project_id == new.document["projectId"],
-                builds.c.group_name == new.group,
-                builds.c.id != build_id,
-            )
-            .order_by(builds.c.id)
-            .with_for_update()
-        )
-        for row in connection.execute(others).all():
-            _cancel(connection, stored_build(row), phase, now, f"superseded by build {build_id}")
+    others = and_(
+        among,
+        builds.c.project_id == new.document["projectId"],
+        builds.c.group_name == new.group,
+        builds.c.id != build_id,
+    )
+    if WAITING in phases:
+        waiting = select(builds.c.id, literal(build_id)).where(is_waiting, others)
+        insert_selected(connection, superseded, ("build_id", "by_build"), waiting)
+    if CLAIMED in phases:
+        claimed = select(builds.c.id, builds.c.labels).where(is_claimed, others)
+        for row in connection.execute(claimed.order_by(builds.c.id).with_for_update()).all():
+            _ask_to_cancel(connection, row.id, row.labels, f"superseded by build {build_id}")
 
 
-def _cancel(
-    connection: Connection, build: StoredBuild, phase: str, now: datetime, reason: str
+def end_superseded(database: Database, now: datetime) -> None:
+    """End waiting builds that newer ones supersede, one after the other.
+
+    A call takes two seconds at most. The next call, of any server, ends the others.
+    """
+
+    def end(connection: Connection, build_id: str, by_build: str) -> None:
+        waits = and_(builds.c.id == build_id, is_waiting)
+        locked = select(builds.c.document).where(waits).with_for_update()
+        document = connection.execute(locked).scalar()
+        if document is not None:  # nobody cancelled it meanwhile
+            detail = f"superseded by build {by_build}"
+            end_waiting(connection, build_id, document, "CANCELLED", now, detail)
+        connection.execute(delete(superseded).where(superseded.c.build_id == build_id))
+
+    with database.read() as connection:
+        found = connection.execute(select(superseded).order_by(superseded.c.build_id)).all()
+    for row in within_time(found):
+        with database.write() as connection:
+            end(connection, row.build_id, row.by_build)
+
+
+def end_waiting(
+    connection: Connection,
+    build_id: str,
+    document: bytes,
+    status: str,
+    now: datetime,
+    detail: str,
 ) -> None:
-    """Cancel a build that has not ended: at once, or by the process that has it."""
-    change = update(builds).where(builds.c.id == build.id)
-    if phase == CLAIMED:
-        labels = msgspec.json.encode({CANCELLED_BY: reason, **build.labels})
-        connection.execute(change.values(cancel_requested=True, labels=labels))
-        return
-    columns = ended_columns(build.document, "CANCELLED", now, reason)
-    note_change(connection, builds.c.id == build.id, columns)
-    connection.execute(change.values(cancel_requested=True, **columns))
+    """End a build that waits: it becomes ``status``, CANCELLED or EXPIRED, for a reason."""
+    columns = ended_columns(msgspec.json.decode(document), status, now, detail)
+    which = builds.c.id == build_id
+    note_change(connection, which, columns)
+    cancelled = {"cancel_requested": True} if status == "CANCELLED" else {}
+    connection.execute(update(builds).where(which).values(**cancelled, **columns))
+
+
+def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason: str) -> None:
+    """Have the process of a claimed build cancel it. The first reason stays."""
+    known = msgspec.json.encode({CANCELLED_BY: reason, **msgspec.json.decode(labels)})
+    change = update(builds).where(builds.c.id == build_id)
+    connection.execute(change.values(cancel_requested=True, labels=known))
 
 
 _LONGEST_S = 2.0

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
     Engine,
+    Select,
     Table,
     create_engine,
     delete,
@@ -38,6 +40,7 @@ from buildrunner.errors import Conflict, NotFound, StoreError, StoreUnavailable,
 from buildrunner.store.sql.schema import FENCE, counters
 
 BUSY_TIMEOUT_S = 10.0
+T = TypeVar("T")
 
 _SQLITE = "sqlite:///"
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -259,6 +262,28 @@ def insert_all_new(connection: Connection, table: Table, rows: list[dict[str, An
     """Insert those of the rows whose key, or another unique name, is not there; at once."""
     if rows:
         connection.execute(_insert_if_new(connection, table), rows)
+
+
+def insert_selected(
+    connection: Connection, table: Table, names: Sequence[str], rows: Select[Any]
+) -> None:
+    """Insert selected rows, except those whose key, or another unique name, is there."""
+    connection.execute(_insert_if_new(connection, table).from_select(names, rows))
+
+
+_LONGEST_S = 2.0
+
+
+def within_time(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items that a loop gets through in two seconds, and one at least.
+
+    For changes with a transaction for each item: between two items, others may write.
+    """
+    until = time.monotonic() + _LONGEST_S
+    for item in items:
+        yield item
+        if time.monotonic() > until:
+            return
 
 
 def _insert_if_new(connection: Connection, table: Table) -> Any:

@@ -20,8 +20,8 @@ from buildrunner.store.model.builds import (
     cancel_reason,
 )
 from buildrunner.store.records import microseconds
-from buildrunner.store.sql.builds import put_tags
-from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue
+from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
+from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
     CLAIMED_COLUMNS,
@@ -29,7 +29,6 @@ from buildrunner.store.sql.rows import (
     AnyRow,
     claimed_build,
     document_columns,
-    ended_columns,
     lease_of,
     stored_build,
     tags_of,
@@ -45,9 +44,11 @@ from buildrunner.store.sql.schema import (
     is_claimed,
     is_waiting,
     plans,
+    superseded,
 )
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
+_EXPIRED_AT_ONCE = 1000
 
 
 class SqlQueue(SqlPart, BuildQueue):
@@ -74,6 +75,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 select(builds.c.id)
                 .where(
                     is_waiting,
+                    builds.c.id.not_in(select(superseded.c.build_id)),
                     builds.c.only_worker.in_(("", worker_name)),
                     not_(_in_full_group(connection)),
                     not_(builds.c.untrusted) if trusted_only else true(),
@@ -170,16 +172,21 @@ class SqlQueue(SqlPart, BuildQueue):
             return [claimed_build(row) for row in connection.execute(found)]
 
     def expire(self, *, now: datetime) -> list[str]:
+        end_superseded(self._database, now)
         over = is_waiting & (builds.c.expires_at <= microseconds(now))
-        with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if connection.execute(select(builds.c.id).where(over).limit(1)).first() is None:
-                return []
-        found = select(builds.c.id, builds.c.document).where(over).with_for_update(skip_locked=True)
-        with self._database.write() as connection:
-            expired = connection.execute(found.order_by(*QUEUE_ORDER)).all()
-            for row in expired:
-                _expire(connection, row.id, row.document, now)
-            return [row.id for row in expired]
+        with self._database.read() as connection:
+            found = select(builds.c.id).where(over).order_by(*QUEUE_ORDER).limit(_EXPIRED_AT_ONCE)
+            ids = connection.execute(found).scalars().all()
+        expired = []
+        for build_id in within_time(ids):
+            still = select(builds.c.document).where(builds.c.id == build_id, over)
+            with self._database.write() as connection:
+                document = connection.execute(still.with_for_update(skip_locked=True)).scalar()
+                if document is not None:  # nobody claimed it or ended it meanwhile
+                    detail = "it waited longer than queueTtl"
+                    end_waiting(connection, build_id, document, "EXPIRED", now, detail)
+                    expired.append(build_id)
+        return expired
 
     def length(self) -> int:
         """How many builds are QUEUED and unclaimed."""
@@ -211,16 +218,6 @@ class SqlQueue(SqlPart, BuildQueue):
             if row.phase != WAITING:
                 return None
             return _reason(connection, row, limit)
-
-
-def _expire(connection: Connection, build_id: str, document: bytes, now: datetime) -> None:
-    import msgspec
-
-    columns = ended_columns(
-        msgspec.json.decode(document), "EXPIRED", now, "it waited longer than queueTtl"
-    )
-    note_change(connection, builds.c.id == build_id, columns)
-    connection.execute(update(builds).where(builds.c.id == build_id).values(columns))
 
 
 def _in_full_group(connection: Connection) -> ColumnElement[bool]:

@@ -147,6 +147,14 @@ Index(
     build_tags.c.build_id,
 )
 
+# Waiting builds that a newer build replaces: nobody claims them, and they end one by one.
+superseded = Table(
+    "superseded",
+    metadata,
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True),
+    Column("by_build", Text, nullable=False),
+)
+
 # So that each server knows whose files to delete.
 deleted_builds = Table(
     "deleted_builds",
