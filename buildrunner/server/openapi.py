@@ -53,7 +53,9 @@ REQUEST_ID: Final = Parameter(
     "requestId", "string", "A second request with the same key makes nothing new."
 )
 PUSH: Final = Parameter("push", "boolean", "false: push no images at the end.")
-PRIORITY: Final = Parameter("priority", "integer", "From -1000 to 1000; higher runs earlier.")
+PRIORITY: Final = Parameter(
+    "priority", "integer", "From -1000 to 1000; higher runs earlier in its project."
+)
 SUPERSEDE: Final = Parameter(
     "supersede", "string", "cancel_queued or cancel_all: older builds of the group."
 )

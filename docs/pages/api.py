@@ -58,7 +58,7 @@ _PARAMETERS = (
         "A second creation by the same caller with the same key in the same project returns the first build.",
     ),
     ("push", "`false`: push no images at the end."),
-    ("priority", "From -1000 to 1000; higher runs earlier. Default: 0."),
+    ("priority", "From -1000 to 1000; higher runs earlier in its project. Default: 0."),
     (
         "group",
         "Builds of one group of a project share a limit. A trigger's builds are one by themselves.",

@@ -33,6 +33,7 @@ from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import running_postgres
 
 EPOCH = datetime(2026, 5, 1, tzinfo=UTC)
+PROJECTS = ("p", "q")
 WORKERS = ("w1", "w2")
 SERVER_LIMIT = 2
 GROUP_LIMITS = {"": 0, "one": 1, "two": 2}
@@ -41,8 +42,11 @@ GROUP_LIMITS = {"": 0, "one": 1, "two": 2}
 class Modelled:
     """What a build should be."""
 
-    def __init__(self, number: int, priority: int, group: str, expires_at: datetime) -> None:
+    def __init__(
+        self, number: int, project: str, priority: int, group: str, expires_at: datetime
+    ) -> None:
         self.id = f"b{number:03}"
+        self.project = project
         self.created = number
         self.priority = priority
         self.group = group
@@ -72,6 +76,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = EPOCH
         self.builds: dict[str, Modelled] = {}
         self.highest_fence = 0
+        self.last_claims = dict.fromkeys(PROJECTS, 0)
         self.open()
 
     def open(self) -> None:
@@ -80,23 +85,27 @@ class QueueMachine(RuleBasedStateMachine):
     @initialize(groups=st.lists(st.sampled_from(list(GROUP_LIMITS)), min_size=4, max_size=8))
     def begin(self, groups: list[str]) -> None:
         for group in groups:
-            self.create(priority=0, group=group, ttl=1000, pending=False, supersede="")
+            self.create("p", priority=0, group=group, ttl=1000, pending=False, supersede="")
 
     @rule(
+        project=st.sampled_from(PROJECTS),
         priority=st.integers(-1, 1),
         group=st.sampled_from(list(GROUP_LIMITS)),
         ttl=st.sampled_from([5, 1000]),
         pending=st.booleans(),
         supersede=st.sampled_from(["", "", "cancel_queued", "cancel_all"]),
     )
-    def create(self, priority: int, group: str, ttl: int, pending: bool, supersede: str) -> None:
-        made = Modelled(len(self.builds), priority, group, self.now + timedelta(seconds=ttl))
+    def create(
+        self, project: str, priority: int, group: str, ttl: int, pending: bool, supersede: str
+    ) -> None:
+        expires_at = self.now + timedelta(seconds=ttl)
+        made = Modelled(len(self.builds), project, priority, group, expires_at)
         made.status = "PENDING" if pending else "QUEUED"
         self.store.builds.create(
             NewBuild(
                 document={
                     "id": made.id,
-                    "projectId": "p",
+                    "projectId": project,
                     "status": made.status,
                     "createTime": encode_instant(EPOCH + timedelta(seconds=made.created)),
                 },
@@ -109,7 +118,7 @@ class QueueMachine(RuleBasedStateMachine):
             )
         )
         for other in self.builds.values():
-            if supersede and group and other.group == group:
+            if supersede and group and (other.project, other.group) == (project, group):
                 if other.waits:
                     other.status, other.cancel_requested = "CANCELLED", True
                 elif other.worker and supersede == "cancel_all":
@@ -129,6 +138,7 @@ class QueueMachine(RuleBasedStateMachine):
             return multiple()
         assert expected is not None
         assert claimed[0].id == expected.id
+        self.last_claims[expected.project] = claimed[1].fence
         return self.given(expected, worker, claimed)
 
     @rule(target=leases, lease=leases, worker=st.sampled_from(WORKERS), careful=st.booleans())
@@ -174,7 +184,7 @@ class QueueMachine(RuleBasedStateMachine):
         if model is None:
             return
         try:
-            self.store.builds.request_cancel("p", model.id, now=self.now)
+            self.store.builds.request_cancel(model.project, model.id, now=self.now)
         except Conflict:
             assert model.ended
             return
@@ -193,7 +203,7 @@ class QueueMachine(RuleBasedStateMachine):
         expires_at = self.now + timedelta(seconds=5)
         try:
             self.store.builds.decide_approval(
-                "p", model.id, document, approved=approved, expires_at=expires_at
+                model.project, model.id, document, approved=approved, expires_at=expires_at
             )
         except Conflict:
             assert model.status != "PENDING"
@@ -224,16 +234,25 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def places_in_the_queue_are_those_of_the_order(self) -> None:
-        order = sorted((one for one in self.builds.values() if one.waits), key=_turn)
-        for place, model in enumerate(order, start=1):
+        """The order in which the builds would be claimed if no limit held them up."""
+        waiting = sorted((one for one in self.builds.values() if one.waits), key=_turn)
+        loads = {project: self.running_in(project) for project in PROJECTS}
+        claims = dict(self.last_claims)
+        for place in range(1, len(waiting) + 1):
+            project = self.turns(waiting, loads, claims)[0]
+            model = next(one for one in waiting if one.project == project)
             reason = self.store.queue.why_waiting(model.id, now=self.now, limit=SERVER_LIMIT)
             assert reason is not None
             assert reason.position == place
+            waiting.remove(model)
+            loads[project] += 1
+            claims[project] = self.highest_fence + place
 
     @invariant()
     def no_group_runs_more_than_it_may(self) -> None:
         for group, limit in GROUP_LIMITS.items():
-            assert not limit or self.running_in(group) <= limit
+            for project in PROJECTS:
+                assert not limit or self.running_in(project, group) <= limit
 
     def teardown(self) -> None:
         self.store.close()
@@ -266,21 +285,35 @@ class QueueMachine(RuleBasedStateMachine):
         model = self.builds[lease.build_id]
         return model.fence == lease.fence and bool(model.worker)
 
-    def running_in(self, group: str) -> int:
-        return sum(bool(one.worker) for one in self.builds.values() if one.group == group)
+    def running_in(self, project: str, group: str | None = None) -> int:
+        return sum(
+            bool(one.worker) and one.project == project and group in (None, one.group)
+            for one in self.builds.values()
+        )
+
+    def turns(
+        self, waiting: list[Modelled], loads: dict[str, int], claims: dict[str, int]
+    ) -> list[str]:
+        """The projects with waiting builds: first the one that may start its next build."""
+
+        def turn(project: str) -> tuple[int, int, int]:
+            since = min(one.created for one in waiting if one.project == project)
+            return loads[project], claims[project], since
+
+        return sorted({one.project for one in waiting}, key=turn)
 
     def next_for(self, worker: str) -> Modelled | None:
         if sum(one.worker == worker for one in self.builds.values()) >= SERVER_LIMIT:
             return None
-        free = [
-            one
-            for one in self.builds.values()
-            if one.waits
-            and (
-                not GROUP_LIMITS[one.group] or self.running_in(one.group) < GROUP_LIMITS[one.group]
-            )
-        ]
-        return min(free, key=_turn, default=None)
+        waiting = sorted((one for one in self.builds.values() if one.waits), key=_turn)
+        loads = {project: self.running_in(project) for project in PROJECTS}
+        for project in self.turns(waiting, loads, self.last_claims):
+            for one in waiting:
+                limit = GROUP_LIMITS[one.group]
+                free = not limit or self.running_in(project, one.group) < limit
+                if one.project == project and free:
+                    return one
+        return None
 
     def any_build(self, number: int) -> Modelled | None:
         names = sorted(self.builds)

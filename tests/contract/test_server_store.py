@@ -350,6 +350,34 @@ class TestQueue:
         assert order == ["urgent", "also-early", "early", "late", "low"]
         assert store.queue.claim("w", now=NOW, lease_s=1, limit=9) is None
 
+    def test_projects_take_turns_whatever_the_priority_and_number_of_their_builds(
+        self, store: ServerStore
+    ) -> None:
+        for number in range(5):
+            store.builds.create(new_build(f"many{number}", created=number, priority=1000))
+        store.builds.create(new_build("few0", project="q", created=8, priority=-1000))
+        store.builds.create(new_build("few1", project="q", created=9))
+        store.builds.create(new_build("one", project="r", created=9))
+        waiting = ["many0", "few1", "one", "many1", "few0", "many2", "many3", "many4"]
+        for place, build_id in enumerate(waiting, start=1):
+            reason = store.queue.why_waiting(build_id, now=NOW, limit=9)
+            assert reason is not None
+            assert reason.position == place
+        # One place: whoever was claimed last comes last, though nothing else runs.
+        order = []
+        for _ in range(5):
+            claimed = claim(store)
+            order.append(claimed[0].id)
+            end(store, claimed)
+        assert order == ["many0", "few1", "one", "many1", "few0"]
+        # Several places: whoever has the fewest comes first.
+        first = claim(store)
+        store.builds.create(new_build("few2", project="q", created=10))
+        store.builds.create(new_build("few3", project="q", created=11))
+        assert [first[0].id, *(claim(store)[0].id for _ in range(4))] == [
+            "many2", "few2", "many3", "few3", "many4"
+        ]  # fmt: skip
+
     def test_a_build_is_kept_for_the_worker_that_has_its_source(self, store: ServerStore) -> None:
         store.builds.create(new_build("here", only_worker="w1", created=0))
         store.builds.create(new_build("anywhere", created=1))

@@ -389,6 +389,7 @@ ROWS["0011"] = ROWS["0010"]
 ROWS["0012"] = ROWS["0011"]
 ROWS["0013"] = ROWS["0012"]
 ROWS["0014"] = ROWS["0013"]
+ROWS["0015"] = ROWS["0014"]
 
 
 def check_rows(store: ServerStore) -> None:

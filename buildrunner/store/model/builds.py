@@ -27,7 +27,8 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         location: ``global`` or a region.
         request_id: idempotency key of the caller; empty for none. A second creation with the same
             key and project returns the first build.
-        priority: higher runs earlier; among equals the older one does.
+        priority: higher runs earlier than other builds of the project; among equals the older one
+            does.
         group: builds of a project in one concurrency group share ``group_limit``; empty for none
             (a trigger's group is ``trigger:ID`` unless it names another).
         group_limit: how many of the group may run at the same time; 0 for no limit.
@@ -165,7 +166,8 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
         kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next) or
             ``no_worker``.
         text: one sentence for a person.
-        ahead: ids of the builds that it waits for, at most ten, those that run first.
+        ahead: ids of the builds that it waits for, at most ten: those that run first, then those of
+            its project.
         position: place in the queue, from 1; 0 when it is not in the queue.
     """
 
@@ -196,7 +198,11 @@ class BuildQueue(Protocol):
         limit: int,
         trusted_only: bool = False,
     ) -> tuple[StoredBuild, Lease] | None:
-        """Take the next build that may run: highest priority, then oldest.
+        """Take the next build that may run.
+
+        It is one of the project with the fewest claimed builds; among several such projects, of the
+        one whose last claim is the longest ago. In the project, the highest priority comes first,
+        then the oldest build.
 
         Returns None if no build may run: the queue is empty, ``limit`` builds are WORKING on this
         server's worker, or every candidate waits for its group or for another worker, or is

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
@@ -44,6 +46,7 @@ from buildrunner.store.sql.schema import (
     is_claimed,
     is_waiting,
     plans,
+    project_turns,
     superseded,
 )
 
@@ -71,23 +74,22 @@ class SqlQueue(SqlPart, BuildQueue):
             mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
             if connection.execute(mine).scalar_one() >= limit:
                 return None
-            candidate = (
-                select(builds.c.id)
-                .where(
-                    is_waiting,
-                    builds.c.id.not_in(select(superseded.c.build_id)),
-                    builds.c.only_worker.in_(("", worker_name)),
-                    not_(_in_full_group(connection)),
-                    not_(builds.c.untrusted) if trusted_only else true(),
-                )
-                .order_by(*QUEUE_ORDER)
-                .limit(1)
-                .with_for_update(skip_locked=True)
+            running = connection.execute(_running).all()
+            candidates = select(builds.c.id).where(
+                is_waiting,
+                builds.c.id.not_in(select(superseded.c.build_id)),
+                builds.c.only_worker.in_(("", worker_name)),
+                not_(_in_full_group(running)),
+                not_(builds.c.untrusted) if trusted_only else true(),
             )
-            build_id = connection.execute(candidate).scalar()
-            if build_id is None:
-                return None
-            return _give(connection, build_id, fence, worker_name, now, lease_s)
+            first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
+            for turn in _turns(connection, running):
+                of_project = first.where(builds.c.project_id == turn.project)
+                build_id = connection.execute(of_project).scalar()
+                if build_id is not None:
+                    _note_turn(connection, turn.project, fence)
+                    return _give(connection, build_id, fence, worker_name, now, lease_s)
+            return None
 
     def claim_again(
         self,
@@ -220,18 +222,69 @@ class SqlQueue(SqlPart, BuildQueue):
             return _reason(connection, row, limit)
 
 
-def _in_full_group(connection: Connection) -> ColumnElement[bool]:
+class _Turn(NamedTuple):
+    """A project with waiting builds. The smallest one may start its next build.
+
+    Attributes:
+        running: builds of the project that are claimed.
+        fence: of its last claim; 0 for none.
+        since: when its oldest waiting build was created.
+        project: the project.
+        waiting: how many builds wait.
+    """
+
+    running: int
+    fence: int
+    since: int
+    project: str
+    waiting: int
+
+
+def _turns(connection: Connection, running: Sequence[AnyRow]) -> list[_Turn]:
+    """Return the projects with waiting builds, in the order of their turns."""
+    found = (
+        select(
+            builds.c.project_id,
+            func.count().label("waiting"),
+            func.min(builds.c.create_time).label("since"),
+        )
+        .where(is_waiting)
+        .group_by(builds.c.project_id)
+    )
+    waiting = connection.execute(found).all()
+    of = project_turns.c.project_id.in_([row.project_id for row in waiting])
+    fences = {
+        row.project_id: row.fence for row in connection.execute(project_turns.select().where(of))
+    }
+    claimed = Counter(row.project_id for row in running)
+    return sorted(
+        _Turn(
+            running=claimed[row.project_id],
+            fence=fences.get(row.project_id, 0),
+            since=row.since,
+            project=row.project_id,
+            waiting=row.waiting,
+        )
+        for row in waiting
+    )
+
+
+def _note_turn(connection: Connection, project: str, fence: int) -> None:
+    if not insert_new(connection, project_turns, {"project_id": project, "fence": fence}):
+        mine = project_turns.c.project_id == project
+        connection.execute(update(project_turns).where(mine).values(fence=fence))
+
+
+def _in_full_group(running: Sequence[AnyRow]) -> ColumnElement[bool]:
     """Whether a waiting build's group has as many running as it may."""
     # Counted here: for GROUP BY, SQLite would rather read all builds in another index's order.
-    claimed = select(builds.c.project_id, builds.c.group_name).where(is_claimed)
-    running = Counter((row.project_id, row.group_name) for row in connection.execute(claimed))
     full = [
         and_(
             builds.c.project_id == project_id,
             builds.c.group_name == group,
             builds.c.group_limit.between(1, number),
         )
-        for (project_id, group), number in running.items()
+        for (project_id, group), number in Counter(map(_group, running)).items()
         if group
     ]
     return or_(false(), *full)
@@ -285,16 +338,17 @@ _NAMED = 10
 
 def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
     before = _before(row)
+    # All of them, and chosen from here: they are few, and SQLite would take a worse index.
+    running = connection.execute(_running).all()
     waiting = select(func.count()).select_from(builds).where(before)
-    position = int(connection.execute(waiting).scalar_one()) + 1
+    rank = int(connection.execute(waiting).scalar_one())
+    position = _position(_turns(connection, running), row.project_id, rank)
     if limit <= 0:
         text = "No worker takes builds now."
         return WaitReason(kind="no_worker", text=text, position=position)
-    # All of them, and chosen from here: they are few, and SQLite would take a worse index.
-    running = connection.execute(_running).all()
     in_group = [one.id for one in running if _group(one) == _group(row)]
     if row.group_name and 0 < row.group_limit <= len(in_group):
-        same = (builds.c.group_name == row.group_name) & (builds.c.project_id == row.project_id)
+        same = builds.c.group_name == row.group_name
         return WaitReason(
             kind="group_limit",
             text=_running_builds(len(in_group), _whose(row.group_name))
@@ -315,6 +369,24 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
     return WaitReason(kind="turn", text=text, ahead=ahead, position=position)
 
 
+def _position(turns: Sequence[_Turn], project: str, rank: int) -> int:
+    """Return the place in the queue of a build that waits behind ``rank`` builds of its project.
+
+    Builds of other projects come first as long as their project has fewer running builds than the
+    build's project has when its turn comes, or as many and an earlier turn.
+    """
+    own = next((turn for turn in turns if turn.project == project), None)
+    if own is None:  # it was claimed a moment ago
+        return 1
+    load = own.running + rank
+
+    def claimed_before(other: _Turn) -> int:
+        is_first = (other.running > own.running) or (other.running == own.running and other < own)
+        return min(other.waiting, max(0, load - other.running + is_first))
+
+    return 1 + rank + sum(claimed_before(turn) for turn in turns if turn.project != project)
+
+
 _running = (
     select(builds.c.id, builds.c.project_id, builds.c.group_name)
     .where(is_claimed)
@@ -327,13 +399,14 @@ def _group(row: AnyRow) -> tuple[str, str]:
 
 
 def _before(row: AnyRow) -> ColumnElement[bool]:
-    """Those that wait too and are taken first."""
+    """The builds of the same project that wait too and are claimed first."""
     older = or_(
         builds.c.create_time < row.create_time,
         and_(builds.c.create_time == row.create_time, builds.c.id < row.id),
     )
     return and_(
         is_waiting,
+        builds.c.project_id == row.project_id,
         or_(
             builds.c.priority > row.priority,
             and_(builds.c.priority == row.priority, older),
@@ -344,7 +417,7 @@ def _before(row: AnyRow) -> ColumnElement[bool]:
 def _ahead(
     connection: Connection, running: list[str], before: ColumnElement[bool]
 ) -> tuple[str, ...]:
-    """Ids of at most ten builds: those that run, then those that come first."""
+    """Ids of at most ten builds: those that run, then those of the project that come first."""
     left = max(_NAMED - len(running), 0)
     found = select(builds.c.id).where(before).order_by(*QUEUE_ORDER).limit(left)
     return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())

@@ -115,10 +115,10 @@ Index(
 # All that claims and questions about the queue look at, so that no row of 10,000 need be read.
 Index(
     "builds_waiting",
+    builds.c.project_id,
     builds.c.priority.desc(),
     builds.c.create_time,
     builds.c.id,
-    builds.c.project_id,
     builds.c.group_name,
     builds.c.group_limit,
     builds.c.expires_at,
@@ -145,6 +145,14 @@ Index(
     build_tags.c.tag,
     build_tags.c.create_time.desc(),
     build_tags.c.build_id,
+)
+
+# The fence of the last claim of a build of each project: projects take turns.
+project_turns = Table(
+    "project_turns",
+    metadata,
+    Column("project_id", Text, primary_key=True),
+    Column("fence", BigInteger, nullable=False),
 )
 
 # Waiting builds that a newer build replaces: nobody claims them, and they end one by one.
