@@ -26,6 +26,7 @@ from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadE
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 from buildrunner.workspace.volume import create_carrier
 
+_BLOCK = 4096  # of a file system
 _LINKS_LIMIT = 40
 _TOO_MANY_LINKS = ("too many links", "too many levels of symbolic links")
 _CIRCLE = "{} is a link that leads around in a circle"
@@ -54,7 +55,8 @@ class WorkspaceFiles:
         labels: for what is made on the engine.
         cancel: ends reading with an error.
         limit_bytes: how much may be copied; None sets no limit. A file with holes takes no room in
-            the workspace, and all of its size here.
+            the workspace, and all of its size here. Each file counts as a block more, so that
+            empty files have a limit, too.
     """
 
     def __init__(
@@ -177,6 +179,7 @@ class WorkspaceFiles:
         self._count += 1
         copy = os.path.join(self._folder, str(self._count))
         size = 0
+        self._check_limit(_BLOCK)
         try:
             with open(copy, "wb") as file:
                 for piece in content:

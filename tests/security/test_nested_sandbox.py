@@ -21,8 +21,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
-from buildrunner.sandboxes.nested import folders
-from buildrunner.sandboxes.nested import place as nested_place
+from buildrunner.sandboxes.nested import disk_watch, folders
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_catalog import CACHE
@@ -271,19 +270,30 @@ docker run --rm -v /var/lib/docker/volumes:/volumes --entrypoint sh buildrunner/
     assert stolen not in told.out
 
 
+WRITTEN = r"written 0\.\d GiB"
+
+
 @pytest.mark.parametrize(
-    ("script", "mounts"),
+    ("script", "mounts", "why"),
     [
-        ("head -c 200000000 /dev/zero > /full", ()),
-        ("exec 3> /full && rm /full && head -c 200000000 /dev/zero >&3", ()),
-        ("head -c 200000000 /dev/zero > /sandbox/run/buildrunner/full", ("/",)),
-        ("head -c 200000000 /dev/zero > /sandbox/tmp/full", ("/",)),
-        ("head -c 200000000 /dev/zero > /sandbox/var/tmp/full", ("/",)),
+        ("head -c 200000000 /dev/zero > /full", (), WRITTEN),
+        ("exec 3> /full && rm /full && head -c 200000000 /dev/zero >&3", (), WRITTEN),
+        ("head -c 200000000 /dev/zero > /sandbox/run/buildrunner/full", ("/",), WRITTEN),
+        ("head -c 200000000 /dev/zero > /sandbox/tmp/full", ("/",), WRITTEN),
+        ("head -c 200000000 /dev/zero > /sandbox/var/tmp/full", ("/",), WRITTEN),
+        ("seq 30000 | xargs touch", (), r"[23]\d,\d{3} files and folders"),
     ],
 )
 def test_a_build_that_fills_the_disk_is_ended_and_told_why(
-    tmp_path: Path, busybox: str, builders: None, script: str, mounts: tuple[str, ...]
+    tmp_path: Path,
+    busybox: str,
+    builders: None,
+    monkeypatch: pytest.MonkeyPatch,
+    script: str,
+    mounts: tuple[str, ...],
+    why: str,
 ) -> None:
+    monkeypatch.setattr(disk_watch, "LEAST_FILES", 20_000)
     sandbox = wiring.sandbox(
         "nested",
         data_folder=str(tmp_path / "server"),
@@ -305,7 +315,7 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
             )
         )
         engine.start_container(container, attach=False)
-        with pytest.raises(EngineUnavailable, match=r"has written 0\.\d GiB .* --max-build-disk"):
+        with pytest.raises(EngineUnavailable, match=rf"has {why} .* --max-build-disk"):
             engine.wait_container(container)
         place.close()
     finally:
@@ -477,9 +487,9 @@ def test_a_build_whose_disk_can_not_be_measured_is_ended_and_told_why(
     monkeypatch: pytest.MonkeyPatch,
     measure: tuple[str, ...],
 ) -> None:
-    monkeypatch.setattr(nested_place, "_DISK_USE", measure)
-    monkeypatch.setattr(nested_place, "_DISK_S", 0.1)
-    monkeypatch.setattr(nested_place, "_DISK_MISSES", 3)
+    monkeypatch.setattr(disk_watch, "_MEASURE", measure)
+    monkeypatch.setattr(disk_watch, "_PAUSE_S", 0.1)
+    monkeypatch.setattr(disk_watch, "_MISSES", 3)
     sandbox = wiring.sandbox(
         "nested",
         data_folder=str(tmp_path / "server"),
@@ -500,10 +510,13 @@ def test_a_build_whose_disk_can_not_be_measured_is_ended_and_told_why(
         sandbox.close()
 
 
-def test_a_file_with_holes_is_not_copied_beyond_the_limit_of_the_disk(
-    docker_engine: DockerEngine, busybox: str
+@pytest.mark.parametrize(
+    "script", ["truncate -s 200000000 /workspace/holes", "cd /workspace; seq 20000 | xargs touch"]
+)
+def test_no_files_are_copied_beyond_the_limit_of_the_disk(
+    docker_engine: DockerEngine, busybox: str, script: str
 ) -> None:
-    """It takes no room in the sandbox. Uploads copy all of its size to the machine."""
+    """They take no room in the sandbox. Uploads copy each file, with all of its size."""
     volume = f"test-{uuid.uuid4()}"
     labels = {LABEL_BUILD: volume}
     docker_engine.create_volume(volume, labels)
@@ -511,7 +524,7 @@ def test_a_file_with_holes_is_not_copied_beyond_the_limit_of_the_disk(
         container = docker_engine.create_container(
             ContainerSpec(
                 image=busybox,
-                cmd=("truncate", "-s", "200000000", "/workspace/holes"),
+                cmd=("sh", "-c", script),
                 mounts=(Mount(source=volume, target="/workspace"),),
                 labels=labels,
             )
@@ -525,7 +538,7 @@ def test_a_file_with_holes_is_not_copied_beyond_the_limit_of_the_disk(
             WorkspaceFiles(docker_engine, workspace, labels, halt, limit_bytes=64 << 20) as files,
             pytest.raises(UploadError, match=r"more than 0\.1 GiB"),
         ):
-            files.single("holes")
+            files.below("", lambda _: True)
     finally:
         docker_engine.remove_volume(volume)
 

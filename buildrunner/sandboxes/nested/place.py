@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,8 +21,9 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.sandboxes.nested.container import DATA, FOLDER, container_name
+from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
+from buildrunner.sandboxes.nested.disk_watch import DiskWatch
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
@@ -49,19 +50,6 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker.transport import Stream
 
 _KILLED = 137
-_DISK_S = 5.0
-_DISK_MISSES = 12  # for the load of a busy machine: a minute, and longer where looking takes long
-# In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
-# to files that have no name any more, which `du` can't see.
-_WRITABLE = f"{DATA} {WORKSPACE} {FOLDER} /etc /opt /run /tmp /var/tmp"
-_DISK_USE = (
-    "sh",
-    "-c",
-    f"du -sxc --block-size=1 {_WRITABLE} 2> /dev/null | tail -n 1 | cut -f 1; "
-    "find -L /proc/[0-9]*/fd /proc/[0-9]*/map_files -maxdepth 1 -type f -links 0 "
-    "-printf '%D:%i %b\\n' 2> /dev/null | sort -u | "
-    "awk '{ n += $2 } END { printf \"%.0f\", n * 512 }'",
-)
 _LEARN_S = 5.0
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
@@ -295,7 +283,8 @@ class NestedPlace:
             threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
             self._running = running
             if self.limit_bytes is not None:
-                threading.Thread(target=self._watch_disk, args=(running,), daemon=True).start()
+                arguments = (running, self.limit_bytes)
+                threading.Thread(target=self._watch_disk, args=arguments, daemon=True).start()
             self._pulls = self._machine.pulls(self._folders.socket(self._build_id))
             threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
         except EngineError as error:
@@ -319,32 +308,16 @@ class NestedPlace:
         if not self._closed:
             self._gone.set()
 
-    def _watch_disk(self, running: Running) -> None:
-        """End the sandbox once it has written too much. Looking takes a twentieth of the time."""
-        limit = self.limit_bytes or 0
-        pause_s, misses = _DISK_S, 0
-        while not self._closing.wait(pause_s):
-            began = time.monotonic()
-            try:
-                told = self._daemons.execute(running.state.id, _DISK_USE).split()
-                used, misses = sum(map(int, told)), 0 if len(told) == 2 else misses + 1
-            except (EngineError, ValueError):
-                used, misses = 0, misses + 1
-            if used > limit:
-                self._over = (
-                    f"the build has written {used / (1 << 30):.1f} GiB to the disk, and may "
-                    f"write {limit / (1 << 30):.1f} GiB (serve --max-build-disk-gib)"
-                )
-            elif misses == _DISK_MISSES:
-                self._over = (
-                    f"what the build has written to the disk could not be measured {misses} times "
-                    "in a row, so that its limit can't be kept (serve --max-build-disk-gib)"
-                )
-            if self._over:
-                with suppress(EngineError):
-                    self._daemons.remove(running.state.id)
-                return
-            pause_s = max(_DISK_S, 20 * (time.monotonic() - began))
+    def _watch_disk(self, running: Running, limit_bytes: int) -> None:
+        """End the sandbox once it uses more of the disk than it may."""
+        container = running.state.id
+        watch = DiskWatch(
+            partial(self._daemons.execute, container), limit_bytes, running.data_folder
+        )
+        self._over = watch.until_over(self._closing)
+        if self._over:
+            with suppress(EngineError):
+                self._daemons.remove(container)
 
     def why_gone(self) -> EngineUnavailable | None:
         """See `NestedAccess.why_gone`."""
