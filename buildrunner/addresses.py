@@ -69,6 +69,12 @@ def is_public(address: Address) -> bool:
     return address.is_global and not address.is_multicast
 
 
+def is_near(address: Address) -> bool:
+    """Return whether an address means the machine itself, or its link to its neighbours."""
+    address = unwrapped(address)
+    return address.is_loopback or address.is_unspecified or address.is_link_local
+
+
 def look_up(host: str) -> Sequence[str]:
     """Return every address of a host, as this machine's resolver knows it.
 

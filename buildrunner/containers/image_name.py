@@ -46,9 +46,13 @@ class ImageName(msgspec.Struct, frozen=True):
 
     @property
     def registry(self) -> str:
-        """Host (and port) of the registry; ``docker.io`` when the name has none."""
+        """Host (and port) of the registry; ``docker.io`` when the name has none.
+
+        Source: distribution/reference, for capitals: ``ACME/app`` is an image of the host ACME.
+        """
         first, slash, _ = self.repository.partition("/")
-        is_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
+        is_written_as_host = "." in first or ":" in first or first != first.lower()
+        is_host = bool(slash) and (is_written_as_host or first == "localhost")
         return first if is_host else "docker.io"
 
     @property

@@ -1,8 +1,9 @@
 """Who to be at a repository of packages: what the user's own tools are told already.
 
-``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. A login is used
-for the repository it was made for and for no other; the ``default`` of a netrc comes last. Artifact
-Registry takes an access token of Google for a password.
+``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. The author of a
+build chooses the repository. So a login goes to the host and port that it was made for, and without
+TLS only to a repository of the settings. Artifact Registry takes an access token of Google for a
+password.
 """
 
 from __future__ import annotations
@@ -10,15 +11,14 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Mapping
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
 from buildrunner.errors import PackageError, SecretError
 
 _ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
-_DEFAULT = "default"
 _GOOGLE_USER = "oauth2accesstoken"
 _NPM_KEYS = ("_authToken", "_auth", "username", "_password")
 
@@ -43,13 +43,18 @@ class PackageLogins:
         environ: ``HOME``, ``NETRC``, ``NPM_CONFIG_USERCONFIG``.
         google_token: gives an access token, or raises SecretError; asked for Artifact Registry
             only, and only where the files name no login.
+        named: repositories of the settings; addresses below them count, too.
     """
 
     def __init__(
-        self, environ: Mapping[str, str], google_token: Callable[[], str] | None = None
+        self,
+        environ: Mapping[str, str],
+        google_token: Callable[[], str] | None = None,
+        named: Iterable[str] = (),
     ) -> None:
         self._environ = environ
         self._google_token = google_token
+        self._named = tuple(f"{url.rstrip('/')}/" for url in named)
 
     def login_for(self, kind: str, repository: str) -> PackageLogin:
         """The login for a repository; an empty one if there is none.
@@ -57,24 +62,33 @@ class PackageLogins:
         Raises:
             PackageError: a file with logins can't be read, or there is no token for Google.
         """
+        place = urlsplit(repository)
+        is_named = f"{repository}/".startswith(self._named)
+        if place.scheme != "https" and not is_named:
+            return PackageLogin()
         found = None
         if kind == "npm":
             found = self._from_npmrc(repository)
         elif kind == "python":
             found = self._from_pypirc(repository)
-        if found:
-            return found
-        machines = self._machines()
-        found = machines.get(urlsplit(repository).hostname or "")
-        return found or self._from_google(repository) or machines.get(_DEFAULT) or PackageLogin()
+        return found or self._from_netrc(place, is_named) or self._from_google(repository)
 
-    def _from_google(self, repository: str) -> PackageLogin | None:
+    def _from_netrc(self, place: SplitResult, is_named: bool) -> PackageLogin | None:
+        """The login of ``host:port``, or of a host for its usual port or one of the settings."""
+        machines = self._machines()
+        host = place.hostname or ""
+        found = machines.get(f"{host}:{place.port}") if place.port else None
+        if found is None and (is_named or place.port in (None, 443)):
+            found = machines.get(host)
+        return found
+
+    def _from_google(self, repository: str) -> PackageLogin:
         place = urlsplit(repository)
         host = place.hostname or ""
         if place.scheme != "https" or not _ARTIFACT_REGISTRY.fullmatch(host):
-            return None
+            return PackageLogin()
         if self._google_token is None:
-            return None
+            return PackageLogin()
         try:
             return PackageLogin(_GOOGLE_USER, self._google_token())
         except SecretError as error:

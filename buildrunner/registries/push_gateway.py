@@ -14,7 +14,7 @@ import re
 import secrets
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit
 
@@ -226,7 +226,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             name: ", ".join(values) for name in _SENT if (values := self.headers.get_all(name))
         }
         length = self.headers.get("Content-Length")
-        content = self._body(length)
+        pieces = self._body(length)
+        content: bytes | Iterator[bytes] | None = pieces
+        if self.command == "PUT" and "/manifests/" in target:
+            content = _manifest(pieces or ())
+            length = str(len(content))
         if content is not None and length is not None:
             headers["Content-Length"] = length
         elif content is None and self.command in ("POST", "PUT", "PATCH"):
@@ -305,6 +309,28 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """The engine's push reports what went wrong."""
+
+
+def _manifest(pieces: Iterable[bytes]) -> bytes:
+    """Read a manifest.
+
+    Raises:
+        Refused: it is none, or it would be attached to another image of the repository, as
+            signatures and attestations are.
+    """
+    content = bytearray()
+    for piece in pieces:
+        content += piece
+        if len(content) > _ANSWER_BYTES:
+            raise Refused(413, "MANIFEST_INVALID", "the manifest is too large")
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Refused(400, "MANIFEST_INVALID", "the manifest is no JSON object") from error
+    # Registries in Go read the names of fields without regard to case.
+    if any(name.casefold() == "subject" for name in fields):
+        raise Refused(403, "DENIED", "a push attaches nothing to other images")
+    return bytes(content)
 
 
 def _bounded(answer: httpx.Response) -> bytes:

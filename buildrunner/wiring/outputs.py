@@ -89,7 +89,7 @@ def publisher(
             limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
         ),
         settings.package_repositories,
-        PackageLogins(os.environ, google_token()),
+        PackageLogins(os.environ, google_token(), settings.package_repositories.values()),
         trusted_authorities(os.environ),
     )
     made.check(plan.packages)

@@ -76,6 +76,7 @@ def bench(
     made = PackageBench(folder, tmp_path / "data", docker_engine, busybox)
     kinds = {PYTHON: "python", MAVEN: "maven", NPM: "npm", GO: "go", GENERIC: "generic"}
     urls = {name: f"{shelf.url}/{kind}" for name, kind in kinds.items()}
+    urls["any"] = f"{shelf.url}/x"  # without TLS, a login is for what the settings name
     made.home(tmp_path / "home", urls)
     return made
 

@@ -91,6 +91,7 @@ chmod +x python3
 printf 'FROM IMAGE\\nCOPY python3 /usr/bin/python3\\nCOPY python3 /usr/local/bin/python3\\n' > evil
 docker build -q -f evil -t buildrunner/python:latest -t buildrunner/python . && echo REPLACED
 """
+    bench.write_own_settings(f'[artifacts.repositories]\n"shelf" = "{shelf.url}/shelf"\n')
     shown = publish(bench, script, f"{shelf.url}/shelf")
     assert "REPLACED" in shown
     changed = PASSWORD.translate(
@@ -99,6 +100,12 @@ docker build -q -f evil -t buildrunner/python:latest -t buildrunner/python . && 
     assert PASSWORD not in shown
     assert changed not in shown
     assert shelf.files == {"/shelf/app.txt": b"the file"}
+
+
+def test_no_config_has_the_login_of_a_host_sent_without_tls(bench: Bench, shelf: Shelf) -> None:
+    shown = publish(bench, "true", f"{shelf.url}/shelf")
+    assert "HTTP 401" in shown
+    assert shelf.files == {}
 
 
 def test_no_package_is_sent_to_a_metadata_service(bench: Bench) -> None:

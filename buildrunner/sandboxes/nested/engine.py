@@ -37,6 +37,7 @@ from buildrunner.errors import (
     EngineUnavailable,
     ImagePushError,
 )
+from buildrunner.registries.registry_transport import is_loopback
 from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.container import DATA
 from buildrunner.sandboxes.nested.daemon import DaemonState
@@ -280,15 +281,16 @@ class NestedEngine(ForwardingEngine):
     ) -> PushedImage:
         """See `Images.push_image`.
 
-        A login that a step made goes to the engine, which is the steps' own. That of the machine
-        does not. A registry on this machine's loopback address is reached.
+        A login does not go to the engine, which the steps can replace: with it, the digest is known
+        from the registry. A registry that a step has at a loopback address is the engine's to find.
         """
         self.have_image(name, cancel)
-        machine_login = None if login else self._machine_login(name, cancel)
-        if machine_login is not None:
+        is_inside = login is not None and is_loopback(ImageName.parse(name).registry)
+        used = login or self._machine_login(name, cancel)
+        if used is not None and not is_inside:
             pushed = self._ask(
                 lambda engine: self._access.push_with(
-                    engine, name, machine_login, on_progress=on_progress, cancel=cancel
+                    engine, name, used, on_progress=on_progress, cancel=cancel
                 )
             )
         else:

@@ -15,7 +15,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
+from buildrunner.addresses import address_of, is_near, look_up
 from buildrunner.errors import EngineError
+from buildrunner.registries.registry_transport import host_of, is_loopback
 
 _CLONE_NEWNET = 0x40000000
 _PIECE = 1 << 16
@@ -31,6 +33,21 @@ _REGISTRY_ERROR = re.compile(
 def loopback_ports(text: str) -> set[int]:
     """Ports of registries on the machine itself that ``text`` names (``localhost:5000/app``)."""
     return {int(port) for port in _PLACE.findall(text) if 0 < int(port) < 1 << 16}
+
+
+def is_of_this_machine(registry: str) -> bool:
+    """Whether a registry, by its ``host:port``, is at an address that means another one elsewhere.
+
+    Those are loopback and link-local addresses, however they are written, and names of such.
+    """
+    if is_loopback(registry):
+        return True
+    host = host_of(registry).strip("[]")
+    try:
+        found = [address_of(one) for one in look_up(host)]
+    except OSError:  # the engine may know the name, or a proxy
+        return False
+    return any(one is None or is_near(one) for one in found)
 
 
 def is_registry(port: int) -> bool:

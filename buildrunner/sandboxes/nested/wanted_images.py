@@ -14,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
+from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, ImagePullError
 from buildrunner.sandboxes.nested.bounded_pull import pull_within
-from buildrunner.sandboxes.nested.loopback import loopback_ports
+from buildrunner.sandboxes.nested.loopback import is_of_this_machine
 
 _MOST = 100  # notes; a config that pulls without end must not fill the machine
 
@@ -58,7 +59,7 @@ class WantedImages:
         At a loopback address, the sandbox may have a registry of its own: that is another one than
         what listens there on the machine.
         """
-        if loopback_ports(f"{name}/"):
+        if is_of_this_machine(ImageName.parse(name).registry):
             return
         with suppress(OSError, EngineError):  # it is only about speed
             if (image := self._host.find_image(name)) is not None:

@@ -23,6 +23,7 @@ D = "sha256:" + "1" * 64
         ("gcr.io/p/x:v1", "gcr.io/p/x", "v1", "", "gcr.io", "gcr.io/p/x"),
         (f"r/x@{D}", "r/x", "", D, "docker.io", "r/x"),
         (f"host:5000/x:v1@{D}", "host:5000/x", "v1", D, "host:5000", "host:5000/x"),
+        ("ACME/app:1", "ACME/app", "1", "", "ACME", "ACME/app"),
     ],
 )
 def test_have_repository_tag_and_digest(

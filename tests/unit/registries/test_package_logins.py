@@ -37,21 +37,33 @@ def test_a_login_is_for_its_repository_only(home):
     assert known.login_for("maven", "https://b.example/legacy") == NONE
 
 
-def test_one_machine_of_several_and_the_default_for_all_others(home):
+def test_a_login_of_the_netrc_is_for_one_host_and_the_default_for_none(home):
     (home / ".netrc").write_text(
         "machine a.example login u password p#1\n# mine\n"
         'machine B.Example\n  login v\n  password "q w"\n'
+        "machine b.example:8443 login w password r\n"
         "default login anonymous password me@example\n"
     )
     known = logins(home, lambda: "token")
     assert known.login_for("maven", "https://a.example/x") == PackageLogin("u", "p#1")
-    assert known.login_for("maven", "https://b.example:8443/x") == PackageLogin("v", "q w")
-    assert known.login_for("maven", "https://c.example/x") == PackageLogin(
-        "anonymous", "me@example"
-    )
-    assert known.login_for("maven", REGISTRY.format("maven")) == PackageLogin(
-        "oauth2accesstoken", "token"
-    )
+    assert known.login_for("maven", "https://b.example:443/x") == PackageLogin("v", "q w")
+    assert known.login_for("maven", "https://b.example:8443/x") == PackageLogin("w", "r")
+    assert known.login_for("maven", "https://c.example/x") == NONE
+    google = PackageLogin("oauth2accesstoken", "token")
+    assert known.login_for("maven", REGISTRY.format("maven")) == google
+
+
+@pytest.mark.parametrize("kind", ["python", "npm", "maven"])
+@pytest.mark.parametrize("address", ["http://a.example/x", "https://a.example:8081/x"])
+def test_a_login_goes_without_tls_or_to_another_port_only_if_the_settings_say_so(
+    home, address, kind
+):
+    (home / ".netrc").write_text("machine a.example login u password p\n")
+    (home / ".pypirc").write_text("[x]\nrepository = http://a.example/x\nusername = t\n")
+    (home / ".npmrc").write_text("//a.example/x/:_authToken=t\n")
+    assert logins(home).login_for(kind, address) == NONE
+    named = PackageLogins({"HOME": str(home)}, named=[f"{address}/"])
+    assert named.login_for(kind, address).found
 
 
 def test_a_netrc_that_is_broken_matters_only_where_it_is_needed(home):

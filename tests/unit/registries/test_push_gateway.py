@@ -218,6 +218,21 @@ def test_no_blob_of_another_repository_is_mounted(registry: FakeRegistry, tmp_pa
     assert registry.seen[0][:2] == ("POST", "/v2/team/app/blobs/uploads/")
 
 
+@pytest.mark.parametrize("reference", ["one", DIGEST])
+@pytest.mark.parametrize("name", ["subject", "Subject", "\u017fubject"])
+def test_nothing_is_attached_to_another_image(
+    registry: FakeRegistry, tmp_path: Path, reference: str, name: str
+) -> None:
+    body = json.dumps({"layers": [], name: {"digest": DIGEST}}).encode()
+    with gateway(registry, tmp_path) as (made, caller):
+        path = f"/v2/team/app/manifests/{reference}"
+        assert caller.send("PUT", path, body)[0] == 403
+        assert caller.send("PUT", path, iter([body[:9], body[9:]]))[0] == 403
+        assert caller.send("PUT", path, b"[]")[0] == 400
+        assert made.digest == ""
+    assert registry.seen == []
+
+
 def test_the_end_of_an_upload_names_a_digest_and_nothing_else(
     registry: FakeRegistry, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from buildrunner.containers.types import (
     TransferProgress,
 )
 from buildrunner.errors import EngineUnavailable, ImagePullError
+from buildrunner.sandboxes.nested import loopback
 from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
@@ -257,12 +258,50 @@ def test_a_pull_that_is_cancelled_is_not_called_too_large() -> None:
         pull_within(Puller([1], 1), "app:1", 9, cancel=stopped)  # type: ignore[arg-type]
 
 
-def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(tmp_path: Path) -> None:
+def test_the_login_of_a_step_goes_through_the_gateway_which_knows_what_was_pushed() -> None:
+    """The engine, which steps can replace, would name any digest, and the server signs it."""
+    nest = Nest()
+    login = RegistryLogin(username="a step", password="bogus")
+    pushes: list[tuple[str, RegistryLogin]] = []
+
+    def push(_: object, name: str, login: RegistryLogin, **_more: object) -> PushedImage:
+        pushes.append((name, login))
+        return PushedImage(name=name, digest="sha256:1")
+
+    nest.push_with = push  # type: ignore[method-assign]
+    nest.inner.push_image = None  # type: ignore[assignment, method-assign]
+    nest.host.add_image("r.example/app:1")
+    nest.inner.add_image("r.example/app:1")
+    pushed = nest.engine.push_image(
+        "r.example/app:1", on_progress=lambda _: None, cancel=threading.Event(), login=login
+    )
+    assert pushed.digest == "sha256:1"
+    assert pushes == [("r.example/app:1", login)]
+
+
+def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``docker pull 127.0.0.1:5000/app`` in a step names a registry of the sandbox."""
     host = FakeEngine()
     noted = WantedImages(str(tmp_path / "wanted"), host, lambda _: None)
-    for name in ("127.0.0.1:5000/app", "localhost:5000/app:1", "127.1.2.3:80/a@sha256:1"):
-        noted.note(name)
+    resolver = {"rebinding.example": "127.0.0.1", "metadata.example": "169.254.169.254"}
+    monkeypatch.setattr(loopback, "look_up", lambda host: [resolver.get(host, host)])
+    for registry in (
+        "127.0.0.1:5000",
+        "localhost:5000",
+        "LOCALHOST:5000",
+        "a.localhost:5000",
+        "[::1]:5000",
+        "0.0.0.0:5000",
+        "[::ffff:127.0.0.1]:5000",
+        "127.1:80",
+        "2130706433:80",
+        "rebinding.example:5000",
+        "metadata.example",
+    ):
+        noted.note(f"{registry}/app:1")
+        noted.note(f"{registry}/app@sha256:1")
     noted.close()
     assert host.calls == []
     assert not (tmp_path / "wanted").exists()
