@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 from base64 import b64decode, b64encode
+from contextlib import suppress
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.serialization import (
@@ -24,7 +24,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer, SSlibKey
 
 from buildrunner.errors import AttestationError
-from buildrunner.secrets.store_key import write_private
+from buildrunner.secrets.store_key import exposed_file, write_private
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 KEY_NAME: Final = "provenance-key.pem"
@@ -44,7 +44,7 @@ def open_signer(key: str, folder: str) -> Signer:
         AttestationError: the key cannot be used.
     """
     if key.partition(":")[0] in KMS_SCHEMES:
-        return _kms_signer(key)
+        return kms_signer(key)
     path = key or os.path.join(folder, KEY_NAME)
     if not key and not os.path.exists(path):
         _make_key(path)
@@ -113,16 +113,16 @@ def read_public_key(pem: bytes, place: str) -> SSlibKey:
 def _file_signer(path: str) -> Signer:
     try:
         with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            exposed = exposed_file(file)
             pem = file.read(1 << 16)
     except OSError as error:
         raise AttestationError(
             f"the signing key {path} can't be read: {error.strerror or error}",
             hint="correct [provenance] key in the settings",
         ) from error
-    if mode & 0o077:
+    if exposed:
         raise AttestationError(
-            f"the signing key {path} can be read or changed by others (its mode is {mode:04o})",
+            f"the signing key {path} {exposed}",
             hint=f"chmod 600 {path}; if others may have read it, delete it to get a new one",
         )
     try:
@@ -138,24 +138,22 @@ def _file_signer(path: str) -> Signer:
 
 def _make_key(path: str) -> None:
     """Write a new key. Of two processes that make one at the same time, one key remains."""
-    temporary = f"{path}.{os.urandom(8).hex()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        write_private(temporary, CryptoSigner.generate_ecdsa().private_bytes)
-        try:
-            os.link(temporary, path)  # unlike a rename, never replaces a key
-        except FileExistsError:
-            pass
-        finally:
-            os.unlink(temporary)
+        with suppress(FileExistsError):
+            write_private(path, CryptoSigner.generate_ecdsa().private_bytes)
     except OSError as error:
         raise AttestationError(
             f"the signing key {path} can't be written: {error.strerror or error}"
         ) from error
 
 
-def _kms_signer(uri: str) -> Signer:
-    """Return a signer for a key of a KMS, whose public key the KMS is asked for."""
+def kms_signer(uri: str) -> Signer:
+    """Return a signer for a key of a KMS, whose public key the KMS is asked for.
+
+    Raises:
+        AttestationError: the key cannot be used.
+    """
     scheme, _, name = uri.partition(":")
     try:
         importer: Any = SIGNER_FOR_URI_SCHEME[scheme]
@@ -164,5 +162,5 @@ def _kms_signer(uri: str) -> Signer:
     except Exception as error:  # each KMS has errors of its own library
         raise AttestationError(
             f"the signing key {uri} can't be used: {error}",
-            hint=f"see [provenance] key; its library is in securesystemslib[{scheme}]",
+            hint=f"check the URI of the key; its library is in securesystemslib[{scheme}]",
         ) from error

@@ -9,7 +9,7 @@ import base64
 import binascii
 import os
 import stat
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from buildrunner.errors import SecretError
 
@@ -62,15 +62,15 @@ class KeyFile:
         """See `StoreKey.read`. A file that others may read is refused."""
         try:
             with open(self._path, "rb") as file:
-                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+                exposed = exposed_file(file)
                 text = file.read(1024)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise SecretError(f"the key {self._path} can't be read: {error.strerror}") from error
-        if mode & 0o077:
+        if exposed:
             raise SecretError(
-                f"the key {self._path} can be read or changed by others (its mode is {mode:04o})",
+                f"the key {self._path} {exposed}",
                 hint=f"chmod 600 {self._path}; if others may have read it, set your secrets anew "
                 "with a new key",
             )
@@ -79,13 +79,8 @@ class KeyFile:
     def make(self) -> bytes:
         """See `StoreKey.make`. The file is whole and private from its first moment on."""
         key = os.urandom(KEY_BYTES)
-        temporary = f"{self._path}.{os.urandom(8).hex()}"
         try:
-            write_private(temporary, base64.b64encode(key) + b"\n")
-            try:
-                os.link(temporary, self._path)  # unlike a rename, never replaces a key
-            finally:
-                os.unlink(temporary)
+            write_private(self._path, base64.b64encode(key) + b"\n")
         except OSError as error:
             raise SecretError(f"the key {self._path} can't be written: {error.strerror}") from error
         return key
@@ -132,14 +127,32 @@ class KeyringKey:
         return key
 
 
+def exposed_file(file: BinaryIO) -> str:
+    """Return how others can use a private file, as the end of a sentence; empty if they can't."""
+    mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    return f"can be read or changed by others (its mode is {mode:04o})" if mode & 0o077 else ""
+
+
 def write_private(path: str, data: bytes) -> None:
-    """Write a new file that only its owner can read, whatever the umask, down to the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "wb") as file:
-        os.fchmod(descriptor, 0o600)  # a umask may have taken even the owner's rights
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+    """Write a new file that only its owner can read, whatever the umask, down to the disk.
+
+    The file appears whole. Of two processes that write it at the same time, one succeeds.
+
+    Raises:
+        FileExistsError: there is such a file.
+        OSError: the file can't be written.
+    """
+    temporary = f"{path}.{os.urandom(8).hex()}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)  # a umask may have taken even the owner's rights
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.link(temporary, path)  # unlike a rename, never replaces a file
+    finally:
+        os.unlink(temporary)
 
 
 def _decoded(text: bytes, place: str) -> bytes:
