@@ -10,6 +10,8 @@
     ├── StorageError           an object in a bucket can't be read or written
     ├── UploadError            a file of ``artifacts.objects`` can't be uploaded
     ├── AttestationError       provenance can't be made, signed or attached
+    ├── IdentityError          an identity token can't be made
+    │   └── IdentityRefused    the build may not have this token
     ├── VerificationError      an artifact is not what its provenance or a policy says
     ├── RegistryError          a registry refused or broke
     ├── EngineError            the container engine refused or broke
@@ -154,6 +156,16 @@ class AttestationError(BuildrunnerError):
     """Provenance can't be made, signed, or attached to what it is about."""
 
     exit_code = EXIT_BUILD_FAILED
+
+
+class IdentityError(BuildrunnerError):
+    """An identity token of a build can't be made."""
+
+
+class IdentityRefused(IdentityError):
+    """A build may not have the token that it asks for."""
+
+    http_status = 403
 
 
 class VerificationError(BuildrunnerError):

@@ -1,10 +1,12 @@
 """The metadata server of a build, in the form of Compute Engine's, and the tokens that it returns.
 
-Steps read their project, service account and access tokens from it, at ``169.254.169.254``,
-``metadata`` and ``metadata.google.internal``. The network `cloudbuild` then has that address as its
-gateway (`NETWORK_SUBNET`, `NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine,
-where this server listens. It needs no container and no image. It is off unless the user enables
-it, and it returns tokens only if the user gave credentials for that (`GoogleCredentials`).
+Steps read their project, service account and tokens from it, at ``169.254.169.254``, ``metadata``
+and ``metadata.google.internal``. It needs no container and no image, and is off by default.
+
+In a nested sandbox, a relay in the sandbox leads that address to a socket of this process
+(`OpenSandbox.metadata_listener`): each build has a metadata server of its own. On the engine at
+hand, the network `cloudbuild` has the address as its gateway (`NETWORK_SUBNET`,
+`NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine, where this server listens.
 
 Source: Cloud Build docs, "Running build steps", and the metadata API of Compute Engine v1.
 """
@@ -15,13 +17,14 @@ import datetime
 import errno
 import importlib
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from buildrunner.errors import EngineError, SecretError
+from buildrunner.errors import BuildrunnerError, EngineError, SecretError
 
 NETWORK_SUBNET = "169.254.169.0/24"
 NETWORK_GATEWAY = "169.254.169.254"
@@ -48,11 +51,11 @@ class Credentials(Protocol):
         ...
 
     def access_token(self, scopes: tuple[str, ...]) -> AccessToken:
-        """A token for ``scopes`` (the default ones when empty). Raises SecretError."""
+        """A token for ``scopes`` (the default ones when empty). Raises BuildrunnerError."""
         ...
 
     def identity_token(self, audience: str) -> str:
-        """An OIDC token for ``audience``. Raises SecretError when the account can't make one."""
+        """An OIDC token for ``audience``. Raises BuildrunnerError if the account can't have one."""
         ...
 
 
@@ -73,24 +76,20 @@ class MetadataServer:
 
     def __init__(
         self,
+        listener: socket.socket,
         facts: ProjectFacts,
         *,
         credentials: Credentials | None,
-        address: str = NETWORK_GATEWAY,
-        port: int = PORT,
         may_ask: Callable[[str], bool] = lambda _: True,
     ) -> None:
-        """Bind and start to serve.
+        """Start to serve.
 
         Args:
+            listener: accepts the connections. Closed with the server.
             facts: the project.
             credentials: make tokens; None for none.
-            address: to listen on.
-            port: the same.
-            may_ask: whether the client with an address is answered; others are hung up on.
-
-        Raises:
-            EngineError: the address can't be bound; the message says why and what to do.
+            may_ask: whether the client with an address is answered; others are hung up on. The
+                clients of a socket without addresses have the empty one.
         """
         answers = _Answers(facts, credentials)
 
@@ -99,22 +98,12 @@ class MetadataServer:
 
         class Server(ThreadingHTTPServer):
             def verify_request(self, request: object, client_address: Any) -> bool:  # noqa: ARG002
-                return may_ask(client_address[0])
+                return may_ask(client_address[0] if client_address else "")
 
-        try:
-            self._server = Server((address, port), Handler)
-        except OSError as error:
-            why = error.strerror or str(error)
-            if error.errno == errno.EADDRNOTAVAIL:  # an older network has other addresses
-                why = "the address is not this machine's; another build may use the network now"
-            raise EngineError(
-                f"the metadata server can't listen on {address}:{port}: {why}",
-                hint="it needs root and an engine on this machine, and one build at a time can"
-                " have it; `buildrunner doctor --clean` removes what a killed build left; else"
-                " leave out --metadata-server",
-            ) from error
+        self._server = Server(("", 0), Handler, bind_and_activate=False)
+        self._server.socket.close()
+        self._server.socket = listener
         self._server.daemon_threads = True
-        self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.05,), name="metadata-server", daemon=True
         )
@@ -125,6 +114,26 @@ class MetadataServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+def listen_on(address: str = NETWORK_GATEWAY, port: int = PORT) -> socket.socket:
+    """Return a listener for the metadata server on the engine at hand.
+
+    Raises:
+        EngineError: the address can't be bound; the message says why and what to do.
+    """
+    try:
+        return socket.create_server((address, port), backlog=64)
+    except OSError as error:
+        why = error.strerror or str(error)
+        if error.errno == errno.EADDRNOTAVAIL:  # an older network has other addresses
+            why = "the address is not this machine's; another build may use the network now"
+        raise EngineError(
+            f"the metadata server can't listen on {address}:{port}: {why}",
+            hint="it needs root and an engine on this machine, and one build at a time can"
+            " have it; use --sandbox nested for several;"
+            " `buildrunner doctor --clean` removes what a killed build left",
+        ) from error
 
 
 class Answer(NamedTuple):
@@ -225,12 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        from buildrunner.errors import SecretError
-
         try:
             answer = self.answer(self.path, self.headers.get("Metadata-Flavor", ""))
-        except SecretError as error:
-            answer = Answer(500, f"{error}\n")
+        except BuildrunnerError as error:
+            answer = Answer(error.http_status, f"{error}\n")
         body = answer.body.encode()
         self.send_response(answer.status)
         self.send_header("Metadata-Flavor", _FLAVOR)

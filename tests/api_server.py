@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from buildrunner.identity.keys import IdentityKeys
 from buildrunner.plan.build_plan import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
@@ -45,6 +46,7 @@ class ApiServer:
     ) -> None:
         self.store = new_store(folder)
         self.secrets = HeldSecrets()
+        self.identity_keys = IdentityKeys(folder, WORKER, self.store.identity_keys, clock=clock)
         self.woken = threading.Event()
         self.worker_is_alive = True
         self.worker_holds_back = ""
@@ -63,6 +65,7 @@ class ApiServer:
             worker_alive=lambda: self.worker_is_alive,
             worker_holds_back=lambda: self.worker_holds_back,
             secrets=secrets or self.secrets,
+            identity_keys=lambda: self.identity_keys.published(),
         )
         self.app = create_app(self.context)
         self._listener = Listener(self.app, listening)

@@ -25,6 +25,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         home_files: files to put into ``/builder/home`` before the first step, by relative path
             (registry credentials, ...).
         extra_hosts: ``name:address`` entries for the hosts file of every step.
+        env: variables that every step gets (``NAME=value``); those of its config win.
         keep_logs: the engine keeps each step's output, so that another process can take over.
         disk_bytes: how many bytes of uploads may be copied out of the workspace; None sets no
             limit.
@@ -47,6 +48,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     home_files: dict[str, bytes] = {}
     extra_hosts: tuple[str, ...] = ()
+    env: tuple[str, ...] = ()
     keep_logs: bool = False
     disk_bytes: int | None = None
     timeout_grace_s: float = 10.0

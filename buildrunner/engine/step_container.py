@@ -100,7 +100,12 @@ def step_container(
         image=inputs.image.id,
         entrypoint=entrypoint,
         cmd=cmd,
-        env=base + step.env + tuple(f"{name}={value}" for name, value in sorted(secrets.items())),
+        env=(
+            *base,
+            *options.env,
+            *step.env,
+            *(f"{name}={value}" for name, value in sorted(secrets.items())),
+        ),
         workdir=step.workdir,
         mounts=mounts,
         network=options.network,

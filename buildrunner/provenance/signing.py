@@ -155,6 +155,11 @@ def kms_signer(uri: str) -> Signer:
         AttestationError: the key cannot be used.
     """
     scheme, _, name = uri.partition(":")
+    if scheme not in KMS_SCHEMES:
+        raise AttestationError(
+            f"the signing key {uri} is no key of a KMS",
+            hint=f"such a URI begins with {', '.join(f'{one}:' for one in KMS_SCHEMES)}",
+        )
     try:
         importer: Any = SIGNER_FOR_URI_SCHEME[scheme]
         found, key = importer.import_(name)

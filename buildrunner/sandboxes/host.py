@@ -97,6 +97,9 @@ class HostPlace:
     def expect(self, plan: BuildPlan) -> None:
         """See `OpenSandbox.expect`."""
 
+    def metadata_listener(self) -> None:
+        """See `OpenSandbox.metadata_listener`: builds share a network."""
+
     def close(self) -> None:
         """See `OpenSandbox.close`: the engine is for others to close."""
 

@@ -23,6 +23,8 @@ anyone (the supervisor, after a build's process died for good), any number of ti
 
 from __future__ import annotations
 
+import socket
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -120,6 +122,15 @@ class OpenSandbox(Protocol):
 
     def expect(self, plan: BuildPlan) -> None:
         """Told of the plan before its first step. Never blocks for long, never raises."""
+        ...
+
+    def metadata_listener(self) -> AbstractContextManager[socket.socket] | None:
+        """Return a listener for the build's metadata server; None where builds share a network.
+
+        While the context lasts, connections of the build's containers to 169.254.169.254:80 arrive
+        at the listener, and no others. Entering it waits for the place, and raises EngineError if
+        the address can't be had.
+        """
         ...
 
     def close(self) -> None:

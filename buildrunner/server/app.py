@@ -15,6 +15,7 @@ from buildrunner.server.api import builds as routes_builds
 from buildrunner.server.api import deliveries as routes_deliveries
 from buildrunner.server.api import health as routes_health
 from buildrunner.server.api import hooks as routes_hooks
+from buildrunner.server.api import identity as routes_identity
 from buildrunner.server.api import logs as routes_logs
 from buildrunner.server.api import notifiers as routes_notifiers
 from buildrunner.server.api import operations as routes_operations
@@ -65,6 +66,7 @@ _ROUTERS = (
     routes_refused.router,
     routes_builds.own_router,
     routes_provenance.router,
+    routes_identity.router,
     routes_sources.router,
     routes_access.router,
     routes_health.router,

@@ -130,6 +130,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         facts: what the page of the server shows of its surroundings; asked each time.
         shown_settings: the settings as they hold, with where each value came from.
         provenance_key: returns the public key of provenance, as PEM text.
+        identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
     """
 
     store: ServerStore
@@ -153,6 +154,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     facts: Callable[[], Mapping[str, str]] = dict
     shown_settings: tuple[ShownSetting, ...] = ()
     provenance_key: Callable[[], str] = lambda: ""
+    identity_keys: Callable[[], list[dict[str, str]]] = list
 
     def why_waiting(self, build_id: str) -> WaitReason | None:
         """Why a build has not begun: the queue's reason, or what holds this server's worker back.

@@ -115,6 +115,7 @@ KEYS: dict[str, dict[str, type]] = {
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
+    "identity": {"kms_key": str},
     "provenance": {
         "enabled": bool,
         "push": bool,
@@ -142,6 +143,7 @@ _USER_ONLY = (
     "storage",
     "git",
     "server",
+    "identity",
     "provenance",
     "projects",
     "images.untrusted",
@@ -386,6 +388,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             made in ``provenance_folder``.
         provenance_certificate: path of the certificate of the key, and of those above it.
         provenance_folder: data folder of the server; empty for that of the user. Not in files.
+        identity_key: URI of the KMS key that signs identity tokens; empty for keys in files, which
+            the server makes and rotates.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
         projects: for one project, fields that win over the others; see `of_project`.
     """
@@ -413,6 +417,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance_key: str = ""
     provenance_certificate: str = ""
     provenance_folder: str = ""
+    identity_key: str = ""
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
 
@@ -598,6 +603,8 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields.update(_provenance_fields(tree.get("provenance", {}), os.path.dirname(path)))
     fields["package_repositories"] = tree.get("artifacts", {}).get("repositories", {})
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
+    if "kms_key" in tree.get("identity", {}):
+        fields["identity_key"] = tree["identity"]["kms_key"]
     fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})
     if "buckets" in tree.get("storage", {}):
         fields["storage_buckets"] = tuple(tree["storage"]["buckets"])

@@ -5,6 +5,7 @@ They are kept beside the trigger, in camelCase::
     {"jitter": "300s", "missed": "once", "overlap": "skip",
      "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
      "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"},
+     "identity": {"audiences": ["sts.amazonaws.com"], "forks": false},
      "publicBadge": true, "forge": {"kind": "gitea", "host": "https://git.example.com"}}
 """
 
@@ -25,6 +26,7 @@ from buildrunner.triggers.schedule import Missed, Overlap, Schedule
 _DURATION = re.compile(r"(\d{1,9})s")
 _NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})?$"
 _MAX_JITTER_S = 3600
+_LONGEST_AUDIENCE = 512
 
 
 class Concurrency(
@@ -61,6 +63,20 @@ class ApprovalPolicy(
     expires: str = ""
 
 
+class IdentityPolicy(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """Which identity tokens the builds of a trigger may have.
+
+    Attributes:
+        audiences: the audiences that tokens may be for; empty: builds get no tokens.
+        forks: builds of forks may have them, too. Their tokens say that they are of a fork.
+    """
+
+    audiences: tuple[str, ...] = ()
+    forks: bool = False
+
+
 class ForgeSetting(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
@@ -88,6 +104,7 @@ class TriggerSettings(
         missed, overlap: see `Schedule`.
         concurrency: which builds run at the same time.
         approval: who may approve. Whether somebody must is the trigger's ``approvalConfig``.
+        identity: which identity tokens builds may have.
         public_badge: everybody may see the badge, without a token.
         forge: where the trigger's repository is; None: on the public forge that Cloud Build's
             field means.
@@ -98,6 +115,7 @@ class TriggerSettings(
     overlap: Overlap = Overlap.ALLOW
     concurrency: Concurrency = Concurrency()
     approval: ApprovalPolicy = ApprovalPolicy()
+    identity: IdentityPolicy = IdentityPolicy()
     public_badge: bool = False
     forge: ForgeSetting | None = None
 
@@ -165,6 +183,11 @@ def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
             "" if 0 <= concurrency.limit <= 1000 else "must be from 0 to 1000",
             "0 is for no limit",
         ),
+        (
+            "identity.audiences",
+            next(map(_bad_audience, filter(_bad_audience, settings.identity.audiences)), ""),
+            "such as https://iam.example.com or sts.amazonaws.com",
+        ),
         ("forge", *_bad_forge(settings.forge)),
     ]
 
@@ -177,6 +200,12 @@ def _bad_forge(forge: ForgeSetting | None) -> tuple[str, str]:
     except UsageError as error:
         return str(error), error.hint
     return "", ""
+
+
+def _bad_audience(text: str) -> str:
+    if 0 < len(text) <= _LONGEST_AUDIENCE and text.isprintable() and " " not in text:
+        return ""
+    return f"{text[:_LONGEST_AUDIENCE]!r} is no audience"
 
 
 def _bad_duration(text: str, most_s: int = 10**9) -> str:

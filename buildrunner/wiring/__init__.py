@@ -23,10 +23,16 @@ if TYPE_CHECKING:
         nested_guardian,
     )
     from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
-    from buildrunner.wiring.metadata import metadata_addresses, metadata_hosts, metadata_server
+    from buildrunner.wiring.metadata import (
+        google_credentials,
+        metadata_addresses,
+        metadata_hosts,
+        shared_metadata_server,
+    )
     from buildrunner.wiring.outputs import (
         attester,
         home_files,
+        identity_keys,
         public_key,
         publisher,
         stores,
@@ -62,14 +68,15 @@ __all__ = [
     "git_mirror",
     "git_place",
     "git_workspace",
+    "google_credentials",
     "google_token",
     "guardian",
     "has_engine_image",
     "home_files",
+    "identity_keys",
     "image_factory",
     "metadata_addresses",
     "metadata_hosts",
-    "metadata_server",
     "nested_guardian",
     "public_key",
     "publisher",
@@ -78,6 +85,7 @@ __all__ = [
     "secret_resolver",
     "secret_store",
     "server_store",
+    "shared_metadata_server",
     "storage_workspace",
     "stores",
     "uploader",
@@ -102,8 +110,21 @@ _MODULES = {
         "nested_guardian",
     ),
     "git": ("GitRemotes", "fetch_git_source", "git_mirror", "git_place"),
-    "metadata": ("metadata_addresses", "metadata_hosts", "metadata_server"),
-    "outputs": ("attester", "home_files", "public_key", "publisher", "stores", "uploader"),
+    "metadata": (
+        "google_credentials",
+        "metadata_addresses",
+        "metadata_hosts",
+        "shared_metadata_server",
+    ),
+    "outputs": (
+        "attester",
+        "home_files",
+        "identity_keys",
+        "public_key",
+        "publisher",
+        "stores",
+        "uploader",
+    ),
     "sandboxes": ("has_engine_image", "sandbox"),
     "secrets": ("ServerSecrets", "google_token", "secret_resolver", "secret_store"),
     "workspaces": (

@@ -12,7 +12,12 @@ from buildrunner.wiring.engines import NETWORK, build_labels
 
 if TYPE_CHECKING:
     from buildrunner.containers.protocol import ContainerEngine
-    from buildrunner.metadata import MetadataServer, ProjectFacts
+    from buildrunner.metadata import (
+        Credentials,
+        GoogleCredentials,
+        MetadataServer,
+        ProjectFacts,
+    )
 
 
 def metadata_addresses() -> AddressRange:
@@ -40,28 +45,43 @@ def _machine_vendor() -> str:
         return ""  # not Linux, or a container that must not know
 
 
-def metadata_server(
-    engine: ContainerEngine, build_id: str, facts: ProjectFacts, *, key_file: str | None
+def google_credentials(key_file: str | None) -> GoogleCredentials | None:
+    """Return the Google credentials that make tokens for steps.
+
+    Args:
+        key_file: a file with credentials, or empty for the application default ones; None for none.
+
+    Raises:
+        SecretError: the credentials can't be used.
+    """
+    from buildrunner.metadata import GoogleCredentials
+
+    return GoogleCredentials(key_file) if key_file is not None else None
+
+
+def shared_metadata_server(
+    engine: ContainerEngine,
+    build_id: str,
+    facts: ProjectFacts,
+    *,
+    credentials: Credentials | None,
 ) -> MetadataServer:
-    """Start the metadata server on the build's network.
+    """Start the metadata server on the network of builds, which one build at a time can have.
 
     Args:
         engine: where the network is, or is being made.
         build_id: the build.
-        facts: what steps are told of their project.
-        key_file: Google credentials to make tokens with: a file, or empty for the application
-            default ones; None gives no tokens.
+        facts: the project of the build.
+        credentials: make tokens; None for none.
 
     Raises:
-        EngineError: the network or the address is not to be had.
-        SecretError: the credentials are not.
+        EngineError: the network or the address can't be had.
     """
-    from buildrunner.metadata import GoogleCredentials, MetadataServer
+    from buildrunner.metadata import MetadataServer, listen_on
 
-    credentials = GoogleCredentials(key_file) if key_file is not None else None
     engine.ensure_network(NETWORK, build_labels(build_id), address_range=metadata_addresses())
     may_ask = partial(is_of_build, engine, build_id)
-    return MetadataServer(facts, credentials=credentials, may_ask=may_ask)
+    return MetadataServer(listen_on(), facts, credentials=credentials, may_ask=may_ask)
 
 
 def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:

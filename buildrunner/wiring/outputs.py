@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from buildrunner.containers.protocol import ContainerEngine
     from buildrunner.containers.types import RegistryLogin
     from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
+    from buildrunner.identity.keys import IdentityKeys
     from buildrunner.plan.build_plan import BuildPlan
     from buildrunner.provenance.sbom import SbomImage
     from buildrunner.sandboxes.protocol import OpenSandbox
     from buildrunner.storage.stores import Stores
+    from buildrunner.store.sql.store import ServerStore
 
 _NO_PROVENANCE = (
     "VERIFIED needs provenance, and [provenance] enabled = false in the settings turns it off",
@@ -200,6 +203,26 @@ def _signer(settings: Settings) -> Signer:
     from buildrunner.provenance.signing import open_signer
 
     return open_signer(settings.provenance_key, settings.provenance_folder or data_folder())
+
+
+def identity_keys(data: str, owner: str, store: ServerStore, settings: Settings) -> IdentityKeys:
+    """The keys by which a server signs identity tokens.
+
+    Args:
+        data: the server's data folder.
+        owner: the server's name in the database.
+        store: the database.
+        settings: those of the server.
+    """
+    from buildrunner.identity.keys import IdentityKeys
+
+    return IdentityKeys(
+        data,
+        owner,
+        store.identity_keys,
+        clock=lambda: datetime.now(UTC),
+        kms=settings.identity_key,
+    )
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError
+from buildrunner.metadata import MetadataServer
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, project_number
 from buildrunner.plan.compile import git_source_of
 from buildrunner.plan.privilege import granted, refusal
@@ -49,6 +50,7 @@ from buildrunner.store.records import FROM_BUILD, reused_steps_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
+from buildrunner.worker.identity import URL, URL_VARIABLE, BuildIdentities, project_facts
 from buildrunner.worker.recovery import ResumePoint
 from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
 from buildrunner.workspace.protocol import Workspace
@@ -94,6 +96,7 @@ class ServerProgram:
         keeping: where workspaces of builds that failed are kept; None: nowhere.
         payload: gives the payload of the event that fired the trigger of a build, by root name;
             None: no event fires triggers here.
+        identities: gives builds identity tokens; None: no build gets any.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class ServerProgram:
         sources: ServerSources | None = None,
         keeping: Keeping | None = None,
         payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
+        identities: BuildIdentities | None = None,
     ) -> None:
         self._sandbox = sandbox
         self._settings = settings
@@ -111,6 +115,7 @@ class ServerProgram:
         self._sources = sources or ServerSources()
         self._keeping = keeping
         self._payload = payload
+        self._identities = identities
         self._log_uploads: dict[str, LogUpload] = {}
 
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
@@ -123,12 +128,17 @@ class ServerProgram:
         request = request_of(
             stored, settings, privileged_place=opened.privileged_steps, event=event
         )
-        planning = ServerPlanning(request, self.place(stored, settings, opened))
+        metadata = _Metadata(self._identities, stored, opened)
+        planning = ServerPlanning(request, self.place(stored, settings, opened, metadata))
         watch = _Watch(run, self._log_upload(stored))
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
             return NotedWorkspace(placed, lambda made: run.on_workspace(encode_prepared(made)))
+
+        def on_planned(planned: PlannedBuild) -> None:
+            watch.on_planned(planned, planning.note(planned))
+            metadata.start(planned.plan.origin)
 
         try:
             execution = BuildExecution(
@@ -136,7 +146,7 @@ class ServerProgram:
                 engine=opened.engine,
                 sink=run.sink,
                 on_event=watch.on_event,
-                on_planned=lambda planned: watch.on_planned(planned, planning.note(planned)),
+                on_planned=on_planned,
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._sources.policy,
@@ -147,14 +157,16 @@ class ServerProgram:
                 outcome = execution.execute(request, planning.plan).outcome
             else:
                 watch.take_up(run.resume)
+                metadata.start(run.resume.plan.origin)
                 outcome = self._resume(execution, planning, run.resume, settings)
         except BuildrunnerError:
             with suppress(EngineError):  # the supervisor's sweep tries again
                 self._sandbox.remove(stored.id)
             raise
         finally:
+            metadata.close()
             opened.close()
-        warnings = (*outcome.warnings, *planning.warnings)
+        warnings = (*outcome.warnings, *planning.warnings, *metadata.warnings)
         try:
             self._sandbox.remove(stored.id)
         except EngineError as error:  # the same
@@ -182,7 +194,9 @@ class ServerProgram:
             restored="" if watch.is_resumed else folder,
         )
 
-    def place(self, stored: StoredBuild, settings: Settings, opened: OpenSandbox) -> BuildPlace:
+    def place(
+        self, stored: StoredBuild, settings: Settings, opened: OpenSandbox, metadata: _Metadata
+    ) -> BuildPlace:
         """Return where a build runs, and the choices of the server for it."""
         options = RunOptions(
             push=stored.push,
@@ -190,6 +204,8 @@ class ServerProgram:
             keep_network=True,
             labels=self._labels,
             keep_logs=True,
+            env=metadata.env,
+            extra_hosts=metadata.hosts,
         )
         return BuildPlace(
             engine=opened.engine,
@@ -254,6 +270,53 @@ class ServerProgram:
             # .gitmodules and .lfsconfig may name any repository that the host's token can read.
             git=replace(settings.git, submodules=False, lfs=False),
         )
+
+
+class _Metadata:
+    """The metadata server of a build whose trigger allows identity tokens.
+
+    Attributes:
+        env, hosts: what steps need to find it; empty for a build that has none.
+        warnings: why a build has none though its trigger allows tokens.
+    """
+
+    def __init__(
+        self, identities: BuildIdentities | None, stored: StoredBuild, opened: OpenSandbox
+    ) -> None:
+        self._identities = identities
+        self._stored = stored
+        self._stack = ExitStack()
+        self._listener = None
+        self.env: tuple[str, ...] = ()
+        self.hosts: tuple[str, ...] = ()
+        self.warnings: tuple[str, ...] = ()
+        if identities is None or not identities.audiences(stored):
+            return
+        self._listener = opened.metadata_listener()
+        if self._listener is None:
+            self.warnings = ("the build gets no identity tokens: they need serve --sandbox nested",)
+            return
+        self.env = (f"{URL_VARIABLE}={URL}",)
+        self.hosts = wiring.metadata_hosts()
+
+    def start(self, origin: BuildOrigin) -> None:
+        """Serve the tokens of the planned build.
+
+        Raises:
+            EngineError: the sandbox did not start, or the address can't be had in it.
+        """
+        if self._listener is None or self._identities is None:
+            return
+        server = MetadataServer(
+            self._stack.enter_context(self._listener),
+            project_facts(self._stored),
+            credentials=self._identities.of_build(self._stored, origin),
+        )
+        self._stack.callback(server.close)
+
+    def close(self) -> None:
+        """Stop serving. Idempotent."""
+        self._stack.close()
 
 
 class ServerPlanning:

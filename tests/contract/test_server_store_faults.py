@@ -390,6 +390,7 @@ ROWS["0012"] = ROWS["0011"]
 ROWS["0013"] = ROWS["0012"]
 ROWS["0014"] = ROWS["0013"]
 ROWS["0015"] = ROWS["0014"]
+ROWS["0016"] = ROWS["0015"]
 
 
 def check_rows(store: ServerStore) -> None:

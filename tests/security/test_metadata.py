@@ -10,7 +10,7 @@ import pytest
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, NetworkMember
 from buildrunner.errors import EngineUnavailable
-from buildrunner.metadata import MetadataServer, ProjectFacts
+from buildrunner.metadata import MetadataServer, ProjectFacts, listen_on
 from buildrunner.wiring.metadata import is_of_build
 
 
@@ -71,9 +71,10 @@ def test_a_client_that_may_not_ask_is_hung_up_on(answered: bool) -> None:
         return answered
 
     facts = ProjectFacts("p1", "123", "builder@p1.example")
-    server = MetadataServer(facts, credentials=None, address="127.0.0.1", port=0, may_ask=may_ask)
+    listener = listen_on("127.0.0.1", 0)
+    server = MetadataServer(listener, facts, credentials=None, may_ask=may_ask)
     try:
-        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+        with socket.create_connection(listener.getsockname(), timeout=30) as client:
             try:
                 client.sendall(b"GET / HTTP/1.0\r\n\r\n")
                 answer = client.recv(1000)

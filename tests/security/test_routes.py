@@ -103,6 +103,8 @@ GET    /buildrunner/v1/projects/{project}/builds/{build}/approval api read  proj
 GET    /buildrunner/v1/projects/{project}/builds/{build}/artifacts api read project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/provenance api read project+ 200
 GET    /buildrunner/v1/provenance-key                         open  -       -        200
+GET    /.well-known/openid-configuration                      open  -       -        200
+GET    /.well-known/jwks.json                                 open  -       -        200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/events api read    project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/log  api   read    project+ 200
 HEAD   /buildrunner/v1/projects/{project}/builds/{build}/log  api   read    project+ 200

@@ -21,10 +21,11 @@ from buildrunner.settings import Settings, WorkerSettings, own_settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.sql.store import ServerStore
-from buildrunner.worker.chores import KeptTimes
+from buildrunner.worker.chores import Chore, KeptTimes
 from buildrunner.worker.data_folder import DataFolder
 
 _DEFAULT_BUILDS = 2
+_ROTATION_S = 3600.0
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
@@ -90,7 +91,14 @@ def _serve(
     settings = own_settings()
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     worker_settings = replace(worker_settings, public_url=server.public_url)
+    identity_keys = partial(
+        wiring.identity_keys, folder.path, folder.worker_name(), store, settings
+    )
     context, options = _parts(args, folder, server, settings, store)
+    rotation = Chore(
+        name="identity keys", every_s=_ROTATION_S, run=lambda: identity_keys().rotate_if_used()
+    )
+    options = replace(options, chores=(*options.chores, rotation))
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     worker.check_engine()
     keeping = keeping_of(worker_settings)
@@ -99,6 +107,7 @@ def _serve(
         stores=wiring.stores(settings),
         workspace_is_kept=keeping.has if keeping else lambda _: False,
         facts=EngineFacts(),
+        identity_keys=lambda: identity_keys().published(),
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=worker.wake,

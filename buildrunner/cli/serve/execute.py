@@ -73,6 +73,7 @@ def _execute(
     from buildrunner.store.model.builds import Lease
     from buildrunner.worker.data_folder import DataFolder
     from buildrunner.worker.execution import Execution, execute
+    from buildrunner.worker.identity import BuildIdentities
     from buildrunner.worker.leases import patiently
     from buildrunner.worker.program import (
         ServerProgram,
@@ -116,10 +117,18 @@ def _execute(
                 ),
                 keeping_of(worker),
                 payload=partial(_payload, store),
+                identities=BuildIdentities(
+                    worker.public_url,
+                    store.triggers.settings,
+                    lambda: wiring.identity_keys(
+                        worker.data, folder.worker_name(), store, settings
+                    ).signing(),
+                    _now,
+                ),
             ),
             open_events=EventLog,
             log_bytes=worker.log_gib << 30,
-            now=lambda: datetime.now(UTC),
+            now=_now,
             lost=_stop_at_once,
             listeners=_listeners(stored, folder.log_folder(build_id) if resume else ""),
         )
@@ -129,6 +138,10 @@ def _execute(
             network.close()
         sandbox.close()
         store.close()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:

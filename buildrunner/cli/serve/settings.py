@@ -319,6 +319,7 @@ _KEYS = {
     "storage.buckets": "storage_buckets",
     "git": "git",
     "server.keep_builds": "keep_builds",
+    "identity.kms_key": "identity_key",
     "projects": "projects",
 }
 _ENGINE_S = 15.0

@@ -16,7 +16,6 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.cli.server.choice import chosen_server
 from buildrunner.cli.submit import flags as submit_flags
-from buildrunner.errors import UsageError
 
 if TYPE_CHECKING:  # the network is requested before other modules are imported
     from buildrunner.build_run.head_start import HeadStart
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             input_, settings = _read_flags(args, warnings)
         else:
             input_, settings = _read_flags(args, warnings)
-            head_start = stack.enter_context(_nested_head_start(build_id, settings, args))
+            head_start = stack.enter_context(_nested_head_start(build_id, settings))
         from buildrunner.cli.submit.run import LocalRun
 
         submission = _read(input_, settings, args, build_id, warnings, head_start)
@@ -98,12 +97,7 @@ def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInp
     return input_, settings
 
 
-def _nested_head_start(build_id: str, settings: Settings, args: argparse.Namespace) -> HeadStart:
-    if args.metadata_server:
-        raise UsageError(
-            "--metadata-server can't be had with --sandbox nested",
-            hint="steps in a sandbox can't reach this machine: use --sandbox host",
-        )
+def _nested_head_start(build_id: str, settings: Settings) -> HeadStart:
     from buildrunner.build_run.head_start import NestedHeadStart
 
     return NestedHeadStart(build_id, settings)

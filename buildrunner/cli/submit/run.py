@@ -34,7 +34,6 @@ from buildrunner.spec.model.build import Build, LoggingMode
 from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
-    from buildrunner.metadata import MetadataServer
     from buildrunner.sources.git.source import GitCheckout
     from buildrunner.workspace.export import ExportedWorkspace
 
@@ -134,8 +133,32 @@ class LocalRun:
         return staged(self._submission, build)
 
     def _start_metadata_server(self, build: Build) -> None:
-        if self._args.metadata_server:
-            self._stack.callback(metadata_server(self._engine, build, self._submission).close)
+        """Start the server that ``--metadata-server`` demands.
+
+        Raises:
+            EngineError: the network or the address can't be had.
+            SecretError: the credentials can't be used.
+        """
+        args = self._args
+        if not args.metadata_server:
+            return
+        from buildrunner.metadata import MetadataServer, ProjectFacts
+
+        facts = ProjectFacts(
+            project_id=build.project_id,
+            project_number=project_number(build.project_id),
+            # Hosted it is a resource name; the metadata server returns the address in it.
+            service_account=build.service_account.rpartition("/")[2],
+            location=args.region or "global",
+        )
+        place = self._head_start.place
+        listener = place.metadata_listener() if place is not None else None
+        if listener is None:
+            start = partial(wiring.shared_metadata_server, self._engine, build.id, facts)
+        else:
+            start = partial(MetadataServer, self._stack.enter_context(listener), facts)
+        server = start(credentials=wiring.google_credentials(args.metadata_credentials))
+        self._stack.callback(server.close)
 
     def _prepared(self, request: BuildRequest) -> BuildRequest:
         """The request with the folders that the flags want."""
@@ -216,28 +239,6 @@ class LocalRun:
             return JsonOutput()
         command = _command_again(sys.argv)
         return TextOutput(plan, folder, quiet=self._args.quiet, command=command)
-
-
-def metadata_server(
-    engine: ContainerEngine, build: Build, submission: Submission
-) -> MetadataServer:
-    """Start the server that ``--metadata-server`` wants.
-
-    Raises:
-        EngineError: the network or the address is not to be had.
-        SecretError: the credentials are not.
-    """
-    from buildrunner.metadata import ProjectFacts
-
-    args = submission.args
-    facts = ProjectFacts(
-        project_id=build.project_id,
-        project_number=project_number(build.project_id),
-        # Hosted it is a resource name; the metadata server tells the address in it.
-        service_account=build.service_account.rpartition("/")[2],
-        location=args.region or "global",
-    )
-    return wiring.metadata_server(engine, build.id, facts, key_file=args.metadata_credentials)
 
 
 def _config_here(input_: BuildInput) -> str:

@@ -97,6 +97,19 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
         help="cancel a build that has no approval after this time",
     )
     parser.add_argument(
+        "--audience",
+        action="append",
+        metavar="URL",
+        help="audience for which builds may have identity tokens; may be repeated; '': none",
+    )
+    parser.add_argument(
+        "--identity-forks",
+        choices=("true", "false"),
+        nargs="?",
+        const="true",
+        help="builds of forks may have identity tokens, too",
+    )
+    parser.add_argument(
         "--public-badge",
         choices=("true", "false"),
         nargs="?",
@@ -216,6 +229,10 @@ def changed_settings(before: Document, args: argparse.Namespace) -> Document:
         "notAuthor": _truth(args.not_author),
         "expires": args.approval_expires,
     }
+    identity = {
+        "audiences": args.audience and [name for name in args.audience if name],
+        "forks": _truth(args.identity_forks),
+    }
     concurrency = {"group": args.group, "limit": args.limit, "policy": args.policy}
     plain = {
         "jitter": args.jitter,
@@ -224,7 +241,8 @@ def changed_settings(before: Document, args: argparse.Namespace) -> Document:
         "publicBadge": _truth(args.public_badge),
     }
     after = {**before, **_given(plain)}
-    for name, part in (("concurrency", concurrency), ("approval", approval)):
+    parts = {"concurrency": concurrency, "approval": approval, "identity": identity}
+    for name, part in parts.items():
         if _given(part):
             after[name] = {**before.get(name, {}), **_given(part)}
     return after

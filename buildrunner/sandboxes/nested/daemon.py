@@ -230,22 +230,27 @@ class NestedDaemons:
         return _payload(output)
 
     @contextlib.contextmanager
-    def relayed_port(self, container: str, socket_path: str) -> Iterator[int]:
-        """Lead a port of the nested engine's loopback address to a socket; give the port.
+    def relayed_port(
+        self, container: str, socket_path: str, place: tuple[str, int] | None = None
+    ) -> Iterator[int]:
+        """Lead a port of the nested engine's network to a socket; give the port.
 
         The relay ends soon after the socket is gone.
 
         Args:
             container: of the nested engine.
             socket_path: in the container.
+            place: an address, which the network gets if it has not got it, and a port; None for any
+                port of the loopback address.
 
         Raises:
             EngineError: the relay does not start.
         """
         what = "no port can be opened in the sandbox"
+        argv = ["relay-port", socket_path, *map(str, place or ())]
         said = b""
         with _asking(what), self._api.client() as client:
-            made = client.exec_create(container, ["relay-port", socket_path])["Id"]
+            made = client.exec_create(container, argv)["Id"]
             output = self._api.stream("POST", f"/exec/{made}/start", json={"Detach": False})
         with contextlib.closing(output):  # some engines end the program with the connection
             pieces, frames = output.pieces(), FrameDemultiplexer()

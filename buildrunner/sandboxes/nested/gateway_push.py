@@ -67,7 +67,7 @@ class GatewayPush:
         place = registry_place(asked.registry, self._daemons.facts())
         with (
             RegistryClient(place, path, login, self._egress) as client,
-            _listening(self._folder()) as listener,
+            listening(self._folder(), _SOCKET) as listener,
             PushGateway(listener, client, path, tag) as gateway,
             self._daemons.relayed_port(self._container(), f"{FOLDER}/{_SOCKET}") as port,
         ):
@@ -139,17 +139,17 @@ def _path(asked: ImageName) -> str:
 
 
 @contextlib.contextmanager
-def _listening(folder: str) -> Iterator[socket.socket]:
+def listening(folder: str, name: str) -> Iterator[socket.socket]:
     """A socket in the folder that is shared with the sandbox. Steps may write in it."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(_SOCKET, dir_fd=descriptor)
+            os.unlink(name, dir_fd=descriptor)
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(f"/proc/self/fd/{descriptor}/{_SOCKET}")
+            listener.bind(f"/proc/self/fd/{descriptor}/{name}")
             listener.listen(64)
             yield listener
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(_SOCKET, dir_fd=descriptor)
+            os.unlink(name, dir_fd=descriptor)
         os.close(descriptor)

@@ -7,9 +7,10 @@ meets it dead is told why.
 from __future__ import annotations
 
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,14 @@ from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, EngineUnavailable
+from buildrunner.metadata import NETWORK_GATEWAY, PORT
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.sandboxes.nested.container import container_name
+from buildrunner.sandboxes.nested.container import FOLDER, container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
 from buildrunner.sandboxes.nested.disk_watch import DiskWatch
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
-from buildrunner.sandboxes.nested.gateway_push import GatewayPush
+from buildrunner.sandboxes.nested.gateway_push import GatewayPush, listening
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
 from buildrunner.sandboxes.nested.loopback import (
     LoopbackPorts,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 _KILLED = 137
 _LEARN_S = 5.0
+_METADATA_SOCKET = "meta.sock"  # no longer than that of the engine: paths of sockets are short
 _NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
 _EMPTY = (
     "sh",
@@ -176,6 +179,17 @@ class NestedPlace:
         ports = loopback_ports(msgspec.json.encode(plan).decode())
         if ports:
             threading.Thread(target=self._open_ports, args=(ports,), daemon=True).start()
+
+    @contextmanager
+    def metadata_listener(self) -> Iterator[socket.socket]:
+        """See `OpenSandbox.metadata_listener`."""
+        container = self.ready().state.id
+        place = (NETWORK_GATEWAY, PORT)
+        with (
+            listening(self._folders.notes(self._build_id), _METADATA_SOCKET) as listener,
+            self._daemons.relayed_port(container, f"{FOLDER}/{_METADATA_SOCKET}", place),
+        ):
+            yield listener
 
     def _open_ports(self, ports: set[int]) -> None:
         for port in filter(is_registry, sorted(ports)):

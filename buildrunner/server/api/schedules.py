@@ -53,7 +53,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.settings")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Set all of it: jitter, missed, overlap, concurrency, approval, publicBadge."""
+        """Set all of it: jitter, missed, overlap, concurrency, approval, identity, publicBadge."""
         project, document = found(request, trigger)
         note_target(request, project, document["id"])
         settings = as_mapping(body)

@@ -19,7 +19,7 @@ from buildrunner.errors import StoreError
 from buildrunner.store.sql.database import Database
 
 # Every revision there ever was, oldest first; the last one is what this version works with.
-REVISIONS = tuple(f"{number:04}" for number in range(1, 16))
+REVISIONS = tuple(f"{number:04}" for number in range(1, 17))
 
 FOLDER = os.path.join(os.path.dirname(__file__), "migrations")
 # Any number will do, as long as nobody else's lock on the same database has it.

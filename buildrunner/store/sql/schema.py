@@ -394,6 +394,17 @@ known_refs = Table(
     Column("before_sha", Text, nullable=False, server_default=""),
 )
 
+# The public halves of the keys that sign identity tokens, of all servers of the database.
+identity_keys = Table(
+    "identity_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("owner", Text, nullable=False),  # empty for a key of a KMS
+    Column("jwk", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("published_until", BigInteger, nullable=False),
+)
+
 # One row each: the highest fence so far, whoever claims deliveries; keys of page tokens and forms.
 counters = Table(
     "counters",

@@ -25,6 +25,7 @@ from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.filter import PageTokens
+from buildrunner.store.sql.identity import SqlIdentityKeys
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
 from buildrunner.store.sql.queue import SqlQueue
@@ -54,6 +55,7 @@ class ServerStore:
         tokens: access tokens.
         sessions: sessions of browsers.
         audit: who changed what.
+        identity_keys: the public keys that verify identity tokens.
     """
 
     def __init__(self, database: Database) -> None:
@@ -75,6 +77,7 @@ class ServerStore:
         self.tokens = SqlTokens(database)
         self.sessions = SqlSessions(database)
         self.audit = SqlAuditLog(database)
+        self.identity_keys = SqlIdentityKeys(database)
 
     def form_key(self) -> bytes:
         """Return the key by which all servers of the database sign forms."""

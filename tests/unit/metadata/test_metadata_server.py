@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from buildrunner.errors import EngineError, SecretError
-from buildrunner.metadata import AccessToken, MetadataServer, ProjectFacts
+from buildrunner.metadata import AccessToken, MetadataServer, ProjectFacts, listen_on
 
 FACTS = ProjectFacts("p1", "123", "builder@p1.example")
 
@@ -27,9 +27,16 @@ class StaticCredentials:
         return f"jwt-for-{audience}"
 
 
+def served(credentials):
+    listener = listen_on("127.0.0.1", 0)
+    server = MetadataServer(listener, FACTS, credentials=credentials)
+    server.port = listener.getsockname()[1]
+    return server
+
+
 @pytest.fixture(params=[None, StaticCredentials()], ids=["no credentials", "credentials"])
 def server(request):
-    server = MetadataServer(FACTS, credentials=request.param, address="127.0.0.1", port=0)
+    server = served(request.param)
     server.has_credentials = request.param is not None
     yield server
     server.close()
@@ -37,7 +44,7 @@ def server(request):
 
 @pytest.fixture
 def with_credentials():
-    server = MetadataServer(FACTS, credentials=StaticCredentials(), address="127.0.0.1", port=0)
+    server = served(StaticCredentials())
     yield server
     server.close()
 
@@ -88,7 +95,7 @@ def test_an_unknown_path_is_not_found(server):
 
 
 def test_no_token_without_credentials():
-    server = MetadataServer(FACTS, credentials=None, address="127.0.0.1", port=0)
+    server = served(None)
     try:
         base = "/computeMetadata/v1/instance/service-accounts/default"
         for path in (f"{base}/token", f"{base}/identity?audience=a"):
@@ -133,5 +140,5 @@ def test_the_official_auth_library_gets_its_token_here(with_credentials):
 
 def test_an_address_that_cannot_be_bound_is_one_clear_error():
     with pytest.raises(EngineError, match=r"can't listen on 192\.0\.2\.1:80") as raised:
-        MetadataServer(FACTS, credentials=None, address="192.0.2.1")
-    assert "--metadata-server" in raised.value.hint
+        listen_on("192.0.2.1")
+    assert "--sandbox nested" in raised.value.hint

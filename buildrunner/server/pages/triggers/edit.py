@@ -203,7 +203,10 @@ def settings_of(fields: dict[str, str]) -> Document:
     limit = fields.get("limit", "").strip()
     if limit and not (limit.isascii() and limit.isdecimal() and len(limit) < 10):
         raise ApiError(400, f"the limit is a number, not {limit}")
-    approvers = [name.strip() for name in fields.get("approvers", "").split(",") if name.strip()]
+    approvers, audiences = (
+        [name.strip() for name in fields.get(field, "").split(",") if name.strip()]
+        for field in ("approvers", "audiences")
+    )
     return given(
         jitter=fields.get("jitter", "").strip(),
         missed=fields.get("missed", ""),
@@ -218,6 +221,7 @@ def settings_of(fields: dict[str, str]) -> Document:
             notAuthor=fields.get("notAuthor") == "true",
             expires=fields.get("expires", "").strip(),
         ),
+        identity=given(audiences=audiences, forks=fields.get("identityForks") == "true"),
         publicBadge=fields.get("publicBadge") == "true",
         forge=given(
             kind=fields.get("forge", ""),

@@ -265,6 +265,8 @@ class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
     approvers: str
     expires: str
     not_author: bool
+    audiences: str
+    identity_forks: bool
     public_badge: bool
     forge: str
     forge_host: str
@@ -284,6 +286,8 @@ def shown_settings(settings: TriggerSettings) -> ShownSettings:
         approvers=", ".join(settings.approval.approvers),
         expires=settings.approval.expires,
         not_author=settings.approval.not_author,
+        audiences=", ".join(settings.identity.audiences),
+        identity_forks=settings.identity.forks,
         public_badge=settings.public_badge,
         forge=forge.kind if forge else "",
         forge_host=forge.host if forge else "",

@@ -1,0 +1,173 @@
+"""The claims of a build's identity token, and the signed token."""
+
+from __future__ import annotations
+
+import base64
+import json
+import secrets
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+from urllib.parse import quote
+
+import msgspec
+
+from buildrunner.errors import IdentityRefused
+from buildrunner.metadata import AccessToken
+
+LIFETIME: Final = timedelta(minutes=10)
+
+
+class TokenKey(Protocol):
+    """A key that signs tokens."""
+
+    @property
+    def jwk(self) -> dict[str, str]:
+        """The public half, as the server's key set has it."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Return the signature of ``data`` in the form of JSON Web Signatures.
+
+        Raises:
+            IdentityError: the key does not sign.
+        """
+        ...
+
+
+class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts about a build that its tokens state. The server knows them; no config sets them.
+
+    Attributes:
+        project: its project.
+        build: its id.
+        trigger: id of the trigger that made it.
+        trigger_name: the name of that trigger.
+        repository: URL of the repository that was fetched; empty for other sources.
+        ref: ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository; empty if the
+            build is of no such ref, as that of a fork.
+        commit: the commit that was fetched.
+        fork: the source is a fork's.
+    """
+
+    project: str
+    build: str
+    trigger: str
+    trigger_name: str = ""
+    repository: str = ""
+    ref: str = ""
+    commit: str = ""
+    fork: bool = False
+
+
+def subject(facts: BuildFacts) -> str:
+    """Return the ``sub`` of a build's tokens, which conditions match as a whole. Pure.
+
+    The parts of a name can't be mistaken for another part: ``:`` in a name is percent-encoded.
+    """
+    source = "fork" if facts.fork else f"ref:{_part(facts.ref)}" if facts.ref else "no-ref"
+    return f"project:{_part(facts.project)}:trigger:{_part(facts.trigger)}:{source}"
+
+
+def token_claims(
+    facts: BuildFacts, *, issuer: str, audience: str, now: datetime, token_id: str
+) -> dict[str, Any]:
+    """Return the claims of a token. Pure."""
+    issued = int(now.timestamp())
+    return {
+        "iss": issuer,
+        "sub": subject(facts),
+        "aud": audience,
+        "iat": issued,
+        "nbf": issued,
+        "exp": issued + int(LIFETIME.total_seconds()),
+        "jti": token_id,
+        "project_id": facts.project,
+        "build_id": facts.build,
+        "trigger_id": facts.trigger,
+        "trigger_name": facts.trigger_name,
+        "repository": facts.repository,
+        "ref": facts.ref,
+        "commit": facts.commit,
+        "source": "fork" if facts.fork else "trusted",
+    }
+
+
+def signed_token(claims: dict[str, Any], key: TokenKey) -> str:
+    """Return a JSON Web Token.
+
+    Raises:
+        IdentityError: the key does not sign.
+    """
+    header = {"alg": key.jwk["alg"], "kid": key.jwk["kid"], "typ": "JWT"}
+    text = ".".join(base64url(_compact(part)) for part in (header, claims))
+    return f"{text}.{base64url(key.sign(text.encode('ascii')))}"
+
+
+class BuildIdentity:
+    """The tokens of one build, for its metadata server (`metadata.Credentials`).
+
+    Args:
+        issuer: URL of the server.
+        facts: the facts about the build.
+        audiences: returns the audiences that its trigger allows now.
+        key: returns the key that signs now.
+        clock: returns the time, aware UTC.
+    """
+
+    email = ""
+
+    def __init__(
+        self,
+        issuer: str,
+        facts: BuildFacts,
+        audiences: Callable[[], tuple[str, ...]],
+        key: Callable[[], TokenKey],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._issuer = issuer
+        self._facts = facts
+        self._audiences = audiences
+        self._key = key
+        self._clock = clock
+
+    def access_token(self, scopes: tuple[str, ...]) -> AccessToken:  # noqa: ARG002
+        """See `Credentials.access_token`: this account has none."""
+        raise IdentityRefused(
+            "no access token: exchange an identity token for one, as docs/how-to/keyless.md shows"
+        )
+
+    def identity_token(self, audience: str) -> str:
+        """See `Credentials.identity_token`.
+
+        Raises:
+            IdentityRefused: the trigger does not allow the audience.
+            IdentityError: the token can't be signed.
+            StoreError: the database does not answer.
+        """
+        if audience not in self._audiences():
+            raise IdentityRefused(
+                f"the trigger of this build does not allow tokens for the audience {audience!r}: "
+                "`buildrunner schedules settings TRIGGER --audience URL` allows one"
+            )
+        claims = token_claims(
+            self._facts,
+            issuer=self._issuer,
+            audience=audience,
+            now=self._clock(),
+            token_id=secrets.token_urlsafe(16),
+        )
+        return signed_token(claims, self._key())
+
+
+def base64url(data: bytes) -> str:
+    """Return the text of bytes in tokens and keys: base64 for URLs, without padding."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="/")
+
+
+def _compact(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()

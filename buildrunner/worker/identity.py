@@ -1,0 +1,98 @@
+"""Identity tokens for the builds of a server, from the metadata server of each build's sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from buildrunner.errors import ConfigError, NotFound
+from buildrunner.identity.tokens import BuildFacts, BuildIdentity, TokenKey
+from buildrunner.metadata import HOST_NAMES, ProjectFacts
+from buildrunner.plan.build_plan import BuildOrigin, project_number
+from buildrunner.store.model.builds import StoredBuild
+from buildrunner.triggers.settings import IdentityPolicy, read_settings
+
+URL_VARIABLE: Final = "BUILDRUNNER_IDENTITY_URL"
+URL: Final = (
+    f"http://{HOST_NAMES[-1]}/computeMetadata/v1/instance/service-accounts/default/identity"
+)
+
+
+class BuildIdentities:
+    """Gives builds the tokens that their triggers allow. Thread-safe.
+
+    Args:
+        issuer: URL of the server.
+        trigger_settings: returns the stored settings of a trigger, by project and id.
+        key: returns the key that signs now.
+        clock: returns the time, aware UTC.
+    """
+
+    def __init__(
+        self,
+        issuer: str,
+        trigger_settings: Callable[[str, str], Mapping[str, Any]],
+        key: Callable[[], TokenKey],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._issuer = issuer
+        self._trigger_settings = trigger_settings
+        self._key = key
+        self._clock = clock
+
+    def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
+        """Return the audiences that the build's trigger allows now; none without a trigger.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        policy = self._policy(stored)
+        return () if stored.untrusted and not policy.forks else policy.audiences
+
+    def _policy(self, stored: StoredBuild) -> IdentityPolicy:
+        project, trigger = _names(stored)
+        if not trigger:
+            return IdentityPolicy()
+        try:
+            return read_settings(self._trigger_settings(project, trigger)).identity
+        except (NotFound, ConfigError):  # the trigger is gone, or another version stored it
+            return IdentityPolicy()
+
+    def of_build(self, stored: StoredBuild, origin: BuildOrigin) -> BuildIdentity:
+        """Return the credentials of one build.
+
+        Args:
+            stored: the build.
+            origin: what the server fetched for it.
+        """
+        project, trigger = _names(stored)
+        facts = BuildFacts(
+            project=project,
+            build=stored.id,
+            trigger=trigger,
+            trigger_name=origin.trigger_name,
+            repository=origin.repository,
+            ref=origin.ref,
+            commit=origin.commit,
+            fork=stored.untrusted,
+        )
+        return BuildIdentity(
+            self._issuer, facts, lambda: self.audiences(stored), self._key, self._clock
+        )
+
+
+def project_facts(stored: StoredBuild) -> ProjectFacts:
+    """Return what the metadata server says of a build's project."""
+    project, _ = _names(stored)
+    return ProjectFacts(
+        project_id=project,
+        project_number=project_number(project),
+        service_account=str(stored.document.get("serviceAccount", "")).rpartition("/")[2],
+        location=stored.location,
+    )
+
+
+def _names(stored: StoredBuild) -> tuple[str, str]:
+    document = stored.document
+    return str(document.get("projectId", "")), str(document.get("buildTriggerId", ""))
