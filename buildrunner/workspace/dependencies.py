@@ -15,7 +15,7 @@ from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import GitPlace, fetch_git
 from buildrunner.spec.model.source import GitSourceDependency
-from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.volume import fill_volume
 
 
@@ -43,7 +43,7 @@ class PlacedSource(Protocol):
         ...
 
 
-class DependentWorkspace:
+class DependentWorkspace(WrappedWorkspace):
     """A workspace, and what the build depends on in it. Implements `Workspace`.
 
     Args:
@@ -52,7 +52,7 @@ class DependentWorkspace:
     """
 
     def __init__(self, workspace: Workspace, dependencies: Sequence[PlacedSource]) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._dependencies = dependencies
 
     def prepare(
@@ -73,14 +73,6 @@ class DependentWorkspace:
         for dependency in self._dependencies:
             dependency.place(unpack, cancel=cancel, line=report.line if report else lines.append)
         return replace(prepared, log=(*prepared.log, *lines))
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`."""
-        return self._workspace.changed_on_host()
-
-    def release(self) -> None:
-        """See `Workspace.release`."""
-        self._workspace.release()
 
 
 _WORKSPACE = "/workspace"

@@ -18,7 +18,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.workspace.archive import workspace_members
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.tree_writer import write_tree
 from buildrunner.workspace.volume import create_carrier
 
@@ -30,7 +30,7 @@ class _Stopped(Exception):
     """The person does not want to wait for the copy."""
 
 
-class ExportedWorkspace:
+class ExportedWorkspace(WrappedWorkspace):
     """A workspace that is copied out before it is removed. A `Workspace`.
 
     The copy belongs to the user who runs this process. Modes, times, hard links and symbolic links
@@ -49,7 +49,7 @@ class ExportedWorkspace:
     """
 
     def __init__(self, workspace: Workspace, folder: str, stopped: Callable[[], bool]) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._folder = folder
         self._stopped = stopped
         self._engine: ContainerEngine | None = None
@@ -72,10 +72,6 @@ class ExportedWorkspace:
         prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
         self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
         return prepared
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`."""
-        return self._workspace.changed_on_host()
 
     def release(self) -> None:
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""

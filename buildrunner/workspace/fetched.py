@@ -14,7 +14,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
 from buildrunner.sources.fetched_files import FetchedSource, FetchReport
 from buildrunner.sources.folder.local_folder import FolderSummary, LocalFolder, format_size
-from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.shared_files import FilesNotShared, open_volume
 from buildrunner.workspace.volume import WorkspaceVolume, volume_name
 
@@ -138,8 +138,8 @@ class GitFolder(LocalFolder):
         )
 
 
-class GitWorkspace:
-    """A workspace that starts with a checkout, and gives it back. Implements `Workspace`.
+class GitWorkspace(WrappedWorkspace):
+    """A workspace that starts with a checkout, and releases it.
 
     Args:
         checkout: released with the workspace, also when that was never prepared.
@@ -149,8 +149,8 @@ class GitWorkspace:
     def __init__(
         self, checkout: GitCheckout, workspace_of: Callable[[LocalFolder], Workspace]
     ) -> None:
+        super().__init__(workspace_of(GitFolder(checkout)))
         self._checkout = checkout
-        self._workspace = workspace_of(GitFolder(checkout))
 
     def prepare(
         self,
@@ -163,10 +163,6 @@ class GitWorkspace:
         """See `Workspace.prepare`."""
         prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
         return msgspec.structs.replace(prepared, provenance=self._checkout.provenance)
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`."""
-        return self._workspace.changed_on_host()
 
     def release(self) -> None:
         """See `Workspace.release`."""

@@ -36,6 +36,7 @@ from buildrunner.workspace.protocol import (
     WORKSPACE,
     PreparedWorkspace,
     Workspace,
+    WrappedWorkspace,
     volume_name,
 )
 from buildrunner.workspace.shared_files import lay_apart
@@ -49,7 +50,7 @@ class NotKept(EngineError):
     """A workspace is larger, or takes longer to copy, than it may."""
 
 
-class KeptWorkspace:
+class KeptWorkspace(WrappedWorkspace):
     """A workspace that is copied out before it is removed, if its build failed. A `Workspace`.
 
     Args:
@@ -71,7 +72,7 @@ class KeptWorkspace:
         volumes: Callable[[], Sequence[str]],
         restored: str = "",
     ) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._keeping = keeping
         self._build_id = build_id
         self._failed = failed
@@ -95,10 +96,6 @@ class KeptWorkspace:
             restore_volumes(engine, build_id, labels, self._restored)
         self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
         return prepared
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`."""
-        return self._workspace.changed_on_host()
 
     def release(self) -> None:
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""

@@ -98,6 +98,36 @@ class Workspace(Protocol):
         ...
 
 
+class WrappedWorkspace:
+    """A workspace that adds work to another one. Implements `Workspace` as that one does.
+
+    Args:
+        workspace: does everything that a subclass does not override.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        return self._workspace.prepare(engine, build_id, labels, cancel, report)
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`."""
+        return self._workspace.changed_on_host()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+        self._workspace.release()
+
+
 def volume_name(build_id: str, name: str) -> str:
     """The engine's name of a build's volume; builds that run at once must not share them."""
     return f"buildrunner-{build_id}-{name}"

@@ -13,7 +13,7 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.workspace.protocol import PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import PreparedWorkspace, Workspace, WrappedWorkspace
 
 
 def encode_prepared(prepared: PreparedWorkspace) -> bytes:
@@ -33,7 +33,7 @@ def decode_prepared(data: bytes) -> PreparedWorkspace:
     return PreparedWorkspace(**{**fields, "log": (), "provenance": provenance})
 
 
-class NotedWorkspace:
+class NotedWorkspace(WrappedWorkspace):
     """A workspace that tells what was prepared before any step sees it. Implements `Workspace`.
 
     Args:
@@ -42,7 +42,7 @@ class NotedWorkspace:
     """
 
     def __init__(self, workspace: Workspace, note: Callable[[PreparedWorkspace], None]) -> None:
-        self._workspace = workspace
+        super().__init__(workspace)
         self._note = note
 
     def prepare(
@@ -57,14 +57,6 @@ class NotedWorkspace:
         prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
         self._note(prepared)
         return prepared
-
-    def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`."""
-        return self._workspace.changed_on_host()
-
-    def release(self) -> None:
-        """See `Workspace.release`."""
-        self._workspace.release()
 
 
 class ResumedWorkspace:
