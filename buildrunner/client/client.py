@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, BinaryIO
 
 import msgspec
@@ -170,17 +171,14 @@ class ServerClient:
         Raises:
             FilterError: the filter is not of the grammar, or names an unknown field.
         """
-        token = ""
-        while limit > 0:
-            query = {"pageSize": min(limit, page_size), "filter": filter, "pageToken": token}
-            query = {name: value for name, value in query.items() if value}
-            page = self._server.json("GET", f"/v1/{self._place(location)}/builds", query=query)
-            builds = page.get("builds", [])[:limit]
-            yield from builds
-            limit -= len(builds)
-            token = page.get("nextPageToken", "")
-            if not token:
-                return
+        path = f"/v1/{self._place(location)}/builds"
+        query = {"pageSize": min(limit, page_size), "filter": filter}
+        return islice(self._server.entries(path, "builds", query), max(limit, 0))
+
+    def list_triggers(self) -> Iterator[Document]:
+        """The triggers of the project, by name."""
+        path = f"/v1/{self._place('')}/triggers"
+        return self._server.entries(path, "triggers", {"pageSize": 500})
 
     def cancel_build(self, build_id: str) -> Document:
         """Ask for a build to be stopped; the build as of now.

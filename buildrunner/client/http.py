@@ -96,6 +96,27 @@ class ServerConnection:
             ) from error
         return answer if isinstance(answer, dict) else {}
 
+    def entries(
+        self, path: str, name: str, query: Mapping[str, Any] | None = None
+    ) -> Iterator[Document]:
+        """Yield the entries of a list, page after page.
+
+        Args:
+            path: below the server's address.
+            name: field of the answer that has the entries.
+            query: parameters of each request.
+
+        Raises:
+            BuildrunnerError: see `json`.
+        """
+        asked = {key: value for key, value in (query or {}).items() if value}
+        while True:
+            page = self.json("GET", path, query=asked)
+            yield from page.get(name, [])
+            if not page.get("nextPageToken"):
+                return
+            asked["pageToken"] = page["nextPageToken"]
+
     def document(self, path: str) -> bytes:
         """Get a small document that is not JSON.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from buildrunner.cli.server.choice import chosen_server
 from buildrunner.client.client import Document, ServerClient
@@ -33,18 +32,6 @@ def trigger_path(name: str) -> str:
     from urllib.parse import quote
 
     return f"/v1/{{parent}}/triggers/{quote(name, safe='')}"
-
-
-def all_triggers(client: ServerClient) -> list[Document]:
-    """The triggers of the client's project, by name."""
-    found: list[Document] = []
-    query: dict[str, Any] = {"pageSize": 500}
-    while True:
-        page = client.call("GET", "/v1/{parent}/triggers", query=query)
-        found += page.get("triggers", [])
-        if not page.get("nextPageToken"):
-            return found
-        query["pageToken"] = page["nextPageToken"]
 
 
 def trigger_url(client: ServerClient, trigger: Document) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from buildrunner.cli.server.choice import add_server_flags
 from buildrunner.cli.triggers import flags as trigger_flags
-from buildrunner.cli.triggers.calls import all_triggers, connected, trigger_path, trigger_url
+from buildrunner.cli.triggers.calls import connected, trigger_path, trigger_url
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.errors import EXIT_SUCCESS, NotFound, UsageError
 
@@ -148,7 +148,7 @@ def _add_hook_flags(parser: argparse.ArgumentParser) -> None:
 def _list(args: argparse.Namespace, client: ServerClient) -> int:
     from buildrunner.cli.terminal.listing import formatted, table
 
-    found = all_triggers(client)
+    found = list(client.list_triggers())
     if args.format != "table":
         sys.stdout.write(formatted(found, args.format))
         return EXIT_SUCCESS

@@ -143,7 +143,8 @@ def run_next(args: argparse.Namespace) -> int:
 
 def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
     found: list[Document] = []
-    for trigger in _triggers(server, project):
+    path = f"{project.removeprefix('/buildrunner')}/triggers"
+    for trigger in server.entries(path, "triggers", {"pageSize": 500}):
         if not trigger.get("cron"):
             continue
         coming = server.json("GET", f"{project}/triggers/{segment(trigger['id'])}/next")
@@ -155,16 +156,6 @@ def _list(args: argparse.Namespace, server: ServerConnection, project: str) -> i
     else:
         sys.stdout.write(formatted(found, args.format))
     return EXIT_SUCCESS
-
-
-def _triggers(server: ServerConnection, project: str) -> list[Document]:
-    path, found, token = project.removeprefix("/buildrunner") + "/triggers", [], ""
-    while True:
-        page = server.json("GET", path, query={"pageSize": 500, "pageToken": token})
-        found += page.get("triggers", [])
-        token = page.get("nextPageToken", "")
-        if not token:
-            return found
 
 
 def _row(one: Document) -> tuple[str, ...]:
