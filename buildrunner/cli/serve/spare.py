@@ -59,12 +59,11 @@ def run(_: argparse.Namespace) -> int:
 
 def _rehearse() -> None:
     """Plan a small build: much is imported and compiled when it is first used."""
-    from buildrunner.plan.compile import plan_resolved
-    from buildrunner.plan.resolve import PlanContext, resolve
+    from buildrunner.plan.compile import compile_build
+    from buildrunner.plan.resolve import PlanContext
     from buildrunner.spec.model.build import Build
     from buildrunner.spec.reading.decode import decode_message
     from buildrunner.spec.substitutions.variables import BuiltIns
-    from buildrunner.spec.validation.check import check_build
     from buildrunner.spec.writing import encode_message
 
     request: dict[str, Any] = {
@@ -76,12 +75,8 @@ def _rehearse() -> None:
         "options": {"logging": "LEGACY"},
     }
     build = decode_message(Build, request).value
-    built_ins = BuiltIns(project_id="p", build_id="b")
-    check_build(build, built_ins=built_ins)
-    context = PlanContext(built_ins=built_ins)
-    resolved = resolve(build, context=context)
-    plan_resolved(resolved, context=context)
-    encode_message(resolved.build)
+    context = PlanContext(built_ins=BuiltIns(project_id="p", build_id="b"))
+    encode_message(compile_build(build, context).build)
 
 
 def _execute(order: SpareOrder) -> int:

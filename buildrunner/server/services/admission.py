@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import project_number
-from buildrunner.plan.compile import plan_resolved
-from buildrunner.plan.resolve import PlanContext, resolve
+from buildrunner.plan.compile import compile_build
+from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Problem, Severity
 from buildrunner.server.http.errors import invalid_argument
 from buildrunner.sources.policy import SourcePolicy, refusals
@@ -109,11 +109,12 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     if not loaded.ok:
         raise ConfigError(errors_of(loaded.problems))
     build = loaded.value
-    problems = _problems(build, arrival)
+    problems = [*refusals(arrival.policy, build), *_foreign_upload(build, arrival.project)]
+    resolved, found = _compiled(build, arrival)
+    problems += found
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
-    shown = _with_facts(_resolved(build, arrival), arrival, _warnings(problems))
-    return _kept(build, shown, arrival)
+    return _kept(build, _with_facts(resolved, arrival, _warnings(problems)), arrival)
 
 
 def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
@@ -183,17 +184,19 @@ def depends_on_commit(source: Source | None) -> bool:
     return any((source.repo_source, source.git_source, source.connected_repository))
 
 
-def _problems(build: Build, arrival: Arrival) -> list[Problem]:
-    problems = refusals(arrival.policy, build)
-    problems += _foreign_upload(build, arrival.project)
+def _compiled(build: Build, arrival: Arrival) -> tuple[Build, list[Problem]]:
+    """The Build to show, with substitutions made if all values are known, and its problems."""
     if arrival.config_comes_later:
-        return problems + check_values(build)
-    late = depends_on_commit(build.source)
-    return problems + check_build(
-        build,
-        built_ins=None if late else _built_ins(arrival),
-        triggered=bool(arrival.trigger_id),
-    )
+        return build, check_values(build)
+    triggered = bool(arrival.trigger_id)
+    if depends_on_commit(build.source):
+        return build, check_build(build, built_ins=None, triggered=triggered)
+    context = PlanContext(built_ins=_built_ins(arrival), triggered=triggered)
+    try:
+        compiled = compile_build(build, context)
+    except ConfigError as error:
+        return build, list(error.problems)
+    return compiled.build, list(compiled.problems)
 
 
 def _foreign_upload(build: Build, project: str) -> list[Problem]:
@@ -229,16 +232,6 @@ def _built_ins(arrival: Arrival) -> BuiltIns:
         build_id=arrival.build_id,
         location=arrival.location,
     )
-
-
-def _resolved(build: Build, arrival: Arrival) -> Build:
-    """What is shown of the build: with substitutions made, when all values are known."""
-    if arrival.config_comes_later or depends_on_commit(build.source):
-        return build
-    context = PlanContext(built_ins=_built_ins(arrival), triggered=bool(arrival.trigger_id))
-    resolved = resolve(build, context=context)
-    plan_resolved(resolved, context=context)  # what can't be planned is refused now
-    return resolved.build
 
 
 def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) -> Build:
