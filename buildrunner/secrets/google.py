@@ -19,7 +19,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from buildrunner.errors import SecretError
 from buildrunner.plan.build_plan import SecretReference
-from buildrunner.retry_after import asked_wait_s
+from buildrunner.retry import LONGEST_WAIT_S, asked_wait_s, backoff
 from buildrunner.secrets.provider import as_text, ciphertext_of, subject_of
 
 SECRET_MANAGER = "https://secretmanager.googleapis.com"  # noqa: S105  (an address)
@@ -193,16 +193,14 @@ class GoogleApi:
             ApiError: it refused, or gave no usable answer in `TRIES` tries.
             SecretError: no token can be had.
         """
-        wait_s = _FIRST_WAIT_S
-        for _ in range(TRIES - 1):
+        for tries in range(1, TRIES):
             try:
                 return read(self._try(path, body))
             except ApiError as error:
                 if error.code and error.code not in _PASSING:
                     raise
                 asked_s = error.retry_after_s
-            self._pause(max(wait_s, asked_s))
-            wait_s *= 2
+            self._pause(max(backoff(tries, _FIRST_WAIT_S, LONGEST_WAIT_S), asked_s))
         return read(self._try(path, body))
 
     def _try(self, path: str, body: dict[str, str] | None) -> dict[str, Any]:

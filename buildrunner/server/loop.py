@@ -1,15 +1,12 @@
-"""Threads of the server that repeat a task, and the pauses between retries."""
+"""Threads of the server that repeat a task."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from datetime import timedelta
 
 from buildrunner.errors import BuildrunnerError
-
-_MOST_DOUBLINGS = 20
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -77,8 +74,3 @@ class Loop:
             except Exception:  # noqa: BLE001  (a bug in one turn must not end the loop)
                 _log.exception("%s: a turn failed; it is tried again", self._name)
             self._woken.wait(pause_s)
-
-
-def backoff(failures: int, first: timedelta, longest: timedelta) -> timedelta:
-    """Return the pause after so many failures in a row: ``first``, then doubled each time."""
-    return min(first * (1 << min(max(failures, 1) - 1, _MOST_DOUBLINGS)), longest)

@@ -20,7 +20,7 @@ from urllib.parse import urljoin, urlsplit
 from requests.adapters import HTTPAdapter
 
 from buildrunner.errors import StorageError
-from buildrunner.retry_after import LONGEST_WAIT_S
+from buildrunner.retry import LONGEST_WAIT_S
 from buildrunner.storage.gcs_errors import (
     LOG_IN,
     OUT_OF_STEP,

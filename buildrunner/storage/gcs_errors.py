@@ -8,7 +8,7 @@ import re
 from xml.sax.saxutils import unescape
 
 from buildrunner.errors import StorageError
-from buildrunner.retry_after import asked_wait_s
+from buildrunner.retry import asked_wait_s
 
 OUT_OF_STEP = (400, 409, 416)
 """What servers answer to a piece of an upload that is not the next one."""

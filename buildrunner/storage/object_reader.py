@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from buildrunner.errors import StorageError
+from buildrunner.retry import backoff
 from buildrunner.storage.object_store import Content, ObjectStore, StoredObject
 
 _TRIES = 6
@@ -89,7 +90,7 @@ class ObjectReader:
                     raise
                 if self._retried:
                     self._retried(error)
-                wait_s = min(self._wait_s * 2 ** (failures - 1), _LONGEST_WAIT_S)
+                wait_s = backoff(failures, self._wait_s, _LONGEST_WAIT_S)
                 self._cancel.wait(max(wait_s, error.retry_after_s))
         if not self._sum.fits():
             raise self._wrong("its checksum is not that of the object")

@@ -12,10 +12,6 @@ from typing import Any, Protocol
 
 Document = dict[str, Any]
 
-FINAL_STATUSES = frozenset(
-    {"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"}
-)
-
 
 class BuildStore(Protocol):
     """Builds by id. Several processes and threads may use one at the same time.

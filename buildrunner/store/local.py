@@ -19,7 +19,8 @@ from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import Conflict, NotFound, StoreError
 from buildrunner.logs.console.wording import unwritable_hint
 from buildrunner.logs.files.log_file import LOG_NAME, log_folder
-from buildrunner.store.build_store import FINAL_STATUSES, Document
+from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.store.build_store import Document
 
 DATABASE_NAME = "builds.db"
 DIED = "the buildrunner process died"

@@ -35,7 +35,6 @@ from buildrunner.provenance.stored import store_attestations
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of
 from buildrunner.worker.build_notes import BuildNotes, PlannedNote
@@ -130,7 +129,7 @@ class _Process:
         self._build = decode_message(Build, job.stored.document).value
 
     def run(self, *, resume: bool) -> Status:
-        if self._build.status.name in FINAL_STATUSES:
+        if self._build.status.is_final:
             return self._build.status
         if not resume:
             return self._run()

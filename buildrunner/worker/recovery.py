@@ -30,9 +30,8 @@ from buildrunner.logs.files.events import EventLogReader
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.protocol import Sandbox
-from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.model.build import FINAL_STATUSES, Build, Status
 from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
-from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 

@@ -23,7 +23,7 @@ import msgspec
 
 from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import BuildQueue, ClaimedBuild, Lease, StoredBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words

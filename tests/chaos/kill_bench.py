@@ -23,7 +23,7 @@ from buildrunner import wiring
 from buildrunner.containers.process_owner import is_alive, pid_of
 from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.files.events import EventLogReader
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder

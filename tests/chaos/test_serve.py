@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 
 from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from tests.chaos.kill_bench import DEADLINE_S, until
 
 pytestmark = pytest.mark.docker

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from buildrunner.errors import StorageError, UsageError
-from buildrunner.retry_after import asked_wait_s
+from buildrunner.retry import asked_wait_s
 from buildrunner.storage import gcs as gcs_client
 from buildrunner.storage import gcs as gcs_retry
 from buildrunner.storage.folder_store import FolderStore

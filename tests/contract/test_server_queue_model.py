@@ -26,8 +26,8 @@ from hypothesis.stateful import (
 )
 
 from buildrunner.errors import Conflict, LeaseLost
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.build_store import FINAL_STATUSES
 from buildrunner.store.model.builds import Lease, NewBuild, StoredBuild
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import running_postgres

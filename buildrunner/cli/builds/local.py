@@ -14,7 +14,8 @@ from buildrunner.logs.console.screen import coloured, without_controls, write_al
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.settings import terminal
-from buildrunner.store.build_store import FINAL_STATUSES, BuildStore, Document
+from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.store.build_store import BuildStore, Document
 
 _POLL_S = 0.05
 _LIMIT_S = 60.0

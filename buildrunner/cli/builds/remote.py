@@ -13,7 +13,7 @@ from buildrunner.client.client import Document, ServerClient
 from buildrunner.client.stream import LogPiece, StateChange
 from buildrunner.errors import EXIT_SUCCESS, NotFound
 from buildrunner.logs.console.wording import printable
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.triggers.forge_host import request_name
 
 

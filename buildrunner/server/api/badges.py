@@ -18,6 +18,7 @@ from buildrunner.server.http.access import Access, project_of
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
+from buildrunner.store.list_filter import quoted
 from buildrunner.triggers.labels import BUILT_REF
 
 _WORDS: Final = {
@@ -100,8 +101,7 @@ class _Badges:
     def _status(self, project: str, trigger_id: object, branch: str) -> str:
         wanted = f'trigger_id="{trigger_id}" AND ({_ENDED})'
         if branch:
-            quoted = branch.replace("\\", "\\\\").replace('"', '\\"')
-            wanted += f' AND substitutions.BRANCH_NAME="{quoted}"'
+            wanted += f" AND substitutions.BRANCH_NAME={quoted(branch)}"
         token = ""
         for _ in range(_MOST_PAGES):
             page = self._context.store.builds.page(

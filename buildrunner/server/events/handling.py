@@ -23,6 +23,7 @@ from buildrunner.errors import (
     StoreError,
     UsageError,
 )
+from buildrunner.retry import backoff
 from buildrunner.server.bounded import BoundedFilters, Busy
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import (
@@ -40,7 +41,6 @@ from buildrunner.server.events.reading import (
     webhook_hook,
 )
 from buildrunner.server.events.reconcile import SeenRefs
-from buildrunner.server.loop import backoff
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.approval_facts import (
     AUTHOR,

@@ -28,7 +28,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.loop import Loop
 from buildrunner.server.services.known_triggers import known_trigger
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.schedules import (
     FAILED,
     FIRED,

@@ -32,7 +32,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 
 _log = logging.getLogger("buildrunner.server")
 

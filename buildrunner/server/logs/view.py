@@ -16,7 +16,7 @@ from buildrunner.logs.files.reader import LogFileReader, LogLine
 from buildrunner.logs.files.retention import check_not_removed
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 
 MOST_RUNS = 5000

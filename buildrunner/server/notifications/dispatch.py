@@ -15,6 +15,7 @@ from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.notifications.words import NOTIFY, asked_of
+from buildrunner.store.list_filter import quoted
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, NewMessage
 from buildrunner.triggers.build_filter import build_rule
@@ -66,11 +67,11 @@ class NotificationDesk:
         if not trigger_id or facts.status not in {GOOD, *BAD}:
             return facts
         created, finished = build.get("createTime", ""), build.get("finishTime", "")
-        same = f"trigger_id={_quoted(trigger_id)} AND ({_SAYING}){_branch(facts)}"
+        same = f"trigger_id={quoted(trigger_id)} AND ({_SAYING}){_branch(facts)}"
         if finished:  # what has ended since is not known to this status yet
-            same += f" AND finish_time<{_quoted(finished)}"
-        before = self._first(project, f"{same} AND create_time<{_quoted(created)}")
-        after = f"{same} AND create_time>{_quoted(created)}"
+            same += f" AND finish_time<{quoted(finished)}"
+        before = self._first(project, f"{same} AND create_time<{quoted(created)}")
+        after = f"{same} AND create_time>{quoted(created)}"
         overtaken = bool(finished) and self._first(project, after) is not None
         return msgspec.structs.replace(facts, previous=before, overtaken=overtaken)
 
@@ -114,13 +115,8 @@ def _branch(facts: Facts) -> str:
     """The part of a filter that keeps branches and pull requests apart."""
     values = facts.substitutions
     names = ("BRANCH_NAME", "_PR_NUMBER")
-    parts = [f"substitutions.{name}={_quoted(values[name])}" for name in names if values.get(name)]
+    parts = [f"substitutions.{name}={quoted(values[name])}" for name in names if values.get(name)]
     return "".join(f" AND {part}" for part in parts)
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:

@@ -23,10 +23,11 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import NotFound, SecretError, StoreError
+from buildrunner.retry import backoff
 from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import Gates, NotDelivered
-from buildrunner.server.loop import Loop, backoff
+from buildrunner.server.loop import Loop
 from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender
 from buildrunner.server.outbox.mail import MAIL, MailSender
 from buildrunner.store.model.builds import StoredBuild

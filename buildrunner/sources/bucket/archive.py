@@ -8,6 +8,7 @@ stored; ``Content-Encoding: gzip`` is undone, as gsutil undoes it.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import BinaryIO
@@ -20,7 +21,7 @@ from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room, scratch_file
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
-from buildrunner.spec.model.source import StorageSource
+from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import ObjectStore, ObjectUrl, StoredObject
 from buildrunner.storage.parallel import interruptible
@@ -33,8 +34,55 @@ HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512
 """The sums of ``sourceProvenanceHash`` that a file can have, by hashlib's names."""
 
 
-class StorageArchive:
-    """``source.storageSource``. Implements `FetchedSource`.
+class BucketSource(ABC):
+    """A source that an object of a bucket names. Implements `FetchedSource`.
+
+    Args:
+        source: the object; generation 0 is the newest.
+        hashes: sums for ``sourceProvenance.fileHashes``.
+    """
+
+    def __init__(
+        self, source: StorageSource | StorageSourceManifest, hashes: Sequence[HashType]
+    ) -> None:
+        self._url = ObjectUrl(source.bucket, source.object, source.generation)
+        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
+
+    def fetch(
+        self,
+        unpack: Callable[[Members], None],
+        *,
+        cancel: threading.Event,
+        report: FetchReport,
+    ) -> FetchedFiles:
+        """See `FetchedSource.fetch`."""
+        try:
+            return self._fetch(unpack, cancel, report)
+        except StorageError as error:
+            raise SourceError(f"the source can't be fetched: {error}", hint=error.hint) from error
+
+    @abstractmethod
+    def _fetch(
+        self, unpack: Callable[[Members], None], cancel: threading.Event, report: FetchReport
+    ) -> FetchedFiles: ...
+
+    def _find(
+        self, store: ObjectStore, cancel: threading.Event, report: FetchReport
+    ) -> StoredObject:
+        """Look the object up; every read afterwards is of the generation that is found."""
+        url = self._url
+        find = partial(
+            store.find,
+            url.bucket,
+            url.name,
+            url.generation,
+            retried=lambda error: report.line(f"Trying again: {error}"),
+        )
+        return interruptible(find, cancel)
+
+
+class StorageArchive(BucketSource):
+    """``source.storageSource``: an archive.
 
     Args:
         source: which object; generation 0 is the newest.
@@ -53,24 +101,11 @@ class StorageArchive:
         limits: ArchiveLimits | None = None,
         wait_s: float = 0.5,
     ) -> None:
+        super().__init__(source, hashes)
         self._source = source
         self._store = store
-        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
         self._limits = limits or ArchiveLimits()
         self._wait_s = wait_s
-
-    def fetch(
-        self,
-        unpack: Callable[[Members], None],
-        *,
-        cancel: threading.Event,
-        report: FetchReport,
-    ) -> FetchedFiles:
-        """See `FetchedSource.fetch`."""
-        try:
-            return self._fetch(unpack, cancel, report)
-        except StorageError as error:
-            raise as_source_error(error) from error
 
     def _fetch(
         self,
@@ -79,16 +114,8 @@ class StorageArchive:
         report: FetchReport,
     ) -> FetchedFiles:
         source = self._source
-        asked = ObjectUrl(source.bucket, source.object, source.generation)
-        report.line(f"Fetching storage object: {asked.text}")
-        find = partial(
-            self._store.find,
-            source.bucket,
-            source.object,
-            source.generation,
-            retried=lambda error: report.line(f"Trying again: {error}"),
-        )
-        found = interruptible(find, cancel)
+        report.line(f"Fetching storage object: {self._url.text}")
+        found = self._find(self._store, cancel, report)
         report.line(f"Copying {found.object_url}...")
         guard, reader = self._unpack(found, unpack, cancel, report)
         size = human_size(found.size_bytes)
@@ -171,11 +198,6 @@ class StorageArchive:
             Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
         )
         return {found.object_url: FileHashes(file_hash=hashes)}
-
-
-def as_source_error(error: StorageError) -> SourceError:
-    """The same about a source."""
-    return SourceError(f"the source can't be fetched: {error}", hint=error.hint)
 
 
 def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:

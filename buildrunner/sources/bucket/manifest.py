@@ -21,13 +21,14 @@ from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.archives.members import DamagedArchive, Member, Members
 from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.errors import SourceError, StorageError
-from buildrunner.sources.bucket.archive import HASHLIB_NAMES, as_source_error, content_of, read_on
+from buildrunner.retry import LONGEST_WAIT_S, backoff
+from buildrunner.sources.bucket.archive import HASHLIB_NAMES, BucketSource, content_of, read_on
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSourceManifest
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import SCHEME, ObjectUrl, StoredObject, parse_object_url
-from buildrunner.storage.parallel import in_parallel, interruptible
+from buildrunner.storage.parallel import in_parallel
 from buildrunner.storage.stores import Stores
 
 _MODE = 0o555
@@ -58,8 +59,8 @@ class _Fetched(msgspec.Struct, frozen=True):
     hashes: tuple[Hash, ...]
 
 
-class StorageManifest:
-    """``source.storageSourceManifest``. Implements `FetchedSource`.
+class StorageManifest(BucketSource):
+    """``source.storageSourceManifest``: a list of files.
 
     Args:
         source: where the manifest is; generation 0 is the newest.
@@ -76,23 +77,10 @@ class StorageManifest:
         hashes: Sequence[HashType] = (),
         wait_s: float = 0.1,
     ) -> None:
+        super().__init__(source, hashes)
         self._source = source
         self._stores = stores
-        self._hashes = tuple(one for one in dict.fromkeys(hashes) if one in HASHLIB_NAMES)
         self._wait_s = wait_s
-
-    def fetch(
-        self,
-        unpack: Callable[[Members], None],
-        *,
-        cancel: threading.Event,
-        report: FetchReport,
-    ) -> FetchedFiles:
-        """See `FetchedSource.fetch`."""
-        try:
-            return self._fetch(unpack, cancel, report)
-        except StorageError as error:
-            raise as_source_error(error) from error
 
     def _fetch(
         self,
@@ -101,17 +89,9 @@ class StorageManifest:
         report: FetchReport,
     ) -> FetchedFiles:
         source = self._source
-        url = ObjectUrl(source.bucket, source.object, source.generation)
-        report.line(f"Fetching manifest {url.text}")
+        report.line(f"Fetching manifest {self._url.text}")
         store = self._stores.store_of(source.bucket, source.object)
-        find = partial(
-            store.find,
-            source.bucket,
-            source.object,
-            source.generation,
-            retried=lambda error: report.line(f"Trying again: {error}"),
-        )
-        found = interruptible(find, cancel)
+        found = self._find(store, cancel, report)
         if found.size_bytes > _MANIFEST_LIMIT:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
         text = _text(ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s))
@@ -155,15 +135,15 @@ class StorageManifest:
                 report.moved(manifest_url, guard.size_bytes, 0)
 
     def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
-        tries_left = _TRIES
+        tries = 0
         while True:
-            tries_left -= 1
+            tries += 1
             try:
                 return self._fetch_once(entry, cancel)
             except StorageError as error:
-                if not error.corrupt or not tries_left:
+                if not error.corrupt or tries == _TRIES:
                     raise
-                cancel.wait(self._wait_s * 2 ** (_TRIES - 1 - tries_left))
+                cancel.wait(backoff(tries, self._wait_s, LONGEST_WAIT_S))
 
     def _fetch_once(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
         url = entry.url

@@ -43,10 +43,13 @@ class Status(enum.Enum):
     @property
     def is_final(self) -> bool:
         """Whether nothing can change any more."""
-        return self.name in _FINAL
+        return self.name in FINAL_STATUSES
 
 
-_FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
+FINAL_STATUSES = frozenset(
+    {"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"}
+)
+"""Names of the statuses that a build or a step never leaves, for stored documents."""
 
 
 class VerifyOption(enum.Enum):

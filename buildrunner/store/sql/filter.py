@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Column, ColumnElement, and_, not_, or_, select
 
 from buildrunner.errors import PageTokenError
-from buildrunner.store.build_store import FINAL_STATUSES
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.list_filter import COMPARISONS, And, Anywhere, Expression, Not, Or, Term
 from buildrunner.store.sql.schema import build_tags, builds
 

@@ -11,7 +11,8 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
-from buildrunner.store.build_store import FINAL_STATUSES, Document
+from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
     TRIGGER_GROUP,
     BuildQueue,

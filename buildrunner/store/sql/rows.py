@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import msgspec
 
 from buildrunner.errors import StoreError
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.spec.model.git_address import masked_build
-from buildrunner.store.build_store import FINAL_STATUSES, Document
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
     ClaimedBuild,
     Lease,

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 
 from buildrunner.errors import StoreError
-from buildrunner.server.loop import Loop, backoff
+from buildrunner.retry import backoff
+from buildrunner.server.loop import Loop
 
 LONG_S = 3600.0
 LIMIT_S = 30.0

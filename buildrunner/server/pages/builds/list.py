@@ -17,6 +17,7 @@ from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
+from buildrunner.store.list_filter import quoted
 from buildrunner.store.model.builds import WaitReason
 
 _PAGE_SIZE = 50
@@ -76,12 +77,6 @@ def wanted_of(query: Mapping[str, str]) -> Wanted:
     names = {"q": "text", "status": "status", "trigger": "trigger", "branch": "branch"}
     given = {field: query.get(name, "").strip() for name, field in names.items()}
     return Wanted(**given, filter=query.get("filter", "").strip())
-
-
-def quoted(text: str) -> str:
-    """A text as a filter takes it."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def router(context: ServerContext) -> APIRouter:

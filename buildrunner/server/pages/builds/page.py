@@ -21,10 +21,11 @@ from buildrunner.server.pages.builds.artifacts import listed_files
 from buildrunner.server.pages.builds.changes import BuildHistory, changes_since, step_times
 from buildrunner.server.pages.builds.drawings import draw_graph, ticks, waterfall
 from buildrunner.server.pages.builds.first_errors import Excerpt, excerpt_of
-from buildrunner.server.pages.builds.view import FINAL, BuildView, build_view
+from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 
 _MANY_EVENTS = 20_000
@@ -104,7 +105,7 @@ class BuildPage:
         wanted = request.query_params.get("with", "").strip() if view == "compare" else ""
         if wanted:
             return build_view(self._context.store.builds.get(build.project, wanted), now=now)
-        if view != "compare" and (build.status not in FINAL or build.status == "SUCCESS"):
+        if view != "compare" and (build.status not in FINAL_STATUSES or build.status == "SUCCESS"):
             return None
         green = self._history.last_green(stored, build)
         return build_view(green, now=now) if green is not None else None

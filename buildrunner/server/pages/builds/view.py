@@ -12,6 +12,7 @@ from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, War
 from buildrunner.plan.drawings.text import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
+from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, reused_steps_of
 from buildrunner.triggers.labels import BUILT_REF
@@ -92,9 +93,6 @@ def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
             return str(found)
     return ""
 
-
-FINAL = frozenset({"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"})
-"""Statuses that a build never leaves."""
 
 BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
 """Statuses of what has failed."""
@@ -206,7 +204,7 @@ def step_views(
 def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """A step that waits when the build is over will never run."""
     status = str(step.get("status", "QUEUED"))
-    return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL else status
+    return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL_STATUSES else status
 
 
 def _command(step: Mapping[str, Any]) -> str:
@@ -306,7 +304,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_over(self) -> bool:
         """It has ended."""
-        return self.status in FINAL
+        return self.status in FINAL_STATUSES
 
     @property
     def path(self) -> str:

@@ -14,7 +14,7 @@ from buildrunner.errors import FilterError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.caller_slots import search_slot
 from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
-from buildrunner.server.pages.builds.view import revision_of
+from buildrunner.server.pages.builds.view import BAD, revision_of
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import seconds_between
@@ -103,8 +103,7 @@ def line_plot(rates: Sequence[float]) -> Plot:
     return Plot(line=" ".join(points))
 
 
-_BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
-_ENDED = frozenset({"SUCCESS", *_BAD})
+_ENDED = frozenset({"SUCCESS", *BAD})
 _MOST_STEPS, _MOST_PARTS = 10, 15
 
 
@@ -206,7 +205,7 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
         for one in ended
     ]
     steps = _steps(ended)
-    failed = sum(point.status in _BAD for point in points)
+    failed = sum(point.status in BAD for point in points)
     flaky = sorted((one for one in steps if one.flips), key=lambda one: (-one.flips, one.name))
     return Trends(
         points=tuple(points),
@@ -249,7 +248,7 @@ def _parts(
             key=key,
             name=names[key],
             builds=len(own),
-            failed=sum(point.status in _BAD for point in own),
+            failed=sum(point.status in BAD for point in own),
             median_s=median(point.seconds for point in own),
             median_queued_s=median(point.queued_s for point in own),
         )
@@ -264,7 +263,7 @@ def failure_line(points: Sequence[Point], window: int = 20) -> list[float]:
     rates = []
     for at in range(len(points)):
         last = points[max(0, at - window + 1) : at + 1]
-        rates.append(sum(point.status in _BAD for point in last) / len(last))
+        rates.append(sum(point.status in BAD for point in last) / len(last))
     return rates
 
 
