@@ -38,9 +38,9 @@ from buildrunner.errors import (
     ImagePushError,
 )
 from buildrunner.registries.registry_transport import is_loopback
-from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.container import DATA
 from buildrunner.sandboxes.nested.daemon import DaemonState
+from buildrunner.sandboxes.nested.host_pulls import HostPulls
 from buildrunner.sandboxes.nested.loopback import (
     is_registry,
     loopback_ports,
@@ -52,11 +52,11 @@ class NestedAccess(Protocol):
 
     Attributes:
         host: the engine that the nested one runs on.
-        limit_bytes: of an image that the host engine pulls; None sets no limit.
+        host_pulls: pulls the images that the host engine does not have.
     """
 
     host: ContainerEngine
-    limit_bytes: int | None
+    host_pulls: HostPulls
 
     def ready(self) -> Running:
         """Wait for the nested engine. Raises EngineUnavailable if it can't be had."""
@@ -218,8 +218,8 @@ class NestedEngine(ForwardingEngine):
                 )
             )
             return pulled
-        image = self._host.find_image(name) or pull_within(
-            self._host, name, self._access.limit_bytes, on_progress=on_progress, cancel=cancel
+        image = self._host.find_image(name) or self._access.host_pulls.pull(
+            name, on_progress=on_progress, cancel=cancel
         )
         self._of_host[name] = image
         here = self._ask(lambda engine: engine.find_image(name))

@@ -43,6 +43,11 @@ class SandboxFolders:
         """Path of the file with what `modes` returns."""
         return os.path.join(self.root, "nested.json")
 
+    @property
+    def pulled(self) -> str:
+        """Path of the folder with notes of `HostPulls`."""
+        return os.path.join(self.root, "pulled")
+
     def mode(self, engine: str) -> str:
         """The mode of the sandboxes on an engine (`HostFacts.identity`); empty if unknown."""
         found = (mode for way, mode in self.modes().items() if way.startswith(f"{engine} "))

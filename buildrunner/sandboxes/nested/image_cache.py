@@ -111,7 +111,7 @@ class ImageCache:
         names = {name: image.id for image in host_images for name in image.names}
         offered = shared_images(catalog, names)
         half = time.time() - UNUSED_S / 2
-        old = {one for one, at in self._used().items() if at < half}
+        old = {one for one, at in self.last_uses().items() if at < half}
         aging = {name: names[name] for name in offered.names if names[name] in old}
         return msgspec.structs.replace(offered, aging=aging)
 
@@ -149,7 +149,7 @@ class ImageCache:
         with self._lock("update.lock"):
             catalog = self._catalog()
             if catalog is None and not self._daemons.volume_made_at(self.volume):
-                if not self._used():
+                if not self.last_uses():
                     return
                 catalog = Catalog()
             if catalog is None:
@@ -158,7 +158,7 @@ class ImageCache:
 
     def _update(self, catalog: Catalog) -> None:
         on_host = {image.id for image in self._daemons.host_images()}
-        used = self._used()
+        used = self.last_uses()
         oldest = time.time() - UNUSED_S
         wanted = {one for one, at in used.items() if at > oldest and one in on_host}
         for host_id in used.keys() - wanted:
@@ -308,7 +308,8 @@ class ImageCache:
     def _catalog_path(self) -> str:
         return self._path(f"{self.volume}.catalog")
 
-    def _used(self) -> dict[str, float]:
+    def last_uses(self) -> dict[str, float]:
+        """Return when a build last used each image of the host engine, by its id."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._path("used")) as entries:
             for entry in entries:

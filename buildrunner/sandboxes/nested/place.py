@@ -29,6 +29,7 @@ from buildrunner.sandboxes.nested.disk_watch import DiskWatch
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush, listening
+from buildrunner.sandboxes.nested.host_pulls import HostPulls
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
 from buildrunner.sandboxes.nested.loopback import (
     LoopbackPorts,
@@ -119,13 +120,15 @@ class NestedPlace:
         self._start = start
         self._found = facts.found
         self._pulls: PulledImages | None = None
-        self.limit_bytes = facts.disk_bytes
+        self._limit_bytes = facts.disk_bytes
+        self.host_pulls = HostPulls(machine.host, folders.pulled, facts.disk_bytes)
         self._wanted = (
             WantedImages(
                 os.path.join(folders.root, "wanted"),
                 machine.host,
                 machine.cache.note_use,
-                limit_bytes=facts.disk_bytes,
+                own=self.host_pulls,
+                left=HostPulls(machine.host, folders.pulled, facts.disk_bytes),
             )
             if facts.trusted
             else None
@@ -171,7 +174,7 @@ class NestedPlace:
 
     def options(self, options: RunOptions) -> RunOptions:
         """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
-        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self.limit_bytes)
+        return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self._limit_bytes)
 
     def expect(self, plan: BuildPlan) -> None:
         """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
@@ -296,8 +299,8 @@ class NestedPlace:
             self._end = self._daemons.ask_for_end(running.state.id)
             threading.Thread(target=self._watch, args=(self._end,), daemon=True).start()
             self._running = running
-            if self.limit_bytes is not None:
-                arguments = (running, self.limit_bytes)
+            if self._limit_bytes is not None:
+                arguments = (running, self._limit_bytes)
                 threading.Thread(target=self._watch_disk, args=arguments, daemon=True).start()
             self._pulls = self._machine.pulls(self._folders.socket(self._build_id))
             threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()

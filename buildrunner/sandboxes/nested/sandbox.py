@@ -22,6 +22,7 @@ from buildrunner.sandboxes.host import labelled_builds, remove_owned
 from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, HostFacts
 from buildrunner.sandboxes.nested.engine import Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.host_pulls import delete_unused, is_nearly_full
 from buildrunner.sandboxes.nested.layer_origins import Origins, PushMemory
 from buildrunner.sandboxes.nested.machine import NestedMachine
 from buildrunner.sandboxes.nested.place import NestedPlace, PlaceFacts
@@ -116,7 +117,8 @@ class NestedSandbox:
     def keep_spares(self, count: int) -> None:
         """See `Sandbox.keep_spares`. The image of nested engines is made first if it is missing.
 
-        Images that builds used meanwhile are cached first, so that the spares have them.
+        Images that builds used meanwhile are cached first, so that the spares have them. Pulled
+        images that no build uses any more are deleted.
         """
         self.check_engine()
         self._image()
@@ -124,6 +126,7 @@ class NestedSandbox:
         try:
             if self._noted_mode(self._daemons.facts()):
                 self._cache.update()
+                self._delete_unused_images()
         except (EngineError, OSError) as error:
             trouble = error
         if count:
@@ -132,6 +135,16 @@ class NestedSandbox:
             self._find_mode()
         if trouble is not None:
             raise trouble
+
+    def _delete_unused_images(self) -> None:
+        data_root = self._host.info().data_root
+        delete_unused(
+            self._host,
+            self._folders.pulled,
+            self._cache.last_uses(),
+            now=time.time(),
+            is_full=lambda: is_nearly_full(data_root),
+        )
 
     def _keep_spares(self, count: int) -> None:
         facts = self._daemons.facts()

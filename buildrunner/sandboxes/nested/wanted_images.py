@@ -17,7 +17,7 @@ from contextlib import suppress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, ImagePullError
-from buildrunner.sandboxes.nested.bounded_pull import pull_within
+from buildrunner.sandboxes.nested.host_pulls import HostPulls
 from buildrunner.sandboxes.nested.loopback import is_of_this_machine
 
 _MOST = 100  # notes; a config that pulls without end must not fill the machine
@@ -31,9 +31,10 @@ class WantedImages:
 
     Args:
         folder: for the notes; made when there is one.
-        host: pulls them.
+        host: has them, or not.
         note_use: told of them (by id) when the host has them.
-        limit_bytes: of each; None sets no limit.
+        own: pulls the images that this build noted.
+        left: pulls the images that earlier builds noted.
     """
 
     def __init__(
@@ -42,9 +43,12 @@ class WantedImages:
         host: ContainerEngine,
         note_use: Callable[[Iterable[str]], None],
         *,
-        limit_bytes: int | None = None,
+        own: HostPulls,
+        left: HostPulls,
     ) -> None:
-        self._limit_bytes = limit_bytes
+        self._own = own
+        self._left = left
+        self._own_names: set[str] = set()
         self._folder = folder
         self._host = host
         self._note_use = note_use
@@ -68,6 +72,7 @@ class WantedImages:
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             if len(os.listdir(self._folder)) >= _MOST:
                 return
+            self._own_names.add(name)
             with open(self._path(name), "w", encoding="utf-8") as file:
                 file.write(name)
             self.work()
@@ -104,13 +109,12 @@ class WantedImages:
             for entry in sorted(os.listdir(self._folder)):
                 with open(os.path.join(self._folder, entry), encoding="utf-8") as file:
                     names.append(file.read())
-        return names
+        return list(filter(None, names))  # one that is being written is empty
 
     def _pull(self, name: str) -> None:
         try:
-            image = self._host.find_image(name) or pull_within(
-                self._host, name, self._limit_bytes, cancel=self._stop
-            )
+            pulls = self._own if name in self._own_names else self._left
+            image = self._host.find_image(name) or pulls.pull(name, cancel=self._stop)
             self._note_use((image.id,))
         except ImagePullError as error:
             if error.transient or self._stop.is_set():

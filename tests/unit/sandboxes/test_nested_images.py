@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,9 +21,9 @@ from buildrunner.containers.types import (
 )
 from buildrunner.errors import EngineUnavailable, ImagePullError
 from buildrunner.sandboxes.nested import loopback
-from buildrunner.sandboxes.nested.bounded_pull import pull_within
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
+from buildrunner.sandboxes.nested.host_pulls import UNUSED_S, HostPulls, delete_unused
 from buildrunner.sandboxes.nested.wanted_images import WantedImages
 
 PRIVATE = "corp.example.com/team/app"
@@ -45,7 +46,7 @@ class Nest:
         self.copies: list[str] = []
         self.used: list[str] = []
         self.inner._images[SHARED] = self.inside(SHARED)
-        self.limit_bytes: int | None = None
+        self.host_pulls = HostPulls(self.host, "/nowhere", None)
         self.engine = NestedEngine(self)
         self.gateway = GatewayPush(None, str, str, Egress())  # type: ignore[arg-type]
 
@@ -176,12 +177,12 @@ def test_without_a_login_the_nested_engine_pulls_and_nothing_stays_on_the_machin
 
 
 class Puller:
-    """An engine that pulls an image of some layers, and reports their sizes first."""
+    """An engine that pulls images of some layers, and reports their sizes first."""
 
     def __init__(self, layers: list[int], unpacked: int) -> None:
         self.layers = layers
         self.unpacked = unpacked
-        self.image: ImageInfo | None = None
+        self.images: set[str] = set()
 
     def pull_image(
         self,
@@ -200,11 +201,17 @@ class Puller:
             )
             if cancel.is_set():
                 raise ImagePullError("cancelled")
-        self.image = ImageInfo(id=name, digest="", size_bytes=self.unpacked)
-        return self.image
+        self.images.add(name)
+        return ImageInfo(id=name, digest="", size_bytes=self.unpacked)
 
-    def untag_image(self, _name: str) -> None:
-        self.image = None
+    def untag_image(self, name: str) -> None:
+        self.images.discard(name)
+
+    def find_image(self, name: str) -> None:
+        return None
+
+    def pulls(self, folder: Path, limit: int | None) -> HostPulls:
+        return HostPulls(self, str(folder / "pulled"), limit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -212,25 +219,66 @@ class Puller:
     [([1, 2], 9, None), ([1, 2], 9, 9), ([], 0, 9)],
 )
 def test_an_image_within_the_limit_is_pulled(
-    layers: list[int], unpacked: int, limit: int | None
+    tmp_path: Path, layers: list[int], unpacked: int, limit: int | None
 ) -> None:
     engine = Puller(layers, unpacked)
-    pull_within(engine, "app:1", limit, cancel=threading.Event())  # type: ignore[arg-type]
-    assert engine.image is not None
+    engine.pulls(tmp_path, limit).pull("app:1", cancel=threading.Event())
+    assert engine.images == {"app:1"}
 
 
 @pytest.mark.parametrize(("layers", "unpacked"), [([5, 5], 5), ([10], 5), ([1], 10)])
 def test_an_image_beyond_the_limit_of_the_build_s_disk_does_not_stay(
-    layers: list[int], unpacked: int
+    tmp_path: Path, layers: list[int], unpacked: int
 ) -> None:
     engine = Puller(layers, unpacked)
     with pytest.raises(ImagePullError, match=r"larger than .* write to the disk") as caught:
-        pull_within(engine, "app:1", 9, cancel=threading.Event())  # type: ignore[arg-type]
+        engine.pulls(tmp_path, 9).pull("app:1", cancel=threading.Event())
     assert not caught.value.transient
-    assert engine.image is None
+    assert engine.images == set()
 
 
-def test_layers_of_unknown_size_count_as_they_arrive() -> None:
+def test_many_images_of_a_build_have_one_limit_together(tmp_path: Path) -> None:
+    engine = Puller([2], 3)
+    pulls = engine.pulls(tmp_path, 9)
+    for number in range(3):
+        pulls.pull(f"app:{number}", cancel=threading.Event())
+    for number in range(3, 20):
+        with pytest.raises(ImagePullError, match="with the others that this machine pulled"):
+            pulls.pull(f"app:{number}", cancel=threading.Event())
+    assert engine.images == {"app:0", "app:1", "app:2"}
+    engine.pulls(tmp_path, 9).pull("app:3", cancel=threading.Event())  # another build
+
+
+def test_pulls_at_the_same_time_have_one_limit_together(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    class Slow(Puller):
+        def pull_image(self, name: str, **named: Any) -> ImageInfo:
+            report = named["on_progress"]
+            report(TransferProgress(image=name, layer=name, total_bytes=5))
+            both.wait(10)
+            return super().pull_image(name, **named)
+
+    engine = Slow([], 5)
+    pulls = engine.pulls(tmp_path, 9)
+    failed = []
+
+    def pull(name: str) -> None:
+        try:
+            pulls.pull(name, cancel=threading.Event())
+        except ImagePullError:
+            failed.append(name)
+
+    threads = [threading.Thread(target=pull, args=(name,)) for name in ("app:1", "app:2")]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(failed) >= 1
+    assert len(engine.images) == 2 - len(failed)
+
+
+def test_layers_of_unknown_size_count_as_they_arrive(tmp_path: Path) -> None:
     class Chunked(Puller):
         def pull_image(
             self,
@@ -247,15 +295,101 @@ def test_layers_of_unknown_size_count_as_they_arrive() -> None:
             return ImageInfo(id=name, digest="", size_bytes=100)
 
     with pytest.raises(ImagePullError, match="larger than") as caught:
-        pull_within(Chunked([], 0), "app:1", 9, cancel=threading.Event())  # type: ignore[arg-type]
+        Chunked([], 0).pulls(tmp_path, 9).pull("app:1", cancel=threading.Event())
     assert str(caught.value.__cause__) == "cancelled after 10"
 
 
-def test_a_pull_that_is_cancelled_is_not_called_too_large() -> None:
+def test_a_pull_that_is_cancelled_is_not_called_too_large(tmp_path: Path) -> None:
     stopped = threading.Event()
     stopped.set()
     with pytest.raises(ImagePullError, match=r"^cancelled$"):
-        pull_within(Puller([1], 1), "app:1", 9, cancel=stopped)  # type: ignore[arg-type]
+        Puller([1], 1).pulls(tmp_path, 9).pull("app:1", cancel=stopped)
+
+
+class Pulled:
+    """A machine whose engine pulled images, at times in hours."""
+
+    def __init__(self, folder: Path, hours: dict[str, float]) -> None:
+        self.host = FakeEngine(["of-the-user:1"])
+        self.folder = folder / "pulled"
+        for name, hour in hours.items():
+            before = set(self.folder.iterdir()) if hours and self.folder.exists() else set()
+            self.host.offer_image(name)
+            HostPulls(self.host, str(self.folder), None).pull(name, cancel=threading.Event())
+            (note,) = set(self.folder.iterdir()) - before
+            os.utime(note, (hour * 3600, hour * 3600))
+
+    def id(self, name: str) -> str:
+        found = self.host.find_image(name)
+        assert found is not None
+        return found.id
+
+    def delete(
+        self, *, now: float, used: dict[str, float] | None = None, full: int = 0
+    ) -> list[str]:
+        """Delete what is unused while the disk is full ``full`` times; the images that are left."""
+        answers = iter([True] * full)
+        delete_unused(
+            self.host,
+            str(self.folder),
+            {self.id(name): hour * 3600 for name, hour in (used or {}).items()},
+            now=now * 3600,
+            is_full=lambda: next(answers, False),
+        )
+        names = ("of-the-user:1", "one:1", "two:1", "three:1")
+        return [name for name in names if self.host.find_image(name) is not None]
+
+
+HOURS = {"one:1": 1.0, "two:1": 2.0, "three:1": 3.0}
+UNUSED_H = UNUSED_S / 3600
+
+
+@pytest.mark.parametrize(
+    ("now", "used", "full", "left"),
+    [
+        (3.0, {}, 0, ["one:1", "two:1", "three:1"]),
+        (2.5 + UNUSED_H, {}, 0, ["three:1"]),
+        (2.5 + UNUSED_H, {"one:1": 4.0}, 0, ["one:1", "three:1"]),
+        (10.0, {}, 2, ["three:1"]),
+        (10.0, {"one:1": 4.0}, 1, ["one:1", "three:1"]),
+        (3.5, {}, 9, ["three:1"]),
+    ],
+)
+def test_images_that_were_pulled_go_when_no_build_uses_them_or_the_disk_is_full(
+    tmp_path: Path, now: float, used: dict[str, float], full: int, left: list[str]
+) -> None:
+    pulled = Pulled(tmp_path, HOURS)
+    assert pulled.delete(now=now, used=used, full=full) == ["of-the-user:1", *left]
+    assert len(list(pulled.folder.iterdir())) == len(left)
+
+
+def test_a_name_that_the_user_gave_to_another_image_stays(tmp_path: Path) -> None:
+    pulled = Pulled(tmp_path, {"one:1": 1.0})
+    pulled.host.tag_image(pulled.id("of-the-user:1"), "one:1")
+    assert pulled.delete(now=9999.0) == ["of-the-user:1", "one:1"]
+    assert list(pulled.folder.iterdir()) == []
+
+
+def wanted(folder: Path, engine: Puller, limit: int) -> WantedImages:
+    pulls = engine.pulls
+    return WantedImages(
+        str(folder / "wanted"),
+        engine,  # type: ignore[arg-type]
+        lambda _: None,
+        own=pulls(folder, limit),
+        left=pulls(folder, limit),
+    )
+
+
+def test_what_steps_pull_is_pulled_for_the_next_build_up_to_one_limit(tmp_path: Path) -> None:
+    engine = Puller([3], 3)
+    noted = wanted(tmp_path, engine, 10)
+    for number in range(50):
+        noted.note(f"app:{number}")
+    while list((tmp_path / "wanted").iterdir()):
+        pass
+    noted.close()
+    assert len(engine.images) == 3
 
 
 def test_the_login_of_a_step_goes_through_the_gateway_which_knows_what_was_pushed() -> None:
@@ -283,8 +417,8 @@ def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``docker pull 127.0.0.1:5000/app`` in a step names a registry of the sandbox."""
-    host = FakeEngine()
-    noted = WantedImages(str(tmp_path / "wanted"), host, lambda _: None)
+    engine = Puller([], 0)
+    noted = wanted(tmp_path, engine, 10)
     resolver = {"rebinding.example": "127.0.0.1", "metadata.example": "169.254.169.254"}
     monkeypatch.setattr(loopback, "look_up", lambda host: [resolver.get(host, host)])
     for registry in (
@@ -303,5 +437,5 @@ def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
         noted.note(f"{registry}/app:1")
         noted.note(f"{registry}/app@sha256:1")
     noted.close()
-    assert host.calls == []
+    assert engine.images == set()
     assert not (tmp_path / "wanted").exists()

@@ -1,0 +1,204 @@
+"""Images that the machine's engine pulls for builds in nested sandboxes.
+
+They stay on the machine for later builds, and so the limit of a sandbox's disk does not count them.
+Instead, each build has a budget for what is pulled, and a server deletes what was pulled once no
+build uses it, or once the disk is nearly full. Images of other origins are never deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+
+import msgspec
+
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import ImageInfo, TransferProgress
+from buildrunner.errors import EngineError, ImagePullError
+
+UNUSED_S = 30 * 86400.0
+"""How long a pulled image stays that no build uses."""
+
+FULL = 0.85
+"""The part of the engine's file system in use above which images that are unused for an hour go."""
+
+_LEAST_AGE_S = 3600.0  # a build may be about to copy it
+
+_logger = logging.getLogger(__name__)
+
+
+class HostPulls:
+    """Pulls images that the machine's engine does not have, up to a sum of sizes. Thread-safe.
+
+    Args:
+        host: the machine's engine.
+        folder: for notes of what was pulled; see `delete_unused`.
+        limit_bytes: how large the images may be together; None sets no limit.
+    """
+
+    def __init__(self, host: ContainerEngine, folder: str, limit_bytes: int | None) -> None:
+        self._host = host
+        self._folder = folder
+        self._limit = limit_bytes
+        self._lock = threading.Lock()
+        self._taken = 0
+
+    def pull(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[TransferProgress], None] = lambda _: None,
+        cancel: threading.Event,
+    ) -> ImageInfo:
+        """Pull an image.
+
+        The pull ends when its layers exceed what is left: by the sizes that the engine reports
+        before it has a layer, or by the bytes that have arrived. An image that is larger once it is
+        unpacked is removed again.
+
+        Args:
+            name: of the image.
+            on_progress: takes news.
+            cancel: ends the pull.
+
+        Raises:
+            ImagePullError: it did not come, it is too large, or ``cancel`` was set.
+        """
+        sizes: dict[str, int] = {}
+        stop = _EitherEvent(cancel)
+
+        def watch(progress: TransferProgress) -> None:
+            # A registry that sends a layer without its length has it arrive with an unknown size.
+            size = max(progress.total_bytes, progress.current_bytes)
+            grown = max(size - sizes.get(progress.layer, 0), 0)
+            sizes[progress.layer] = sizes.get(progress.layer, 0) + grown
+            if not self._take(grown):
+                stop.set()
+            on_progress(progress)
+
+        try:
+            image = self._host.pull_image(name, on_progress=watch, cancel=stop)
+        except EngineError as error:
+            self._take(-sum(sizes.values()))
+            if stop.is_over:
+                raise self._too_large(name) from error
+            raise
+        if not self._take(image.size_bytes - sum(sizes.values())):
+            self._host.untag_image(name)
+            self._take(-image.size_bytes)
+            raise self._too_large(name)
+        self._note(name, image)
+        return image
+
+    def _take(self, size: int) -> bool:
+        """Count bytes; False if that is more than there may be."""
+        with self._lock:
+            self._taken += size
+            return self._limit is None or self._taken <= self._limit
+
+    def _note(self, name: str, image: ImageInfo) -> None:
+        path = os.path.join(self._folder, hashlib.sha256(name.encode()).hexdigest()[:32])
+        with suppress(OSError):  # then it stays
+            os.makedirs(self._folder, mode=0o700, exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(msgspec.json.encode(_Note(name, image.id)))
+
+    def _too_large(self, name: str) -> ImagePullError:
+        return ImagePullError(
+            f"the image {name}, with the others that this machine pulled for the build, is larger "
+            f"than {(self._limit or 0) / (1 << 30):.1f} GiB, which a build may write to the disk",
+            hint="the server's administrator sets the limit: serve --max-build-disk-gib",
+        )
+
+
+class _EitherEvent(threading.Event):
+    """Is set when it is, or another event is."""
+
+    def __init__(self, other: threading.Event) -> None:
+        super().__init__()
+        self._other = other
+
+    def is_set(self) -> bool:
+        return super().is_set() or self._other.is_set()
+
+    @property
+    def is_over(self) -> bool:
+        return super().is_set()
+
+
+class _Note(msgspec.Struct, frozen=True):
+    """An image that was pulled.
+
+    Attributes:
+        name: under which.
+        image: its id on the machine's engine.
+    """
+
+    name: str
+    image: str
+
+
+def delete_unused(
+    host: ContainerEngine,
+    folder: str,
+    used: Mapping[str, float],
+    *,
+    now: float,
+    is_full: Callable[[], bool],
+) -> None:
+    """Delete images that `HostPulls` pulled, the one that is unused for longest first.
+
+    Args:
+        host: the machine's engine.
+        folder: that of `HostPulls`.
+        used: when a build last used each image, by its id.
+        now: the time.
+        is_full: whether the engine's disk is nearly full.
+
+    Raises:
+        EngineError: the engine refused.
+        OSError: the folder can't be read.
+    """
+    notes = [
+        (max(pulled_at, used.get(note.image, 0.0)), path, note)
+        for path, pulled_at, note in _notes(folder)
+    ]
+    for last_use, path, note in sorted(notes, key=lambda one: one[0]):
+        unused_s = now - last_use
+        if unused_s < _LEAST_AGE_S or (unused_s < UNUSED_S and not is_full()):
+            return
+        found = host.find_image(note.name)
+        if found is not None and found.id == note.image:
+            host.untag_image(note.name)
+            if host.find_image(note.name) is not None:
+                continue  # a container needs it
+            _logger.info("deleted the image %s, unused for %.0f h", note.name, unused_s / 3600)
+        os.unlink(path)
+
+
+def _notes(folder: str) -> Iterator[tuple[str, float, _Note]]:
+    """The path, time and content of each note."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(OSError, msgspec.DecodeError), open(entry.path, "rb") as file:
+                note = msgspec.json.decode(file.read(), type=_Note)
+                yield entry.path, entry.stat().st_mtime, note
+
+
+def is_nearly_full(folder: str) -> bool:
+    """Whether the file system of a folder is more than `FULL`.
+
+    A folder that this user can't look into counts as on the file system of the folder above.
+    """
+    try:
+        found = os.statvfs(folder)
+    except PermissionError:
+        return is_nearly_full(os.path.dirname(folder))
+    except OSError:
+        return False
+    used = found.f_blocks - found.f_bfree
+    return used > FULL * (used + found.f_bavail)
