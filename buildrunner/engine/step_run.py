@@ -66,11 +66,16 @@ class StepRun:
         Args:
             start: also start it, with its program waiting, unless a step may replace its image.
         """
-        if self._ahead is not None and (self._ahead.is_alive() or self._container.is_made):
+        if self.is_being_made or self._container.is_made:
             return
         start = start and self._can_start_ahead and not self._build.pulls.may_be_built(self._step)
         self._ahead = threading.Thread(target=self._make_ahead, args=(start,), daemon=True)
         self._ahead.start()
+
+    @property
+    def is_being_made(self) -> bool:
+        """Whether its container is being created or started ahead right now."""
+        return self._ahead is not None and self._ahead.is_alive()
 
     def begin(self) -> None:
         """Run it."""

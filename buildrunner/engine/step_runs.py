@@ -168,6 +168,8 @@ class StepRuns:
     def _launch(self, position: int) -> None:
         step = self._plan.steps[position]
         self._graph.start(position)
+        if step.depends_on:
+            self._ahead.turn_comes(position)
         run = self._runs.get(position) or self._new_run(position)
         now = self._build.clock.now()
         self._turns[position] = Span(now)
@@ -243,7 +245,6 @@ class StepRuns:
 
 _MOST_FIRST = 16
 _MOST_AHEAD = 8  # each that waits takes the engine's machine some 10 MB
-_LEVELS_AHEAD = 3  # one would do if steps took longer than it takes to start a container
 
 
 class StepsAhead:
@@ -267,6 +268,7 @@ class StepsAhead:
         self._runs = runs
         self._new_run = new_run
         self._unfinished_before = _all_before(steps)
+        self._levels = 2  # enough if steps take longer than it takes to start a container
 
     def create_first(self) -> None:
         """Create for the steps that start first."""
@@ -274,13 +276,16 @@ class StepsAhead:
             self._new_run(position).create_ahead(start=False)
 
     def create_next(self) -> None:
-        """Start containers for the steps that come next, and for those that come behind them.
-
-        So the next one is there when its turn comes, however short the steps are.
-        """
+        """Start containers for the steps that come next, and for those that come behind them."""
         reached = set(self._graph.running)
-        for _ in range(_LEVELS_AHEAD):
+        for _ in range(self._levels):
             reached |= self._create_behind(reached)
+
+    def turn_comes(self, position: int) -> None:
+        """Look further ahead if the container of a step that begins is still being started."""
+        run = self._runs.get(position)
+        if run is not None and run.is_being_made:
+            self._levels = min(self._levels + 1, _MOST_AHEAD)
 
     def forget(self, ended: int) -> None:
         """Nobody waits for that step any more."""
