@@ -241,7 +241,8 @@ def check_isolation(isolation: str) -> Finding:
     return Finding(
         "warn",
         subject,
-        f"{isolation}: a step that means harm can become root of this machine",
+        f"{isolation}: a malicious step can become root of this machine, and change the images "
+        "that all sandboxes share",
         "Linux 5.19 and a file system with ID-mapped mounts (ext4, xfs, btrfs) isolate steps by "
         "user namespaces. After a change remove nested.json of the data folder.",
     )
