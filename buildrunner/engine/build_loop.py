@@ -239,7 +239,7 @@ class BuildLoop:
             )
         self._log.close()
         # An engine that is gone says so of every container and volume: once is enough.
-        left = dict.fromkeys([*parts.failures, *self._build.reaper.failures])
+        left = dict.fromkeys([*parts.failures, *self._build.remover.failures])
         return [
             *(f"something of the build was left behind: {failure}" for failure in left),
             *_changed_text(changed),
@@ -256,7 +256,7 @@ class BuildLoop:
         if successful and build.options.leave_cleanup_to_guardian:
             return
         parts.do("removing containers that were not needed", self._steps.discard_rest)
-        parts.do("removing the containers of steps", build.reaper.finish)
+        parts.do("removing the containers of steps", build.remover.finish)
         self._resources.remove(
             parts,
             self._workspace,

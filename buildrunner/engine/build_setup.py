@@ -79,7 +79,7 @@ class BuildSetup:
         if self._begun is None:
             self._phases.begin(phases.FETCH)
         else:
-            self._phases.go_on(phases.FETCH, started_at)
+            self._phases.resume(phases.FETCH, started_at)
 
     def begin(self) -> None:
         """Start all parts."""

@@ -120,7 +120,7 @@ class LiveContainer:
         Raises:
             EngineError: the engine can't start it; the iterator, too, may raise that.
         """
-        self._build.reaper.hold_off()
+        self._build.remover.hold_off()
         try:
             output = self._build.engine.start_container(self.id, attach=True)
         except GateRefused:
@@ -176,7 +176,7 @@ class LiveContainer:
 
     def dispose(self) -> None:
         """Order its removal, and that of the volume; nobody waits for that."""
-        self._build.reaper.remove(self.id, "" if self._folder is None else self._volume)
+        self._build.remover.remove(self.id, "" if self._folder is None else self._volume)
 
     @property
     def _volume(self) -> str:

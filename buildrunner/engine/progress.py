@@ -29,8 +29,8 @@ class Phases:
         self.spans[phase] = Span(now)
         self._emit(PhaseStarted(at=now, phase=phase))
 
-    def go_on(self, phase: str, since: datetime) -> None:
-        """The phase began before, and was told of then."""
+    def resume(self, phase: str, since: datetime) -> None:
+        """Continue a phase that an earlier process began and reported."""
         self.spans[phase] = Span(since)
 
     def end(self, phase: str) -> None:

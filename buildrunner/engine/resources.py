@@ -1,6 +1,6 @@
 """The resources of a build besides its steps: network, volumes and home.
 
-`CleanUpParts` and `Reaper` remove them, and the containers of steps.
+`CleanUpParts` and `ContainerRemover` remove them, and the containers of steps.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ _QUIET_S = 0.25  # behind a start or an end; a step that takes longer leaves roo
 _BACKLOG = 32  # ended containers take disk space: more are never kept
 
 
-class Reaper:
+class ContainerRemover:
     """Removes ended containers and their volumes in one thread, in quiet moments.
 
     A removal takes the engine as much work as an eighth of a start, and slows down a start or an
@@ -228,10 +228,10 @@ class Reaper:
         self._finishing = False
         self._thread: threading.Thread | None = None
         self.failures: list[str] = []
-        """What could not be removed, and why."""
+        """Errors of removals."""
 
     def hold_off(self) -> None:
-        """A step starts or ends: leave the engine to that, and to what comes next."""
+        """Postpone removals: a step starts or ends, and the engine has that to do."""
         self._quiet_at = time.monotonic() + _QUIET_S
 
     def remove(self, container: str, volume: str) -> None:

@@ -24,7 +24,7 @@ from buildrunner.engine.protocols import (
     PackagePublisher,
     SecretResolver,
 )
-from buildrunner.engine.resources import Reaper
+from buildrunner.engine.resources import ContainerRemover
 from buildrunner.engine.resume import ResumeState
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.source_phase import BegunBuild
@@ -128,7 +128,7 @@ class RunningBuild:
             report=self.report,
         )
         self.secrets: Mapping[SecretReference, str] = {}
-        self.reaper = Reaper(self.engine)
+        self.remover = ContainerRemover(self.engine)
         self.private_names = PrivateNames(self.engine, plan.build_id)
         self.labels = build_labels(plan, options)
         self.warnings: list[str] = list(resume.warnings) if resume else []

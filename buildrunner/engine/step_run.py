@@ -94,7 +94,7 @@ class StepRun:
             self._verdict.stopped_by = why
         threading.Thread(target=self._kill, args=(grace_s,), daemon=True).start()
 
-    def go_on(self, container: str, began: datetime, *, unwatched: bool) -> None:
+    def resume(self, container: str, began: datetime, *, unwatched: bool) -> None:
         """Take over the container that an earlier process started when the step's turn came.
 
         Args:
@@ -133,7 +133,7 @@ class StepRun:
             result = error
         self._ended.set()
         if not self._build.options.keep_logs:
-            self._container.dispose()  # an order only, given before the loop may end the reaper
+            self._container.dispose()  # an order only, given before the loop may end the remover
         self._on_end(result)
 
     def _live(self) -> StepOutcome:

@@ -122,7 +122,7 @@ class StepRuns:
         if step.timeout_s:
             ran_s = (self._build.clock.now() - began).total_seconds()
             self._deadlines[position] = self._build.clock.monotonic() + step.timeout_s - ran_s
-        run.go_on(container.id, began, unwatched=container.has_ended)
+        run.resume(container.id, began, unwatched=container.has_ended)
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
         """Nothing starts any more; kill what runs."""

@@ -55,7 +55,7 @@ class GoogleStore:
         self._made: Any = None
         self._anonymous = False
         self._answers = AnswerReader()
-        self._patience = Patience()
+        self._retry_policy = RetryPolicy()
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
@@ -249,16 +249,16 @@ class GoogleStore:
 
         try:
             yield
-            self._patience.answered()
+            self._retry_policy.answered()
         except RetryError as error:
             raise self._no_answer(what, error.cause) from error
         except GoogleAPICallError as error:
-            self._patience.answered()
+            self._retry_policy.answered()
             raise refusal(
                 what, error.code or 0, error.message or "", error, self._anonymous
             ) from error
         except InvalidResponse as error:
-            self._patience.answered()
+            self._retry_policy.answered()
             raise refusal(
                 what, error.response.status_code, str(error), error, self._anonymous
             ) from error
@@ -291,11 +291,11 @@ class GoogleStore:
                 lost = not status_of(error)
                 retried(StorageError(self._text(what, error), transient=True, unreachable=lost))
 
-        return self._patience.retry(tell)
+        return self._retry_policy.retry(tell)
 
     def _no_answer(self, what: str, error: BaseException | None) -> StorageError:
         untrusted = is_untrusted(error)
-        hint = "is the server reachable from here?" if self._patience.is_lost else ""
+        hint = "is the server reachable from here?" if self._retry_policy.is_lost else ""
         if untrusted:
             hint = "name a file with its authority's certificate in REQUESTS_CA_BUNDLE"
         return StorageError(
@@ -451,20 +451,20 @@ _RETRY_S = 45.0
 _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
 
 
-class Patience:
-    """What is known of one server: whether it ever answered. Used from any thread."""
+class RetryPolicy:
+    """How long calls of one server are retried: longer once it has answered. Thread-safe."""
 
     def __init__(self) -> None:
-        self._patience_s = _UNREACHABLE_S
+        self._limit_s = _UNREACHABLE_S
 
     @property
     def is_lost(self) -> bool:
         """Whether the server was given up before it has ever answered."""
-        return not self._patience_s
+        return not self._limit_s
 
     def answered(self) -> None:
         """The server has answered something."""
-        self._patience_s = _RETRY_S
+        self._limit_s = _RETRY_S
 
     def retry(self, tell: Callable[[Exception], None]) -> Any:
         """How often a call is tried: for long, but not with a server that was never there.
@@ -477,7 +477,7 @@ class Patience:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
         begun, waited_s = time.monotonic(), 0.0
-        until = begun + self._patience_s
+        until = begun + self._limit_s
 
         def between_tries(error: Exception) -> None:
             nonlocal waited_s
@@ -485,8 +485,8 @@ class Patience:
                 raise error
             if status_of(error):
                 self.answered()
-            elif self._patience_s < _RETRY_S and time.monotonic() >= until:
-                self._patience_s = 0.0  # whatever comes next is tried once
+            elif self._limit_s < _RETRY_S and time.monotonic() >= until:
+                self._limit_s = 0.0  # whatever comes next is tried once
                 raise error
             asked_s = wait_asked_for(error)
             waited_s += asked_s

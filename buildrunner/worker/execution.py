@@ -41,15 +41,15 @@ from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
 from buildrunner.worker.recovery import (
+    Recovery,
     ResumePoint,
-    Way,
     begun_again,
     died_text,
     end_of_log,
     ended_so,
     failed_so,
+    recovery_of,
     resume_point,
-    way_on,
 )
 
 EXIT_LEASE_LOST = 75
@@ -104,7 +104,7 @@ def give_up(job: Execution, reason: str) -> None:
         StoreError: its log or its notes can't be written.
     """
     process = _Process(job, CancelToken())
-    if way_on(process.notes) is Way.STORE_END:
+    if recovery_of(process.notes) is Recovery.STORE_END:
         process.run(resume=True)
     else:
         process.give_up(reason)
@@ -133,14 +133,14 @@ class _Process:
             return self._build.status
         if not resume:
             return self._run()
-        match way_on(self.notes):
-            case Way.STORE_END:
+        match recovery_of(self.notes):
+            case Recovery.STORE_END:
                 return self._store_end(decode_message(Build, self.notes.final()).value)
-            case Way.RUN_AGAIN:
+            case Recovery.RUN_AGAIN:
                 return self._run_again()
-            case Way.GO_ON:
-                return self._run(go_on=True)
-            case Way.GIVE_UP:
+            case Recovery.RESUME:
+                return self._run(resumed=True)
+            case Recovery.GIVE_UP:
                 return self.give_up(died_text(self._build, self.notes.death()))
 
     def _run_again(self) -> Status:
@@ -163,12 +163,12 @@ class _Process:
             return (f"something of the build was left behind: {error}",)
         return ()
 
-    def _run(self, *, go_on: bool = False) -> Status:
+    def _run(self, *, resumed: bool = False) -> Status:
         log = LogFileSink(self._log_folder, limit_bytes=self._job.log_bytes)
         events = self._job.open_events(self._log_folder)
         record = BuildRecord(self._build)
         try:
-            resume = self._resume_point(record, log) if go_on else None
+            resume = self._resume_point(record, log) if resumed else None
             outcome = self._run_program(record, log, events, resume)
             store_attestations(self._log_folder, outcome.attestations)
             record.finish(outcome)

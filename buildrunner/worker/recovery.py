@@ -3,12 +3,12 @@
 The decision is taken from the notes that the dead process left (`BuildNotes`), by the process that
 takes the build over:
 
-* the work was done and only its end not stored: store that end (`Way.STORE_END`);
-* no step was ever started: remove what was made and begin again (`Way.RUN_AGAIN`);
+* the work was done and only its end not stored: store that end (`Recovery.STORE_END`);
+* no step was ever started: remove what was made and begin again (`Recovery.RUN_AGAIN`);
 * steps have run: go on with the containers that are there, from the stored plan, workspace, events
-  and log (`Way.GO_ON`, see `engine.resume`);
+  and log (`Recovery.RESUME`, see `engine.resume`);
 * steps have run, but what it takes to go on was lost: no step may run twice, so that the build is
-  ended with what happened as the reason (`Way.GIVE_UP`).
+  ended with what happened as the reason (`Recovery.GIVE_UP`).
 """
 
 from __future__ import annotations
@@ -56,24 +56,24 @@ class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     state: ResumeState
 
 
-class Way(enum.Enum):
-    """How a build goes on whose process died."""
+class Recovery(enum.Enum):
+    """How a worker recovers a build whose process died."""
 
     STORE_END = "store-end"
     RUN_AGAIN = "run-again"
-    GO_ON = "go-on"
+    RESUME = "resume"
     GIVE_UP = "give-up"
 
 
-def way_on(notes: BuildNotes) -> Way:
-    """How to go on, from what the dead process noted."""
+def recovery_of(notes: BuildNotes) -> Recovery:
+    """Choose the recovery from the notes of the dead process."""
     if notes.final() is not None:
-        return Way.STORE_END
+        return Recovery.STORE_END
     if not notes.steps_begun:
-        return Way.RUN_AGAIN
+        return Recovery.RUN_AGAIN
     if notes.planned() is None or notes.workspace() is None:
-        return Way.GIVE_UP
-    return Way.GO_ON
+        return Recovery.GIVE_UP
+    return Recovery.RESUME
 
 
 def died_text(build: Build, how: str) -> str:

@@ -72,7 +72,7 @@ class BuildTrace:
         except Exception:  # noqa: BLE001  (watching a build must not end it)
             _log.exception("the trace lacks an event")
 
-    def go_on(self, stored: Iterable[events.BuildEvent]) -> None:
+    def resume(self, stored: Iterable[events.BuildEvent]) -> None:
         """Take over from a process that died: what it had begun and not ended is open again.
 
         Its span of the build was never sent; ours has the same id, and so its children a parent.

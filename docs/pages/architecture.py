@@ -55,7 +55,7 @@ own:
    `spec/validation/check.py` returns every problem at once, or none.
 3. `spec/substitutions/variables.py` fills in values. `plan/compile.py` turns the Build into a `BuildPlan`: final commands,
    environment, mounts and edges. `--dry-run` prints the plan and stops.
-4. Meanwhile `build_run/head_start.py` creates the build's network in a thread.
+4. Meanwhile `build_run/engine_setup.py` creates the build's network in a thread.
 5. `build_run/execution.py` chooses the workspace for the source and calls `run_build` of `engine/build_loop.py`.
 6. The loop there owns all state of the running build (`engine/running_build.py`). Its threads do the blocking work and report to
    `engine/inbox.py`.

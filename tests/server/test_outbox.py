@@ -20,7 +20,13 @@ from buildrunner.server.outbox.http import (
     HttpSender,
     signature,
 )
-from buildrunner.server.outbox.sender import Delivery, OutboxSender, Rest, Rests, pause_before
+from buildrunner.server.outbox.sender import (
+    Delivery,
+    OutboxSender,
+    ReceiverBackoff,
+    ReceiverBackoffs,
+    pause_before,
+)
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.writing import encode_instant
@@ -463,7 +469,7 @@ class TestStatuses:
 
 
 def test_rests_grow_to_a_minute_and_end_with_the_first_answer() -> None:
-    rests, now, lengths = Rests(), START, []
+    rests, now, lengths = ReceiverBackoffs(), START, []
     for _ in range(6):
         rests.begin("r", now, "why")
         rests.begin("r", now, "at the same time")
@@ -476,5 +482,5 @@ def test_rests_grow_to_a_minute_and_end_with_the_first_answer() -> None:
     assert lengths == [5, 10, 20, 40, 60, 60]
     rests.end("r")
     rests.begin("r", now, "again")
-    assert rests.of("r", now) == Rest(now + timedelta(seconds=5), 1, "again")
+    assert rests.of("r", now) == ReceiverBackoff(now + timedelta(seconds=5), 1, "again")
     assert rests.of("another", now) is None

@@ -200,7 +200,7 @@ def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEve
     if log_folder:
         from buildrunner.worker.recovery import stored_events
 
-        trace.go_on(stored_events(log_folder))
+        trace.resume(stored_events(log_folder))
     return (trace.on_event,)
 
 

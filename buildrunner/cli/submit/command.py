@@ -18,7 +18,7 @@ from buildrunner.cli.server.choice import chosen_server
 from buildrunner.cli.submit import flags as submit_flags
 
 if TYPE_CHECKING:  # the network is requested before other modules are imported
-    from buildrunner.build_run.head_start import HeadStart
+    from buildrunner.build_run.engine_setup import EngineSetup
     from buildrunner.cli.submit.build_input import BuildInput
     from buildrunner.cli.submit.request import Submission
     from buildrunner.settings import Settings
@@ -55,18 +55,18 @@ def run(args: argparse.Namespace) -> int:
         return _show_plan(_read(*_read_flags(args, warnings), args, build_id, warnings, None))
     with ExitStack() as stack:
         if args.sandbox == "host":
-            from buildrunner.build_run.head_start import HeadStart
+            from buildrunner.build_run.engine_setup import EngineSetup
 
-            head_start = HeadStart(build_id, metadata=args.metadata_server)
-            stack.enter_context(head_start)
+            engine_setup = EngineSetup(build_id, metadata=args.metadata_server)
+            stack.enter_context(engine_setup)
             input_, settings = _read_flags(args, warnings)
         else:
             input_, settings = _read_flags(args, warnings)
-            head_start = stack.enter_context(_nested_head_start(build_id, settings))
+            engine_setup = stack.enter_context(_nested_engine_setup(build_id, settings))
         from buildrunner.cli.submit.run import LocalRun
 
-        submission = _read(input_, settings, args, build_id, warnings, head_start)
-        return LocalRun(submission, head_start, stack).run()
+        submission = _read(input_, settings, args, build_id, warnings, engine_setup)
+        return LocalRun(submission, engine_setup, stack).run()
 
 
 def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInput, Settings]:
@@ -97,10 +97,10 @@ def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInp
     return input_, settings
 
 
-def _nested_head_start(build_id: str, settings: Settings) -> HeadStart:
-    from buildrunner.build_run.head_start import NestedHeadStart
+def _nested_engine_setup(build_id: str, settings: Settings) -> EngineSetup:
+    from buildrunner.build_run.engine_setup import NestedEngineSetup
 
-    return NestedHeadStart(build_id, settings)
+    return NestedEngineSetup(build_id, settings)
 
 
 def _read(
@@ -109,16 +109,16 @@ def _read(
     args: argparse.Namespace,
     build_id: str,
     warnings: list[str],
-    head_start: HeadStart | None,
+    engine_setup: EngineSetup | None,
 ) -> Submission:
     """Read the config, with the rights that the place of the build grants."""
     from buildrunner.cli.submit.request import read_submission
     from buildrunner.plan.privilege import granted
 
-    if head_start is not None and head_start.waits_for_config:
+    if engine_setup is not None and engine_setup.waits_for_config:
         _check_config(input_, settings, args, build_id)
-        _open_place(head_start)
-    place = head_start.place if head_start else None
+        _open_place(engine_setup)
+    place = engine_setup.place if engine_setup else None
     grant = granted(
         docker_socket=settings.docker_socket,
         privileged=settings.privileged,
@@ -144,7 +144,7 @@ def _check_config(
         compile_submission(submission)
 
 
-def _open_place(head_start: HeadStart) -> None:
+def _open_place(engine_setup: EngineSetup) -> None:
     """Open the first nested sandbox of this machine: the image of its engine is made now."""
     from buildrunner.builders.installer import with_parents
     from buildrunner.cli.terminal.installation_progress import InstallationProgress
@@ -153,7 +153,7 @@ def _open_place(head_start: HeadStart) -> None:
         "Making the image buildrunner/engine for nested sandboxes. This happens once on this "
         "machine and takes 20 to 60 s.\n"
     )
-    head_start.open_place(InstallationProgress(with_parents(["engine"]), output=sys.stderr))
+    engine_setup.open_place(InstallationProgress(with_parents(["engine"]), output=sys.stderr))
 
 
 def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Settings:

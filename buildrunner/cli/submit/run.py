@@ -21,8 +21,8 @@ from buildrunner.build_run.compile import (
     fitted_to_engine,
     planned_build,
 )
+from buildrunner.build_run.engine_setup import EngineSetup
 from buildrunner.build_run.execution import BuildExecution, source_workspace
-from buildrunner.build_run.head_start import HeadStart
 from buildrunner.build_run.request import BuildRequest
 from buildrunner.cli.submit.build_input import BuildInput
 from buildrunner.cli.submit.request import Submission, compile_submission
@@ -49,19 +49,19 @@ def warn(texts: list[str]) -> None:
 
 
 class LocalRun:
-    """Runs one submission on the engine of a head start.
+    """Runs one submission on an engine that is set up.
 
     Args:
         submission: the requested build.
-        head_start: its engine; a guardian watches over the build by now.
+        engine_setup: its engine; a guardian watches over the build by now.
         stack: closes everything that the run opens.
     """
 
-    def __init__(self, submission: Submission, head_start: HeadStart, stack: ExitStack) -> None:
+    def __init__(self, submission: Submission, engine_setup: EngineSetup, stack: ExitStack) -> None:
         self._submission = submission
         self._args = submission.args
         self._settings = submission.settings
-        self._head_start = head_start
+        self._engine_setup = engine_setup
         self._stack = stack
         self._engine: ContainerEngine
         self._write_workspace = ""
@@ -77,7 +77,7 @@ class LocalRun:
         return self._run_on_git()
 
     def _open_engine(self) -> None:
-        self._engine = self._head_start.engine()
+        self._engine = self._engine_setup.engine()
         self._engine.ping()
 
     def _run_planned(self) -> int:
@@ -151,7 +151,7 @@ class LocalRun:
             service_account=build.service_account.rpartition("/")[2],
             location=args.region or "global",
         )
-        place = self._head_start.place
+        place = self._engine_setup.place
         listener = place.metadata_listener() if place is not None else None
         if listener is None:
             start = partial(wiring.shared_metadata_server, self._engine, build.id, facts)
@@ -168,7 +168,7 @@ class LocalRun:
 
             folder = request.local.folder if request.local else None
             self._write_workspace = prepare_folder(args.write_workspace, folder, args.ignore_file)
-        git_folder = self._head_start.git_folder() if args.no_git_cache else ""
+        git_folder = self._engine_setup.git_folder() if args.no_git_cache else ""
         return replace(request, git_folder=git_folder)
 
     def _place(self) -> BuildPlace:
@@ -184,7 +184,7 @@ class LocalRun:
             engine=self._engine,
             settings=self._settings,
             options=options,
-            sandbox=self._head_start.place,
+            sandbox=self._engine_setup.place,
             config=_config_here(self._submission.input),
         )
 
@@ -225,8 +225,8 @@ class LocalRun:
         workspace: Workspace,
     ) -> Workspace:
         """The workspace as it is filled where the build runs."""
-        if self._head_start.place is not None:
-            workspace = self._head_start.place.workspace(workspace)
+        if self._engine_setup.place is not None:
+            workspace = self._engine_setup.place.workspace(workspace)
         if not self._write_workspace:
             return workspace
         from buildrunner.workspace.export import ExportedWorkspace

@@ -100,7 +100,7 @@ def search_log(
     start: int = 0,
     backwards: bool = False,
     limit: int = 100,
-    may_go_on: Callable[[], bool] = lambda: True,
+    may_continue: Callable[[], bool] = lambda: True,
 ) -> SearchResult:
     """Look for a query.
 
@@ -110,7 +110,7 @@ def search_log(
         start: matches that begin at this offset or behind it; backwards: before it.
         backwards: go towards the beginning of the log; the nearest match comes first.
         limit: how many matches at most.
-        may_go_on: asked after each MiB; false ends the search there.
+        may_continue: asked after each MiB; false ends the search there.
     """
     found: list[LogMatch] = []
     blocks = _blocks_before(reader, start) if backwards else _blocks_from(reader, start)
@@ -129,7 +129,7 @@ def search_log(
                 found.append(lines.match(*span))
                 following = found[-1].offset if backwards else found[-1].offset + 1
         following = offset if backwards else offset + len(block)
-        if not may_go_on():
+        if not may_continue():
             return SearchResult(tuple(found), following)
     return SearchResult(tuple(found), None)
 
@@ -207,6 +207,6 @@ def _line_begin(reader: LogFileReader, offset: int) -> int:
 
 
 def wants_more(deadline_s: float, now: Callable[[], float]) -> Callable[[], bool]:
-    """A ``may_go_on`` that ends ``deadline_s`` seconds from now (monotonic seconds)."""
+    """A ``may_continue`` that ends ``deadline_s`` seconds from now (monotonic seconds)."""
     until = now() + deadline_s
     return lambda: now() < until

@@ -191,9 +191,9 @@ class _Logs:
             start = await run_in_threadpool(reader.size) if backwards else 0
 
         def look(at: int) -> SearchResult:
-            may_go_on = wants_more(_SEARCH_S, time.monotonic)
+            may_continue = wants_more(_SEARCH_S, time.monotonic)
             return search_log(
-                reader, query, start=at, backwards=backwards, limit=limit, may_go_on=may_go_on
+                reader, query, start=at, backwards=backwards, limit=limit, may_continue=may_continue
             )
 
         if _NDJSON not in accept:

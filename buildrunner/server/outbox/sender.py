@@ -81,7 +81,7 @@ class OutboxSender:
         self._reporters = reporters
         self._now = now
         self._random = random
-        self._rests = Rests()
+        self._backoffs = ReceiverBackoffs()
         self._under_way: Counter[str] = Counter()  # by project
         self._changed = threading.Condition()
         self._loop = Loop("outbox", self._turn, _POLL_S)
@@ -179,21 +179,21 @@ class OutboxSender:
             return
         message = ready
         receiver = receiver_of(message)
-        rest = self._rests.of(receiver, self._now())
-        if rest is not None:
-            self._store.outbox.put_off(message, next_try=rest.until, error=rest.why, tried=False)
+        pause = self._backoffs.of(receiver, self._now())
+        if pause is not None:
+            self._store.outbox.put_off(message, next_try=pause.until, error=pause.why, tried=False)
             return
         try:
             self._delivery.deliver(message)
         except NotDelivered as error:
             if error.no_answer:
-                self._rests.begin(receiver, self._now(), str(error))
+                self._backoffs.begin(receiver, self._now(), str(error))
             self._not_delivered(message, error)
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
             _log.exception("outbox: message %s", message.id)
             self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
         else:
-            self._rests.end(receiver)
+            self._backoffs.end(receiver)
             self._store.outbox.delivered(message, now=self._now())
 
     def _ready(self, message: Message) -> Message | None:
@@ -282,44 +282,44 @@ class Delivery:
             raise NotDelivered(text, is_final=True) from error
 
 
-FIRST_REST: Final = timedelta(seconds=5)
-LONGEST_REST: Final = timedelta(minutes=1)
+FIRST_BACKOFF: Final = timedelta(seconds=5)
+LONGEST_BACKOFF: Final = timedelta(minutes=1)
 
 
-class Rest(msgspec.Struct, frozen=True):
-    """A receiver's rest: how long, after how many failures, and why."""
+class ReceiverBackoff(msgspec.Struct, frozen=True):
+    """The pause of a receiver that does not answer: its end, the failures in a row, the reason."""
 
     until: datetime
     failures: int
     why: str
 
 
-class Rests:
-    """All of them. Thread-safe; kept by one process, for itself."""
+class ReceiverBackoffs:
+    """The pauses of all receivers. Thread-safe; each process has its own."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rests: dict[str, Rest] = {}
+        self._backoffs: dict[str, ReceiverBackoff] = {}
 
-    def of(self, receiver: str, now: datetime) -> Rest | None:
-        """The rest that a receiver has now; None for none."""
-        rest = self._rests.get(receiver)
-        return rest if rest is not None and rest.until > now else None
+    def of(self, receiver: str, now: datetime) -> ReceiverBackoff | None:
+        """Return the present pause of a receiver; None for none."""
+        pause = self._backoffs.get(receiver)
+        return pause if pause is not None and pause.until > now else None
 
     def begin(self, receiver: str, now: datetime, why: str) -> None:
-        """It does not answer. What was on its way at the same time counts once."""
+        """Note that a receiver does not answer. Calls at the same time count as one failure."""
         with self._lock:
-            before = self._rests.get(receiver)
+            before = self._backoffs.get(receiver)
             if before is not None and before.until > now:
                 return
             failures = before.failures + 1 if before is not None else 1
-            length = backoff(failures, FIRST_REST, LONGEST_REST)
-            self._rests[receiver] = Rest(now + length, failures, why)
+            length = backoff(failures, FIRST_BACKOFF, LONGEST_BACKOFF)
+            self._backoffs[receiver] = ReceiverBackoff(now + length, failures, why)
 
     def end(self, receiver: str) -> None:
-        """It answers, whatever it says."""
+        """Note that a receiver answers."""
         with self._lock:
-            self._rests.pop(receiver, None)
+            self._backoffs.pop(receiver, None)
 
 
 def receiver_of(message: Message) -> str:

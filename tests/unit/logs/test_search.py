@@ -77,13 +77,13 @@ def test_a_broken_expression_is_a_sentence():
 
 def test_a_search_that_may_not_go_on_says_where_it_stopped(tmp_path):
     reader = log_of(tmp_path, *(b"line %07d\n" % n for n in range(200_000)))
-    first = search_log(reader, LogQuery("line 0199999"), may_go_on=lambda: False)
+    first = search_log(reader, LogQuery("line 0199999"), may_continue=lambda: False)
     assert first.matches == ()
     assert first.next
     second = search_log(reader, LogQuery("line 0199999"), start=first.next)
     assert [match.line for match in second.matches] == [199_999]
     last = search_log(
-        reader, LogQuery("line 0000000"), start=reader.size(), backwards=True, may_go_on=bool
+        reader, LogQuery("line 0000000"), start=reader.size(), backwards=True, may_continue=bool
     )
     assert last.matches == ()
     assert last.next == reader.size() - 13 * ((1 << 20) // 13)

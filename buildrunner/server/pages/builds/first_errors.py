@@ -72,7 +72,7 @@ def excerpt_of(
     reader: LogFileReader,
     step: int,
     ended: datetime | None,
-    may_go_on: Callable[[], bool] | None = None,
+    may_continue: Callable[[], bool] | None = None,
 ) -> Excerpt | None:
     """Return the first error of a step and its last lines; None if its lines are not at hand.
 
@@ -80,9 +80,9 @@ def excerpt_of(
         reader: the log.
         step: the step that failed.
         ended: when it did; None when that is not known.
-        may_go_on: called after each block; false ends the search. None: after one second.
+        may_continue: called after each block; false ends the search. None: after one second.
     """
-    found = _search(reader, step, may_go_on or wants_more(_SEARCH_S, time.monotonic))
+    found = _search(reader, step, may_continue or wants_more(_SEARCH_S, time.monotonic))
     until = reader.line_count() + 1
     if ended is not None:
         behind = next(iter(reader.lines_since(ended)), None)
@@ -119,7 +119,7 @@ def _said(found: _Found) -> str:
     )
 
 
-def _search(reader: LogFileReader, step: int, may_go_on: Callable[[], bool]) -> _Found:
+def _search(reader: LogFileReader, step: int, may_continue: Callable[[], bool]) -> _Found:
     """Look for the first line of a step that looks like an error."""
     seen = 0
     for first, block in reader.step_blocks(step):
@@ -133,7 +133,7 @@ def _search(reader: LogFileReader, step: int, may_go_on: Callable[[], bool]) -> 
             if looks_like_error(_text(block[begin : min(done, begin + _WIDTH)])):
                 return _Found(first + block.count(b"\n", 0, begin), seen, is_whole=False)
         seen += block.count(b"\n")
-        if not may_go_on():
+        if not may_continue():
             return _Found(None, seen, is_whole=False)
     return _Found(None, seen, is_whole=True)
 

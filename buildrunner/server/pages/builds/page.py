@@ -77,7 +77,7 @@ class BuildPage:
             excerpt=self._excerpt(reader, build),
             other=other,
             changes=changes_since(other, build) if other is not None else (),
-            may_go_on=build.is_over and self._context.workspace_is_kept(build.id),
+            may_resume=build.is_over and self._context.workspace_is_kept(build.id),
             attempts=self._history.attempts(stored),
             told=self._told(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,

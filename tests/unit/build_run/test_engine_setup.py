@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner import wiring
-from buildrunner.build_run.head_start import HeadStart
+from buildrunner.build_run.engine_setup import EngineSetup
 from buildrunner.cli.main import main
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import BuildrunnerError, EngineError
@@ -21,8 +21,8 @@ def test_without_an_engine_the_error_comes_when_it_is_needed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_engine(monkeypatch)
-    with HeadStart("build", metadata=False) as head_start, pytest.raises(BuildrunnerError):
-        head_start.engine()
+    with EngineSetup("build", metadata=False) as engine_setup, pytest.raises(BuildrunnerError):
+        engine_setup.engine()
 
 
 def test_a_wrong_config_is_told_before_a_missing_engine(
@@ -48,8 +48,8 @@ def test_the_guardian_ends_with_it(
         return guardian
 
     monkeypatch.setattr(wiring, "guardian", starting)
-    with HeadStart("head-start-test", metadata=False) as head_start:
-        assert head_start.engine().endpoint == docker_engine.endpoint
+    with EngineSetup("head-start-test", metadata=False) as engine_setup:
+        assert engine_setup.engine().endpoint == docker_engine.endpoint
     await_exit(pids[0])
     assert docker_engine.list_owned({"buildrunner.build": "head-start-test"}).networks == ()
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from buildrunner.engine import resources as module
-from buildrunner.engine.resources import Reaper
+from buildrunner.engine.resources import ContainerRemover
 from buildrunner.errors import EngineError
 
 
@@ -32,45 +32,45 @@ class Removals:
 
 def test_in_a_quiet_moment_it_removes_a_container_before_its_volume():
     engine = Removals(wanted=2)
-    reaper = Reaper(engine)
-    reaper.remove("c1", "v1")
+    remover = ContainerRemover(engine)
+    remover.remove("c1", "v1")
     assert engine.enough.wait(60)
     assert engine.removed == ["c1", "v1"]
-    reaper.finish()
+    remover.finish()
 
 
 def test_while_steps_start_it_holds_off_until_the_end(monkeypatch):
     monkeypatch.setattr(module, "_QUIET_S", 3600.0)
     engine = Removals()
-    reaper = Reaper(engine)
+    remover = ContainerRemover(engine)
     for number in range(5):
-        reaper.hold_off()
-        reaper.remove(f"c{number}", "")
+        remover.hold_off()
+        remover.remove(f"c{number}", "")
     assert engine.removed == []
-    reaper.finish()
+    remover.finish()
     assert engine.removed == [f"c{number}" for number in range(5)]
 
 
 def test_many_that_are_due_are_not_kept(monkeypatch):
     monkeypatch.setattr(module, "_QUIET_S", 3600.0)
     engine = Removals(wanted=10)
-    reaper = Reaper(engine)
-    reaper.hold_off()
+    remover = ContainerRemover(engine)
+    remover.hold_off()
     for number in range(module._BACKLOG + 10):
-        reaper.remove(f"c{number}", "")
+        remover.remove(f"c{number}", "")
     assert engine.enough.wait(60)
     assert engine.removed[:10] == [f"c{number}" for number in range(10)]
-    reaper.finish()
+    remover.finish()
     assert len(engine.removed) == module._BACKLOG + 10
 
 
 def test_what_cannot_be_removed_is_reported_and_holds_up_nothing():
     engine = Removals()
-    reaper = Reaper(engine)
-    reaper.remove("stuck", "v1")
-    reaper.remove("c2", "")
-    reaper.finish()
-    assert reaper.failures == ["it is stuck"]
+    remover = ContainerRemover(engine)
+    remover.remove("stuck", "v1")
+    remover.remove("c2", "")
+    remover.finish()
+    assert remover.failures == ["it is stuck"]
     assert engine.removed == ["c2"]
 
 
@@ -94,23 +94,23 @@ def test_orders_that_come_at_once_are_carried_out_by_one_thread():
 
     for _ in range(40):
         engine, start = Engine(), threading.Barrier(8)
-        reaper = Reaper(engine)
+        remover = ContainerRemover(engine)
 
-        def order(reaper=reaper, start=start):
+        def order(remover=remover, start=start):
             start.wait()
-            reaper.remove("c", "")
+            remover.remove("c", "")
 
         callers = [threading.Thread(target=order) for _ in range(8)]
         for caller in callers:
             caller.start()
         for caller in callers:
             caller.join()
-        reaper.finish()
+        remover.finish()
         left = {
-            one for one in threading.enumerate() if getattr(one, "_target", None) == reaper._work
+            one for one in threading.enumerate() if getattr(one, "_target", None) == remover._work
         }
         assert len(engine.threads | left) == 1
 
 
 def test_without_orders_it_ends_at_once():
-    Reaper(Removals()).finish()
+    ContainerRemover(Removals()).finish()

@@ -1,7 +1,7 @@
-"""What the engine can do already while this process is still reading a config: make the network.
+"""The engine of one local build, set up while this process still reads the config.
 
-That takes the engine 70 ms, and reading and checking a config takes this process about as long. A
-guardian owns the network from the start: should the config turn out to be wrong, it is gone again.
+The engine takes 70 ms to make the build's network, and this process about as long to read and check
+a config. A guardian owns the network from the start and removes it if the config is wrong.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:  # the network is requested before other modules are imported
     from buildrunner.settings import Settings
 
 
-class HeadStart:
-    """An engine, and a guardian for one build on it. A context manager; its end is the build's.
+class EngineSetup:
+    """An engine, and a guardian for one build on it. A context manager that ends with the build.
 
-    What goes wrong here is not told before `engine` is asked for: a wrong config comes first.
+    `engine` raises the errors of the setup, so that problems of the config are reported first.
 
     Args:
         build_id: the build.
-        metadata: it gets a metadata server, which decides the network's addresses.
+        metadata: the build gets a metadata server, which decides the network's addresses.
     """
 
     place: OpenSandbox | None = None
-    """The build's own sandbox; None: it runs on the engine at hand."""
+    """The build's own sandbox. None if the build runs on the engine at hand."""
     waits_for_config: bool = False
-    """`open_place` is to be called once the config is known to be right: it takes a minute."""
+    """The caller must call `open_place`, which takes a minute, once the config is valid."""
 
     def __init__(self, build_id: str, *, metadata: bool) -> None:
         self._engine: DockerEngine | None = None
@@ -74,7 +74,7 @@ class HeadStart:
             self._guardian.note_directory(folder)
         return folder
 
-    def __enter__(self) -> HeadStart:
+    def __enter__(self) -> EngineSetup:
         return self
 
     def __exit__(
@@ -90,8 +90,8 @@ class HeadStart:
             self._engine.close()
 
 
-class NestedHeadStart(HeadStart):
-    """A `HeadStart` with a sandbox of the build's own, which starts while the config is read.
+class NestedEngineSetup(EngineSetup):
+    """A `EngineSetup` with a sandbox of the build's own, which starts while the config is read.
 
     The first sandbox on a machine waits for the config: an image is made for it.
 
@@ -119,7 +119,7 @@ class NestedHeadStart(HeadStart):
             self.open_place()
 
     def open_place(self, reporter: Reporter | None = None) -> None:
-        """See `HeadStart.open_place`."""
+        """See `EngineSetup.open_place`."""
         from buildrunner.settings import sandbox_folder
 
         if self._error is not None:
@@ -137,7 +137,7 @@ class NestedHeadStart(HeadStart):
             self._error = error
 
     def engine(self) -> ContainerEngine:
-        """See `HeadStart.engine`: the build's own."""
+        """See `EngineSetup.engine`: the build's own."""
         super().engine()
         if self.place is None:
             raise AssertionError("there is a sandbox or an error")
