@@ -10,6 +10,7 @@ import msgspec
 
 from buildrunner.secrets.secret_scope import Asker
 from buildrunner.server.bounded import BoundedCalls, shared_calls
+from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import SourceUploads
@@ -122,8 +123,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         worker_holds_forks_back: the same for builds of forks.
         secrets: what the server and its projects have.
         calls: evaluates templates and filters of projects.
-        schedule_changed: tells the clock that a trigger changed; cheap.
-        hook_arrived: tells the loop of deliveries that there is something new; cheap.
+        schedule_changed: a trigger or its settings changed.
+        hook_arrived: a delivery was stored.
         repositories: where connected repositories are: name -> URL.
         stores: where builds put files; None: nowhere that can be read.
         workspace_is_kept: whether a later build can go on with the workspace of that one.
@@ -146,8 +147,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     calls: BoundedCalls = msgspec.field(default_factory=shared_calls)
     worker_holds_back: Callable[[], str] = lambda: ""
     worker_holds_forks_back: Callable[[], str] = lambda: ""
-    schedule_changed: Callable[[], None] = lambda: None
-    hook_arrived: Callable[[], None] = lambda: None
+    schedule_changed: Signal = msgspec.field(default_factory=Signal)
+    hook_arrived: Signal = msgspec.field(default_factory=Signal)
     repositories: Mapping[str, str] = {}
     stores: Stores | None = None
     workspace_is_kept: Callable[[str], bool] = lambda _: False

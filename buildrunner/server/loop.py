@@ -1,4 +1,4 @@
-"""Threads of the server that repeat a task."""
+"""Threads of the server that repeat a task, and signals that wake them."""
 
 from __future__ import annotations
 
@@ -74,3 +74,22 @@ class Loop:
             except Exception:  # noqa: BLE001  (a bug in one turn must not end the loop)
                 _log.exception("%s: a turn failed; it is tried again", self._name)
             self._woken.wait(pause_s)
+
+
+class Signal:
+    """A call that wakes receivers, which may be connected after its senders are made.
+
+    Connect before the first call; call from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._receivers: list[Callable[[], None]] = []
+
+    def connect(self, receiver: Callable[[], None]) -> None:
+        """Call ``receiver``, which must be cheap, at every call of the signal."""
+        self._receivers.append(receiver)
+
+    def __call__(self) -> None:
+        """Wake all receivers."""
+        for receiver in self._receivers:
+            receiver()

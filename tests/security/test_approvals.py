@@ -20,7 +20,7 @@ import httpx
 import pytest
 
 from buildrunner.cli.builds.remote import approval_lines
-from buildrunner.cli.serve.hooks import delivery_loop
+from buildrunner.cli.serve.loops import delivery_loop
 from buildrunner.client.client import ServerClient
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy

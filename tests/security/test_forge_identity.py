@@ -19,7 +19,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.cli.serve.hooks import delivery_loop
+from buildrunner.cli.serve.loops import delivery_loop
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.settings import Settings

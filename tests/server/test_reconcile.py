@@ -18,6 +18,7 @@ from buildrunner.errors import SourceError
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
+from buildrunner.server.loop import Signal
 from tests.api_server import ApiServer, api_server
 
 SECRET = "It's a Secret to Everybody"
@@ -211,7 +212,9 @@ def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) 
     look(server, git, **places)  # remembered
     git.refs[URL]["refs/heads/main"] = NEW
     remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "change")
-    context = replace(server.context, repositories=places, hook_arrived=compared.set)
+    arrived = Signal()
+    arrived.connect(compared.set)
+    context = replace(server.context, repositories=places, hook_arrived=arrived)
     assert Reconciler(context, remote).look() == 1
     handle(server)
     assert built(server) == [NEW]

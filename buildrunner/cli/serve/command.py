@@ -19,9 +19,8 @@ from buildrunner.logs.files.retention import LogRetention
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.settings import Settings, WorkerSettings, own_settings
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.sql.store import ServerStore
-from buildrunner.worker.chores import Chore, KeptTimes
+from buildrunner.worker.chores import Chore, KeptTimes, Retention
 from buildrunner.worker.data_folder import DataFolder
 
 _DEFAULT_BUILDS = 2
@@ -81,11 +80,15 @@ def _serve(
 ) -> None:
     from msgspec.structs import replace
 
-    from buildrunner.cli.serve.hooks import ServerHooks, ServerLoops
+    from buildrunner.cli.serve.loops import ServerLoops
     from buildrunner.cli.serve.settings import EngineFacts, shown_settings
     from buildrunner.cli.serve.worker import ServerWorker
+    from buildrunner.plan.build_plan import new_build_id
     from buildrunner.server.app import create_app
+    from buildrunner.server.context import ServerContext, utc_now
     from buildrunner.server.http.listener import Listener
+    from buildrunner.server.metrics import Metrics
+    from buildrunner.sources.uploads import SourceUploads
     from buildrunner.worker.program import keeping_of
 
     settings = own_settings()
@@ -94,16 +97,34 @@ def _serve(
     identity_keys = partial(
         wiring.identity_keys, folder.path, folder.worker_name(), store, settings
     )
-    context, options = _parts(args, folder, server, settings, store)
     rotation = Chore(
         name="identity keys", every_s=_ROTATION_S, run=lambda: identity_keys().rotate_if_used()
     )
-    options = replace(options, chores=(*options.chores, rotation))
+    metrics = Metrics()
+    quota = args.max_uploads_gib << 30 if args.max_uploads_gib > 0 else None
+    uploads = SourceUploads(os.path.join(folder.path, "sources"), quota)
+    kept = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
+    options = WorkerOptions(
+        max_builds=server.max_builds,
+        spare_sandboxes=serve_settings.spare_sandboxes(args),
+        retention=_retention(args),
+        chores=(*kept.chores(), rotation),
+        on_started=lambda stored: metrics.build_started(stored.document, utc_now()),
+        on_ended=lambda stored: metrics.build_ended(stored.document),
+    )
     worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
     worker.check_engine()
     keeping = keeping_of(worker_settings)
-    context = replace(
-        context,
+    context = ServerContext(
+        store=store,
+        settings=server,
+        data_folder=folder.path,
+        uploads=uploads,
+        metrics=metrics,
+        clock=utc_now,
+        new_id=new_build_id,
+        secrets=wiring.ServerSecrets(settings),
+        repositories=settings.git.repositories,
         stores=wiring.stores(settings),
         workspace_is_kept=keeping.has if keeping else lambda _: False,
         facts=EngineFacts(),
@@ -116,10 +137,7 @@ def _serve(
         worker_holds_forks_back=worker.holds_untrusted_back,
     )
     _tell_of_unused(wiring.ServerSecrets(settings))
-    loops = ServerLoops(context)
-    context = replace(context, schedule_changed=loops.schedule_changed)
-    hooks = ServerHooks(context, settings, args.reconcile_every)
-    context = replace(context, hook_arrived=hooks.wake)
+    loops = ServerLoops(context, settings, args.reconcile_every)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")
@@ -140,62 +158,14 @@ def _serve(
     )
     worker.start()
     loops.start()
-    hooks.start()
     try:
         _greet(args, context)
         listener.run()
     except KeyboardInterrupt:
         pass  # uvicorn passes on the signal that ended it
     finally:
-        hooks.stop()
         loops.stop()
         worker.stop()
-
-
-def _parts(
-    args: argparse.Namespace,
-    folder: DataFolder,
-    server: ServerSettings,
-    settings: Settings,
-    store: ServerStore,
-) -> tuple[ServerContext, WorkerOptions]:
-    """The context of the routes (the worker does not exist yet), and the options of the worker."""
-    from buildrunner.cli.serve.worker import WorkerOptions
-    from buildrunner.plan.build_plan import new_build_id
-    from buildrunner.server.context import ServerContext, utc_now
-    from buildrunner.server.metrics import Metrics
-    from buildrunner.sources.uploads import SourceUploads
-    from buildrunner.worker.chores import Retention
-
-    metrics = Metrics()
-    quota = args.max_uploads_gib << 30 if args.max_uploads_gib > 0 else None
-    uploads = SourceUploads(os.path.join(folder.path, "sources"), quota)
-    context = ServerContext(
-        store=store,
-        settings=server,
-        data_folder=folder.path,
-        uploads=uploads,
-        metrics=metrics,
-        clock=utc_now,
-        new_id=new_build_id,
-        wake=lambda: None,
-        worker_alive=lambda: False,
-        secrets=wiring.ServerSecrets(settings),
-        repositories=settings.git.repositories,
-    )
-
-    def started(stored: StoredBuild) -> None:
-        metrics.build_started(stored.document, utc_now())
-
-    retention = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
-    return context, WorkerOptions(
-        max_builds=server.max_builds,
-        spare_sandboxes=serve_settings.spare_sandboxes(args),
-        retention=_retention(args),
-        chores=retention.chores(),
-        on_started=started,
-        on_ended=lambda stored: metrics.build_ended(stored.document),
-    )
 
 
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:

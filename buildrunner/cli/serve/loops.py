@@ -1,0 +1,93 @@
+"""The loops of ``buildrunner serve``: deliveries, missed pushes, schedules, approvals, outbox."""
+
+from __future__ import annotations
+
+import random
+
+from buildrunner import wiring
+from buildrunner.server.context import ServerContext
+from buildrunner.server.events.facts import EventFacts
+from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import DeliveryLoop
+from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
+from buildrunner.server.events.scheduler import Scheduler
+from buildrunner.server.http.pinned import gates
+from buildrunner.server.notifications.dispatch import NotificationDesk
+from buildrunner.server.notifications.words import NotifierWords
+from buildrunner.server.outbox.sender import Delivery, OutboxSender
+from buildrunner.server.outbox.status_reporter import StatusReporter
+from buildrunner.server.services.builds import ApprovalExpiry
+from buildrunner.server.services.known_triggers import hook_bindings
+from buildrunner.settings import Settings
+
+
+def delivery_loop(context: ServerContext, settings: Settings) -> DeliveryLoop:
+    """Return the loop that handles deliveries; not started."""
+    remotes = wiring.GitRemotes(settings, context.settings.sources)
+    api = ForgeApi(context.secrets, gates(context.settings).forges)
+    facts = EventFacts(
+        files=remotes.changed_files,
+        message=remotes.message,
+        refs=remotes.list_refs,
+        complete=api.complete,
+        may_write=api.may_write,
+        stop=remotes.stop,
+    )
+    return DeliveryLoop(context, DeliveryHandler(context, facts))
+
+
+class ServerLoops:
+    """All loops of a server. The signals of the context wake them. `start` and `stop` once.
+
+    Args:
+        context: the server's.
+        settings: credentials for Git servers.
+        reconcile_s: pause between two looks at the repositories; 0 never looks.
+    """
+
+    def __init__(self, context: ServerContext, settings: Settings, reconcile_s: float) -> None:
+        self._scheduler = Scheduler(context)
+        self._approvals = ApprovalExpiry(context)
+        self._outbox = OutboxSender(
+            context.store,
+            Delivery(context.secrets, gates(context.settings), context.clock),
+            [
+                StatusReporter(context.secrets, lambda: hook_bindings(context.store)),
+                NotificationDesk(context),
+            ],
+            prepared=NotifierWords(context.calls).prepared,
+            now=context.clock,
+            random=random.random,
+        )
+        self._deliveries = delivery_loop(context, settings)
+        self._remotes = wiring.GitRemotes(settings, context.settings.sources)
+        self._reconcile: ReconcileLoop | None = None
+        if reconcile_s:
+            remote = RemoteRefs(
+                list_refs=self._remotes.list_refs,
+                message=self._remotes.message,
+                stop=self._remotes.stop,
+            )
+            self._reconcile = ReconcileLoop(Reconciler(context, remote), reconcile_s)
+        context.schedule_changed.connect(self._scheduler.wake)
+        context.hook_arrived.connect(self._deliveries.wake)
+
+    def start(self) -> None:
+        """Start all loops, with the work that an earlier server left."""
+        self._scheduler.start()
+        self._approvals.start()
+        self._outbox.start()
+        self._deliveries.start()
+        if self._reconcile is not None:
+            self._reconcile.start()
+
+    def stop(self) -> None:
+        """Finish the current work and stop. The rest is in the database. Idempotent."""
+        if self._reconcile is not None:
+            self._reconcile.stop()
+        self._remotes.stop()
+        self._deliveries.stop()
+        self._scheduler.stop()
+        self._approvals.stop()
+        self._outbox.stop()
