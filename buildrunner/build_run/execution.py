@@ -130,7 +130,6 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
                 workspace = self._with_dependencies(workspace, planned, self._place(request))
             return self._run(planned, workspace, None)
         place = self._place(request)
-        from buildrunner.engine.source_phase import SourcePhase
 
         phase: SourcePhase[GitCheckout] = SourcePhase(
             request.build,

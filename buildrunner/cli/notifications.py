@@ -104,7 +104,6 @@ def _plain(node: Node) -> Any:
 
 
 def _pairs(node: MappingNode) -> Iterator[tuple[str, Any]]:
-    from buildrunner.problem import Problem
     from buildrunner.spec.reading.nodes import position
 
     seen = set()

@@ -53,7 +53,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every file; write problems to stdout (in the chosen format), return the exit code."""
-    from buildrunner.problem import Severity
     from buildrunner.settings.flag_values import parse_map
 
     given = parse_map("--substitutions", args.substitutions)
@@ -77,7 +76,6 @@ def _never_fail_to_write(out: TextIO) -> None:
 
 
 def _check(name: str, given: dict[str, str], *, triggered: bool) -> list[Problem]:
-    from buildrunner.problem import Problem
     from buildrunner.spec.reading.decode import load_build
     from buildrunner.spec.validation.check import check_build
 
@@ -98,8 +96,6 @@ def _content(name: str) -> bytes:
 
 def _as_error(problem: Problem) -> Problem:
     import msgspec
-
-    from buildrunner.problem import Severity
 
     return msgspec.structs.replace(problem, severity=Severity.ERROR)
 

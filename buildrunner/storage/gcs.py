@@ -311,7 +311,6 @@ class GoogleStore:
         return f"{what}: {reason(error, self._host())}"
 
     def _host(self) -> str:
-        from urllib.parse import urlsplit
 
         return urlsplit(self._made.api_endpoint).netloc if self._made else "the server"
 

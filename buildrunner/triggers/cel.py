@@ -259,7 +259,6 @@ def filter_rule(
     wrong = check_filter(text)
     if wrong:
         return Rule(name="filter", passed=False, text=wrong)
-    from celpy.adapter import json_to_cel
 
     deadline = Deadline(now, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
@@ -301,7 +300,6 @@ def values_answer(text: str, values: Mapping[str, str]) -> str:
     """`check_answer` of a trigger's filter that looks at the trigger's values alone."""
     if "body" in text:
         return ""
-    from celpy.adapter import json_to_cel
 
     variables = {name: json_to_cel(value) for name, value in values.items()}
     return check_answer(text, variables, timed_runner(Deadline(time.monotonic, LONGEST_CHECK_S)))
@@ -331,8 +329,6 @@ def _evaluated(text: str, variables: Mapping[str, Any], runner: type[Any] | None
 
 def _no_answer(result: object) -> str:
     """Why it is no answer; empty for true and false."""
-    from celpy.celtypes import BoolType
-
     if isinstance(result, BoolType | bool):
         return ""
     shown = repr(str(result)) if isinstance(result, str) else str(result)

@@ -248,7 +248,6 @@ class HookRegister:
             (self._folder / name).unlink(missing_ok=True)
 
     def _known(self, name: str) -> Path | None:
-        from pathlib import Path
 
         try:
             return Path((self._folder / name).read_bytes().decode("utf-8", "surrogateescape"))

@@ -192,7 +192,7 @@ def _times(schedule: Schedule, after: datetime, *, back: bool = False) -> Iterat
 
 
 def _zone(name: str) -> ZoneInfo:
-    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+    from zoneinfo import ZoneInfoNotFoundError
 
     try:
         return ZoneInfo(name or "UTC")

@@ -26,7 +26,6 @@ def metadata_addresses() -> AddressRange:
     Raises:
         UsageError: on a Compute Engine machine, whose own server is at that address.
     """
-    from buildrunner.containers.types import AddressRange
     from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 
     if _machine_vendor() == "Google":

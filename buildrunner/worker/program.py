@@ -488,8 +488,6 @@ def build_asker(stored: StoredBuild, settings: Settings) -> Asker:
 
 def keeping_of(worker: WorkerSettings) -> Keeping | None:
     """Where a server keeps workspaces; None where it keeps none."""
-    from buildrunner.workspace.kept import Keeping
-
     if not worker.keep_gib:
         return None
     return Keeping(

@@ -144,7 +144,7 @@ class FolderWorkspace:
             return "a copy was asked for"
         if summary.hard_links:
             return "files of the source have several names (hard links)"
-        from buildrunner.workspace.overlay import OverlayImpossible, OverlayVolume
+        from buildrunner.workspace.overlay import OverlayImpossible
 
         overlay = OverlayVolume(engine, name, labels)
         try:

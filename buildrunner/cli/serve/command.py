@@ -46,7 +46,6 @@ def run(args: argparse.Namespace) -> int:
     from buildrunner.server.http.listener import listen_on
     from buildrunner.server.http.request_log import start_logging
     from buildrunner.sources.policy import policy_text
-    from buildrunner.worker.data_folder import DataFolder
 
     start_logging(args.log_format)
     data = data_of(args)
@@ -85,7 +84,7 @@ def _serve(
     from buildrunner.cli.serve.worker import ServerWorker
     from buildrunner.plan.build_plan import new_build_id
     from buildrunner.server.app import create_app
-    from buildrunner.server.context import ServerContext, utc_now
+    from buildrunner.server.context import utc_now
     from buildrunner.server.http.listener import Listener
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.uploads import SourceUploads
@@ -171,7 +170,6 @@ def _serve(
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
     """How long the server keeps its records: the settings, overridden by flags."""
     from buildrunner.store.keep_rule import parse_keep_rule
-    from buildrunner.worker.chores import KeptTimes
 
     texts = {**settings.keep_builds, **dict(map(serve_settings.keep_builds, args.keep_builds))}
     return KeptTimes(
@@ -183,7 +181,6 @@ def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
 def _retention(args: argparse.Namespace) -> LogRetention | None:
     if not args.keep_logs_days and not args.keep_logs_gib:
         return None
-    from buildrunner.logs.files.retention import LogRetention
 
     return LogRetention(
         max_age=timedelta(days=args.keep_logs_days) if args.keep_logs_days else None,
@@ -194,8 +191,6 @@ def _retention(args: argparse.Namespace) -> LogRetention | None:
 def _server_settings(
     args: argparse.Namespace, settings: Settings, listening: socket.socket
 ) -> ServerSettings:
-    from buildrunner.server.context import ServerSettings
-    from buildrunner.sources.policy import SourcePolicy
 
     return ServerSettings(
         auth=args.auth == "tokens",
@@ -215,7 +210,6 @@ def _server_settings(
 
 
 def _source_policy(args: argparse.Namespace) -> SourcePolicy:
-    from buildrunner.sources.policy import SourcePolicy
 
     return SourcePolicy(
         private=args.allow_private_sources,
@@ -225,7 +219,6 @@ def _source_policy(args: argparse.Namespace) -> SourcePolicy:
 
 
 def _address(args: argparse.Namespace, listening: socket.socket) -> str:
-    import socket
 
     host, port = listening.getsockname()[:2]
     if host in ("0.0.0.0", "::"):  # noqa: S104  (compared, not bound)

@@ -52,8 +52,6 @@ def run(_: argparse.Namespace) -> int:
         return 0  # the server is gone
     import msgspec
 
-    from buildrunner.worker.spares import SpareOrder
-
     return _execute(msgspec.json.decode(line, type=SpareOrder))
 
 
@@ -80,7 +78,6 @@ def _rehearse() -> None:
 
 
 def _execute(order: SpareOrder) -> int:
-    import argparse
 
     from buildrunner.cli.serve import execute
 

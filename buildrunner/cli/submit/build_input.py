@@ -130,7 +130,7 @@ def _git_source(source: str, args: argparse.Namespace) -> Source | None:
     Source: gcloud takes http(s) URLs for ``gitSource``, resource names for
         ``connectedRepository``; the other transports of Git are ours.
     """
-    from buildrunner.spec.model.source import ConnectedRepository, GitSource, Source
+    from buildrunner.spec.model.source import ConnectedRepository, GitSource
 
     revision, folder = args.git_source_revision, args.git_source_dir
     if _LINK.fullmatch(source):
@@ -355,7 +355,6 @@ def read_trigger(path: str) -> TriggerFile:
 
 
 def _inline_build(loaded: Loaded[BuildTrigger]) -> LoadedBuild | None:
-    from buildrunner.spec.reading.decode import LoadedBuild
 
     if loaded.value.build is None:
         return None
@@ -376,8 +375,6 @@ def trigger_values(
     Raises:
         UsageError: the trigger's config lies in another repository.
     """
-    from buildrunner.spec.model.trigger import BuildTrigger
-
     trigger = found.trigger if found else BuildTrigger()
     warnings: list[str] = []
     commit = _commit(request, warnings)

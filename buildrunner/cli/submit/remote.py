@@ -133,7 +133,6 @@ def _after_creation(
         print_created(build, as_json=args.output == "json")
         return EXIT_SUCCESS
     from buildrunner.cli.submit.remote_session import RemoteSession
-    from buildrunner.plan.build_plan import BuildPlan
 
     # Where ours can't be the server's plan, the server is asked for it.
     ours = plan if plan and len(plan.steps) == len(build.get("steps", ())) else None
@@ -257,7 +256,6 @@ def staged(submission: Submission, build: Build) -> Build:
 
     from buildrunner import wiring
     from buildrunner.sources.bucket.staging import Staging
-    from buildrunner.sources.folder.local_folder import LocalFolder
 
     args, input_ = submission.args, submission.input
     staging = Staging(

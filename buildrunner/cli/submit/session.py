@@ -159,8 +159,6 @@ class BuildSession:
 
     def _log_upload(self) -> LogUpload:
         if self._made_log_upload is None:
-            from buildrunner.build_run.log_upload import LogUpload  # few builds have a logsBucket
-
             self._made_log_upload = LogUpload(self._stores)
         return self._made_log_upload
 
@@ -202,7 +200,7 @@ def _left_out(build: Build, plan: BuildPlan) -> set[int]:
 
 
 def _now() -> datetime:
-    from datetime import UTC, datetime
+    from datetime import UTC
 
     return datetime.now(UTC)
 

@@ -140,7 +140,6 @@ def _authorities(ca_file: str) -> str:
 
 def _register() -> HookRegister:
     from buildrunner.settings import data_folder
-    from buildrunner.triggers.hook_installation import HookRegister
 
     return HookRegister(Path(data_folder()) / "hooks")
 

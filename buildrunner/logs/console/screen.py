@@ -187,8 +187,6 @@ _PATTERNS: dict[bytes, re.Pattern[bytes]] = {}
 def _compiled(form: bytes) -> re.Pattern[bytes]:
     # Compiled at first use: a build whose output is piped never needs them.
     if form not in _PATTERNS:
-        import re
-
         _PATTERNS[form] = re.compile(form, re.MULTILINE)
     return _PATTERNS[form]
 
@@ -204,7 +202,6 @@ def _paint(match: re.Match[bytes]) -> bytes:
 
 
 def _visible_width(text: str) -> int:
-    from buildrunner.plan.drawings.text import display_width
 
     if "\x1b" in text:
         text = without_colours(text.encode()).decode()

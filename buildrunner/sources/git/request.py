@@ -102,9 +102,6 @@ def provenance_of(source: Source | None, url: str, commit: str) -> SourceProvena
     Source: ``SourceProvenance.resolvedGitSource``, ``resolvedRepoSource``,
         ``resolvedConnectedRepository``.
     """
-    import msgspec
-
-    from buildrunner.spec.model.results import SourceProvenance
     from buildrunner.spec.model.source import GitSource
 
     if source is not None and source.repo_source is not None:

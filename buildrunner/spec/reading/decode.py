@@ -96,8 +96,6 @@ def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]
 
     When the text itself is broken, the last element carries that problem.
     """
-    from buildrunner.spec.model.trigger import BuildTrigger
-
     roots, problem = compose_all(text)
     reader = message_reader(BuildTrigger, outputs=False)
     loaded: list[Loaded[BuildTrigger]] = []
