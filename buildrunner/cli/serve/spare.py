@@ -67,7 +67,7 @@ def _rehearse() -> None:
     request: dict[str, Any] = {
         "steps": [{"name": "a", "args": ["$_X"], "env": ["A=$PROJECT_ID"]}],
         "substitutions": {"_X": "1"},
-        "source": {"storageSource": {"bucket": "b", "object": "o"}},
+        "source": {"storageSource": {"bucket": "bucket", "object": "source.tgz"}},
         "createTime": "2024-05-31T12:00:00Z",
         "timeout": "600s",
         "options": {"logging": "LEGACY"},
