@@ -110,7 +110,7 @@ KEYS: dict[str, dict[str, type]] = {
         "egress_deny": list,
     },
     "artifacts": {"repositories": dict},
-    "registries": {"share_logins": bool},
+    "registries": {"share_logins": bool, "logins": str},
     "storage": {"folders": dict, "buckets": list},
     "git": GIT_KEYS,
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
@@ -168,6 +168,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_source_problems(path, tree, is_own=is_own),
         *_git_problems(path, tree),
         *_server_problems(path, tree),
+        *_login_problems(path, tree),
         *_projects_problems(path, tree.get("projects", {})),
         *_egress_problems(path, tree, is_own=is_own),
         *_provenance_problems(path, tree),
@@ -298,6 +299,15 @@ def _server_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     return problems
 
 
+def _login_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
+    registries = tree.get("registries")
+    if not isinstance(registries, dict) or "logins" not in registries:
+        return []
+    hint = "put it into [projects.NAME.registries]; other builds act with the logins of the user"
+    place = "registries.logins"
+    return [Problem("is for one project of a server", path=place, file=path, hint=hint)]
+
+
 def _egress_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
     sandbox = tree.get("sandbox")
     if not isinstance(sandbox, dict):
@@ -372,6 +382,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
         kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
         secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
+        logins_folder: stands for the home folder where logins for registries and packages are
+            looked for; empty for the user's own. Builds with it share no images with others.
         share_registry_logins: steps get the user's logins for the registries of the images that
             the build names.
         package_repositories: repository as configs name it -> address of the one to publish to.
@@ -404,6 +416,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kms_command: tuple[str, ...] = ()
     secrets_key: str = "file"
     share_registry_logins: bool = False
+    logins_folder: str = ""
     package_repositories: dict[str, str] = {}
     storage_folders: dict[str, str] = {}
     storage_buckets: tuple[str, ...] | None = None
@@ -420,6 +433,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     identity_key: str = ""
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
+
+    def logins_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the variables that say where logins for registries and packages are."""
+        if not self.logins_folder:
+            return environ
+        elsewhere = ("DOCKER_CONFIG", "NETRC", "NPM_CONFIG_USERCONFIG")
+        kept = {name: value for name, value in environ.items() if name not in elsewhere}
+        return {**kept, "HOME": self.logins_folder}
 
     @property
     def egress(self) -> Egress:
@@ -591,8 +612,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields = dict(tree.get("sandbox", {}))
     if "id" in tree.get("project", {}):
         fields["project_id"] = tree["project"]["id"]
-    if "share_logins" in tree.get("registries", {}):
-        fields["share_registry_logins"] = tree["registries"]["share_logins"]
+    fields.update(_registry_fields(tree.get("registries", {}), os.path.dirname(path)))
     sources = tree.get("secret_sources", {})
     names = {"google": "google_secrets", "kms_command": "kms_command", "key": "secrets_key"}
     for key, value in sources.items():
@@ -620,6 +640,15 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
         name: _secret_place(value, os.path.dirname(path))
         for name, value in tree.get("secrets", {}).items()
     }
+    return fields
+
+
+def _registry_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
+    fields = {}
+    if "logins" in table:
+        fields["logins_folder"] = os.path.join(folder, os.path.expanduser(table["logins"]))
+    if "share_logins" in table:
+        fields["share_registry_logins"] = table["share_logins"]
     return fields
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,17 @@ if TYPE_CHECKING:
 NETWORK = "cloudbuild"
 
 
-def container_engine() -> DockerEngine:
-    """The engine that the ``docker`` command would use. Opens no connection yet."""
+def container_engine(logins: Mapping[str, str] = os.environ) -> DockerEngine:
+    """The engine that the ``docker`` command would use. Opens no connection yet.
+
+    Args:
+        logins: variables that say where the logins of registries are.
+    """
+    from buildrunner.containers.docker.endpoint import find_endpoint
     from buildrunner.containers.docker.engine import DockerEngine
 
-    return DockerEngine(environ=os.environ, network_turn=_network_turn)
+    endpoint = find_endpoint(os.environ)
+    return DockerEngine(endpoint, environ=logins, network_turn=_network_turn)
 
 
 def _network_turn(address: str) -> AbstractContextManager[None]:

@@ -92,7 +92,11 @@ def publisher(
             limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
         ),
         settings.package_repositories,
-        PackageLogins(os.environ, google_token(), settings.package_repositories.values()),
+        PackageLogins(
+            settings.logins_environ(os.environ),
+            None if settings.logins_folder else google_token(),
+            settings.package_repositories.values(),
+        ),
         trusted_authorities(os.environ),
     )
     made.check(plan.packages)
@@ -131,7 +135,7 @@ def attester(
         open_signer=partial(_signer, settings),
         certificates=partial(_certificates, settings.provenance_certificate),
         required=verified,
-        user_login=partial(_user_login, environ=os.environ),
+        user_login=partial(_user_login, environ=settings.logins_environ(os.environ)),
         push=settings.provenance_push,
         egress=settings.egress,
         start_sbom=(
@@ -232,5 +236,5 @@ def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:
     from buildrunner.containers.registry_auth import step_docker_config
 
     images = {*plan.images, *(step.image for step in plan.steps)}
-    config = step_docker_config(os.environ, images)
+    config = step_docker_config(settings.logins_environ(os.environ), images)
     return {} if config is None else {".docker/config.json": config}

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from buildrunner.builders.installer import Reporter
     from buildrunner.containers.docker.engine import DockerEngine
     from buildrunner.containers.docker.factory import DockerImageFactory
+    from buildrunner.engine.image_pulls import PublicImages
     from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
 
 
@@ -36,7 +37,7 @@ def sandbox(
         name: ``host`` or ``nested``.
         data_folder: folder for what this machine keeps of sandboxes.
         labels: what everything made on the engine carries, besides the build's own label.
-        settings: for which networks nested sandboxes reach.
+        settings: for which networks nested sandboxes reach, and which logins count.
         limits: of each nested sandbox; None for its share.
         builds: how many builds share the machine; 0 when that is nobody's business.
         isolation: what the builds of forks must have; see `worker.sandbox.ISOLATIONS`.
@@ -46,17 +47,18 @@ def sandbox(
     Raises:
         UsageError: there is no such sandbox.
     """
+    logins = settings.logins_environ(os.environ)
     if name == "host":
         from buildrunner.sandboxes.host import HostSandbox
 
-        return HostSandbox(container_engine(), labels)
+        return HostSandbox(container_engine(logins), labels)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
     # Imported here: most commands need none of it, and it takes httpx along.
     from buildrunner.sandboxes.nested.machine import NestedMachine, SandboxChoices
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 
-    host = container_engine()
+    host = container_engine(logins)
     choices = SandboxChoices(
         folder=data_folder,
         cache_folder=image_cache_folder(host.endpoint.address),
@@ -67,9 +69,22 @@ def sandbox(
         limits=limits,
         builds=builds,
         disk_gib=disk_gib,
-        environ=os.environ,
+        environ=logins,
+        is_common=_common_images(settings).allows if settings.logins_folder else None,
     )
     return NestedSandbox(NestedMachine(host, _EngineImage(host, reporter), choices))
+
+
+def _common_images(settings: Settings) -> PublicImages:
+    """The images of the machine that are for builds of every project."""
+    from buildrunner.builders.catalog import BUILDERS
+    from buildrunner.engine.image_pulls import PublicImages
+    from buildrunner.workspace.volume import CARRIER_IMAGE
+
+    builders = (builder.image for builder in BUILDERS)
+    aliases = settings.image_aliases.values()
+    common = (*settings.untrusted_images, *aliases, *builders, CARRIER_IMAGE)
+    return PublicImages(common, lambda _: "")
 
 
 def has_engine_image(host: DockerEngine) -> bool:

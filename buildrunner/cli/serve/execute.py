@@ -79,6 +79,7 @@ def _execute(
         ServerProgram,
         ServerSources,
         keeping_of,
+        project_of,
         shared_network,
     )
 
@@ -88,11 +89,12 @@ def _execute(
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
     settings = own_settings().of_server(worker.data, worker.public_url)
     store = patiently(lambda: wiring.server_store(worker.database))
+    stored = patiently(lambda: store.builds.find(build_id))
     sandbox = wiring.sandbox(
         worker.sandbox,
         data_folder=folder.path,
         labels=folder.labels(),
-        settings=settings,
+        settings=settings.of_project(project_of(stored, settings)),
         builds=worker.max_builds,
         isolation=worker.isolation,
         disk_gib=worker.disk_gib,
@@ -101,7 +103,6 @@ def _execute(
     try:
         if network is not None:
             threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
-        stored = patiently(lambda: store.builds.find(build_id))
         job = Execution(
             queue=store.queue,
             stored=stored,

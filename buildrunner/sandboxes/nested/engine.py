@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -53,10 +54,12 @@ class NestedAccess(Protocol):
     Attributes:
         host: the engine that the nested one runs on.
         host_pulls: pulls the images that the host engine does not have.
+        is_common: whether an image of the host engine, by name, is for all builds. None: each is.
     """
 
     host: ContainerEngine
     host_pulls: HostPulls
+    is_common: Callable[[str], bool] | None
 
     def ready(self) -> Running:
         """Wait for the nested engine. Raises EngineUnavailable if it can't be had."""
@@ -72,6 +75,10 @@ class NestedAccess(Protocol):
 
     def note_use(self, images: Iterable[str]) -> None:
         """Note images, by their ids on the host engine, that the build uses."""
+        ...
+
+    def pull_turn(self, name: str) -> AbstractContextManager[None]:
+        """Wait until no other build pulls an image for itself alone; until the end, none does."""
         ...
 
     def open_port(self, port: int) -> None:
@@ -185,7 +192,7 @@ class NestedEngine(ForwardingEngine):
         inside = self._inside(name)
         found = self._ask(lambda engine: engine.find_image(inside))
         if found is None:
-            on_host = self._host.find_image(name)
+            on_host = self._on_host(name)
             if on_host is not None:
                 self._of_host[name] = on_host
             return on_host
@@ -218,6 +225,8 @@ class NestedEngine(ForwardingEngine):
                 )
             )
             return pulled
+        if self._access.is_common is not None and not self._access.is_common(name):
+            return self._pull_alone(name, on_progress, cancel)
         image = self._host.find_image(name) or self._access.host_pulls.pull(
             name, on_progress=on_progress, cancel=cancel
         )
@@ -228,6 +237,36 @@ class NestedEngine(ForwardingEngine):
                 self._take_copy(image, cancel)
         return image
 
+    def _pull_alone(
+        self,
+        name: str,
+        on_progress: Callable[[TransferProgress], None],
+        cancel: threading.Event,
+    ) -> ImageInfo:
+        """Pull with the logins of the build's project, and leave no image to other projects.
+
+        The registry decides whether the project may have the image, also if the host engine has it.
+        """
+        with self._access.pull_turn(name):
+            was_there = self._host.find_image(name) is not None
+            try:
+                image = self._access.host_pulls.pull(name, on_progress=on_progress, cancel=cancel)
+                self._of_host[name] = image
+                with self._copying:
+                    self._take_copy(image, cancel)
+            finally:
+                if not was_there:
+                    self._host.untag_image(name)
+        return image
+
+    def _on_host(self, name: str) -> ImageInfo | None:
+        """The image that the host engine has under a name or id, if the build may see it."""
+        is_common = self._access.is_common
+        known = {image.id for image in tuple(self._of_host.values())}
+        if is_common is None or name in known or is_common(name):
+            return self._host.find_image(name)
+        return None
+
     def have_image(self, image: str, cancel: threading.Event) -> None:
         """Copy an image, by name or id, that the host engine has and the nested one has not.
 
@@ -237,7 +276,7 @@ class NestedEngine(ForwardingEngine):
         with self._copying:
             inside = self._inside(image)
             if self._ask(lambda engine: engine.find_image(inside)) is None:
-                on_host = self._host.find_image(image)
+                on_host = self._on_host(image)
                 if on_host is not None:
                     if image != on_host.id:
                         self._of_host[image] = on_host

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 import msgspec
@@ -13,6 +16,7 @@ from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages, copy_image
+from buildrunner.containers.file_lock import file_lock
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.registry_auth import registry_login
 from buildrunner.containers.types import RegistryLogin
@@ -35,7 +39,9 @@ class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
         limits: of each sandbox; None for a fair share of the machine.
         builds: how many builds share the machine; 0 if nobody has decided that.
         disk_gib: how much each sandbox may write to the disk; 0 sets no limit.
-        environ: has the settings of the machine's registry logins.
+        environ: has the settings of the registry logins that builds act with.
+        is_common: whether an image of the machine, by name, is for builds of every project. None:
+            the builds share all images, and leave theirs to others.
     """
 
     folder: str
@@ -48,6 +54,7 @@ class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
     builds: int = 0
     disk_gib: int = 0
     environ: Mapping[str, str] = {}
+    is_common: Callable[[str], bool] | None = None
 
 
 class EngineImage(Protocol):
@@ -110,6 +117,12 @@ class NestedMachine:
     ) -> str:
         """Copy an image, by id, to the nested engine at a socket, under names; its id there."""
         return copy_image(image, names, self.host.endpoint, _endpoint(socket), cancel)
+
+    def pull_turn(self, name: str) -> AbstractContextManager[None]:
+        """Wait until no other build pulls an image for itself alone; until the end, none does."""
+        folder = os.path.join(self.choices.folder, "pulls")
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        return file_lock(os.path.join(folder, hashlib.sha256(name.encode()).hexdigest()[:8]))
 
     def login_for(self, registry: str, cancel: threading.Event) -> RegistryLogin | None:
         """Return the machine's login for a registry; None if there is none."""

@@ -73,7 +73,7 @@ class PlaceFacts(msgspec.Struct, frozen=True, kw_only=True):
         labels: of everything that is made for the build on the machine's engine.
         privileged_steps: see `OpenSandbox`.
         found: the nested engine is there already: a process that died made it.
-        trusted: the build leaves images on the machine.
+        shares_images: the build sees images that others used, and leaves its own to them.
         disk_bytes: how much it may write; it is ended when it has written more. None: no limit.
     """
 
@@ -82,7 +82,7 @@ class PlaceFacts(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str]
     privileged_steps: bool
     found: bool
-    trusted: bool
+    shares_images: bool
     disk_bytes: int | None = None
 
 
@@ -110,7 +110,8 @@ class NestedPlace:
         self.machine_network = f"container:{container_name(facts.place)}"
         self.host: ContainerEngine = machine.host
         self.login_for = machine.login_for
-        self.note_use = machine.cache.note_use
+        self.is_common = machine.choices.is_common
+        self.pull_turn = machine.pull_turn
         self._machine = machine
         self._folders = folders
         self._build_id = facts.build_id
@@ -130,7 +131,7 @@ class NestedPlace:
                 own=self.host_pulls,
                 left=HostPulls(machine.host, folders.pulled, facts.disk_bytes),
             )
-            if facts.trusted
+            if facts.shares_images
             else None
         )
         self._memory = memory
@@ -203,6 +204,11 @@ class NestedPlace:
         """See `NestedAccess.copy_image`."""
         socket = self._folders.socket(self._build_id)
         return self._machine.copy_image(image, socket, names, cancel)
+
+    def note_use(self, images: Iterable[str]) -> None:
+        """See `NestedAccess.note_use`."""
+        if self.is_common is None:
+            self._machine.cache.note_use(images)
 
     def open_port(self, port: int) -> None:
         """See `NestedAccess.open_port`."""

@@ -69,10 +69,12 @@ class NestedSandbox:
         memory = None
         if trusted:
             memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
+        # Images that other builds used may be private: the build of a stranger sees none, and that
+        # of a project with logins of its own.
+        shares_images = trusted and self._machine.choices.is_common is None
         if state is None:
-            # Images that other builds used may be private: the build of a stranger sees none.
             known = memory.recall() if memory else None
-            mode, start = self._new(build_id, known)
+            mode, start = self._new(build_id, known, shares_images=shares_images)
         else:
             mode, start = state.mode, partial(self._starter.found, build_id, state)
         if not trusted and not isolates(mode, self._demanded):
@@ -87,7 +89,7 @@ class NestedSandbox:
             labels={**self._labels, LABEL_BUILD: build_id},
             privileged_steps=mode in PRIVILEGED_STEPS,
             found=state is not None,
-            trusted=trusted,
+            shares_images=shares_images,
             disk_bytes=self._machine.limits().disk_bytes,
         )
         place = NestedPlace(self._machine, self._folders, facts, start, memory)
@@ -241,27 +243,30 @@ class NestedSandbox:
 
     # -- how this machine lets engines run in containers ------------------------------------------
 
-    def _new(self, build_id: str, pushed: Origins | None) -> tuple[str, Callable[[], Running]]:
+    def _new(
+        self, build_id: str, pushed: Origins | None, *, shares_images: bool
+    ) -> tuple[str, Callable[[], Running]]:
         """A new engine's mode, and what gives it: one that was started ahead, or is started now.
 
         Args:
             build_id: the build.
             pushed: what its project's builds know of registries; None for a build that shares
-                nothing with others, and starts without images.
+                nothing with others.
+            shares_images: it starts with the images that other builds used.
         """
         facts = self._daemons.facts()
         self._noted_mode(facts)
-        if pushed is None:
-            return self._way(build_id, facts, with_images=False)
-        spare = self._spares.take(build_id, facts)
+        spare = self._spares.take(build_id, facts) if shares_images else None
         if spare is not None:
-            self._starter.tell(build_id, pushed)
+            if pushed is not None:
+                self._starter.tell(build_id, pushed)
             return spare.mode, partial(_given, spare.running)
-        mode, begin = self._way(build_id, facts)
+        mode, begin = self._way(build_id, facts, with_images=shares_images)
 
         def start() -> Running:
             running = begin()
-            self._starter.tell(build_id, pushed)
+            if pushed is not None:
+                self._starter.tell(build_id, pushed)
             return running
 
         return mode, start

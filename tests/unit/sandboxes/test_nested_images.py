@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from buildrunner.containers.types import (
     RegistryLogin,
     TransferProgress,
 )
-from buildrunner.errors import EngineUnavailable, ImagePullError
+from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError
 from buildrunner.sandboxes.nested import loopback
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
@@ -49,6 +50,11 @@ class Nest:
         self.host_pulls = HostPulls(self.host, "/nowhere", None)
         self.engine = NestedEngine(self)
         self.gateway = GatewayPush(None, str, str, Egress())  # type: ignore[arg-type]
+
+        self.is_common: Callable[[str], bool] | None = None
+
+    def pull_turn(self, name: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def ready(self) -> Running:
         images = SandboxImages(ids={self.host_id(SHARED): self.inside(SHARED).id})
@@ -411,6 +417,53 @@ def test_the_login_of_a_step_goes_through_the_gateway_which_knows_what_was_pushe
     )
     assert pushed.digest == "sha256:1"
     assert pushes == [("r.example/app:1", login)]
+
+
+def alone() -> Nest:
+    """A nest of a project with logins of its own: it shares the builder image only."""
+    nest = Nest()
+    nest.is_common = lambda name: name == OTHER
+    return nest
+
+
+def test_a_project_with_logins_of_its_own_sees_no_image_that_others_pulled() -> None:
+    nest = alone()
+    assert nest.engine.find_image(PRIVATE) is None
+    assert nest.engine.find_image(nest.host_id(PRIVATE)) is None
+    with pytest.raises(EngineError, match="has no image"):
+        nest.image_of_container(PRIVATE)
+    with pytest.raises(EngineError, match="has no image"):
+        nest.image_of_container(nest.host_id(PRIVATE))
+    assert nest.copies == []
+    common = nest.engine.find_image(OTHER)
+    assert common is not None
+    assert nest.image_of_container(common.id) == nest.inside(OTHER).id
+
+
+def test_the_registry_decides_anew_whether_a_project_may_have_an_image_of_the_machine() -> None:
+    nest = alone()
+    nest.host.registry.clear()
+    with pytest.raises(ImagePullError):
+        nest.pull(anonymous=False)
+    assert nest.engine.find_image(PRIVATE) is None
+    assert nest.host.find_image(PRIVATE) is not None  # it was there before
+
+
+def test_an_image_that_a_project_pulled_with_its_logins_is_left_to_no_other() -> None:
+    nest = alone()
+    image = nest.host.find_image(PRIVATE)
+    assert image is not None
+    nest.host.untag_image(PRIVATE)
+    copy_image = nest.copy_image
+
+    def copy(_: str, names: Iterable[str], cancel: threading.Event) -> str:
+        return copy_image(nest.host_id(PRIVATE), names, cancel)  # while it is there
+
+    nest.copy_image = copy  # type: ignore[method-assign]
+    nest.pull(anonymous=False)
+    assert nest.copies == [PRIVATE]
+    assert nest.host.find_image(PRIVATE) is None
+    assert nest.inner.find_image(PRIVATE) is not None
 
 
 def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(

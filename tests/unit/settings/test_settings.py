@@ -193,6 +193,8 @@ untrusted = ["base"]
         ("[projects]\nshop = 1", "projects.shop", "must be a table of tables"),
         ("[projects.shop.secrets]\na = 'env:A'", "projects.shop.secrets", "no such table"),
         ("[projects.shop.gti]\n", "projects.shop.gti", "did you mean projects.shop.git?"),
+        ("[registries]\nlogins = '/x'", "registries.logins", "is for one project of a server"),
+        ("[projects.shop.registries]\nlogins = []", "projects.shop.registries.logins", "a string"),
         ("[projects.shop]\ngit = 1", "projects.shop.git", "must be a table"),
         ("[projects.shop.git]\ncache_gib = 'x'", "projects.shop.git.cache_gib", "whole number"),
         ("[projects.shop.git]\ncahce = 'x'", "projects.shop.git.cahce", "shop.git.cache?"),
@@ -264,3 +266,11 @@ def test_an_unknown_format_of_an_sbom_is_named(tmp_path, monkeypatch):
     places = [problem.path for problem in caught.value.problems]
     assert places == ["projects.p.provenance.sbom", "provenance.sbom"]
     assert "'spdx2' is no format of an SBOM; formats are spdx and cyclonedx" in str(caught.value)
+
+
+def test_a_project_has_logins_of_its_own(tmp_path):
+    settings = own(tmp_path, "[projects.shop.registries]\nlogins = 'shop'\n")
+    environ = {"HOME": "/home/ci", "DOCKER_CONFIG": "/d", "NETRC": "/n", "PATH": "/bin"}
+    assert settings.of_project("web").logins_environ(environ) == environ
+    found = settings.of_project("shop").logins_environ(environ)
+    assert found == {"HOME": f"{tmp_path}/config/buildrunner/shop", "PATH": "/bin"}
