@@ -116,6 +116,7 @@ KEYS: dict[str, dict[str, type]] = {
     "secret_sources": {"google": bool, "kms_command": list, "key": str},
     "server": {"keep_builds": dict},
     "identity": {"kms_key": str},
+    "policy": {"rules": dict},
     "provenance": {
         "enabled": bool,
         "push": bool,
@@ -132,7 +133,16 @@ TYPE_NAMES = {
     dict: "a table of strings",
     list: "a list of strings",
 }
-PROJECT_TABLES = ("images", "sandbox", "artifacts", "registries", "storage", "git", "provenance")
+PROJECT_TABLES = (
+    "images",
+    "sandbox",
+    "artifacts",
+    "registries",
+    "storage",
+    "git",
+    "policy",
+    "provenance",
+)
 """What can be said for one project alone, below ``[projects.NAME]``."""
 
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
@@ -144,6 +154,7 @@ _USER_ONLY = (
     "git",
     "server",
     "identity",
+    "policy",
     "provenance",
     "projects",
     "images.untrusted",
@@ -207,6 +218,7 @@ def _projects_problems(path: str, projects: Any) -> list[Problem]:
                 problems.extend(_key_problems(path, table, content, f"{place}."))
         problems.extend(_git_problems(path, tree, f"{place}."))
         problems.extend(_provenance_problems(path, tree, f"{place}."))
+        problems.extend(_egress_problems(path, tree, f"{place}.", is_own=True))
     return problems
 
 
@@ -308,13 +320,15 @@ def _login_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     return [Problem("is for one project of a server", path=place, file=path, hint=hint)]
 
 
-def _egress_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
+def _egress_problems(
+    path: str, tree: dict[str, Any], above: str = "", *, is_own: bool
+) -> list[Problem]:
     sandbox = tree.get("sandbox")
     if not isinstance(sandbox, dict):
         return []
     problems = []
     for key in ("egress_allow", "egress_deny"):
-        place = f"sandbox.{key}"
+        place = f"{above}sandbox.{key}"
         if key in sandbox and not is_own:
             hint = f"put it into {os.path.join(config_folder(), 'config.toml')}"
             text = "is not for a project's file"
@@ -402,6 +416,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         provenance_folder: data folder of the server; empty for that of the user. Not in files.
         identity_key: URI of the KMS key that signs identity tokens; empty for keys in files, which
             the server makes and rotates.
+        policy: CEL rules that the builds of a server must fulfil, by name; see `worker.policy`.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
         projects: for one project, fields that win over the others; see `of_project`.
     """
@@ -431,6 +446,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance_certificate: str = ""
     provenance_folder: str = ""
     identity_key: str = ""
+    policy: dict[str, str] = {}
     keep_builds: dict[str, str] = {}
     projects: dict[str, dict[str, Any]] = {}
 
@@ -625,6 +641,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields["storage_folders"] = tree.get("storage", {}).get("folders", {})
     if "kms_key" in tree.get("identity", {}):
         fields["identity_key"] = tree["identity"]["kms_key"]
+    fields["policy"] = tree.get("policy", {}).get("rules", {})
     fields["keep_builds"] = tree.get("server", {}).get("keep_builds", {})
     if "buckets" in tree.get("storage", {}):
         fields["storage_buckets"] = tuple(tree["storage"]["buckets"])

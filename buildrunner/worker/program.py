@@ -51,6 +51,7 @@ from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.identity import URL, URL_VARIABLE, BuildIdentities, project_facts
+from buildrunner.worker.policy import check_policy, policy_facts
 from buildrunner.worker.recovery import ResumePoint
 from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
 from buildrunner.workspace.protocol import Workspace
@@ -129,7 +130,13 @@ class ServerProgram:
             stored, settings, privileged_place=opened.privileged_steps, event=event
         )
         metadata = _Metadata(self._identities, stored, opened)
-        planning = ServerPlanning(request, self.place(stored, settings, opened, metadata))
+        planning = ServerPlanning(
+            request,
+            self.place(stored, settings, opened, env=metadata.env, hosts=metadata.hosts),
+            lambda planned: check_policy(
+                settings.policy, planned.build, policy_facts(stored, planned.plan)
+            ),
+        )
         watch = _Watch(run, self._log_upload(stored))
 
         def place(source: Workspace) -> Workspace:
@@ -195,7 +202,13 @@ class ServerProgram:
         )
 
     def place(
-        self, stored: StoredBuild, settings: Settings, opened: OpenSandbox, metadata: _Metadata
+        self,
+        stored: StoredBuild,
+        settings: Settings,
+        opened: OpenSandbox,
+        *,
+        env: tuple[str, ...] = (),
+        hosts: tuple[str, ...] = (),
     ) -> BuildPlace:
         """Return where a build runs, and the choices of the server for it."""
         options = RunOptions(
@@ -204,8 +217,8 @@ class ServerProgram:
             keep_network=True,
             labels=self._labels,
             keep_logs=True,
-            env=metadata.env,
-            extra_hosts=metadata.hosts,
+            env=env,
+            extra_hosts=hosts,
         )
         return BuildPlace(
             engine=opened.engine,
@@ -325,11 +338,18 @@ class ServerPlanning:
     Args:
         request: the stored request.
         place: where it runs.
+        check: raises ConfigError for a build that the server's policy refuses.
     """
 
-    def __init__(self, request: BuildRequest, place: BuildPlace) -> None:
+    def __init__(
+        self,
+        request: BuildRequest,
+        place: BuildPlace,
+        check: Callable[[PlannedBuild], None] = lambda _: None,
+    ) -> None:
         self._request = request
         self._place = place
+        self._check = check
         self._checkout: GitCheckout | None = None
         self.warnings: tuple[str, ...] = ()
         """Rights that the config asks for and does not get, and bindings without a value."""
@@ -345,6 +365,7 @@ class ServerPlanning:
         made = compile_request(self._request, checkout)
         plan, _ = fitted_to_engine(made.compiled.plan, self._place.engine)
         planned = self.prepared(made.compiled.build, plan)
+        self._check(planned)
         unbound = (f"{binding} is not in the event: empty" for binding in made.unbound)
         self.warnings = (*self.warnings, *unbound)
         return planned

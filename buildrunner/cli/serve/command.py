@@ -88,9 +88,11 @@ def _serve(
     from buildrunner.server.http.listener import Listener
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.uploads import SourceUploads
+    from buildrunner.worker.policy import check_rules
     from buildrunner.worker.program import keeping_of
 
     settings = own_settings()
+    check_rules(settings)
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     worker_settings = replace(worker_settings, public_url=server.public_url)
     identity_keys = partial(

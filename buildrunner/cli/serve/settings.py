@@ -320,6 +320,7 @@ _KEYS = {
     "git": "git",
     "server.keep_builds": "keep_builds",
     "identity.kms_key": "identity_key",
+    "policy.rules": "policy",
     "projects": "projects",
 }
 _ENGINE_S = 15.0
