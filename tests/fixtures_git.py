@@ -154,7 +154,7 @@ class HttpServer:
             context.load_cert_chain(certificate)
             self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
         self.port = self._server.server_address[1]
-        self.base = f"{scheme}://127.0.0.1:{self.port}"
+        self.base = self.lfs_base = f"{scheme}://127.0.0.1:{self.port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def url(self, name: str = "team/shop.git") -> str:
@@ -299,7 +299,7 @@ class _GitHandler(BaseHTTPRequestHandler):
                     "authenticated": True,
                     "actions": {
                         "download": {
-                            "href": f"{self.server_of.base}{base}/objects/{wanted['oid']}",
+                            "href": f"{self.server_of.lfs_base}{base}/objects/{wanted['oid']}",
                             "header": {"Authorization": self.headers.get("Authorization", "none")},
                         }
                     },

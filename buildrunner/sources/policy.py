@@ -23,6 +23,7 @@ import msgspec
 
 from buildrunner.addresses import address_of, is_public, look_up
 from buildrunner.problem import Problem
+from buildrunner.sources.git.credentials import SSH_ADDRESSES
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.spec.model.build import Build
 
@@ -131,9 +132,9 @@ def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[st
 
 
 def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str] | None:
-    """The setting of git that ties a URL's host to judged addresses.
+    """The setting of git that ties a URL's host to judged addresses; None without any.
 
-    None for URLs that git fetches by ssh: a server there must also have a known host key.
+    For ssh it is no setting, but a variable for the program that git starts: `SSH_ADDRESSES`.
     """
     scheme, host, port = _parts(url)
     if not addresses:
@@ -144,6 +145,8 @@ def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str] | None:
     if scheme == "git":  # it has no setting for that, and no encryption that would need the name
         place = url.partition("://")[2].partition("/")[0]
         return f"url.git://{shown[0]}:{port}/.insteadOf", f"{url[:3]}://{place}/"
+    if scheme in ("ssh", "git+ssh", "ssh+git"):
+        return SSH_ADDRESSES, f"{host}={addresses[0]}"
     return None
 
 
@@ -179,8 +182,7 @@ class SourceGate:
     """Says where one fetch may go. Used by one thread.
 
     A name is looked up once. Git is told to connect to what was found then (``pin``): whoever owns
-    the name can't answer differently a second time. That holds for http, https and git; ssh looks
-    it up again.
+    the name can't answer differently a second time.
 
     Args:
         policy: what is allowed.

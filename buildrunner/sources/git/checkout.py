@@ -6,12 +6,16 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.request import getproxies
 
 import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.command import GitCommand, format_argument
 from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.gated_proxy import GatedProxy
 from buildrunner.sources.git.revision import ResolvedRevision, unknown_revision
 
 _SILENT_S = 300.0
@@ -257,18 +261,32 @@ class CheckoutFolder:
             self._clear()
         elif self._written:
             self._git.run("clean", "-ffdxq", folder=self.path)
-        self._git.run(
-            "checkout",
-            "--force",
-            "--progress",
-            "--no-recurse-submodules",
-            "--detach",
-            commit,
-            folder=self.path,
-        )
-        self._set_refs(revision)
-        if self._options.submodules:
-            update_submodules(self._git, self.path)
+        with self._lfs_gate() as git:
+            git.run(
+                "checkout",
+                "--force",
+                "--progress",
+                "--no-recurse-submodules",
+                "--detach",
+                commit,
+                folder=self.path,
+            )
+            self._set_refs(revision)
+            if self._options.submodules:
+                update_submodules(git, self.path)
+
+    @contextmanager
+    def _lfs_gate(self) -> Iterator[GitCommand]:
+        """Git whose LFS reaches only hosts that policy allows, wherever its server leads it.
+
+        Where this machine has a proxy, that one looks names up.
+        """
+        if not (self._options.lfs and self._plain_git.is_limited) or getproxies():
+            yield self._git
+            return
+        with GatedProxy(self._plain_git.addresses_of) as proxy:
+            everywhere = {"NO_PROXY": "", "no_proxy": ""}
+            yield self._git.with_settings([("http.proxy", proxy.url)], everywhere)
 
     def holds(self, commit: str) -> bool:
         """Whether the folder is just as `write` has left it. Changes nothing."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from git import RemoteProgress
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git.credentials import SSH_ADDRESSES
 from buildrunner.sources.git.errors import GitFailed, explain
 from buildrunner.sources.git.url import GitUrl, parse_git_url
 
@@ -85,7 +86,7 @@ class GitCommand:
         cancel: kills the running command within a second when set.
         progress: see `Progress`.
         allow_host: says whether a host may be talked to (empty: this machine's files); None: all.
-        pin: the ``http.curloptResolve`` of an allowed URL, empty for none (see `SourceGate`).
+        pin: what ties an allowed URL to judged addresses, None for nothing (see `SourceGate`).
     """
 
     def __init__(
@@ -138,15 +139,42 @@ class GitCommand:
         Raises:
             SourceError: it is not allowed, or the URL is none.
         """
+        pinned = self._judged(url)
+        if pinned is None:
+            return
+        key, value = pinned
+        if key == SSH_ADDRESSES:
+            known = self._environment.get(SSH_ADDRESSES, "")
+            self._environment[SSH_ADDRESSES] = f"{known} {value}"
+        else:
+            self._config.append(pinned)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether some hosts may not be talked to."""
+        return self._allow_host is not None
+
+    def addresses_of(self, url: str) -> list[str]:
+        """Return the addresses at which the host of an HTTP URL may be reached.
+
+        Raises:
+            SourceError: it is not allowed, or the URL is none.
+        """
+        pinned = self._judged(url)
+        host = parse_git_url(url).host
+        if pinned is None or ":" in host:
+            return [host]
+        resolve = pinned[1].split(":", 2)[2]  # HOST:PORT:ADDRESS,...
+        return [address.strip("[]") for address in resolve.split(",")]
+
+    def _judged(self, url: str) -> tuple[str, str] | None:
         host = parse_git_url(url).host
         if self._allow_host is not None and not self._allow_host(host):
             raise SourceError(
                 f"Git sources on {host or 'this machine'} are not allowed here",
                 hint="ask whoever runs this server",
             )
-        pinned = self._pin(parse_git_url(url).text) if self._pin is not None else None
-        if pinned is not None:
-            self._config.append(pinned)
+        return self._pin(parse_git_url(url).text) if self._pin is not None else None
 
     def with_settings(
         self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -88,6 +89,26 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     return Access(config=tuple(config), environment=environment, secrets=secrets)
 
 
+SSH_ADDRESSES: Final = "BUILDRUNNER_SSH_ADDRESSES"
+"""Variable with the addresses that hosts were judged by: ``HOST=ADDRESS``, separated by spaces."""
+
+# Git appends options, the host and a command. The host's key is looked up by the host's name.
+_SSH_SCRIPT = f"""
+port=22
+for word; do
+  [ "$last" != -p ] || port=$word
+  host=$last last=$word
+done
+host=$(printf %s "${{host##*@}}" | tr A-Z a-z)
+for known in ${SSH_ADDRESSES}; do
+  [ "${{known%%=*}}" = "$host" ] || continue
+  [ "$port" = 22 ] || host="[$host]:$port"
+  exec ssh -o "HostName=${{known#*=}}" -o "HostKeyAlias=$host" "$@"
+done
+exec ssh "$@"
+"""
+
+
 def _ssh_command(credentials: GitCredentials) -> str:
     """OpenSSH that never asks and never trusts a host it does not know."""
     options = [
@@ -109,7 +130,8 @@ def _ssh_command(credentials: GitCredentials) -> str:
         options.append(f"UserKnownHostsFile={' '.join(files)}")
     if credentials.host_fingerprints:
         options.append(f"KnownHostsCommand={_pin_command(credentials.host_fingerprints)}")
-    return shlex.join(["ssh", *(part for option in options for part in ("-o", option))])
+    given = [part for option in options for part in ("-o", option)]
+    return shlex.join(["sh", "-c", _SSH_SCRIPT, "ssh", *given])
 
 
 def _ssh_word(path: str) -> str:

@@ -1,17 +1,23 @@
 """Where a fetch may go once names are looked up, and that git goes there and nowhere else."""
 
+import hashlib
 import threading
+from pathlib import Path
 
 import pytest
 
 from buildrunner.errors import SourceError
+from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git.command import GitCommand
+from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import fetch_git
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
-from tests.fixtures_git import DaemonServer, HttpServer, Repository, closing
+from tests.fixtures_git import DaemonServer, HttpServer, Repository, SshServer, closing
 
 PUBLIC = "93.184.216.34"
+NAME = "git.rebinding.test"
 
 
 class Names:
@@ -52,7 +58,9 @@ def test_a_name_is_looked_up_once_and_git_is_told_what_was_found():
     resolve = "http.curloptResolve"
     assert gate.pin("https://git.example.com/x.git") == (resolve, f"git.example.com:443:{PUBLIC}")
     assert gate.pin("http://git.example.com:8080/x") == (resolve, f"git.example.com:8080:{PUBLIC}")
-    assert gate.pin("ssh://git.example.com/x") is None
+    address = ("BUILDRUNNER_SSH_ADDRESSES", f"git.example.com={PUBLIC}")
+    assert gate.pin("ssh://git@git.example.com:2222/x") == address
+    assert gate.pin("git@git.example.com:x") == address
     assert gate.pin("https://other.example.com/x") is None
 
 
@@ -104,6 +112,100 @@ def test_git_connects_to_the_address_that_was_judged(tmp_path, serve):
                 allow_host=gate.allows,
                 pin=gate.pin,
             )
+
+
+CONTENT = b"large " * 1000
+
+
+def fetch_lfs(tmp_path, lfs, lfs_base, monkeypatch):
+    """Fetch a commit with a file of LFS, whose server is known by a judged name only."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server, oid, name = lfs
+    server.lfs_objects = {oid: CONTENT}
+    server.lfs_base = lfs_base
+    gate = SourceGate(SourcePolicy(), Names(["127.0.0.1"]))
+    gate.allows(NAME)
+    url = server.url(name).replace("127.0.0.1", NAME)
+    return fetch_git(
+        GitRequest(url=url, options=GitOptions(lfs=True)),
+        mirror=None,
+        cancel=threading.Event(),
+        allow_host=lambda host: host == NAME,
+        pin=gate.pin,
+        temporary=str(tmp_path),
+    )
+
+
+@pytest.fixture
+def lfs(tmp_path):
+    """A server of a repository with a file of LFS, and the id of the file."""
+    repository = Repository(tmp_path / "served")
+    oid = hashlib.sha256(CONTENT).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\n"
+    repository.commit(
+        {
+            ".gitattributes": b"*.bin filter=lfs diff=lfs merge=lfs -text\n",
+            "big.bin": f"{pointer}size {len(CONTENT)}\n".encode(),
+        }
+    )
+    repository.push("main")
+    with closing(HttpServer(repository.root)) as server:
+        yield server, oid, repository.name
+
+
+def test_git_lfs_connects_to_the_address_that_was_judged(tmp_path, lfs, monkeypatch):
+    server = lfs[0]
+    checkout = fetch_lfs(tmp_path, lfs, f"http://{NAME}:{server.port}", monkeypatch)
+    assert (Path(checkout.folder) / "big.bin").read_bytes() == CONTENT
+    checkout.release()
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "10.0.0.1", "other.rebinding.test"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_no_lfs_server_leads_to_a_host_that_is_not_allowed(
+    tmp_path, lfs, monkeypatch, host, scheme
+):
+    asked = []
+    judge = GitCommand.addresses_of
+
+    def addresses_of(git, url):
+        asked.append(url)
+        return judge(git, url)
+
+    monkeypatch.setattr(GitCommand, "addresses_of", addresses_of)
+    with pytest.raises(SourceError):
+        fetch_lfs(tmp_path, lfs, f"{scheme}://{host}", monkeypatch)
+    assert any("/lfs/objects/batch" in request for request in lfs[0].requests)
+    assert any(url.startswith(f"{scheme}://{host}") for url in asked)
+
+
+@pytest.mark.parametrize("trust", ["file", "fingerprint"])
+def test_ssh_connects_to_the_address_that_was_judged(tmp_path, trust):
+    repository = Repository(tmp_path / "served")
+    commit = repository.commit({"README": b"one\n"})
+    repository.push("main")
+    with closing(SshServer(repository.root, tmp_path / "ssh")) as server:
+        known_hosts = tmp_path / "known_hosts"
+        known_hosts.write_text(f"[git.rebinding.test]:{server.port} {server.host_key}\n")
+        trusted = {"known_hosts": str(known_hosts)}
+        if trust == "fingerprint":
+            trusted = {"host_fingerprints": (server.fingerprint,)}
+        # The name exists nowhere: only the judged address can lead to the server.
+        url = server.url(repository.name).replace("127.0.0.1", "Git.rebinding.test")
+        gate = SourceGate(SourcePolicy(), Names(["127.0.0.1"]))
+        gate.allows("git.rebinding.test")
+        credentials = GitCredentials(ssh_key=str(server.key), **trusted)
+        checkout = fetch_git(
+            GitRequest(url=url, credentials=credentials),
+            mirror=None,
+            cancel=threading.Event(),
+            allow_host=lambda _host: True,
+            pin=gate.pin,
+            temporary=str(tmp_path),
+        )
+        assert checkout.resolved.commit_sha == commit
+        checkout.release()
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,8 @@ def test_a_judged_address_is_tied_to_its_host():
         "url.git://1.2.3.4:1/.insteadOf",
         "git://e.com:1/",
     )
-    assert pinned("ssh://e.com/r", ["1.2.3.4"]) is None
+    ssh = ("BUILDRUNNER_SSH_ADDRESSES", "e.com=1.2.3.4")
+    assert pinned("ssh://e.com/r", ["1.2.3.4", "1.2.3.5"]) == ssh
     assert pinned("https://e.com/r", []) is None
 
 
