@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
 
 if TYPE_CHECKING:
-    from buildrunner.provenance.policy import Policy
-    from buildrunner.provenance.verification import Trust, Verified
+    from buildrunner.provenance.verification import Policy, Trust, Verified
 
 _EPILOG: Final = """\
 SUBJECT is a file of this machine, or an image in a registry. The provenance of an image is read
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _policy(args: argparse.Namespace) -> Policy:
     from msgspec.structs import replace
 
-    from buildrunner.provenance.policy import Policy, read_policy
+    from buildrunner.provenance.verification import Policy, read_policy
 
     policy = read_policy(args.policy) if args.policy else Policy()
     return replace(
@@ -106,8 +105,7 @@ def _policy(args: argparse.Namespace) -> Policy:
 
 
 def _trust(policy: Policy) -> Trust:
-    from buildrunner.provenance.certificates import read_certificates
-    from buildrunner.provenance.signing import read_public_key
+    from buildrunner.provenance.signing import read_certificates, read_public_key
     from buildrunner.provenance.verification import Trust
 
     if not (policy.keys or policy.authorities):

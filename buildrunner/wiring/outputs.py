@@ -172,7 +172,7 @@ def _start_sbom(
 def _certificates(path: str) -> str:
     if not path:
         return ""
-    from buildrunner.provenance.certificates import read_certificates
+    from buildrunner.provenance.signing import read_certificates
 
     try:
         with open(path, "rb") as file:

@@ -13,8 +13,7 @@ import pytest
 
 from buildrunner.server.bounded import BoundedCalls, Bug, Busy, TooMuch
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk
-from buildrunner.server.notifications.words import NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import ApiServer, api_server, now

@@ -17,8 +17,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.server.context import ServerSettings
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk
-from buildrunner.server.notifications.words import NOTIFY, NotifierWords
+from buildrunner.server.notifications.dispatch import NOTIFY, NotificationDesk, NotifierWords
 from buildrunner.server.outbox.http import SIGNATURE, signature
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy

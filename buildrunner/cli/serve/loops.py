@@ -13,8 +13,7 @@ from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from buildrunner.server.events.scheduler import Scheduler
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk
-from buildrunner.server.notifications.words import NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.builds import ApprovalExpiry

@@ -14,11 +14,10 @@ from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, member
 from buildrunner.server.http.tokens import Caller
-from buildrunner.server.notifications.dispatch import NotificationDesk, message_of
+from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords, message_of
 from buildrunner.server.notifications.facts import BAD, Facts
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
-from buildrunner.server.notifications.words import NotifierWords
 from buildrunner.server.openapi import documented
 from buildrunner.server.services.documents import shown_message
 from buildrunner.spec.model.build import Status

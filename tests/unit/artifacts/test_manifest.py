@@ -3,7 +3,7 @@
 import pytest
 
 from buildrunner.artifacts.objects import manifest_of
-from buildrunner.artifacts.stored_log import store_log, wants_stored_log
+from buildrunner.build_run.log_upload import store_log, wants_stored_log
 from buildrunner.errors import StorageError
 from buildrunner.spec.model.build import Build, BuildOptions, LoggingMode
 from buildrunner.storage.object_store import StoredObject

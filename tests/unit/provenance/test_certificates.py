@@ -14,10 +14,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from buildrunner.errors import AttestationError, VerificationError
 from buildrunner.provenance.attachment import bundle_of
-from buildrunner.provenance.certificates import read_certificates
-from buildrunner.provenance.policy import Policy
-from buildrunner.provenance.signing import KEY_NAME, open_signer, signed_envelope
-from buildrunner.provenance.verification import Trust, Verified, verified
+from buildrunner.provenance.signing import KEY_NAME, open_signer, read_certificates, signed_envelope
+from buildrunner.provenance.verification import Policy, Trust, Verified, verified
 from tests.unit.provenance.builds import DIGEST, statement
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)

@@ -11,10 +11,16 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError, UsageError, VerificationError
-from buildrunner.provenance.policy import Policy, allows, read_policy
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import provenance_statement
-from buildrunner.provenance.verification import Trust, Verified, verified
+from buildrunner.provenance.verification import (
+    Policy,
+    Trust,
+    Verified,
+    allows,
+    read_policy,
+    verified,
+)
 from tests.unit.provenance.builds import (
     BUILD,
     BUILDER,
