@@ -323,7 +323,7 @@ class ObjectGlob:
         return len(self._names) in reached
 
     def object_name(self, path: str) -> str:
-        """What a file is called in the bucket, by its path relative to `folder`."""
+        """The file's name in the bucket, by its path relative to `folder`."""
         return path if self._keeps_folders else posixpath.basename(path or self.folder)
 
     def _closed(self, positions: set[int]) -> set[int]:

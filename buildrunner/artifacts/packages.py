@@ -454,7 +454,7 @@ class ContainerPublisher:
 
 
 def _log_in(repository: str, login: PackageLogin) -> str:
-    """What may help who was refused."""
+    """Advice for a refused login."""
     host = urlsplit(repository).hostname or repository
     if login.username:
         return (

@@ -55,7 +55,7 @@ class DockerLogins:
         return self._logins.get(ImageName.parse(image).registry)
 
     def warnings_for(self, images: Iterable[str]) -> list[str]:
-        """What of the config can't be honoured for pushing ``images``."""
+        """Return the parts of the config that can't be honoured for pushing ``images``."""
         if self._fault:
             return [f"the steps' ~/.docker/config.json is not used: {self._fault}"]
         registries = dict.fromkeys(ImageName.parse(image).registry for image in images)

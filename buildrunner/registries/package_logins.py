@@ -1,4 +1,4 @@
-"""Who to be at a repository of packages: what the user's own tools are told already.
+"""Logins at repositories of packages: those that the user's own tools are configured with.
 
 ``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. The author of a
 build chooses the repository. So a login goes to the host and port that it was made for, and without

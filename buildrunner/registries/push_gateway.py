@@ -173,7 +173,7 @@ class _Server(http.server.ThreadingHTTPServer):
 
 
 class _Received(io.BufferedReader):
-    """What a connection sends.
+    """The bytes that a connection sends.
 
     Attributes:
         lines_left: how many bytes of lines may come: more end the connection.

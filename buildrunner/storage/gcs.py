@@ -357,7 +357,7 @@ class AnswerReader(HTTPAdapter):
 
     @contextmanager
     def uploading(self, content: Content) -> Iterator[None]:
-        """What this thread sends until the end of the block comes from ``content``."""
+        """Send the content of ``content`` in this thread's uploads until the end of the block."""
         self._transfer.content = content
         self._transfer.in_doubt = False
         try:
@@ -367,7 +367,7 @@ class AnswerReader(HTTPAdapter):
 
     @contextmanager
     def downloading(self, into: Skipping) -> Iterator[None]:
-        """What this thread is sent until the end of the block goes to ``into``."""
+        """Write this thread's downloads to ``into`` until the end of the block."""
         self._transfer.into = into
         try:
             yield
@@ -509,7 +509,7 @@ class Abandoned(Exception):
 
 
 class Pipe:
-    """What the client writes to in one thread, and another thread reads from: a few MiB at most."""
+    """A pipe of a few MiB from the client's thread to the thread of the reader."""
 
     def __init__(self) -> None:
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(_PIECES_AHEAD)
@@ -539,7 +539,7 @@ class Pipe:
             pass
 
     def pieces(self, cancel: threading.Event) -> Iterator[bytes]:
-        """What was written, as it comes."""
+        """Yield the written pieces as they arrive."""
         while True:
             try:
                 piece = self._queue.get(timeout=_LOOK_S)

@@ -66,7 +66,7 @@ class ApprovalPolicy(
 class IdentityPolicy(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Which identity tokens the builds of a trigger may have.
+    """The identity tokens that the builds of a trigger may have.
 
     Attributes:
         audiences: the audiences that tokens may be for; empty: builds get no tokens.

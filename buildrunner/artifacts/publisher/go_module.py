@@ -47,7 +47,7 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
 
 
 def module_files(folder: str) -> dict[str, bytes]:
-    """What belongs to the module in ``folder``, by path: no links, no modules within, no vendor."""
+    """The module's files in ``folder``, by path: no links, no nested modules, no vendor."""
     found: dict[str, bytes] = {}
     folded: dict[str, str] = {}
     total = 0

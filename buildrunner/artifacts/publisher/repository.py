@@ -167,7 +167,7 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 
 def _asked_wait_s(header: str) -> float:
-    """What ``Retry-After`` asks for, within reason: seconds, or a date."""
+    """The wait in ``Retry-After``, within reason: seconds, or a date."""
     if header.strip().isdecimal():
         return min(float(header), _LONGEST_WAIT_S)
     try:

@@ -91,7 +91,7 @@ def has_oom_kill(container_id: str, records: Iterable[bytes]) -> bool:
 
 
 def kernel_records(path: str = KERNEL_LOG) -> Iterator[bytes]:
-    """What the kernel's log holds now; nothing for who may not read it."""
+    """The present records of the kernel's log; none without the right to read it."""
     try:
         log = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:

@@ -404,7 +404,7 @@ class TransferFailure(Exception):
 
 
 def _said(unread: re.Match[str]) -> str:
-    """What an answer says that the engine could not read: words, a page for people, or nothing."""
+    """The text of an answer that the engine could not read: words, a web page, or nothing."""
     quoted = unread["body"].encode("latin-1", "backslashreplace")
     body = quoted.decode("unicode_escape", "replace").strip()
     words = "it gives no reason" if not body or body.startswith("<") else body

@@ -1,4 +1,4 @@
-"""What the containers of nested engines, and of the image cache, get: requests of the Engine API.
+"""Requests of the Engine API for the containers of nested engines and of the image cache.
 
 All that a sandbox may do on its machine is in this module.
 """
@@ -104,7 +104,7 @@ def data_volume_name(place: str) -> str:
 
 
 class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a nested engine has to know of the engine that it runs on.
+    """The facts of the host engine that a nested engine needs.
 
     Attributes:
         identity: tells engines apart, and their versions.
@@ -182,7 +182,7 @@ def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
 
 
 def _rights(mode: str, seccomp: str) -> dict[str, Any]:
-    """What the container may do on its machine."""
+    """The rights of the container on its machine."""
     if mode == "privileged":
         return {"Privileged": True}
     return {

@@ -94,7 +94,7 @@ class NestedDaemons:
         self._api = DockerApi(endpoint)
 
     def facts(self) -> HostFacts:
-        """What there is to know of the host engine: some 6 ms."""
+        """Return the facts of the host engine, in some 6 ms."""
         with _asking("the engine can't be described"), self._api.client() as client:
             info = client.info()
             engine = info["ID"] if self._api.capabilities().stable_id else info["Name"]
@@ -261,7 +261,7 @@ class NestedDaemons:
             yield int(said)
 
     def layer_origins(self, container: str) -> bytes:
-        """What the engine knows of registries that have its layers, for `decode_listing`.
+        """Return the engine's notes of registries that have its layers, for `decode_listing`.
 
         It is what steps may have made of it, and comes when they let it come.
 
@@ -296,7 +296,7 @@ def _payload(output: bytes) -> bytes:
 
 
 def _was_oom_killed(container: str, state: Mapping[str, Any]) -> bool:
-    """What the kernel says of it: the engine at hand may hear of that later, or not at all."""
+    """The kernel's own record: the engine at hand may learn of it later, or not at all."""
     if state["Pid"] or state["ExitCode"] != 128 + signal.SIGKILL:
         return False
     from buildrunner.containers.docker.oom import has_oom_kill, kernel_records

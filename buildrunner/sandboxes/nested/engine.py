@@ -301,7 +301,7 @@ class NestedEngine(ForwardingEngine):
         return {inside: host_id for host_id, inside in self._ids().items()}
 
     def _inside(self, name: str) -> str:
-        """What the nested engine is to be asked for where the caller asks for ``name``."""
+        """The image's id in the nested engine where the caller asks for ``name``."""
         return self._ids().get(name, name)
 
     def create_container(self, spec: ContainerSpec) -> str:

@@ -1,4 +1,4 @@
-"""What this machine keeps of nested sandboxes, and whose each is.
+"""The files of nested sandboxes on this machine, and the owner of each.
 
 A sandbox is known by its *place*: the name of all that is made for it on the host engine. One that
 is started for a build has the build's id as its place, and the folder ``run/BUILD/engine``. One
@@ -54,7 +54,7 @@ class SandboxFolders:
         return next((mode for mode in found if mode in MODES), "")
 
     def notes(self, build_id: str) -> str:
-        """What a build's engine shares with us; also of one that stands ahead, by its place."""
+        """The folder that a build's engine shares with us; of a spare, by its place."""
         for name in _names(self._of(build_id)):
             if name.startswith(_SPARE):
                 return os.path.join(self._of(build_id), name)
@@ -63,7 +63,7 @@ class SandboxFolders:
         return os.path.join(self._of(build_id), _ENGINE)
 
     def place(self, build_id: str) -> str:
-        """What a build's sandbox is called on the host engine."""
+        """The name of a build's sandbox on the host engine."""
         name = os.path.basename(self.notes(build_id))
         return build_id if name == _ENGINE else name
 

@@ -190,7 +190,7 @@ class ImageCache:
             raise EngineError("; ".join(problems))
 
     def _unread(self, retired: Mapping[str, float]) -> set[str]:
-        """Those of which every nested engine was started later."""
+        """The images that no running nested engine can use: every one was started later."""
         if not retired:
             return set()
         with self._lock("start.lock"):

@@ -83,7 +83,7 @@ class CachedImage(msgspec.Struct, frozen=True):
 
 
 class Catalog(msgspec.Struct, kw_only=True):
-    """What is in the image cache.
+    """The content of the image cache.
 
     Attributes:
         volume: when the engine made the volume of the cache: tells volumes of one name apart.

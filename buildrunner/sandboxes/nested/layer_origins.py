@@ -1,4 +1,4 @@
-"""Which registries have a layer, and under which digest: what an engine notes of pulls and pushes.
+"""The registries that have a layer, and its digest there: an engine's notes of pulls and pushes.
 
 A layer travels compressed, under the digest of its compressed form. An engine that does not know
 that digest has to pack the layer anew, and to send it, before the registry can say that it has it.
@@ -105,7 +105,7 @@ def tell_origins(folder: str, origins: Origins) -> None:
 
 
 def decode_listing(listing: bytes) -> Origins:
-    """What ``grep -r '' FOLDER`` says of a folder of notes.
+    """Decode the output of ``grep -r '' FOLDER`` for a folder of notes.
 
     Args:
         listing: lines ``.../HEX:NOTE``, in whatever order.
@@ -131,7 +131,7 @@ _origins = msgspec.json.Decoder(dict[Digest, tuple[Origin, ...]])
 
 
 class PushMemory:
-    """What one project's builds know: a file, which may be removed at any time.
+    """The notes of one project's builds: a file, which may be removed at any time.
 
     Of two that learn at the same moment, one may be forgotten: that costs a push its speed.
 

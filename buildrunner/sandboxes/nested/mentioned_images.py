@@ -1,4 +1,4 @@
-"""Which images of the host engine a build mentions: in its plan, and in the files of its source.
+"""Images of the host engine that a build mentions: in its plan, or in files of its source.
 
 A nested engine begins with the images that the image cache has. One that the host engine has and
 that steps may name (`FROM base:1`, `docker run tool:2`) is to be there before the first step. What
@@ -31,7 +31,7 @@ search() {{ timeout 10 grep -rIhF --exclude-dir=.git --exclude-dir=node_modules 
 
 
 def search_command(names: Iterable[str], folder: str) -> tuple[str, ...]:
-    """What prints the lines of the files in a folder that may mention one of these names.
+    """The command that prints lines of a folder's files that may mention one of these names.
 
     Names that may be any word (``node``) count in Dockerfiles and compose files only.
     """

@@ -59,7 +59,7 @@ class TakenSpare(msgspec.Struct, frozen=True):
 
 
 class NestedSpares:
-    """Those in one folder. `keep` and `drop_all` are for the one process that keeps them.
+    """The spare sandboxes of one folder. Only their keeper calls `keep` and `drop_all`.
 
     Args:
         starter: starts them.

@@ -228,7 +228,7 @@ class NestedStarter:
 
 
 def sandbox_images(offered: SharedImages, host_images: Iterable[HostImage]) -> SandboxImages:
-    """What a sandbox with the offered images has, and lacks."""
+    """Return the offered images that a sandbox has, and those that it lacks."""
     return SandboxImages(
         ids=offered.ids,
         diff_ids=offered.diff_ids,

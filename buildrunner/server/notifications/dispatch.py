@@ -76,7 +76,7 @@ class NotifierWords:
         now: datetime,
         in_any_case: bool = False,
     ) -> dict[str, Any]:
-        """What a notifier says: see `bounded_operations.notify`; too much of it is a ``problem``.
+        """Return a notifier's message: see `operations.notify`; too much text is a ``problem``.
 
         Raises:
             Busy: the project has too many others under way.
@@ -116,7 +116,7 @@ class NotifierWords:
 
 
 def asked_of(document: dict[str, Any], facts: Facts, *, key: str, now: datetime) -> dict[str, Any]:
-    """What is asked of a notifier, as JSON (`bounded_operations.NotifyArgument`)."""
+    """The argument for a notifier's evaluation, as JSON (`operations.NotifyArgument`)."""
     asked = {"notifier": document, "facts": facts, "key": key, "now": now}
     found: dict[str, Any] = msgspec.to_builtins(asked)
     return found
@@ -160,7 +160,7 @@ class NotificationDesk:
         return found
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """What is known of a build, as of this document of it."""
+        """The facts of a build, as of this document of it."""
         facts = Facts(
             build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
         )

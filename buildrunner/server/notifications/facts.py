@@ -101,7 +101,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> str:
-        """What became of the build."""
+        """The final status of the build."""
         return str(self.build.get("status", ""))
 
     @property
@@ -149,7 +149,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def template_values(facts: Facts, params: dict[str, str]) -> dict[str, Any]:
-    """What templates see."""
+    """The values that templates see."""
     previous = facts.previous
     return {
         "build": MessageView(Build, facts.build),

@@ -1,4 +1,4 @@
-"""What Go's templates do with values: fields, truth, printing, functions."""
+"""The operations of Go's templates on values: fields, truth, printing, functions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def field(value: Any, name: str) -> Any:
 
 
 def pairs(value: Any) -> Iterator[tuple[Any, Any]]:
-    """What ``range`` goes through: a list with its numbers, a map by its sorted keys."""
+    """The items of ``range``: a list with its numbers, a map by its sorted keys."""
     if isinstance(value, Mapping):
         return iter(sorted(value.items()))
     if isinstance(value, list | tuple):

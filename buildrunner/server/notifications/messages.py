@@ -99,7 +99,7 @@ def _short(secret: str) -> str:
 
 
 def _words(notifier: Notifier, facts: Facts) -> str | None:
-    """What the notifier's template says; None without one.
+    """The text of the notifier's template; None without one.
 
     Raises:
         TemplateProblem: it fails, or makes no JSON though it begins like it.

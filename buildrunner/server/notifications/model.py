@@ -116,7 +116,7 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_u
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """What a notifier does."""
+    """The rules and the receiver of a notifier."""
 
     notification: Notification
     secrets: list[Secret] = []

@@ -185,7 +185,7 @@ def _head(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _extensions(notifier: Notifier) -> Iterator[Finding]:
-    """What only we know, in a config that says it is the hosted service's."""
+    """Fields of ours in a config that claims the hosted service's form."""
     if notifier.api_version != HOSTED:
         return
     notification = notifier.spec.notification
@@ -272,7 +272,7 @@ def _words(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _tried(notifier: Notifier) -> Iterator[Finding]:
-    """What words that can be read say of no build: a field that there never is."""
+    """Problems of a valid template: fields that no build ever has."""
     notification = notifier.spec.notification
     kind = template_type(notifier)
     values = template_values(Facts(build={}), dict.fromkeys(notification.params, ""))

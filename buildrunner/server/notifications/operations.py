@@ -1,4 +1,4 @@
-"""What is evaluated within bounds: JSON in, JSON out. Pure. Runs in `bounded_process` only."""
+"""Operations evaluated within bounds: JSON in, JSON out. Pure. Only `bounded_process` runs them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class NotifyArgument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def notify(argument: Any) -> dict[str, Any]:
-    """What a notifier says of a build: its rules, and the message; or what is wrong with it."""
+    """Evaluate a notifier for a build: its rules, and the message or the problem."""
     asked = msgspec.convert(argument, NotifyArgument)
     verdict = verdict_of(asked.notifier, asked.facts)
     found: dict[str, Any] = {
@@ -62,7 +62,7 @@ def check_notifier(argument: Any) -> list[tuple[str, str, str]]:
 
 
 def trigger_filter(argument: Any) -> dict[str, Any]:
-    """What a trigger's filter says of an event (`cel.filter_rule`)."""
+    """Evaluate a trigger's filter for an event (`cel.filter_rule`)."""
     text, values, body, longest_s = argument
     # Processor time: the server's load must not decide what a filter says.
     rule = filter_rule(text, values, body, longest_s, time.process_time)
@@ -70,7 +70,7 @@ def trigger_filter(argument: Any) -> dict[str, Any]:
 
 
 def check_trigger_filter(argument: Any) -> str:
-    """What is wrong with a trigger's filter; empty for nothing."""
+    """Return the problem of a trigger's filter; empty if it is valid."""
     text, values = argument
     return filter_problem(text, values)
 

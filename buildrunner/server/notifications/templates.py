@@ -85,7 +85,7 @@ def is_json(text: str) -> bool:
 
 
 def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escapes = "") -> str:
-    """What a template makes of values.
+    """Render a template with values.
 
     Args:
         text: the template.

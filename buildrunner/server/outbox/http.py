@@ -43,7 +43,7 @@ _LONGEST_WAIT: Final = timedelta(days=1)
 
 
 class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a call, until it is made. No secret is in it, only names of secrets.
+    """A stored call that is still to be made. It holds no secret, only names of secrets.
 
     Attributes:
         method: of HTTP.
@@ -168,7 +168,7 @@ def _credentials(scheme: str, token: str) -> str:
 
 
 def _said(error: Exception, url: str) -> str:
-    """What went wrong, without the address: it may be a secret, and httpx has it in messages."""
+    """The error without the address: that may be a secret, and httpx quotes it in messages."""
     import httpx
 
     if isinstance(error, httpx.InvalidURL | ValueError):
@@ -185,7 +185,7 @@ def signature(secret: str, body: bytes) -> str:
 
 
 def _wait(text: str, now: datetime) -> timedelta | None:
-    """What ``Retry-After`` asks for: seconds, or a date; a day at most."""
+    """The wait in ``Retry-After``: seconds, or a date; a day at most."""
     if not text:
         return None
     if text.isascii() and text.isdigit():

@@ -25,7 +25,7 @@ _LOOPBACK: Final = ("127.", "::1")
 
 
 class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept of a mail, until it is sent. No secret is in it, only the name of one.
+    """A stored mail that is still to be sent. It holds no secret, only the name of one.
 
     Attributes:
         server, port: where it is handed in.

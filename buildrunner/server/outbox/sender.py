@@ -323,7 +323,7 @@ class ReceiverBackoffs:
 
 
 def receiver_of(message: Message) -> str:
-    """Who must answer: a host with its port, or the secret that has its address."""
+    """Return a message's receiver: a host with its port, or the secret that has its address."""
     call = message.message
     address = str(call.get("url_secret", "") or urlsplit(str(call.get("url", ""))).netloc)
     return address or f"{call.get('server', '')}:{call.get('port', '')}"

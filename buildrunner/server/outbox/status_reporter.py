@@ -45,7 +45,7 @@ class StatusReporter:
         self._told: set[str] = set()
 
     def __call__(self, change: BuildChange, stored: StoredBuild | None) -> Sequence[NewMessage]:
-        """What the forge is told of a change; nothing without a token for it."""
+        """Return the reports to the forge about a change; none without a token for it."""
         if stored is None:
             return ()
         labels = stored.labels
@@ -60,7 +60,7 @@ class StatusReporter:
     def waiting(
         self, labels: Mapping[str, str], project: str, trigger: str, *, url: str, key: str
     ) -> NewMessage | None:
-        """What the forge is told of a pull request whose build waits for a comment.
+        """Return the report about a pull request whose build waits for a comment.
 
         Source: semantics 9.11: it should show something that is pending.
 

@@ -455,7 +455,7 @@ class _Listing(NamedTuple):
         return self._replace(rows=self.rows.where(*conditions))
 
     def behind(self, create_time: int, build_id: str) -> _Listing:
-        """Those that follow one build."""
+        """The builds that follow one build."""
         older = self.create_time < create_time
         same = (self.create_time == create_time) & (self.id > build_id)
         # The first condition is implied by the second; it is the one that the index understands.

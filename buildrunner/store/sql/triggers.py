@@ -76,7 +76,7 @@ class SqlTriggers(SqlPart):
         return document
 
     def get(self, project_id: str, id_or_name: str) -> Document:
-        """One trigger. Raises `NotFound`."""
+        """Return one trigger. Raises `NotFound`."""
         with self._database.read() as connection:
             return _document(_find(connection, project_id, id_or_name))
 
@@ -224,7 +224,7 @@ def decoded_settings(settings: bytes | None) -> Document:
 
 
 class SqlHooks(SqlPart):
-    """What each webhook may fire."""
+    """The bindings of webhooks."""
 
     def add(self, name: str, binding: Document) -> Document:
         """Bind a hook that is bound to nothing; what it is bound to now."""
@@ -239,7 +239,7 @@ class SqlHooks(SqlPart):
             connection.execute(insert(hooks).values(_row(name, binding)))
 
     def get(self, name: str) -> Document:
-        """What a hook is bound to. Raises `NotFound`."""
+        """Return the binding of a hook. Raises `NotFound`."""
         with self._database.read() as connection:
             found = select(hooks.c.binding).where(hooks.c.name == name)
             binding = connection.execute(found).scalar()
@@ -248,7 +248,7 @@ class SqlHooks(SqlPart):
         return _decoded(binding)
 
     def all(self) -> dict[str, Document]:
-        """What hooks are bound to, by their names."""
+        """Return the bindings of all hooks, by their names."""
         with self._database.read() as connection:
             found = connection.execute(select(hooks).order_by(hooks.c.name))
             return {row.name: _decoded(row.binding) for row in found}
