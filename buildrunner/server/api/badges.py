@@ -38,7 +38,6 @@ _HEADERS: Final = {
 }
 _LETTER: Final = 6.6
 _MOST_LETTERS: Final = 40
-_MOST_PAGES: Final = 3
 _BRANCH: Final = Parameter("branch", "string", "Only builds of this branch.")
 _PAGE: Final = 20
 
@@ -102,18 +101,11 @@ class _Badges:
         wanted = f'trigger_id="{trigger_id}" AND ({_ENDED})'
         if branch:
             wanted += f" AND substitutions.BRANCH_NAME={quoted(branch)}"
-        token = ""
-        for _ in range(_MOST_PAGES):
-            page = self._context.store.builds.page(
-                project, filter=wanted, page_size=_PAGE if branch else 1, page_token=token
-            )
-            for build in page.builds:
-                # A substitution can say anything, and so does the branch of a fork.
-                if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
-                    return build.status
-            token = page.next_page_token
-            if not token:
-                break
+        size = _PAGE if branch else 1
+        for build in self._context.store.builds.newest(project, wanted, page_size=size):
+            # A substitution can say anything, and so does the branch of a fork.
+            if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
+                return build.status
         return ""
 
 

@@ -122,7 +122,6 @@ def asked_of(document: dict[str, Any], facts: Facts, *, key: str, now: datetime)
     return found
 
 
-_MOST_PAGES: Final = 3
 _SAYING: Final = " OR ".join(f'status="{status}"' for status in sorted({GOOD, *BAD}))
 
 _log = logging.getLogger("buildrunner.server")
@@ -178,17 +177,8 @@ class NotificationDesk:
 
     def _first(self, project: str, wanted: str) -> dict[str, Any] | None:
         """The newest build of a filter; None for none."""
-        token = ""
-        for _ in range(_MOST_PAGES):
-            page = self._context.store.builds.page(
-                project, filter=wanted, page_size=1, page_token=token
-            )
-            if page.builds:
-                return page.builds[0].document
-            token = page.next_page_token
-            if not token:
-                break
-        return None
+        found = next(self._context.store.builds.newest(project, wanted), None)
+        return None if found is None else found.document
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:

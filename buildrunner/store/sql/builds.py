@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -271,6 +271,18 @@ class SqlBuilds(SqlPart):
         )
         with self._database.read() as connection:
             return list(connection.execute(found).scalars())
+
+    def newest(
+        self, project_id: str, filter: str, *, page_size: int = 1, most_pages: int = 3
+    ) -> Iterator[StoredBuild]:
+        """Yield the newest builds of a filter, of a few pages at most. Raises as `page`."""
+        token = ""
+        for _ in range(most_pages):
+            page = self.page(project_id, filter=filter, page_size=page_size, page_token=token)
+            yield from page.builds
+            token = page.next_page_token
+            if not token:
+                return
 
     def page(
         self,
