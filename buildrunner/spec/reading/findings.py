@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import re
 from collections.abc import Iterable, Iterator
@@ -255,8 +256,6 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     if len(word) > 40:
         return ""
     by_lower = {name.lower(): name for name in known}
-    import difflib  # most configs have no unknown word
-
     close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
     return f"did you mean {by_lower[close[0]]}?" if close else ""
 
