@@ -30,7 +30,7 @@ from buildrunner.build_run.request import BuildRequest, Event, Overrides, Reposi
 from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.errors import BuildrunnerError, EngineError
+from buildrunner.errors import BuildrunnerError, EngineError, UsageError
 from buildrunner.metadata import MetadataServer
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, project_number
 from buildrunner.plan.compile import git_source_of
@@ -122,6 +122,13 @@ class ServerProgram:
     def run(self, stored: StoredBuild, run: RunWiring) -> BuildOutcome:
         """See `BuildProgram.run`."""
         settings = self._settings_for(stored)
+        if settings.logins_folder and not os.path.isdir(settings.logins_folder):
+            raise UsageError(
+                f"{settings.logins_folder}, which has the logins of the project's builds, is not a "
+                "folder",
+                hint="the server's administrator makes it, or corrects [projects.NAME.registries] "
+                "logins",
+            )
         opened = self._sandbox.open(
             stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
         )

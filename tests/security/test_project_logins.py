@@ -17,6 +17,7 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, RegistryLogin
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.errors import UsageError
 from buildrunner.settings import Settings, own_settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Status
@@ -121,6 +122,15 @@ def test_a_build_sees_no_private_image_that_is_on_the_machine(
     outcome, said = build(settings, tmp_path / "data", "web", request)
     assert outcome.status is not Status.SUCCESS
     assert "I am private" not in said
+
+
+def test_a_build_whose_logins_are_not_there_does_not_act_with_those_of_the_server(
+    settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "web" / ".docker").rmdir()
+    (tmp_path / "web").rmdir()
+    with pytest.raises(UsageError, match=r"/web, which has the logins .* is not a folder"):
+        build(settings, tmp_path / "data", "web", {"steps": [{"name": "busybox"}]})
 
 
 @pytest.mark.parametrize(("project", "pushed"), [("shop", True), ("web", False)])
