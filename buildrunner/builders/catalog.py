@@ -320,6 +320,16 @@ BUILDERS: tuple[BuilderImage, ...] = (
         test=("-c", "kubectl version --client && test -x /builder/kubectl.bash"),
     ),
     BuilderImage(
+        name="gke-deploy",
+        folder="gke-deploy",
+        summary="deploy to Kubernetes and wait until all is ready",
+        parents={"KUBECTL": "kubectl"},
+        settings=_APT,
+        serves=(f"{_GOOGLE}/gke-deploy",),
+        test=("--help",),
+        common=False,
+    ),
+    BuilderImage(
         name="gsutil",
         folder="gsutil",
         summary="gsutil",

@@ -1,0 +1,205 @@
+"""gke-deploy with the real kubectl, against a server that speaks the API of Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+PROGRAM = Path(__file__).parents[2] / "steps" / "gke-deploy" / "gke-deploy"
+IMAGE = f"registry.example.com/app@sha256:{'1' * 64}"
+VERBS = ["create", "get", "patch"]
+RESOURCES = {
+    "/api/v1": [("namespaces", "Namespace", False), ("services", "Service", True)],
+    "/apis/apps/v1": [("deployments", "Deployment", True)],
+    "/apis/autoscaling/v2": [("horizontalpodautoscalers", "HorizontalPodAutoscaler", True)],
+}
+
+
+def discovery(path: str) -> dict[str, Any] | None:
+    """What the server says of itself; None for other paths."""
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        groups = [
+            {
+                "name": group.split("/")[2],
+                "versions": [version := {"groupVersion": group[6:], "version": group[-2:]}],
+                "preferredVersion": version,
+            }
+            for group in RESOURCES
+            if group.startswith("/apis/")
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path in RESOURCES:
+        listed = [
+            {"name": name, "kind": kind, "namespaced": spaced, "verbs": VERBS, "singularName": ""}
+            for name, kind, spaced in RESOURCES[path]
+        ]
+        version = path.removeprefix("/apis/").removeprefix("/api/")
+        return {"kind": "APIResourceList", "groupVersion": version, "resources": listed}
+    if path == "/openapi/v3":
+        return {"paths": {one[1:]: {"serverRelativeURL": f"/openapi/v3{one}"} for one in RESOURCES}}
+    if path.startswith("/openapi/v3/"):
+        return schema(path.removeprefix("/openapi/v3"))
+    return None
+
+
+def schema(group: str) -> dict[str, Any]:
+    """That the server validates fields and dry runs by itself, as kubectl looks for it."""
+    parts = group.split("/")
+    parameters = [{"name": name, "in": "query"} for name in ("fieldValidation", "dryRun")]
+    paths = {}
+    for name, kind, _ in RESOURCES[group]:
+        which = {"group": parts[2] if len(parts) > 3 else "", "version": parts[-1], "kind": kind}
+        patch = {"parameters": parameters, "x-kubernetes-group-version-kind": which}
+        paths[f"{group}/{name}/{{name}}"] = {"patch": {**patch, "responses": {}}}
+    return {"openapi": "3.0.0", "info": {"title": "k", "version": "1"}, "paths": paths}
+
+
+class Cluster(ThreadingHTTPServer):
+    """A server whose Deployments need three looks to become ready."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.writes: list[tuple[str, str]] = []
+        self.looks = 3
+        super().__init__(("127.0.0.1", 0), Api)
+
+    def shown(self, path: str) -> dict[str, Any] | None:
+        found = self.objects.get(path)
+        if found is not None and found["kind"] == "Deployment":
+            self.looks -= 1
+            count = found["spec"].get("replicas", 1)
+            ready = {"replicas": count, "updatedReplicas": count, "observedGeneration": 1}
+            found["status"] = {**ready, "availableReplicas": count if self.looks <= 0 else 0}
+        return found
+
+
+class Api(BaseHTTPRequestHandler):
+    server: Cluster
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        answer = discovery(path) or self.server.shown(path)
+        if answer is None:
+            wrong = {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}
+            self.answer(404, {**wrong, "message": f"{path} not found"})
+        else:
+            self.answer(200, answer)
+
+    def do_POST(self) -> None:
+        body = self.body()
+        self.write(f"{urlsplit(self.path).path}/{body['metadata']['name']}", body)
+
+    def do_PATCH(self) -> None:
+        path = urlsplit(self.path).path
+        before, patch = self.server.objects[path], self.body()
+        after = {**before, **patch, "metadata": {**before["metadata"], **patch["metadata"]}}
+        after["spec"] = {**before.get("spec", {}), **patch.get("spec", {})}
+        self.write(path, after)
+
+    def write(self, path: str, body: dict[str, Any]) -> None:
+        body["metadata"]["generation"] = 1
+        self.server.writes.append((self.command, path))
+        if "dryRun" not in parse_qs(urlsplit(self.path).query):
+            self.server.objects[path] = body
+        self.answer(201, body)
+
+    def body(self) -> dict[str, Any]:
+        read: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        return read
+
+    def answer(self, code: int, document: dict[str, Any]) -> None:
+        text = json.dumps(document).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    server = Cluster()
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    kubeconfig = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": address}}],
+        "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+        "current-context": "c",
+    }
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def deploy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROGRAM), *arguments],
+        cwd=folder,
+        env={**os.environ, "HOME": str(folder), "KUBECONFIG": str(folder / "kubeconfig")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+DEPLOYMENT = "/apis/apps/v1/namespaces/shop/deployments/app"
+
+
+def test_run_deploys_and_waits_until_the_cluster_says_that_it_is_ready(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = deploy(tmp_path, "run", "-i", IMAGE, "-n", "shop", "-a", "shop", "-L", "team=a")
+    assert done.returncode == 0, done.stderr
+    assert [path for _, path in cluster.writes] == [
+        "/api/v1/namespaces/shop",
+        "/apis/apps/v1/namespaces/shop/deployments/shop",
+        "/apis/autoscaling/v2/namespaces/shop/horizontalpodautoscalers/shop-hpa",
+    ]
+    made = cluster.objects["/apis/apps/v1/namespaces/shop/deployments/shop"]
+    assert made["spec"]["template"]["spec"]["containers"][0]["image"] == IMAGE
+    assert made["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "gcp-cloud-build-deploy"
+    assert cluster.looks <= 0
+    assert "shop       Deployment               shop      Yes" in done.stdout
+
+
+def test_a_second_run_changes_what_is_there(cluster: Cluster, tmp_path: Path) -> None:
+    other = IMAGE.replace("1", "2")
+    for image in (IMAGE, other):
+        done = deploy(tmp_path, "run", "-i", image, "-n", "shop")
+        assert done.returncode == 0, done.stderr
+    assert ("PATCH", DEPLOYMENT) in cluster.writes
+
+
+def test_a_server_dry_run_leaves_the_cluster_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
+    done = deploy(tmp_path, "run", "-i", IMAGE, "--server-dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "(server dry run)" in done.stdout
+    assert cluster.objects == {}
+
+
+def test_a_deployment_that_does_not_become_ready_fails(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.looks = 1000
+    done = deploy(tmp_path, "run", "-i", IMAGE, "-t", "1s")
+    assert done.returncode == 1
+    assert "not ready after 1 s: Deployment app" in done.stderr
