@@ -30,6 +30,7 @@
         ├── NotFound
         ├── Conflict
         ├── LeaseLost
+        ├── QuotaExceeded      a project has as many of something as it may have
         ├── FilterError        the filter of a list is wrong
         └── PageTokenError     the page token of a list is not one of ours
 
@@ -347,6 +348,12 @@ class LeaseLost(StoreError):
     """Another process owns the build by now; the caller must stop acting on it."""
 
     http_status = 409
+
+
+class QuotaExceeded(StoreError):
+    """A project has as many triggers, notifiers, ... as it may have."""
+
+    http_status = 429
 
 
 class FilterError(StoreError):

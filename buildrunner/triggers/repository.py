@@ -6,8 +6,8 @@ trigger's own setting ``forge`` names the forge; without it a trigger is for the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -20,7 +20,7 @@ from buildrunner.spec.model.trigger import (
     GitLabEventsConfig,
     RepositoryEventConfig,
 )
-from buildrunner.triggers.events import Repository, Rule
+from buildrunner.triggers.events import Event, MessageEvent, Repository, Rule
 from buildrunner.triggers.forge_host import (
     KINDS,
     ForgeHost,
@@ -102,6 +102,68 @@ def trigger_repository(
     if found.bare and not found.url:
         return msgspec.structs.replace(found, url=(bare or {}).get(found.bare, ""))
     return found
+
+
+def source_keys(project: str, trigger: Mapping[str, Any]) -> set[str]:
+    """The keys of what a trigger listens to; empty for one that is run by hand or by the clock.
+
+    An event that can fire the trigger has one of them among its `event_keys`. The keys depend on
+    the trigger alone, neither on its settings nor on the server's, so that a database can index
+    them.
+
+    Args:
+        project: the trigger's.
+        trigger: the BuildTrigger as JSON.
+    """
+    keys = set()
+    if "webhookConfig" in trigger:
+        keys.add(f"webhook/{project}/{trigger.get('name', '')}")
+    if "pubsubConfig" in trigger:
+        keys.add(_topic_key(trigger["pubsubConfig"].get("topic", "")))
+    return keys | {repository_key(name) for name in _names(trigger)}
+
+
+def _names(trigger: Mapping[str, Any]) -> Iterator[str]:
+    """The names that a trigger has for its repository."""
+    if github := trigger.get("github"):
+        yield f"{github.get('owner', '')}/{github.get('name', '')}"
+    if gitlab := trigger.get("gitlabEnterpriseEventsConfig"):
+        yield gitlab.get("projectNamespace", "")
+    if server := trigger.get("bitbucketServerTriggerConfig"):
+        yield f"{server.get('projectKey', '')}/{server.get('repoSlug', '')}"
+    if connected := trigger.get("repositoryEventConfig"):
+        yield connected.get("repository", "").rpartition("/repositories/")[2]
+    if template := trigger.get("triggerTemplate"):
+        yield template.get("repoName", "")
+
+
+def event_keys(
+    event: Event, hook: str, *, repositories: Mapping[str, str], bare: Mapping[str, str]
+) -> set[str]:
+    """The `source_keys` that triggers have for the source of an event.
+
+    Args:
+        event: the event.
+        hook: the hook of its delivery.
+        repositories: where connected repositories are, by the server's settings: name -> URL.
+        bare: where bare repositories with a hook are: name -> URL.
+    """
+    if isinstance(event, MessageEvent):
+        return {hook if event.kind == "webhook" else _topic_key(event.topic)}
+    told = event.repository
+    key = repository_key(told.clone_url)
+    mirrored = told.full_name.replace("/", "_", 1)
+    names = {told.full_name, *(f"{kind}_{mirrored}" for kind in _MIRRORS)}
+    names |= {
+        name.rpartition("/repositories/")[2]
+        for name, url in (*repositories.items(), *bare.items())
+        if repository_key(url) == key
+    }
+    return {key, *map(repository_key, names)}
+
+
+def _topic_key(topic: str) -> str:
+    return f"pubsub/{topic}"
 
 
 def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule:

@@ -25,6 +25,7 @@ from buildrunner.triggers.schedule import Missed, Overlap, Schedule
 
 _DURATION = re.compile(r"(\d{1,9})s")
 _NAME = r"^[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})?$"
+MOST_BYTES = 64 << 10
 _MAX_JITTER_S = 3600
 _LONGEST_AUDIENCE = 512
 
@@ -165,7 +166,9 @@ def read_settings(document: Any) -> TriggerSettings:
 def _problems(settings: TriggerSettings) -> list[tuple[str, str, str]]:
     concurrency = settings.concurrency
     named = not concurrency.group or re.match(_NAME, concurrency.group)
+    is_large = len(msgspec.json.encode(settings)) > MOST_BYTES
     return [
+        ("", f"the settings are larger than {MOST_BYTES >> 10} KiB" if is_large else "", ""),
         ("jitter", _bad_duration(settings.jitter, _MAX_JITTER_S), "seconds, as in 300s"),
         ("approval.expires", _bad_duration(settings.approval.expires), "seconds, as in 86400s"),
         (

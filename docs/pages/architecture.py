@@ -86,7 +86,7 @@ A push starts a build in this way:
 1. `server/api/hooks.py` takes the request; `server/events/intake.py` verifies the signature, and stores the delivery before
    it is answered.
 2. `server/events/loop.py` claims the delivery. `server/events/handling.py` reads it with the module of its forge
-   (`triggers/forges/catalog.py`) and compares it with every trigger (`triggers/matching.py`).
+   (`triggers/forges/catalog.py`) and compares it with the triggers of its repository (`triggers/matching.py`).
 3. `triggers/build.py` makes the Build, and `server/services/queueing.py` puts it into the queue.
 4. Each change of the build goes to an outbox in the same transaction. `server/outbox/sender.py` delivers commit statuses
    and notifications.

@@ -328,7 +328,7 @@ def test_the_triggers_of_all_projects_are_there(store: ServerStore) -> None:
         store.triggers.create(project, "global", {"id": f"t-{project}", "name": "t"})
     store.triggers.set_settings("q", "t-q", {"jitter": "1s"})
     store.triggers.create("r", "global", {"id": "t-r", "name": "t"}, {"jitter": "2s"})
-    found = [(project, one["id"], settings) for project, one, settings in store.triggers.every()]
+    found = [(one.project, one.document["id"], one.settings) for one in store.triggers.every()]
     assert sorted(found, key=str) == [
         ("p", "t-p", {}),
         ("q", "t-q", {"jitter": "1s"}),

@@ -72,7 +72,8 @@ class TestSchedules:
         scheduled.triggers.set_settings("p", "t1", {"overlap": "skip"})
         found = {one.project_id: one for one in scheduled.schedules.triggers()}
         assert set(found) == {"p", "q"}
-        assert found["p"].document == NIGHTLY
+        assert (found["p"].id, found["p"].name) == (NIGHTLY["id"], NIGHTLY["name"])
+        assert (found["p"].cron, found["p"].disabled) == (NIGHTLY["cron"], False)
         assert found["p"].settings == {"overlap": "skip"}
         assert found["q"].settings == {}
 

@@ -391,6 +391,7 @@ ROWS["0013"] = ROWS["0012"]
 ROWS["0014"] = ROWS["0013"]
 ROWS["0015"] = ROWS["0014"]
 ROWS["0016"] = ROWS["0015"]
+ROWS["0017"] = ROWS["0016"]
 
 
 def check_rows(store: ServerStore) -> None:
@@ -496,10 +497,7 @@ class TestMigrations:
             connection.execute(insert(tables.tables["deliveries"]), hooks)
         database.close()
         store = open_store(address)
-        guesses = {
-            document["id"]: settings.get("forge")
-            for _, document, settings in store.triggers.every()
-        }
+        guesses = {one.document["id"]: one.settings.get("forge") for one in store.triggers.every()}
         guessed = {"unconfirmed": True}
         assert guesses == {
             "at-gitea": {"kind": "gitea", "host": "https://git.example.com", **guessed},

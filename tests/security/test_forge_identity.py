@@ -358,8 +358,7 @@ def test_a_renamed_repository_fires_under_its_new_name_only(place: Place) -> Non
     place.trigger()
     place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
     outcome = place.push("gitea", gitea_push("acme/renamed", place.good))
-    (verdict,) = outcome["events"][0]["verdicts"]
-    assert "the event is of acme/renamed on" in verdict["reason"]
+    assert outcome["events"][0]["verdicts"] == []
     assert place.builds() == []
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.services.known_triggers import KnownTriggers
+from buildrunner.server.services.known_triggers import known_trigger
 from tests.api_server import ApiServer, api_server
 
 APPROVERS = {"approval": {"approvers": ["alice"]}}
@@ -62,7 +62,8 @@ def test_nobody_approves_a_build_whose_trigger_was_deleted(server: ApiServer) ->
 
 def test_a_trigger_whose_forge_can_not_be_read_is_for_no_other_forge(server: ApiServer) -> None:
     set_beside(server, OF_ANOTHER_VERSION)
-    (known,) = KnownTriggers(server.store, {}).all()
+    document = server.store.triggers.get("p", "ci")
+    known = known_trigger(server.context, "p", document)
     assert known.repository is not None
     assert (known.repository.url, known.repository.host) == ("", None)
     assert "can't be read" in known.repository.problem

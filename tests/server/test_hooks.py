@@ -766,8 +766,10 @@ def test_all_of_very_many_triggers_are_asked_and_those_that_matter_are_told_of(
 ) -> None:
     monkeypatch.setattr("buildrunner.server.events.handling.MOST_VERDICTS", 3)
     for number in range(6):
-        others = {**TRIGGER["github"], "name": f"other{number}"}
-        make_trigger(server, name=f"other{number}", github=others)
+        other = make_trigger(server, name=f"other{number}")
+        elsewhere = {"forge": {"kind": "gitea", "host": "https://git.example.com"}}
+        server.store.triggers.set_settings("p", other, elsewhere)
+    make_trigger(server, name="unrelated", github={**TRIGGER["github"], "name": "unrelated"})
     make_trigger(server)
     make_trigger(server, name="second")
     number = github(server, PUSH).json()["delivery"]
@@ -799,7 +801,8 @@ def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(server: ApiServer
     make_trigger(server, name="other")
     number = github(server, {**PUSH, "forced": True}).json()["delivery"]
     handle(server, EventFacts(files=files))
-    bad, good = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    good, bad = delivery(server, number)["outcome"]["events"][0]["verdicts"]
+    assert (good["trigger"], bad["trigger"]) == ("other", "t")
     assert bad["fires"] is False
     assert bad["reason"] == "internal error, see the server's log: ZeroDivisionError"
     assert good["build"] == builds(server)[0]["id"]

@@ -38,7 +38,6 @@ from buildrunner.server.events.reading import (
     WEBHOOK,
     parsed_delivery,
     told_repository,
-    webhook_hook,
 )
 from buildrunner.server.events.reconcile import SeenRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
@@ -264,7 +263,7 @@ class DeliveryHandler:
     ) -> dict[str, Any]:
         found: dict[str, Any] = {"event": described(told.event)}
         known = KnownEvent(told.event, self._facts, places)
-        triggers = self._asked(told.delivery, binding)
+        triggers = self._asked(told.event, told.delivery, binding)
         if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
             return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
         problem = self._complete(known, triggers)
@@ -285,14 +284,14 @@ class DeliveryHandler:
         found |= kept_verdicts(verdicts)
         return found
 
-    def _asked(self, delivery: StoredDelivery, binding: HookBinding | None) -> list[KnownTrigger]:
-        """The triggers that a delivery may fire."""
-        found = self._triggers.all()
-        if binding is not None:
-            return [one for one in found if binding.allows_project(one.project)]
-        if not delivery.hook.startswith(f"{WEBHOOK}/"):
+    def _asked(
+        self, event: Event, delivery: StoredDelivery, binding: HookBinding | None
+    ) -> list[KnownTrigger]:
+        """The triggers that listen to the source of an event, as far as its hook may fire them."""
+        found = self._triggers.listening(event, delivery.hook)
+        if binding is None:
             return found
-        return [one for one in found if delivery.hook == webhook_hook(one.project, one.document)]
+        return [one for one in found if binding.allows_project(one.project)]
 
     def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
         """Learn what the payload does not tell if a trigger cares; why that failed."""

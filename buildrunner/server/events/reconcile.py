@@ -25,7 +25,7 @@ from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.known_triggers import KnownTriggers
+from buildrunner.server.services.known_triggers import KnownRepositories
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
@@ -83,7 +83,7 @@ class Reconciler:
     def __init__(self, context: ServerContext, remote: RemoteRefs) -> None:
         self._context = context
         self._remote = remote
-        self._triggers = KnownTriggers(context.store, context.repositories)
+        self._repositories = KnownRepositories(context.store, context.repositories)
         self._failing: dict[str, str] = {}
         self._stopped = threading.Event()
 
@@ -156,9 +156,8 @@ class Reconciler:
     def _places(self) -> list[Place]:
         """The repositories that triggers listen to, each once."""
         found: dict[str, Place] = {}
-        for one in self._triggers.all():
-            wanted = one.repository
-            if wanted is None or wanted.problem or not wanted.url or one.trigger.disabled:
+        for wanted in self._repositories.all():
+            if wanted.problem or not wanted.url:
                 continue
             forge, host = (wanted.host.kind, wanted.host.url) if wanted.host else ("git", "")
             found.setdefault(wanted.url, Place(wanted.url, wanted.name, forge, host))

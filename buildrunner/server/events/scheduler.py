@@ -120,13 +120,12 @@ class Scheduler:
 
     def _look_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
         """Write down what is due of one trigger; its next fire time."""
-        document = trigger.document
         project, trigger_id = trigger.project_id, trigger.id
-        if document.get("disabled"):
+        if trigger.disabled:
             self._store.schedules.stop(project, trigger_id, _DISABLED)
             return None
         try:
-            schedule = _settings_of(trigger).schedule(document["cron"])
+            schedule = _settings_of(trigger).schedule(trigger.cron)
             spec = f"{schedule.cron} {schedule.time_zone}"
             since = self._store.schedules.since(project, trigger_id, spec, now=now)
             found = due(schedule, since, now)
@@ -135,7 +134,7 @@ class Scheduler:
         except BadSchedule as error:
             if self._reported.get(trigger_id) != str(error):
                 self._reported[trigger_id] = str(error)
-                _log.warning("trigger %s never fires: %s", document.get("name"), error)
+                _log.warning("trigger %s never fires: %s", trigger.name, error)
             return None
         fires = [
             _fire(project, trigger_id, moment, moment, state=MISSED, detail=_MISSED)

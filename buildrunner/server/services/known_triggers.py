@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,10 +15,12 @@ from buildrunner.spec.model import git_address
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.build_store import Document
+from buildrunner.store.model.triggers import StoredTrigger, TriggerVersion
 from buildrunner.store.sql.store import ServerStore
+from buildrunner.triggers.events import Event
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, HookBinding, unbound
-from buildrunner.triggers.repository import TriggerRepository, trigger_repository
+from buildrunner.triggers.repository import TriggerRepository, event_keys, trigger_repository
 from buildrunner.triggers.settings import TriggerSettings, read_settings
 
 _UNREADABLE: Final = "set the trigger's settings again, or update this server"
@@ -42,10 +46,14 @@ class KnownTrigger(msgspec.Struct, frozen=True, kw_only=True):
     repository: TriggerRepository | None
 
 
-class KnownTriggers:
-    """Reads all triggers anew each time, and decodes those that have changed. Thread-safe.
+_MOST_KEPT: Final = 32 << 20
 
-    Each delivery asks all of them, and few of them change in between.
+
+class KnownTriggers:
+    """The triggers that an event may fire. Thread-safe.
+
+    The database says which triggers listen to the source of an event. Those that have not changed
+    since the last event are not read again, as far as `_MOST_KEPT` bytes of triggers go.
 
     Args:
         store: has them.
@@ -55,25 +63,91 @@ class KnownTriggers:
     def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
         self._store = store
         self._repositories = repositories
-        self._decoded: dict[tuple[str, str], KnownTrigger] = {}
-        self._bare: dict[str, str] = {}
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._bytes = 0
 
-    def all(self) -> list[KnownTrigger]:
-        """The triggers of all projects, as they are now.
+    def listening(self, event: Event, hook: str) -> list[KnownTrigger]:
+        """The triggers that listen to the source of an event, and others of the same name.
+
+        Args:
+            event: the event.
+            hook: the hook of its delivery.
 
         Raises:
             StoreError: the database fails.
         """
         bare = bare_repositories(self._store)
-        before, found = self._decoded if bare == self._bare else {}, {}
-        for project, document, settings in self._store.triggers.every():
-            key = (project, str(document["id"]))
-            known = before.get(key)
-            if known is None or known.document != document or known.set_beside != settings:
-                known = _known(project, document, settings, self._repositories, bare)
-            found[key] = known
-        self._decoded, self._bare = found, bare
-        return list(found.values())
+        keys = event_keys(event, hook, repositories=self._repositories, bare=bare)
+        versions = self._store.triggers.versions(keys)
+        return [known for one in versions if (known := self._known(one, bare)) is not None]
+
+    def _known(self, wanted: TriggerVersion, bare: Mapping[str, str]) -> KnownTrigger | None:
+        """A trigger as it is now; None if it was deleted meanwhile."""
+        key = (wanted.project, wanted.id)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and (kept.version, kept.bare) == (wanted.version, bare):
+                self._kept.move_to_end(key)
+                return kept.trigger
+        stored = self._store.triggers.stored(*key)
+        known = None if stored is None else _known(stored, self._repositories, bare)
+        with self._lock:
+            before = self._kept.pop(key, None)
+            self._bytes -= before.size if before else 0
+            if stored is not None and known is not None and stored.size <= _MOST_KEPT:
+                self._kept[key] = _Kept(known, stored.version, dict(bare), stored.size)
+                self._bytes += stored.size
+            while self._bytes > _MOST_KEPT:
+                self._bytes -= self._kept.popitem(last=False)[1].size
+        return known
+
+
+class _Kept(NamedTuple):
+    """A trigger that was read, and what it was decoded by."""
+
+    trigger: KnownTrigger
+    version: int
+    bare: Mapping[str, str]
+    size: int
+
+
+class KnownRepositories:
+    """The repositories that enabled triggers listen to. For one thread.
+
+    Reads the triggers that have changed since the last time, one after the other.
+
+    Args:
+        store: has the triggers.
+        repositories: where connected repositories are: name -> URL.
+    """
+
+    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
+        self._store = store
+        self._repositories = repositories
+        self._found: dict[TriggerVersion, TriggerRepository | None] = {}
+        self._bare: dict[str, str] = {}
+
+    def all(self) -> list[TriggerRepository]:
+        """The repositories, as they are now; one of several triggers comes several times.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        bare = bare_repositories(self._store)
+        before = self._found if bare == self._bare else {}
+        self._bare = bare
+        self._found = {
+            one: before[one] if one in before else self._read(one)
+            for one in self._store.triggers.versions()
+        }
+        return [repository for repository in self._found.values() if repository is not None]
+
+    def _read(self, wanted: TriggerVersion) -> TriggerRepository | None:
+        stored = self._store.triggers.stored(wanted.project, wanted.id)
+        if stored is None or stored.document.get("disabled"):
+            return None
+        return _known(stored, self._repositories, self._bare).repository
 
 
 def known_trigger(context: ServerContext, project: str, document: Document) -> KnownTrigger:
@@ -82,9 +156,14 @@ def known_trigger(context: ServerContext, project: str, document: Document) -> K
     Raises:
         StoreError: the database fails.
     """
-    settings = context.store.triggers.settings(project, document["id"])
-    bare = bare_repositories(context.store)
-    return _known(project, document, settings, context.repositories, bare)
+    stored = StoredTrigger(
+        project=project,
+        version=0,
+        document=document,
+        settings=context.store.triggers.settings(project, document["id"]),
+        size=0,
+    )
+    return _known(stored, context.repositories, bare_repositories(context.store))
 
 
 def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
@@ -111,15 +190,11 @@ def bare_repositories(store: ServerStore) -> dict[str, str]:
 
 
 def _known(
-    project: str,
-    document: Document,
-    set_beside: Document,
-    repositories: Mapping[str, str],
-    bare: Mapping[str, str],
+    stored: StoredTrigger, repositories: Mapping[str, str], bare: Mapping[str, str]
 ) -> KnownTrigger:
-    trigger = decode_message(BuildTrigger, document).value
+    trigger = decode_message(BuildTrigger, stored.document).value
     try:
-        settings = read_settings(set_beside)
+        settings = read_settings(stored.settings)
         wrong = ""
     except ConfigError as error:  # stored by another version
         settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
@@ -127,10 +202,10 @@ def _known(
     if repository is not None and wrong:  # they name its forge: no other one may stand in for that
         repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
     return KnownTrigger(
-        project=project,
-        document=document,
+        project=stored.project,
+        document=stored.document,
         trigger=trigger,
-        set_beside=set_beside,
+        set_beside=stored.settings,
         settings=settings,
         repository=repository,
     )
@@ -147,7 +222,9 @@ def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> lis
         StoreError: the database fails.
     """
     found = []
-    for one in KnownTriggers(store, repositories).all():
+    bare = bare_repositories(store)
+    for stored in store.triggers.every():
+        one = _known(stored, repositories, bare)
         if one.trigger.disabled:
             continue
         where = f"trigger {one.trigger.name} of project {one.project} can't fire"

@@ -24,19 +24,17 @@ class ScheduledTrigger(msgspec.Struct, frozen=True, kw_only=True):
     """A trigger that has a ``cron``.
 
     Attributes:
-        project_id: its project.
-        document: the BuildTrigger.
+        project_id, id, name, disabled: of the trigger.
+        cron: the field of the BuildTrigger.
         settings: its own settings beside the resource, as they were set; empty for none.
     """
 
     project_id: str
-    document: dict[str, Any]
+    id: str
+    name: str
+    disabled: bool
+    cron: dict[str, Any]
     settings: dict[str, Any] = {}
-
-    @property
-    def id(self) -> str:
-        """The trigger's id."""
-        return str(self.document["id"])
 
 
 class Fire(msgspec.Struct, frozen=True, kw_only=True):

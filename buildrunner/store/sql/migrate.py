@@ -17,9 +17,10 @@ from sqlalchemy import Connection, inspect, text
 
 from buildrunner.errors import StoreError
 from buildrunner.store.sql.database import Database
+from buildrunner.store.sql.triggers import index_triggers
 
 # Every revision there ever was, oldest first; the last one is what this version works with.
-REVISIONS = tuple(f"{number:04}" for number in range(1, 17))
+REVISIONS = tuple(f"{number:04}" for number in range(1, 18))
 
 FOLDER = os.path.join(os.path.dirname(__file__), "migrations")
 # Any number will do, as long as nobody else's lock on the same database has it.
@@ -46,6 +47,8 @@ def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             if _revision(connection, database.name) != to:  # nobody did it while we waited
                 _upgrade(connection, to)
+                if to == REVISIONS[-1]:
+                    index_triggers(connection)
 
 
 def is_current(database: Database) -> bool:

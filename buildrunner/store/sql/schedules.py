@@ -19,7 +19,6 @@ from buildrunner.store.sql.schema import schedules, trigger_settings, triggers
 from buildrunner.store.sql.triggers import decoded_settings, lock_trigger
 
 _KEPT = timedelta(days=90)  # how long a fire that is over can be looked at
-_CRON = b'"cron"'
 
 
 class SqlSchedules(SqlPart):
@@ -27,27 +26,36 @@ class SqlSchedules(SqlPart):
 
     def triggers(self) -> list[ScheduledTrigger]:
         """All triggers with a ``cron``, of all projects."""
-        found = select(
-            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
-        ).select_from(
-            triggers.outerjoin(
-                trigger_settings,
-                (trigger_settings.c.project_id == triggers.c.project_id)
-                & (trigger_settings.c.trigger_id == triggers.c.id),
+        found = (
+            select(
+                triggers.c.project_id,
+                triggers.c.id,
+                triggers.c.name,
+                triggers.c.disabled,
+                triggers.c.cron,
+                trigger_settings.c.settings,
             )
+            .select_from(
+                triggers.outerjoin(
+                    trigger_settings,
+                    (trigger_settings.c.project_id == triggers.c.project_id)
+                    & (trigger_settings.c.trigger_id == triggers.c.id),
+                )
+            )
+            .where(triggers.c.cron.is_not(None))
         )
         with self._database.read() as connection:
-            rows = connection.execute(found).all()
-        likely = (row for row in rows if _CRON in row.document)  # spares decoding the others
-        scheduled = (
-            ScheduledTrigger(
-                project_id=row.project_id,
-                document=msgspec.json.decode(row.document),
-                settings=decoded_settings(row.settings),
-            )
-            for row in likely
-        )
-        return [trigger for trigger in scheduled if trigger.document.get("cron")]
+            return [
+                ScheduledTrigger(
+                    project_id=row.project_id,
+                    id=row.id,
+                    name=row.name or "",
+                    disabled=row.disabled,
+                    cron=msgspec.json.decode(row.cron),
+                    settings=decoded_settings(row.settings),
+                )
+                for row in connection.execute(found)
+            ]
 
     def since(self, project_id: str, trigger_id: str, spec: str, *, now: datetime) -> datetime:
         """Up to when the fire times of a schedule were dealt with.

@@ -186,6 +186,10 @@ triggers = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text),  # NULL for none
     Column("location", Text, nullable=False),
+    # A random number, another one after each change of the trigger or of its settings.
+    Column("version", BigInteger, nullable=False, server_default="0"),
+    Column("disabled", Boolean, nullable=False, server_default=text("false")),
+    Column("cron", LargeBinary),  # JSON of the field; NULL for none
     Column("document", LargeBinary, nullable=False),
 )
 Index("triggers_by_name", triggers.c.project_id, triggers.c.name, unique=True)
@@ -231,6 +235,17 @@ def _of_trigger() -> ForeignKeyConstraint:
         ["project_id", "trigger_id"], ["triggers.project_id", "triggers.id"], ondelete="CASCADE"
     )
 
+
+# What triggers listen to: see `triggers.repository.source_keys`.
+trigger_sources = Table(
+    "trigger_sources",
+    metadata,
+    Column("source", Text, primary_key=True),
+    Column("project_id", Text, primary_key=True),
+    Column("trigger_id", Text, primary_key=True),
+    _of_trigger(),
+)
+Index("trigger_sources_of_trigger", trigger_sources.c.project_id, trigger_sources.c.trigger_id)
 
 # What Cloud Build's resource has no fields for.
 trigger_settings = Table(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import secrets
+from collections.abc import Collection, Iterator
 from datetime import datetime
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -17,9 +20,10 @@ from sqlalchemy import (
     update,
 )
 
-from buildrunner.errors import Conflict, NotFound
+from buildrunner.errors import Conflict, NotFound, QuotaExceeded
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.deliveries import REFUSED
+from buildrunner.store.model.triggers import StoredTrigger, TriggerVersion
 from buildrunner.store.records import instant_of
 from buildrunner.store.sql.database import (
     Database,
@@ -27,13 +31,20 @@ from buildrunner.store.sql.database import (
     insert_new,
 )
 from buildrunner.store.sql.filter import PageTokens, bounded
-from buildrunner.store.sql.rows import AnyRow, page_of
+from buildrunner.store.sql.rows import AnyRow, bytes_of, page_of, streamed
 from buildrunner.store.sql.schema import (
     deliveries,
     hooks,
     trigger_settings,
+    trigger_sources,
     triggers,
 )
+from buildrunner.triggers.repository import source_keys
+
+MOST_TRIGGERS: Final = 1000
+"""Of a project."""
+MOST_TRIGGER_BYTES: Final = 16 << 20
+"""The triggers of a project together, as JSON."""
 
 _name = func.coalesce(triggers.c.name, "")
 
@@ -54,18 +65,19 @@ class SqlTriggers(SqlPart):
     ) -> Document:
         """Keep a trigger with what is set beside it; its ``id`` and ``createTime`` are set.
 
-        Raises `Conflict` on its name.
+        Raises `Conflict` on its name, `QuotaExceeded`.
         """
         row = {
             "project_id": project_id,
             "id": document["id"],
-            "name": document.get("name") or None,
             "location": location,
-            "document": msgspec.json.encode(document),
+            **_columns(document),
         }
         with self._database.write() as connection:
             if not insert_new(connection, triggers, row):
                 raise _name_taken(document)
+            _put_sources(connection, project_id, document)
+            _check_quota(connection, project_id)
             if settings:
                 beside = {
                     "project_id": project_id,
@@ -108,7 +120,7 @@ class SqlTriggers(SqlPart):
     ) -> Document | None:
         """Replace a trigger's document; None when it is not as it ``was`` any more.
 
-        Raises `NotFound`, `Conflict` on its name.
+        Raises `NotFound`, `Conflict` on its name, `QuotaExceeded`.
         """
         with self._database.write() as connection:
             found = _find(connection, project_id, trigger_id, lock=True)
@@ -128,8 +140,11 @@ class SqlTriggers(SqlPart):
             connection.execute(
                 update(triggers)
                 .where(triggers.c.project_id == project_id, triggers.c.id == found.id)
-                .values(name=name, document=msgspec.json.encode(after))
+                .values(_columns(after))
             )
+            _put_sources(connection, project_id, after)
+            if len(msgspec.json.encode(after)) > len(found.document):  # smaller is always allowed
+                _check_quota(connection, project_id)
         return after
 
     def delete(self, project_id: str, id_or_name: str) -> None:
@@ -142,21 +157,40 @@ class SqlTriggers(SqlPart):
                 )
             )
 
-    def every(self) -> list[tuple[str, Document, Document]]:
-        """The triggers of all projects: project, document and settings, in no certain order."""
-        beside = and_(
-            trigger_settings.c.project_id == triggers.c.project_id,
-            trigger_settings.c.trigger_id == triggers.c.id,
-        )
-        found = select(
-            triggers.c.project_id, triggers.c.document, trigger_settings.c.settings
-        ).select_from(triggers.outerjoin(trigger_settings, beside))
-        decode = msgspec.json.decode
+    def every(self) -> Iterator[StoredTrigger]:
+        """Yield the triggers of all projects as they are read, in no certain order."""
         with self._database.read() as connection:
-            return [
-                (row.project_id, decode(row.document), decode(row.settings or b"{}"))
-                for row in connection.execute(found)
-            ]
+            for row in streamed(connection, _with_settings):
+                yield _stored(row)
+
+    def versions(self, sources: Collection[str] | None = None) -> list[TriggerVersion]:
+        """The versions of triggers that listen to one of some sources, of all projects.
+
+        Args:
+            sources: see `triggers.repository.event_keys`; None: of all that listen to something.
+        """
+        listening = trigger_sources.select().with_only_columns(
+            trigger_sources.c.project_id, trigger_sources.c.trigger_id
+        )
+        if sources is not None:
+            listening = listening.where(trigger_sources.c.source.in_(sources))
+        which = tuple_(triggers.c.project_id, triggers.c.id).in_(listening)
+        found = (
+            select(triggers.c.project_id, triggers.c.id, triggers.c.version)
+            .where(which)
+            .order_by(triggers.c.project_id, triggers.c.name, triggers.c.id)
+        )
+        with self._database.read() as connection:
+            return [TriggerVersion(*row) for row in connection.execute(found)]
+
+    def stored(self, project_id: str, trigger_id: str) -> StoredTrigger | None:
+        """A trigger with its settings, by its id; None if it does not exist."""
+        found = _with_settings.where(
+            triggers.c.project_id == project_id, triggers.c.id == trigger_id
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        return None if row is None else _stored(row)
 
     def settings(self, project_id: str, trigger_id: str) -> Document:
         """A trigger's own settings; empty for none, also when there is no such trigger."""
@@ -176,10 +210,96 @@ class SqlTriggers(SqlPart):
         )
         with self._database.write() as connection:
             lock_trigger(connection, project_id, trigger_id)
+            connection.execute(
+                update(triggers)
+                .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
+                .values(version=_new_version())
+            )
             connection.execute(delete(trigger_settings).where(same))
             if settings:
                 row = {**key, "settings": msgspec.json.encode(settings)}
                 insert_new(connection, trigger_settings, row)
+
+
+_with_settings = select(
+    triggers.c.project_id, triggers.c.version, triggers.c.document, trigger_settings.c.settings
+).select_from(
+    triggers.outerjoin(
+        trigger_settings,
+        and_(
+            trigger_settings.c.project_id == triggers.c.project_id,
+            trigger_settings.c.trigger_id == triggers.c.id,
+        ),
+    )
+)
+
+
+def _stored(row: AnyRow) -> StoredTrigger:
+    return StoredTrigger(
+        project=row.project_id,
+        version=row.version,
+        document=_document(row),
+        settings=decoded_settings(row.settings),
+        size=bytes_of(row),
+    )
+
+
+def _columns(document: Document) -> dict[str, Any]:
+    """The columns that a trigger's document decides, and a new version."""
+    cron = document.get("cron")
+    return {
+        "name": document.get("name") or None,
+        "version": _new_version(),
+        "disabled": bool(document.get("disabled")),
+        "cron": msgspec.json.encode(cron) if cron else None,
+        "document": msgspec.json.encode(document),
+    }
+
+
+def _new_version() -> int:
+    # Random: a trigger that is deleted and made again under its id has another version.
+    return secrets.randbits(62) + 1
+
+
+def _put_sources(connection: Connection, project_id: str, document: Document) -> None:
+    """Replace the sources that a trigger listens to."""
+    key = {"project_id": project_id, "trigger_id": document["id"]}
+    connection.execute(
+        delete(trigger_sources).where(
+            trigger_sources.c.project_id == project_id,
+            trigger_sources.c.trigger_id == document["id"],
+        )
+    )
+    rows = [{**key, "source": source} for source in sorted(source_keys(project_id, document))]
+    if rows:
+        connection.execute(insert(trigger_sources), rows)
+
+
+def _check_quota(connection: Connection, project_id: str) -> None:
+    """Refuse a change after which a project has more triggers, or larger ones, than it may have."""
+    found = select(func.count(), func.sum(func.length(triggers.c.document)))
+    number, size = connection.execute(found.where(triggers.c.project_id == project_id)).one()
+    if number > MOST_TRIGGERS:
+        raise QuotaExceeded(
+            f"project {project_id} has {MOST_TRIGGERS} triggers, as many as a project may have",
+            hint="delete triggers that nobody needs, or use another project",
+        )
+    if size > MOST_TRIGGER_BYTES:
+        raise QuotaExceeded(
+            f"the triggers of project {project_id} have {MOST_TRIGGER_BYTES >> 20} MiB together, as"
+            " much as a project may have",
+            hint="keep their builds in files of the repository (filename) instead of in triggers",
+        )
+
+
+def index_triggers(connection: Connection) -> None:
+    """Fill in the columns and sources of triggers that an older version stored."""
+    old = select(triggers.c.project_id, triggers.c.id).where(triggers.c.version == 0)
+    for row in connection.execute(old).all():
+        which = and_(triggers.c.project_id == row.project_id, triggers.c.id == row.id)
+        document = _document(connection.execute(select(triggers.c.document).where(which)).one())
+        connection.execute(update(triggers).where(which).values(_columns(document)))
+        _put_sources(connection, row.project_id, document)
 
 
 def _document(row: AnyRow) -> Document:

@@ -63,3 +63,8 @@ def test_what_is_wrong_is_said_with_its_place(document: Any, path: str, said: st
     (problem,) = refused.value.problems
     assert problem.path == path
     assert said in problem.message
+
+
+def test_settings_are_not_as_large_as_a_body_may_be() -> None:
+    with pytest.raises(ConfigError, match="larger than 64 KiB"):
+        read_settings({"approval": {"approvers": ["somebody"] * 10_000}})
