@@ -269,11 +269,13 @@ class BoundedFilters:
     Args:
         calls: evaluates.
         project: whose.
+        waits: wait for other filters of the project. Not in the threads that answer requests.
     """
 
-    def __init__(self, calls: BoundedCalls, project: str) -> None:
+    def __init__(self, calls: BoundedCalls, project: str, *, waits: bool = True) -> None:
         self._calls = calls
         self._project = project
+        self._waits = waits
 
     def rule(self, text: str, values: Mapping[str, str], body: Any, longest_s: float) -> Rule:
         """See `cel.filter_rule`.
@@ -291,7 +293,7 @@ class BoundedFilters:
                 owner=f"{self._project}'s events",
                 cpu_s=longest_s + _COMPILE_S,
                 memory_mib=_MEMORY_MIB,
-                patience_s=longest_s,
+                patience_s=longest_s if self._waits else 0.0,
             )
         except (TooMuch, Bug) as error:
             why = f"the filter can't be evaluated for this event: {error}"

@@ -19,9 +19,8 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from typing import Annotated, Any, BinaryIO, Final
 
 import msgspec
@@ -72,6 +71,7 @@ class _Space:
         self._folder = folder
         self._quota = quota_bytes
         self._lock = threading.Lock()
+        self._locks: dict[str, threading.Lock] = {}  # by project: a count of many files takes long
         self._used: dict[str, int] = {}
         self._counted_at: dict[str, float] = {}
 
@@ -83,7 +83,7 @@ class _Space:
         """
         if self._quota is None:
             return
-        with self._lock:
+        with self._locked(project):
             age = time.monotonic() - self._counted_at.get(project, -math.inf)
             exceeds = self._used.get(project, 0) + size > self._quota
             if age > (_RECOUNT_S if exceeds else _LONGEST_COUNT_S):
@@ -97,6 +97,40 @@ class _Space:
                     " limit: serve --max-uploads-gib",
                 )
             self._used[project] += size
+
+    def give_back(self, project: str, size: int) -> None:
+        """Count ``size`` bytes less: they were taken, and are not stored."""
+        if self._quota is None:
+            return
+        with self._locked(project):
+            self._used[project] = max(0, self._used.get(project, 0) - size)
+
+    def _locked(self, project: str) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(project, threading.Lock())
+
+
+class _Taken:
+    """The space that one file takes while it is written. For one thread at a time."""
+
+    def __init__(self, space: _Space, project: str) -> None:
+        self._space = space
+        self._project = project
+        self._bytes = 0
+
+    def more(self, size: int) -> None:
+        """Take ``size`` more bytes. Raises `UploadQuotaExceeded`."""
+        self._space.take(self._project, size)
+        self._bytes += size
+
+    def keep(self) -> None:
+        """The file is stored: what was taken stays taken."""
+        self._bytes = 0
+
+    def give_back(self) -> None:
+        """Give back what no stored file takes. Idempotent."""
+        self._space.give_back(self._project, self._bytes)
+        self._bytes = 0
 
 
 def _disk_use(folder: str) -> int:
@@ -164,9 +198,9 @@ class SourceUploads:
         Raises:
             UploadQuotaExceeded: there is no room for it.
         """
-        take = partial(self._space.take, project)
-        take(_SMALLEST_FILE)
-        return BlobReceiver(self._blob(project, sha256), sha256, take)
+        taken = _Taken(self._space, project)
+        taken.more(_SMALLEST_FILE)
+        return BlobReceiver(self._blob(project, sha256), sha256, taken)
 
     def pack(self, project: str, files: list[SourceFile]) -> str:
         """Make an archive of files; the name of its object in `UPLOADS_BUCKET`. Idempotent.
@@ -232,13 +266,14 @@ class SourceUploads:
         """Write the archive and the note of it; return the archive's name."""
         folder = self._archive(project, "")
         digest = hashlib.sha256()
+        taken = _Taken(self._space, project)
         try:
             for parent in (folder, os.path.dirname(note)):
                 os.makedirs(parent, mode=0o700, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
                 try:
                     for piece in self._archive_pieces(project, files):
-                        self._space.take(project, len(piece))
+                        taken.more(len(piece))
                         digest.update(piece)
                         out.write(piece)
                     out.flush()
@@ -247,8 +282,10 @@ class SourceUploads:
                     # An archive that is there stays: a build may be reading it already.
                     with suppress(FileExistsError):
                         os.link(out.name, self._archive(project, name))
+                        taken.keep()
                 finally:
                     os.unlink(out.name)
+                    taken.give_back()
             with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(note), delete=False) as text:
                 text.write(name)
             os.replace(text.name, note)
@@ -291,9 +328,9 @@ class SourceUploads:
 class BlobReceiver:
     """One blob on its way in. Used by one thread at a time; `abandon` in any case at the end."""
 
-    def __init__(self, path: str, sha256: str, take: Callable[[int], None]) -> None:
+    def __init__(self, path: str, sha256: str, taken: _Taken) -> None:
         self._path = path
-        self._take = take
+        self._taken = taken
         self._wanted = sha256
         self._sum = hashlib.sha256()
         self._temporary = ""
@@ -308,7 +345,7 @@ class BlobReceiver:
     def write(self, piece: bytes) -> None:
         """Take the next piece. Raises `StorageError`, `UploadQuotaExceeded`."""
         assert self._file is not None  # noqa: S101  (write comes before finish)
-        self._take(len(piece))
+        self._taken.more(len(piece))
         self._sum.update(piece)
         try:
             self._file.write(piece)
@@ -331,6 +368,7 @@ class BlobReceiver:
         except OSError as error:
             raise _broken(error) from error
         self._temporary = ""
+        self._taken.keep()
 
     def abandon(self) -> None:
         """Let go of what is unfinished. Idempotent."""
@@ -341,6 +379,7 @@ class BlobReceiver:
         if self._temporary:
             os.unlink(self._temporary)
             self._temporary = ""
+        self._taken.give_back()
 
 
 def _header(file: SourceFile) -> bytes:

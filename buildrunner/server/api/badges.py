@@ -15,7 +15,9 @@ from fastapi import APIRouter, Request, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.caller_slots import CallerSlots
 from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
 from buildrunner.store.list_filter import quoted
@@ -70,11 +72,13 @@ class _Badges:
         from starlette.concurrency import run_in_threadpool
 
         branch = request.query_params.get("branch", "")
+        searches: CallerSlots = request.app.state.searches
         found = await run_in_threadpool(self._trigger, request)
         if found is None or not (found[2] or await self._may_read(request, found[0])):
             return _svg("build", *_UNKNOWN, code=404)
         project, document, _ = found
-        status = await run_in_threadpool(self._status, project, document["id"], branch)
+        async with searches.slot(PUBLIC_NAME):
+            status = await run_in_threadpool(self._status, project, document["id"], branch)
         label = str(document.get("name", "build"))
         return _svg(f"{label} ({branch})" if branch else label, *_WORDS.get(status, _UNKNOWN))
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+
 from fastapi import APIRouter, Depends, Request, Response
 
+from buildrunner.errors import AttestationError
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.provenance.stored import read_attestations
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
+from buildrunner.server.http.errors import unavailable
 from buildrunner.server.http.requests import address_of
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PARENT, documented
@@ -15,12 +23,54 @@ from buildrunner.server.services.builds import Builds
 
 _ENVELOPES = "application/jsonl"
 _PEM = "application/x-pem-file"
+_NO_KEY = "the key of provenance can't be had now: the server's log says why"
+_RETRY_S = 60.0
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class _PublicKey:
+    """The public key, read once. Thread-safe.
+
+    Anybody can request it. So a key that can't be read is not read again for a minute, and the
+    reason, which names files of the server, goes to the log only.
+
+    Args:
+        read: reads it.
+        now: a clock that never goes back, in seconds.
+    """
+
+    def __init__(self, read: Callable[[], str], now: Callable[[], float] = time.monotonic) -> None:
+        self._read = read
+        self._now = now
+        self._lock = threading.Lock()
+        self._pem = ""
+        self._failed_at = -math.inf
+
+    def pem(self) -> str:
+        """Return the key as PEM text. Raises `ApiError`."""
+        if self._pem:
+            return self._pem
+        if not self._lock.acquire(blocking=False):
+            raise unavailable(_NO_KEY)
+        try:
+            if self._now() - self._failed_at < _RETRY_S:
+                raise unavailable(_NO_KEY)
+            self._pem = self._read()
+        except AttestationError as error:
+            self._failed_at = self._now()
+            _log.error("the key of provenance can't be used: %s; %s", error, error.hint)
+            raise unavailable(_NO_KEY) from None
+        finally:
+            self._lock.release()
+        return self._pem
 
 
 def router(context: ServerContext) -> APIRouter:
     """The routes. The public key needs no token: whoever verifies an image needs it."""
     access = Access(context)
     builds = Builds(context)
+    key = _PublicKey(context.provenance_key)
     routes = APIRouter(tags=["more about builds"])
 
     def provenance(
@@ -33,7 +83,7 @@ def router(context: ServerContext) -> APIRouter:
 
     def public_key() -> Response:
         """The public key that verifies the provenance of this server's builds, as PEM."""
-        return Response(context.provenance_key(), media_type=_PEM)
+        return Response(key.pem(), media_type=_PEM)
 
     routes.add_api_route(
         "/buildrunner/v1/projects/{project}/builds/{build}/provenance",

@@ -329,11 +329,13 @@ class MustAsk(NotNow):
 
     Attributes:
         place: who.
+        project: whose trigger needs the answer; empty until the handler sets it.
     """
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: str, project: str = "") -> None:
         super().__init__(place)
         self.place = place
+        self.project = project
 
 
 class Places(Protocol):
@@ -400,7 +402,9 @@ class SilentPlaces:
             if self._stopped.is_set():
                 raise NotNow from error
             if self._now() - begun > _QUICK_S:  # a quick "no" costs nobody time
-                self._until[place] = self._now() + _SILENT_S
+                now = self._now()
+                self._until = {name: at for name, at in self._until.items() if at > now}
+                self._until[place] = now + _SILENT_S
             raise
         self._until.pop(place, None)
         return answer

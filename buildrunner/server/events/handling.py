@@ -9,8 +9,8 @@ must not lose a comment that requests a build. Decisions made before stay.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import (
     EventFacts,
     KnownEvent,
+    MustAsk,
     NobodyNow,
     NotNow,
     Places,
@@ -185,10 +186,14 @@ class DeliveryHandler:
     Args:
         context: the server's.
         facts: asks others.
+        waits: wait for filters of the project that are under way, instead of raising `NotNow`.
     """
 
-    def __init__(self, context: ServerContext, facts: EventFacts | None = None) -> None:
+    def __init__(
+        self, context: ServerContext, facts: EventFacts | None = None, *, waits: bool = True
+    ) -> None:
         self._context = context
+        self._waits = waits
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
         self._triggers = KnownTriggers(context.store, context.repositories)
@@ -295,10 +300,14 @@ class DeliveryHandler:
 
     def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
         """Learn what the payload does not tell if a trigger cares; why that failed."""
-        matters = known.lacks_commit and any(
-            may_care(one.trigger, known.event, one.repository) for one in triggers
-        )
-        return known.complete() if matters else ""
+        if not known.lacks_commit:
+            return ""
+        caring = (one for one in triggers if may_care(one.trigger, known.event, one.repository))
+        first = next(caring, None)
+        if first is None:
+            return ""
+        with _needed_by(first.project):
+            return known.complete()
 
     def _old_news(
         self, delivery: StoredDelivery, event: Event, triggers: list[KnownTrigger]
@@ -332,8 +341,9 @@ class DeliveryHandler:
 
     def _ask(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
-        filters = BoundedFilters(self._context.calls, one.project)
-        verdict = known.judge(trigger, one.repository, filters.rule)
+        filters = BoundedFilters(self._context.calls, one.project, waits=self._waits)
+        with _needed_by(one.project):
+            verdict = known.judge(trigger, one.repository, filters.rule)
         event = known.event
         found: dict[str, Any] = {
             "project": one.project,
@@ -386,6 +396,15 @@ class DeliveryHandler:
         if message is not None:
             with suppress(Conflict):  # told before a crash
                 context.store.outbox.put(message, now=context.clock())
+
+
+@contextmanager
+def _needed_by(project: str) -> Iterator[None]:
+    """Note in a `MustAsk` whose trigger needs the answer."""
+    try:
+        yield
+    except MustAsk as asked:
+        raise MustAsk(asked.place, project) from asked
 
 
 class ToldEvent:
@@ -464,7 +483,7 @@ def tried(
         Busy: the project has too many filters under way.
     """
     events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))
-    filters = BoundedFilters(context.calls, known.project)
+    filters = BoundedFilters(context.calls, known.project, waits=False)
     verdicts = []
     for event in events:
         judged = KnownEvent(event, EventFacts(), SilentPlaces())

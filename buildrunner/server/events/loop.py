@@ -108,7 +108,7 @@ class DeliveryLoop:
             try:
                 handled.append((delivery, self._handled(delivery)))
             except MustAsk as asked:
-                self._slow.add(delivery.number, asked.place)
+                self._slow.add(delivery.number, asked.place, asked.project)
                 slow_lanes |= {delivery.lane} - {""}
             if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
                 self._keep(handled)
@@ -202,6 +202,7 @@ def _internal(error: Exception) -> dict[str, object]:
 
 MOST: Final = 16
 MOST_OF_A_HOST: Final = 4
+MOST_OF_A_PROJECT: Final = 8
 
 
 class SlowDeliveries:
@@ -214,20 +215,23 @@ class SlowDeliveries:
     def __init__(self, handle: Callable[[int], None]) -> None:
         self._handle = handle
         self._changed = threading.Condition()
-        self._lined_up: dict[int, str] = {}  # number: host
-        self._under_way: dict[int, str] = {}
+        self._lined_up: dict[int, tuple[str, str]] = {}  # number: host, project
+        self._under_way: dict[int, tuple[str, str]] = {}
         self._stopping = False
 
-    def add(self, number: int, place: str) -> None:
+    def add(self, number: int, place: str, project: str) -> None:
         """Handle one soon.
+
+        No host and no project has all threads. A project can make triggers for many slow hosts.
 
         Args:
             number: of a delivery that was claimed.
             place: who must be asked first: an address, or a host.
+            project: the project whose trigger needs the answer.
         """
         with self._changed:
             if number not in self._under_way:
-                self._lined_up[number] = urlsplit(place).hostname or place
+                self._lined_up[number] = (urlsplit(place).hostname or place, project)
             self._begin()
 
     def numbers(self) -> list[int]:
@@ -255,15 +259,17 @@ class SlowDeliveries:
 
     def _begin(self) -> None:
         """Begin as many as there may be, oldest first; with the lock held."""
-        hosts = Counter(self._under_way.values())
-        for number, host in sorted(self._lined_up.items()):
+        hosts = Counter(host for host, _ in self._under_way.values())
+        projects = Counter(project for _, project in self._under_way.values())
+        for number, (host, project) in sorted(self._lined_up.items()):
             if self._stopping or len(self._under_way) >= MOST:
                 return
-            if hosts[host] >= MOST_OF_A_HOST:
+            if hosts[host] >= MOST_OF_A_HOST or projects[project] >= MOST_OF_A_PROJECT:
                 continue
             hosts[host] += 1
+            projects[project] += 1
             del self._lined_up[number]
-            self._under_way[number] = host
+            self._under_way[number] = (host, project)
             name = f"delivery-{number}"
             threading.Thread(target=self._run, args=(number,), name=name, daemon=True).start()
 

@@ -68,7 +68,7 @@ class WebhookCalls:
         self._context = context
         self._triggers = Triggers(context)
         self._secrets = HookSecrets(context.secrets, context.store.hooks.all)
-        self._handler = DeliveryHandler(context)
+        self._handler = DeliveryHandler(context, waits=False)
 
     def find(self, call: WebhookCall) -> dict[str, Any]:
         """Return the trigger that a call names; an empty document if it does not exist."""

@@ -122,6 +122,7 @@ def asked_of(document: dict[str, Any], facts: Facts, *, key: str, now: datetime)
     return found
 
 
+_MOST_TOLD: Final = 1000
 _SAYING: Final = " OR ".join(f'status="{status}"' for status in sorted({GOOD, *BAD}))
 
 _log = logging.getLogger("buildrunner.server")
@@ -182,6 +183,8 @@ class NotificationDesk:
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
+            if len(self._told) >= _MOST_TOLD:
+                self._told.clear()
             self._told.add(text)
             _log.warning("%s", text)
 

@@ -295,7 +295,10 @@ class ReceiverBackoff(msgspec.Struct, frozen=True):
 
 
 class ReceiverBackoffs:
-    """The pauses of all receivers. Thread-safe; each process has its own."""
+    """The pauses of all receivers. Thread-safe; each process has its own.
+
+    A pause that was over for `LONGEST_BACKOFF` is forgotten.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -314,6 +317,11 @@ class ReceiverBackoffs:
                 return
             failures = before.failures + 1 if before is not None else 1
             length = backoff(failures, FIRST_BACKOFF, LONGEST_BACKOFF)
+            self._backoffs = {
+                name: pause
+                for name, pause in self._backoffs.items()
+                if pause.until + LONGEST_BACKOFF > now
+            }
             self._backoffs[receiver] = ReceiverBackoff(now + length, failures, why)
 
     def end(self, receiver: str) -> None:
@@ -323,7 +331,16 @@ class ReceiverBackoffs:
 
 
 def receiver_of(message: Message) -> str:
-    """Return a message's receiver: a host with its port, or the secret that has its address."""
+    """Who must answer: a project's address, or the secret of the project that has the address.
+
+    A project can make an address of its own fail in many ways. That delays no other project.
+    """
     call = message.message
-    address = str(call.get("url_secret", "") or urlsplit(str(call.get("url", ""))).netloc)
-    return address or f"{call.get('server', '')}:{call.get('port', '')}"
+    url = urlsplit(str(call.get("url", "")))
+    if secret := call.get("url_secret", ""):
+        where = f"secret {secret}"
+    elif url.netloc:
+        where = f"{url.scheme}://{url.netloc}"
+    else:
+        where = f"mail {call.get('server', '')}:{call.get('port', '')}"
+    return f"{message.project_id} {where}"

@@ -23,6 +23,7 @@ from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 # GitLab refuses to be told the same state twice: then it knows.
+_MOST_TOLD: Final = 1000
 _KNOWN_ALREADY: Final = "Cannot transition status"
 
 _log = logging.getLogger("buildrunner.server")
@@ -137,6 +138,8 @@ class StatusReporter:
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
+            if len(self._told) >= _MOST_TOLD:
+                self._told.clear()
             self._told.add(text)
             _log.info("%s", text)
 
