@@ -100,6 +100,7 @@ if [ "${1:-}" = --list ]; then
 fi
 skip_missing=
 if [ "${1:-}" = --skip-missing ]; then skip_missing=yes; shift; fi
+if [ "$(id -u)" -ne 0 ] && [ -n "$skip_missing" ]; then say "Not tested, without root: $*"; exit; fi
 [ "$(id -u)" -eq 0 ] || die "only root can bring up engines on machines of their own" "Try: sudo make engines"
 needed=()
 has mmdebstrap || needed+=(mmdebstrap)

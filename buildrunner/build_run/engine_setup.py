@@ -112,7 +112,9 @@ class NestedEngineSetup(EngineSetup):
         try:
             host = self._engine = wiring.container_engine()
             self._guardian = wiring.nested_guardian(host, build_id, sandbox_folder())
-            self.waits_for_config = not wiring.has_engine_image(host)
+            self.waits_for_config = (
+                not wiring.has_engine_image(host) and host.info().supports_nested
+            )
         except BuildrunnerError as error:
             self._error = error
         if not self.waits_for_config:

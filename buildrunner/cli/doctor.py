@@ -131,7 +131,7 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
         findings.append(Finding("fail", "engine", str(error), error.hint))
     else:
         findings += check_engine(info)
-        if info.local and not info.rootless:
+        if info.supports_nested:
             findings.append(check_isolation(_isolation(environ)))
         findings.append(check_builders(lambda name: engine.find_image(name) is not None))
         findings.append(check_leftovers(engine))
@@ -197,7 +197,7 @@ def _limits_of(info: EngineInfo) -> list[tuple[str, str]]:
                 "runs as root.",
             )
         )
-    if info.rootless or not info.local:
+    if not info.supports_nested:
         limits.append(
             (
                 "--sandbox nested is not possible",

@@ -57,6 +57,11 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     layered_volumes: bool = True
     needs_start_gate: bool = True
 
+    @property
+    def supports_nested(self) -> bool:
+        """Whether a build can have an engine of its own, in a container of this one."""
+        return self.local and not self.rootless
+
 
 class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """An image in the engine's store.

@@ -106,7 +106,7 @@ class NestedSandbox:
     def check_engine(self) -> None:
         """See `Sandbox.check_engine`."""
         info = self._host.info()
-        if info.local and not info.rootless:
+        if info.supports_nested:
             return
         why = "it runs without root"
         if not info.local:

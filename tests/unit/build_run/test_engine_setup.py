@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.build_run.engine_setup import EngineSetup
@@ -79,6 +80,20 @@ class TestTheFirstNestedSandboxOfAMachine:
         assert main(["submit", str(config), "--no-source", "--sandbox", "nested"]) == 2
         told = capsys.readouterr().err
         assert "_MISSING" in told
+        assert "Making the image" not in told
+
+    @pytest.mark.docker
+    def test_no_image_is_announced_where_no_sandbox_can_be(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        info = DockerEngine.info
+        monkeypatch.setattr(wiring, "has_engine_image", lambda _: False)
+        monkeypatch.setattr(DockerEngine, "info", lambda self: replace(info(self), local=False))
+        config = tmp_path / "cloudbuild.yaml"
+        config.write_text("steps: [{name: busybox}]\n")
+        assert main(["submit", str(config), "--no-source", "--sandbox", "nested"]) == 3
+        told = capsys.readouterr().err
+        assert "it does not share this machine's files" in told
         assert "Making the image" not in told
 
     @pytest.mark.docker
