@@ -14,12 +14,16 @@ pytestmark = pytest.mark.docker
 
 @pytest.fixture
 def network(docker_engine, build_labels):
-    if is_podman(docker_engine):
-        pytest.skip("Podman removes no network that a container was made for")
     name = f"test-{uuid.uuid4().hex[:12]}"
     docker_engine.ensure_network(name, build_labels)
     yield name
     docker_engine.remove_network(name)
+
+
+@pytest.fixture
+def removes_used_networks(docker_engine):
+    if is_podman(docker_engine):
+        pytest.skip("Podman removes no network that a container was made for")
 
 
 def lose(network):
@@ -29,6 +33,17 @@ def lose(network):
     other.close()
 
 
+def test_one_that_vanishes_before_a_container_is_made_is_made_again(
+    docker_engine, network, busybox, build_labels
+):
+    lose(network)
+    spec = ContainerSpec(image=busybox, cmd=("echo", "hello"), network=network, labels=build_labels)
+    container = docker_engine.create_container(spec)
+    assert b"".join(docker_engine.start_container(container, attach=True)) == b"hello\n"
+    assert docker_engine.wait_container(container).code == 0
+
+
+@pytest.mark.usefixtures("removes_used_networks")
 def test_it_is_made_again_and_no_output_is_lost(docker_engine, network, busybox, build_labels):
     spec = ContainerSpec(image=busybox, cmd=("echo", "hello"), network=network, labels=build_labels)
     container = docker_engine.create_container(spec)
@@ -38,6 +53,7 @@ def test_it_is_made_again_and_no_output_is_lost(docker_engine, network, busybox,
     assert docker_engine.wait_container(container).code == 0
 
 
+@pytest.mark.usefixtures("removes_used_networks")
 def test_a_network_that_nobody_ensured_is_an_error(docker_engine, network, busybox, build_labels):
     container = docker_engine.create_container(
         ContainerSpec(image=busybox, cmd=("true",), network=network, labels=build_labels)

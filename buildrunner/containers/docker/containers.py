@@ -105,9 +105,7 @@ class DockerContainers:
         """See `Containers.create_container`."""
         request = create_request(spec, log_driver=self._api.capabilities().log_driver)
         try:
-            with self._api.client() as client:
-                made = client.create_container_from_config(request, spec.name or None)
-                container_id = str(made["Id"])
+            container_id = self._create(request, spec.name)
         except Refusal as refusal:
             if refusal.status == 404 and "no such image" in refusal.message.lower():
                 raise EngineError(
@@ -120,6 +118,18 @@ class DockerContainers:
         if spec.gate:
             self._refusals[container_id] = start_gate.refusal_of(spec).encode()
         return container_id
+
+    def _create(self, request: dict[str, Any], name: str) -> str:
+        """Create a container; Podman refuses one whose network was removed meanwhile."""
+        left = _STARTS
+        while True:
+            try:
+                with self._api.client() as client:
+                    return str(client.create_container_from_config(request, name or None)["Id"])
+            except Refusal as refusal:
+                left -= 1
+                if not left or not self._restore_network(refusal.message):
+                    raise
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`.

@@ -16,6 +16,12 @@ from buildrunner.containers.types import AddressRange, FoundContainer, NetworkMe
 
 _NETWORK_TRIES = 20
 
+_NETWORK_IS_GONE = (
+    "network {} not found",
+    "network {} is ambiguous",
+    "network with name or ID {}: network not found",  # Podman
+)
+
 
 class DockerResources:
     """The `Resources` part of a Docker engine. Thread-safe.
@@ -119,10 +125,10 @@ class DockerResources:
         """Make a network again that was ensured here and that ``message`` says is gone.
 
         Another build (or ``docker network prune``) may remove it between our ensuring it and a
-        container's start. Whether a second try makes sense.
+        container's creation (Podman) or start (Docker). Returns whether a second try makes sense.
         """
         for name, labels in tuple(self._networks.items()):
-            if f"network {name} not found" in message or f"network {name} is ambiguous" in message:
+            if any(form.format(name) in message for form in _NETWORK_IS_GONE):
                 self.ensure_network(name, labels)
                 return True
         return False
