@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qs
 
 import google.auth.exceptions
 import google.auth.transport.requests
 import jwt
 import pytest
+from google.auth import identity_pool
 from google.oauth2 import id_token
 
+from buildrunner.cli.triggers import schedules
 from buildrunner.identity.keys import OVERLAP, SIGNS_FOR
 from buildrunner.metadata import MetadataServer, listen_on
 from buildrunner.plan.build_plan import BuildOrigin
@@ -271,3 +278,80 @@ def test_an_audience_that_is_none_is_refused_when_it_is_set(server, audience):
     )
     assert answer.status_code == 400
     assert "is no audience" in answer.text
+
+
+class TokenService(BaseHTTPRequestHandler):
+    """A cloud's service that exchanges an identity token for an access token."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        asked = {name: values[0] for name, values in parse_qs(body).items()}
+        claims = verified(self.server.issuer, asked["subject_token"], audience=asked["audience"])
+        token = {"access_token": f"access of {claims['sub']}", "expires_in": 3600}
+        answer = json.dumps({**token, "token_type": "Bearer", "issued_token_type": "x"}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_google_auth_exchanges_a_token_by_workload_identity_federation(server, metadata_of):
+    service = HTTPServer(("127.0.0.1", 0), TokenService)
+    service.issuer = server
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    source = f"http://{metadata_of(stored())}{IDENTITY}?audience={AUDIENCE}"
+    try:
+        credentials = identity_pool.Credentials.from_info(
+            {
+                "type": "external_account",
+                "audience": AUDIENCE,
+                "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
+                "token_url": f"http://127.0.0.1:{service.server_address[1]}/v1/token",
+                "credential_source": {"url": source, "headers": {"Metadata-Flavor": "Google"}},
+            }
+        )
+        credentials.refresh(google.auth.transport.requests.Request())
+    finally:
+        service.shutdown()
+        service.server_close()
+    assert credentials.token == "access of project:p:trigger:t1:ref:refs/heads/main"
+
+
+def flags(*given):
+    parser = argparse.ArgumentParser()
+    schedules.configure(parser)
+    return parser.parse_args(["settings", "deploy", *given])
+
+
+@pytest.mark.parametrize(
+    ("given", "before", "after"),
+    [
+        (["--audience", "a", "--audience", "b"], {}, {"audiences": ["a", "b"]}),
+        (["--audience", ""], {"audiences": ["a"]}, {"audiences": []}),
+        (["--identity-forks"], {"audiences": ["a"]}, {"audiences": ["a"], "forks": True}),
+        (["--identity-forks", "false"], {"forks": True}, {"forks": False}),
+        (["--jitter", "1s"], {"audiences": ["a"]}, {"audiences": ["a"]}),
+    ],
+)
+def test_flags_set_audiences_and_leave_the_rest(given, before, after):
+    changed = schedules.changed_settings({"identity": before}, flags(*given))
+    assert changed["identity"] == after
+
+
+def test_the_form_of_the_page_keeps_audiences(server):
+    path = "/triggers/p/t1"
+    both = {"identity": {"audiences": [AUDIENCE, "b"], "forks": True}}
+    server.store.triggers.set_settings("p", "t1", both)
+    try:
+        text = server.http.get(path).text
+        fields = dict(re.findall(r'name="(csrf|audiences)" value="([^"]*)"', text))
+        assert 'name="identityForks" value="true" checked' in text
+        form = {**fields, "identityForks": "true", "jitter": "6s"}
+        server.http.post(f"{path}/settings", data=form)
+        assert server.store.triggers.settings("p", "t1")["identity"] == both["identity"]
+    finally:
+        settings = {"identity": {"audiences": [AUDIENCE]}}
+        server.store.triggers.set_settings("p", "t1", settings)

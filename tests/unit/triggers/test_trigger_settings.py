@@ -25,6 +25,7 @@ def test_everything_can_be_set() -> None:
             "overlap": "cancel",
             "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
             "approval": {"approvers": ["alice"], "notAuthor": True, "expires": "86400s"},
+            "identity": {"audiences": ["sts.amazonaws.com", "https://a"], "forks": True},
             "publicBadge": True,
         }
     )
@@ -38,6 +39,8 @@ def test_everything_can_be_set() -> None:
     )
     assert settings.approval_expires == timedelta(days=1)
     assert settings.approval.approvers == ("alice",)
+    assert settings.identity.audiences == ("sts.amazonaws.com", "https://a")
+    assert settings.identity.forks
 
 
 @pytest.mark.parametrize(
@@ -54,6 +57,9 @@ def test_everything_can_be_set() -> None:
         ({"jitter": "3601s"}, "jitter", "longer than 3600s"),
         ({"approval": {"expires": "1d"}}, "approval.expires", "no duration"),
         ({"approval": {"approvers": "alice"}}, "approval.approvers", "expected `array`"),
+        ({"identity": {"audiences": "a"}}, "identity.audiences", "expected `array`"),
+        ({"identity": {"audiences": ["a", "b c"]}}, "identity.audiences", "'b c' is no audience"),
+        ({"identity": {"fork": True}}, "identity", "unknown field `fork`"),
         ([], "", "expected `object`, got `array`"),
     ],
 )

@@ -2,12 +2,16 @@
 
 import pytest
 
+from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.errors import EngineError
+from buildrunner.plan.build_plan import BuildOrigin
+from buildrunner.sandboxes.host import HostPlace
 from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.execution import RunWiring
-from buildrunner.worker.program import ServerProgram
+from buildrunner.worker.identity import BuildIdentities
+from buildrunner.worker.program import ServerProgram, _Metadata
 
 
 class NoSandbox:
@@ -38,3 +42,21 @@ def test_a_sandbox_knows_whose_build_it_is_for_and_whether_it_is_a_strangers(unt
             ),
         )
     assert sandbox.asked == [("b", "p", not untrusted)]
+
+
+@pytest.mark.parametrize(
+    ("audiences", "warnings"),
+    [
+        ((), ()),
+        (("a",), ("the build gets no identity tokens: they need serve --sandbox nested",)),
+    ],
+)
+def test_builds_that_share_an_engine_get_no_identity_tokens_and_are_told_why(audiences, warnings):
+    settings = {"identity": {"audiences": audiences}}
+    identities = BuildIdentities("https://ci", lambda *_: settings, lambda: None, lambda: None)
+    document = {"id": "b", "projectId": "p", "buildTriggerId": "t"}
+    stored = StoredBuild(document=document, request={})
+    metadata = _Metadata(identities, stored, HostPlace(FakeEngine()))
+    assert (metadata.env, metadata.hosts, metadata.warnings) == ((), (), warnings)
+    metadata.start(BuildOrigin())
+    metadata.close()
