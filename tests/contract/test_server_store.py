@@ -26,9 +26,11 @@ from buildrunner.errors import (
     PageTokenError,
     StoreError,
 )
+from buildrunner.identity.keys import IdentityKeys
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry, Session
 from buildrunner.store.model.builds import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.store.model.identity import IdentityKey
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -1128,3 +1130,38 @@ def in_threads(acts: list[Callable[[], object]]) -> None:
         thread.join()
     if failures:
         raise failures[0]
+
+
+class TestIdentityKeys:
+    def test_the_keys_of_all_servers_are_kept_oldest_first(self, store: ServerStore) -> None:
+        jwk = {"kty": "RSA", "n": "x", "e": "AQAB"}
+        first, second, third = (
+            IdentityKey(
+                id=name,
+                owner=f"server-{name}",
+                jwk={**jwk, "kid": name},
+                created_at=at(created),
+                published_until=at(created + 100),
+            )
+            for name, created in (("b", 0), ("a", 10), ("c", 20))
+        )
+        for key in (third, first, second):
+            store.identity_keys.put(key)
+        assert store.identity_keys.all() == [first, second, third]
+        later = structs.replace(first, published_until=at(500))
+        store.identity_keys.put(later)
+        store.identity_keys.delete("a")
+        store.identity_keys.delete("a")
+        assert store.identity_keys.all() == [later, third]
+
+    def test_two_servers_of_a_database_verify_each_others_tokens(
+        self, store: ServerStore, tmp_path: Path
+    ) -> None:
+        one, two = (
+            IdentityKeys(str(tmp_path / name), name, store.identity_keys, clock=lambda: NOW)
+            for name in ("one", "two")
+        )
+        signed = {keys.signing().jwk["kid"] for keys in (one, two)}
+        assert len(signed) == 2
+        for keys in (one, two):
+            assert {jwk["kid"] for jwk in keys.published()} == signed

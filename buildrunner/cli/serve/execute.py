@@ -120,7 +120,9 @@ def _execute(
                 payload=partial(_payload, store),
                 identities=BuildIdentities(
                     worker.public_url,
-                    store.triggers.settings,
+                    lambda project, trigger: patiently(
+                        lambda: store.triggers.settings(project, trigger)
+                    ),
                     lambda: wiring.identity_keys(
                         worker.data, folder.worker_name(), store, settings
                     ).signing(),
