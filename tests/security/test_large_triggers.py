@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from buildrunner.cli.serve.hooks import delivery_loop
 
+from buildrunner.cli.serve.loops import delivery_loop
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.server.events.scheduler import Scheduler
 from buildrunner.settings import Settings
