@@ -28,7 +28,10 @@ from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import SandboxLimits
 from buildrunner.settings import Settings
+from buildrunner.wiring.engines import image_cache_folder
 from tests.conftest import remove_image
+from tests.e2e.submit_bench import Bench
+from tests.security.test_nested_sandbox import isolate_by
 
 pytestmark = pytest.mark.docker
 
@@ -56,7 +59,7 @@ class Machine:
             limits=SandboxLimits(),
         )
         assert isinstance(sandbox, NestedSandbox)
-        sandbox._cache = sandbox._starter._cache = self.cache
+        sandbox._cache = sandbox._starter._cache = sandbox._machine.cache = self.cache
         self.sandbox = sandbox
         self.places: dict[str, NestedPlace] = {}
         self.names: list[str] = []
@@ -117,7 +120,7 @@ class Machine:
         self.sandbox.close()
         self.daemons.remove(self.cache.volume)
         self.daemons.remove_volume(self.cache.volume)
-        assert self.daemons.volume_made_at(self.cache.volume) == ""
+        assert self.daemons.cache_identity(self.cache.volume) == ""
         self.daemons.close()
         for name in self.names:
             remove_image(name)
@@ -369,6 +372,40 @@ def test_sandboxes_with_and_without_a_user_namespace_do_not_read_each_other_s_ca
     assert machine.catalog() == catalog
 
 
+def test_a_build_that_starts_while_the_cache_changes_has_what_was_cached_before(
+    machine: Machine,
+) -> None:
+    name = machine.image("one")
+    machine.use(name)
+    with machine.cache._lock("update.lock"), machine.cache._engine() as api:
+        api.ping()
+        place = machine.open()
+        assert content(place, name) == "one"
+        assert copies(place) == 0
+
+
+def test_the_images_of_a_build_without_a_user_namespace_are_cached_for_such_builds(
+    tmp_path: Path, machine: Machine
+) -> None:
+    """The guardian of the build does so, once the build is over."""
+    name = machine.image("one")
+    folder = tmp_path / "source"
+    folder.mkdir()
+    bench = Bench(folder, tmp_path / "data", machine.engine, machine.busybox)
+    isolate_by(bench, "capabilities")
+    bench.write("cloudbuild.yaml", f"steps: [{{name: '{name}', args: [cat, /content]}}]\n")
+    done = bench.run("submit", ".", "--sandbox", "nested")
+    assert done.code == 0, done.out + done.err
+    endpoint = machine.engine.endpoint
+    of_user = image_cache_folder(endpoint.address)
+    cache = ImageCache(machine.daemons, endpoint, of_user, ENGINE_IMAGE)
+    cache.mode = "capabilities"
+    deadline = time.monotonic() + 120
+    while machine.host_id(name) not in (cache._catalog() or Catalog()).images:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_cache_whose_volume_is_lost_is_filled_again(machine: Machine) -> None:
     name = machine.image("one")
     machine.use(name)
@@ -412,7 +449,7 @@ def test_steps_can_not_change_what_later_builds_share(machine: Machine) -> None:
 
 def test_nothing_is_made_for_a_cache_that_nobody_needs(machine: Machine) -> None:
     machine.cache.update()
-    assert machine.daemons.volume_made_at(machine.cache.volume) == ""
+    assert machine.daemons.cache_identity(machine.cache.volume) == ""
 
 
 def test_a_copy_can_be_stopped(machine: Machine) -> None:

@@ -90,7 +90,7 @@ class Project:
         )
         if self.cache is not None:
             assert isinstance(sandbox, NestedSandbox)
-            sandbox._cache = sandbox._starter._cache = self.cache
+            sandbox._cache = sandbox._starter._cache = sandbox._machine.cache = self.cache
         build_id = f"test-{uuid.uuid4()}"
         try:
             place = sandbox.open(build_id, project=project, trusted=trusted)

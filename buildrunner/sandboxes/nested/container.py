@@ -42,6 +42,9 @@ LABEL_READS = "buildrunner.reads-images-since"
 LABEL_CACHE = "buildrunner.image-cache"
 """On the volume of an image cache: the folder with its catalog."""
 
+LABEL_CACHE_ID = "buildrunner.image-cache-id"
+"""On the volume of an image cache: a random text, unlike that of a later volume of that name."""
+
 # What a nested engine needs besides what Docker gives to every container; Podman gives less. No
 # device is among it: disks stay out of reach.
 _CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")

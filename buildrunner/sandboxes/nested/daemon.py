@@ -32,6 +32,7 @@ from buildrunner.containers.docker.output import FrameDemultiplexer
 from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.nested.container import (
+    LABEL_CACHE_ID,
     LABEL_MODE,
     LABEL_READS,
     SECCOMP,
@@ -173,11 +174,18 @@ class NestedDaemons:
             return bool(client.inspect_container(container)["State"]["Status"] == "running")
         return False
 
-    def volume_made_at(self, name: str) -> str:
-        """When the engine made a volume, in its own words; empty when there is none."""
+    def cache_identity(self, volume: str) -> str:
+        """Return what tells an image cache from earlier ones in a volume of the same name.
+
+        Docker 20.10 gives a new time of creation to a volume whenever a file in it comes or goes.
+
+        Returns:
+            Empty if there is no such volume.
+        """
         try:
             with self._api.client() as client:
-                return str(client.inspect_volume(name)["CreatedAt"])
+                labels = client.inspect_volume(volume)["Labels"] or {}
+                return str(labels.get(LABEL_CACHE_ID, "of an earlier version"))
         except Refusal as refusal:
             if refusal.status == 404:
                 return ""

@@ -25,6 +25,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from threading import Event
@@ -40,6 +41,7 @@ from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.nested.container import (
     DATA,
     LABEL_CACHE,
+    LABEL_CACHE_ID,
     MODES,
     SOCKET_NAME,
     CacheSpec,
@@ -148,7 +150,7 @@ class ImageCache:
         """
         with self._lock("update.lock"):
             catalog = self._catalog()
-            if catalog is None and not self._daemons.volume_made_at(self.volume):
+            if catalog is None and not self._daemons.cache_identity(self.volume):
                 if not self.last_uses():
                     return
                 catalog = Catalog()
@@ -217,7 +219,7 @@ class ImageCache:
             image=self._image,
             folder=folder,
             volume=self.volume,
-            labels={LABEL_CACHE: self._folder},
+            labels={LABEL_CACHE: self._folder, LABEL_CACHE_ID: secrets.token_hex(8)},
             group=os.getegid(),
             mode=self.mode,
         )
@@ -261,7 +263,7 @@ class ImageCache:
         argv = ("tar", "-c", "-C", f"{DATA}/image/{DRIVER}", f"--exclude={LARGE_FILE}")
         store = self._daemons.execute(self.volume, (*argv, *STORE_FILES))
         try:
-            return read_catalog(store, self._daemons.volume_made_at(self.volume))
+            return read_catalog(store, self._daemons.cache_identity(self.volume))
         except (ValueError, KeyError) as error:
             raise EngineError(f"the image cache can't be read: {error}") from error
 
@@ -274,12 +276,11 @@ class ImageCache:
                 catalog = msgspec.msgpack.decode(file.read(), type=Catalog)
         except (OSError, msgspec.DecodeError):
             return None
-        made_at = self._daemons.volume_made_at(self.volume)
-        return catalog if catalog.volume == made_at else None
+        return catalog if catalog.volume == self._daemons.cache_identity(self.volume) else None
 
     def _found_again(self) -> Catalog:
         """The catalog of a volume that is there, as after a restart of the machine."""
-        if not self._daemons.volume_made_at(self.volume):
+        if not self._daemons.cache_identity(self.volume):
             return Catalog()
         try:
             with self._lock("update.lock", wait=False):

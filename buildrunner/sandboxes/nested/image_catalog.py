@@ -86,7 +86,7 @@ class Catalog(msgspec.Struct, kw_only=True):
     """The content of the image cache.
 
     Attributes:
-        volume: when the engine made the volume of the cache: tells volumes of one name apart.
+        volume: identity of the volume of the cache: tells volumes of one name apart.
         images: by the id that the host engine uses.
         layers: by chainID.
         retired: images that no new nested engine gets, and since when (in seconds since the machine
