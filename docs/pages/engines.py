@@ -125,7 +125,8 @@ _NOTES = """
   leave a workspace belong to root. `artifacts.objects` does not upload absolute symbolic links.
 - **Podman** compresses layers again for each push. The digest of a pushed image is not that of the local one.
 - **Podman** has no BuildKit of its own. In steps, `docker buildx` and `DOCKER_BUILDKIT=1` start one from the image
-  `moby/buildkit`, which was not tested. Plain `docker build` works, also with `RUN --mount`.
+  `moby/buildkit`, which was not tested. In a nested sandbox, whose engine is Docker, BuildKit may not mount there
+  (`failed to mount ...: operation not permitted`). Plain `docker build` works in both, on the host also with `RUN --mount`.
 - **Podman** refuses a tag in `docker build --cache-from NAME:TAG`. Write the name without a tag.
 - **Without root**, an engine limits memory and processors only if control groups (version 2) are delegated to its
   user. It may refuse registries below port 1024 and privileged steps.
