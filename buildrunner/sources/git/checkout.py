@@ -281,7 +281,10 @@ class CheckoutFolder:
 
         Where this machine has a proxy, that one looks names up.
         """
-        if not (self._options.lfs and self._plain_git.is_limited) or getproxies():
+        if (
+            not (self._options.lfs and self._plain_git.is_limited)
+            or {"http", "https"} & getproxies().keys()
+        ):
             yield self._git
             return
         with GatedProxy(self._plain_git.addresses_of) as proxy:
