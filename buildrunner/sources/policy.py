@@ -14,7 +14,6 @@ Three moments, three questions:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -22,17 +21,16 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buildrunner.addresses import address_of, is_public, look_up
+from buildrunner.errors import SourceError
 from buildrunner.problem import Problem
 from buildrunner.sources.git.credentials import SSH_ADDRESSES
 from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.url import parse_git_url
 from buildrunner.spec.model.build import Build
 
 RULE: Final = "source-policy"
-_SCHEMES: Final = frozenset({"https", "http", "ssh", "git", "git+ssh", "ssh+git"})
 _LOCAL_NAMES: Final = ("localhost", "localhost.localdomain", "metadata.google.internal", "metadata")
 _LOCAL_ENDINGS: Final = (".localhost", ".local", ".internal")
-_SCP_FORM: Final = re.compile(r"(?:[^@/:\s]+@)?(\[[^]/]+\]|[^/:\s]+):(?!//)(.+)", re.DOTALL)
-_DEFAULT_PORTS: Final = {"https": 443, "http": 80, "ssh": 22, "git": 9418}
 _HINT: Final = "the server's administrator can allow it: serve "
 
 
@@ -76,10 +74,11 @@ def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
 
 def _hint(url: str) -> str:
     """Advice for a refused URL."""
-    scheme, host, _ = _parts(url)
-    if scheme == "file":
-        return _HINT + "--allow-private-sources"
-    return _HINT + f"--allow-source-host {host}" if scheme in _SCHEMES and host else ""
+    try:
+        host = parse_git_url(url).host
+    except SourceError as error:
+        return error.hint
+    return _HINT + (f"--allow-source-host {host}" if host else "--allow-private-sources")
 
 
 def _urls(build: Build) -> Iterator[tuple[str, str]]:
@@ -93,13 +92,18 @@ def _urls(build: Build) -> Iterator[tuple[str, str]]:
 
 def refusal_of_url(policy: SourcePolicy, url: str) -> str:
     """Why a repository's URL is not allowed, as far as the URL itself tells; empty when it is."""
-    scheme, host, _ = _parts(url)
-    if scheme == "file":
-        return "" if policy.files else "repositories on the server's own disk are not allowed"
-    if scheme not in _SCHEMES:
-        return f"sources are not fetched by {scheme or 'that'}: use https or ssh"
+    try:
+        host = parse_git_url(url).host
+    except SourceError as error:
+        return str(error)
     if not host:
-        return "the URL names no host"
+        return "" if policy.files else "repositories on the server's own disk are not allowed"
+    return refusal_of_host(policy, host)
+
+
+def refusal_of_host(policy: SourcePolicy, host: str) -> str:
+    """Why a host is not allowed, as far as its name tells; empty when it is."""
+    host = host.lower().rstrip(".")
     if _is_allowed(policy, host):
         return ""
     literal = address_of(host)
@@ -131,44 +135,20 @@ def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[st
     return ""
 
 
-def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str] | None:
-    """The setting of git that ties a URL's host to judged addresses; None without any.
+def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str]:
+    """The setting of git that ties a URL's host to judged addresses (one at least).
 
-    For ssh it is no setting, but a variable for the program that git starts: `SSH_ADDRESSES`.
+    For ssh it is no setting, but a word for the program that git starts: `SSH_ADDRESSES`.
     """
-    scheme, host, port = _parts(url)
-    if not addresses:
-        return None
+    parsed = parse_git_url(url)
+    host, port = parsed.host, parsed.port
     shown = [f"[{address}]" if ":" in address else address for address in addresses]
-    if scheme in ("https", "http"):
-        return "http.curloptResolve", f"{host}:{port}:{','.join(shown)}"
-    if scheme == "git":  # it has no setting for that, and no encryption that would need the name
+    if parsed.transport == "ssh":
+        return SSH_ADDRESSES, f"{host}={addresses[0]}"
+    if parsed.transport == "git":  # it has no setting, and no encryption that would need the name
         place = url.partition("://")[2].partition("/")[0]
         return f"url.git://{shown[0]}:{port}/.insteadOf", f"{url[:3]}://{place}/"
-    if scheme in ("ssh", "git+ssh", "ssh+git"):
-        return SSH_ADDRESSES, f"{host}={addresses[0]}"
-    return None
-
-
-def host_and_port(url: str) -> tuple[str, int]:
-    """Host and port that fetching from a URL connects to; ``("", 0)`` for files."""
-    _, host, port = _parts(url)
-    return host, port
-
-
-def _parts(url: str) -> tuple[str, str, int]:
-    if "://" in url:
-        try:
-            split = urlsplit(url)
-            scheme = split.scheme.lower()
-            port = split.port or _DEFAULT_PORTS.get(scheme, 22)
-            return scheme, (split.hostname or "").rstrip("."), port
-        except ValueError:
-            return "", "", 0
-    scp = _SCP_FORM.fullmatch(url)
-    if scp and not url.startswith(("/", ".", "~")) and "::" not in url:
-        return "ssh", scp.group(1).strip("[]").lower().rstrip("."), 22
-    return ("", "", 0) if "::" in url else ("file", "", 0)
+    return "http.curloptResolve", f"{host}:{port}:{','.join(shown)}"
 
 
 def _is_allowed(policy: SourcePolicy, host: str) -> bool:
@@ -204,16 +184,27 @@ class SourceGate:
         """
         if not host:
             return self._policy.files
-        if refusal_of_url(self._policy, f"https://{_bracketed(host)}/"):
+        if refusal_of_host(self._policy, host):
             return False
         if not depends_on_addresses(self._policy, host):
             return True
         return not refusal_of_addresses(self._policy, host, self._addresses(host))
 
     def pin(self, url: str) -> tuple[str, str] | None:
-        """The setting of git for a URL whose host was allowed: see `pinned`."""
-        host, _ = host_and_port(url)
-        return pinned(url, self._known.get(host, ()))
+        """The setting of git for a URL whose host was allowed: see `pinned`.
+
+        None if the host may be reached wherever it is.
+
+        Raises:
+            SourceError: the host was not looked up.
+        """
+        host = parse_git_url(url).host
+        if not host or not depends_on_addresses(self._policy, host):
+            return None
+        addresses = self._known.get(host)
+        if not addresses:
+            raise SourceError(f"the host {host} has no address", hint="check the URL's host")
+        return pinned(url, addresses)
 
     def _addresses(self, host: str) -> Sequence[str]:
         if host not in self._known:
@@ -240,16 +231,11 @@ def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
     """
     if policy is None:
         return ""
-    url = f"https://{registry}/"
-    host, _ = host_and_port(url)
-    refused = refusal_of_url(policy, url)
+    host = urlsplit(f"//{registry}").hostname or ""
+    refused = refusal_of_host(policy, host)
     if refused or not depends_on_addresses(policy, host):
         return refused
     try:
         return refusal_of_addresses(policy, host, look_up(host))
     except OSError:  # the engine may know the name, or a mirror of it
         return ""
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

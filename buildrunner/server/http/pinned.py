@@ -17,7 +17,7 @@ from buildrunner.server.context import ServerSettings
 from buildrunner.sources.policy import (
     SourcePolicy,
     refusal_of_addresses,
-    refusal_of_url,
+    refusal_of_host,
 )
 
 if TYPE_CHECKING:
@@ -304,8 +304,7 @@ class TargetGate:
         Raises:
             NotDelivered: it may not.
         """
-        shown = f"[{host}]" if ":" in host else host
-        if refusal_of_url(self._policy, f"https://{shown}/"):
+        if refusal_of_host(self._policy, host):
             raise self._refused(host, f"{host} is inside the server's network")
 
     def _refused(self, host: str, why: str) -> NotDelivered:

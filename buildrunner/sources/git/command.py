@@ -115,6 +115,8 @@ class GitCommand:
             *([("http.followRedirects", "false")] if allow_host is not None else []),
             *config,
         ]
+        self._pins: list[tuple[str, str]] = []
+        self._ssh_addresses: dict[str, str] = {}
         self._environment = {
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "false",
@@ -140,14 +142,12 @@ class GitCommand:
             SourceError: it is not allowed, or the URL is none.
         """
         pinned = self._judged(url)
-        if pinned is None:
-            return
-        key, value = pinned
-        if key == SSH_ADDRESSES:
-            known = self._environment.get(SSH_ADDRESSES, "")
-            self._environment[SSH_ADDRESSES] = f"{known} {value}"
-        else:
-            self._config.append(pinned)
+        parsed = parse_git_url(url)
+        if parsed.transport == "ssh":
+            name, _, address = pinned[1].partition("=") if pinned else (parsed.host, "", "")
+            self._ssh_addresses[name] = address
+        elif pinned is not None:
+            self._pins.append(pinned)
 
     @property
     def is_limited(self) -> bool:
@@ -174,7 +174,7 @@ class GitCommand:
                 f"Git sources on {host or 'this machine'} are not allowed here",
                 hint="ask whoever runs this server",
             )
-        return self._pin(parse_git_url(url).text) if self._pin is not None else None
+        return self._pin(url) if self._pin is not None else None
 
     def with_settings(
         self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]
@@ -189,6 +189,7 @@ class GitCommand:
             pin=self._pin,
         )
         door._config = [*self._config, *config]
+        door._pins, door._ssh_addresses = self._pins, self._ssh_addresses
         door._environment = {**self._environment, **environment}
         return door
 
@@ -247,6 +248,7 @@ class GitCommand:
         environment = {
             **self._environment,
             **self._numbered_config(),
+            **self._allowed_by_ssh(),
             "GIT_CEILING_DIRECTORIES": os.path.dirname(os.path.realpath(folder)),
         }
         # GitPython adds variables but takes none away: GIT_DIR is set when a hook runs us.
@@ -273,14 +275,21 @@ class GitCommand:
         except OSError as error:
             raise SourceError(f"git can't be started: {error}") from error
 
+    def _allowed_by_ssh(self) -> dict[str, str]:
+        if self._allow_host is None:
+            return {}
+        allowed = (f"{host}={address}" for host, address in self._ssh_addresses.items())
+        return {SSH_ADDRESSES: " ".join(allowed)}
+
     def _numbered_config(self) -> dict[str, str]:
         """Settings in git's own environment form: never in argv, never in a file."""
         try:
             first = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
         except ValueError:
             first = 0
-        numbered = {"GIT_CONFIG_COUNT": str(first + len(self._config))}
-        for number, (key, value) in enumerate(self._config, first):
+        config = [*self._config, *self._pins]
+        numbered = {"GIT_CONFIG_COUNT": str(first + len(config))}
+        for number, (key, value) in enumerate(config, first):
             numbered[f"GIT_CONFIG_KEY_{number}"] = key
             numbered[f"GIT_CONFIG_VALUE_{number}"] = value
         return numbered

@@ -90,22 +90,32 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
 
 
 SSH_ADDRESSES: Final = "BUILDRUNNER_SSH_ADDRESSES"
-"""Variable with the addresses that hosts were judged by: ``HOST=ADDRESS``, separated by spaces."""
+"""Variable with the hosts that ssh may reach: ``HOST=ADDRESS``, separated by spaces.
+
+``HOST=`` is a host that may be reached wherever it is. Without the variable, all may.
+"""
 
 # Git appends options, the host and a command. The host's key is looked up by the host's name.
+# Where the user's own configuration gives the host another name, it says where ssh goes.
 _SSH_SCRIPT = f"""
 port=22
 for word; do
   [ "$last" != -p ] || port=$word
   host=$last last=$word
 done
+destination=$host
 host=$(printf %s "${{host##*@}}" | tr A-Z a-z)
+[ -n "${{{SSH_ADDRESSES}+limited}}" ] || exec ssh "$@"
 for known in ${SSH_ADDRESSES}; do
   [ "${{known%%=*}}" = "$host" ] || continue
+  address=${{known#*=}}
+  named=$(ssh -G "$destination" | sed -n "s/^hostname //p" | tr A-Z a-z)
+  [ -n "$address" ] && [ "$named" = "$host" ] || exec ssh "$@"
   [ "$port" = 22 ] || host="[$host]:$port"
-  exec ssh -o "HostName=${{known#*=}}" -o "HostKeyAlias=$host" "$@"
+  exec ssh -o "HostName=$address" -o "HostKeyAlias=$host" "$@"
 done
-exec ssh "$@"
+echo "ssh to $host is not allowed: the source names no such host" >&2
+exit 1
 """
 
 

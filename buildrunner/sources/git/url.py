@@ -23,6 +23,14 @@ _SCHEMES: dict[str, Transport] = {
     "file": "file",
 }
 _HINT = "give an https, ssh, git or file URL, or the path of a repository"
+_HOST_HINT = (
+    "write the host as a name in ASCII without a dot at its end, or as an address; and the user's "
+    "name without any of /?#[]\\"
+)
+_NAME = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]"
+_PLACE = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|({_NAME}))(?::([0-9]*))?")
+_MOST_PORT = 65535
+_PORTS: dict[Transport, int] = {"https": 443, "http": 80, "ssh": 22, "git": 9418, "file": 0}
 
 
 class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +40,7 @@ class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
         text: what git is given, what is stored and shown: no password, and for https no user.
         transport: how git reaches it.
         host: lower case, without port; empty for files.
+        port: of the connection; 0 for files.
         origin: ``scheme://host:port``, to which https credentials are bound; empty otherwise.
         path: path on the host, without leading ``/``.
         username: user that the URL named; empty when none.
@@ -41,6 +50,7 @@ class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     transport: Transport
     host: str
+    port: int
     origin: str
     path: str
     username: str = ""
@@ -60,7 +70,9 @@ def parse_git_url(url: str) -> GitUrl:
     """Take a URL, an scp-like address (``git@host:path``) or a local path apart.
 
     Raises:
-        SourceError: it is none of these, or speaks a protocol that runs programs (``ext::``).
+        SourceError: it is none of these, or speaks a protocol that runs programs (``ext::``), or
+            its host could be read in two ways: Git decodes an ssh or git URL before it looks for
+            the host, and curl and resolvers change some names.
     """
     if not url or url.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{_printable(url)!r} is not the URL of a Git repository", hint=_HINT)
@@ -73,16 +85,31 @@ def parse_git_url(url: str) -> GitUrl:
         user, host, path = scp.groups()
         if host.startswith("-") or (user or "").startswith("-"):
             raise SourceError(f"{url!r} is not the URL of a Git repository", hint=_HINT)
-        name = host.strip("[]").lower()
+        name, port = _host_and_port(host, "ssh")
         return GitUrl(
-            text=url, transport="ssh", host=name, origin="", path=path, username=user or ""
+            text=url,
+            transport="ssh",
+            host=name,
+            port=port,
+            origin="",
+            path=path,
+            username=user or "",
         )
     path = os.path.abspath(os.path.expanduser(url))
-    return GitUrl(text=path, transport="file", host="", origin="", path=path.lstrip("/"))
+    return GitUrl(text=path, transport="file", host="", port=0, origin="", path=path.lstrip("/"))
+
+
+def _host_and_port(place: str, transport: Transport) -> tuple[str, int]:
+    """What a connection is made to, by ``HOST[:PORT]``."""
+    found = _PLACE.fullmatch(place)
+    port = int(found[3] or 0) if found else 0
+    if found is None or port > _MOST_PORT:
+        raise SourceError(f"{place!r} is not the host of a Git repository", hint=_HOST_HINT)
+    return (found[1] or found[2]).lower(), port or _PORTS[transport]
 
 
 def _from_url(url: str) -> GitUrl:
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import unquote
 
     scheme = url.partition("://")[0].lower()
     transport = _SCHEMES.get(scheme)
@@ -90,31 +117,35 @@ def _from_url(url: str) -> GitUrl:
         raise SourceError(f"Git protocol {scheme!r} is not allowed", hint=_HINT)
     if transport == "file":
         path = unquote(url.partition("://")[2])
-        return GitUrl(text=url, transport="file", host="", origin="", path=path.lstrip("/"))
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        host, port, parts = "", None, urlsplit("")
-    if not host or host.startswith("-"):
+        return GitUrl(text=url, transport="file", host="", port=0, origin="", path=path.lstrip("/"))
+    web = transport in ("https", "http")
+    # Git takes all before the first slash for user and host, once it has decoded the URL.
+    authority = re.split("[/?#]" if web else "/", url.partition("://")[2], maxsplit=1)[0]
+    login, _, place = authority.rpartition("@")
+    if not place or place.startswith(("-", ":")):
         shown = f"{scheme}://{url.rpartition('@')[2].partition('://')[2] or '...'}"
         raise SourceError(f"{shown} names no host", hint=_HINT)
-    username, password = unquote(parts.username or ""), unquote(parts.password or "")
+    host, port = _host_and_port(place, transport)
+    user, _, password = login.partition(":")
+    username = unquote(user)
     if username.startswith("-"):
         raise SourceError(f"{scheme}://...@{host} is not the URL of a Git repository", hint=_HINT)
-    place = f"[{host}]" if ":" in host else host
-    place += f":{port}" if port else ""
-    web = transport in ("https", "http")
-    user_part = f"{parts.username}@" if username and transport == "ssh" else ""
-    rest = parts.path + (f"?{parts.query}" if parts.query else "")
+    if "\\" in login or (not web and set(unquote(login)) & set("/?#[]\\")):
+        raise SourceError(
+            f"the user of {scheme}://...@{host} can't be told from its host", hint=_HOST_HINT
+        )
+    rest = url.partition("://")[2][len(authority) :].partition("#")[0]
+    place = place.lower().removesuffix(":")
+    user_part = f"{user}@" if username and transport == "ssh" else ""
     return GitUrl(
         text=f"{scheme}://{user_part}{place}{rest}",
         transport=transport,
         host=host,
+        port=port,
         origin=f"{scheme}://{place}" if web else "",
-        path=unquote(parts.path).lstrip("/"),
+        path=unquote(rest.partition("?")[0]).lstrip("/"),
         username=username,
-        password=password,
+        password=unquote(password),
     )
 
 

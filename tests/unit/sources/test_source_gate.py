@@ -1,6 +1,7 @@
 """Where a fetch may go once names are looked up, and that git goes there and nowhere else."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import fetch_git
+from buildrunner.sources.git.source import fetch_git, git_door
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
 from tests.fixtures_git import DaemonServer, HttpServer, Repository, SshServer, closing
 
@@ -61,7 +62,8 @@ def test_a_name_is_looked_up_once_and_git_is_told_what_was_found():
     address = ("BUILDRUNNER_SSH_ADDRESSES", f"git.example.com={PUBLIC}")
     assert gate.pin("ssh://git@git.example.com:2222/x") == address
     assert gate.pin("git@git.example.com:x") == address
-    assert gate.pin("https://other.example.com/x") is None
+    with pytest.raises(SourceError, match=r"other\.example\.com has no address"):
+        gate.pin("https://other.example.com/x")
 
 
 def test_what_is_allowed_by_name_needs_no_look_up():
@@ -82,6 +84,82 @@ def test_a_name_that_nobody_knows_is_one_sentence():
     with pytest.raises(GitFailed, match=r"host git.example.com can't be found") as caught:
         SourceGate(SourcePolicy(), unknown).allows("git.example.com")
     assert caught.value.kind == "network"
+
+
+def git_for(policy, tmp_path, url="https://git.example.com/x"):
+    """The door to Git within a policy, when every name is at `PUBLIC`."""
+    gate = SourceGate(policy, Names([PUBLIC]))
+    place = {"allow_host": gate.allows, "pin": gate.pin}
+    return git_door(GitRequest(url=url), threading.Event(), None, **place)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://{}./x", "http://{}.:80/x", "ssh://git@{}./x", "git@{}.:x", "git://{}./x"],
+)
+def test_no_dot_behind_a_name_has_git_look_it_up_again(tmp_path, url):
+    """Git and ssh know the judged address under the name without it."""
+    git = git_for(SourcePolicy(), tmp_path)
+    with pytest.raises(SourceError, match="is not the host of a Git repository"):
+        git.check_host(url.format(NAME))
+    with pytest.raises(SourceError, match="is not the host of a Git repository"):
+        git_for(SourcePolicy(), tmp_path, url.format(NAME))
+
+
+def test_the_host_of_a_submodule_is_pinned_as_it_is_written(tmp_path):
+    git = git_for(SourcePolicy(), tmp_path)
+    git.check_host(f"git://me@{NAME.upper()}/x.git")
+    asked = f"git://me@{NAME.upper()}/x.git"
+    assert git.run("ls-remote", "--get-url", asked).strip() == f"git://{PUBLIC}:9418/x.git"
+
+
+@pytest.fixture
+def ssh_calls(tmp_path, monkeypatch):
+    """An ssh that notes its arguments; it places ``alias.test`` at ``real.test``."""
+    calls = tmp_path / "calls"
+    calls.touch()
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = -G ]; then\n'
+        '  host=${2##*@}; [ "$host" != alias.test ] || host=real.test; echo "hostname $host"\n'
+        f'else echo "$@" >>{calls}; exit 255; fi\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return lambda: calls.read_text()
+
+
+@pytest.mark.parametrize("url", ["ssh://git@other.test/x", "git@other.test:x"])
+def test_ssh_reaches_no_host_that_was_not_judged(tmp_path, ssh_calls, url):
+    for policy in (SourcePolicy(), SourcePolicy(hosts=("git.test",))):
+        git = git_for(policy, tmp_path, "ssh://git@git.test/x")
+        with pytest.raises(GitFailed):
+            git.run("ls-remote", url)
+        assert ssh_calls() == ""
+
+
+def test_ssh_reaches_a_host_that_is_allowed_wherever_it_is(tmp_path, ssh_calls):
+    git = git_for(SourcePolicy(hosts=("git.test",)), tmp_path, "ssh://git@git.test/x")
+    door = git.with_settings([], {})
+    door.check_host("git@judged.test:x")  # as for a submodule: all copies of the door know it
+    for url in ("ssh://git@git.test/x", "git@judged.test:x"):
+        with pytest.raises(GitFailed):
+            git.run("ls-remote", url)
+    first, second = ssh_calls().splitlines()
+    assert "HostName" not in first
+    assert f"HostName={PUBLIC}" in second
+
+
+def test_a_host_that_the_user_s_ssh_configuration_places_elsewhere_is_reached_there(
+    tmp_path, ssh_calls
+):
+    git = git_for(SourcePolicy(), tmp_path, "ssh://git@alias.test/x")
+    with pytest.raises(GitFailed):
+        git.run("ls-remote", "ssh://git@alias.test/x")
+    assert "HostName" not in ssh_calls()
+    assert "git@alias.test" in ssh_calls()
 
 
 @pytest.mark.parametrize("serve", [HttpServer, DaemonServer])
@@ -121,6 +199,7 @@ def fetch_lfs(tmp_path, lfs, lfs_base, monkeypatch):
     """Fetch a commit with a file of LFS, whose server is known by a judged name only."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "nobody.test")  # alone, it is no proxy
     server, oid, name = lfs
     server.lfs_objects = {oid: CONTENT}
     server.lfs_base = lfs_base

@@ -2,9 +2,10 @@
 
 import pytest
 
+from buildrunner.errors import SourceError
+from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import (
     SourcePolicy,
-    host_and_port,
     pinned,
     policy_from,
     policy_text,
@@ -27,6 +28,8 @@ PRIVATE = SourcePolicy(private=True)
         "ssh://git@example.com/r",
         "git@github.com:owner/repository.git",
         "git://example.com/r",
+        "ssh://me%40corp.example@source.example.com:2022/p/r",
+        "ssh://my_git:/r",
         "https://8.8.8.8/r",
         "https://[2001:4860:4860::8888]/r",
         "https://user:password@example.com/r",
@@ -125,7 +128,6 @@ def test_a_judged_address_is_tied_to_its_host():
     )
     ssh = ("BUILDRUNNER_SSH_ADDRESSES", "e.com=1.2.3.4")
     assert pinned("ssh://e.com/r", ["1.2.3.4", "1.2.3.5"]) == ssh
-    assert pinned("https://e.com/r", []) is None
 
 
 @pytest.mark.parametrize(
@@ -140,10 +142,56 @@ def test_text_that_nobody_wrote_allows_nothing():
     assert policy_from("everything Private") == STRICT
 
 
-def test_host_and_port_are_those_that_are_connected_to():
-    assert host_and_port("https://e.com/r") == ("e.com", 443)
-    assert host_and_port("git@E.com:r") == ("e.com", 22)
-    assert host_and_port("/srv/r") == ("", 0)
+SUFFIX = SourcePolicy(hosts=(".corp.example",))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://git@169.254.169.254%2f.corp.example/x",
+        "git://127.0.0.1%2f.corp.example/x",
+        "https://127.0.0.1%2f.corp.example/x",
+        "ssh://169.254.169.254%2Fx@git.corp.example/x",
+        "ssh://git.corp.example?@169.254.169.254/x",
+        "ssh://git.corp.example#@169.254.169.254/x",
+        "ssh://169.254.169.254?@git.corp.example/x",
+        "ssh://a%40[169.254.169.254]x@git.corp.example/x",
+        "ssh://a@%5b127.0.0.1%5dx@git.corp.example/x",
+        "https://127.0.0.1\\.corp.example/x",
+        "https://127.0.0.1\\@git.corp.example/x",
+        "git@127.0.0.1%2f.corp.example:x",
+        "[git@127.0.0.1:22].corp.example:x",
+        "git@[127.0.0.1:22.corp.example]:x",
+        "https://git.corp.example./x",
+        "git@git.corp.example.:x",
+        "https://gi\N{KELVIN SIGN}.corp.example/x",
+        "https://b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.corp.example/x",
+    ],
+)
+def test_a_host_that_could_be_read_in_two_ways_is_refused(url):
+    assert refusal_of_url(SUFFIX, "ssh://git@git.corp.example:2222/x") == ""
+    assert refusal_of_url(SUFFIX, url)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("https://E.com/r", "e.com", 443),
+        ("https://me:a%2Fb[?@e.com", None, None),
+        ("https://me:a%2Fb[@e.com/r?a=1#x", "e.com", 443),
+        ("git@E.com:r", "e.com", 22),
+        ("ssh://git@[::1]:2222/r", "::1", 2222),
+        ("git@[::1]:r", "::1", 22),
+        ("/srv/r", "", 0),
+    ],
+)
+def test_host_and_port_are_those_that_are_connected_to(url, host, port):
+    if host is None:
+        with pytest.raises(SourceError):
+            parse_git_url(url)
+        return
+    parsed = parse_git_url(url)
+    assert (parsed.host, parsed.port) == (host, port)
 
 
 def test_source_and_dependencies_of_a_build_are_judged():
