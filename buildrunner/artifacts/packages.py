@@ -218,7 +218,7 @@ _NPM_LOG_IN = "put one for it into ~/.npmrc or ~/.netrc"
 
 
 class PublishingPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where packages come from, and where the programs that publish them run.
+    """The source of packages, and the place where the programs that publish them run.
 
     Attributes:
         engine: the engine that ran the steps. Not closed.

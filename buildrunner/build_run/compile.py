@@ -191,7 +191,7 @@ Planner = Callable[["GitCheckout | None"], PlannedBuild]
 
 
 class BuildPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a build runs, and the choices that hold for every build there.
+    """The place where a build runs, and the choices that hold for every build there.
 
     Attributes:
         engine: runs the containers.

@@ -86,7 +86,7 @@ class LogUpload:
         return replace(build, warnings=(*build.warnings, warning))
 
     def _store(self, build: Build, path: str, hurry: Callable[[], bool]) -> StorageError | None:
-        """Why the log is not stored; None when it is."""
+        """Store the log. Returns the reason if that fails, else None."""
         done = threading.Event()
         failures: list[StorageError] = []
 

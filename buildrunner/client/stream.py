@@ -50,7 +50,7 @@ class EventPiece(msgspec.Struct, frozen=True, tag=True):
 
 
 class StateChange(msgspec.Struct, frozen=True, tag=True):
-    """Where the build stands now; ``waiting`` is its `WaitReason` while it has not begun."""
+    """The present state of the build; ``waiting`` is its `WaitReason` while it has not begun."""
 
     status: str
     waiting: dict[str, Any] | None

@@ -32,7 +32,7 @@ _GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; then nobody waits fo
 
 
 class BegunBuild(msgspec.Struct, frozen=True):
-    """When a build began that has no plan yet.
+    """The start of a build that has no plan yet.
 
     Attributes:
         at: wall clock.

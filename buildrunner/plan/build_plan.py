@@ -17,7 +17,7 @@ _CONTROLS: Final = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
 
 
 class SecretReference(msgspec.Struct, frozen=True):
-    """Where the value of one secret environment variable comes from.
+    """The source of one secret environment variable's value.
 
     Attributes:
         env: the variable's name in the step.

@@ -162,7 +162,7 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
 
 
 def working_directory(source_dir: str, step_dir: str) -> str:
-    """Where a step starts: absolute and lexically clean.
+    """Return the working directory of a step: absolute and lexically clean.
 
     Source: the local builder; an absolute ``dir`` stands for itself, anything else is below
     ``/workspace`` and the source's folder, unless ``..`` leads out.

@@ -17,7 +17,7 @@ from buildrunner.spec.model.build import Status
 
 
 class StopReason(enum.Enum):
-    """Why no further step starts; the value is the build's status."""
+    """The reason why no further step starts; the value is the build's status."""
 
     FAILURE = Status.FAILURE
     CANCELLED = Status.CANCELLED

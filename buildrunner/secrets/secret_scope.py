@@ -143,7 +143,7 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Refusal(msgspec.Struct, frozen=True):
-    """Why an asker may not have a secret.
+    """The reason why an asker may not have a secret.
 
     Attributes:
         missing: the part of the scope that is missing: ``trust``, ``server``, ``project``, ``use``,

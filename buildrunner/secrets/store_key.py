@@ -19,7 +19,7 @@ _KEYRING_SERVICE = "buildrunner"
 
 
 class StoreKey(Protocol):
-    """Where the key is."""
+    """The place of the key."""
 
     def read(self) -> bytes | None:
         """The key; None when there is none yet.
@@ -39,7 +39,7 @@ class StoreKey(Protocol):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """The place, for messages."""
         ...
 
 

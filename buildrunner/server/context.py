@@ -158,7 +158,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     identity_keys: Callable[[], list[dict[str, str]]] = list
 
     def why_waiting(self, build_id: str) -> WaitReason | None:
-        """Why a build has not begun: the queue's reason, or what holds this server's worker back.
+        """Return why a build has not begun: the queue's reason, or that of this server's worker.
 
         Raises:
             NotFound: no such build.

@@ -189,7 +189,7 @@ def traces_wanted(environ: Mapping[str, str] = os.environ) -> bool:
 
 
 def google_endpoint(api: str, default: str, environ: Mapping[str, str] = os.environ) -> str:
-    """Where an API of Google is reached.
+    """Return the address of an API of Google.
 
     Args:
         api: ``SECRETMANAGER`` or ``CLOUDKMS``.

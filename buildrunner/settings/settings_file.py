@@ -543,7 +543,7 @@ def read_project_file(
 
 
 def setting_origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Where the user's own settings come from: field of `Settings` -> place.
+    """Return the origins of the user's own settings: field of `Settings` -> place.
 
     A field that is not there has its default.
 

@@ -93,7 +93,7 @@ class ObjectStore(Protocol):
     """
 
     def url_of(self, bucket: str, name: str) -> str:
-        """Where an object is, or would be."""
+        """Return the URL of an object, whether or not it exists."""
         ...
 
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:

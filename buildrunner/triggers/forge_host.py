@@ -119,13 +119,13 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
                 return f"{where}/pull-requests/{number}"
 
     def pull_request_api(self, full_name: str, number: int) -> str:
-        """Where the API describes a pull request as GitHub does; empty for other forges."""
+        """Return the API's address of a pull request in GitHub's form; empty for other forges."""
         if self.kind not in ("github", "gitea"):
             return ""
         return f"{self.api}/repos/{_path(full_name)}/pulls/{number}"
 
     def rights_api(self, full_name: str, person: str) -> str:
-        """Where the API says whether a person may write to a repository.
+        """Return the API's address of a person's right to write to a repository.
 
         Source: GitHub's "Get repository permissions for a user", Gitea's
         ``repoGetRepoPermissions``, GitLab's "Get a member of a project, including inherited and

@@ -243,7 +243,7 @@ def _refused(path: str, message: str, hint: str = "") -> ConfigError:
 
 
 def unbound(hook: str) -> str:
-    """Why deliveries of a hook without a binding fire nothing, and what to do."""
+    """Return why deliveries of a hook without a binding fire nothing, and the remedy."""
     kind, _, name = hook.partition("/")
     flags = "--host https://HOST --owner OWNER" if kind not in PUBLIC else "--owner OWNER"
     if kind == BARE:

@@ -1,4 +1,4 @@
-"""When a trigger fires by the clock. Pure: the time comes in as an argument.
+"""Fire times of triggers by the clock. Pure: the time comes in as an argument.
 
 Daylight saving time, as Debian's cron has it: a fixed time in the skipped hour (``30 2 * * *`` on
 the day when 02:00 becomes 03:00) fires once, at the first moment behind it (03:00); in the doubled

@@ -65,7 +65,7 @@ def revision_of(source: RepoSource) -> Revision:
 def source_of(
     trigger: BuildTrigger, revision: Revision, repository: TriggerRepository | None
 ) -> tuple[Source | None, Revision]:
-    """Where the files come from, and the revision that counts.
+    """Return the origin of the files, and the revision that counts.
 
     Args:
         trigger: which is run.

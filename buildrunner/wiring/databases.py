@@ -1,4 +1,4 @@
-"""Where builds are kept."""
+"""The stores of builds."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def git_mirror(settings: Settings) -> GitMirror:
 def git_place(
     settings: Settings, *, folder: str = "", policy: SourcePolicy | None = None
 ) -> GitPlace:
-    """Where the fetches of one build may come from, and where they go.
+    """Return the allowed origins of one build's fetches, and their folder.
 
     Args:
         settings: name the cache.

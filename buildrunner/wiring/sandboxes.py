@@ -1,4 +1,4 @@
-"""Where the containers of a build live."""
+"""The sandboxes of builds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sandbox(
     disk_gib: int = 0,
     reporter: Reporter | None = None,
 ) -> Sandbox:
-    """Where builds live, on the engine that the ``docker`` command would use.
+    """Return the sandboxes of builds, on the engine that the ``docker`` command would use.
 
     Args:
         name: ``host`` or ``nested``.

@@ -1,4 +1,4 @@
-"""Where secrets come from, and the user's Google credentials."""
+"""The sources of secrets, and the user's Google credentials."""
 
 from __future__ import annotations
 

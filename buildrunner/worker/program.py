@@ -75,7 +75,7 @@ class SourceLost(BuildrunnerError):
 
 
 class ServerSources(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the builds of a server may take their sources from.
+    """The allowed sources of a server's builds.
 
     Attributes:
         policy: where Git may fetch from; None: anywhere.
@@ -515,7 +515,7 @@ def build_asker(stored: StoredBuild, settings: Settings) -> Asker:
 
 
 def keeping_of(worker: WorkerSettings) -> Keeping | None:
-    """Where a server keeps workspaces; None where it keeps none."""
+    """Return the place of a server's kept workspaces; None if it keeps none."""
     if not worker.keep_gib:
         return None
     return Keeping(

@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 
 class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a build goes on whose process died.
+    """The point at which a build resumes after its process died.
 
     Attributes:
         planned: what was decided to run.

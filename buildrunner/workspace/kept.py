@@ -177,7 +177,7 @@ _PIECE_BYTES = 1 << 20
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
-    """Where workspaces are kept, and how much of them.
+    """The place of kept workspaces, and their number and size.
 
     Attributes:
         folder: of all of them.

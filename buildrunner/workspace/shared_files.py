@@ -61,7 +61,7 @@ def _peer_of(socket_path: str) -> int:
 
 
 def volume_folder(info: EngineInfo, name: str) -> str:
-    """Where an engine keeps a volume: its mount point, and what we put beside that."""
+    """Return the engine's folder of a volume: its mount point, and our files beside it."""
     return os.path.join(info.data_root, "volumes", name)
 
 

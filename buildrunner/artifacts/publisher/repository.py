@@ -88,7 +88,7 @@ class Repository:
             raise Refused(f"{self.url} has no place for {shown}: HTTP 404")
 
     def address(self, path: str) -> str:
-        """Where a file is."""
+        """Return the address of a file."""
         return f"{self.url}/{urllib.parse.quote(path, safe='/@!~+')}"
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Where a server keeps its things: the flags of every command that works on a server's database."""
+"""The folder and the database of a server: flags of every command that works on them."""
 
 from __future__ import annotations
 

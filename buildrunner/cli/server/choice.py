@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command of this machine needs no client
 
 
 class ChosenServer(msgspec.Struct, frozen=True, kw_only=True):
-    """Where to connect.
+    """The server to connect to.
 
     Attributes:
         url: address of the server.

@@ -1,4 +1,4 @@
-"""Where the container engine is, and how to open a connection to it.
+"""The address of the container engine, and connections to it.
 
 The same rules as the ``docker`` command: ``DOCKER_HOST``, else ``DOCKER_CONTEXT``, else the
 ``currentContext`` of the Docker config, else the local socket. Where that does not exist, the

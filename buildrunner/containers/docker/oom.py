@@ -1,4 +1,4 @@
-"""Why a container of a Docker engine got a SIGKILL: for lack of memory, or from somebody."""
+"""The cause of a container's SIGKILL: lack of memory, or a signal by somebody."""
 
 from __future__ import annotations
 

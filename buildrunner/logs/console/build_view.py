@@ -1,4 +1,4 @@
-"""Where a build stands, folded from its events: what status line and summary are drawn from."""
+"""The state of a build, folded from its events, for status line and summary."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _UNWATCHED_BYTES = 1 << 20
 
 
 def log_folder(data_folder: str, build_id: str) -> str:
-    """Where the log of a build lies in the folder of all builds."""
+    """Return the folder of a build's log in the folder of all builds."""
     return os.path.join(data_folder, "logs", build_id)
 
 

@@ -84,7 +84,7 @@ class SandboxFolders:
         return problem
 
     def socket(self, build_id: str) -> str:
-        """Where a build's engine listens."""
+        """Return the socket of a build's engine."""
         return os.path.join(self.notes(build_id), SOCKET_NAME)
 
     # -- those that are started ahead --------------------------------------------------------------

@@ -292,7 +292,7 @@ class HookIntake:
         return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
 
     def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:
-        """Why a delivery is not taken; empty when it is."""
+        """The reason why a delivery is refused; empty when it is not."""
         if not kind.is_genuine(sent, secret):
             return lacking_proof(sent) or _NOT_GENUINE
         sent_at = kind.sent_at(sent)

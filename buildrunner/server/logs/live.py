@@ -47,7 +47,7 @@ _WAITING = ("QUEUED", "PENDING")
 
 
 class BuildState(msgspec.Struct, frozen=True, rename="camel"):
-    """Where a build stands.
+    """The state of a build.
 
     Attributes:
         status: name of its status.

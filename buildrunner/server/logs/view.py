@@ -150,7 +150,7 @@ class KeptLogs:
         self._context = context
 
     def folder(self, build: str) -> str:
-        """Where the log of a build lies, if it is here."""
+        """Return the folder of a build's log, if it is here."""
         return log_folder(self._context.data_folder, build)
 
     def reader(self, project: str, build: str) -> LogFileReader:

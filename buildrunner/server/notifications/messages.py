@@ -80,7 +80,7 @@ def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -
 
 
 def target_of(notifier: Notifier) -> str:
-    """Where a notifier sends to, for people: never an address that may be a secret."""
+    """Describe a notifier's receiver for people: never an address that may be a secret."""
     delivery = notifier.spec.notification.delivery
     address = delivery.webhook_url or delivery.url
     if notifier.kind == MAIL:

@@ -48,7 +48,7 @@ class Template(
 class Delivery(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Where it goes; which fields count depends on the notifier's kind.
+    """The receiver; the fields that count depend on the notifier's kind.
 
     Attributes:
         url: of HTTPNotifier and PubSubNotifier.
@@ -84,7 +84,7 @@ class Delivery(
 class Notification(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """When, in which words, and where.
+    """The conditions, the text and the receiver of notifications.
 
     Attributes:
         filter: CEL over ``build``; empty lets everything pass.

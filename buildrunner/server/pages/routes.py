@@ -37,7 +37,7 @@ class _Pages:
         return RedirectResponse("/builds", 303)
 
     async def login(self, request: Request) -> Response:
-        """Where one signs in."""
+        """The page to sign in."""
         target = request.query_params.get("next", "/")
         return page(request, "login", target=target, wrong="")
 

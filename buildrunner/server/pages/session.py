@@ -187,7 +187,7 @@ def check_everywhere(viewer: Viewer, scope: str) -> None:
 
 
 def login_address(path: str) -> str:
-    """Where one signs in, to come back to ``path``."""
+    """Return the address of the page to sign in, which leads back to ``path``."""
     return f"/login?next={quote(path, safe='/')}"
 
 

@@ -323,7 +323,7 @@ _log = logging.getLogger("buildrunner.server")
 
 
 def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approves: bool) -> str:
-    """Why somebody may not decide; empty when he may. Pure.
+    """Return why a caller may not decide; empty if the caller may. Pure.
 
     Args:
         policy: the trigger's.

@@ -181,7 +181,7 @@ def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
 
 
 def bare_repositories(store: ServerStore) -> dict[str, str]:
-    """Where bare repositories with a hook are: name -> URL."""
+    """Return the bare repositories with a hook: name -> URL."""
     return {
         name.partition("/")[2]: one.repository
         for name, one in hook_bindings(store).items()

@@ -305,7 +305,7 @@ _TAIL_CHARACTERS_GIT_LFS_ERRORS = 200
 
 
 class LfsFailure(msgspec.Struct, frozen=True):
-    """Why files of Git LFS are not there.
+    """The reason why files of Git LFS are missing.
 
     Attributes:
         kind: see `git_errors.Kind`.

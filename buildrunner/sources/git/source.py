@@ -33,7 +33,7 @@ _MOVES = 3
 
 
 class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the fetches of one build may come from, and where they go.
+    """The allowed origins of one build's fetches, and their folder.
 
     Attributes:
         mirror: the cache; None: each into a folder of its own, below ``temporary``.

@@ -1,4 +1,4 @@
-"""Where a Git repository is, taken apart: transport, host, credentials, the name to show."""
+"""The URL of a Git repository, parsed: transport, host, credentials, the name to show."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from buildrunner.spec.model.source import Dependency, GitConfig, Source
 
 
 class Status(enum.Enum):
-    """Where a build or a step stands."""
+    """The status of a build or a step."""
 
     STATUS_UNKNOWN = 0
     PENDING = 10
@@ -88,7 +88,7 @@ class LogStreamingOption(enum.Enum):
 
 
 class LoggingMode(enum.Enum):
-    """Where the hosted service keeps the log."""
+    """The hosted service's place for the log."""
 
     LOGGING_UNSPECIFIED = 0
     LEGACY = 1

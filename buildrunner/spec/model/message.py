@@ -45,7 +45,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
 
 
 class TimeSpan(Message, frozen=True, kw_only=True):
-    """When a phase began and ended; one that still runs has no end."""
+    """The start and the end of a phase; a running phase has no end."""
 
     start_time: datetime | None = None
     end_time: datetime | None = None

@@ -207,14 +207,14 @@ class FailureType(enum.Enum):
 
 
 class FailureInfo(Message, frozen=True, kw_only=True):
-    """Why the build failed."""
+    """The reason why the build failed."""
 
     type: FailureType = FailureType.FAILURE_TYPE_UNSPECIFIED
     detail: str = ""
 
 
 class ApprovalState(enum.Enum):
-    """Where the approval of a build stands."""
+    """The state of a build's approval."""
 
     STATE_UNSPECIFIED = 0
     PENDING = 1

@@ -70,7 +70,7 @@ class ConnectedRepository(Message, frozen=True, kw_only=True):
 
 
 class Source(Message, frozen=True, kw_only=True):
-    """Where the workspace's files come from: one kind only."""
+    """The origin of the workspace's files: one kind only."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {
         "source": (

@@ -1,4 +1,4 @@
-"""Where the checks put what they find, before it has a place in a file."""
+"""The findings of checks, before they have a place in a file."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ class BuildPage(msgspec.Struct, frozen=True):
 
 
 class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
-    """Why a build has not begun.
+    """The reason why a build has not begun.
 
     Attributes:
         kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next) or

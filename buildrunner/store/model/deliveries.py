@@ -72,7 +72,7 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownRef(msgspec.Struct, frozen=True):
-    """Where a ref was last seen, and by whom: ``delivery NUMBER``.
+    """The last seen commit of a ref, and its witness: ``delivery NUMBER``.
 
     Attributes:
         commit: where.

@@ -310,7 +310,7 @@ class SqlRefs(SqlPart):
     """The commits of branches and tags that were seen."""
 
     def known(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
-        """Where a repository's refs, or one of them, were last seen, by full name."""
+        """Return the last seen commits of a repository's refs, or of one ref, by full name."""
         found = select(known_refs).where(known_refs.c.repository == repository)
         if ref is not None:
             found = found.where(known_refs.c.ref == ref)

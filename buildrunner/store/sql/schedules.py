@@ -22,7 +22,7 @@ _KEPT = timedelta(days=90)  # how long a fire that is over can be looked at
 
 
 class SqlSchedules(SqlPart):
-    """When triggers fire by the clock."""
+    """The fires of triggers by the clock."""
 
     def triggers(self) -> list[ScheduledTrigger]:
         """All triggers with a ``cron``, of all projects."""
@@ -147,7 +147,7 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(still).values(values))
 
     def next_run_at(self) -> datetime | None:
-        """When the earliest waiting fire is due."""
+        """Return the time of the earliest waiting fire."""
         found = select(func.min(_fires.c.run_at)).where(_fires.c.state == WAITING)
         with self._database.read() as connection:
             first = connection.execute(found).scalar()

@@ -71,7 +71,7 @@ class Forge(Protocol):
         ...
 
     def sent_at(self, request: WebhookRequest) -> float | None:
-        """When a genuine delivery says that it was sent, in seconds since 1970.
+        """Return the time in a genuine delivery at which it was sent, in seconds since 1970.
 
         None where nothing that is signed says it.
         """

@@ -211,7 +211,7 @@ def _step_bars(
 
 
 def ticks(total_s: float) -> list[float]:
-    """Where to mark the axis: round numbers of seconds, at most eight of them."""
+    """Return the marks of the axis: round numbers of seconds, at most eight of them."""
     step = next((one for one in _ROUND_S if total_s / one <= _MOST_TICKS), _ROUND_S[-1])
     return [step * number for number in range(int(total_s // step) + 1)] if total_s > 0 else []
 

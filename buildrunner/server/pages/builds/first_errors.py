@@ -1,4 +1,4 @@
-"""Where in a log a step went wrong: the first lines that look like an error, with those around.
+"""The first lines of a step's log that look like an error, with the lines around them.
 
 A step may have written a million lines. The whole step is searched, block by block and for a second
 at most, so that a page never waits for a log; an excerpt says where nothing was looked for.
