@@ -1,7 +1,7 @@
 """The Docker Engine API of one engine, by `docker.APIClient`.
 
-Importing the SDK takes some 90 ms, so that it is imported with the first request: in a thread that
-makes the network, while the main thread reads the config.
+Importing the SDK takes some 90 ms. It is imported with the first request, or by `submit` right
+before it requests the network.
 """
 
 from __future__ import annotations
