@@ -113,7 +113,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def context_of(project: str, trigger_name: str) -> str:
-    """The name under which a trigger's builds are seen on a commit."""
+    """The name under which a trigger's builds are seen on a commit.
+
+    Forges take names that differ in case for one: a project with capitals gets a mark of its own.
+    """
+    if project != project.lower():
+        project = f"{project}~{hashlib.sha256(project.encode()).hexdigest()[:6]}"
     return f"buildrunner/{project}/{trigger_name}"
 
 

@@ -70,7 +70,7 @@ class TestChanges:
         changes = store.outbox.changes(limit=100)
         assert [one.status for one in changes] == ["QUEUED", "WORKING", "SUCCESS"]
         assert [one.id for one in changes] == sorted(one.id for one in changes)
-        assert changes[1].document == working
+        assert store.outbox.changed_build(changes[1].id) == working
         assert changes[0].project_id == "p"
 
     def test_whatever_ends_a_build_is_noted(self, store: ServerStore) -> None:

@@ -392,6 +392,7 @@ ROWS["0014"] = ROWS["0013"]
 ROWS["0015"] = ROWS["0014"]
 ROWS["0016"] = ROWS["0015"]
 ROWS["0017"] = ROWS["0016"]
+ROWS["0018"] = ROWS["0017"]
 
 
 def check_rows(store: ServerStore) -> None:

@@ -14,7 +14,6 @@ import pytest
 
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.known_triggers import hook_bindings
-from buildrunner.store.model.outbox import BuildChange
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import may_speak_for
 from buildrunner.triggers.status_report import context_of, report_of, status_request
@@ -53,16 +52,17 @@ def run(server: ApiServer, path: str, **values: str) -> list[str]:
     build = asked.json()["metadata"]["build"]["id"]
     resolved = {"resolvedGitSource": {"url": URL, "revision": COMMIT}}
     server.run(build, "SUCCESS", sourceProvenance=resolved)
-    reporter = StatusReporter(server.secrets, lambda: hook_bindings(server.store))
+
+    def changed(change_id: int) -> dict[str, Any]:
+        document = server.store.outbox.changed_build(change_id)
+        assert document is not None
+        return {**document, "sourceProvenance": resolved}
+
+    reporter = StatusReporter(server.secrets, lambda: hook_bindings(server.store), changed)
     last = [one for one in server.store.outbox.changes(limit=1000) if one.build_id == build][-1]
-    told = reporter(with_source(last, resolved), server.store.builds.find(build))
+    told = reporter(last)
     bodies = [msgspec.json.decode(one.message["body"]) for one in told]
     return [body["context"] for body in bodies if body["state"] == "success"]
-
-
-def with_source(change: BuildChange, resolved: dict[str, Any]) -> BuildChange:
-    document = {**change.document, "sourceProvenance": resolved}
-    return msgspec.structs.replace(change, document=document)
 
 
 def test_no_project_reports_on_the_repository_of_another(server: ApiServer) -> None:

@@ -567,12 +567,15 @@ def test_the_status_of_a_build_goes_to_the_trigger_s_forge_only(place: Place) ->
     place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
     place.push("gitea", gitea_push("acme/app", place.good))
     place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
-    reporter = StatusReporter(place.server.context.secrets, dict)
-    for change in place.server.store.outbox.changes(limit=10):
-        build = place.server.store.builds.find(change.build_id)
+    outbox = place.server.store.outbox
+
+    def changed(change_id: int) -> dict[str, Any]:
         provenance = {"resolvedGitSource": {"url": "https://x/y", "revision": place.good}}
-        document = {**change.document, "sourceProvenance": provenance}
-        (told,) = reporter(replace(change, document=document), build)
+        return {**(outbox.changed_build(change_id) or {}), "sourceProvenance": provenance}
+
+    reporter = StatusReporter(place.server.context.secrets, dict, changed)
+    for change in outbox.changes(limit=10):
+        (told,) = reporter(change)
         wanted = f"{place.home.url}/api/v1/repos/acme/app/statuses/{place.good}"
         assert told.message["url"] == wanted
 

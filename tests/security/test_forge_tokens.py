@@ -215,7 +215,7 @@ class Place:
     def __init__(self, server: ApiServer, forge: Receiver) -> None:
         self.server, self.forge = server, forge
         delivery = Delivery(server.secrets, gates(server.context.settings), now)
-        reporter = StatusReporter(server.secrets, dict)
+        reporter = StatusReporter(server.secrets, dict, server.store.outbox.changed_build)
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
     def waiting(self) -> list[Message]:
@@ -232,7 +232,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 
 def reported(place: Place) -> None:
-    reporter = StatusReporter(place.server.secrets, dict)
+    reporter = StatusReporter(place.server.secrets, dict, lambda _: None)
     labels = {"forge": "gitea", "repository": "acme/app", "commit": SHA}
     labels["forge_url"] = place.forge.url
     message = reporter.waiting(labels, "p", "t", url="https://ci/", key="status-1")
@@ -269,7 +269,7 @@ def test_whether_there_is_a_token_is_asked_without_fetching_it(place: Place) -> 
     slow = Slow(**{token_name(place.forge.url): "t0ken"})
     labels = {"forge": "gitea", "repository": "acme/app", "commit": SHA}
     labels["forge_url"] = place.forge.url
-    message = StatusReporter(slow, dict).waiting(labels, "p", "t", url="", key="k")
+    message = StatusReporter(slow, dict, lambda _: None).waiting(labels, "p", "t", url="", key="k")
     assert message is not None
 
 
@@ -277,7 +277,7 @@ def test_a_forge_in_clear_is_no_silent_loss_of_statuses(
     place: Place, caplog: pytest.LogCaptureFixture
 ) -> None:
     url = "http://git.example.com"
-    reporter = StatusReporter(HeldSecrets(**{token_name(url): "t0ken"}), dict)
+    reporter = StatusReporter(HeldSecrets(**{token_name(url): "t0ken"}), dict, lambda _: None)
     labels = {"forge": "gitea", "repository": "acme/app", "commit": SHA, "forge_url": url}
     with caplog.at_level("INFO", "buildrunner.server"):
         assert reporter.waiting(labels, "p", "t", url="", key="k") is None

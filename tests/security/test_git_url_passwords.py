@@ -16,7 +16,7 @@ from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.services.known_triggers import trigger_problems
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers
-from tests.api_server import ApiServer, api_server
+from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_git import Repository
 
 PASSWORD = "hunter2-of-the-forge"
@@ -209,9 +209,13 @@ def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None
     }
     desk = NotificationDesk(server.context)
     (change,) = server.store.outbox.changes(limit=10)
-    told = desk(change, server.store.builds.find(build))
-    assert told
-    assert PASSWORD not in msgspec.json.encode(list(told)).decode()
+    (told,) = desk(change)
+    assert server.store.outbox.announce([change], [(change.id, told)], now=now()) == 1
+    (message,) = server.store.outbox.claim(now=now(), lease_s=60, limit=1)
+    asked = desk.asked(message)
+    assert asked is not None
+    assert MASKED in json.dumps(asked)
+    assert PASSWORD not in json.dumps([asked, msgspec.to_builtins(message)], default=str)
 
 
 def test_a_build_that_is_refused_is_kept_without_it(server: ApiServer, tmp_path: Path) -> None:

@@ -83,11 +83,12 @@ class Place:
     def __init__(self, server: ApiServer, listener: Receiver) -> None:
         self.server, self.listener = server, listener
         settings = server.context.settings
+        desk = NotificationDesk(server.context)
         self.sender = OutboxSender(
             server.store,
             Delivery(server.secrets, gates(settings), now),
-            [NotificationDesk(server.context)],
-            prepared=NotifierWords(server.context.calls).prepared,
+            [desk],
+            prepared=NotifierWords(server.context.calls, desk.asked).prepared,
             now=now,
             random=lambda: 0.5,
         )

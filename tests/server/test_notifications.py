@@ -17,11 +17,10 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.server.context import ServerSettings
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NOTIFY, NotificationDesk, NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.outbox.http import SIGNATURE, signature
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy
-from buildrunner.store.model.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_google import write_certificate
 from tests.http_receivers import Answer, Receiver, receiver
@@ -50,7 +49,7 @@ class Notified:
             self.server.store,
             delivery,
             [desk],
-            prepared=NotifierWords(self.server.context.calls).prepared,
+            prepared=NotifierWords(self.server.context.calls, desk.asked).prepared,
             now=self.now,
             random=lambda: 0.5,
         )
@@ -428,18 +427,11 @@ class TestApi:
     def test_a_bug_that_one_notifier_meets_leaves_the_others_speaking(
         self, place: Notified
     ) -> None:
-        bad = NewMessage(
-            key="k",
-            lane="l",
-            kind=NOTIFY,
-            project_id="p",
-            build_id="",
-            target="bad",
-            message={"notifier": {}},
-        )
-        place.server.store.outbox.put(bad, now=now())
+        place.notifier(name="bad")
         place.notifier(name="good")
         place.build("SUCCESS")
+        place.sender.announce()
+        place.server.store.notifiers.put("p", "bad", {"spec": "of another version"})
         place.turn()
         assert {one["status"] for one in place.said()} == {"QUEUED", "WORKING", "SUCCESS"}
         problems = {one.last_error for one in place.messages("given_up")}
@@ -501,7 +493,7 @@ class TestApi:
         assert http.get(path, params={"state": "lost"}).status_code == 400
         assert http.get(f"{path}/{1 << 70}").status_code == 404
         shown = http.get(f"{path}/{found['id']}").json()
-        assert json.loads(shown["message"]["body"])["id"] == build
+        assert shown["message"] == {"notifier": "hook", "receiver": place.listener.url}
         place.listener.answer = Answer()
         assert http.post(f"{path}/{found['id']}:retry").json()["state"] == "waiting"
         place.turn()

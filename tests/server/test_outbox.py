@@ -77,12 +77,15 @@ class Place:
         """A sender, as another process has it."""
         settings = ServerSettings(notify=self.policy, sources=self.policy)
         delivery = Delivery(self.secrets, gates(settings), lambda: self.now)
-        reporters = [StatusReporter(self.secrets, dict), self.report]
+        reporters = [
+            StatusReporter(self.secrets, dict, self.store.outbox.changed_build),
+            self.report,
+        ]
         return OutboxSender(
             self.store, delivery, reporters, now=lambda: self.now, random=lambda: MIDDLE
         )
 
-    def report(self, change: BuildChange, _: StoredBuild | None) -> list[NewMessage]:
+    def report(self, change: BuildChange) -> list[NewMessage]:
         """What is told of builds of project ``told``."""
         if change.project_id != "told":
             return []

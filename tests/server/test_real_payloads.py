@@ -125,10 +125,11 @@ def test_examples_make_the_builds_that_they_should(
             assert document["substitutions"]["COMMIT_SHA"] == commit
         built += len(made)
     assert built > 5
-    reporter = StatusReporter(HeldSecrets(**{token_name("https://github.com"): "token"}), dict)
+    secrets = HeldSecrets(**{token_name("https://github.com"): "token"})
+    reporter = StatusReporter(secrets, dict, server.store.outbox.changed_build)
     for change in server.store.outbox.changes(limit=1000):
         build = server.store.builds.find(change.build_id)
-        (message,) = reporter(change, build)
+        (message,) = reporter(change)
         commit = build.document["substitutions"]["COMMIT_SHA"]
         name = build.labels["repository"]
         where = f"https://api.github.com/repos/{name}/statuses/{commit}"

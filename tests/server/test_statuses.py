@@ -40,7 +40,7 @@ class Place:
         self.forge = forge
         self.handler = DeliveryHandler(server.context)
         delivery = Delivery(server.secrets, gates(server.context.settings), now)
-        reporter = StatusReporter(server.secrets, dict)
+        reporter = StatusReporter(server.secrets, dict, server.store.outbox.changed_build)
         self.sender = OutboxSender(server.store, delivery, [reporter], now=now, random=lambda: 0.5)
 
     def trigger(

@@ -48,14 +48,17 @@ class ServerLoops:
     def __init__(self, context: ServerContext, settings: Settings, reconcile_s: float) -> None:
         self._scheduler = Scheduler(context)
         self._approvals = ApprovalExpiry(context)
+        outbox, desk = context.store.outbox, NotificationDesk(context)
         self._outbox = OutboxSender(
             context.store,
             Delivery(context.secrets, gates(context.settings), context.clock),
             [
-                StatusReporter(context.secrets, lambda: hook_bindings(context.store)),
-                NotificationDesk(context),
+                StatusReporter(
+                    context.secrets, lambda: hook_bindings(context.store), outbox.changed_build
+                ),
+                desk,
             ],
-            prepared=NotifierWords(context.calls).prepared,
+            prepared=NotifierWords(context.calls, desk.asked).prepared,
             now=context.clock,
             random=random.random,
         )

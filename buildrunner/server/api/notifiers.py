@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from msgspec.structs import replace
 
 from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
@@ -14,13 +13,14 @@ from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, json_body, member
 from buildrunner.server.http.tokens import Caller
-from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords, message_of
+from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.notifications.facts import BAD, Facts
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.openapi import documented
 from buildrunner.server.services.documents import shown_message
 from buildrunner.spec.model.build import Status
+from buildrunner.store.model.outbox import NewMessage
 
 _PATH = "/buildrunner/v1/projects/{project}/notifiers"
 
@@ -66,7 +66,7 @@ def router(context: ServerContext) -> APIRouter:
         notifier: str,
         _: Caller = Depends(access.may("admin", "notifiers.delete")),
     ) -> Response:
-        """Delete a notifier; what it has in the outbox is still sent."""
+        """Delete a notifier; its messages that wait in the outbox are dropped."""
         project = access.project_of(request)
         note_target(request, project, notifier)
         tests.kept(project, notifier)
@@ -144,7 +144,7 @@ class _Tests:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._desk = NotificationDesk(context)
-        self.words = NotifierWords(context.calls)
+        self.words = NotifierWords(context.calls, self._desk.asked)
 
     def kept(self, project: str, name: str) -> dict[str, Any]:
         """A notifier that is kept.
@@ -195,9 +195,16 @@ class _Tests:
         said = self._said(project, document, facts, key=key)
         if said.get("problem"):
             raise invalid_argument(said["problem"], field="spec.notification.template")
-        new = message_of(notifier_of(document), facts, key, said["kind"], said["message"])
-        # Beside the messages of its build: a trial waits for none of them.
-        kept = self._context.store.outbox.put(replace(new, lane=key), now=self._context.clock())
+        new = NewMessage(
+            key=key,
+            lane=key,  # beside the messages of its build: a trial waits for none of them
+            kind=said["kind"],
+            project_id=project,
+            build_id=str(facts.build.get("id", "")),
+            target=target_of(notifier_of(document)),
+            message=said["message"],
+        )
+        kept = self._context.store.outbox.put(new, now=self._context.clock())
         return shown_message(kept)
 
     def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:

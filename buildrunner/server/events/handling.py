@@ -197,7 +197,11 @@ class DeliveryHandler:
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
         self._triggers = KnownTriggers(context.store, context.repositories)
-        self._statuses = StatusReporter(context.secrets, lambda: hook_bindings(context.store))
+        self._statuses = StatusReporter(
+            context.secrets,
+            lambda: hook_bindings(context.store),
+            context.store.outbox.changed_build,
+        )
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store)
 

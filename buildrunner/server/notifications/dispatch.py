@@ -1,32 +1,31 @@
 """Messages of notifiers about builds: which are sent, and their text, rendered within bounds.
 
-A notifier that may report a build becomes a message of kind `NOTIFY` in the outbox, which holds the
-notifier and the facts of the build. Its text is rendered when the message is sent: a slow template
-of a project then delays one message, and no others.
+A notifier that may report a build becomes a message of kind `NOTIFY` in the outbox, which names the
+notifier and the change of the build: a large build is stored once, however many notifiers there
+are. The text is rendered for each attempt to send the message, and never stored: a slow template of
+a project delays one message, and no others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import ConfigError
+from buildrunner.errors import ConfigError, NotFound
 from buildrunner.server.bounded import BoundedCalls, Bug, TooMuch
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.pinned import NotDelivered
 from buildrunner.server.notifications.facts import BAD, BROKEN, FIXED, GOOD, Facts
-from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.messages import address_of, target_of
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.notifier import config_error, notifier_of
-from buildrunner.store.list_filter import quoted
-from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.triggers.build_filter import build_rule
 from buildrunner.triggers.events import Rule, Verdict
@@ -41,10 +40,14 @@ class NotifierWords:
 
     Args:
         calls: evaluates.
+        asked: returns the argument for the evaluation of a message: see `NotificationDesk.asked`.
     """
 
-    def __init__(self, calls: BoundedCalls) -> None:
+    def __init__(
+        self, calls: BoundedCalls, asked: Callable[[Message], dict[str, Any] | None]
+    ) -> None:
         self._calls = calls
+        self._asked = asked
 
     def check(self, project: str, document: dict[str, Any]) -> None:
         """Look for what is wrong with a notifier.
@@ -104,8 +107,11 @@ class NotifierWords:
         """
         if message.kind != NOTIFY:
             return message
+        asked = self._asked(message)
+        if asked is None:
+            return None
         try:
-            said = self._said(message.project_id, message.message)
+            said = self._said(message.project_id, asked)
         except Bug as error:
             raise NotDelivered(str(error), is_final=True) from error
         if said.get("problem"):
@@ -123,7 +129,6 @@ def asked_of(document: dict[str, Any], facts: Facts, *, key: str, now: datetime)
 
 
 _MOST_TOLD: Final = 1000
-_SAYING: Final = " OR ".join(f'status="{status}"' for status in sorted({GOOD, *BAD}))
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -136,17 +141,14 @@ class NotificationDesk:
     """
 
     def __init__(self, context: ServerContext) -> None:
-        self._context = context
+        self._store = context.store
         self._told: set[str] = set()
 
-    def __call__(self, change: BuildChange, _: StoredBuild | None) -> Sequence[NewMessage]:
+    def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
         """The notifiers of the build's project that may have something to say of a change."""
-        documents = self._context.store.notifiers.of_project(change.project_id)
-        if not documents:
-            return ()
-        facts = self.facts(change.project_id, change.document)
+        facts = _known_facts(change)
         found = []
-        for name, document in documents.items():
+        for name, document in self._store.notifiers.of_project(change.project_id).items():
             try:
                 notifier = notifier_of(document)
             except ConfigError as error:  # kept by another version
@@ -154,32 +156,46 @@ class NotificationDesk:
                 continue
             if change_rule(notifier, facts).passed is False:
                 continue
-            key = f"notify/{change.id}/{name}"
-            asked = asked_of(document, facts, key=key, now=self._context.clock())
-            found.append(message_of(notifier, facts, key, NOTIFY, asked))
+            found.append(
+                NewMessage(
+                    key=f"notify/{change.id}/{name}",
+                    lane=f"notify/{change.project_id}/{name}/{change.build_id}",
+                    kind=NOTIFY,
+                    project_id=change.project_id,
+                    build_id=change.build_id,
+                    target=target_of(notifier),
+                    message={"notifier": name, "receiver": address_of(notifier)},
+                    change_id=change.id,
+                )
+            )
         return found
 
+    def asked(self, message: Message) -> dict[str, Any] | None:
+        """What is asked of the notifier of a message; None if notifier or change are gone."""
+        build = self._store.outbox.changed_build(message.change_id)
+        try:
+            name = str(message.message["notifier"])
+            document = self._store.notifiers.get(message.project_id, name)
+        except NotFound:
+            return None
+        if build is None:
+            return None
+        facts = self.facts(message.project_id, build)
+        return asked_of(document, facts, key=message.key, now=message.created_at)
+
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """The facts of a build, as of this document of it."""
+        """What is known of a build, as of this document of it."""
         facts = Facts(
             build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
         )
-        trigger_id = build.get("buildTriggerId", "")
-        if not trigger_id or facts.status not in {GOOD, *BAD}:
+        if not build.get("buildTriggerId") or facts.status not in {GOOD, *BAD}:
             return facts
-        created, finished = build.get("createTime", ""), build.get("finishTime", "")
-        same = f"trigger_id={quoted(trigger_id)} AND ({_SAYING}){_branch(facts)}"
-        if finished:  # what has ended since is not known to this status yet
-            same += f" AND finish_time<{quoted(finished)}"
-        before = self._first(project, f"{same} AND create_time<{quoted(created)}")
-        after = f"{same} AND create_time>{quoted(created)}"
-        overtaken = bool(finished) and self._first(project, after) is not None
+        previous, overtaken = self._store.outbox.before(project, str(build.get("id", "")))
+        try:
+            before = self._store.builds.get(project, previous).document if previous else None
+        except NotFound:  # retention deleted it
+            before = None
         return msgspec.structs.replace(facts, previous=before, overtaken=overtaken)
-
-    def _first(self, project: str, wanted: str) -> dict[str, Any] | None:
-        """The newest build of a filter; None for none."""
-        found = next(self._context.store.builds.newest(project, wanted), None)
-        return None if found is None else found.document
 
     def _tell_once(self, text: str) -> None:
         if text not in self._told:
@@ -189,28 +205,14 @@ class NotificationDesk:
             _log.warning("%s", text)
 
 
-def message_of(
-    notifier: Notifier, facts: Facts, key: str, kind: str, message: dict[str, Any]
-) -> NewMessage:
-    """A message of a notifier about a build."""
-    project, build_id = str(facts.build.get("projectId", "")), str(facts.build.get("id", ""))
-    return NewMessage(
-        key=key,
-        lane=f"notify/{project}/{notifier.name}/{build_id}",
-        kind=kind,
-        project_id=project,
-        build_id=build_id,
-        target=target_of(notifier),
-        message=message,
+def _known_facts(change: BuildChange) -> Facts:
+    """What the change itself says: enough to know whether a notifier is interested."""
+    previous = change.previous
+    return Facts(
+        build={"status": change.status, "buildTriggerId": change.trigger_id},
+        previous=None if previous is None else {"id": previous[0], "status": previous[1]},
+        overtaken=change.overtaken,
     )
-
-
-def _branch(facts: Facts) -> str:
-    """The part of a filter that keeps branches and pull requests apart."""
-    values = facts.substitutions
-    names = ("BRANCH_NAME", "_PR_NUMBER")
-    parts = [f"substitutions.{name}={quoted(values[name])}" for name in names if values.get(name)]
-    return "".join(f" AND {part}" for part in parts)
 
 
 def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:

@@ -79,6 +79,18 @@ def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -
     return Made(kind=HTTP, target=target_of(notifier), call=call)
 
 
+def address_of(notifier: Notifier) -> str:
+    """Who must answer a notifier: an address without its path, or the secret that has it."""
+    delivery = notifier.spec.notification.delivery
+    if notifier.kind == MAIL:
+        return f"mail {delivery.server}:{delivery.port}"
+    address = delivery.webhook_url or delivery.url
+    if not isinstance(address, str):
+        return f"secret {notifier.secret(address)}"
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
 def target_of(notifier: Notifier) -> str:
     """Describe a notifier's receiver for people: never an address that may be a secret."""
     delivery = notifier.spec.notification.delivery

@@ -16,6 +16,7 @@ from buildrunner.server.notifications.model import Notifier
 from buildrunner.server.notifications.notifier import problems_of
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.spec.model.message import import_all
+from buildrunner.spec.reading.findings import suggestion
 from buildrunner.triggers.cel import filter_problem, filter_rule
 
 
@@ -86,6 +87,7 @@ OPERATIONS: Final[dict[str, Callable[[Any], Any]]] = {
 def warm_up() -> None:
     """Use everything once: what is imported late can't be once files are closed to the process."""
     import_all()
+    suggestion("stat", ("status",))
     trigger_filter(["body.a.exists(x, x == 'b') && _A.matches('c')", {"_A": "c"}, {"a": ["b"]}, 5])
     for kind, content in (("golang", "{{ .Build.Status }}"), ("jinja2", "{{ build.nothing }}")):
         notification = {

@@ -20,7 +20,6 @@ from typing import Final
 from urllib.parse import urlsplit
 
 import msgspec
-from msgspec.structs import replace
 
 from buildrunner.errors import NotFound, SecretError, StoreError
 from buildrunner.retry import backoff
@@ -30,11 +29,10 @@ from buildrunner.server.http.pinned import Gates, NotDelivered
 from buildrunner.server.loop import Loop
 from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender
 from buildrunner.server.outbox.mail import MAIL, MailSender
-from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.store.sql.store import ServerStore
 
-Reporter = Callable[[BuildChange, StoredBuild | None], Sequence[NewMessage]]
+Reporter = Callable[[BuildChange], Sequence[NewMessage]]
 
 
 FIRST_PAUSE: Final = timedelta(seconds=10)
@@ -48,7 +46,6 @@ _OF_ONE_PROJECT = 4
 _LAST_S = 5.0
 _CHANGES_AT_ONCE = 100
 _BUSY_PAUSE = timedelta(seconds=2)
-_NOTHING = "none"  # kind of a message that can't be sent
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -101,28 +98,26 @@ class OutboxSender:
         self.begin_sending()
 
     def announce(self) -> None:
-        """Make messages of all changes that nobody has dealt with.
+        """Make messages of changes that nobody has dealt with: those whose turn it is.
 
         Raises:
             StoreError: the database does not answer; nothing is lost by it.
         """
-        while changes := self._store.outbox.changes(limit=_CHANGES_AT_ONCE):
-            messages: list[tuple[int, NewMessage]] = []
-            for change in changes:
-                messages += [(change.id, message) for message in self._messages(change)]
-            self._store.outbox.announce(changes, messages, now=self._now())
-            if len(changes) < _CHANGES_AT_ONCE:
-                return
+        changes = self._store.outbox.changes(limit=_CHANGES_AT_ONCE)
+        if not changes:
+            return
+        messages: list[tuple[int, NewMessage]] = []
+        for change in changes:
+            messages += [(change.id, message) for message in self._messages(change)]
+        self._store.outbox.announce(changes, messages, now=self._now())
+        if len(changes) == _CHANGES_AT_ONCE:
+            self._loop.wake()  # for the others, after messages have been sent
 
     def _messages(self, change: BuildChange) -> list[NewMessage]:
-        try:
-            stored = self._store.builds.find(change.build_id)
-        except NotFound:
-            stored = None
         found: list[NewMessage] = []
         for reporter in self._reporters:
             try:
-                found += reporter(change, stored)
+                found += reporter(change)
             except StoreError:
                 raise
             except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
@@ -174,53 +169,33 @@ class OutboxSender:
         Raises:
             StoreError: what came of it could not be written down.
         """
-        ready = self._ready(message)
-        if ready is None:
-            return
-        message = ready
         receiver = receiver_of(message)
         pause = self._backoffs.of(receiver, self._now())
         if pause is not None:
             self._store.outbox.put_off(message, next_try=pause.until, error=pause.why, tried=False)
             return
         try:
-            self._delivery.deliver(message)
+            ready = self._prepared(message)
+            if ready is None:
+                with suppress(NotFound):
+                    self._store.outbox.drop(message.id)
+                return
+            self._delivery.deliver(ready)
         except NotDelivered as error:
             if error.no_answer:
                 self._backoffs.begin(receiver, self._now(), str(error))
             self._not_delivered(message, error)
+        except StoreError:
+            raise
+        except Busy as error:  # of its own project, mostly: others go on
+            until = self._now() + _BUSY_PAUSE
+            self._store.outbox.put_off(message, next_try=until, error=str(error), tried=False)
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
             _log.exception("outbox: message %s", message.id)
             self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
         else:
             self._backoffs.end(receiver)
             self._store.outbox.delivered(message, now=self._now())
-
-    def _ready(self, message: Message) -> Message | None:
-        """The message as it can be sent; None when there is nothing to send now, or ever."""
-        try:
-            ready = self._prepared(message)
-        except StoreError:
-            raise
-        except NotDelivered as error:
-            empty = replace(message, kind=_NOTHING, message={})
-            self._store.outbox.change(message, empty)
-            self._not_delivered(empty, error)
-            return None
-        except Busy as error:  # of its own project, mostly: others go on
-            until = self._now() + _BUSY_PAUSE
-            self._store.outbox.put_off(message, next_try=until, error=str(error), tried=False)
-            return None
-        except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
-            _log.exception("outbox: message %s", message.id)
-            self._not_delivered(message, NotDelivered(f"internal error: {type(error).__name__}"))
-            return None
-        if ready is None:
-            with suppress(NotFound):
-                self._store.outbox.drop(message.id)
-        elif ready is not message:
-            self._store.outbox.change(message, ready)
-        return ready
 
     def _not_delivered(self, message: Message, error: NotDelivered) -> None:
         now = self._now()
@@ -336,6 +311,8 @@ def receiver_of(message: Message) -> str:
     A project can make an address of its own fail in many ways. That delays no other project.
     """
     call = message.message
+    if receiver := call.get("receiver", ""):
+        return f"{message.project_id} {receiver}"
     url = urlsplit(str(call.get("url", "")))
     if secret := call.get("url_secret", ""):
         where = f"secret {secret}"

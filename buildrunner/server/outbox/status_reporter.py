@@ -14,7 +14,6 @@ from buildrunner.secrets.secret_name import forge_host, forge_token_name
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import is_private_to_us
 from buildrunner.server.outbox.http import HTTP, HttpMessage
-from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.outbox import BuildChange, NewMessage
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
@@ -36,26 +35,34 @@ class StatusReporter:
         secrets: the server's.
         hooks: returns what hooks are bound to, by their names. A project reports on the
             repositories that they give it: see `may_speak_for`.
+        changed_build: returns the Build as of a change, by its id; None if it is gone.
     """
 
     def __init__(
-        self, secrets: ServerSecrets, hooks: Callable[[], Mapping[str, HookBinding]]
+        self,
+        secrets: ServerSecrets,
+        hooks: Callable[[], Mapping[str, HookBinding]],
+        changed_build: Callable[[int], dict[str, Any] | None],
     ) -> None:
         self._secrets = secrets
         self._hooks = hooks
+        self._changed_build = changed_build
         self._told: set[str] = set()
 
-    def __call__(self, change: BuildChange, stored: StoredBuild | None) -> Sequence[NewMessage]:
+    def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
         """Return the reports to the forge about a change; none without a token for it."""
-        if stored is None:
+        labels = change.labels
+        forge, repository = _forge_of(labels), labels.get("repository", "")
+        if forge is None or not repository or not self._may_have_token(forge.url):
             return ()
-        labels = stored.labels
-        commit = labels.get("commit") or _commit_of(change.document)
-        repository = labels.get("repository", "")
+        build = self._changed_build(change.id)
+        if build is None:
+            return ()
+        commit = labels.get("commit") or _commit_of(build)
         key, project = f"status/{change.id}", change.project_id
-        context = context_of(project, _trigger_name(stored))
-        report = report_of(repository, commit, change.document, context)
-        message = self._message(_forge_of(labels), report, key, project)
+        context = context_of(project, _trigger_name(change))
+        report = report_of(repository, commit, build, context)
+        message = self._message(forge, report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
 
     def waiting(
@@ -158,7 +165,6 @@ def _commit_of(build: dict[str, Any]) -> str:
     return str(resolved.get("revision", "")) if build.get("buildTriggerId") else ""
 
 
-def _trigger_name(stored: StoredBuild) -> str:
+def _trigger_name(change: BuildChange) -> str:
     """The trigger's name as the server knows it; a substitution of a run can say otherwise."""
-    name = stored.labels.get(TRIGGER_NAME, "")
-    return str(name or stored.document.get("buildTriggerId", "") or "build")
+    return change.labels.get(TRIGGER_NAME, "") or change.trigger_id or "build"

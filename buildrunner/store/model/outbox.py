@@ -26,14 +26,22 @@ class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: rising for each build.
         project_id, build_id, status: which build, and what it became.
-        document: the Build as of then.
+        trigger_id: of its trigger; empty for none, and if the build was deleted.
+        labels: its labels; empty if it was deleted.
+        previous: id and status of the last build of its series before it that succeeded or failed,
+            if this one did, too; None for none. A series is a trigger's builds of one branch or
+            pull request.
+        overtaken: a newer build of its series has ended before it.
     """
 
     id: int
     project_id: str
     build_id: str
     status: str
-    document: dict[str, Any]
+    trigger_id: str = ""
+    labels: dict[str, str] = {}
+    previous: tuple[str, str] | None = None
+    overtaken: bool = False
 
 
 class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,7 +53,8 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
         kind: who knows how to send it: ``status``, ``webhook``, ...
         project_id, build_id: what it is about.
         target: where it goes, for people.
-        message: what its sender needs.
+        message: what its sender needs; small, whatever the build is like.
+        change_id: the change that it tells of, whose document is kept for it; 0 for none.
         replaces: older messages of the lane that have not arrived are dropped: only the newest
             counts.
         problem: why there is nothing to send: it is given up as it comes. Empty for none.
@@ -58,6 +67,7 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str
     target: str
     message: dict[str, Any]
+    change_id: int = 0
     replaces: bool = False
     problem: str = ""
 
@@ -67,7 +77,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: rising.
-        key, lane, kind, project_id, build_id, target, message: see `NewMessage`.
+        key, lane, kind, project_id, build_id, target, message, change_id: see `NewMessage`.
         created_at: when it was put in.
         next_try: when it is sent next.
         attempts: how often it was tried.
@@ -92,3 +102,4 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     state: str = WAITING
     claim: int = 0
     done_at: datetime | None = None
+    change_id: int = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -14,15 +14,18 @@ from sqlalchemy import (
     case,
     delete,
     exists,
+    false,
     func,
     insert,
     literal,
     not_,
     select,
+    true,
     update,
 )
 
-from buildrunner.errors import Conflict, NotFound
+from buildrunner.errors import Conflict, NotFound, QuotaExceeded
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.outbox import (
     DELIVERED,
     GIVEN_UP,
@@ -37,6 +40,11 @@ from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow, shown_document
 from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbox
 
+MOST_NOTIFIERS: Final = 100
+"""Of a project."""
+MOST_NOTIFIER_BYTES: Final = 1 << 20
+"""The notifiers of a project together, as JSON."""
+
 _LONGEST_ERROR = 1000
 _NOTHING = b"{}"
 # The content of a message can be a whole build.
@@ -50,19 +58,50 @@ class SqlOutbox(SqlPart):
     """Messages to other machines, sent at least once, and the changes they are made of."""
 
     def changes(self, *, limit: int) -> list[BuildChange]:
-        """The oldest changes that nobody has dealt with."""
-        found = select(build_changes).order_by(build_changes.c.id).limit(limit)
-        with self._database.read() as connection:
-            return [
-                BuildChange(
-                    id=row.id,
-                    project_id=row.project_id,
-                    build_id=row.build_id,
-                    status=row.status,
-                    document=shown_document(row.document),
+        """Changes that nobody has dealt with, without documents.
+
+        The changes of a project come oldest first, and projects take turns.
+        """
+        turn = func.row_number().over(
+            partition_by=build_changes.c.project_id, order_by=build_changes.c.id
+        )
+        new = select(build_changes.c.id, turn.label("turn")).where(_is_new).subquery("new_changes")
+        found = (
+            select(
+                build_changes.c.id,
+                build_changes.c.project_id,
+                build_changes.c.build_id,
+                build_changes.c.status,
+                *(builds.c[name] for name in _OF_BUILD),
+            )
+            .select_from(
+                new.join(build_changes, build_changes.c.id == new.c.id).outerjoin(
+                    builds, builds.c.id == build_changes.c.build_id
                 )
-                for row in connection.execute(found)
-            ]
+            )
+            .order_by(new.c.turn, build_changes.c.id)
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return [_change(connection, row) for row in connection.execute(found).all()]
+
+    def changed_build(self, change_id: int) -> Document | None:
+        """The Build as of a change; None if nothing needs it any more."""
+        found = select(build_changes.c.document).where(build_changes.c.id == change_id)
+        with self._database.read() as connection:
+            document = connection.execute(found).scalar()
+        return None if document is None else shown_document(document)
+
+    def before(self, project_id: str, build_id: str) -> tuple[str | None, bool]:
+        """See `BuildChange`: the id of the previous build, and whether the build is overtaken."""
+        columns = (builds.c[name] for name in _OF_BUILD)
+        found = select(*columns).where(builds.c.id == build_id, builds.c.project_id == project_id)
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+            if row is None or not row.trigger_id:
+                return None, False
+            previous, overtaken = _neighbours(connection, project_id, row)
+            return None if previous is None else previous[0], overtaken
 
     def announce(
         self,
@@ -71,7 +110,9 @@ class SqlOutbox(SqlPart):
         *,
         now: datetime,
     ) -> int:
-        """Deal with changes: they go, and the messages come, in one transaction.
+        """Deal with changes: their messages come in, in one transaction.
+
+        A change goes, or, if messages tell of it, stays until they have arrived.
 
         Args:
             changes: those that were looked at. Of several servers with the same one, one counts.
@@ -82,11 +123,18 @@ class SqlOutbox(SqlPart):
             How many messages came in.
         """
         ids = [change.id for change in changes]
-        ours = delete(build_changes).where(build_changes.c.id.in_(ids))
+        needed = {message.change_id for _, message in messages}
+        mine = build_changes.c.id.in_(ids) & _is_new
         with self._database.write() as connection:
-            taken = set(connection.execute(ours.returning(build_changes.c.id)).scalars())
+            locked = select(build_changes.c.id).where(mine).with_for_update()
+            taken = set(connection.execute(locked).scalars())
             made = [message for change_id, message in messages if change_id in taken]
-            return sum(_insert(connection, message, now) for message in made)
+            number = sum(_insert(connection, message, now) for message in made)
+            kept = build_changes.c.id.in_(taken & needed)
+            connection.execute(update(build_changes).where(kept).values(announced=true()))
+            gone = build_changes.c.id.in_(taken - needed)
+            connection.execute(delete(build_changes).where(gone))
+            return number
 
     def put(self, new: NewMessage, *, now: datetime) -> Message:
         """Put in a message that follows from no change.
@@ -156,15 +204,12 @@ class SqlOutbox(SqlPart):
         )
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
-    def change(self, message: Message, new: Message) -> None:
-        """It has another kind and content now. Without effect when the claim was lost."""
-        values = {"kind": new.kind, "message": msgspec.json.encode(new.message)}
-        with self._database.write() as connection:
-            connection.execute(update(outbox).where(_held(message)).values(values))
-
     def delivered(self, message: Message, *, now: datetime) -> None:
         """It arrived. Without effect when the claim was lost."""
         self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
+        if message.change_id:
+            with self._database.write() as connection:
+                _forget_changes(connection, build_changes.c.id == message.change_id)
 
     def put_off(
         self, message: Message, *, next_try: datetime, error: str, tried: bool = True
@@ -264,15 +309,70 @@ class SqlOutbox(SqlPart):
 
     def drop(self, message_id: int) -> None:
         """Forget it. Raises `NotFound`."""
+        gone = delete(outbox).where(outbox.c.id == message_id).returning(outbox.c.change_id)
         with self._database.write() as connection:
-            if not connection.execute(delete(outbox).where(outbox.c.id == message_id)).rowcount:
+            row = connection.execute(gone).first()
+            if row is None:
                 raise _not_found(message_id)
+            if row.change_id:
+                _forget_changes(connection, build_changes.c.id == row.change_id)
 
     def forget(self, *, before: datetime, limit: int) -> int:
         """Forget those that arrived or were given up before then, up to ``limit``; how many."""
         old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
         with self._database.write() as connection:
-            return delete_some(connection, outbox.c.id, old, limit)
+            number = delete_some(connection, outbox.c.id, old, limit)
+            _forget_changes(connection, true())
+            return number
+
+
+# What `_change` and `_neighbours` read of a build.
+_OF_BUILD = ("trigger_id", "series", "create_time", "finish_time", "labels")
+_SAYING = ("SUCCESS", "FAILURE", "TIMEOUT", "INTERNAL_ERROR")  # a cancelled build says nothing
+_is_new = build_changes.c.announced == false()
+
+
+def _change(connection: Connection, row: AnyRow) -> BuildChange:
+    previous, overtaken = None, False
+    if row.trigger_id and row.status in _SAYING:
+        previous, overtaken = _neighbours(connection, row.project_id, row)
+    return BuildChange(
+        id=row.id,
+        project_id=row.project_id,
+        build_id=row.build_id,
+        status=row.status,
+        trigger_id=row.trigger_id or "",
+        labels={} if row.labels is None else msgspec.json.decode(row.labels),
+        previous=previous,
+        overtaken=overtaken,
+    )
+
+
+def _neighbours(
+    connection: Connection, project_id: str, row: AnyRow
+) -> tuple[tuple[str, str] | None, bool]:
+    """Id and status of the build before another one in its series; whether a newer one ended."""
+    same = and_(
+        builds.c.project_id == project_id,
+        builds.c.trigger_id == row.trigger_id,
+        builds.c.series == row.series,
+        builds.c.status.in_(_SAYING),
+    )
+    if row.finish_time is not None:  # what has ended since is not known to this status yet
+        same &= builds.c.finish_time < row.finish_time
+    found = select(builds.c.id, builds.c.status).where(same).limit(1)
+    before = found.where(builds.c.create_time < row.create_time)
+    previous = connection.execute(before.order_by(builds.c.create_time.desc(), builds.c.id)).first()
+    after = found.where(builds.c.create_time > row.create_time)
+    overtaken = row.finish_time is not None and connection.execute(after).first() is not None
+    return (None if previous is None else (previous.id, previous.status)), overtaken
+
+
+def _forget_changes(connection: Connection, which: ColumnElement[bool]) -> None:
+    """Delete announced changes that no message tells of which has not arrived."""
+    needed = exists().where(outbox.c.change_id == build_changes.c.id, outbox.c.state != DELIVERED)
+    gone = and_(which, build_changes.c.announced == true(), not_(needed))
+    connection.execute(delete(build_changes).where(gone))
 
 
 def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
@@ -291,6 +391,7 @@ def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
         "project_id": new.project_id,
         "build_id": new.build_id,
         "target": new.target,
+        "change_id": new.change_id or None,
         "message": msgspec.json.encode(new.message),
         "created_at": moment,
         "next_try": moment,
@@ -327,6 +428,7 @@ def _message(row: AnyRow) -> Message:
         build_id=row.build_id,
         target=row.target,
         message=msgspec.json.decode(row.message),
+        change_id=row.change_id or 0,
         created_at=instant_of(row.created_at),
         next_try=instant_of(row.next_try),
         attempts=row.attempts,
@@ -369,15 +471,24 @@ class SqlNotifiers(SqlPart):
     """Notifiers: who is notified of builds."""
 
     def put(self, project_id: str, name: str, document: dict[str, Any]) -> None:
-        """Keep one, in place of the one of that name."""
+        """Keep one, in place of the one of that name. Raises `QuotaExceeded`."""
         row = {
             "project_id": project_id,
             "name": name,
             "document": msgspec.json.encode(document),
         }
+        sums = select(func.count(), func.sum(func.length(notifiers.c.document)))
         with self._database.write() as connection:
             connection.execute(delete(notifiers).where(_is(project_id, name)))
             connection.execute(notifiers.insert().values(row))
+            of_project = sums.where(notifiers.c.project_id == project_id)
+            number, size = connection.execute(of_project).one()
+            if number > MOST_NOTIFIERS or size > MOST_NOTIFIER_BYTES:
+                raise QuotaExceeded(
+                    f"the notifiers of project {project_id} would be more than {MOST_NOTIFIERS}, or"
+                    f" larger than {MOST_NOTIFIER_BYTES >> 20} MiB together",
+                    hint="delete notifiers that nobody needs",
+                )
 
     def get(self, project_id: str, name: str) -> dict[str, Any]:
         """One of them. Raises `NotFound`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -105,8 +107,21 @@ def document_columns(document: Document) -> dict[str, Any]:
         "finish_time": finish,
         "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
         "trigger_id": document.get("buildTriggerId", ""),
+        "series": series_of(document),
         "document": _encoded(masked_build(document)),
     }
+
+
+def series_of(document: Document) -> str:
+    """The series of a build of a trigger: one for each branch and pull request; else empty.
+
+    A hash, since a branch can have a name that no index takes.
+    """
+    if not document.get("buildTriggerId"):
+        return ""
+    values = document.get("substitutions", {})
+    names = [values.get("BRANCH_NAME", ""), values.get("_PR_NUMBER", "")]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
 
 
 def shown_document(document: bytes) -> Document:

@@ -65,6 +65,7 @@ builds = Table(
     Column("untrusted", Boolean, nullable=False),
     Column("labels", LargeBinary, nullable=False),
     Column("only_worker", Text, nullable=False, server_default=""),
+    Column("series", Text, nullable=False, server_default=""),  # see `rows.series_of`
     Column("document", LargeBinary, nullable=False),
     Column("request", LargeBinary, nullable=False),
 )
@@ -101,6 +102,15 @@ Index(
 Index("builds_by_status", builds.c.project_id, builds.c.status, *_newest_first, builds.c.trigger_id)
 Index(
     "builds_by_trigger", builds.c.project_id, builds.c.trigger_id, *_newest_first, builds.c.status
+)
+Index(
+    "builds_by_series",
+    builds.c.project_id,
+    builds.c.trigger_id,
+    builds.c.series,
+    *_newest_first,
+    builds.c.status,
+    builds.c.finish_time,
 )
 Index("builds_by_request", builds.c.project_id, builds.c.request_id, unique=True)
 Index(
@@ -289,7 +299,7 @@ Index(
     postgresql_where=text("state = 'waiting'"),
 )
 
-# Changes of builds that nobody was told of yet.
+# Changes of builds: new ones, and those that messages which have not arrived tell of.
 build_changes = Table(
     "build_changes",
     metadata,
@@ -297,8 +307,18 @@ build_changes = Table(
     Column("build_id", Text, nullable=False),
     Column("project_id", Text, nullable=False),
     Column("status", Text, nullable=False),
+    Column("announced", Boolean, nullable=False, server_default=text("false")),
     Column("document", LargeBinary, nullable=False),
     sqlite_autoincrement=True,  # an id is part of the messages' keys: never given twice
+)
+Index(
+    "build_changes_new",
+    build_changes.c.project_id,
+    build_changes.c.id,
+    build_changes.c.build_id,
+    build_changes.c.status,
+    sqlite_where=text("announced = 0"),
+    postgresql_where=text("NOT announced"),
 )
 
 outbox = Table(
@@ -311,6 +331,7 @@ outbox = Table(
     Column("project_id", Text, nullable=False),
     Column("build_id", Text, nullable=False),
     Column("target", Text, nullable=False),
+    Column("change_id", BigInteger),  # the change that the message tells of; NULL for none
     Column("message", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("next_try", BigInteger, nullable=False),
@@ -322,6 +343,7 @@ outbox = Table(
     Column("done_at", BigInteger),
     sqlite_autoincrement=True,
 )
+Index("outbox_of_change", outbox.c.change_id, outbox.c.state)
 Index("outbox_done", outbox.c.done_at)
 Index("outbox_of_project", outbox.c.project_id, outbox.c.id)
 Index("outbox_of_build", outbox.c.build_id, outbox.c.id)

@@ -144,3 +144,9 @@ def test_names_can_not_leave_their_place_in_the_address() -> None:
     told = report_of("../../x?y#z", SHA, {"status": "QUEUED"}, "t")
     assert "/projects/..%2F..%2Fx%3Fy%23z/statuses/" in request("gitlab", told).url
     assert "?" not in request("github", told).url
+
+
+def test_projects_whose_names_differ_in_case_have_contexts_of_their_own() -> None:
+    names = [context_of(project, "t") for project in ("acme", "Acme", "ACME")]
+    assert names[0] == "buildrunner/acme/t"
+    assert len({name.lower() for name in names}) == 3

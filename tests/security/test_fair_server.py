@@ -1,0 +1,171 @@
+"""Slow or many requests about one project take no thread, lock or turn from another project."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from msgspec.structs import replace
+
+from buildrunner.errors import AttestationError
+from buildrunner.server.app import create_app
+from buildrunner.server.bounded import BoundedCalls
+from buildrunner.server.events.loop import MOST, MOST_OF_A_PROJECT, SlowDeliveries
+from buildrunner.server.http.caller_slots import SEARCHES_AT_ONCE
+from buildrunner.sources import uploads as upload_module
+from buildrunner.sources.uploads import SourceUploads, UploadQuotaExceeded
+from buildrunner.store.sql.builds import SqlBuilds
+from tests.api_server import api_server
+
+CEL = "body.a == 'b'"
+
+
+def test_badges_for_strangers_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+    real = SqlBuilds.page
+
+    def held(self: SqlBuilds, *args: Any, **more: Any) -> Any:
+        begun.release()
+        assert go_on.wait(60)
+        return real(self, *args, **more)
+
+    with (
+        api_server(tmp_path, public_projects=("p",)) as server,
+        ThreadPoolExecutor(50) as senders,
+    ):
+        server.store.triggers.create("p", "global", {"id": "t", "name": "t"})
+        monkeypatch.setattr(SqlBuilds, "page", held)
+        path = f"{server.url}/badge/p/t.svg?branch=main"
+        asked = [senders.submit(httpx.get, path, timeout=60) for _ in range(50)]
+        try:
+            for _ in range(SEARCHES_AT_ONCE):
+                assert begun.acquire(timeout=30)
+            answer = httpx.get(f"{server.url}/v1/projects/p/triggers", timeout=60)
+            assert answer.status_code == 200
+            assert not begun.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result().status_code for one in asked] == [200] * 50
+
+
+def test_no_thread_of_the_server_waits_for_filters_of_a_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def call(_: BoundedCalls, operation: str, *__: Any, **more: Any) -> Any:
+        waited.append(more.get("patience_s", 0.0))
+        rule = {"name": "filter", "passed": True, "text": ""}
+        return rule if operation == "trigger_filter" else ""
+
+    monkeypatch.setattr(BoundedCalls, "call", call)
+    with api_server(tmp_path) as server:
+        secret = "projects/p/secrets/s/versions/1"
+        server.secrets[secret] = "hush"
+        trigger = {
+            "name": "t",
+            "webhookConfig": {"secret": secret},
+            "filter": CEL,
+            "build": {"steps": [{"name": "busybox"}]},
+        }
+        path = "/v1/projects/p/triggers"
+        assert server.http.post(path, json=trigger).status_code == 200
+        waited.clear()
+        called = server.http.post(f"{path}/t:webhook?secret=hush", json={"a": "b"})
+        assert called.status_code == 200, called.text
+        tried = server.http.post("/buildrunner" + path + "/t:test", json={"event": {"a": "b"}})
+        assert tried.status_code == 200, tried.text
+        page = server.http.get("/triggers/p/t?ref=main")
+        assert page.status_code == 200
+    assert len(waited) >= 2
+    assert set(waited) == {0.0}
+
+
+def test_deliveries_for_slow_hosts_of_one_project_leave_threads_to_others() -> None:
+    begun: list[int] = []
+    changed, go_on = threading.Condition(), threading.Event()
+
+    def handle(number: int) -> None:
+        with changed:
+            begun.append(number)
+            changed.notify_all()
+        assert go_on.wait(60)
+
+    slow = SlowDeliveries(handle)
+    for number in range(2 * MOST):
+        slow.add(number, f"https://host{number}.example/x", "greedy")
+    slow.add(1000, "https://other.example/x", "other")
+    try:
+        with changed:
+            assert changed.wait_for(lambda: len(begun) == MOST_OF_A_PROJECT + 1, 30)
+        assert Counter(number == 1000 for number in begun) == {False: MOST_OF_A_PROJECT, True: 1}
+    finally:
+        go_on.set()
+    assert slow.wait_until_idle(30)
+
+
+def test_the_count_of_one_project_s_uploads_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting, go_on = threading.Event(), threading.Event()
+    real = upload_module._disk_use
+
+    def slow(folder: str) -> int:
+        if folder.endswith("slow"):
+            counting.set()
+            assert go_on.wait(60)
+        return real(folder)
+
+    monkeypatch.setattr(upload_module, "_disk_use", slow)
+    uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(uploads.receive, "slow", "a" * 64)
+        try:
+            assert counting.wait(30)
+            uploads.receive("quick", "a" * 64).abandon()
+        finally:
+            go_on.set()
+        waiting.result().abandon()
+
+
+def test_a_refused_blob_gives_its_quota_back(tmp_path: Path) -> None:
+    uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+    for _ in range(5):
+        receiver = uploads.receive("p", "a" * 64)
+        receiver.write(b"x" * 60_000)
+        receiver.abandon()
+    receiver = uploads.receive("p", "a" * 64)
+    receiver.write(b"x" * 60_000)
+    with pytest.raises(UploadQuotaExceeded):
+        receiver.write(b"x" * 60_000)
+    receiver.abandon()
+
+
+def test_strangers_have_the_key_of_provenance_read_once_and_learn_no_path(tmp_path: Path) -> None:
+    reads: list[str] = []
+
+    def broken() -> str:
+        reads.append("key")
+        raise AttestationError("the key /srv/secret.pem can't be read", hint="chmod 600")
+
+    path = "/buildrunner/v1/provenance-key"
+    with api_server(tmp_path) as server:
+        app = create_app(replace(server.context, provenance_key=broken))
+
+        async def asked() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(transport=transport, base_url=server.url) as client:
+                return [await client.get(path) for _ in range(3)]
+
+        answers = asyncio.run(asked())
+    assert [one.status_code for one in answers] == [503] * 3
+    assert all("secret.pem" not in one.text for one in answers)
+    assert len(reads) == 1
