@@ -16,6 +16,7 @@ from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.services.known_triggers import trigger_problems
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers
+from buildrunner.store.sql.triggers import index_triggers
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_git import Repository
 
@@ -150,7 +151,9 @@ def old_trigger(server: ApiServer, trigger: dict[str, Any]) -> str:
     identity = str(made.json()["id"])
     document = {**server.store.triggers.get("p", identity), **trigger}
     with server.store._database.write() as connection:
-        connection.execute(triggers.update().values(document=msgspec.json.encode(document)))
+        old = {"document": msgspec.json.encode(document), "version": 0}
+        connection.execute(triggers.update().values(old))
+        index_triggers(connection)
     return identity
 
 

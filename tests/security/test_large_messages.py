@@ -11,7 +11,9 @@ import pytest
 
 from buildrunner.server.notifications.dispatch import NotificationDesk
 from buildrunner.server.outbox.sender import OutboxSender, receiver_of
+from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
+from buildrunner.store.sql import deliveries as sql_deliveries
 from buildrunner.store.sql import outbox as sql_outbox
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_large_builds import LARGE, create, peak_bytes
@@ -154,3 +156,20 @@ def test_a_receiver_that_does_not_answer_one_project_delays_no_other(other: dict
     same = msgspec.structs.replace(message, message={"url": "https://hook.example/z"})
     assert receiver_of(same) == receiver_of(message)
     assert receiver_of(msgspec.structs.replace(message, **other)) != receiver_of(message)
+
+
+def test_large_deliveries_are_read_a_few_at_a_time(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sql_deliveries, "MOST_CLAIMED_BYTES", 2 * LARGE)
+    large = [
+        NewDelivery(hook="h", delivery_id=str(number), headers={}, body=b"x" * LARGE)
+        for number in range(5)
+    ]
+    server.store.deliveries.add(large, now=now())
+    huge = NewDelivery(hook="h", delivery_id="huge", headers={}, body=b"x" * 3 * LARGE)
+    server.store.deliveries.add([huge], now=now())
+    sizes = []
+    while claimed := server.store.deliveries.claim(now=now(), lease_s=600, limit=20):
+        sizes.append(len(claimed))
+    assert sizes == [2, 2, 1, 1]

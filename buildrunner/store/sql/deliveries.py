@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from itertools import accumulate
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import (
@@ -42,6 +43,8 @@ from buildrunner.store.sql.schema import (
     deliveries,
     known_refs,
 )
+
+MOST_CLAIMED_BYTES: Final = 32 << 20
 
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
 
@@ -123,17 +126,27 @@ class SqlDeliveries(SqlPart):
 
         Deliveries that waited and are due are claimed, too; of a lane with a claimed one, none is.
         A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
+        The bodies of the claimed ones have `MOST_CLAIMED_BYTES` together, but one is claimed at
+        least.
         """
         rows = claim(
             self._database,
             deliveries,
-            _claimable(microseconds(now), limit),
+            _claimable(microseconds(now), self._few_enough(microseconds(now), limit)),
             free=deliveries.c.status.in_((RECEIVED, WAITING)),
             until=now + timedelta(seconds=lease_s),
             one_at_a_time=_LOCK_CLAIMS,  # two servers could each take one of a lane
             attempts=deliveries.c.attempts + 1,
         )
         return sorted(map(_delivery, rows), key=lambda one: one.number)
+
+    def _few_enough(self, moment: int, limit: int) -> int:
+        """How many of the next deliveries have no more than `MOST_CLAIMED_BYTES` together."""
+        which = deliveries.c.number.in_(_claimable(moment, limit))
+        sizes = select(func.length(deliveries.c.body)).where(which).order_by(deliveries.c.number)
+        with self._database.read() as connection:
+            totals: list[int] = list(accumulate(connection.execute(sizes).scalars()))
+        return max(1, sum(total <= MOST_CLAIMED_BYTES for total in totals))
 
     def hold(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
         """They are still being handled: claim them for longer."""
