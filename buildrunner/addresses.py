@@ -32,6 +32,18 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
 
+_NO_HOSTS: Final = tuple(
+    ipaddress.ip_network(one)
+    for one in (
+        "fd00:ec2::254/128",  # metadata of AWS
+        "fd20:ce::254/128",  # metadata of Google Cloud
+        "fd00:c1::a9fe:a9fe/128",  # metadata of Oracle Cloud
+        "fec0::/10",  # of a site: replaced by fc00::/7
+        "::/96",  # an IPv4 address inside; replaced by ::ffff:0:0/96
+        "::ffff:0:0:0/96",  # an IPv4 address to translate
+        "64:ff9b:1::/48",  # an IPv4 address to translate, in a network of its own
+    )
+)
 _SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -73,6 +85,17 @@ def is_near(address: Address) -> bool:
     """Return whether an address means the machine itself, or its link to its neighbours."""
     address = unwrapped(address)
     return address.is_loopback or address.is_unspecified or address.is_link_local
+
+
+def is_no_host(address: Address) -> bool:
+    """Return whether an address is link-local, of a group, reserved, or a cloud's metadata.
+
+    ``::`` and ``::1`` are this machine.
+    """
+    if address.is_loopback or address.is_unspecified:
+        return False
+    inside = any(address in network for network in _NO_HOSTS)
+    return address.is_link_local or address.is_multicast or inside
 
 
 def look_up(host: str) -> Sequence[str]:

@@ -32,7 +32,11 @@ from buildrunner.engine.outcome import PublishedPackage, Span
 from buildrunner.errors import ConfigError, NotFound, PackageError, SourceError, UploadError
 from buildrunner.plan.build_plan import PackageUpload
 from buildrunner.problem import Problem
-from buildrunner.registries.package_logins import PackageLogin, PackageLogins
+from buildrunner.registries.package_logins import (
+    PackageLogin,
+    PackageLogins,
+    where_to_log_in,
+)
 from buildrunner.workspace.files import WorkspaceFile, WorkspaceFiles
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 from buildrunner.workspace.volume import read_file
@@ -214,7 +218,6 @@ _PACK = f"""
 npm pack --pack-destination {FOLDER} --loglevel error "$1" || exit
 node {FOLDER}/manifest.js {FOLDER}/*.tgz {FOLDER}/manifest.json
 """
-_NPM_LOG_IN = "put one for it into ~/.npmrc or ~/.netrc"
 
 
 class PublishingPlace(msgspec.Struct, frozen=True, kw_only=True):
@@ -340,7 +343,7 @@ class ContainerPublisher:
             raise PackageError(
                 f"{repository} accepts npm packages only with a login",
                 unauthorized=True,
-                hint=_NPM_LOG_IN,
+                hint=where_to_log_in(repository, "~/.npmrc or ~/.netrc"),
             )
         (folder,) = package.paths
         with tempfile.TemporaryDirectory(prefix="buildrunner-npm-") as scratch:
@@ -462,7 +465,7 @@ def _log_in(repository: str, login: PackageLogin) -> str:
         )
     if login.token:
         return f"check the token that you have for {host}, and what it may do there"
-    return f"there is no login for {host}: put one into ~/.netrc"
+    return f"there is no login for {host}: {where_to_log_in(repository, '~/.netrc')}"
 
 
 def _program_files() -> dict[str, bytes]:

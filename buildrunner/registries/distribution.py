@@ -149,9 +149,11 @@ class Repository:
         Raises:
             RegistryError: there is none, it is too large, or its content is not that of the digest.
         """
-        hashed = hashlib.sha256()
+        found = ""
 
         def save(response: httpx.Response) -> httpx.Response:
+            nonlocal found
+            hashed = hashlib.sha256()
             if response.status_code != httpx.codes.OK:
                 return read_bounded(response, _LARGEST_BYTES)
             with contextlib.closing(response), open(path, "wb") as file:
@@ -162,10 +164,11 @@ class Repository:
                             f"{self.name}@{digest} is larger than {most_bytes:,} bytes"
                         )
                     file.write(piece)
+            found = f"sha256:{hashed.hexdigest()}"
             return httpx.Response(httpx.codes.OK)
 
         self._check(self._send("GET", f"blobs/{digest}", read=save))
-        if f"sha256:{hashed.hexdigest()}" != digest:
+        if found != digest:
             raise RegistryError(f"{self.name}@{digest}: the registry sent another blob")
         return os.path.getsize(path)
 
@@ -230,7 +233,7 @@ class Repository:
         for attempt in range(_TRIES):
             try:
                 response = self._request(method, url, follow=method in ("GET", "HEAD"), **more)
-            except httpx.TransportError as error:
+            except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
                 if attempt == _TRIES - 1:
                     reason = str(error) or type(error).__name__
                     raise RegistryError(

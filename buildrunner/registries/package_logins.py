@@ -2,8 +2,8 @@
 
 ``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. The author of a
 build chooses the repository. So a login goes to the host and port that it was made for, and without
-TLS only to a repository of the settings. Artifact Registry takes an access token of Google for a
-password.
+TLS only to this machine and to a repository of the settings. Artifact Registry takes an access
+token of Google for a password.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import os
 import re
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Mapping
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
 from buildrunner.errors import PackageError, SecretError
+from buildrunner.registries.registry_transport import is_loopback
 
 _ARTIFACT_REGISTRY = re.compile(r"[a-z0-9-]+-(?:python|npm|maven|go|generic)\.pkg\.dev")
 _GOOGLE_USER = "oauth2accesstoken"
@@ -34,6 +35,44 @@ class PackageLogin(msgspec.Struct, frozen=True):
     def found(self) -> bool:
         """Whether it is a login at all."""
         return bool(self.username or self.token)
+
+
+def where_to_log_in(repository: str, file: str) -> str:
+    """Return where the login for a repository must be, so that it is found.
+
+    Args:
+        repository: its address.
+        file: the file of the user for its kind, e.g. ``~/.npmrc``.
+    """
+    place = _split(repository)
+    host = place.hostname or ""
+    named = f"name {repository} in [artifacts.repositories] of the settings"
+    if place.scheme != "https" and not is_loopback(host):
+        return f"{named}: without TLS a login goes nowhere else"
+    if place.port not in (None, 443):
+        host = f"{host}:{place.port}"
+    return f"put one for the machine {host} into {file}"
+
+
+def _split(repository: str) -> SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        PackageError: it has no port that can be, or steps up in its path, so that a login for one
+            folder would go to another.
+    """
+    place = urlsplit(repository)
+    try:
+        fits = place.port != 0
+    except ValueError:
+        fits = False
+    steps = {unquote(part) for part in place.path.split("/")}
+    if not fits or steps & {".", ".."}:
+        raise PackageError(
+            f"{repository} is no address of a repository",
+            hint="Write its port as a number up to 65535, and its path without . and .. in it.",
+        )
+    return place
 
 
 class PackageLogins:
@@ -62,9 +101,9 @@ class PackageLogins:
         Raises:
             PackageError: a file with logins can't be read, or there is no token for Google.
         """
-        place = urlsplit(repository)
+        place = _split(repository)
         is_named = f"{repository}/".startswith(self._named)
-        if place.scheme != "https" and not is_named:
+        if place.scheme != "https" and not is_named and not is_loopback(place.hostname or ""):
             return PackageLogin()
         found = None
         if kind == "npm":

@@ -12,15 +12,16 @@ import re
 import ssl
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 from urllib import request as urllib_request
 
 import httpx
 
 from buildrunner.addresses import (
-    Address,
     Egress,
     address_of,
+    is_no_host,
     is_public,
     look_up,
     unwrapped,
@@ -53,7 +54,7 @@ class RegistryTransport(httpx.BaseTransport):
         tls: how certificates are checked.
         egress: networks that builds do not reach.
         proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
-            them. A proxy looks names up itself, so that only addresses are judged.
+            them. A proxy looks names up itself; names that this machine finds are judged, too.
         addresses_of: looks a name up.
     """
 
@@ -71,6 +72,7 @@ class RegistryTransport(httpx.BaseTransport):
         self._tls = tls
         egress = egress or Egress()
         self._deny = [ipaddress.ip_network(one) for one in egress.deny]
+        self._denies_all = any(network.prefixlen == 0 for network in self._deny)
         self._allow = [ipaddress.ip_network(one) for one in egress.allow]
         self._proxies = dict(proxies or {})
         self._addresses_of = addresses_of
@@ -85,10 +87,11 @@ class RegistryTransport(httpx.BaseTransport):
             RegistryError: the host may not be reached.
             httpx.TransportError: no address answers.
         """
-        host = request.url.host.lower()
+        # In ASCII: the resolver encodes other letters by an older rule than certificates do.
+        host = request.url.raw_host.decode("ascii").lower()
         if proxy := self._proxy(request.url.scheme, host):
-            if literal := address_of(host):
-                self._judge(host, [str(literal)])
+            with suppress(httpx.ConnectError):  # many networks leave the names to the proxy
+                self._addresses(host)
             return self._transport(host, proxy).handle_request(request)
         failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
         for address in self._addresses(host)[:_MOST_ADDRESSES]:
@@ -115,7 +118,17 @@ class RegistryTransport(httpx.BaseTransport):
         with self._lock:
             found = self._transports.get((host, proxy))
             if found is None:
-                found = httpx.HTTPTransport(verify=self._tls, trust_env=False, proxy=proxy or None)
+                try:
+                    found = httpx.HTTPTransport(
+                        verify=self._tls, trust_env=False, proxy=proxy or None
+                    )
+                except (ImportError, ValueError) as error:
+                    kind = proxy.partition("://")[0]  # the rest may hold a password
+                    raise RegistryError(
+                        f"the registry {self._registry} can't be reached by a proxy of {kind}://",
+                        hint="Set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT, or name the "
+                        "registry's host in NO_PROXY.",
+                    ) from error
                 self._transports[host, proxy] = found
         return found
 
@@ -123,7 +136,8 @@ class RegistryTransport(httpx.BaseTransport):
         bypass: Callable[[str, Mapping[str, Any]], bool] = urllib_request.proxy_bypass_environment  # type: ignore[attr-defined]
         if is_loopback(host) or bypass(host, self._proxies):
             return ""
-        return self._proxies.get(scheme, "")
+        proxy = self._proxies.get(scheme) or self._proxies.get("all", "")
+        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
 
     def _addresses(self, host: str) -> tuple[str, ...]:
         """The addresses of a host, as they were when it was first looked up."""
@@ -142,7 +156,9 @@ class RegistryTransport(httpx.BaseTransport):
             if not self._may_reach(host, text):
                 raise RegistryError(
                     f"the registry {self._registry} leads to {host} at {text}, an address that "
-                    "is not reached for builds"
+                    "is not reached for builds",
+                    hint=f"If it belongs to the registry, a server's admin can allow {text} with "
+                    "[sandbox] egress_allow.",
                 )
 
     def _may_reach(self, host: str, text: str) -> bool:
@@ -152,7 +168,9 @@ class RegistryTransport(httpx.BaseTransport):
         address = unwrapped(address)
         if any(address in network for network in self._allow):
             return True
-        if any(address in network for network in self._deny) or _is_no_host(address):
+        if any(address in network for network in self._deny) or is_no_host(address):
+            return False
+        if isinstance(address, ipaddress.IPv6Address) and self._denies_all:
             return False
         if address.is_loopback or address.is_unspecified:
             return is_loopback(self._registry)
@@ -163,11 +181,6 @@ class RegistryTransport(httpx.BaseTransport):
         literals = (address_of(one) for one in self._known.get(self._host, ()))
         found = [one for one in literals if one is not None]
         return bool(found) and not any(map(is_public, found))
-
-
-def _is_no_host(address: Address) -> bool:
-    """Whether it is link-local, of a group, or AWS's metadata service in IPv6."""
-    return address.is_link_local or address.is_multicast or str(address) == "fd00:ec2::254"
 
 
 def read_bounded(response: httpx.Response, most_bytes: int) -> httpx.Response:

@@ -319,7 +319,9 @@ def test_npm_without_a_login_says_where_to_put_one(bench: PackageBench) -> None:
     assert done.code == 1
     build = result_of(done)
     assert build["failureInfo"]["type"] == "PUSH_NOT_AUTHORIZED"
-    assert build["statusDetail"].endswith("put one for it into ~/.npmrc or ~/.netrc")
+    assert build["statusDetail"].endswith(
+        "put one for the machine 127.0.0.1:9 into ~/.npmrc or ~/.netrc"
+    )
 
 
 def maven_of(**fields: str) -> dict[str, Any]:

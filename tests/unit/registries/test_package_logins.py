@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from buildrunner.errors import PackageError, SecretError
-from buildrunner.registries.package_logins import PackageLogin, PackageLogins
+from buildrunner.registries.package_logins import PackageLogin, PackageLogins, where_to_log_in
 
 NONE = PackageLogin()
 REGISTRY = "https://us-central1-{}.pkg.dev/p/r"
@@ -142,3 +142,44 @@ def test_a_file_that_is_broken_is_named_and_not_quoted(home, name):
         logins(home).login_for(kind, "https://a.example")
     assert str(caught.value) == f"{home / name} can't be read"
     assert "s3cret" not in f"{caught.value}{caught.value.hint}"
+
+
+def test_a_login_of_this_machine_goes_there_without_tls(home):
+    (home / ".npmrc").write_text("//localhost:4873/:_authToken=t\n")
+    token = PackageLogin(token="t")
+    assert logins(home).login_for("npm", "http://localhost:4873") == token
+    assert logins(home).login_for("npm", "http://localhost:4874") == NONE
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://a.example/team-a/../team-b",
+        "https://a.example/team-a/%2e%2E/team-b",
+        "https://a.example/./team-a",
+        "https://a.example:99999/",
+        "https://a.example:x/",
+    ],
+)
+def test_a_login_goes_to_no_address_that_leads_elsewhere(home, address):
+    (home / ".npmrc").write_text("//a.example/team-a/:_authToken=t\n")
+    named = PackageLogins({"HOME": str(home)}, named=["https://a.example/team-a"])
+    for known in (logins(home), named):
+        with pytest.raises(PackageError, match="is no address of a repository"):
+            known.login_for("npm", address)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("https://a.example/x", "put one for the machine a.example into ~/.netrc"),
+        ("https://a.example:8443/x", "put one for the machine a.example:8443 into ~/.netrc"),
+        (
+            "http://a.example/x",
+            "name http://a.example/x in [artifacts.repositories] of the settings: "
+            "without TLS a login goes nowhere else",
+        ),
+    ],
+)
+def test_who_has_no_login_is_told_where_it_would_be_found(address, expected):
+    assert where_to_log_in(address, "~/.netrc") == expected

@@ -64,6 +64,13 @@ METADATA = "169.254.169.254"
         ("r.example:5000", ["10.0.0.1"], METADATA, False),
         ("r.example:5000", ["10.0.0.1"], "100.100.100.200", False),
         ("r.example:5000", ["10.0.0.1"], "fd00:ec2::254", False),
+        ("r.example:5000", ["10.0.0.1"], "fd20:ce::254", False),
+        ("r.example:5000", ["10.0.0.1"], "fd00:c1::a9fe:a9fe", False),
+        ("r.example:5000", ["10.0.0.1"], "fec0::1", False),
+        ("r.example", [PUBLIC], "::7f00:1", False),
+        ("r.example", [PUBLIC], "::ffff:0:7f00:1", False),
+        ("r.example", [PUBLIC], "64:ff9b:1::1", False),
+        ("localhost", ["127.0.0.1"], "::1", True),
         ("r.example", [PUBLIC, "10.0.0.1"], "10.0.0.9", False),
         ("127.0.0.1:5000", ["127.0.0.1"], "127.0.0.2", True),
         ("localhost:5000", ["127.0.0.1"], "10.0.0.9", True),
@@ -81,6 +88,23 @@ def test_what_the_settings_deny_and_allow_counts():
     assert is_reached("r.example", ["10.0.0.1"], "127.0.0.1", denied)
     assert not is_reached("r.example", ["10.0.0.1"], "10.0.0.9", denied)
     assert not is_reached("r.example", ["10.0.0.2"], "1.1.1.1", denied)
+
+
+def test_who_denies_all_of_ipv4_denies_ipv6_as_well():
+    total = Egress(deny=("0.0.0.0/0",), allow=("10.0.0.0/8",))
+    assert is_reached("r.example", ["10.0.0.1"], "10.0.0.9", total)
+    assert not is_reached("r.example", ["2606:4700::1"], "2606:4700::1", total)
+    assert is_reached("r.example", ["2606:4700::1"], "2606:4700::1")
+
+
+def test_a_refusal_says_how_an_address_is_allowed():
+    names = Names(r_example=[["127.0.1.1"]])
+    with (
+        closing(transport("r.example", names)) as made,
+        pytest.raises(RegistryError, match=r"at 127\.0\.1\.1") as caught,
+    ):
+        made._addresses("r.example")
+    assert "allow 127.0.1.1 with [sandbox] egress_allow" in caught.value.hint
 
 
 class Named(ThreadingHTTPServer):
@@ -133,6 +157,63 @@ def test_the_next_address_is_tried_if_one_does_not_answer(server):
     made = transport(place, names, Egress(allow=("127.0.0.0/8",)))
     with httpx.Client(transport=made) as client:
         assert client.get(f"http://{place}/v2/").status_code == 200
+
+
+def test_a_name_is_looked_up_as_its_certificate_has_it():
+    names = Names(**{"xn--fa-hia_de": [["127.0.0.9"]]})
+    with (
+        httpx.Client(transport=transport("xn--fa-hia.de", names)) as client,
+        pytest.raises(RegistryError, match=r"leads to xn--fa-hia\.de at 127\.0\.0\.9"),
+    ):
+        client.get("https://xn--fa-hia.de/v2/")
+
+
+def through(proxies: dict[str, str], url: str, **answers: list[list[str]]) -> int:
+    """The status of the answer that a proxy gives."""
+    made = RegistryTransport(
+        "r.example",
+        ssl.create_default_context(),
+        proxies=proxies,
+        addresses_of=Names(**answers),
+    )
+    with httpx.Client(transport=made) as client:
+        return client.get(url).status_code
+
+
+@pytest.mark.parametrize("name", ["http", "all"])
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_proxy_is_used_however_it_is_written(server, name, scheme):
+    proxies = {name: f"{scheme}127.0.0.1:{server.server_port}"}
+    assert through(proxies, "http://r.example/v2/", r_example=[[PUBLIC]]) == 200
+    assert server.names == ["r.example"]
+
+
+def test_a_proxy_is_asked_for_names_that_this_machine_does_not_know(server):
+    def unknown(_: str) -> list[str]:
+        raise OSError("no such name")
+
+    made = RegistryTransport(
+        "r.example",
+        ssl.create_default_context(),
+        proxies={"http": f"127.0.0.1:{server.server_port}"},
+        addresses_of=unknown,
+    )
+    with httpx.Client(transport=made) as client:
+        assert client.get("http://r.example/v2/").status_code == 200
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", METADATA, "10.0.0.9"])
+def test_a_proxy_does_not_lead_nearer_either(server, address):
+    proxies = {"http": f"127.0.0.1:{server.server_port}"}
+    with pytest.raises(RegistryError, match="is not reached for builds"):
+        through(proxies, "http://link.example/", link_example=[[address]], r_example=[[PUBLIC]])
+    assert server.names == []
+
+
+def test_a_proxy_of_an_unknown_kind_is_an_error_without_its_password():
+    with pytest.raises(RegistryError, match="by a proxy of socks4://") as caught:
+        through({"http": "socks4://u:s3cret@p:1"}, "http://r.example/", r_example=[[PUBLIC]])
+    assert "s3cret" not in f"{caught.value}{caught.value.hint}"
 
 
 @pytest.mark.parametrize(
