@@ -521,6 +521,38 @@ class TestMigrations:
         assert problems[3:] == [unbound("gitea")]
         store.close()
 
+    def test_waiting_messages_of_notifiers_keep_their_build_as_a_change(self, address: str) -> None:
+        database = Database(address)
+        migrate(database, to="0017")
+        held = {"notifier": {}, "facts": {"build": {"id": "b", "status": "SUCCESS"}}, "key": "k"}
+        row = {
+            "lane": "l",
+            "kind": "notify",
+            "project_id": "p",
+            "build_id": "b",
+            "target": "t",
+            "message": msgspec.json.encode(held),
+            "created_at": 0,
+            "next_try": 0,
+            "attempts": 0,
+            "last_error": "",
+            "state": "waiting",
+            "claim": 0,
+            "claimed_until": 0,
+        }
+        with database.write() as connection:
+            tables = MetaData()
+            tables.reflect(connection)
+            rows = [{**row, "key": f"notify/7/{name}"} for name in ("one", "two")]
+            connection.execute(insert(tables.tables["outbox"]), rows)
+        database.close()
+        store = open_store(address)
+        (first,) = store.outbox.claim(now=NOW, lease_s=60, limit=9)
+        assert first.message == {"notifier": "one", "receiver": ""}
+        assert store.outbox.changed_build(first.change_id) == {"id": "b", "status": "SUCCESS"}
+        assert store.outbox.changes(limit=9) == []
+        store.close()
+
     def test_the_migrations_make_the_tables_that_the_code_expects(self, address: str) -> None:
         database = Database(address)
         migrate(database)
