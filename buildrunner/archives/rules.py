@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
+from collections.abc import Iterator
 
 import msgspec
 
@@ -10,7 +12,7 @@ from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.archives.members import SPECIAL, Member, MemberError, not_a_source
 from buildrunner.errors import SourceError
 
-_LINK_LIMIT = 4096
+_PATH_BYTES = 4096  # of Linux
 _NO_ID = 2**32 - 1  # the kernel's word for nobody
 _GIB = 1024**3
 _PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
@@ -56,6 +58,7 @@ class Guard:
         self.size_bytes = 0
         self._links: dict[str, str] = {}
         self._files: set[str] = set()
+        self._digests: set[int] = set()  # of the paths in both
 
     def admit(self, member: Member) -> Member | None:
         """The member as it may be unpacked; None for the root itself, unless owners are kept.
@@ -68,6 +71,9 @@ class Guard:
             raise SourceError(f"the source archive has more than {self.limits.members:,} members")
         if member.kind in SPECIAL:
             raise not_a_source(member.path, SPECIAL[member.kind])
+        if len(os.fsencode(member.path)) > _PATH_BYTES:
+            shown = msgspec.structs.replace(member, path=f"{member.path[:100]}...")
+            raise refused(shown, f"has a path of more than {_PATH_BYTES:,} bytes")
         path = _inside(member.path)
         if path is None:
             raise refused(member, "lies outside the workspace", hint=_PACK)
@@ -102,13 +108,15 @@ class Guard:
         return msgspec.structs.replace(member, link_target=target)
 
     def _check_parents(self, member: Member, path: str) -> None:
-        parent = posixpath.dirname(path)
-        while parent:
+        folders = path.split("/")[:-1]
+        for depth, digest in enumerate(_digests(folders), 1):
+            if digest not in self._digests:
+                continue
+            parent = "/".join(folders[:depth])
             if parent in self._links:
                 raise refused(member, f"would be reached through the link {parent!r}")
             if parent in self._files:
                 raise refused(member, f"would lie below the file {parent!r}")
-            parent = posixpath.dirname(parent)
 
     def _remember(self, path: str, member: Member) -> None:
         self._links.pop(path, None)
@@ -117,6 +125,11 @@ class Guard:
             self._links[path] = member.link_target
         elif member.kind != tar_stream.DIRECTORY:
             self._files.add(path)
+        *_, digest = _digests(path.split("/"))
+        if member.kind == tar_stream.DIRECTORY:
+            self._digests.discard(digest)
+        else:
+            self._digests.add(digest)
 
     def count(self, data: bytes, archive_bytes: int) -> None:
         """Take note of content. Raises SourceError when it is too much."""
@@ -134,6 +147,14 @@ class Guard:
             )
 
 
+def _digests(names: list[str]) -> Iterator[int]:
+    """A digest of each path that begins with the names, in a time that grows as their number."""
+    digest = 0
+    for name in names:
+        digest = hash((digest, name))
+        yield digest
+
+
 def _inside(path: str) -> str | None:
     """``path`` in its shortest form, ``.`` for the root, None when it leaves the workspace."""
     if path.startswith("/") or "\0" in path or ".." in path.split("/"):
@@ -147,7 +168,7 @@ def _check_link(member: Member) -> None:
     Source: GNU tar, and so the hosted service, keeps such links.
     """
     target = member.link_target
-    if not target or "\0" in target or len(target) > _LINK_LIMIT:
+    if not target or "\0" in target or len(target) > _PATH_BYTES:
         raise refused(member, "is a link to nothing")
 
 

@@ -20,10 +20,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from buildrunner.archives.members import Member
 from buildrunner.archives.reader import chunk_reader, safe_members
-from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.archives.tar_reader import TarReader
-from buildrunner.archives.tar_writer import pack
+from buildrunner.archives.tar_writer import REGULAR, SYMBOLIC_LINK, pack
 from buildrunner.errors import SourceError
 
 
@@ -165,6 +166,12 @@ def test_zeros_behind_gzip_may_come_in_any_pieces():
             "would be reached through the link 'l'",
         ),
         ([entry("f"), entry("f/x")], "would lie below the file 'f'"),
+        (
+            [entry("d/"), entry("d/e/f"), entry("d/e/f/g/h/i")],
+            "'d/e/f/g/h/i' would lie below the file 'd/e/f'",
+        ),
+        ([entry("a/" * 2048 + "x")], "/a/...' has a path of more than 4,096 bytes"),
+        ([entry("x" * 4097)], "xxx...' has a path of more than 4,096 bytes"),
         ([entry("h", tarfile.LNKTYPE, target="../x")], "is a hard link to no file"),
         (
             [entry("h", tarfile.LNKTYPE, target="later"), entry("later")],
@@ -355,6 +362,16 @@ def test_what_is_written_through_a_second_name_of_a_link_is_refused():
     )
     with pytest.raises(SourceError, match="would be reached through the link 'b'"):
         repacked(data)
+
+
+def test_the_check_of_deep_paths_takes_a_time_that_grows_as_their_length():
+    guard = Guard(ArchiveLimits())
+    guard.admit(Member(path="l", kind=SYMBOLIC_LINK, link_target="x"))
+    started = time.thread_time()
+    for number in range(400):
+        guard.admit(Member(path=f"{'a/' * 2040}{number}", kind=REGULAR))
+    # A digest of each folder's whole path would take 400 * 2040 * 2 KiB, which is 1.6 GB.
+    assert time.thread_time() - started < 1.0
 
 
 def test_labels_and_lists_of_folders_are_left_out_as_tar_does(tmp_path):
