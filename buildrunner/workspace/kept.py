@@ -43,6 +43,7 @@ from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_volume
 
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
+_GRACE_S = 5.0  # for a copy to see that its time is over, and to remove what it made
 _UNCOUNTED = ArchiveLimits(size_bytes=sys.maxsize)  # `_Limit` counts what is written
 
 
@@ -81,6 +82,7 @@ class KeptWorkspace(WrappedWorkspace):
         self._engine: ContainerEngine | None = None
         self._prepared: PreparedWorkspace | None = None
         self._labels: dict[str, str] = {}
+        self._carrier = ""
 
     def prepare(
         self,
@@ -101,11 +103,22 @@ class KeptWorkspace(WrappedWorkspace):
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
         try:
             if self._engine is not None and self._prepared is not None and self._failed():
-                with suppress(EngineError, SourceError, OSError):
-                    self._keep(self._engine, self._prepared)
+                # An engine that sends nothing more holds up the copy, and not the build's end.
+                copying = threading.Thread(
+                    target=self._try_keep, args=(self._engine, self._prepared), daemon=True
+                )
+                copying.start()
+                copying.join(_PATIENCE_S + _GRACE_S)
+                if copying.is_alive() and self._carrier:
+                    with suppress(EngineError):
+                        self._engine.remove_container(self._carrier)
         finally:
             self._prepared = None
             self._workspace.release()
+
+    def _try_keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
+        with suppress(EngineError, SourceError, OSError):
+            self._keep(engine, prepared)
 
     def _keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
         folder = self._keeping.of(self._build_id)
@@ -137,10 +150,10 @@ class KeptWorkspace(WrappedWorkspace):
 
     def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
         """Copy out what is mounted at ``/workspace``, as an archive for `fill_volume`."""
-        container = create_carrier(engine, (mount,), self._labels)
+        self._carrier = container = create_carrier(engine, (mount,), self._labels)
         try:
             private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(private, "wb") as file, closing(_archive(engine, container)) as chunks:
+            with open(private, "wb") as file, closing(_archive(engine, container, limit)) as chunks:
                 guard = Guard(_UNCOUNTED, keep_owners=True)
                 for piece in pack(workspace_members(chunks, guard, []), below=BELOW):
                     limit.take(len(piece))
@@ -161,12 +174,20 @@ class _Limit:
         self.taken += count
         if self.taken > self._most_bytes:
             raise NotKept(f"the workspace is larger than {self._most_bytes:,} bytes")
+        self.check_time()
+
+    def check_time(self) -> None:
         if time.monotonic() > self._until_s:
             raise NotKept(f"it took longer than {_PATIENCE_S:g}s to copy the workspace")
 
 
-def _archive(engine: ContainerEngine, container: str) -> Generator[bytes, None, None]:
-    yield from engine.get_archive(container, WORKSPACE)
+def _archive(
+    engine: ContainerEngine, container: str, limit: _Limit
+) -> Generator[bytes, None, None]:
+    """The pieces of an archive, while there is time: some of them give nothing to write."""
+    for piece in engine.get_archive(container, WORKSPACE):
+        limit.check_time()
+        yield piece
 
 
 # Archives under other names are from before they were written anew: they go as others make room.
