@@ -248,15 +248,14 @@ class NestedEngine(ForwardingEngine):
         The registry decides whether the project may have the image, also if the host engine has it.
         """
         with self._access.pull_turn(name):
-            was_there = self._host.find_image(name) is not None
+            before = self._host.find_image(name)
             try:
                 image = self._access.host_pulls.pull(name, on_progress=on_progress, cancel=cancel)
                 self._of_host[name] = image
                 with self._copying:
                     self._take_copy(image, cancel)
             finally:
-                if not was_there:
-                    self._host.untag_image(name)
+                self._access.host_pulls.restore(name, before)
         return image
 
     def _on_host(self, name: str) -> ImageInfo | None:

@@ -58,7 +58,7 @@ class HostPulls:
 
         The pull ends when its layers exceed what is left: by the sizes that the engine reports
         before it has a layer, or by the bytes that have arrived. An image that is larger once it is
-        unpacked is removed again.
+        unpacked is removed again. One whose name was there before is never deleted as unused.
 
         Args:
             name: of the image.
@@ -68,6 +68,7 @@ class HostPulls:
         Raises:
             ImagePullError: it did not come, it is too large, or ``cancel`` was set.
         """
+        before = self._host.find_image(name)
         sizes: dict[str, int] = {}
         stop = _EitherEvent(cancel)
 
@@ -88,11 +89,29 @@ class HostPulls:
                 raise self._too_large(name) from error
             raise
         if not self._take(image.size_bytes - sum(sizes.values())):
-            self._host.untag_image(name)
+            self.restore(name, before)
             self._take(-image.size_bytes)
             raise self._too_large(name)
-        self._note(name, image)
+        if before is None:
+            self._note(name, image)
         return image
+
+    def restore(self, name: str, before: ImageInfo | None) -> None:
+        """Undo a pull: the name is again that of the image before, or of none.
+
+        Args:
+            name: that was pulled.
+            before: what the machine's engine had under the name.
+        """
+        now = self._host.find_image(name)
+        if before is None:
+            with suppress(OSError):
+                os.unlink(self._note_path(name))
+        if now is None or (before is not None and before.id == now.id):
+            return
+        self._host.untag_image(name)  # which removes the image with its last name
+        if before is not None:
+            self._host.tag_image(before.id, name)
 
     def _take(self, size: int) -> bool:
         """Count bytes; False if that is more than there may be."""
@@ -101,11 +120,14 @@ class HostPulls:
             return self._limit is None or self._taken <= self._limit
 
     def _note(self, name: str, image: ImageInfo) -> None:
-        path = os.path.join(self._folder, hashlib.sha256(name.encode()).hexdigest()[:32])
+        path = self._note_path(name)
         with suppress(OSError):  # then it stays
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             with open(path, "wb") as file:
                 file.write(msgspec.json.encode(_Note(name, image.id)))
+
+    def _note_path(self, name: str) -> str:
+        return os.path.join(self._folder, hashlib.sha256(name.encode()).hexdigest()[:32])
 
     def _too_large(self, name: str) -> ImagePullError:
         return ImagePullError(

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from buildrunner.addresses import Egress
@@ -189,6 +190,7 @@ class Puller:
         self.layers = layers
         self.unpacked = unpacked
         self.images: set[str] = set()
+        self.ids: dict[str, str] = {}
 
     def pull_image(
         self,
@@ -208,13 +210,19 @@ class Puller:
             if cancel.is_set():
                 raise ImagePullError("cancelled")
         self.images.add(name)
-        return ImageInfo(id=name, digest="", size_bytes=self.unpacked)
+        self.ids[name] = f"pulled {name}"
+        return ImageInfo(id=self.ids[name], digest="", size_bytes=self.unpacked)
 
     def untag_image(self, name: str) -> None:
         self.images.discard(name)
 
-    def find_image(self, name: str) -> None:
-        return None
+    def tag_image(self, image: str, name: str) -> bool:
+        self.images.add(name)
+        self.ids[name] = image
+        return True
+
+    def find_image(self, name: str) -> ImageInfo | None:
+        return ImageInfo(id=self.ids[name]) if name in self.images else None
 
     def pulls(self, folder: Path, limit: int | None) -> HostPulls:
         return HostPulls(self, str(folder / "pulled"), limit)  # type: ignore[arg-type]
@@ -241,6 +249,17 @@ def test_an_image_beyond_the_limit_of_the_build_s_disk_does_not_stay(
         engine.pulls(tmp_path, 9).pull("app:1", cancel=threading.Event())
     assert not caught.value.transient
     assert engine.images == set()
+
+
+def test_a_pull_that_is_too_large_leaves_the_image_that_had_the_name_before(
+    tmp_path: Path,
+) -> None:
+    engine = Puller([1], 10)
+    engine.tag_image("of the user", "app:1")
+    with pytest.raises(ImagePullError, match="larger than"):
+        engine.pulls(tmp_path, 9).pull("app:1", cancel=threading.Event())
+    assert engine.images == {"app:1"}
+    assert engine.ids["app:1"] == "of the user"
 
 
 def test_many_images_of_a_build_have_one_limit_together(tmp_path: Path) -> None:
@@ -376,6 +395,13 @@ def test_a_name_that_the_user_gave_to_another_image_stays(tmp_path: Path) -> Non
     assert list(pulled.folder.iterdir()) == []
 
 
+def test_an_image_that_the_user_had_before_is_no_image_that_was_pulled(tmp_path: Path) -> None:
+    pulled = Pulled(tmp_path, {"one:1": 1.0})
+    pulled.host.offer_image("of-the-user:1")
+    HostPulls(pulled.host, str(pulled.folder), None).pull("of-the-user:1", cancel=threading.Event())
+    assert pulled.delete(now=1e9) == ["of-the-user:1"]
+
+
 def wanted(folder: Path, engine: Puller, limit: int) -> WantedImages:
     pulls = engine.pulls
     return WantedImages(
@@ -464,6 +490,38 @@ def test_an_image_that_a_project_pulled_with_its_logins_is_left_to_no_other() ->
     assert nest.copies == [PRIVATE]
     assert nest.host.find_image(PRIVATE) is None
     assert nest.inner.find_image(PRIVATE) is not None
+
+
+def test_a_tag_that_a_project_s_pull_moved_names_the_image_of_before(tmp_path: Path) -> None:
+    nest = alone()
+    nest.host_pulls = HostPulls(nest.host, str(tmp_path / "pulled"), None)
+    before = nest.host_id(PRIVATE)
+    moved = msgspec.structs.replace(nest.host.registry[f"{PRIVATE}:latest"], id="sha256:moved")
+    nest.host.registry[f"{PRIVATE}:latest"] = moved
+    copied: list[str] = []
+
+    def copy(image: str, names: Iterable[str], cancel: threading.Event) -> str:
+        copied.append(nest.host_id(PRIVATE))
+        return nest.inside(PRIVATE).id
+
+    nest.copy_image = copy  # type: ignore[method-assign]
+    # An image that has no name is on no machine: the fake engine forgets it at once.
+    nest.host.add_image("kept-by-its-digest:1")
+    nest.host._images["kept-by-its-digest:1"] = nest.host._images[f"{PRIVATE}:latest"]
+    nest.pull(anonymous=False)
+    assert copied == ["sha256:moved"]
+    assert nest.host_id(PRIVATE) == before
+    assert nest.host.find_image("sha256:moved") is None
+
+
+def test_what_a_project_pulled_with_its_logins_is_not_noted(tmp_path: Path) -> None:
+    """Else a server would delete the same image, which its user pulled later."""
+    nest = alone()
+    nest.host_pulls = HostPulls(nest.host, str(tmp_path / "pulled"), None)
+    nest.host.untag_image(PRIVATE)
+    nest.copy_image = lambda *_: nest.inside(PRIVATE).id  # type: ignore[method-assign, assignment]
+    nest.pull(anonymous=False)
+    assert list((tmp_path / "pulled").iterdir()) == []
 
 
 def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
