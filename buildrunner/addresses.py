@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -44,6 +46,8 @@ _NO_HOSTS: Final = tuple(
         "64:ff9b:1::/48",  # an IPv4 address to translate, in a network of its own
     )
 )
+_MOST_TRIED: Final = 4
+_ANSWER_S: Final = 5.0
 _SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -101,8 +105,28 @@ def is_no_host(address: Address) -> bool:
 def look_up(host: str) -> Sequence[str]:
     """Return every address of a host, as this machine's resolver knows it.
 
+    IPv4 and IPv6 take turns: whoever tries only the first few has both.
+
     Raises:
         OSError: it has none.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+    addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+    return in_turns(addresses)
+
+
+def in_turns(addresses: Sequence[str]) -> Sequence[str]:
+    """Return addresses with IPv4 and IPv6 by turns, beginning with the family of the first one."""
+    first = [one for one in addresses if (":" in one) == (":" in addresses[0])]
+    second = [one for one in addresses if one not in first]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(first, second))
+    return tuple(one for one in turns if one)
+
+
+def first_that_answers(addresses: Sequence[str], port: int) -> str:
+    """Return the first of a few addresses that takes a connection; the very first if none does."""
+    few = addresses[:_MOST_TRIED] if len(addresses) > 1 else ()
+    for address in few:
+        with suppress(OSError), socket.create_connection((address, port), _ANSWER_S):
+            return address
+    return addresses[0]

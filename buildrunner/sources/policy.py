@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.addresses import address_of, is_public, look_up
+from buildrunner.addresses import address_of, first_that_answers, is_public, look_up
 from buildrunner.errors import SourceError
 from buildrunner.problem import Problem
 from buildrunner.sources.git.credentials import SSH_ADDRESSES
@@ -198,12 +198,15 @@ class SourceGate:
         Raises:
             SourceError: the host was not looked up.
         """
-        host = parse_git_url(url).host
+        parsed = parse_git_url(url)
+        host = parsed.host
         if not host or not depends_on_addresses(self._policy, host):
             return None
         addresses = self._known.get(host)
         if not addresses:
             raise SourceError(f"the host {host} has no address", hint="check the URL's host")
+        if parsed.transport == "ssh":  # which takes one only
+            addresses = [first_that_answers(addresses, parsed.port)]
         return pinned(url, addresses)
 
     def _addresses(self, host: str) -> Sequence[str]:

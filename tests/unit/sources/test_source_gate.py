@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.addresses import in_turns
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.command import GitCommand
@@ -272,7 +273,8 @@ def test_ssh_connects_to_the_address_that_was_judged(tmp_path, trust):
             trusted = {"host_fingerprints": (server.fingerprint,)}
         # The name exists nowhere: only the judged address can lead to the server.
         url = server.url(repository.name).replace("127.0.0.1", "Git.rebinding.test")
-        gate = SourceGate(SourcePolicy(), Names(["127.0.0.1"]))
+        # Nothing listens at the first address, as where a host has IPv6 and this machine has none.
+        gate = SourceGate(SourcePolicy(), Names(["127.0.0.2", "127.0.0.1"]))
         gate.allows("git.rebinding.test")
         credentials = GitCredentials(ssh_key=str(server.key), **trusted)
         checkout = fetch_git(
@@ -285,6 +287,18 @@ def test_ssh_connects_to_the_address_that_was_judged(tmp_path, trust):
         )
         assert checkout.resolved.commit_sha == commit
         checkout.release()
+
+
+@pytest.mark.parametrize(
+    ("addresses", "turns"),
+    [
+        (["1.1.1.1"], ["1.1.1.1"]),
+        (["1::", "2::", "1.1.1.1"], ["1::", "1.1.1.1", "2::"]),
+        (["1.1.1.1", "2.2.2.2", "1::", "2::", "3::"], ["1.1.1.1", "1::", "2.2.2.2", "2::", "3::"]),
+    ],
+)
+def test_the_families_of_addresses_take_turns(addresses, turns):
+    assert list(in_turns(addresses)) == turns
 
 
 @pytest.mark.parametrize(
