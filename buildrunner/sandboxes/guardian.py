@@ -57,7 +57,6 @@ class Guardian:
         state_dir: str,
         *,
         network: str = "cloudbuild",
-        linger_s: float = 0.0,
         environ: Mapping[str, str] | None = None,
     ) -> Guardian:
         """Start a guardian. Do it before anything of the build is made on the engine.
@@ -68,15 +67,13 @@ class Guardian:
             state_dir: folder for locks and for the guardians' log; the same for all builds of the
                 machine that should share the network in peace.
             network: name of the network that builds share.
-            linger_s: how long the network is kept after the build for a next one, in seconds
-                (not when someone waits in `finish`).
             environ: environment of the guardian (None: ours).
 
         Raises:
             EngineError: it can't be started.
         """
         try:
-            return cls._start(build_id, endpoint, state_dir, network, linger_s, environ)
+            return cls._start(build_id, endpoint, state_dir, network, environ)
         except OSError as error:
             raise EngineError(
                 f"the process that cleans up after the build can't be started: {error}",
@@ -90,7 +87,6 @@ class Guardian:
         endpoint: Endpoint,
         state_dir: str,
         network: str,
-        linger_s: float,
         environ: Mapping[str, str] | None,
     ) -> Guardian:
         lock = _moved(open_network_lock(state_dir, endpoint.address))
@@ -123,7 +119,6 @@ class Guardian:
         guardian._tell("path", os.pathsep.join([package_root, *filter(None, sys.path)]))
         guardian._tell("endpoint", msgspec.json.encode(endpoint).decode())
         guardian._tell("log", os.path.join(os.path.abspath(state_dir), "guardian.log"))
-        guardian._tell("linger", str(linger_s))
         return guardian
 
     def note_directory(self, path: str) -> None:
@@ -185,8 +180,6 @@ class Guardian:
         with self._closing:
             if self._closed:
                 return ()
-            if wait:
-                self._tell("linger", "0")
             self._tell("finish", "")
             self._closed = True
             os.close(self._orders)

@@ -54,7 +54,6 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
         except EngineError as error:
             problems = [str(error)]
     for network in told.get("network", []):
-        time.sleep(float(told["linger"][-1]) if not problems else 0.0)
         try:
             cleanup.release_network(engine, network, _LOCK_FD)
         except EngineError as error:

@@ -201,26 +201,6 @@ def test_a_build_that_is_over_holds_no_network_any_more(build: Build, network: s
 
 
 @pytest.mark.docker
-def test_the_network_is_kept_a_moment_for_a_next_build(build: Build, network: str) -> None:
-    first = Guardian.start(
-        build.id, build.engine.endpoint, build.state, network=network, linger_s=60
-    )
-    first.hold_network()
-    build.engine.ensure_network(network, build.labels)
-    first.finish(wait=False)
-    second = build.guardian(network)
-    second.hold_network()
-    second.finish(wait=True)  # the first still lingers, so it stays
-    assert network_exists(build.engine, network)
-    os.kill(first.pid, signal.SIGKILL)
-    os.waitpid(first.pid, 0)
-    third = build.guardian(network)
-    third.hold_network()
-    third.finish(wait=True)
-    assert not network_exists(build.engine, network)
-
-
-@pytest.mark.docker
 def test_the_last_build_takes_the_network_away(
     build: Build, network: str, docker_engine: DockerEngine, busybox: str, tmp_path: Path
 ) -> None:
