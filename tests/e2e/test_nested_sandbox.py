@@ -422,7 +422,7 @@ def test_what_a_step_pulls_by_itself_the_next_build_has(
 ) -> None:
     # The only registry that the engine trusts here is at the loopback address, whose images are
     # not pulled for others.
-    monkeypatch.setattr(wanted_images, "loopback_ports", lambda _: set())
+    monkeypatch.setattr(wanted_images, "is_of_this_machine", lambda _: False)
     name = f"{registry.address}/{uuid.uuid4().hex[:8]}:1"
     subprocess.run(["docker", "tag", busybox, name], check=True)
     docker_engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
