@@ -361,7 +361,7 @@ def test_the_queue_on_postgresql_keeps_the_rules() -> None:
 
         class Machine(QueueMachine):
             def open(self) -> None:
-                server.sql(database, "TRUNCATE builds CASCADE")
+                server.sql(database, "TRUNCATE builds, project_turns CASCADE")
                 self.store = open_store(address)
 
         run_state_machine_as_test(Machine, settings=_settings(15))

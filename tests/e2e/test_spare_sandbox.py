@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -138,7 +139,7 @@ def test_the_image_of_its_engine_is_made_before_the_first_build(server: Server, 
 
 def test_builds_wait_while_the_image_of_its_engine_is_made(server: Server) -> None:
     server.sandbox.check()
-    server.sandbox._image_is_being_made = lambda: True
+    server.sandbox._machine.image = SimpleNamespace(is_being_made=True)
     with pytest.raises(EngineUnavailable, match="is being made, once on this machine"):
         server.sandbox.check()
 

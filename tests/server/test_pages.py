@@ -357,8 +357,13 @@ def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) ->
     server.http.post(
         "/v1/projects/p/triggers", json={"name": "t", "github": github, "build": steps}
     )
-    library = {"name": "other", "github": {**github, "name": "lib"}, "build": steps}
+    library = {"name": "library", "github": {**github, "name": "lib"}, "build": steps}
     server.http.post("/v1/projects/p/triggers", json=library)
+    server.http.post(
+        "/v1/projects/p/triggers",
+        json={"name": "other", "github": github, "build": steps},
+        params={"forge": "gitea", "forgeHost": "git.example.com"},
+    )
     push_to(server, "main")
     push_to(server, "dev")
     text = server.http.get("/deliveries").text
@@ -372,8 +377,9 @@ def test_a_delivery_says_why_each_trigger_fired_or_did_not(server: ApiServer) ->
     for page in (fired, silent):  # what does not concern a trigger takes it one line, folded away
         assert page.count('<section class="card">') == 1
         assert "Triggers of other repositories: 1</summary>" in page
-        where = "on https://github.com (github)"
-        assert f"other</a>: the trigger is for acme/lib {where}, the event is of acme/app" in page
+        where = "on https://git.example.com (gitea)"
+        assert f"other</a>: the trigger is for acme/app {where}, the event is of acme/app" in page
+        assert "library" not in page
 
 
 def test_a_delivery_is_handled_again_from_its_page(server: ApiServer) -> None:

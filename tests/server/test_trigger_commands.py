@@ -764,8 +764,10 @@ def test_the_verdict_is_told_rule_by_rule(run: Run, tmp_path: Path) -> None:
 def test_deliveries_are_listed_shown_and_replayed(run: Run, server: ApiServer) -> None:
     assert run("deliveries", "list")[2] == "Listed 0 deliveries.\n"
     flags = ("--branch-pattern", "^dev$", "--build-config", "c")
+    elsewhere = ("--forge", "gitea", "--forge-host", "git.example.com")
+    run("triggers", "create", "github", "--name", "another", *GITHUB, *flags, *elsewhere)
     library = ("--repo-owner", "acme", "--repo-name", "lib")
-    run("triggers", "create", "github", "--name", "another", *library, *flags)
+    run("triggers", "create", "github", "--name", "library", *library, *flags)
     run("triggers", "create", "github", "--name", "ci", *GITHUB, *flags)
     number = str(github(server, PUSH).json()["delivery"])
     handle(server)
@@ -776,9 +778,10 @@ def test_deliveries_are_listed_shown_and_replayed(run: Run, server: ApiServer) -
     assert "p/ci did not fire\n" in out
     assert "  NO  branch      branch main does not match ^dev$\n" in out
     assert out.endswith(  # what does not concern a trigger takes it one line
-        "p/another did not fire: the trigger is for acme/lib on https://github.com (github),"
+        "p/another did not fire: the trigger is for acme/app on https://git.example.com (gitea),"
         " the event is of acme/app on https://github.com (github)\n"
     )
+    assert "library" not in out
     run("triggers", "update", "ci", "--branch-pattern", "^main$")
     assert run("deliveries", "replay", number)[2] == f"Delivery {number} is handled again.\n"
     handle(server)
