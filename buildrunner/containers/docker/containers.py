@@ -301,7 +301,8 @@ class DockerContainers:
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
         code = None
-        if (end := self._ends.get(container_id)) is not None:
+        prepared = self._prepared.get(container_id)  # one that was killed before its turn
+        if (end := self._ends.get(container_id) or (prepared and prepared[1])) is not None:
             code = end.code()
         if code is None:
             code = self._torn_down(container_id)
