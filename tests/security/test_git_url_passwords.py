@@ -215,7 +215,7 @@ def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None
     (told,) = desk(change)
     assert server.store.outbox.announce([change], [(change.id, told)], now=now()) == 1
     (message,) = server.store.outbox.claim(now=now(), lease_s=60, limit=1)
-    asked = desk.asked(message)
+    asked = desk.argument_of(message)
     assert asked is not None
     assert MASKED in json.dumps(asked)
     assert PASSWORD not in json.dumps([asked, msgspec.to_builtins(message)], default=str)

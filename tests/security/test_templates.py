@@ -88,7 +88,7 @@ class Place:
             server.store,
             Delivery(server.secrets, gates(settings), now),
             [desk],
-            prepared=NotifierWords(server.context.calls, desk.asked).prepared,
+            prepared=NotifierWords(server.context.calls, desk.argument_of).prepared,
             now=now,
             random=lambda: 0.5,
         )

@@ -49,7 +49,7 @@ class Notified:
             self.server.store,
             delivery,
             [desk],
-            prepared=NotifierWords(self.server.context.calls, desk.asked).prepared,
+            prepared=NotifierWords(self.server.context.calls, desk.argument_of).prepared,
             now=self.now,
             random=lambda: 0.5,
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from buildrunner.store.sql.store import ServerStore
 
 MEMORY_BYTES = 4 << 30
-"""What the process of one build may take, without files that it maps."""
+"""The memory limit of the process of one build, in bytes, without files that it maps."""
 
 _STACK_BYTES = 2 << 20
 

@@ -58,7 +58,7 @@ class ServerLoops:
                 ),
                 desk,
             ],
-            prepared=NotifierWords(context.calls, desk.asked).prepared,
+            prepared=NotifierWords(context.calls, desk.argument_of).prepared,
             now=context.clock,
             random=random.random,
         )

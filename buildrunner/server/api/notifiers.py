@@ -144,7 +144,7 @@ class _Tests:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._desk = NotificationDesk(context)
-        self.words = NotifierWords(context.calls, self._desk.asked)
+        self.words = NotifierWords(context.calls, self._desk.argument_of)
 
     def kept(self, project: str, name: str) -> dict[str, Any]:
         """A notifier that is kept.

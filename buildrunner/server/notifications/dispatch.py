@@ -40,14 +40,15 @@ class NotifierWords:
 
     Args:
         calls: evaluates.
-        asked: returns the argument for the evaluation of a message: see `NotificationDesk.asked`.
+        argument_of: returns the argument for the evaluation of a message: see
+            `NotificationDesk.argument_of`.
     """
 
     def __init__(
-        self, calls: BoundedCalls, asked: Callable[[Message], dict[str, Any] | None]
+        self, calls: BoundedCalls, argument_of: Callable[[Message], dict[str, Any] | None]
     ) -> None:
         self._calls = calls
-        self._asked = asked
+        self._argument_of = argument_of
 
     def check(self, project: str, document: dict[str, Any]) -> None:
         """Look for what is wrong with a notifier.
@@ -85,13 +86,13 @@ class NotifierWords:
             Busy: the project has too many others under way.
             BuildrunnerError: nothing can be evaluated now.
         """
-        asked = asked_of(document, facts, key=key, now=now)
-        return self._said(project, {**asked, "in_any_case": in_any_case})
+        argument = notify_argument(document, facts, key=key, now=now)
+        return self._said(project, {**argument, "in_any_case": in_any_case})
 
-    def _said(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
-        digest = hashlib.sha256(msgspec.json.encode(asked["notifier"])).hexdigest()
+    def _said(self, project: str, argument: dict[str, Any]) -> dict[str, Any]:
+        digest = hashlib.sha256(msgspec.json.encode(argument["notifier"])).hexdigest()
         try:
-            said: dict[str, Any] = self._calls.call("notify", asked, owner=project, key=digest)
+            said: dict[str, Any] = self._calls.call("notify", argument, owner=project, key=digest)
         except TooMuch as error:
             text = f"the notifier's template or filter is given up: {error}"
             return {"fires": False, "rules": [], "problem": text}
@@ -107,11 +108,11 @@ class NotifierWords:
         """
         if message.kind != NOTIFY:
             return message
-        asked = self._asked(message)
-        if asked is None:
+        argument = self._argument_of(message)
+        if argument is None:
             return None
         try:
-            said = self._said(message.project_id, asked)
+            said = self._said(message.project_id, argument)
         except Bug as error:
             raise NotDelivered(str(error), is_final=True) from error
         if said.get("problem"):
@@ -121,10 +122,12 @@ class NotifierWords:
         return replace(message, kind=said["kind"], message=said["message"])
 
 
-def asked_of(document: dict[str, Any], facts: Facts, *, key: str, now: datetime) -> dict[str, Any]:
+def notify_argument(
+    document: dict[str, Any], facts: Facts, *, key: str, now: datetime
+) -> dict[str, Any]:
     """The argument for a notifier's evaluation, as JSON (`operations.NotifyArgument`)."""
-    asked = {"notifier": document, "facts": facts, "key": key, "now": now}
-    found: dict[str, Any] = msgspec.to_builtins(asked)
+    argument = {"notifier": document, "facts": facts, "key": key, "now": now}
+    found: dict[str, Any] = msgspec.to_builtins(argument)
     return found
 
 
@@ -170,8 +173,8 @@ class NotificationDesk:
             )
         return found
 
-    def asked(self, message: Message) -> dict[str, Any] | None:
-        """What is asked of the notifier of a message; None if notifier or change are gone."""
+    def argument_of(self, message: Message) -> dict[str, Any] | None:
+        """Return the argument of ``notify`` for a message; None if notifier or change are gone."""
         build = self._store.outbox.changed_build(message.change_id)
         try:
             name = str(message.message["notifier"])
@@ -181,10 +184,10 @@ class NotificationDesk:
         if build is None:
             return None
         facts = self.facts(message.project_id, build)
-        return asked_of(document, facts, key=message.key, now=message.created_at)
+        return notify_argument(document, facts, key=message.key, now=message.created_at)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """What is known of a build, as of this document of it."""
+        """Return the facts of a build, as of this document of it."""
         facts = Facts(
             build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
         )
@@ -206,7 +209,7 @@ class NotificationDesk:
 
 
 def _known_facts(change: BuildChange) -> Facts:
-    """What the change itself says: enough to know whether a notifier is interested."""
+    """Return the facts of the change alone: they tell whether a notifier is interested."""
     previous = change.previous
     return Facts(
         build={"status": change.status, "buildTriggerId": change.trigger_id},
@@ -229,7 +232,7 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
 
 
 def change_rule(notifier: Notifier, facts: Facts) -> Rule:
-    """Whether a notifier tells of such a change; its filter is not asked."""
+    """Whether a notifier tells of such a change; its filter is not evaluated."""
     on = notifier.spec.notification.on
     if on == "status":
         return Rule(name="on", passed=None, text="it tells of each new status")

@@ -80,7 +80,7 @@ def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -
 
 
 def address_of(notifier: Notifier) -> str:
-    """Who must answer a notifier: an address without its path, or the secret that has it."""
+    """Return the receiver of a notifier: an address without its path, or the secret that has it."""
     delivery = notifier.spec.notification.delivery
     if notifier.kind == MAIL:
         return f"mail {delivery.server}:{delivery.port}"

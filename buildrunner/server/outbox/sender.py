@@ -306,7 +306,7 @@ class ReceiverBackoffs:
 
 
 def receiver_of(message: Message) -> str:
-    """Who must answer: a project's address, or the secret of the project that has the address.
+    """Return the receiver: a project's address, or the secret of the project that has the address.
 
     A project can make an address of its own fail in many ways. That delays no other project.
     """

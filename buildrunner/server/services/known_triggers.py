@@ -52,8 +52,8 @@ _MOST_KEPT: Final = 32 << 20
 class KnownTriggers:
     """The triggers that an event may fire. Thread-safe.
 
-    The database says which triggers listen to the source of an event. Those that have not changed
-    since the last event are not read again, as far as `_MOST_KEPT` bytes of triggers go.
+    The database tells which triggers listen to the source of an event. A trigger that has not
+    changed since the last event is not read again, as far as `_MOST_KEPT` bytes of triggers go.
 
     Args:
         store: has them.

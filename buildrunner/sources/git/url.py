@@ -100,7 +100,7 @@ def parse_git_url(url: str) -> GitUrl:
 
 
 def _host_and_port(place: str, transport: Transport) -> tuple[str, int]:
-    """What a connection is made to, by ``HOST[:PORT]``."""
+    """Return the host and the port of a connection, by ``HOST[:PORT]``."""
     found = _PLACE.fullmatch(place)
     port = int(found[3] or 0) if found else 0
     if found is None or port > _MOST_PORT:

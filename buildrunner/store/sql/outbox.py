@@ -326,7 +326,7 @@ class SqlOutbox(SqlPart):
             return number
 
 
-# What `_change` and `_neighbours` read of a build.
+# The columns of a build that `_change` and `_neighbours` read.
 _OF_BUILD = ("trigger_id", "series", "create_time", "finish_time", "labels")
 _SAYING = ("SUCCESS", "FAILURE", "TIMEOUT", "INTERNAL_ERROR")  # a cancelled build says nothing
 _is_new = build_changes.c.announced == false()

@@ -49,7 +49,7 @@ COLUMNS = (
     builds.c.labels,
 )
 
-# What `listed_build` reads.
+# The columns that `listed_build` reads.
 LISTED_COLUMNS = (
     builds.c.id,
     builds.c.project_id,
@@ -58,7 +58,7 @@ LISTED_COLUMNS = (
     builds.c.create_time,
 )
 
-# What `claimed_build` reads.
+# The columns that `claimed_build` reads.
 CLAIMED_COLUMNS = (
     builds.c.id,
     builds.c.project_id,

@@ -246,7 +246,7 @@ def _of_trigger() -> ForeignKeyConstraint:
     )
 
 
-# What triggers listen to: see `triggers.repository.source_keys`.
+# The sources that triggers listen to: see `triggers.repository.source_keys`.
 trigger_sources = Table(
     "trigger_sources",
     metadata,

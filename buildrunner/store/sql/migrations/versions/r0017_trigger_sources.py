@@ -1,4 +1,4 @@
-"""What triggers listen to, when the clock fires them, and their version.
+"""The sources that triggers listen to, when the clock fires them, and their version.
 
 `store.sql.triggers.index_triggers` fills them in after the upgrade.
 """
