@@ -106,7 +106,8 @@ def zipped(files=FILES):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
         for name, content in files.items():
-            opened.writestr(name, content)
+            # The time of a ZipInfo is fixed, so that the same files are the same bytes at any time.
+            opened.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
