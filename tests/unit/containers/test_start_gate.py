@@ -18,6 +18,7 @@ from buildrunner.containers import start_gate
 from buildrunner.containers.start_gate import checked_output, gate_program
 from buildrunner.containers.types import ErrorOutput
 from buildrunner.errors import GateRefused
+from tests.conftest import program
 
 REFUSAL = "refused\n"
 
@@ -133,18 +134,16 @@ def test_without_a_word_nothing_runs(gate: list[str], tmp_path: Path) -> None:
     assert run(gate, tmp_path, "/bin/sh", "-c", "echo x", word=b"") == (127, "", REFUSAL)
 
 
+@pytest.mark.slow  # `make test` installs the assemblers, and `make unit` does not
 @pytest.mark.parametrize(
-    ("table", "assembler", "syntax"),
-    [
-        ("_X86_64", "x86_64-linux-gnu-as", ".intel_syntax noprefix\n"),
-        ("_AARCH64", "aarch64-linux-gnu-as", ""),
-    ],
+    ("table", "architecture", "syntax"),
+    [("_X86_64", "x86_64", ".intel_syntax noprefix\n"), ("_AARCH64", "aarch64", "")],
 )
 def test_its_bytes_are_what_the_listing_says(
-    table: str, assembler: str, syntax: str, tmp_path: Path
+    table: str, architecture: str, syntax: str, tmp_path: Path
 ) -> None:
-    if shutil.which(assembler) is None:
-        pytest.skip(f"{assembler} is not installed")
+    package = f"binutils-{architecture.replace('_', '-')}-linux-gnu"
+    assembler = program(f"{architecture}-linux-gnu-as", package)
     source = inspect.getsource(start_gate).partition(f"{table} = ")[2].partition("\n)")[0]
     lines = re.findall(r'" {2}# ((?:\w+: )?)(.*?)(?: {2};.*)?$', source, re.MULTILINE)
     text = syntax + "".join(f"{label}\n{line}\n" for label, line in lines)
