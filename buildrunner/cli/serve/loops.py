@@ -72,11 +72,14 @@ class ServerLoops:
                 stop=self._remotes.stop,
             )
             self._reconcile = ReconcileLoop(Reconciler(context, remote), reconcile_s)
+        self._changes = context.store.listener(self._builds_changed)
+        self._wake_worker = context.wake
         context.schedule_changed.connect(self._scheduler.wake)
         context.hook_arrived.connect(self._deliveries.wake)
 
     def start(self) -> None:
         """Start all loops, with the work that an earlier server left."""
+        self._changes.start()
         self._scheduler.start()
         self._approvals.start()
         self._outbox.start()
@@ -86,6 +89,7 @@ class ServerLoops:
 
     def stop(self) -> None:
         """Finish the current work and stop. The rest is in the database. Idempotent."""
+        self._changes.stop()
         if self._reconcile is not None:
             self._reconcile.stop()
         self._remotes.stop()
@@ -93,3 +97,8 @@ class ServerLoops:
         self._scheduler.stop()
         self._approvals.stop()
         self._outbox.stop()
+
+    def _builds_changed(self) -> None:
+        """Look at once: another server, or the process of a build, has changed a build."""
+        self._wake_worker()
+        self._outbox.wake()

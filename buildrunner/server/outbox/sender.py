@@ -87,6 +87,10 @@ class OutboxSender:
         """Begin."""
         self._loop.start()
 
+    def wake(self) -> None:
+        """Look for changes at once. Cheap."""
+        self._loop.wake()
+
     def stop(self) -> None:
         """End. What is being sent has a moment to arrive, else the next server sends it again."""
         self._loop.stop()

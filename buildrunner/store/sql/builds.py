@@ -42,6 +42,7 @@ from buildrunner.store.sql.database import (
     within_time,
 )
 from buildrunner.store.sql.filter import PageTokens, bounded
+from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
     COLUMNS,
@@ -450,6 +451,7 @@ def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason:
     known = msgspec.json.encode({CANCELLED_BY: reason, **msgspec.json.decode(labels)})
     change = update(builds).where(builds.c.id == build_id)
     connection.execute(change.values(cancel_requested=True, labels=known))
+    tell_others(connection)
 
 
 _LONGEST_S = 2.0

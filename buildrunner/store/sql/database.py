@@ -123,6 +123,22 @@ class Database:
             finally:
                 self._turn.release()
 
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Any]:
+        """A connection of psycopg, outside of the pool, that listens on a channel of PostgreSQL."""
+        with self._translated():
+            pooled = self._engine.raw_connection()
+            connection: Any = pooled.driver_connection
+            pooled.detach()
+            try:
+                connection.autocommit = True
+                connection.execute(f"LISTEN {channel}")
+                yield connection
+            except self._engine.dialect.loaded_dbapi.Error as error:
+                raise self.explained(error) from error
+            finally:
+                connection.close()
+
     def use_write_ahead_log(self) -> None:
         """On SQLite: let readers and one writer work at the same time. It stays with the file."""
         with self._translated(), self._engine.connect() as connection:
@@ -172,7 +188,7 @@ class Database:
         except SQLAlchemyError as error:
             raise self.explained(error) from error
 
-    def explained(self, error: SQLAlchemyError) -> StoreError:
+    def explained(self, error: Exception) -> StoreError:
         """Explain a failure. The text holds neither the statement nor its values."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())

@@ -37,6 +37,7 @@ from buildrunner.store.model.outbox import (
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
+from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.rows import AnyRow, shown_document
 from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbox
 
@@ -446,6 +447,7 @@ def note_new(connection: Connection, row: dict[str, Any]) -> None:
     """Note a new build, whose row this is."""
     values = {"build_id": row["id"], **{name: row[name] for name in _NAMES[1:]}}
     connection.execute(insert(build_changes).values(values))
+    tell_others(connection)
 
 
 def note_change(
@@ -464,7 +466,9 @@ def note_change(
         literal(columns["status"], builds.c.status.type),
         literal(columns["document"], builds.c.document.type),
     ).where(which, builds.c.status != columns["status"])
-    connection.execute(insert(build_changes).from_select(_NAMES, changed))
+    made = insert(build_changes).from_select(_NAMES, changed).returning(build_changes.c.id)
+    if connection.execute(made).all():
+        tell_others(connection)
 
 
 class SqlNotifiers(SqlPart):

@@ -18,6 +18,8 @@ Rules that every method follows (contract suite: tests/contract/test_server_stor
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sqlalchemy import select
 
 from buildrunner.store.sql.access import SqlAuditLog, SqlSessions, SqlTokens
@@ -26,6 +28,7 @@ from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.filter import PageTokens
 from buildrunner.store.sql.identity import SqlIdentityKeys
+from buildrunner.store.sql.listening import ChangeListener
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
 from buildrunner.store.sql.queue import SqlQueue
@@ -87,6 +90,10 @@ class ServerStore:
         """Raise `StoreError` unless the database answers."""
         with self._database.read() as connection:
             connection.execute(select(1))
+
+    def listener(self, heard: Callable[[], None]) -> ChangeListener:
+        """Return a listener, not started, that calls ``heard`` after changes of builds."""
+        return ChangeListener(self._database, heard)
 
     def close(self) -> None:
         """Close the database. Idempotent."""
