@@ -31,13 +31,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
     install = actions.add_parser("install", help="make and test images")
-    install.add_argument("names", nargs="*", metavar="NAME", help="docker, git, python, ...")
+    install.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="image to make: docker, git, python, ... (default: the common images)",
+    )
     install.add_argument(
         "--for",
         dest="config",
         metavar="FILE",
-        help="make what this config needs: the images of its steps, and those that the Dockerfiles "
-        "it builds start from",
+        help="make the images that this config needs: those of its steps, and those in FROM lines"
+        " of the Dockerfiles that it builds",
     )
     install.add_argument(
         "--substitutions",
@@ -47,14 +52,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="values for the config of --for, as in `gcloud builds submit`; may be repeated",
     )
     install.add_argument("--all", action="store_true", help="make every image of the catalog")
-    install.add_argument("--base", default="", metavar="IMAGE", help="Debian image to build on")
+    install.add_argument(
+        "--base",
+        default="",
+        metavar="IMAGE",
+        help="Debian image to build on (default: debian:bookworm-slim)",
+    )
     install.add_argument(
         "--build-arg",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a version (NODE_VERSION=20) or the address of an archive (HELM_URL=https://...) for "
-        "the images that take it, which are made again; may be repeated",
+        help="version (NODE_VERSION=20) or address of an archive (HELM_URL=https://...); images"
+        " that use it are made again; may be repeated",
     )
     install.add_argument(
         "--force", action="store_true", help="make images again, without any cache"
@@ -68,7 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--verbose", action="store_true", help="show the complete output of the builds"
     )
     listing = actions.add_parser("list", help="list the images, and the names that they replace")
-    listing.add_argument("--format", choices=("table", "json"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json"),
+        default="table",
+        help="format of the output (default: table)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

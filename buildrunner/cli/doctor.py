@@ -22,7 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "exit codes: 0 no problem (warnings are possible), 1 a problem must be fixed first"
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the output (default: text)",
+    )
     parser.add_argument(
         "--clean",
         action="store_true",

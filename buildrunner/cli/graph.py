@@ -35,8 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a config, or - for standard input (default: cloudbuild.yaml)",
     )
-    parser.add_argument("--format", choices=_FORMATS, help="default: text, or by OUT's ending")
-    parser.add_argument("-o", "--output", metavar="OUT", help="write to this file")
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        help="format of the drawing (default: by the ending of OUT, or text)",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="file to write (default: standard output)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

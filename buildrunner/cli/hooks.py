@@ -43,7 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     listing = actions.add_parser("list", help="list all hooks and their bindings")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     setting = actions.add_parser("set", help="bind a hook; fields without a flag do not change")
     setting.add_argument(
         "--host", metavar="URL", help="address of the forge (default: the public one)"
@@ -52,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--owner",
         action="append",
         metavar="OWNER",
-        help="owner, group or repository on the forge; may be repeated; *: all of the host",
+        help="owner, group or repository whose events count; may be repeated; *: all of the host",
     )
     setting.add_argument(
         "--for-project",
@@ -61,15 +66,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="fire triggers of this project only; may be repeated; '': of all projects",
     )
     setting.add_argument(
-        "--repository", metavar="URL", help="git/NAME: where the server fetches the repository"
+        "--repository",
+        metavar="URL",
+        help="of git/NAME: URL from which the server fetches the repository",
     )
-    setting.add_argument("--topic", metavar="TOPIC", help="pubsub/NAME: projects/P/topics/T")
-    setting.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    setting.add_argument(
+        "--topic",
+        metavar="TOPIC",
+        help="of pubsub/NAME: full name of the topic, projects/P/topics/T",
+    )
+    setting.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
     deleting = actions.add_parser(
         "delete", help="delete the binding of a hook, which then fires no trigger"
     )
     for one in (setting, deleting):
-        one.add_argument("hook", metavar="NAME", help="github, gitea/team, git/app, pubsub/topic")
+        one.add_argument(
+            "hook",
+            metavar="NAME",
+            help="name of the hook: github, gitea/team, git/app, pubsub/topic",
+        )
     for one in actions.choices.values():
         add_server_flags(one)
 

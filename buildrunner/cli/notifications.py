@@ -163,28 +163,50 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     importing = actions.add_parser("import", help="create or replace the notifiers of a file")
-    importing.add_argument("file", metavar="FILE", help="YAML; - is standard input")
+    importing.add_argument(
+        "file", metavar="FILE", help="file of notifiers (YAML); -: standard input"
+    )
     listing = actions.add_parser("list", help="list notifiers")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     describing = actions.add_parser("describe", help="print a notifier in the form for `import`")
-    describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    describing.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
     deleting = actions.add_parser("delete", help="delete a notifier")
     testing = actions.add_parser(
         "test", help="test a notifier: the result of each rule, and the message"
     )
-    testing.add_argument("notifier", metavar="NAME", nargs="?", default="")
+    testing.add_argument(
+        "notifier", metavar="NAME", nargs="?", default="", help="name of the notifier"
+    )
     testing.add_argument(
         "-f", "--file", metavar="FILE", help="test the notifier of this file instead"
     )
     sending = actions.add_parser("send", help="send a notifier's message about a build, as a test")
     for one in (describing, deleting, sending):
-        one.add_argument("notifier", metavar="NAME")
+        one.add_argument("notifier", metavar="NAME", help="name of the notifier")
     for one in (testing, sending):
         one.add_argument(
-            "--build", default="", metavar="ID", help="build to test with (the newest)"
+            "--build",
+            default="",
+            metavar="ID",
+            help="build that the message is about (default: the newest)",
         )
-        one.add_argument("--status", default="", help="test with this status: FAILURE")
-    testing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
+        one.add_argument("--status", default="", help="as if the build had this status: FAILURE")
+    testing.add_argument(
+        "--format",
+        choices=("text", "json", "yaml"),
+        default="text",
+        help="format of the output (default: text)",
+    )
     _add_outbox_commands(actions)
     for one in actions.choices.values():
         add_call_flags(one)
@@ -310,18 +332,41 @@ def _add_outbox_commands(
     actions: argparse._SubParsersAction[argparse.ArgumentParser],
 ) -> None:
     listing = actions.add_parser("outbox", help="list sent and waiting messages, newest first")
-    listing.add_argument("--state", choices=("waiting", "delivered", "given_up"), default="")
+    listing.add_argument(
+        "--state",
+        choices=("waiting", "delivered", "given_up"),
+        default="",
+        help="only messages in this state",
+    )
     listing.add_argument("--build", default="", metavar="ID", help="only messages about this build")
-    listing.add_argument("--limit", type=int, default=50, metavar="N")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--limit",
+        type=int,
+        default=50,
+        metavar="N",
+        help="maximum number of messages (default: 50)",
+    )
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     showing = actions.add_parser("show", help="show a message, its receiver and its result")
-    showing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    showing.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
     retrying = actions.add_parser("retry", help="send a message now, even if it was given up")
-    retrying.add_argument("--all", action="store_true", help="all messages that were given up")
+    retrying.add_argument("--all", action="store_true", help="send all messages that were given up")
     dropping = actions.add_parser("drop", help="delete messages without sending them")
-    showing.add_argument("message", type=int, metavar="ID")
-    retrying.add_argument("messages", type=int, metavar="ID", nargs="*")
-    dropping.add_argument("messages", type=int, metavar="ID", nargs="+")
+    showing.add_argument(
+        "message", type=int, metavar="ID", help="id of the message, as in `outbox`"
+    )
+    retrying.add_argument("messages", type=int, metavar="ID", nargs="*", help="id of a message")
+    dropping.add_argument("messages", type=int, metavar="ID", nargs="+", help="id of a message")
 
 
 def _outbox(args: argparse.Namespace, server: ServerConnection, project: str) -> int:

@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     setting = actions.add_parser("set", help="store a value as a new version")
-    setting.add_argument("name", metavar="NAME", nargs="?", default="")
+    setting.add_argument("name", metavar="NAME", nargs="?", default="", help="name of the secret")
     # Whatever else stands there may be a value: taken here, and refused without repeating it.
     setting.add_argument("surplus", nargs="*", default=(), help=_hidden())
     setting.add_argument(
@@ -76,15 +76,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     scoping.add_argument(
         "name",
         metavar="NAME",
-        help="name of a secret or a KMS key, which may be stored at Google only",
+        help="name of a secret or a KMS key; Google's need no value on this machine",
     )
     add_scope_flags(scoping)
     listing = actions.add_parser(
         "list", help="list names, versions, dates and scopes, without values"
     )
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     removing = actions.add_parser("rm", help="delete a secret, or one version of it")
-    removing.add_argument("name", metavar="NAME")
+    removing.add_argument(
+        "name", metavar="NAME", help="the secret, or NAME/versions/N for one version"
+    )
     removing.add_argument("-y", "--yes", action="store_true", help="do not ask for confirmation")
     for action in (setting, scoping, removing):
         add_place_flags(action)
@@ -319,29 +326,38 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="ID",
-        help="the project's builds, notifiers and webhooks, beside those of the project that the"
-        f" secret's name begins with; {EVERY_PROJECT} for every project",
+        help="this project may read it, besides the project in its name;"
+        f" {EVERY_PROJECT}: every project",
     )
     group.add_argument(
-        "--trigger", action="append", default=[], metavar="NAME", help="builds of this trigger only"
+        "--trigger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only builds of this trigger may read it",
     )
     group.add_argument(
         "--branch",
         action="append",
         default=[],
         metavar="NAME",
-        help="builds by a trigger of this branch only; release/* matches a prefix",
+        help="only builds that a trigger made of this branch may read it; release/* matches a"
+        " prefix",
     )
     group.add_argument(
-        "--tag", action="append", default=[], metavar="NAME", help="the same, for tags"
+        "--tag",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only builds that a trigger made of this tag may read it",
     )
     group.add_argument(
         "--image",
         action="append",
         default=[],
         metavar="IMAGE@DIGEST",
-        help="steps that run this image (or builder image) without a script, entrypoint, env or"
-        " volumes, in builds whose steps have no engine socket",
+        help="only steps that run this image (or builder image) may read it: without a script,"
+        " entrypoint, env or volumes, in builds whose steps have no engine socket",
     )
     group.add_argument(
         "--env",
@@ -357,7 +373,7 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[use.value for use in PROJECT_USES],
-        help="only for this kind (default: all three)",
+        help="only these of the project may read it (default: all three)",
     )
 
 

@@ -27,15 +27,26 @@ examples:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``trust``."""
     parser.epilog = _EPILOG
-    parser.add_argument("dir", nargs="?", default=".", metavar="DIR", help="default: this folder")
+    parser.add_argument(
+        "dir",
+        nargs="?",
+        default=".",
+        metavar="DIR",
+        help="folder of the project (default: this folder)",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="show the trusted files")
-    what.add_argument("--revoke", action="store_true", help="withdraw the trust")
-    parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    what.add_argument("--revoke", action="store_true", help="withdraw the trust in the file of DIR")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trust a file, trust it no more, or list the trusted files.
+    """Trust a file, withdraw the trust, or list the trusted files.
 
     Raises:
         ConfigError: the file is wrong.

@@ -31,12 +31,19 @@ Exit codes: 0 no error (warnings only with --strict are errors), 2 at least one 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = _EPILOG
-    parser.add_argument("files", nargs="*", metavar="FILE", default=["."], help="default: .")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        metavar="FILE",
+        default=["."],
+        help="config, folder, or - for standard input (default: .)",
+    )
     parser.add_argument(
         "--format",
         choices=("text", "json", "github", "sarif"),
         default="text",
-        help="how problems are written: for people, programs, GitHub Actions or code scanning",
+        help="form of the problems: text for people, json for programs, github for GitHub Actions,"
+        " sarif for code scanning (default: text)",
     )
     parser.add_argument("--strict", action="store_true", help="treat warnings as errors")
     parser.add_argument(
@@ -44,10 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="_KEY=VALUE,...",
-        help="values as in `gcloud builds submit`; may be repeated",
+        help="values of substitutions, as in `gcloud builds submit`; may be repeated",
     )
     parser.add_argument(
-        "--triggered", action="store_true", help="check them as builds of a trigger"
+        "--triggered", action="store_true", help="check configs as for builds of a trigger"
     )
 
 

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from buildrunner.provenance.verification import Policy, Trust, Verified
 
 _EPILOG: Final = """\
-SUBJECT is a file of this machine, or an image in a registry. The provenance of an image is read
-from the registry, that of FILE from FILE.intoto.jsonl; --provenance names another file.
-
-The signature, the digest of SUBJECT and all that the policy says must fit. A policy is a file:
+verify reads the provenance of IMAGE from its registry, and that of FILE from FILE.intoto.jsonl;
+--provenance names another file. The signature, the digest and every rule of the policy must match.
+A policy is a file:
 
     keys: [ci.pub]                                # one of these keys has signed,
     authorities: [ca.pem]                         # or one with a certificate of these authorities
@@ -43,25 +42,30 @@ Exit codes: 0 verified, 1 refused, 2 wrong usage or policy, 3 the registry does 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = _EPILOG
-    parser.add_argument("subject", metavar="IMAGE|FILE")
-    parser.add_argument("--policy", metavar="FILE", default="", help="the policy to meet")
+    parser.add_argument("subject", metavar="IMAGE|FILE", help="the image or the file to verify")
+    parser.add_argument(
+        "--policy", metavar="FILE", default="", help="policy that the provenance must meet"
+    )
     for flag, metavar, text in (
-        ("--key", "FILE", "a public key that may have signed"),
-        ("--builder", "URI", "a builder that may have built it"),
-        ("--source", "URL", "a repository that it may be built from"),
-        ("--ref", "REF", "a branch or tag that it may be built from: refs/heads/main"),
+        ("--key", "FILE", "public key that may have signed the provenance"),
+        ("--builder", "URI", "id of a builder (the address of a server) that may have built it"),
+        ("--source", "URL", "repository that it may be built from"),
+        ("--ref", "REF", "branch or tag that it may be built from: refs/heads/main"),
     ):
         parser.add_argument(
             flag, metavar=metavar, action="append", default=[], help=f"{text}; may be repeated"
         )
     parser.add_argument(
-        "--provenance", metavar="FILE", default="", help="read the provenance from this file"
+        "--provenance",
+        metavar="FILE",
+        default="",
+        help="read the provenance from this file (default: the registry, or FILE.intoto.jsonl)",
     )
     parser.add_argument(
         "--format",
         choices=("text", "json"),
         default="text",
-        help="json prints the verified statement",
+        help="json: print the verified statement (default: text)",
     )
 
 

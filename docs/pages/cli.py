@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.cli.arguments import CommandParser
 from buildrunner.cli.main import COMMANDS
-from pages.markdown import code, codes, sentence, table
+from pages.markdown import code, sentence, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -82,11 +82,10 @@ def _is_shown(action: argparse.Action) -> bool:
 
 def _row(action: argparse.Action) -> tuple[str, str]:
     meaning = action.help or ""
-    if action.choices:
-        listed = codes(str(choice) for choice in action.choices)
-        default = f" (default {code(str(action.default))})" if action.default else ""
-        meaning = f"{meaning}; one of {listed}{default}" if meaning else f"{listed}{default}"
-    return _written(action), sentence(meaning)
+    first = meaning.split(" ")[0].rstrip(",")
+    # A value of the flag keeps its case: "host: run on this machine's engine".
+    is_value = first in (action.choices or ()) or not first.isalpha()
+    return _written(action), meaning[:1] + sentence(meaning)[1:] if is_value else sentence(meaning)
 
 
 def _written(action: argparse.Action) -> str:
@@ -94,7 +93,8 @@ def _written(action: argparse.Action) -> str:
         return code(str(action.metavar or action.dest))
     value = ""
     if action.nargs != 0:
-        value = f" {action.metavar}" if action.metavar else " WORD"
+        choices = "|".join(str(choice) for choice in action.choices or ())
+        value = f" {action.metavar or choices or action.dest.upper()}"
     return ", ".join(code(f"{flag}{value}") for flag in action.option_strings)
 
 

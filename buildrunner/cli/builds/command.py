@@ -24,7 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "An id may be shortened to its first characters, as long as they are unique."
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     listing = actions.add_parser("list", help="list builds, newest first")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number (50)")
+    listing.add_argument(
+        "--limit", type=int, default=50, metavar="N", help="maximum number of builds (default: 50)"
+    )
     listing.add_argument("--ongoing", action="store_true", help="only builds that have not ended")
     listing.add_argument(
         "--filter",
@@ -33,21 +35,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="""Cloud Build's filter language, e.g. 'status="FAILURE" tags="nightly"'""",
     )
     listing.add_argument(
-        "--region", default="", metavar="REGION", help="only builds of this region, or of global"
+        "--region", default="", metavar="REGION", help="only builds of this region, such as global"
     )
     listing.add_argument(
         "--page-size",
         type=int,
         default=500,
         metavar="N",
-        help="number of builds per request to a server (500)",
+        help="number of builds for each request to a server (default: 500)",
     )
     _add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="print all details of a build")
-    describe.add_argument("id", metavar="ID")
+    describe.add_argument("id", metavar="ID", help="id of the build")
     _add_format(describe, ("yaml", "json", "table"))
     log = actions.add_parser("log", help="print the log of a build")
-    log.add_argument("id", metavar="ID")
+    log.add_argument("id", metavar="ID", help="id of the build")
     log.add_argument(
         "--follow",
         "--stream",
@@ -63,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         " `buildrunner verify` checks them.",
     )
     subject = provenance.add_mutually_exclusive_group(required=True)
-    subject.add_argument("id", metavar="ID", nargs="?")
+    subject.add_argument("id", metavar="ID", nargs="?", help="id of the build")
     subject.add_argument(
         "--public-key",
         action="store_true",
@@ -75,11 +77,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="print the statements without signatures, as indented JSON to read",
     )
     cancel = actions.add_parser("cancel", help="cancel running builds and wait for their end")
-    cancel.add_argument("ids", metavar="ID", nargs="+")
+    cancel.add_argument("ids", metavar="ID", nargs="+", help="id of a build")
     delete = actions.add_parser("delete", help="delete finished builds and their logs")
-    delete.add_argument("ids", metavar="ID", nargs="+")
+    delete.add_argument("ids", metavar="ID", nargs="+", help="id of a build")
     retry = actions.add_parser("retry", help="on a server: queue the same build again")
-    retry.add_argument("id", metavar="ID")
+    retry.add_argument("id", metavar="ID", help="id of the build")
     retry.add_argument(
         "--from",
         dest="from_step",
@@ -94,9 +96,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "reject", help="on a server: reject a build that waits for an approval"
     )
     for decide in (approve, reject):
-        decide.add_argument("id", metavar="ID")
-        decide.add_argument("--comment", default="", metavar="TEXT", help="a reason")
-        decide.add_argument("--url", default="", metavar="URL", help="a link to more information")
+        decide.add_argument("id", metavar="ID", help="id of the build")
+        decide.add_argument("--comment", default="", metavar="TEXT", help="reason of the decision")
+        decide.add_argument("--url", default="", metavar="URL", help="link to more information")
     reading = (parser, listing, describe, log, provenance)
     for part in (*reading, cancel, delete, retry, approve, reject):
         add_server_flags(part)
@@ -150,7 +152,7 @@ def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
         type=form,
         default=forms[0],
         metavar="FORM",
-        help=f"{', '.join(forms)}, or value(FIELD, ...) as in gcloud; default: {forms[0]}",
+        help=f"format: {', '.join(forms)}, or value(FIELD, ...) as in gcloud (default: {forms[0]})",
     )
 
 

@@ -15,11 +15,18 @@ _COLUMNS = ("ID", "TIME", "WHO", "ACTION", "TARGET", "OUTCOME", "ADDRESS")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``audit``."""
-    parser.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number (50)")
+    parser.add_argument(
+        "--limit", type=int, default=50, metavar="N", help="maximum number of entries (default: 50)"
+    )
     parser.add_argument(
         "--before", type=int, default=0, metavar="ID", help="only entries older than this entry"
     )
-    parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     add_place_flags(parser)
 
 

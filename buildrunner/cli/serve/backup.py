@@ -26,13 +26,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     creating = actions.add_parser("create", help="copy the database into a new file")
-    creating.add_argument("file", metavar="FILE", help="new file")
+    creating.add_argument("file", metavar="FILE", help="file to write, which must not exist")
     restoring = actions.add_parser("restore", help="replace the database with a backup")
     restoring.add_argument("file", metavar="FILE", help="file of `backup create`")
     restoring.add_argument(
         "--replace",
         action="store_true",
-        help="move the existing database to server.db.replaced, or the next free name",
+        help="replace an existing database, which is moved to server.db.replaced or the next free"
+        " name",
     )
     for action in (creating, restoring):
         add_place_flags(action)

@@ -22,14 +22,15 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
         "--data",
         metavar="DIR",
         default="",
-        help="folder of logs, sources, database (default: buildrunner/server in your data folder)",
+        help="the server's folder: database, logs, sources (default: buildrunner/server in your"
+        " data folder)",
     )
     parser.add_argument(
         "--database",
         metavar="URL",
         default="",
-        help="postgresql://USER@HOST/NAME instead of a file in the folder; with a password, set"
-        " BUILDRUNNER_DATABASE instead",
+        help="postgresql://USER@HOST/NAME: a PostgreSQL database instead of a file in the folder;"
+        " if the URL has a password, set BUILDRUNNER_DATABASE instead",
     )
 
 

@@ -33,21 +33,29 @@ them.
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add all of them."""
     parser.epilog = EPILOG
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="port; 0 chooses a free one (8080)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8080,
+        help="port to listen on; 0 chooses a free one (default: 8080)",
+    )
     add_place_flags(parser)
     parser.add_argument(
         "--sandbox",
         choices=("nested", "host"),
         default="nested",
-        help="nested: an engine of its own for each build; host: the engine at hand (nested)",
+        help="nested: each build gets a container engine of its own; host: builds share this"
+        " machine's engine (default: nested)",
     )
     parser.add_argument(
         "--require-isolation",
         choices=("capabilities", "user-namespace"),
         default="",
         help="builds of forks wait unless this machine isolates sandboxes at least this strongly"
-        " (no requirement)",
+        " (default: no requirement)",
     )
     _add_access(parser)
     _add_limits(parser)
@@ -55,7 +63,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--log-format",
         choices=("text", "json"),
         default="text",
-        help="format of the server's own log",
+        help="format of the server's own log (default: text)",
     )
 
 
@@ -64,17 +72,20 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         "--auth",
         choices=("tokens", "none"),
         default="tokens",
-        help="none: all users of this machine have all rights (tokens)",
+        help="tokens: every request needs a token; none: every user of this machine has all rights"
+        " (default: tokens)",
     )
     parser.add_argument(
         "--public-project",
         action="append",
         default=[],
         metavar="ID",
-        help="everyone may read its builds, logs and triggers without a token; may be given"
-        " several times",
+        help="let everyone read this project's builds, logs and triggers without a token; may be"
+        " repeated",
     )
-    parser.add_argument("--tls-cert", metavar="FILE", default="", help="certificate for https")
+    parser.add_argument(
+        "--tls-cert", metavar="FILE", default="", help="certificate for https (PEM)"
+    )
     parser.add_argument("--tls-key", metavar="FILE", default="", help="private key of --tls-cert")
     parser.add_argument(
         "--public-url",
@@ -95,20 +106,20 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="HOST",
-        help="builds may fetch from this host though its address is private; .example.com stands"
-        " for all hosts below it; may be repeated",
+        help="let builds fetch from this host, even at a private address; .example.com stands for"
+        " all hosts below it; may be repeated",
     )
     parser.add_argument(
         "--allow-private-sources",
         action="store_true",
-        help="builds may fetch from any address, and from repositories on the server's disk",
+        help="let builds fetch from any address, and from repositories on the server's disk",
     )
     parser.add_argument(
         "--allow-notify-host",
         action="append",
         default=[],
         metavar="HOST",
-        help="notifications may go to this host though its address is private; .example.com stands"
+        help="let notifications go to this host, even at a private address; .example.com stands"
         " for all hosts below it; may be repeated",
     )
 
@@ -119,90 +130,96 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="maximum number of running builds (one for each processor, at least two)",
+        help="maximum number of running builds (default: one for each processor, at least two)",
     )
     parser.add_argument(
         "--spare-sandboxes",
         type=int,
         default=None,
         metavar="N",
-        help="nested sandboxes that are started before builds come, so that these begin at once"
-        " (1, or 0 with less than 2 GiB of memory); each takes some 50 MiB",
+        help="number of nested sandboxes to start ahead of builds; each takes about 50 MiB"
+        " (default: 1, or 0 with less than 2 GiB of memory)",
     )
     parser.add_argument(
         "--reconcile-every",
         type=int,
         default=300,
         metavar="SECONDS",
-        help="how often to check repositories for pushes whose webhook was missed; 0: never (300)",
+        help="how often to check repositories for pushes whose webhook was missed; 0: never"
+        " (default: 300)",
     )
     parser.add_argument(
         "--max-builds-per-trigger",
         type=int,
         default=0,
         metavar="N",
-        help="maximum number of running builds of one trigger (no limit)",
+        help="maximum number of running builds of one trigger (default: no limit)",
     )
     parser.add_argument(
         "--drain",
         type=int,
         default=0,
         metavar="SECONDS",
-        help="after SIGTERM, wait this long for running builds, then leave them to the next server",
+        help="after SIGTERM, wait this long for running builds, then leave them to the next server"
+        " (default: 0)",
     )
     parser.add_argument(
         "--max-build-disk-gib",
         type=int,
         default=100,
         metavar="N",
-        help="fail a build whose nested sandbox uses more disk space (100); 0 sets no limit",
+        help="fail a build whose nested sandbox uses more disk space; 0: no limit (default: 100)",
     )
     parser.add_argument(
         "--max-build-log-gib",
         type=int,
         default=1,
         metavar="N",
-        help="fail a build whose log is larger (1); 0 sets no limit",
+        help="fail a build whose log is larger; 0: no limit (default: 1)",
     )
     parser.add_argument(
         "--max-uploads-gib",
         type=int,
         default=100,
         metavar="N",
-        help="disk space for the uploaded sources of one project (100); 0 sets no limit",
+        help="disk space for the uploaded sources of one project; 0: no limit (default: 100)",
     )
     parser.add_argument(
         "--keep-workspaces-gib",
         type=int,
         default=10,
         metavar="N",
-        help="disk space for workspaces of failed builds, to resume from a step (10); 0 keeps none",
+        help="disk space for workspaces of failed builds, which can then be resumed; 0: keep none"
+        " (default: 10)",
     )
     parser.add_argument(
         "--keep-builds",
         action="append",
         default=[],
         metavar="[PROJECT=]RULE",
-        help="delete builds and their logs beyond an age (90d), a number per project (1000), or"
-        " either (90d,1000). The last success of each trigger is kept. May be repeated, for"
-        " PROJECT or for all others (keep all)",
+        help="delete older builds and their logs; RULE is an age (90d), a number of builds for each"
+        " project (1000), or both (90d,1000); may be repeated (default: keep all)",
     )
     parser.add_argument(
         "--keep-audit-days",
         type=int,
         default=365,
         metavar="N",
-        help="delete older entries of the audit log (365); 0 keeps all",
+        help="delete entries of the audit log after so many days; 0: keep all (default: 365)",
     )
     parser.add_argument(
-        "--keep-logs-days", type=int, default=0, metavar="N", help="delete older logs (keep all)"
+        "--keep-logs-days",
+        type=int,
+        default=0,
+        metavar="N",
+        help="delete logs after so many days (default: keep all)",
     )
     parser.add_argument(
         "--keep-logs-gib",
         type=int,
         default=0,
         metavar="N",
-        help="delete the oldest logs beyond this size of all logs (keep all)",
+        help="delete the oldest logs once all logs together are larger (default: keep all)",
     )
 
 

@@ -38,19 +38,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="SCOPE",
         choices=("read", "submit", "approve", "admin"),
-        help="read, submit, approve or admin; may be repeated (default: read, submit)",
+        help="right of the token: read, submit, approve or admin; may be repeated (default: read,"
+        " submit)",
     )
     creating.add_argument(
         "--project",
         action="append",
         default=[],
         metavar="ID",
-        help="valid for this project only; may be repeated (default: for all)",
+        help="the token is valid for this project only; may be repeated (default: all projects)",
     )
     listing = actions.add_parser("list", help="list names, scopes and projects, without the tokens")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     revoking = actions.add_parser("revoke", help="revoke a token at once")
-    revoking.add_argument("name", metavar="NAME")
+    revoking.add_argument("name", metavar="NAME", help="name of the token")
     for action in (creating, listing, revoking):
         add_place_flags(action)
 

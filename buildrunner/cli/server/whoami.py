@@ -13,7 +13,12 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``whoami``."""
     add_server_flags(parser)
-    parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    parser.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The flags of ``buildrunner submit``: ours, and those that hands used to gcloud type."""
+"""The flags of ``buildrunner submit``: ours, and those of ``gcloud builds submit``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--config",
         metavar="FILE",
-        help="the config, - for standard input (default: cloudbuild.yaml)",
+        help="path of the config; -: standard input (default: cloudbuild.yaml)",
     )
     group.add_argument(
         "--tag", metavar="IMAGE", help="build the folder's Dockerfile and push the image"
@@ -111,17 +111,19 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--triggered",
         action="store_true",
-        help="build as a trigger would: substitutions are loose and dynamic, and the folder's Git "
-        "repository gives $COMMIT_SHA, $BRANCH_NAME and the like",
+        help="build as a trigger would: substitutions are loose and dynamic, and the folder's Git"
+        " repository gives $COMMIT_SHA, $BRANCH_NAME and the like",
     )
     group.add_argument(
         "--trigger",
         default="",
         metavar="FILE",
-        help="the same with the config, substitutions and settings of the trigger in a file; "
-        "FILE#NAME chooses one of several",
+        help="build as the trigger in this file would, with its config, substitutions and"
+        " settings; FILE#NAME selects one of several triggers",
     )
-    group.add_argument("--source", metavar="DIR", help="the source (default: the current folder)")
+    group.add_argument(
+        "--source", metavar="DIR", help="folder to build (default: the current folder)"
+    )
     group.add_argument("--no-source", action="store_true", help="start with an empty workspace")
     group.add_argument(
         "--ignore-file", default="", metavar="FILE", help="use this file instead of .gcloudignore"
@@ -131,27 +133,36 @@ def _add_build_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="K=V,...",
-        help="override substitutions; may be repeated; ^:^K=a,b:K2=c splits at : instead",
+        help="values of substitutions; may be repeated; ^:^K=a,b:K2=c separates them by : instead",
     )
-    group.add_argument("--project", default="", metavar="ID", help="$PROJECT_ID")
-    group.add_argument("--timeout", default="", metavar="TIME", help="600, 10m, 2h15m5s")
+    group.add_argument(
+        "--project", default="", metavar="ID", help="project of the build, $PROJECT_ID"
+    )
+    group.add_argument(
+        "--timeout",
+        default="",
+        metavar="TIME",
+        help="limit for the whole build, instead of the config's: 600 (seconds), 10m, 2h15m5s",
+    )
 
 
 def _add_git_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--git-source", default="", metavar="URL", help="the repository")
+    group.add_argument(
+        "--git-source", default="", metavar="URL", help="URL of the repository to build"
+    )
     group.add_argument(
         "--git-source-revision",
         "--revision",
         default="",
         metavar="REV",
-        help="branch, tag, commit or full ref (default: what the repository's HEAD names)",
+        help="branch, tag, commit or full ref to build (default: the repository's HEAD)",
     )
     group.add_argument(
         "--git-source-dir",
         "--dir",
         default="",
         metavar="DIR",
-        help="folder of the repository in which steps start",
+        help="folder of the repository in which steps start (default: its root)",
     )
     group.add_argument(
         "--git-submodules", action="store_true", help="also fetch the submodules of the source"
@@ -199,17 +210,21 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="gs://B=file:///DIR",
-        help="use a folder of this machine instead of a bucket",
+        help="use a folder of this machine instead of a bucket; may be repeated",
     )
     group.add_argument(
-        "--image-alias", action="append", default=[], metavar="A=B", help="run image B instead of A"
+        "--image-alias",
+        action="append",
+        default=[],
+        metavar="A=B",
+        help="run image B for steps that name A; may be repeated",
     )
     group.add_argument(
         "--secret",
         action="append",
         default=[],
         metavar="NAME=env:X|file:Y",
-        help="the source of a secret's value",
+        help="take the value of a secret from an environment variable or a file; may be repeated",
     )
     group.add_argument(
         "--google-secrets",
@@ -220,7 +235,8 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
         "--sandbox",
         choices=("host", "nested"),
         default="host",
-        help="nested: the build gets a container engine of its own (default: host)",
+        help="host: run on this machine's engine; nested: start an engine for this build alone"
+        " (default: host)",
     )
     group.add_argument(
         "--no-docker-socket",
@@ -235,16 +251,19 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--metadata-server",
         action="store_true",
-        help="steps can ask metadata.google.internal for the project and its account",
+        help="let steps read the project and its service account from metadata.google.internal",
     )
     group.add_argument(
         "--metadata-credentials",
         nargs="?",
         const="",
         metavar="FILE",
-        help="and for tokens, made with this credentials file (default: your own credentials)",
+        help="with --metadata-server: also give steps access tokens, made with this file of"
+        " credentials (default: your own credentials)",
     )
-    group.add_argument("--privileged", action="store_true", help="run steps privileged")
+    group.add_argument(
+        "--privileged", action="store_true", help="run steps as privileged containers"
+    )
     group.add_argument(
         "--no-cache", action="store_true", help="with --tag: do not reuse layers of earlier builds"
     )
@@ -252,10 +271,16 @@ def _add_run_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_output_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--output", choices=("text", "json"), default="text", help="json: events, one a line"
+        "--output",
+        choices=("text", "json"),
+        default="text",
+        help="text: the log; json: events, one object a line (default: text)",
     )
     group.add_argument(
-        "--format", choices=("text", "json"), default="text", help="of the plan of --dry-run"
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="with --dry-run: format of the plan (default: text)",
     )
     group.add_argument(
         "-q", "--quiet", "--suppress-logs", action="store_true", help="do not show the log"
@@ -277,24 +302,39 @@ def _add_server_flags(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="from -1000 to 1000; higher starts earlier (0)",
+        help="from -1000 to 1000; a higher number starts earlier (default: 0)",
     )
     group.add_argument(
-        "--group", default="", metavar="NAME", help="group of builds for --supersede"
+        "--group", default="", metavar="NAME", help="name of a group of builds, for --supersede"
     )
     group.add_argument(
         "--supersede",
         choices=("cancel_queued", "cancel_all"),
         default="",
-        help="cancel the group's older builds: those that wait, or those that run, too",
+        help="cancel the older builds of the --group: cancel_queued those that wait, cancel_all"
+        " also those that run",
     )
 
 
 def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--region", default="", metavar="REGION", help="$LOCATION")
-    group.add_argument("--machine-type", default="", metavar="TYPE", help="limits of the steps")
-    group.add_argument("--disk-size", default="", metavar="SIZE", help="recorded with the build")
-    group.add_argument("--service-account", default="", metavar="NAME", help="recorded")
+    group.add_argument(
+        "--region", default="", metavar="REGION", help="value of $LOCATION; does not move the build"
+    )
+    group.add_argument(
+        "--machine-type",
+        default="",
+        metavar="TYPE",
+        help="limit the processors and memory of steps to those of this type",
+    )
+    group.add_argument(
+        "--disk-size", default="", metavar="SIZE", help="recorded with the build; sets no limit"
+    )
+    group.add_argument(
+        "--service-account",
+        default="",
+        metavar="NAME",
+        help="recorded with the build; gives no rights",
+    )
     group.add_argument(
         "--gcs-source-staging-dir",
         default="",
@@ -305,7 +345,7 @@ def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
         "--gcs-log-dir", default="", metavar="gs://B/DIR", help="upload the finished log there"
     )
     for flag in _WITHOUT_EFFECT:
-        group.add_argument(flag, default="", metavar="VALUE", help="no effect on a local build")
+        group.add_argument(flag, default="", metavar="VALUE", help="accepted without effect")
     for flag, reason in _REFUSED.items():
         if flag != _ASYNC:
-            group.add_argument(flag, default="", metavar="VALUE", help=f"refused: {reason}")
+            group.add_argument(flag, default="", metavar="VALUE", help=f"refused, since {reason}")

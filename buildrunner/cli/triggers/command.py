@@ -32,13 +32,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = RawDescriptionHelpFormatter
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     listing = actions.add_parser("list", help="list the triggers of a project")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     describing = actions.add_parser("describe", help="print a trigger as it is stored")
-    describing.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    describing.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
     exporting = actions.add_parser("export", help="write a trigger to a file for import")
-    exporting.add_argument("--destination", metavar="FILE", default="-")
+    exporting.add_argument(
+        "--destination",
+        metavar="FILE",
+        default="-",
+        help="file to write; -: standard output (default: -)",
+    )
     importing = actions.add_parser("import", help="create or update the triggers of a file")
-    importing.add_argument("--source", metavar="FILE", required=True, help="YAML or JSON; -: input")
+    importing.add_argument(
+        "--source",
+        metavar="FILE",
+        required=True,
+        help="file of triggers, YAML or JSON; -: standard input",
+    )
     trigger_flags.add_forge_flags(importing)
     creating = actions.add_parser("create", help="create a trigger from flags")
     updating = actions.add_parser("update", help="change the fields that flags name")
@@ -48,10 +68,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     deleting.add_argument("-q", "--quiet", action="store_true", help="do not ask for confirmation")
     running = actions.add_parser("run", help="start a build now, even if the trigger is disabled")
     revision = running.add_mutually_exclusive_group()
-    for name in ("branch", "tag", "sha"):
-        revision.add_argument(f"--{name}", default="", help=f"the {name} to build")
+    for flag, name in (("branch", "branch"), ("tag", "tag"), ("sha", "commit")):
+        revision.add_argument(f"--{flag}", default="", help=f"{name} to build")
     running.add_argument(
-        "--substitutions", action=trigger_flags.Pairs, default={}, metavar="KEY=VALUE,..."
+        "--substitutions",
+        action=trigger_flags.Pairs,
+        default={},
+        metavar="KEY=VALUE,...",
+        help="values for this build alone",
     )
     enabling = actions.add_parser("enable", help="enable a trigger")
     disabling = actions.add_parser("disable", help="disable a trigger")
@@ -60,9 +84,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     _add_test_flags(testing)
     installing = actions.add_parser(
-        "install-hook", help="report pushes to a bare repository to the server"
+        "install-hook", help="install a hook that reports pushes to a bare repository to the server"
     )
-    removing = actions.add_parser("remove-hook", help="remove that hook")
+    removing = actions.add_parser(
+        "remove-hook", help="remove the hook of install-hook from a bare repository"
+    )
     for one in (describing, exporting, updating, deleting, running, enabling, disabling, testing):
         one.add_argument("trigger", metavar="TRIGGER", help="name or id")
     for one in (installing, removing):
@@ -113,26 +139,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _add_test_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--event", metavar="FILE", default="", help="a forge's payload, JSON")
+    parser.add_argument(
+        "--event", metavar="FILE", default="", help="test with this payload of a forge (JSON)"
+    )
     parser.add_argument(
         "--hook",
         default="",
         metavar="FORGE",
-        help="kind of the payload: github, gitlab, webhook, ...",
+        help="with --event: kind of the payload: github, gitlab, webhook, ...",
     )
     parser.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="header of the payload"
+        "--header",
+        action="append",
+        default=[],
+        metavar="NAME:VALUE",
+        help="with --event: a header of its request; may be repeated",
     )
     parser.add_argument("--ref", default="", help="test a push to this ref: main, refs/tags/v1")
     parser.add_argument("--base", default="", help="test a pull request of --ref into this branch")
-    parser.add_argument("--files", nargs="*", metavar="PATH", help="changed file; may be repeated")
+    parser.add_argument("--files", nargs="*", metavar="PATH", help="changed files")
     parser.add_argument("--message", default="", help="message of the head commit")
     parser.add_argument("--comment", default="", help="test this comment on the pull request")
     parser.add_argument("--fork", action="store_true", help="the pull request is from a fork")
     parser.add_argument(
-        "--outsider", action="store_true", help="its author has no write access to the repository"
+        "--outsider",
+        action="store_true",
+        help="the pull request's author has no write access to the repository",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    parser.add_argument(
+        "--format",
+        choices=("text", "json"),
+        default="text",
+        help="format of the output (default: text)",
+    )
 
 
 def _add_hook_flags(parser: argparse.ArgumentParser) -> None:

@@ -31,13 +31,34 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     listing = actions.add_parser("list", help="list deliveries, newest first")
     listing.add_argument("--hook", default="", help="only deliveries of this hook: github, git/app")
-    listing.add_argument("--limit", type=int, default=50, metavar="N")
-    listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    listing.add_argument(
+        "--limit",
+        type=int,
+        default=50,
+        metavar="N",
+        help="maximum number of deliveries (default: 50)",
+    )
+    listing.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
     showing = actions.add_parser("show", help="show a delivery and the result of each trigger")
-    showing.add_argument("--format", choices=("text", "json", "yaml"), default="text")
+    showing.add_argument(
+        "--format",
+        choices=("text", "json", "yaml"),
+        default="text",
+        help="format of the output (default: text)",
+    )
     replaying = actions.add_parser("replay", help="handle a delivery again, which may start builds")
     for one in (showing, replaying):
-        one.add_argument("number", type=int, metavar="NUMBER")
+        one.add_argument(
+            "number",
+            type=int,
+            metavar="NUMBER",
+            help="number of the delivery, as in `deliveries list`",
+        )
     for one in actions.choices.values():
         add_server_flags(one)
 

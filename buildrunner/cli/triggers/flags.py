@@ -94,21 +94,47 @@ class Pairs(argparse.Action):
 
 def add_create_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``create``."""
-    parser.add_argument("kind", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "kind", choices=KINDS, metavar="KIND", help=f"kind of the trigger: {', '.join(KINDS)}"
+    )
     parser.add_argument("--name", default="", help="name, unique in the project")
-    parser.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
+    parser.add_argument(
+        "--substitutions",
+        action=Pairs,
+        default=None,
+        metavar="KEY=VALUE,...",
+        help="substitutions of the trigger's builds",
+    )
     _add_common(parser)
 
 
 def add_update_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of ``update``."""
     changes = parser.add_mutually_exclusive_group()
-    changes.add_argument("--substitutions", action=Pairs, default=None, metavar="KEY=VALUE,...")
     changes.add_argument(
-        "--update-substitutions", action=Pairs, default=None, metavar="KEY=VALUE,..."
+        "--substitutions",
+        action=Pairs,
+        default=None,
+        metavar="KEY=VALUE,...",
+        help="replace all substitutions",
     )
-    changes.add_argument("--remove-substitutions", type=_words, default=None, metavar="KEY,...")
-    changes.add_argument("--clear-substitutions", action="store_true", default=None)
+    changes.add_argument(
+        "--update-substitutions",
+        action=Pairs,
+        default=None,
+        metavar="KEY=VALUE,...",
+        help="add or change these substitutions, and keep the others",
+    )
+    changes.add_argument(
+        "--remove-substitutions",
+        type=_words,
+        default=None,
+        metavar="KEY,...",
+        help="remove these substitutions, and keep the others",
+    )
+    changes.add_argument(
+        "--clear-substitutions", action="store_true", default=None, help="remove all substitutions"
+    )
     _add_common(parser)
 
 
@@ -118,35 +144,71 @@ def add_forge_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -
         "--forge",
         default=None,
         metavar="FORGE",
-        help="kind of forge that has the repository: github, gitlab, gitea, bitbucket,"
+        help="kind of the forge that hosts the repository: github, gitlab, gitea, bitbucket,"
         " bitbucket-server (default: the public forge of the trigger's kind)",
     )
-    parser.add_argument("--forge-host", default=None, metavar="URL", help="address of the forge")
+    parser.add_argument(
+        "--forge-host", default=None, metavar="URL", help="with --forge: address of the forge"
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--trigger-config", metavar="FILE", default=None, help="read the whole trigger from a file")
-    add("--description", default=None)
-    add("--service-account", default=None)
-    add("--require-approval", action=argparse.BooleanOptionalAction, default=None)
-    add("--included-files", type=_words, default=None, metavar="GLOB,...")
-    add("--ignored-files", type=_words, default=None, metavar="GLOB,...")
-    add("--subscription-filter", "--filter", dest="filter", default=None, metavar="CEL")
+    add("--description", default=None, metavar="TEXT", help="description for people")
+    add("--service-account", default=None, metavar="NAME", help="service account of the builds")
+    add(
+        "--require-approval",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="builds wait until a user approves them",
+    )
+    add(
+        "--included-files",
+        type=_words,
+        default=None,
+        metavar="GLOB,...",
+        help="fire only if a changed file matches",
+    )
+    add(
+        "--ignored-files",
+        type=_words,
+        default=None,
+        metavar="GLOB,...",
+        help="do not fire if all changed files match",
+    )
+    add(
+        "--subscription-filter",
+        "--filter",
+        dest="filter",
+        default=None,
+        metavar="CEL",
+        help="fire only if this CEL expression is true",
+    )
     event = parser.add_argument_group("events")
     for flag, about in (
-        ("repo-owner", "github: the owner"),
-        ("repo-name", "github and the like: the name"),
-        ("project-namespace", "gitlab: group/project"),
-        ("project-key", "bitbucket-server: project key"),
+        ("repo-owner", "github: owner of the repository"),
+        ("repo-name", "github, cloud-source-repositories: name of the repository"),
+        ("project-namespace", "gitlab: the repository, as group/project"),
+        ("project-key", "bitbucket-server: key of the project"),
         ("repo-slug", "bitbucket-server: name of the repository"),
-        ("repository", "repository: its name or URL"),
+        ("repository", "repository: name or URL of the repository"),
     ):
         event.add_argument(f"--{flag}", default=None, help=about)
     add_forge_flags(event)
     patterns = event.add_mutually_exclusive_group()
-    for flag in PATTERNS:
-        patterns.add_argument(f"--{flag.replace('_', '-')}", default=None, metavar="REGEX")
+    for flag, about in zip(
+        PATTERNS,
+        (
+            "fire on pushes to branches that match",
+            "fire on pushes of tags that match",
+            "fire on pull requests into branches that match",
+        ),
+        strict=True,
+    ):
+        patterns.add_argument(
+            f"--{flag.replace('_', '-')}", default=None, metavar="REGEX", help=about
+        )
     event.add_argument(
         "--invert-regex",
         action=argparse.BooleanOptionalAction,
@@ -157,24 +219,49 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--comment-control",
         choices=_COMMENTS,
         default=None,
-        help="of pull requests; COMMENTS_ENABLED for a new trigger",
+        help="whether builds of pull requests wait for the comment /gcbrun (default for a new"
+        " trigger: COMMENTS_ENABLED)",
     )
-    event.add_argument("--secret", default=None, help="webhook: name of a secret version")
-    event.add_argument("--topic", default=None, help="pubsub: projects/P/topics/T")
+    event.add_argument(
+        "--secret", default=None, help="webhook: name of the secret version that callers must know"
+    )
+    event.add_argument(
+        "--topic", default=None, help="pubsub: name of the topic, projects/P/topics/T"
+    )
     build = parser.add_argument_group("build")
     build.add_argument(
-        "--build-config", default=None, metavar="PATH", help="path in the repository"
+        "--build-config", default=None, metavar="PATH", help="path of the config in the repository"
     )
-    build.add_argument("--inline-config", default=None, metavar="FILE", help="file of this machine")
-    build.add_argument("--dockerfile", default=None, metavar="PATH", help="path in the repository")
-    build.add_argument("--dockerfile-dir", default=None, metavar="DIR", help="for --dockerfile")
-    build.add_argument("--dockerfile-image", default=None, metavar="IMAGE", help="for --dockerfile")
     build.add_argument(
-        "--repo", default=None, metavar="URL", help="manual, pubsub, webhook: source"
+        "--inline-config",
+        default=None,
+        metavar="FILE",
+        help="config on this machine, which becomes part of the trigger",
     )
-    build.add_argument("--repo-type", choices=_TYPES, default=None, help="for --repo")
-    build.add_argument("--branch", default=None, help="for --repo")
-    build.add_argument("--tag", default=None, help="for --repo")
+    build.add_argument(
+        "--dockerfile",
+        default=None,
+        metavar="PATH",
+        help="build this Dockerfile of the repository instead of a config",
+    )
+    build.add_argument(
+        "--dockerfile-dir",
+        default=None,
+        metavar="DIR",
+        help="with --dockerfile: folder to build it in",
+    )
+    build.add_argument(
+        "--dockerfile-image",
+        default=None,
+        metavar="IMAGE",
+        help="with --dockerfile: name of the image",
+    )
+    build.add_argument(
+        "--repo", default=None, metavar="URL", help="manual, pubsub, webhook: repository to build"
+    )
+    build.add_argument("--repo-type", choices=_TYPES, default=None, help="with --repo: its kind")
+    build.add_argument("--branch", default=None, help="with --repo: branch to build")
+    build.add_argument("--tag", default=None, help="with --repo: tag to build")
 
 
 def created(args: argparse.Namespace) -> Document:

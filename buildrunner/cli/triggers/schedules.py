@@ -62,12 +62,12 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--missed",
         choices=("skip", "once", "all"),
-        help="treatment of times that passed while the server was down",
+        help="treatment of scheduled times that passed while the server was down",
     )
     parser.add_argument(
         "--overlap",
         choices=("allow", "skip", "cancel"),
-        help="treatment of a time while the last scheduled build still runs",
+        help="treatment of a scheduled time while the last scheduled build still runs",
     )
     parser.add_argument("--group", metavar="NAME", help="group of triggers that share a limit")
     parser.add_argument(
@@ -82,7 +82,8 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
         "--approver",
         action="append",
         metavar="TOKEN",
-        help="token that may approve; may be repeated; '': all tokens with the scope",
+        help="name of a token that may approve builds; may be repeated; '': all tokens with the"
+        " scope",
     )
     parser.add_argument(
         "--not-author",
@@ -119,7 +120,12 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--clear", action="store_true", help="first delete all settings except the forge"
     )
-    parser.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    parser.add_argument(
+        "--format",
+        choices=("yaml", "json"),
+        default="yaml",
+        help="format of the output (default: yaml)",
+    )
     add_call_flags(parser)
 
 
@@ -256,12 +262,21 @@ def _count(args: argparse.Namespace) -> int:
 
 def _add_count(parser: argparse.ArgumentParser, default: int) -> None:
     parser.add_argument(
-        "--count", type=int, default=default, metavar="N", help=f"how many ({default})"
+        "--count",
+        type=int,
+        default=default,
+        metavar="N",
+        help=f"number of times to show (default: {default})",
     )
 
 
 def _add_format(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument(
+        "--format",
+        choices=("table", "json", "yaml"),
+        default="table",
+        help="format of the output (default: table)",
+    )
 
 
 _ACTIONS: dict[str, Callable[[argparse.Namespace, ServerConnection, str], int]] = {
