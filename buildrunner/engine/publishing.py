@@ -34,6 +34,7 @@ from buildrunner.engine.resources import BuildResources
 from buildrunner.engine.running_build import RunningBuild
 from buildrunner.errors import ImagePushError, PackageError, UploadError
 from buildrunner.registries.logins import DockerLogins, parse_docker_config
+from buildrunner.spec.validation.references import attachment_refusal
 from buildrunner.workspace.protocol import volume_name
 from buildrunner.workspace.shared_files import open_folder
 from buildrunner.workspace.volume import read_volume_file
@@ -274,13 +275,16 @@ class ImagePush:
         ``logins`` are those that the steps made; without one, the user's own counts.
 
         Raises:
-            ImagePushError: one could not be pushed; those after it were not tried.
+            ImagePushError: one could not be pushed; those after it were not tried. Or a tag
+                that a step made is where registries keep attestations.
         """
         self._logins = logins
         for name in names:
             repository, tag = split_reference(name)
             tags = (tag,) if tag else self._engine.tags_of(repository)
             for one in tags:
+                if refusal := attachment_refusal(one):
+                    raise _with_name(name, ImagePushError(refusal))
                 self._push(f"{repository}:{one}")
 
     def _push(self, name: str) -> None:

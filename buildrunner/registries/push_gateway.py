@@ -23,6 +23,7 @@ import msgspec
 
 from buildrunner.errors import CredentialsError, RegistryError
 from buildrunner.registries.registry_client import RegistryClient
+from buildrunner.spec.validation.references import attachment_refusal
 
 _DIGEST = r"[a-z0-9+._-]+:[0-9a-fA-F]{32,}"
 _BLOB = re.compile(rf"blobs/{_DIGEST}")
@@ -111,8 +112,14 @@ class PushGateway:
         raise Refused(403, "DENIED", "this is not part of the push of the build's image")
 
     def _is_manifest(self, inner: str) -> bool:
-        """Whether it is the manifest of the tag, or has no tag."""
+        """Whether it is the manifest of the tag, or has no tag.
+
+        Raises:
+            Refused: the tag is where attestations of another image are.
+        """
         found = _MANIFEST.fullmatch(inner)
+        if found and (refusal := attachment_refusal(found[1])):
+            raise Refused(403, "DENIED", refusal)
         return found is not None and (found[1] == self.tag or ":" in found[1])
 
     def location(self, url: str) -> str:

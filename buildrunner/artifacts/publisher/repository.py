@@ -4,6 +4,7 @@ import base64
 import email.utils
 import http.client
 import json
+import re
 import sys
 import time
 import urllib.error
@@ -17,6 +18,7 @@ _LONGEST_WAIT_S = 60.0
 _LARGEST_ANSWER = 64 << 20  # lists of versions are read, and what a server says of a file
 _LARGEST_REASON = 64 << 10
 _MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
+_IMAGES = re.compile(r"/v2/+.+/+(manifests|blobs)/", re.IGNORECASE)
 
 
 class Refused(Exception):
@@ -81,7 +83,14 @@ class Repository:
         return address
 
     def send(self, address: str, content: bytes, kind: str, *, shown: str) -> None:
-        """Put content of a media type at an address of the repository; ``shown`` is for errors."""
+        """Put content of a media type at an address of the repository; ``shown`` is for errors.
+
+        Raises:
+            Refused: the repository does not take it, or is one of images. With the login for one,
+                a file could be put where attestations of an image are.
+        """
+        if _IMAGES.search(urllib.parse.unquote(urllib.parse.urlsplit(address).path)):
+            raise Refused(f"{address} is an address of images, which `images` pushes")
         request = self._request("PUT", address, content)
         request.add_header("Content-Type", kind)
         if self._ask(request, shown) is None:

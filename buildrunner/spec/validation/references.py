@@ -29,6 +29,8 @@ _REFERENCE = re.compile(
     r"(?:@([A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}))?"
 )
 
+_ATTACHMENT_TAG = re.compile(r"sha(?:256|512)-[0-9a-f]{64,}(?:\..*)?", re.IGNORECASE)
+
 
 class ImageReference(msgspec.Struct, frozen=True):
     """The parts of an image's name.
@@ -51,6 +53,23 @@ def parse_image_reference(text: str) -> ImageReference | None:
     if match is None or len(match.group(1)) > MAX_REPOSITORY_LENGTH:
         return None
     return ImageReference(match.group(1), match.group(2) or "", match.group(3) or "")
+
+
+def attachment_refusal(tag: str) -> str:
+    """Return why no image is pushed to a tag; empty if one may be.
+
+    Registries have signatures and attestations of an image under a tag with the image's digest.
+    Whoever sets that tag decides what others find there.
+
+    Source: the OCI distribution specification 1.1, "Referrers Tag Schema" (``sha256-DIGEST``), and
+    cosign, which writes ``sha256-DIGEST.att``, ``.sig`` and ``.sbom``.
+    """
+    if _ATTACHMENT_TAG.fullmatch(tag) is None:
+        return ""
+    return (
+        f"no image is pushed to the tag {tag}: registries keep signatures and attestations of the "
+        "image with that digest there"
+    )
 
 
 # Compiled on first use: most builds have none of them, and compiling takes time.
@@ -224,7 +243,12 @@ class _ResultCheck:
 
     def _image(self, path: str, template: str, *, rule: str) -> None:
         image = self._values.text(template)
-        if image is None or parse_image_reference(image) is not None:
+        if image is None:
+            return
+        parsed = parse_image_reference(image)
+        if parsed is not None:
+            if rule == "V70" and (refusal := attachment_refusal(parsed.tag)):
+                self._findings.error("attachment-tag", path, refusal, "choose another tag")
             return
         what = "build step name" if rule == "V69" else "image name"
         message = f'invalid {what} "{shortened(image, 200)}"'

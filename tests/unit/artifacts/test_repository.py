@@ -76,6 +76,23 @@ def test_another_host_gets_the_file_without_the_login():
         assert other.kept == {"/real/repo/c": (b"content", None)}
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("v2/team/app/manifests", "sha256-1.att"),
+        ("v2", "team/app/manifests/sha256-1.att"),
+        ("repository/v2/app/m%61nifests", "one"),
+        ("v2/app/blobs/uploads", "1"),
+    ],
+)
+def test_no_file_is_put_where_a_registry_has_images(path, name):
+    """With a login for the registry, it could be taken for an attestation of an image."""
+    with running() as host:
+        with pytest.raises(Refused, match="an address of images"):
+            Repository(f"{host.url}/{path}", "me", "pw").put(name, b"content")
+        assert host.kept == {}
+
+
 @contextmanager
 def saying(*answers):
     """A server that gives these answers, one each, as they are; its address."""

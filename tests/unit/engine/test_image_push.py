@@ -29,3 +29,16 @@ def test_a_registry_that_asks_for_time_gets_it_within_reason(
     log = LogPipeline(MemorySink(), clock, lambda _: None)
     ImagePush(engine, log, halt=halt, clock=clock, report=lambda _: None).push_all([NAME])
     assert halt.waits == waited
+
+
+@pytest.mark.parametrize("ending", ["", ".att", ".sig", ".sbom", ".other"])
+def test_no_tag_of_a_step_is_pushed_where_attestations_of_other_images_are(ending: str) -> None:
+    """``images: [app]`` pushes all tags that steps gave the image."""
+    engine = FakeEngine()
+    tag = f"sha256-{'0' * 64}{ending}"
+    engine.add_image(f"app:{tag}")
+    log = LogPipeline(MemorySink(), HastyClock(), lambda _: None)
+    push = ImagePush(engine, log, halt=Halt(), clock=HastyClock(), report=lambda _: None)
+    with pytest.raises(ImagePushError, match=f"no image is pushed to the tag {tag}"):
+        push.push_all(["app"])
+    assert [call for call in engine.calls if call[0] == "push_image"] == []

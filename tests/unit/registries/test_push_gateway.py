@@ -154,7 +154,7 @@ def answer_to(caller: Caller, head: bytes) -> bytes:
 
 @contextmanager
 def gateway(
-    registry: FakeRegistry, folder: Path, login: RegistryLogin = LOGIN
+    registry: FakeRegistry, folder: Path, login: RegistryLogin = LOGIN, tag: str = "one"
 ) -> Iterator[tuple[PushGateway, Caller]]:
     path = str(folder / "s")
     place = RegistryPlace(registry=registry.address, insecure=True)
@@ -163,7 +163,7 @@ def gateway(
     listener.listen()
     with (
         RegistryClient(place, "team/app", login) as client,
-        PushGateway(listener, client, "team/app", "one") as made,
+        PushGateway(listener, client, "team/app", tag) as made,
     ):
         yield made, Caller(path)
 
@@ -230,6 +230,19 @@ def test_nothing_is_attached_to_another_image(
         assert caller.send("PUT", path, iter([body[:9], body[9:]]))[0] == 403
         assert caller.send("PUT", path, b"[]")[0] == 400
         assert made.digest == ""
+    assert registry.seen == []
+
+
+@pytest.mark.parametrize("ending", ["", ".att", ".sig", ".sbom"])
+def test_no_tag_is_set_where_attestations_of_other_images_are(
+    registry: FakeRegistry, tmp_path: Path, ending: str
+) -> None:
+    tag = DIGEST.replace(":", "-") + ending
+    path = f"/v2/team/app/manifests/{tag}"
+    with gateway(registry, tmp_path, tag=tag) as (made, caller):
+        with pytest.raises(Refused, match="signatures and attestations"):
+            made.target("PUT", path, "")
+        assert caller.send("HEAD", path)[0] == 403
     assert registry.seen == []
 
 

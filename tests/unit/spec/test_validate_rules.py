@@ -451,6 +451,13 @@ CASES = [
         "images[0]",
     ),
     (
+        "attachment-tag",
+        build(images=("app:sha256-" + "0" * 63, "app:sha256-1.att", "app:x-sha256-" + "0" * 64)),
+        build(images=("app:$_TAG",), substitutions={"_TAG": f"sha256-{'0' * 64}.att"}),
+        "signatures and attestations of the image with that digest",
+        "images[0]",
+    ),
+    (
         "V71",
         build(tags=("a" * 128, "a.b-c", "$TAG_NAME", "")),
         build(tags=("a" * 129,)),
