@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from buildrunner.addresses import look_up
+from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.context import ServerSettings
 from buildrunner.sources.policy import (
@@ -53,52 +52,6 @@ class HttpAnswer(NamedTuple):
     headers: Mapping[str, str]
     content: bytes
     is_cut: bool
-
-
-class Deadline:
-    """Breaks off connections at a point in time, whatever they wait for. A context manager.
-
-    The timeouts of sockets are for one operation each. A peer that sends a byte now and then
-    keeps a connection open for ever, unless something else ends it.
-
-    Args:
-        seconds: from the moment that the context is entered.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-        self._lock = threading.Lock()
-        self._sockets: list[socket.socket] = []
-        self.is_over = False
-
-    def __enter__(self) -> Deadline:
-        """Start the clock."""
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the clock."""
-        self._timer.cancel()
-        with self._lock:
-            for held in self._sockets:
-                held.close()
-            self._sockets.clear()
-
-    def watch(self, connection: socket.socket) -> None:
-        """Break this connection off when the time is over; at once if it is over."""
-        with self._lock:
-            # A copy stays valid when TLS takes over the connection's own descriptor.
-            self._sockets.append(connection.dup())
-        if self.is_over:
-            self._end()
-
-    def _end(self) -> None:
-        with self._lock:
-            self.is_over = True
-            for held in self._sockets:
-                with suppress(OSError):
-                    held.shutdown(socket.SHUT_RDWR)
 
 
 class PinnedHttp:
@@ -161,7 +114,7 @@ class PinnedHttp:
                     way.url,
                     content=content or None,
                     headers={"Accept-Encoding": "identity", **headers, **way.headers},
-                    extensions={**way.extensions, "trace": _watched_by(deadline)},
+                    extensions={**way.extensions, "trace": deadline.trace},
                 )
                 try:
                     return _answer(way.client.send(request, stream=True), most_bytes)
@@ -199,16 +152,6 @@ class PinnedHttp:
             shown = f"[{address}]" if ":" in address else address
             pinned = parts._replace(netloc=f"{login}{shown}{port}").geturl()
             yield _Way(self._direct, pinned, name, {"sni_hostname": host})
-
-
-def _watched_by(deadline: Deadline) -> Callable[[str, Mapping[str, Any]], None]:
-    """A trace extension of httpx that shows each new connection to a deadline."""
-
-    def on_event(name: str, info: Mapping[str, Any]) -> None:
-        if name.endswith(".connect_tcp.complete"):
-            deadline.watch(info["return_value"].get_extra_info("socket"))
-
-    return on_event
 
 
 def _answer(response: httpx.Response, most_bytes: int) -> HttpAnswer:

@@ -12,9 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
+from buildrunner.deadline import Deadline
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
-from buildrunner.server.http.pinned import Deadline, NotDelivered, TargetGate, tls_context
+from buildrunner.server.http.pinned import NotDelivered, TargetGate, tls_context
 from buildrunner.store.model.outbox import Message
 
 MAIL: Final = "mail"
