@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Final
 
 from msgspec.structs import replace
 from securesystemslib.signer import Signer
@@ -11,6 +12,7 @@ from securesystemslib.signer import Signer
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
+from buildrunner.deadline import Deadline
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.protocols import Attested
 from buildrunner.errors import (
@@ -27,6 +29,8 @@ from buildrunner.provenance.statement import provenance_statement
 from buildrunner.registries.distribution import Repository
 from buildrunner.registries.logins import DockerLogins
 from buildrunner.spec.model.build import Build
+
+_LONGEST_S: Final = 300.0  # attaching provenance to all images of a build
 
 
 class ProvenanceAttester:
@@ -95,18 +99,8 @@ class ProvenanceAttester:
             if self._required:
                 raise
             return Attested(warnings=(f"the build has no provenance: {_text(error)}",))
-        warnings = []
         images = _images(outcome)
-        for image in images if self._push else ():
-            if cancel.is_set():
-                break
-            try:
-                self._attach(image, envelope, logins)
-            except (CredentialsError, RegistryError) as error:
-                text = f"the provenance of {image} is not in its registry: {_text(error)}"
-                if self._required:
-                    raise AttestationError(text) from error
-                warnings.append(text)
+        warnings = self._attach_all(images, envelope, logins, cancel) if self._push else []
         if self._start_sbom is not None and images:
             try:
                 self._start_sbom(
@@ -120,8 +114,33 @@ class ProvenanceAttester:
     def _login(self, image: ImageName, logins: DockerLogins) -> RegistryLogin | None:
         return logins.login_for(str(image)) or self._user_login(image.registry)
 
-    def _attach(self, image: ImageName, envelope: bytes, logins: DockerLogins) -> None:
-        with Repository(image, self._login(image, logins), self._egress) as repository:
+    def _attach_all(
+        self,
+        images: list[ImageName],
+        envelope: bytes,
+        logins: DockerLogins,
+        cancel: threading.Event,
+    ) -> list[str]:
+        """Attach the provenance to all images, within `_LONGEST_S`; return the failures."""
+        warnings = []
+        with Deadline(_LONGEST_S) as deadline:
+            for image in images:
+                if cancel.is_set():
+                    break
+                try:
+                    self._attach(image, envelope, logins, deadline)
+                except (CredentialsError, RegistryError) as error:
+                    text = f"the provenance of {image} is not in its registry: {_text(error)}"
+                    if self._required:
+                        raise AttestationError(text) from error
+                    warnings.append(text)
+        return warnings
+
+    def _attach(
+        self, image: ImageName, envelope: bytes, logins: DockerLogins, deadline: Deadline
+    ) -> None:
+        login = self._login(image, logins)
+        with Repository(image, login, self._egress, deadline=deadline) as repository:
             manifest = repository.manifest(image.digest)
             if manifest is None:
                 raise RegistryError("the registry does not have the image any more")

@@ -5,12 +5,13 @@ job comes on standard input, since it may hold a login. The result is `FILE_NAME
 the build, or `FAILED_NAME` with the reason.
 
 The image is the author's: syft gets a copy, no login and no network address, and all that a job
-takes has a limit. A machine runs few jobs at a time.
+takes has a limit. A machine runs few jobs at a time, and fewer of one project.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import resource
@@ -27,6 +28,7 @@ import msgspec
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
+from buildrunner.deadline import Deadline
 from buildrunner.errors import AttestationError, BuildrunnerError, RegistryError
 from buildrunner.provenance.attachment import attach
 from buildrunner.provenance.image_layout import save_image
@@ -48,6 +50,7 @@ _LIMIT_S = 900.0
 _MEMORY_BYTES = 4 << 30  # of each of a job's two processes
 _TEXT_BYTES = 64 << 20  # of all bills of materials of a build
 _MOST_JOBS = 4
+_MOST_JOBS_OF_PROJECT = 2
 _MOST_IMAGES = 100
 _PATIENCE_S = 60.0
 _LOOK_S = 0.2
@@ -68,6 +71,7 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
         folder: folder of the build's log.
         images: the images.
         formats: names of `FORMATS`.
+        project: the build's project; empty without a server.
         key, key_folder: the signing key, as `open_signer` takes it.
         push: attach the attestations to the images.
         egress: networks that are not reached for builds.
@@ -77,6 +81,7 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
     folder: str
     images: tuple[SbomImage, ...]
     formats: tuple[str, ...]
+    project: str = ""
     key: str
     key_folder: str
     push: bool
@@ -93,7 +98,7 @@ def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
     """
     _syft()
     try:
-        slot = _slot(job.key_folder, cancel)
+        slots = _slots(job, cancel)
         try:
             process = subprocess.Popen(
                 [sys.executable, "-m", "buildrunner.provenance.sbom"],
@@ -102,10 +107,11 @@ def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
                 stderr=subprocess.DEVNULL,
                 cwd="/",
                 start_new_session=True,
-                pass_fds=(slot,),  # held until the last process of the job has ended
+                pass_fds=slots,  # held until the last process of the job has ended
             )
         finally:
-            os.close(slot)
+            for slot in slots:
+                os.close(slot)
         assert process.stdin is not None  # noqa: S101  (a pipe was asked for)
         with process.stdin as pipe:
             pipe.write(msgspec.json.encode(job))
@@ -114,12 +120,26 @@ def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
     return process
 
 
-def _slot(folder: str, cancel: threading.Event) -> int:
-    """Wait until one of the machine's slots is free; return the file that is locked for it."""
+def _slots(job: SbomJob, cancel: threading.Event) -> tuple[int, ...]:
+    """Wait until the job may run; return the files that are locked for it.
+
+    A job needs one of the project's places first, so that no project holds all of the machine.
+    """
+    project = hashlib.sha256(job.project.encode()).hexdigest()[:16]
     until = time.monotonic() + _PATIENCE_S
+    own = _slot(job.key_folder, f"sbom-{project}", _MOST_JOBS_OF_PROJECT, until, cancel)
+    try:
+        return own, _slot(job.key_folder, "sbom", _MOST_JOBS, until, cancel)
+    except BaseException:
+        os.close(own)
+        raise
+
+
+def _slot(folder: str, name: str, count: int, until: float, cancel: threading.Event) -> int:
+    """Wait until one of ``count`` files can be locked; return it."""
     while not cancel.is_set():
-        for number in range(_MOST_JOBS):
-            path = os.path.join(folder, f"sbom-{number}.lock")
+        for number in range(count):
+            path = os.path.join(folder, f"{name}-{number}.lock")
             slot = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -128,8 +148,9 @@ def _slot(folder: str, cancel: threading.Event) -> int:
             else:
                 return slot
         if time.monotonic() > until:
+            others = f"{count} others" if name == "sbom" else f"{count} others of the project"
             raise AttestationError(
-                f"there is no SBOM: {_MOST_JOBS} others are being made on this machine",
+                f"there is no SBOM: {others} are being made on this machine",
                 hint="try the build again later",
             )
         cancel.wait(_LOOK_S)
@@ -156,15 +177,26 @@ def make(job: SbomJob) -> None:
 
 
 def _of_image(job: SbomJob, image: SbomImage, until: float, most_bytes: int) -> list[bytes]:
+    """Return the signed bills of materials of an image, which are attached to it."""
+    with Deadline(max(0.0, until - time.monotonic())) as deadline:
+        try:
+            return _in_time(job, image, deadline, most_bytes)
+        except BuildrunnerError as error:
+            if not deadline.is_over:
+                raise
+            raise AttestationError(f"the SBOM takes longer than {_LIMIT_S:g} s") from error
+
+
+def _in_time(job: SbomJob, image: SbomImage, deadline: Deadline, most_bytes: int) -> list[bytes]:
     name = ImageName.parse(image.name)
     signer = open_signer(job.key, job.key_folder)
     algorithm, _, value = name.digest.partition(":")
-    with Repository(name, image.login, job.egress) as repository:
+    with Repository(name, image.login, job.egress, deadline=deadline) as repository:
         manifest = repository.manifest(name.digest)
         if manifest is None:
             raise RegistryError("the registry does not have the image any more")
         envelopes: list[bytes] = []
-        for kind, document in _documents(job, repository, manifest, until, most_bytes).items():
+        for kind, document in _documents(job, repository, manifest, deadline, most_bytes).items():
             statement = {
                 "_type": STATEMENT_TYPE,
                 "subject": [{"name": name.repository, "digest": {algorithm: value}}],
@@ -180,7 +212,7 @@ def _of_image(job: SbomJob, image: SbomImage, until: float, most_bytes: int) -> 
 
 
 def _documents(
-    job: SbomJob, repository: Repository, manifest: Manifest, until: float, most_bytes: int
+    job: SbomJob, repository: Repository, manifest: Manifest, deadline: Deadline, most_bytes: int
 ) -> dict[str, Any]:
     """Return the documents of an image, by the names of their formats."""
     # Not in the folder for temporary files of the build's process, which goes with it.
@@ -196,7 +228,7 @@ def _documents(
         environ |= {"SYFT_CHECK_FOR_APP_UPDATE": "false", "GOMEMLIMIT": str(_MEMORY_BYTES // 2)}
         try:
             save_image(repository, manifest, copy, job.limit_bytes)
-            _run(argv, environ, folder, job.limit_bytes, until)
+            _run(argv, environ, folder, job.limit_bytes, deadline)
             documents = {}
             for kind, place in places.items():
                 if os.path.getsize(place) > most_bytes:
@@ -211,7 +243,7 @@ def _documents(
 
 
 def _run(
-    argv: list[str], environ: dict[str, str], folder: str, limit_bytes: int, until: float
+    argv: list[str], environ: dict[str, str], folder: str, limit_bytes: int, deadline: Deadline
 ) -> None:
     """Run syft, and end it when ``folder`` is full or the time is over."""
     with (
@@ -227,7 +259,7 @@ def _run(
     ):
         try:
             while process.poll() is None:
-                if time.monotonic() > until:
+                if deadline.is_over:
                     raise AttestationError(f"the SBOM takes longer than {_LIMIT_S:g} s")
                 if _disk_use(folder) > limit_bytes:
                     raise AttestationError("the SBOM takes more disk than the build may")

@@ -21,6 +21,7 @@ import msgspec
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
+from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 from buildrunner.registries.registry_transport import (
     RegistryTransport,
@@ -71,10 +72,16 @@ class Repository:
         image: an image of the repository; its tag and digest don't matter.
         login: the user to be; None reads without a login.
         egress: networks that builds do not reach: see `RegistryTransport`.
+        deadline: when all reads and writes end; None: each has a timeout of its own.
     """
 
     def __init__(
-        self, image: ImageName, login: RegistryLogin | None = None, egress: Egress | None = None
+        self,
+        image: ImageName,
+        login: RegistryLogin | None = None,
+        egress: Egress | None = None,
+        *,
+        deadline: Deadline | None = None,
     ) -> None:
         self._login = login
         host = _HUB.get(image.registry, image.registry)
@@ -86,7 +93,9 @@ class Repository:
         self._path = path
         self._authorization = ""
         self._http = httpx.Client(
-            transport=RegistryTransport(host, _tls(host), egress=egress, proxies=getproxies()),
+            transport=RegistryTransport(
+                host, _tls(host), egress=egress, proxies=getproxies(), deadline=deadline
+            ),
             timeout=_TIMEOUT,
             trust_env=False,
             headers={"Accept-Encoding": "identity"},

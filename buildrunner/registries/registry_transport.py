@@ -26,6 +26,7 @@ from buildrunner.addresses import (
     look_up,
     unwrapped,
 )
+from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 
 _LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127\.\d+\.\d+\.\d+|\[?::1\]?", re.IGNORECASE)
@@ -56,6 +57,7 @@ class RegistryTransport(httpx.BaseTransport):
         proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
             them. A proxy looks names up itself; names that this machine finds are judged, too.
         addresses_of: looks a name up.
+        deadline: ends every connection when its time is over; None: each waits on its own.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class RegistryTransport(httpx.BaseTransport):
         egress: Egress | None = None,
         proxies: Mapping[str, str] | None = None,
         addresses_of: Callable[[str], Sequence[str]] = look_up,
+        deadline: Deadline | None = None,
     ) -> None:
         self._registry = registry
         self._host = host_of(registry).strip("[]").lower()
@@ -76,6 +79,7 @@ class RegistryTransport(httpx.BaseTransport):
         self._allow = [ipaddress.ip_network(one) for one in egress.allow]
         self._proxies = dict(proxies or {})
         self._addresses_of = addresses_of
+        self._deadline = deadline
         self._known: dict[str, tuple[str, ...]] = {}
         self._transports: dict[tuple[str, str], httpx.HTTPTransport] = {}
         self._lock = threading.Lock()
@@ -84,9 +88,13 @@ class RegistryTransport(httpx.BaseTransport):
         """Send a request to an address that was judged.
 
         Raises:
-            RegistryError: the host may not be reached.
+            RegistryError: the host may not be reached, or the time is over.
             httpx.TransportError: no address answers.
         """
+        if self._deadline is not None:
+            if self._deadline.is_over:
+                raise RegistryError(f"the registry {self._registry} answers too slowly")
+            request.extensions = {**request.extensions, "trace": self._deadline.trace}
         # In ASCII: the resolver encodes other letters by an older rule than certificates do.
         host = request.url.raw_host.decode("ascii").lower()
         if proxy := self._proxy(request.url.scheme, host):

@@ -139,7 +139,7 @@ def attester(
         push=settings.provenance_push,
         egress=settings.egress,
         start_sbom=(
-            partial(_start_sbom, build.id, settings, limit_bytes)
+            partial(_start_sbom, build.id, build.project_id, settings, limit_bytes)
             if settings.provenance_sbom
             else None
         ),
@@ -148,6 +148,7 @@ def attester(
 
 def _start_sbom(
     build_id: str,
+    project: str,
     settings: Settings,
     limit_bytes: int | None,
     images: tuple[SbomImage, ...],
@@ -160,6 +161,7 @@ def _start_sbom(
         folder=os.path.abspath(log_folder(folder, build_id)),
         images=images,
         formats=settings.provenance_sbom,
+        project=project,
         key=settings.provenance_key,
         key_folder=os.path.abspath(folder),
         push=settings.provenance_push,

@@ -13,16 +13,22 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.containers.file_lock import file_lock
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import AttestationError
-from buildrunner.provenance import sbom
+from buildrunner.provenance import attester, sbom
+from buildrunner.provenance.attester import ProvenanceAttester
 from buildrunner.provenance.sbom import SbomImage, SbomJob, make, start
+from buildrunner.provenance.signing import open_signer
 from buildrunner.provenance.stored import sbom_failures
 from buildrunner.registries.distribution import MANIFEST, Repository, sha256
+from buildrunner.registries.logins import DockerLogins
 from tests.conftest import Registry
 from tests.contract.test_attestations import name_at
+from tests.security.test_slow_receivers import dripping
+from tests.unit.provenance.builds import BUILD, BUILDER, PLAN, outcome
 
 LAYER = "application/vnd.oci.image.layer.v1.tar+gzip"
 
@@ -61,12 +67,13 @@ def pushed(registry: Registry, size: int) -> str:
         return f"{repository.name}@{found.digest}"
 
 
-def job(folder: Path, *images: SbomImage, limit_bytes: int = 1 << 30) -> SbomJob:
-    (folder / "log").mkdir()
+def job(folder: Path, *images: SbomImage, limit_bytes: int = 1 << 30, project: str = "") -> SbomJob:
+    (folder / "log").mkdir(exist_ok=True)
     return SbomJob(
         folder=str(folder / "log"),
         images=images,
         formats=("spdx",),
+        project=project,
         key="",
         key_folder=str(folder),
         push=False,
@@ -152,6 +159,65 @@ def test_a_machine_makes_few_at_a_time_and_a_cancelled_build_none(
             start(made, cancelled)
     with pytest.raises(AttestationError, match="the build was cancelled"):
         start(made, cancelled)
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+BODY = b"HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n"
+
+
+@pytest.mark.parametrize("line", [CONTINUE, BODY], ids=["its headers", "its body"])
+def test_a_registry_that_drips_ends_with_the_time_of_all_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr(sbom, "_LIMIT_S", 0.5)
+    began = time.monotonic()
+    with dripping(line) as registry:
+        make(job(tmp_path, SbomImage(f"127.0.0.1:{registry.port}/slow@sha256:{'1' * 64}")))
+    assert time.monotonic() - began < 20
+    assert "the SBOM takes longer than 0.5 s" in failure(tmp_path)
+
+
+@pytest.mark.parametrize("line", [CONTINUE, BODY], ids=["its headers", "its body"])
+def test_a_registry_that_drips_does_not_hold_up_the_build_whose_provenance_it_gets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr(attester, "_LONGEST_S", 0.5)
+    began = time.monotonic()
+    with dripping(line) as registry:
+        pushed_to = f"127.0.0.1:{registry.port}/slow"
+        made = ProvenanceAttester(
+            BUILD,
+            PLAN,
+            builder_id=BUILDER,
+            open_signer=lambda: open_signer("", str(tmp_path)),
+            required=False,
+            push=True,
+        ).attest(
+            outcome(images=(replace(outcome().images[0], name=pushed_to),)),
+            logins=DockerLogins(),
+            masked=lambda text: text,
+            log=lambda _: None,
+            cancel=threading.Event(),
+        )
+    assert time.monotonic() - began < 20
+    (warning,) = made.warnings
+    assert "answers too slowly" in warning
+
+
+def test_slow_registries_of_one_project_leave_places_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sbom, "_PATIENCE_S", 0.3)
+    with dripping(CONTINUE) as registry, ExitStack() as stack:
+        image = SbomImage(f"127.0.0.1:{registry.port}/slow@sha256:{'1' * 64}")
+        for _ in range(2):
+            process = start(job(tmp_path, image, project="attacker"), threading.Event())
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        with pytest.raises(AttestationError, match="2 others of the project are being made"):
+            start(job(tmp_path, image, project="attacker"), threading.Event())
+        other = start(job(tmp_path, project="another"), threading.Event())
+        assert other.wait() == 0
 
 
 def test_the_slot_of_a_job_is_held_until_its_process_has_ended(tmp_path: Path) -> None:
