@@ -14,6 +14,8 @@ from typing import Union
 
 import msgspec
 
+from buildrunner.engine.deployments import Deployment
+
 
 class _Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", rename="camel"):
     at: datetime
@@ -103,6 +105,7 @@ class StepFinished(_Event, frozen=True, tag="stepFinished"):
         image_digest: digest of the image it ran; empty when unknown.
         output: what it wrote to ``$BUILDER_OUTPUT/output`` (at most 51,200 bytes).
         last_lines: the end of its output when it failed (masked, at most 20 lines).
+        deployments: what it deployed; empty unless it succeeded.
     """
 
     step: int
@@ -117,6 +120,7 @@ class StepFinished(_Event, frozen=True, tag="stepFinished"):
     image_digest: str = ""
     output: bytes = b""
     last_lines: tuple[str, ...] = ()
+    deployments: tuple[Deployment, ...] = ()
 
 
 class PushStarted(_Event, frozen=True, tag="pushStarted"):

@@ -152,8 +152,8 @@ class LiveContainer:
         self.make(image)
         return self._build.engine.start_container(self.id, attach=True)
 
-    def output(self) -> bytes:
-        """Return the step's output file.
+    def output(self, name: str = "output") -> bytes:
+        """Return a file that the step wrote to ``$BUILDER_OUTPUT``.
 
         Raises:
             EngineError: it can't be read.
@@ -166,6 +166,7 @@ class LiveContainer:
             folder=self._folder,
             volume=self._volume,
             labels=self._build.labels,
+            name=name,
         )
 
     def remove(self) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 import msgspec
 
+from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.events import BuildFinished, StepFinished
 from buildrunner.errors import (
     EXIT_BUILD_FAILED,
@@ -52,6 +53,7 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
         image_digest: digest of the image it ran; empty when unknown.
         output: what it wrote to ``$BUILDER_OUTPUT/output``, at most 51,200 bytes.
         last_lines: the end of its log when it failed.
+        deployments: what it deployed; empty unless it succeeded.
     """
 
     index: int
@@ -68,6 +70,7 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
     image_digest: str = ""
     output: bytes = b""
     last_lines: tuple[str, ...] = ()
+    deployments: tuple[Deployment, ...] = ()
 
 
 class PushedName(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,6 +313,7 @@ def step_finished(outcome: StepOutcome, at: datetime) -> StepFinished:
         image_digest=outcome.image_digest,
         output=outcome.output,
         last_lines=outcome.last_lines,
+        deployments=outcome.deployments,
     )
 
 
@@ -333,6 +337,7 @@ def outcome_of(event: StepFinished, began: datetime) -> StepOutcome:
         image_digest=event.image_digest,
         output=event.output,
         last_lines=event.last_lines,
+        deployments=event.deployments,
     )
 
 

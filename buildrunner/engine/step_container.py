@@ -198,8 +198,9 @@ def read_output(
     folder: str,
     volume: str,
     labels: Mapping[str, str],
+    name: str = "output",
 ) -> bytes:
-    """The beginning of a step's output file, empty when it wrote none.
+    """The beginning of a file of a step's ``$BUILDER_OUTPUT``, empty when it wrote none.
 
     Where the volume's folder is a folder of this machine too, the file is read there: 0.1 instead
     of 40 ms. Its content is the step's, so no link is followed and nothing but a file is read.
@@ -210,22 +211,23 @@ def read_output(
         folder: the outputs volume's folder on the engine's machine.
         volume: the outputs volume.
         labels: for what is made on the engine.
+        name: of the file.
 
     Raises:
         EngineError: the engine can't give the file.
     """
     try:
-        return _read_here(folder)
+        return _read_here(folder, name)
     except OSError:
-        return _read_there(engine, container, volume, labels)
+        return _read_there(engine, container, volume, labels, name)
 
 
-def _read_here(folder: str) -> bytes:
+def _read_here(folder: str, name: str) -> bytes:
     directory = open_folder(folder)
     try:
         try:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-            file = os.open("output", flags, dir_fd=directory)
+            file = os.open(name, flags, dir_fd=directory)
         except FileNotFoundError:
             return b""
     finally:
@@ -237,14 +239,14 @@ def _read_here(folder: str) -> bytes:
 
 
 def _read_there(
-    engine: ContainerEngine, container: str, volume: str, labels: Mapping[str, str]
+    engine: ContainerEngine, container: str, volume: str, labels: Mapping[str, str], name: str
 ) -> bytes:
     try:
-        return read_file(engine, container, f"{OUTPUTS}/output", limit=OUTPUT_LIMIT)
+        return read_file(engine, container, f"{OUTPUTS}/{name}", limit=OUTPUT_LIMIT)
     except EngineUnavailable:
         raise
     except EngineError:  # moby#52653: no look into containers with the socket below a link
-        return read_volume_file(engine, volume, "output", labels, limit=OUTPUT_LIMIT)
+        return read_volume_file(engine, volume, name, labels, limit=OUTPUT_LIMIT)
 
 
 def files_archive(files: Mapping[str, bytes], *, mode: int) -> bytes:

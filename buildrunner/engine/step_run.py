@@ -12,6 +12,8 @@ from msgspec.structs import replace
 
 from buildrunner.containers.image_name import is_image_id
 from buildrunner.containers.types import ContainerExit, ImageInfo
+from buildrunner.engine.deploy_commands import suggested
+from buildrunner.engine.deployments import REPORT, Deployment, read_report
 from buildrunner.engine.live_container import LiveContainer
 from buildrunner.engine.log.pipeline import StepLog
 from buildrunner.engine.outcome import Span, StepOutcome
@@ -222,7 +224,25 @@ class StepRun:
     def _judged(self, base: StepOutcome, exit_: ContainerExit | None) -> StepOutcome:
         if exit_ is None:
             return self._verdict.never_started(base)
-        return self._verdict.ended(base, exit_, *self._output(exit_))
+        outcome = self._verdict.ended(base, exit_, *self._output(exit_))
+        if outcome.status is not Status.SUCCESS:
+            return outcome
+        return replace(outcome, deployments=self._deployments())
+
+    def _deployments(self) -> tuple[Deployment, ...]:
+        """Return what the step deployed. A report that can't be read fails no step."""
+        try:
+            report = self._container.output(REPORT)
+        except EngineError as error:
+            self._log.line(f"$BUILDER_OUTPUT/{REPORT} can't be read: {error}")
+            return ()
+        masker = self._build.log.masker
+        if masker:
+            report = masker.mask(report, cut=len(report) == OUTPUT_LIMIT)
+        found, problem = read_report(report)
+        if problem:
+            self._log.line(problem)
+        return found or suggested(self._step, self._build.plan.project_id)
 
     def _output(self, exit_: ContainerExit) -> tuple[bytes, str]:
         """The step's output, and what is wrong with it (which fails a successful step)."""

@@ -8,7 +8,10 @@ suite tests/contract/test_build_store.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from buildrunner.store.model.deployments import RecordedDeployment
 
 Document = dict[str, Any]
 
@@ -48,7 +51,7 @@ class BuildStore(Protocol):
         ...
 
     def delete(self, build_id: str) -> None:
-        """Delete a build (full id) with its log.
+        """Delete a build (full id) with its log and its deployments.
 
         Raises:
             NotFound: no such build.
@@ -62,6 +65,23 @@ class BuildStore(Protocol):
 
     def owner_of(self, build_id: str) -> str:
         """The process that runs the build (full id); empty once it ended."""
+        ...
+
+    def record_deployments(self, made: Sequence[RecordedDeployment]) -> None:
+        """Record what steps of a build here deployed; again changes nothing."""
+        ...
+
+    def deployments(
+        self, *, target: str = "", build_id: str = "", latest: bool = False, limit: int = 50
+    ) -> list[RecordedDeployment]:
+        """Return deployments, newest first.
+
+        Args:
+            target: only of this target; empty for all.
+            build_id: only of this build (full id); empty for all.
+            latest: only the latest of each target.
+            limit: how many at most.
+        """
         ...
 
     def close(self) -> None:

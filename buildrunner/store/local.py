@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -21,6 +22,9 @@ from buildrunner.logs.console.wording import unwritable_hint
 from buildrunner.logs.files.log_file import LOG_NAME, log_folder
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.build_store import Document
+
+if TYPE_CHECKING:
+    from buildrunner.store.model.deployments import RecordedDeployment
 
 DATABASE_NAME = "builds.db"
 DIED = "the buildrunner process died"
@@ -37,6 +41,18 @@ _MIGRATIONS = (
         document    BLOB NOT NULL   -- the Build resource, protobuf JSON
     ) WITHOUT ROWID;
     CREATE INDEX builds_by_time ON builds (create_time);
+    """,
+    """
+    CREATE TABLE deployments (
+        id       TEXT PRIMARY KEY,
+        build_id TEXT NOT NULL,
+        target   TEXT NOT NULL,
+        at       INTEGER NOT NULL,  -- microseconds since 1970
+        document BLOB NOT NULL      -- the RecordedDeployment
+    ) WITHOUT ROWID;
+    CREATE INDEX deployments_by_time ON deployments (at DESC, id);
+    CREATE INDEX deployments_by_target ON deployments (target, at DESC, id);
+    CREATE INDEX deployments_of_build ON deployments (build_id);
     """,
 )
 
@@ -115,6 +131,7 @@ class LocalBuildStore:
                 "DELETE FROM builds WHERE id = ? AND owner = ''", (build_id,)
             ).rowcount
             if deleted:
+                self._db.execute("DELETE FROM deployments WHERE build_id = ?", (build_id,))
                 shutil.rmtree(log_folder(self._folder, build_id), ignore_errors=True)
                 return
         raise Conflict(f"build {build_id} has not ended: it is {status}")
@@ -131,6 +148,37 @@ class LocalBuildStore:
         with self._translated():
             row = self._db.execute("SELECT owner FROM builds WHERE id = ?", (build_id,)).fetchone()
         return row[0] if row else ""
+
+    def record_deployments(self, made: Sequence[RecordedDeployment]) -> None:
+        """See `BuildStore.record_deployments`."""
+        from buildrunner.store.records import microseconds
+
+        for one in made:
+            earlier = self.deployments(target=one.target, limit=2)
+            before = next((other for other in earlier if other.id != one.id), None)
+            document = msgspec.json.encode(one.after(before))
+            row = (one.id, one.build_id, one.target, microseconds(one.time), document)
+            with self._translated():
+                self._db.execute("INSERT OR IGNORE INTO deployments VALUES (?, ?, ?, ?, ?)", row)
+
+    def deployments(
+        self, *, target: str = "", build_id: str = "", latest: bool = False, limit: int = 50
+    ) -> list[RecordedDeployment]:
+        """See `BuildStore.deployments`."""
+        from buildrunner.store.model.deployments import RecordedDeployment
+
+        values = {"target": target, "build": build_id, "latest": latest, "limit": limit}
+        with self._translated():
+            rows = self._db.execute(
+                "SELECT document FROM deployments AS d"
+                " WHERE (:target = '' OR target = :target)"
+                " AND (:build = '' OR build_id = :build)"
+                " AND (NOT :latest OR id = (SELECT id FROM deployments WHERE target = d.target"
+                " ORDER BY at DESC, id LIMIT 1))"
+                " ORDER BY at DESC, id LIMIT :limit",
+                values,
+            ).fetchall()
+        return [msgspec.json.decode(body, type=RecordedDeployment) for (body,) in rows]
 
     def close(self) -> None:
         """See `BuildStore.close`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from buildrunner.spec.model.results import (
 )
 from buildrunner.store.build_store import BuildStore, Document
 from buildrunner.store.model.builds import CANCELLED_BY
+from buildrunner.store.model.deployments import RecordedDeployment, recorded
 
 _UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
     "python": ("python_packages", UploadedPythonPackage, HashType.SHA256),
@@ -182,6 +183,23 @@ class BuildRecord:
             steps=_queued(build, left_out),
         )
 
+    def deployments(self, event: BuildEvent) -> tuple[RecordedDeployment, ...]:
+        """Return the deployments that an event of the build tells of; mostly none."""
+        if not isinstance(event, StepFinished) or not event.deployments:
+            return ()
+        steps = self._build.steps
+        return tuple(
+            recorded(
+                one,
+                project_id=self._build.project_id,
+                build_id=self._build.id,
+                step=event.step,
+                step_id=steps[event.step].id if event.step < len(steps) else "",
+                time=event.at,
+            )
+            for one in event.deployments
+        )
+
     def replace(self, build: Build) -> None:
         """Take what came of the build after its outcome."""
         self._build = build
@@ -295,6 +313,7 @@ class BuildWriter:
         self._encode = encode
         self._owner = owner
         self._waiting: Build | None = None
+        self._deployed: list[RecordedDeployment] = []
         self._begun = False
         self._closing = False
         self._changed = threading.Condition()
@@ -317,6 +336,11 @@ class BuildWriter:
         with self._changed:
             self._waiting = build
             self._changed.notify()
+
+    def add_deployments(self, made: Sequence[RecordedDeployment]) -> None:
+        """Record these deployments with the next snapshot. Never blocks."""
+        with self._changed:
+            self._deployed += made
 
     def close(self) -> None:
         """Return once the last snapshot is written. Idempotent.
@@ -350,6 +374,10 @@ class BuildWriter:
                 else:
                     store.create(document, owner=self._owner)
                     created = True
+                if self._deployed:
+                    with self._changed:
+                        deployed, self._deployed = self._deployed, []
+                    store.record_deployments(deployed)
             except StoreError as error:
                 self._error = error
         store.close()

@@ -50,6 +50,7 @@ from buildrunner.worker.recovery import (
     failed_so,
     recovery_of,
     resume_point,
+    stored_events,
 )
 
 EXIT_LEASE_LOST = 75
@@ -133,6 +134,7 @@ class _Process:
             return self._build.status
         if not resume:
             return self._run()
+        self._record_deployed()
         match recovery_of(self.notes):
             case Recovery.STORE_END:
                 return self._store_end(decode_message(Build, self.notes.final()).value)
@@ -142,6 +144,13 @@ class _Process:
                 return self._run(resumed=True)
             case Recovery.GIVE_UP:
                 return self.give_up(died_text(self._build, self.notes.death()))
+
+    def _record_deployed(self) -> None:
+        """Record the deployments of steps that ended: the dead process may have missed some."""
+        record = BuildRecord(self._build)
+        for event in stored_events(self._log_folder):
+            if deployed := record.deployments(event):
+                self.writer.save_deployments(deployed)
 
     def _run_again(self) -> Status:
         """From the beginning: nothing of the build has run."""
@@ -216,6 +225,8 @@ class _Process:
             events.on_event(event)
             if record.apply(event):
                 self.writer.save(encode_message(record.build))
+            if deployed := record.deployments(event):
+                self.writer.save_deployments(deployed)
             for listener in self._job.listeners:
                 listener(event)
 

@@ -6,13 +6,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
 from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import BuildQueue, Lease
+from buildrunner.store.model.deployments import RecordedDeployment
 
 LEASE_S = 30.0
 RENEW_S = 5.0
@@ -129,6 +130,7 @@ class LeasedRecord:
         self._lease = lease
         self._on_lost = on_lost
         self._due: Document | None = None
+        self._deployed: list[RecordedDeployment] = []
         self._lock = threading.Lock()
         self._again: threading.Thread | None = None
         self._closing = threading.Event()
@@ -153,6 +155,11 @@ class LeasedRecord:
         except StoreError as error:
             _log.warning("the plan of %s can't be stored: %s", self._lease.build_id, error)
 
+    def save_deployments(self, made: Sequence[RecordedDeployment]) -> None:
+        """Record what a step deployed now; before the build's end if the database is away."""
+        self._deployed += made
+        self._record_deployments()
+
     def finish(self, document: Document) -> None:
         """Store a final document. Returns when it is stored, however long the database is away.
 
@@ -164,7 +171,7 @@ class LeasedRecord:
         self._due = None
         attempt = 0
         pause = threading.Event()
-        while not self._finish(document):
+        while not (self._record_deployments() and self._finish(document)):
             pause.wait(_PAUSES_S[min(attempt, len(_PAUSES_S) - 1)])
             attempt += 1
 
@@ -173,6 +180,20 @@ class LeasedRecord:
         with self._ending:
             if not self._finished:
                 self._on_lost()
+
+    def _record_deployments(self) -> bool:
+        """Whether none is left to record."""
+        if not self._deployed:
+            return True
+        try:
+            self._queue.record_deployments(self._lease, self._deployed)
+        except LeaseLost:
+            self._on_lost()
+        except StoreError as error:
+            _log.warning("deployments of %s can't be recorded now: %s", self._lease.build_id, error)
+            return False
+        self._deployed = []
+        return True
 
     def _finish(self, document: Document) -> bool:
         with self._ending:

@@ -94,7 +94,7 @@ class ServerProgram:
         settings: the server's settings.
         labels: what everything made on the engine carries.
         sources: where builds may take their sources from.
-        keeping: where workspaces of builds that failed are kept; None: nowhere.
+        keeping: where workspaces of builds that failed or deployed are kept; None: nowhere.
         payload: gives the payload of the event that fired the trigger of a build, by root name;
             None: no event fires triggers here.
         identities: gives builds identity tokens; None: no build gets any.
@@ -190,7 +190,7 @@ class ServerProgram:
     def _kept(
         self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
     ) -> Workspace:
-        """The source in its place, kept when the build fails; or what was kept of another one."""
+        """The source in its place, kept for later builds; or what was kept of another one."""
         if self._keeping is None:
             return opened.workspace(source)
         from_build = stored.labels.get(FROM_BUILD, "")
@@ -203,7 +203,7 @@ class ServerProgram:
             placed,
             self._keeping,
             stored.id,
-            failed=lambda: watch.failed,
+            wanted=lambda: watch.keeps_workspace,
             volumes=lambda: watch.volumes,
             restored="" if watch.is_resumed else folder,
         )
@@ -407,13 +407,16 @@ class _Watch:
         self._run = run
         self._log_upload = log_upload
         self._build: Build | None = None
-        self.failed = False
+        self.keeps_workspace = False
+        """A step failed, or deployed: a later build may start from that step."""
         self.volumes: tuple[str, ...] = ()
         self.is_resumed = False
 
     def on_event(self, event: BuildEvent) -> None:
-        if isinstance(event, StepFinished) and event.status in _FAILED and not event.forgiven:
-            self.failed = True
+        if isinstance(event, StepFinished) and (
+            event.deployments or (event.status in _FAILED and not event.forgiven)
+        ):
+            self.keeps_workspace = True
         if isinstance(event, StepStarted) and self._build is not None:
             self._log_upload.begin(self._build)
         self._run.on_event(event)
@@ -426,8 +429,8 @@ class _Watch:
     def take_up(self, resume: ResumePoint) -> None:
         self.is_resumed = True
         self.volumes = resume.plan.volumes
-        self.failed = any(
-            outcome.status.name in _FAILED and not outcome.forgiven
+        self.keeps_workspace = any(
+            outcome.deployments or (outcome.status.name in _FAILED and not outcome.forgiven)
             for outcome in resume.state.outcomes.values()
         )
 

@@ -1,6 +1,6 @@
-"""The workspace of a build that failed, kept for whoever goes on from one of its steps.
+"""The workspace of a build that failed or deployed, kept for builds that start from its steps.
 
-A workspace lives as long as its build. Of one that failed, ``/workspace`` and the named volumes are
+A workspace lives as long as its build. Of a kept one, ``/workspace`` and the named volumes are
 copied out as archives, as the steps left them, before they are removed; a later build begins with
 them in the place of its source. Not the home folder: logins are in it.
 
@@ -52,13 +52,13 @@ class NotKept(EngineError):
 
 
 class KeptWorkspace(WrappedWorkspace):
-    """A workspace that is copied out before it is removed, if its build failed. A `Workspace`.
+    """A workspace that is copied out before it is removed, if it is wanted. A `Workspace`.
 
     Args:
         workspace: does the work.
         keeping: where to.
         build_id: the build.
-        failed: asked at the end: whether a step failed.
+        wanted: asked at the end: whether a step failed or deployed.
         volumes: asked at the end: the names of the build's volumes.
         restored: folder of the build whose volumes this one begins with; empty for none.
     """
@@ -69,14 +69,14 @@ class KeptWorkspace(WrappedWorkspace):
         keeping: Keeping,
         build_id: str,
         *,
-        failed: Callable[[], bool],
+        wanted: Callable[[], bool],
         volumes: Callable[[], Sequence[str]],
         restored: str = "",
     ) -> None:
         super().__init__(workspace)
         self._keeping = keeping
         self._build_id = build_id
-        self._failed = failed
+        self._wanted = wanted
         self._volumes = volumes
         self._restored = restored
         self._engine: ContainerEngine | None = None
@@ -102,7 +102,7 @@ class KeptWorkspace(WrappedWorkspace):
     def release(self) -> None:
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
         try:
-            if self._engine is not None and self._prepared is not None and self._failed():
+            if self._engine is not None and self._prepared is not None and self._wanted():
                 # An engine that sends nothing more holds up the copy, and not the build's end.
                 copying = threading.Thread(
                     target=self._try_keep, args=(self._engine, self._prepared), daemon=True

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 
 import msgspec
 
+from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.events import BuildEvent
 from pages.markdown import attributes, code, summary, table
 
@@ -49,12 +50,17 @@ def kinds() -> dict[str, type[msgspec.Struct]]:
 
 def page() -> str:
     """The page."""
-    return _HEAD + "\n".join("".join(_kind(word, kind)) for word, kind in kinds().items())
+    events = "\n".join("".join(_kind(word, kind)) for word, kind in kinds().items())
+    return f"{_HEAD}{events}\n## Deployments\n\n{''.join(_fields(Deployment)).lstrip()}"
 
 
 def _kind(word: str, kind: type[msgspec.Struct]) -> Iterator[str]:
+    yield f"### {word}\n\n{summary(kind.__doc__ or '')}\n"
+    yield from _fields(kind)
+
+
+def _fields(kind: type[msgspec.Struct]) -> Iterator[str]:
     docstring = kind.__doc__ or ""
-    yield f"### {word}\n\n{summary(docstring)}\n"
     notes = attributes(docstring)
     hints = get_type_hints(kind)
     fields = [field for field in msgspec.structs.fields(kind) if field.name != "at"]
@@ -75,6 +81,8 @@ def type_name(hint: Any) -> str:
         return _NAMES[hint]
     if hint is datetime:
         return "time"
+    if hint is Deployment:
+        return "[deployment](#deployments)"
     arguments = get_args(hint)
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join("null" if one is type(None) else type_name(one) for one in arguments)

@@ -3,18 +3,32 @@
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from buildrunner.containers.process_owner import this_process
+from buildrunner.engine.deployments import Deployment
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.build_store import BuildStore
 from buildrunner.store.local import LocalBuildStore
+from buildrunner.store.model.deployments import recorded
 
 
 def document(build_id, status="WORKING", created="2024-05-31T12:00:00Z", **more):
     return {"id": build_id, "status": status, "createTime": created, **more}
+
+
+def deployed(build_id, target, *images, at):
+    return recorded(
+        Deployment(target=target, images=images, reported=True),
+        project_id="p",
+        build_id=build_id,
+        step=0,
+        step_id="",
+        time=datetime(2024, 5, 31, 12, 0, at, tzinfo=UTC),
+    )
 
 
 def dead_process():
@@ -159,6 +173,38 @@ class BuildStoreContract:
             thread.join()
         assert not failures
         assert len(store.find(statuses=["SUCCESS"], limit=100)) == 60
+
+    def test_deployments_are_listed_newest_first_and_know_the_one_before(self, store: BuildStore):
+        for build_id in ("a1", "a2"):
+            store.create(document(build_id), owner=this_process())
+        store.record_deployments([deployed("a1", "run://p/r/web", "app@sha256:1", at=1)])
+        again = [
+            deployed("a2", "run://p/r/api", "api@sha256:1", at=2),
+            deployed("a2", "run://p/r/web", "app@sha256:2", at=3),
+        ]
+        store.record_deployments(again)
+        store.record_deployments(again)
+        web, api, first = store.deployments()
+        assert [one.target for one in (web, api, first)] == [
+            "run://p/r/web",
+            "run://p/r/api",
+            "run://p/r/web",
+        ]
+        assert web.previous_images == ("app@sha256:1",)
+        assert web.previous_id == first.id
+        assert first == deployed("a1", "run://p/r/web", "app@sha256:1", at=1)
+        assert store.deployments(latest=True) == [web, api]
+        assert store.deployments(target="run://p/r/web") == [web, first]
+        assert store.deployments(build_id="a2") == [web, api]
+        assert store.deployments(limit=1) == [web]
+
+    def test_deployments_go_with_their_build(self, store: BuildStore):
+        for build_id in ("a1", "a2"):
+            store.create(document(build_id), owner=this_process())
+            store.record_deployments([deployed(build_id, "run://p/r/web", at=1)])
+            store.update(document(build_id, "SUCCESS"))
+        store.delete("a1")
+        assert [one.build_id for one in store.deployments()] == ["a2"]
 
     def test_closing_twice_is_fine(self, open_another):
         other = open_another()

@@ -35,7 +35,7 @@ class Stage:
         self,
         workspace,
         *,
-        failed=True,
+        wanted=True,
         volumes=(),
         restored="",
         keeping=None,
@@ -47,7 +47,7 @@ class Stage:
             workspace,
             keeping or self.keeping,
             build,
-            failed=lambda: failed,
+            wanted=lambda: wanted,
             volumes=lambda: volumes,
             restored=restored,
         )
@@ -122,7 +122,7 @@ def test_a_later_build_begins_with_what_the_steps_left(stage):
 
 
 def test_that_of_a_build_without_a_failure_is_not_kept(stage):
-    build, workspace, _ = stage.kept(EmptyWorkspace(), failed=False)
+    build, workspace, _ = stage.kept(EmptyWorkspace(), wanted=False)
     workspace.release()
     assert not stage.keeping.has(build)
 

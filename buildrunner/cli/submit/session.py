@@ -117,6 +117,8 @@ class BuildSession:
     def on_event(self, event: BuildEvent) -> None:
         """Take an event of the build."""
         self._output.on_event(event)
+        if deployed := self._record.deployments(event):
+            self._writer.add_deployments(deployed)
         if self._record.apply(event):
             self._writer.save(self._record.build)
         if isinstance(event, StepStarted):

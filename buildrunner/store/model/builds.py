@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from buildrunner.store.build_store import Document
+from buildrunner.store.model.deployments import RecordedDeployment
 
 CANCELLED_BY: Final = "cancelled_by"
 """The label that says who cancelled a build: ``cancelled by TOKEN``."""
@@ -250,6 +251,14 @@ class BuildQueue(Protocol):
 
     def record_plan(self, lease: Lease, plan: bytes) -> None:
         """Keep the compiled plan (JSON). Raises `LeaseLost`."""
+        ...
+
+    def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
+        """Record what steps of the build deployed; again changes nothing. Raises `LeaseLost`.
+
+        Builds of strangers' code (``untrusted``) deploy nothing that counts: the records are the
+        project's word on what runs at its targets.
+        """
         ...
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:

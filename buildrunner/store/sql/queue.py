@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
@@ -22,9 +23,11 @@ from buildrunner.store.model.builds import (
     WaitReason,
     cancel_reason,
 )
+from buildrunner.store.model.deployments import RecordedDeployment
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
+from buildrunner.store.sql.deployments import record as record_deployment
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
     CLAIMED_COLUMNS,
@@ -166,6 +169,18 @@ class SqlQueue(SqlPart, BuildQueue):
             if not insert_new(connection, plans, values):
                 which = plans.c.build_id == lease.build_id
                 connection.execute(update(plans).where(which).values(plan=plan))
+
+    def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
+        held = select(builds.c.project_id, builds.c.untrusted).where(_held(lease))
+        with self._database.write() as connection:
+            row = connection.execute(held.with_for_update()).first()
+            if row is None:
+                raise _lost(lease)
+            if row.untrusted:
+                return
+            for one in made:
+                own = replace(one, project_id=row.project_id, build_id=lease.build_id)
+                record_deployment(connection, own)
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         found = select(*CLAIMED_COLUMNS).where(is_claimed).order_by(builds.c.fence)

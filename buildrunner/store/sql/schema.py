@@ -189,6 +189,22 @@ plans = Table(
     Column("plan", LargeBinary, nullable=False),
 )
 
+# What steps of builds deployed; see `store.model.deployments`.
+deployments = Table(
+    "deployments",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("project_id", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    Column("document", LargeBinary, nullable=False),
+)
+_last_first = (deployments.c.at.desc(), deployments.c.id)
+Index("deployments_by_time", deployments.c.project_id, *_last_first)
+Index("deployments_by_target", deployments.c.project_id, deployments.c.target, *_last_first)
+Index("deployments_of_build", deployments.c.build_id)
+
 triggers = Table(
     "triggers",
     metadata,

@@ -26,6 +26,7 @@ from buildrunner.store.sql.access import SqlAuditLog, SqlSessions, SqlTokens
 from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
+from buildrunner.store.sql.deployments import SqlDeployments
 from buildrunner.store.sql.filter import PageTokens
 from buildrunner.store.sql.identity import SqlIdentityKeys
 from buildrunner.store.sql.listening import ChangeListener
@@ -48,6 +49,7 @@ class ServerStore:
         builds: builds, and the approvals they wait for.
         queue: what workers claim; a `BuildQueue`.
         retention: deletes old builds.
+        deployments: what builds deployed.
         triggers: triggers and their settings.
         schedules: when triggers fire by the clock.
         outbox: messages to other machines, and the changes of builds they are made of.
@@ -70,6 +72,7 @@ class ServerStore:
         self.builds = SqlBuilds(database, page_tokens)
         self.queue = SqlQueue(database)
         self.retention = SqlRetention(database)
+        self.deployments = SqlDeployments(database, page_tokens)
         self.triggers = SqlTriggers(database, page_tokens)
         self.schedules = SqlSchedules(database)
         self.outbox = SqlOutbox(database)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from buildrunner.containers.fake import FakeContainer, FakeEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
+from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.events import (
     BuildEvent,
     BuildFinished,
@@ -161,6 +162,52 @@ def test_a_secret_reaches_its_step_and_never_the_log() -> None:
     assert "Step #1: still ***" in build.sink.lines
     assert outcome.steps[1].output == b"***"
     assert build.secrets.asked == [reference.name]
+
+
+# -- deployments -------------------------------------------------------------------------------
+
+REPORT = "WRITE=/builder/outputs/deployments.jsonl="
+
+
+def test_a_step_that_succeeded_deployed_what_it_reported() -> None:
+    build = Build(
+        step(0),
+        step(1, REPORT + '{"target": "run://p/r/web", "images": ["app@sha256:1"]}'),
+    )
+    outcome = build.run()
+    deployment = Deployment(target="run://p/r/web", images=("app@sha256:1",), reported=True)
+    assert [one.deployments for one in outcome.steps] == [(), (deployment,)]
+    ended = [event for event in build.events if isinstance(event, StepFinished)]
+    assert [event.deployments for event in ended] == [(), (deployment,)]
+    assert outcome.steps[1].output == b""
+
+
+def test_a_step_that_failed_deployed_nothing() -> None:
+    build = Build(step(0, REPORT + '{"target": "run://p/r/web"}', "EXIT_CODE=1"))
+    assert build.run().steps[0].deployments == ()
+
+
+def test_a_report_that_can_not_be_read_is_named_in_the_log_and_fails_nothing() -> None:
+    build = Build(step(0, REPORT + "no JSON"))
+    outcome = build.run()
+    assert outcome.status is Status.SUCCESS
+    assert any("line 1 of $BUILDER_OUTPUT/deployments.jsonl" in one for one in build.sink.lines)
+
+
+def test_no_secret_is_in_a_deployment() -> None:
+    reference = SecretReference(env="KEY", kind="secretManager", name="key")
+    report = '{"target": "run://p/r/web", "version": "hunter22"}'
+    build = Build(step(0, REPORT + report, secrets=(reference,)))
+    build.secrets = Secrets({"key": "hunter22"})
+    (deployment,) = build.run().steps[0].deployments
+    assert deployment.version == "***"
+
+
+def test_without_a_report_the_command_of_the_step_suggests_a_target() -> None:
+    deploy = step(0, entrypoint="kubectl", args=("set", "image", "deploy/web", "web=app:1"))
+    (deployment,) = Build(deploy).run().steps[0].deployments
+    assert not deployment.reported
+    assert deployment.target == "kubernetes://-/default/Deployment/web"
 
 
 def test_a_missing_secret_fails_the_build_before_any_step() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from buildrunner.containers.process_owner import this_process
 from buildrunner.engine import events
+from buildrunner.engine.deployments import Deployment
 from buildrunner.errors import StoreError
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.writing import encode_message
@@ -17,7 +18,7 @@ NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 
 
 def record():
-    steps = (BuildStep(name="a"), BuildStep(name="b"))
+    steps = (BuildStep(name="a"), BuildStep(name="b", id="deploy"))
     return BuildRecord(Build(id="b1", project_id="p", create_time=NOW, steps=steps))
 
 
@@ -55,6 +56,24 @@ def test_the_last_snapshot_is_in_the_store_when_close_returns(tmp_path):
     writer.close()
     store = LocalBuildStore(str(tmp_path))
     assert store.get("b1")["status"] == "WORKING"
+    store.close()
+
+
+def test_a_steps_deployments_are_in_the_store_when_close_returns(tmp_path):
+    kept = record()
+    writer = BuildWriter(
+        lambda: LocalBuildStore(str(tmp_path)), encode_message, owner=this_process()
+    )
+    deployment = Deployment(target="run://p/r/web", images=("app@sha256:1",), reported=True)
+    event = events.StepFinished(at=NOW, step=1, status="SUCCESS", deployments=(deployment,))
+    writer.add_deployments(kept.deployments(event))
+    kept.apply(event)
+    writer.save(kept.build)
+    writer.close()
+    store = LocalBuildStore(str(tmp_path))
+    (made,) = store.deployments()
+    assert (made.build_id, made.project_id, made.step, made.step_id) == ("b1", "p", 1, "deploy")
+    assert (made.target, made.images, made.time) == ("run://p/r/web", ("app@sha256:1",), NOW)
     store.close()
 
 

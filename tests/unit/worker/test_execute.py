@@ -5,8 +5,10 @@ import threading
 import msgspec
 import pytest
 
-from buildrunner.engine.events import StepRunning, StepStarted
+from buildrunner.engine.deployments import Deployment
+from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
 from buildrunner.errors import ConfigError, EngineUnavailable, LeaseLost, StoreError
+from buildrunner.logs.files.events import EventLog
 from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Status
 from buildrunner.worker.build_notes import BuildNotes
@@ -164,6 +166,52 @@ def test_a_build_goes_on_while_the_database_is_away_and_its_end_is_stored(server
     document = server.document(build_id)
     assert document["status"] == "SUCCESS"
     assert [step["status"] for step in document["steps"]] == ["SUCCESS"] * 3
+
+
+DEPLOYS = {"env": ['WRITE=/builder/outputs/deployments.jsonl={"target": "run://p/r/web"}']}
+
+
+def test_a_deployment_is_recorded_as_soon_as_its_step_has_succeeded(server):
+    build_id = server.create({"id": "deploy", **DEPLOYS}, {})
+    seen = []
+
+    def look(event):
+        if isinstance(event, StepStarted):
+            seen.append([one.target for one in server.store.deployments.of_build(build_id)])
+
+    assert run(server.job(server.claim(), listeners=(look,))) is Status.SUCCESS
+    assert seen == [[], ["run://p/r/web"]]
+    (made,) = server.store.deployments.of_build(build_id)
+    assert (made.project_id, made.step, made.step_id) == ("p", 0, "deploy")
+
+
+def test_a_deployment_is_recorded_when_the_database_is_back(server):
+    build_id = server.create({}, DEPLOYS, {})
+    queue = AwayQueue(server)
+
+    def switch(event):
+        if isinstance(event, StepRunning):
+            queue.away = event.step == 1
+
+    assert run(server.job(server.claim(), queue=queue, listeners=(switch,))) is Status.SUCCESS
+    assert queue.refused
+    assert len(server.store.deployments.of_build(build_id)) == 1
+
+
+def test_the_next_process_records_a_deployment_that_the_dead_one_missed(server):
+    build_id = server.create(DEPLOYS)
+    stored, _ = server.claim()
+    events = EventLog(server.folder.log_folder(build_id))
+    deployment = Deployment(target="run://p/r/web")
+    ended = StepFinished(at=now(), step=0, status="SUCCESS", deployments=(deployment,))
+    events.on_event(ended)
+    events.close()
+    notes = BuildNotes(server.folder.make_run_folder(build_id))
+    notes.note_steps_begun()
+    notes.note_final({**stored.document, "status": "SUCCESS"})
+    assert run(server.job(claim_again(server, build_id)), resume=True) is Status.SUCCESS
+    (made,) = server.store.deployments.of_build(build_id)
+    assert made.target == "run://p/r/web"
 
 
 def test_the_end_waits_for_a_database_that_is_away(server):

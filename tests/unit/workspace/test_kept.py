@@ -47,7 +47,7 @@ def test_a_build_s_end_does_not_wait_for_an_archive_that_gives_nothing_to_write(
         EmptyWorkspace(),
         Keeping(folder=str(tmp_path), limit_bytes=1 << 20),
         "build",
-        failed=lambda: True,
+        wanted=lambda: True,
         volumes=lambda: (),
     )
     workspace.prepare(engine, "build", {}, threading.Event())

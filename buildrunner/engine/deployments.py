@@ -1,0 +1,70 @@
+"""What a step deployed, as its image reports it in ``$BUILDER_OUTPUT/deployments.jsonl``.
+
+A config has no field for deployments, and needs none. Without a report, the command of a known
+tool suggests the target; see `deploy_commands`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
+
+REPORT: Final = "deployments.jsonl"
+"""The file of ``$BUILDER_OUTPUT`` with a deployment a line."""
+
+_MOST: Final = 100
+
+_Target = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*://[!-~]+\Z", max_length=512)]
+_Image = Annotated[str, Meta(pattern=r"^[!-~]+\Z", max_length=512)]
+_Images = Annotated[tuple[_Image, ...], Meta(max_length=50)]
+_Version = Annotated[str, Meta(pattern=r"^[ -~]*\Z", max_length=256)]
+_Url = Annotated[str, Meta(pattern=r"^(https?://[!-~]+)?\Z", max_length=2048)]
+
+
+class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One deployment of a step.
+
+    Attributes:
+        target: where to: ``gke://PROJECT/LOCATION/CLUSTER/NAMESPACE/KIND/NAME``,
+            ``kubernetes://HOST/NAMESPACE/KIND/NAME``, ``run://PROJECT/REGION/SERVICE``,
+            ``functions://PROJECT/REGION/NAME``, ``appengine://PROJECT/SERVICE``.
+        images: the images that run there now, by digest if it is known.
+        previous_images: the images that ran there before; empty if there were none, or if the image
+            did not look.
+        version: the target's own name of what runs there now: a revision, a version.
+        url: the address that serves it.
+        reported: the step's image reported it. False: the step's command suggests it.
+    """
+
+    target: _Target
+    images: _Images = ()
+    previous_images: _Images = ()
+    version: _Version = ""
+    url: _Url = ""
+    reported: bool = False
+
+
+def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
+    """Return the deployments in a step's report, and why other lines of it do not count.
+
+    Args:
+        data: the file, JSON lines. Of two lines with one target, the later one counts.
+    """
+    found: dict[str, Deployment] = {}
+    problem = ""
+    for number, line in enumerate(data.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            one = msgspec.json.decode(line, type=Deployment)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            problem = problem or f"line {number} of $BUILDER_OUTPUT/{REPORT} can't be read: {error}"
+            continue
+        if len(found) == _MOST and one.target not in found:
+            problem = problem or f"$BUILDER_OUTPUT/{REPORT} has more than {_MOST} targets"
+            break
+        found[one.target] = replace(one, reported=True)
+    return tuple(found.values()), problem

@@ -1,0 +1,89 @@
+"""Deployments as stores keep and return them."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from buildrunner.engine.deployments import Deployment
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.build_store import Document
+
+
+class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A deployment of a step of a build.
+
+    Attributes:
+        id: the same for each try to record it.
+        project_id, build_id: of the build.
+        step: index of the step.
+        step_id: its id; empty if it has none.
+        time: when the step had succeeded.
+        target, images, version, url, reported: see `Deployment`.
+        previous_images: the images that ran before, by the report, or else by the record.
+        previous_version: the version in the record of the deployment before.
+        previous_id: the deployment of the target that was recorded before; empty for the first.
+    """
+
+    id: str
+    project_id: str
+    build_id: str
+    step: int
+    step_id: str
+    time: datetime
+    target: str
+    images: tuple[str, ...] = ()
+    version: str = ""
+    url: str = ""
+    reported: bool = False
+    previous_images: tuple[str, ...] = ()
+    previous_version: str = ""
+    previous_id: str = ""
+
+    def after(self, before: RecordedDeployment | None) -> RecordedDeployment:
+        """Return the deployment with what the record knows of the one before."""
+        if before is None:
+            return self
+        return replace(
+            self,
+            previous_images=self.previous_images or before.images,
+            previous_version=before.version,
+            previous_id=before.id,
+        )
+
+    def document(self) -> Document:
+        """Return the deployment as the API and commands show it."""
+        shown: Document = msgspec.to_builtins(self)
+        return {**shown, "time": encode_instant(self.time)}
+
+
+def recorded(
+    deployment: Deployment,
+    *,
+    project_id: str,
+    build_id: str,
+    step: int,
+    step_id: str,
+    time: datetime,
+) -> RecordedDeployment:
+    """Return the record of a step's deployment."""
+    key = f"{build_id}/{step}/{deployment.target}"
+    return RecordedDeployment(
+        id=hashlib.sha256(key.encode()).hexdigest()[:16],
+        project_id=project_id,
+        build_id=build_id,
+        step=step,
+        step_id=step_id,
+        time=time,
+        **asdict(deployment),
+    )
+
+
+class DeploymentPage(msgspec.Struct, frozen=True):
+    """Some deployments, newest first, and the token of the next page; empty on the last one."""
+
+    deployments: tuple[RecordedDeployment, ...]
+    next_page_token: str

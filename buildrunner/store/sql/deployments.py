@@ -1,0 +1,136 @@
+"""Deployments in SQL."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Select, exists, not_, select
+
+from buildrunner.errors import NotFound
+from buildrunner.store.model.deployments import DeploymentPage, RecordedDeployment
+from buildrunner.store.records import microseconds
+from buildrunner.store.sql.database import Database, SqlPart, insert_new
+from buildrunner.store.sql.filter import PageTokens, bounded
+from buildrunner.store.sql.schema import deployments
+
+_newest_first = (deployments.c.at.desc(), deployments.c.id)
+
+
+class SqlDeployments(SqlPart):
+    """What the builds of projects deployed. `SqlQueue.record_deployments` writes it."""
+
+    def __init__(self, database: Database, page_tokens: PageTokens) -> None:
+        super().__init__(database)
+        self._page_tokens = page_tokens
+
+    def get(self, project_id: str, deployment_id: str) -> RecordedDeployment:
+        """Return one deployment of a project. Raises `NotFound`."""
+        found = select(deployments.c.document).where(
+            deployments.c.id == deployment_id, deployments.c.project_id == project_id
+        )
+        with self._database.read() as connection:
+            document = connection.execute(found).scalar()
+        if document is None:
+            raise NotFound(f"there is no deployment {deployment_id} here")
+        return _read(document)
+
+    def of_build(self, build_id: str) -> list[RecordedDeployment]:
+        """Return the deployments of a build, oldest first."""
+        found = (
+            select(deployments.c.document)
+            .where(deployments.c.build_id == build_id)
+            .order_by(deployments.c.at, deployments.c.id)
+        )
+        with self._database.read() as connection:
+            return [_read(document) for document in connection.execute(found).scalars()]
+
+    def page(
+        self,
+        project_id: str,
+        *,
+        target: str = "",
+        latest: bool = False,
+        page_size: int = 50,
+        page_token: str = "",
+    ) -> DeploymentPage:
+        """Return deployments of a project, newest first.
+
+        Args:
+            project_id: the project.
+            target: only of this target; empty for all.
+            latest: only the latest of each target.
+            page_size: how many, 1000 at most.
+            page_token: of the page before; empty for the first.
+
+        Raises:
+            PageTokenError: the token is not one of ours, or belongs to another list.
+        """
+        size = bounded(page_size)
+        parent = ("deployments", project_id, target, str(latest))
+        found = select(deployments.c.at, deployments.c.id, deployments.c.document).where(
+            deployments.c.project_id == project_id
+        )
+        if target:
+            found = found.where(deployments.c.target == target)
+        if latest:
+            found = _latest(found)
+        if page_token:
+            at, deployment_id = self._page_tokens.read(page_token, parent, (int, str))
+            same = (deployments.c.at == at) & (deployments.c.id > deployment_id)
+            found = found.where((deployments.c.at < at) | same)
+        with self._database.read() as connection:
+            rows = connection.execute(found.order_by(*_newest_first).limit(size + 1)).all()
+        last = rows[size - 1] if len(rows) > size else None
+        return DeploymentPage(
+            tuple(_read(row.document) for row in rows[:size]),
+            "" if last is None else self._page_tokens.write(parent, (last.at, last.id)),
+        )
+
+
+def record(connection: Connection, made: RecordedDeployment) -> None:
+    """Record a deployment, with what the record knows of the one before. Idempotent."""
+    before = (
+        select(deployments.c.document)
+        .where(
+            deployments.c.project_id == made.project_id,
+            deployments.c.target == made.target,
+            deployments.c.id != made.id,
+        )
+        .order_by(*_newest_first)
+        .limit(1)
+    )
+    document = connection.execute(before).scalar()
+    made = made.after(None if document is None else _read(document))
+    insert_new(
+        connection,
+        deployments,
+        {
+            "id": made.id,
+            "project_id": made.project_id,
+            "target": made.target,
+            "build_id": made.build_id,
+            "at": microseconds(made.time),
+            "document": msgspec.json.encode(made),
+        },
+    )
+
+
+def _latest(found: Select[Any]) -> Select[Any]:
+    newer = deployments.alias()
+    is_newer = (newer.c.at > deployments.c.at) | (
+        (newer.c.at == deployments.c.at) & (newer.c.id < deployments.c.id)
+    )
+    return found.where(
+        not_(
+            exists().where(
+                newer.c.project_id == deployments.c.project_id,
+                newer.c.target == deployments.c.target,
+                is_newer,
+            )
+        )
+    )
+
+
+def _read(document: bytes) -> RecordedDeployment:
+    return msgspec.json.decode(document, type=RecordedDeployment)
