@@ -297,7 +297,7 @@ def check_leftovers(engine: DockerEngine) -> Finding:
     }
     found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
     if not found:
-        return Finding("ok", "leftovers", "none of builds that no longer run")
+        return Finding("ok", "leftovers", "none")
     advice = "buildrunner doctor --clean removes them"
     return Finding("warn", "leftovers", f"{found} of builds that no longer run", advice)
 

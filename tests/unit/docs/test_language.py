@@ -56,6 +56,8 @@ PAGES = (
     "docs/how-to/dashboard.md",
     "docs/how-to/notifications.md",
     "docs/how-to/part-of-a-build.md",
+    "docs/how-to/policy.md",
+    "docs/how-to/provenance.md",
     "docs/how-to/registries.md",
     "docs/how-to/remote.md",
     "docs/how-to/schedules.md",
