@@ -16,10 +16,13 @@ from __future__ import annotations
 import datetime
 import errno
 import importlib
+import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -71,8 +74,22 @@ class ProjectFacts(NamedTuple):
 DEFAULT_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
 
+MOST_CONNECTIONS = 64
+"""How many connections of a build are served at a time. Further ones wait."""
+
+LONGEST_HEAD_S = 10.0
+"""How long a connection may be idle, and how long the head of a request may take."""
+
+LARGEST_HEAD_BYTES = 16 << 10
+
+_LOOK_S = 0.05
+
+
 class MetadataServer:
-    """Serves until `close`. One thread a request; nothing is logged, tokens least of all."""
+    """Serves until `close`. One thread a connection; nothing is logged, tokens least of all.
+
+    Steps can take little memory and few threads of this process, whatever they send.
+    """
 
     def __init__(
         self,
@@ -96,9 +113,29 @@ class MetadataServer:
         class Handler(_Handler):
             answer = staticmethod(answers.answer)
 
+        places = threading.Semaphore(MOST_CONNECTIONS)
+        closing = self._closing = threading.Event()
+
         class Server(ThreadingHTTPServer):
             def verify_request(self, request: object, client_address: Any) -> bool:  # noqa: ARG002
                 return may_ask(client_address[0] if client_address else "")
+
+            def get_request(self) -> Any:
+                while not places.acquire(timeout=_LOOK_S):
+                    if closing.is_set():
+                        raise ConnectionAbortedError
+                try:
+                    return super().get_request()
+                except OSError:
+                    places.release()
+                    raise
+
+            def shutdown_request(self, request: Any) -> None:
+                super().shutdown_request(request)
+                places.release()
+
+            def handle_error(self, request: object, client_address: Any) -> None:
+                """Say nothing: the client hung up."""
 
         self._server = Server(("", 0), Handler, bind_and_activate=False)
         self._server.socket.close()
@@ -111,6 +148,7 @@ class MetadataServer:
 
     def close(self) -> None:
         """Stop serving and free the address."""
+        self._closing.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -231,7 +269,27 @@ class _Handler(BaseHTTPRequestHandler):
     server_version = "Metadata Server for VM"
     sys_version = ""
     protocol_version = "HTTP/1.1"
-    timeout = 30
+    timeout = LONGEST_HEAD_S  # of an answer, too
+    _rest = b""
+
+    def handle_one_request(self) -> None:
+        """Answer one request whose head came whole, in time, and is small."""
+        until = time.monotonic() + LONGEST_HEAD_S
+        head = self._rest
+        while b"\r\n\r\n" not in head and b"\n\n" not in head:
+            piece = b""
+            if (left_s := until - time.monotonic()) > 0:
+                self.connection.settimeout(left_s)
+                with suppress(OSError):
+                    piece = self.connection.recv(LARGEST_HEAD_BYTES - len(head))
+            if not piece:  # the client hung up, or the head is too large or takes too long
+                self.close_connection = True
+                return
+            head += piece
+        self.connection.settimeout(self.timeout)
+        self.rfile = io.BytesIO(head)
+        super().handle_one_request()
+        self._rest = self.rfile.read()
 
     def do_GET(self) -> None:
         try:

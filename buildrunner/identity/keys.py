@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -47,6 +48,8 @@ SIGNS_FOR: Final = timedelta(days=30)
 OVERLAP: Final = timedelta(days=1)
 """How long a key is published before its first token, and after its last one."""
 PUBLISHED_FOR: Final = SIGNS_FOR + 2 * OVERLAP
+FRESH_FOR: Final = timedelta(minutes=1)
+"""How long a build's process signs with a key before it looks for a rotation."""
 
 _KMS: Final = ""  # the owner of a key of a KMS: all servers that are set to it
 _RSA_BITS = 2048
@@ -113,6 +116,9 @@ class IdentityKeys:
         self._table = table
         self._clock = clock
         self._kms = kms
+        self._turn = threading.Lock()
+        self._current: SigningKey | None = None
+        self._read_at = datetime.min.replace(tzinfo=UTC)
 
     def published(self) -> list[dict[str, str]]:
         """Return the public keys of all servers, as JSON Web Keys. The first call makes a key.
@@ -137,6 +143,27 @@ class IdentityKeys:
         """
         if self._table.all():
             self.signing()
+
+    def current(self) -> SigningKey:
+        """Return the key that signs now, as `signing` found it `FRESH_FOR` ago or later.
+
+        Builds call this for each token: they wait neither for the database nor for each other.
+        A key whose file was deleted is not returned.
+
+        Raises:
+            IdentityError: the keys can't be used.
+            StoreError: the database does not answer.
+        """
+        with self._turn:
+            now = self._clock()
+            key = self._current
+            if key is None or now - self._read_at >= FRESH_FOR or not self._has(key):
+                key = self._current = self.signing()
+                self._read_at = now
+            return key
+
+    def _has(self, key: SigningKey) -> bool:
+        return bool(self._kms) or os.path.exists(self._path(key.jwk["kid"]))
 
     def signing(self) -> SigningKey:
         """Return the key that signs now, after any rotation that is due.

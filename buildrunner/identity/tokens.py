@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import secrets
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
@@ -16,6 +17,8 @@ from buildrunner.errors import IdentityRefused
 from buildrunner.metadata import AccessToken
 
 LIFETIME: Final = timedelta(minutes=10)
+AUDIENCES_FRESH_FOR: Final = timedelta(seconds=1)
+"""How long a build's tokens follow its trigger's audiences without a look at the database."""
 
 
 class TokenKey(Protocol):
@@ -130,6 +133,9 @@ class BuildIdentity:
         self._audiences = audiences
         self._key = key
         self._clock = clock
+        self._turn = threading.Lock()
+        self._allowed: tuple[str, ...] = ()
+        self._allowed_at: datetime | None = None
 
     def access_token(self, scopes: tuple[str, ...]) -> AccessToken:  # noqa: ARG002
         """See `Credentials.access_token`: this account has none."""
@@ -145,7 +151,7 @@ class BuildIdentity:
             IdentityError: the token can't be signed.
             StoreError: the database does not answer.
         """
-        if audience not in self._audiences():
+        if audience not in self._allowed_now():
             raise IdentityRefused(
                 f"the trigger of this build does not allow tokens for the audience {audience!r}: "
                 "`buildrunner schedules settings TRIGGER --audience URL` allows one"
@@ -158,6 +164,15 @@ class BuildIdentity:
             token_id=secrets.token_urlsafe(16),
         )
         return signed_token(claims, self._key())
+
+    def _allowed_now(self) -> tuple[str, ...]:
+        """The allowed audiences; requests that come together read them once."""
+        with self._turn:
+            now = self._clock()
+            if self._allowed_at is None or now - self._allowed_at >= AUDIENCES_FRESH_FOR:
+                self._allowed = self._audiences()
+                self._allowed_at = now
+            return self._allowed
 
 
 def base64url(data: bytes) -> str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
+from buildrunner import metadata
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, NetworkMember
 from buildrunner.errors import EngineUnavailable
@@ -84,6 +89,89 @@ def test_a_client_that_may_not_ask_is_hung_up_on(answered: bool) -> None:
         server.close()
     assert asked == ["127.0.0.1"]
     assert bool(answer) is answered
+
+
+ASK = b"GET /computeMetadata/v1/project/project-id HTTP/1.1\r\nMetadata-Flavor: Google\r\n\r\n"
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    """The address of a build's metadata server that is patient for a second."""
+    monkeypatch.setattr(metadata, "LONGEST_HEAD_S", 1.0)
+    monkeypatch.setattr(metadata._Handler, "timeout", 1.0)
+    listener = listen_on("127.0.0.1", 0)
+    name = listener.getsockname()
+    facts = ProjectFacts("p1", "123", "builder@p1.example")
+    with closing(MetadataServer(listener, facts, credentials=None)):
+        yield name
+
+
+def until_end(client: socket.socket) -> bytes:
+    """All that the server sends until it hangs up."""
+    answer = b""
+    try:
+        while piece := client.recv(65536):
+            answer += piece
+    except ConnectionError:
+        pass
+    return answer
+
+
+def test_a_step_s_connections_are_served_a_few_at_a_time_and_idle_ones_end(
+    address: tuple[str, int],
+) -> None:
+    before = threading.active_count()
+    with ExitStack() as stack:
+        for _ in range(metadata.MOST_CONNECTIONS + 20):
+            stack.enter_context(socket.create_connection(address, timeout=30))
+        with socket.create_connection(address, timeout=30) as client:
+            client.sendall(ASK)
+            most = threading.active_count() - before
+            assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert most <= metadata.MOST_CONNECTIONS
+
+
+@pytest.mark.parametrize(
+    "piece", [b"X" * 4000, b"X: " + b"y" * 4000 + b"\r\n"], ids=["a line", "lines"]
+)
+def test_the_head_of_a_step_s_request_is_small(address: tuple[str, int], piece: bytes) -> None:
+    sent = 0
+    with socket.create_connection(address, timeout=30) as client:
+        try:
+            while sent < 64 << 20:
+                client.sendall(piece)
+                sent += len(piece)
+        except OSError:
+            pass
+    assert sent < 32 << 20  # what the kernel keeps for a reader that is gone
+
+
+def test_a_head_that_trickles_is_given_up(address: tuple[str, int]) -> None:
+    began = time.monotonic()
+    ended = threading.Event()
+    with socket.create_connection(address, timeout=30) as client:
+
+        def trickle() -> None:
+            while not ended.wait(0.1):
+                try:
+                    client.sendall(b"X")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            assert until_end(client) == b""
+        finally:
+            ended.set()
+            thread.join()
+    assert time.monotonic() - began < 20
+
+
+def test_requests_that_come_at_once_are_answered_in_turn(address: tuple[str, int]) -> None:
+    with socket.create_connection(address, timeout=30) as client:
+        client.sendall(ASK + ASK)
+        assert until_end(client).count(b"HTTP/1.1 200") == 2
 
 
 @pytest.mark.docker

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from buildrunner import wiring
@@ -99,6 +99,9 @@ def _execute(
         isolation=worker.isolation,
         disk_gib=worker.disk_gib,
     )
+    identity_keys = cache(  # few builds need the libraries of keys
+        partial(wiring.identity_keys, worker.data, folder.worker_name(), store, settings)
+    )
     network = shared_network() if worker.sandbox == "host" else None
     try:
         if network is not None:
@@ -123,9 +126,7 @@ def _execute(
                     lambda project, trigger: patiently(
                         lambda: store.triggers.settings(project, trigger)
                     ),
-                    lambda: wiring.identity_keys(
-                        worker.data, folder.worker_name(), store, settings
-                    ).signing(),
+                    lambda: identity_keys().current(),
                     _now,
                 ),
             ),

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer
 
+from buildrunner.containers.file_lock import file_lock
 from buildrunner.errors import AttestationError, IdentityError
 from buildrunner.identity.keys import (
     FOLDER,
@@ -163,6 +164,32 @@ def test_a_key_whose_file_is_deleted_is_withdrawn(server, tmp_path):
     (tmp_path / "one" / FOLDER / f"{stolen}.pem").unlink()
     assert keys.signing().jwk["kid"] != stolen
     assert stolen not in kids(keys)
+
+
+def test_a_build_s_tokens_are_signed_while_other_builds_and_the_database_are_busy(
+    server, store, tmp_path
+):
+    keys = server()
+    first = keys.current()
+    with file_lock(str(tmp_path / "one" / FOLDER / "lock")):  # another build looks for a rotation
+        store.close()
+        assert keys.current() is first
+
+
+def test_a_rotation_is_found_within_a_minute(server, clock):
+    keys = server()
+    first = keys.current()
+    clock.now = NOW + SIGNS_FOR
+    server().signing()  # the server makes the next key
+    clock.now = NOW + SIGNS_FOR + OVERLAP
+    assert keys.current().jwk["kid"] != first.jwk["kid"]
+
+
+def test_a_key_whose_file_is_deleted_signs_no_more_tokens(server, tmp_path):
+    keys = server()
+    stolen = keys.current().jwk["kid"]
+    (tmp_path / "one" / FOLDER / f"{stolen}.pem").unlink()
+    assert keys.current().jwk["kid"] != stolen
 
 
 def test_a_key_that_others_can_read_is_refused(server, tmp_path):

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
 from buildrunner.errors import IdentityRefused
-from buildrunner.identity.tokens import BuildFacts, BuildIdentity, subject, token_claims
+from buildrunner.identity.tokens import (
+    AUDIENCES_FRESH_FOR,
+    BuildFacts,
+    BuildIdentity,
+    subject,
+    token_claims,
+)
 from buildrunner.plan.build_plan import BuildOrigin
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.identity import BuildIdentities
@@ -148,13 +154,32 @@ def test_another_audience_is_refused(audience):
         credentials.identity_token(audience)
 
 
-def test_an_audience_that_is_taken_from_the_trigger_counts_at_once():
+def test_an_audience_that_is_taken_from_the_trigger_counts_within_a_second():
     settings = {"identity": {"audiences": TWO}}
-    credentials = identities(settings).of_build(stored(), BuildOrigin())
+    times = [NOW]
+    made = BuildIdentities("https://ci", lambda *_: settings, NoKey, lambda: times[-1])
+    credentials = made.of_build(stored(), BuildOrigin())
     credentials.identity_token(TWO[0])
     settings["identity"] = {"audiences": TWO[1:]}
+    times.append(NOW + AUDIENCES_FRESH_FOR)
     with pytest.raises(IdentityRefused):
         credentials.identity_token(TWO[0])
+
+
+def test_many_requests_of_a_build_read_the_database_once_in_a_second():
+    reads = []
+
+    def settings(project, trigger):
+        reads.append(trigger)
+        return {"identity": {"audiences": TWO}}
+
+    made = BuildIdentities("https://ci", settings, NoKey, lambda: NOW)
+    credentials = made.of_build(stored(), BuildOrigin())
+    for _ in range(50):
+        credentials.identity_token(TWO[0])
+        with pytest.raises(IdentityRefused):
+            credentials.identity_token("https://other.example")
+    assert len(reads) == 1
 
 
 def test_there_are_no_access_tokens():
