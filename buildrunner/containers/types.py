@@ -110,7 +110,8 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``repository:tag``.
-        digest: the manifest's digest, as the registry answered it.
+        digest: the manifest's digest, as the registry answered it; empty if the registry is in the
+            hands of the build's steps.
         size_bytes: size of the image unpacked, as `docker images` shows it.
         layers_pushed: layers that were sent.
         layers_reused: layers that the registry already had. Podman tells neither: both are 0.

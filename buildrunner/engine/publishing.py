@@ -292,7 +292,8 @@ class ImagePush:
         image = self._try_hard(name)
         for line in image.log:
             self._log.line(line)
-        span = self._first_push.setdefault(image.digest, Span(began, self._clock.now()))
+        pushed = Span(began, self._clock.now())
+        span = self._first_push.setdefault(image.digest or image.name, pushed)
         repository, tag = split_reference(image.name)
         names = (repository, image.name) if tag == "latest" else (image.name,)
         self.pushed += [

@@ -22,6 +22,7 @@ import httpx
 import msgspec
 
 from buildrunner.errors import CredentialsError, RegistryError
+from buildrunner.registries.distribution import sha256
 from buildrunner.registries.registry_client import RegistryClient
 from buildrunner.spec.validation.references import attachment_refusal
 
@@ -74,7 +75,7 @@ class PushGateway:
         self.repository = repository
         self.tag = tag
         self.digest = ""
-        """What the registry says that the tag is, since it was set."""
+        """The digest of the manifest that the registry took as the tag; empty before."""
         self._uploads: dict[str, str] = {}
         self._server = _Server(listener, self)
         self._thread = threading.Thread(
@@ -235,9 +236,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length")
         pieces = self._body(length)
         content: bytes | Iterator[bytes] | None = pieces
+        digest = ""
         if self.command == "PUT" and "/manifests/" in target:
             content = _manifest(pieces or ())
             length = str(len(content))
+            digest = sha256(content)
         if content is not None and length is not None:
             headers["Content-Length"] = length
         elif content is None and self.command in ("POST", "PUT", "PATCH"):
@@ -255,16 +258,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise Refused(503, "UNAVAILABLE", f"the registry can't be reached: {reason}") from error
-        self._return(answer, body)
+        self._return(answer, body, digest)
 
-    def _return(self, answer: httpx.Response, body: bytes) -> None:
+    def _return(self, answer: httpx.Response, body: bytes, digest: str) -> None:
         gateway = self.server.gateway
         headers = {name: value for name in _RETURNED if (value := answer.headers.get(name))}
         if (location := answer.headers.get("Location")) and self.command != "HEAD":
             headers["Location"] = gateway.location(urljoin(str(answer.url), location))
         is_tag = urlsplit(self.path).path.endswith(f"/manifests/{gateway.tag}")
         if is_tag and self.command == "PUT" and answer.is_success:
-            gateway.digest = headers.get("Docker-Content-Digest", "")
+            is_kept = headers.get("Docker-Content-Digest", digest) == digest
+            gateway.digest = digest if is_kept else ""
         size = answer.headers.get("Content-Length") if self.command == "HEAD" else None
         self._answer(answer.status_code, headers, body, size)
 

@@ -20,7 +20,8 @@ import msgspec
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.types import RegistryLogin
-from buildrunner.errors import CredentialsError
+from buildrunner.errors import CredentialsError, RegistryError
+from buildrunner.registries.distribution import MANIFEST_TYPES, sha256
 from buildrunner.registries.registry_transport import RegistryTransport, read_bounded
 
 _CERTIFICATES = "/etc/docker/certs.d"
@@ -28,6 +29,7 @@ _DOCKER_HUB = "registry-1.docker.io"
 _CLIENT = "buildrunner"
 _CONNECT_S = 30.0
 _ANSWER_S = 300.0  # a registry may take its time to check a large layer
+_LARGEST_MANIFEST = 4 << 20  # registries take no larger one
 _LARGEST_BYTES = 1 << 20  # of a token, and of what says how to get one
 _TOKEN_S = 60  # where the answer does not say; source: Docker's token specification
 _FRESH = 0.7  # of a token's lifetime: then another one is requested
@@ -65,7 +67,7 @@ class RegistryClient:
     Args:
         place: how the registry is reached.
         repository: its name there.
-        login: who to be.
+        login: who to be; None for requests without a login.
         egress: networks that builds do not reach: see `RegistryTransport`.
     """
 
@@ -73,7 +75,7 @@ class RegistryClient:
         self,
         place: RegistryPlace,
         repository: str,
-        login: RegistryLogin,
+        login: RegistryLogin | None,
         egress: Egress | None = None,
     ) -> None:
         self._place = place
@@ -130,6 +132,28 @@ class RegistryClient:
         # Without the login, to another host. No content of that comes back.
         return self._http.send(request, stream=True, follow_redirects=method == "HEAD")
 
+    def digest_of(self, tag: str) -> str:
+        """Return the digest of what the registry sends as a tag; empty if there is none.
+
+        Raises:
+            CredentialsError: the token service refused the login.
+            RegistryError: the registry refuses, or the address leads where nothing is reached.
+            httpx.HTTPError: the registry does not answer.
+        """
+        self._find()
+        headers = {"Accept": ", ".join(MANIFEST_TYPES)}
+        if self._authorization:
+            headers["Authorization"] = self._authorization()
+        url = f"{self.base}/v2/{self._repository}/manifests/{tag}"
+        request = self._http.build_request("GET", url, headers=headers)
+        answer = self._http.send(request, stream=True, follow_redirects=True)
+        answer = read_bounded(answer, _LARGEST_MANIFEST)
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            return ""
+        if not answer.is_success:
+            raise RegistryError(f"HTTP {answer.status_code}")
+        return sha256(answer.content)
+
     def _find(self) -> None:
         """Find out whether the registry speaks TLS, and which login it wants."""
         with self._lock:
@@ -158,7 +182,7 @@ class RegistryClient:
             if scheme.lower() == "bearer":
                 wanted = {name.lower(): value for name, value in _PARAMETER.findall(rest)}
                 return lambda: f"Bearer {self._fresh_token(wanted)}"
-            if scheme.lower() == "basic":
+            if scheme.lower() == "basic" and self._login is not None:
                 pair = httpx.BasicAuth(self._login.username, self._login.password)
                 value = next(pair.auth_flow(httpx.Request("GET", "http://none"))).headers
                 return lambda: value["Authorization"]
@@ -174,13 +198,16 @@ class RegistryClient:
 
     def _request_token(self, wanted: Mapping[str, str]) -> _Token:
         realm = wanted.get("realm", "")
+        actions = "pull,push" if self._login else "pull"
         scope = {
             "service": wanted.get("service", ""),
-            "scope": f"repository:{self._repository}:pull,push",
+            "scope": f"repository:{self._repository}:{actions}",
         }
         if urlsplit(realm).scheme != "https" and not self._place.insecure:
             raise CredentialsError(f"{self._place.registry} wants the login sent to {realm!r}")
-        if self._login.identity_token:
+        if self._login is None:
+            answer = self._request("GET", realm, params=scope)
+        elif self._login.identity_token:
             grant = {
                 "grant_type": "refresh_token",
                 "refresh_token": self._login.identity_token,

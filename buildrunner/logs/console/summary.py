@@ -165,7 +165,8 @@ def _images(view: BuildView, look: Look) -> Iterable[str]:
         if image.layers_reused:
             layers.append(f"{image.layers_reused} already there")
         sized = [size(image.size_bytes)] if image.size_bytes else []
-        yield "  " + ", ".join([image.digest, *sized, *layers, seconds(image.push_s)])
+        digest = [image.digest] if image.digest else []
+        yield "  " + ", ".join([*digest, *sized, *layers, seconds(image.push_s)])
 
 
 def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown: bool) -> str:

@@ -101,6 +101,10 @@ class NestedAccess(Protocol):
         """Push from the nested engine with such a login, which does not go there."""
         ...
 
+    def digest_of(self, name: str) -> str:
+        """Return the digest that a registry has for an image, asked without a login."""
+        ...
+
     def note_push(self) -> None:
         """Note that something was pushed."""
         ...
@@ -319,11 +323,14 @@ class NestedEngine(ForwardingEngine):
     ) -> PushedImage:
         """See `Images.push_image`.
 
-        A login does not go to the engine, which the steps can replace: with it, the digest is known
-        from the registry. A registry that a step has at a loopback address is the engine's to find.
+        A login does not go to the engine, which the steps can replace. What was pushed is known
+        from the registry. A registry that a step has at a loopback address of the sandbox is
+        in the hands of the steps, too: the digest of such a push is empty.
         """
         self.have_image(name, cancel)
-        is_inside = login is not None and is_loopback(ImageName.parse(name).registry)
+        registry = ImageName.parse(name).registry
+        ports = [port for port in loopback_ports(name) if is_registry(port)]
+        is_inside = is_loopback(registry) and not ports
         used = login or self._machine_login(name, cancel)
         if used is not None and not is_inside:
             pushed = self._ask(
@@ -332,13 +339,21 @@ class NestedEngine(ForwardingEngine):
                 )
             )
         else:
-            for port in filter(is_registry, loopback_ports(name)):
+            for port in ports:
                 self._access.open_port(port)
             pushed = self._ask(
                 lambda engine: engine.push_image(
                     name, on_progress=on_progress, cancel=cancel, login=login
                 )
             )
+            digest = "" if is_inside else self._access.digest_of(name)
+            if digest != pushed.digest and not is_inside:
+                raise ImagePushError(
+                    f"the registry has {digest or 'nothing'} as {name} after the push of "
+                    f"{pushed.digest}",
+                    transient=True,
+                )
+            pushed = replace(pushed, digest=digest)
         self._access.note_push()
         return pushed
 

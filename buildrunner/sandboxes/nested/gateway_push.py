@@ -1,4 +1,8 @@
-"""Pushes from a nested engine with a login that the engine never sees."""
+"""Pushes from a nested engine, whose steps can replace it.
+
+The engine never sees a login, and its word on what it pushed counts for nothing: the digest of a
+push is that of the manifest that the registry took from the gateway, or sends afterwards.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,14 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+import httpx
 from msgspec.structs import replace
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
-from buildrunner.errors import EngineError, ImagePushError
+from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
 from buildrunner.registries.push_gateway import PushGateway
 from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
 from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
@@ -100,6 +105,27 @@ class GatewayPush:
             )
         lines = (line.replace(ours, asked.registry) for line in pushed.log)
         return replace(pushed, name=f"{asked.repository}:{tag}", log=tuple(lines))
+
+    def digest_of(self, name: str) -> str:
+        """Return the digest that the registry has for an image, asked without a login.
+
+        Raises:
+            ImagePushError: the registry does not tell.
+        """
+        asked = ImageName.parse(name)
+        place = registry_place(asked.registry, self._daemons.facts())
+        try:
+            with RegistryClient(place, _path(asked), None, self._egress) as client:
+                return client.digest_of(asked.tag or "latest")
+        except BuildrunnerError as error:
+            raise ImagePushError(_unconfirmed(name, error), hint=error.hint) from error
+        except httpx.HTTPError as error:
+            raise ImagePushError(_unconfirmed(name, error), transient=True) from error
+
+
+def _unconfirmed(name: str, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f"the registry does not tell what it has as {name} after the push: {reason}"
 
 
 def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:

@@ -156,6 +156,7 @@ class NestedPlace:
             machine.choices.egress,
         )
         self.push_with = gateway.push
+        self.digest_of = gateway.digest_of
         self._nested = NestedEngine(self)
         self.engine: ContainerEngine = self._nested
 

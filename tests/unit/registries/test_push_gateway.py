@@ -1,6 +1,7 @@
 """What passes the gateway of a push, and what goes along."""
 
 import base64
+import hashlib
 import http.client
 import json
 import socket
@@ -18,6 +19,7 @@ from buildrunner.registries.push_gateway import PushGateway, Refused
 from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
 
 DIGEST = f"sha256:{'a' * 64}"
+OF_MANIFEST = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
 LOGIN = RegistryLogin(username="me", password="pw")
 BASIC = "Basic " + base64.b64encode(b"me:pw").decode()
 
@@ -32,6 +34,7 @@ class FakeRegistry(ThreadingHTTPServer):
         bodies: path without query -> content.
         upload_host: where uploads go to; empty for the registry itself.
         expires_in: of the tokens.
+        digest: what it says that the digest of a manifest is; empty for the truth.
     """
 
     daemon_threads = True
@@ -45,6 +48,7 @@ class FakeRegistry(ThreadingHTTPServer):
         self.bodies: dict[str, bytes] = {}
         self.upload_host = ""
         self.expires_in = 300
+        self.digest = ""
         self.token_status = 200
 
 
@@ -88,7 +92,8 @@ class _Registry(BaseHTTPRequestHandler):
         elif self.command == "PATCH":
             self._answer(202, Location=f"{registry.upload_host}/elsewhere/2?state=y")
         else:
-            self._answer(201, Docker_Content_Digest=DIGEST)
+            digest = registry.digest or f"sha256:{hashlib.sha256(body).hexdigest()}"
+            self._answer(201, Docker_Content_Digest=digest)
 
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = _any  # noqa: N815
 
@@ -205,7 +210,7 @@ def test_a_push_goes_to_the_registry_with_a_token_for_its_repository(
         assert caller.send("PUT", f"{headers['Location']}?digest={DIGEST}")[0] == 201
         assert made.digest == ""
         assert caller.send("PUT", "/v2/team/app/manifests/one", b"{}")[0] == 201
-        assert made.digest == DIGEST
+        assert made.digest == OF_MANIFEST
     assert registry.scopes == [("repository:team/app:pull,push", BASIC)]
     assert {authorization for _, _, authorization in registry.seen} == {"Bearer t1"}
     assert registry.bodies["/elsewhere/1"] == b"a layer in pieces"
@@ -260,7 +265,16 @@ def test_the_digest_of_a_tag_is_known_however_the_engine_writes_its_address(
 ) -> None:
     with gateway(registry, tmp_path) as (made, caller):
         assert caller.send("PUT", "/v2/team/app/manifests/one?any", b"{}")[0] == 201
-        assert made.digest == DIGEST
+        assert made.digest == OF_MANIFEST
+
+
+def test_a_registry_that_names_another_digest_than_that_of_the_manifest_is_not_believed(
+    registry: FakeRegistry, tmp_path: Path
+) -> None:
+    registry.digest = DIGEST
+    with gateway(registry, tmp_path) as (made, caller):
+        assert caller.send("PUT", "/v2/team/app/manifests/one", b"{}")[0] == 201
+        assert made.digest == ""
 
 
 def test_no_header_of_the_engine_is_passed_on_that_a_push_does_not_need(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ from buildrunner.containers.types import (
     RegistryLogin,
     TransferProgress,
 )
-from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError
+from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 from buildrunner.sandboxes.nested import loopback
+from buildrunner.sandboxes.nested.container import HostFacts
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
 from buildrunner.sandboxes.nested.host_pulls import UNUSED_S, HostPulls, delete_unused
@@ -80,6 +84,9 @@ class Nest:
 
     def push_with(self, *args: Any, **named: Any) -> PushedImage:
         return self.gateway.push(*args, **named)
+
+    def digest_of(self, name: str) -> str:
+        return self.gateway.digest_of(name)
 
     def note_push(self) -> None:
         pass
@@ -443,6 +450,111 @@ def test_the_login_of_a_step_goes_through_the_gateway_which_knows_what_was_pushe
     )
     assert pushed.digest == "sha256:1"
     assert pushes == [("r.example/app:1", login)]
+
+
+class Facts:
+    """Stands for the daemons of the machine: its engine takes plain http of loopback addresses."""
+
+    def facts(self) -> HostFacts:
+        return HostFacts(identity="", arguments=("--insecure-registry=127.0.0.0/8",))
+
+
+class Claiming(FakeEngine):
+    """An engine of the steps', which says what it likes."""
+
+    digest = ""
+
+    def push_image(self, name: str, **named: Any) -> PushedImage:
+        return msgspec.structs.replace(super().push_image(name, **named), digest=self.digest)
+
+
+def push_without_login(nest: Nest, name: str, digest: str) -> PushedImage:
+    """Push without a login from an engine that claims to have pushed ``digest``."""
+    nest.inner = Claiming([name])
+    nest.inner.digest = digest
+    return nest.engine.push_image(name, on_progress=lambda _: None, cancel=threading.Event())
+
+
+def test_an_engine_that_names_another_digest_of_a_push_without_a_login_is_not_believed(
+    plain_registry: PlainRegistry,
+) -> None:
+    nest = Nest()
+    nest.gateway = GatewayPush(Facts(), str, str, Egress())  # type: ignore[arg-type]
+    name = f"{plain_registry.address}/team/app:1"
+    pushed = push_without_login(nest, name, plain_registry.digest)
+    assert pushed.digest == plain_registry.digest
+    foreign = f"sha256:{'e' * 64}"
+    plain_registry.said = foreign  # in a header, too, which is no proof
+    with pytest.raises(ImagePushError, match=f"registry has {plain_registry.digest}") as caught:
+        push_without_login(nest, name, foreign)
+    assert caught.value.transient
+    plain_registry.content = b""
+    with pytest.raises(ImagePushError, match="registry has nothing"):
+        push_without_login(nest, name, foreign)
+    plain_registry.content, plain_registry.status = b"{}", 403
+    with pytest.raises(ImagePushError, match="does not tell what it has"):
+        push_without_login(nest, name, foreign)
+
+
+def test_no_digest_is_known_of_a_push_to_a_registry_of_a_step(unused_port: int) -> None:
+    """Such a registry says what the steps have it say."""
+    name = f"localhost:{unused_port}/app:1"
+    assert push_without_login(Nest(), name, f"sha256:{'e' * 64}").digest == ""
+
+
+class PlainRegistry(ThreadingHTTPServer):
+    """A registry with one image that anyone may read and write.
+
+    Attributes:
+        content: the manifest of the image; none if empty.
+        said: what it says that the digest is.
+        status: of all answers but those about no image.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _PlainRegistry)
+        self.address = f"127.0.0.1:{self.server_port}"
+        self.content = b"{}"
+        self.digest = self.said = f"sha256:{hashlib.sha256(self.content).hexdigest()}"
+        self.status = 200
+
+
+class _PlainRegistry(BaseHTTPRequestHandler):
+    server: PlainRegistry
+
+    def do_GET(self) -> None:
+        is_image = "/manifests/" in self.path
+        registry = self.server
+        content = registry.content if is_image else b"{}"
+        self.send_response(registry.status if content and is_image else 200 if content else 404)
+        self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
+        self.send_header("Docker-Content-Digest", registry.said)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def plain_registry() -> Iterator[PlainRegistry]:
+    made = PlainRegistry()
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return int(made.getsockname()[1])
 
 
 def alone() -> Nest:
