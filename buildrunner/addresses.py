@@ -20,7 +20,7 @@ METADATA_NETWORKS: Final = (
     "168.63.129.16/32",  # Azure's wire server
     "192.0.0.192/32",  # Oracle Cloud
 )
-"""Where clouds hand out the identity of a machine (IPv4)."""
+"""Addresses of the metadata services of clouds, which give out a machine's identity (IPv4)."""
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ import msgspec
 
 
 class Severity(enum.Enum):
-    """How bad a problem is. A warning never stops a build unless ``--strict`` says so."""
+    """The severity of a problem. A warning stops a build only with ``--strict``."""
 
     ERROR = "error"
     WARNING = "warning"

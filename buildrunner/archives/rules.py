@@ -19,7 +19,7 @@ _PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.
 
 
 class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How much an archive may hold.
+    """The limits of an archive's content.
 
     Attributes:
         members: files, folders and links.
@@ -163,7 +163,7 @@ def _inside(path: str) -> str | None:
 
 
 def _check_link(member: Member) -> None:
-    """Where it points is its own affair: making it writes nothing, and nothing goes through it.
+    """Check a link. Its target may be any path, since the reader never writes through a link.
 
     Source: GNU tar, and so the hosted service, keeps such links.
     """

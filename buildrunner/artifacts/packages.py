@@ -45,7 +45,7 @@ FOLDER = "/buildrunner-publish"
 """The folder in the container for the program, its request and its result."""
 
 LARGEST_BYTES = 16 << 30
-"""How much of the files of one package is copied, where the build has no limit of its own."""
+"""Largest size of the files of one package, if the build has no limit of its own."""
 
 _MEMORY_BYTES = 4 << 30  # of a container that publishes: it reads files whole
 _RESULT_BYTES = 64 << 20

@@ -493,7 +493,7 @@ people write their own programs for (`BuilderImage.stands_in_for`) are not here:
 only where the user says so (``[images] aliases``, ``--image-alias``).
 """
 
-# Where Docker Hub's official images are found too.
+# Prefixes under which Docker Hub's official images can be pulled, too.
 _HUB = ("docker.io/", "index.docker.io/", "mirror.gcr.io/", "public.ecr.aws/docker/", "library/")
 _PROJECT_REGISTRY = re.compile(r"(?:(?:[a-z-]+\.)?gcr\.io/[^/]+|[a-z0-9-]+\.pkg\.dev/[^/]+/[^/]+)/")
 
@@ -534,7 +534,7 @@ def stand_in(image: str) -> BuilderImage | None:
 
 
 def advice(image: str) -> str:
-    """How a builder image could serve a public image that can't be pulled; empty if none can."""
+    """Return a hint that names a builder image in place of a public one; empty if none fits."""
     if builder := drop_in(image):
         return f"`buildrunner builders install {builder.name}` makes a drop-in for it"
     if builder := stand_in(image):

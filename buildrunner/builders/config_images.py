@@ -11,7 +11,7 @@ from buildrunner.spec.model.build import Build, BuildStep
 _NAMED_LIKE_ONE = re.compile(r"(^|[./_-])(dockerfile|containerfile)([._-]|$)", re.IGNORECASE)
 _SEPARATORS = re.compile(r"[\s\"'=;,()&|]+")
 _REFERENCE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
-# What names the result of a build, in docker, buildx, kaniko and `docker tag FROM TO`.
+# Arguments that name a new image: of docker, buildx, kaniko, and `docker tag FROM TO`.
 _TAG = re.compile(r"""(?:\s|^)(?:(?:-t|--tag|-d|--destination)[= ]+|tag \S+ )["']?([^\s"']+)""")
 _ARGUMENT = re.compile(r"--build-arg[= ]+(\w+)=(\S*)")
 

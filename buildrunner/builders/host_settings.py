@@ -1,4 +1,4 @@
-"""How this machine reaches package registries, so that builder images are made the same way.
+"""Settings of this machine for package registries, which builds of builder images use, too.
 
 Nothing here ends up in a file of the project. Mirrors and proxies are build arguments: proxies are
 known to the engine and never recorded, mirrors of pip and npm are seen by throw-away stages only.

@@ -27,7 +27,7 @@ from buildrunner.builders.image_factory import ImageBuild, ImageFactory, StoredI
 from buildrunner.errors import EngineError, ImagePullError, UsageError
 
 LABEL_CONTENT = "buildrunner.content"
-"""What an image was made from (`content_hash`): as long as that is the same, it is up to date."""
+"""Label with the `content_hash` of an image. The image is up to date while the hash is the same."""
 
 AT_ONCE = 3
 """Images that are made at the same time: unpacking keeps one core busy, downloads wait."""

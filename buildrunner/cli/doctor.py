@@ -232,7 +232,7 @@ def _isolation(environ: Mapping[str, str]) -> str:
 
 
 def check_isolation(isolation: str) -> Finding:
-    """How strongly nested sandboxes are isolated.
+    """Report the isolation of nested sandboxes.
 
     Args:
         isolation: one of `worker.sandbox.ISOLATIONS`; empty while it is not known.

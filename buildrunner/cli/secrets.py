@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="COMMAND")
     setting = actions.add_parser("set", help="store a value as a new version")
     setting.add_argument("name", metavar="NAME", nargs="?", default="", help="name of the secret")
-    # Whatever else stands there may be a value: taken here, and refused without repeating it.
+    # A further argument may be the value: it is parsed here, to refuse it without showing it.
     setting.add_argument("surplus", nargs="*", default=(), help=_hidden())
     setting.add_argument(
         "--file", metavar="FILE", help="read the value from this file (default: standard input)"

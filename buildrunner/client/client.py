@@ -26,7 +26,7 @@ _OURS = "/buildrunner/v1"
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How a server queues and runs a build; not a part of its Build.
+    """Options for the queue and the run of a build on a server. They are not part of the Build.
 
     Attributes:
         push: push images at the end.

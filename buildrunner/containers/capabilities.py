@@ -1,4 +1,4 @@
-"""How container engines that speak Docker's API differ from each other.
+"""Differences between the container engines that speak Docker's API.
 
 Everything that buildrunner does in two ways is decided here, once per engine, by what the engine
 answers to its first request. Code elsewhere reads a field and never the engine's name.

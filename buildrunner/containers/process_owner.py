@@ -22,7 +22,7 @@ def is_alive(owner: str) -> bool:
 
 
 def _start_of(pid: int) -> str:
-    """When a process started, in a form that stays the same; empty when there is none."""
+    """Return the start time of a process as stable text; empty if the process does not exist."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()

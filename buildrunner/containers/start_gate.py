@@ -25,7 +25,7 @@ from buildrunner.containers.types import ContainerSpec, ErrorOutput
 from buildrunner.errors import GateRefused
 
 FOLDER = "/builder/gate"
-"""Where the volume with the program is mounted in a step's container."""
+"""Folder of a step's container where the volume with the program is mounted."""
 
 NAME = "gate"
 """The program's name in that volume."""

@@ -88,7 +88,7 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TransferProgress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a pull or push is; sent often, cheap to drop.
+    """The progress of a pull or push, reported often. A receiver may drop reports.
 
     Attributes:
         image: as asked for.
@@ -232,7 +232,7 @@ class FoundContainer(msgspec.Struct, frozen=True):
 
 
 class ContainerExit(msgspec.Struct, frozen=True):
-    """How a container ended. ``code`` is 137 for a kill; ``oom_killed`` tells why."""
+    """The end of a container. ``code`` is 137 after a kill; ``oom_killed`` gives the reason."""
 
     code: int
     oom_killed: bool = False

@@ -53,9 +53,9 @@ class BuildSetup:
         self._decide = build.decide
         self._on_part = on_part
         self.provenance: SourceProvenance | None = None
-        """Where the source came from, once it is there."""
+        """The origin of the source; None until the source is fetched."""
         self.found: tuple[FoundContainer, ...] = ()
-        """Of a resumed build: the containers of steps that were started and go on."""
+        """Of a resumed build: the containers of steps that still run."""
 
     @property
     def may_create(self) -> bool:

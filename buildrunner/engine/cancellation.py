@@ -1,4 +1,4 @@
-"""How a person, a server or a signal asks a running build to stop."""
+"""The request of a user, a server or a signal to stop a running build."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CancelToken:
     def __init__(self) -> None:
         self._cancelled = False
         self.reason = ""
-        """Who asked for the stop, for people: ``cancelled by Ctrl-C``. The first reason stays."""
+        """The first request's origin, as text for users: ``cancelled by Ctrl-C``."""
         self._listeners: list[Callable[[], None]] = []
 
     @property

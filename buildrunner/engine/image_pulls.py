@@ -439,7 +439,7 @@ PULL_TRIES = 11
 _UNRESOLVED_TRIES = 2  # of a registry whose host had an address at no try
 PUSH_TRIES = 10
 LONGEST_WAIT_S = 60.0
-"""How long a registry may make us wait between two tries."""
+"""Longest wait between two attempts that a registry can demand."""
 
 _FIRST_S = 0.5
 _FACTOR = 1.3

@@ -42,7 +42,7 @@ class UploadReport(Protocol):
         ...
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
-        """How much of a file is up."""
+        """Report how many bytes of a file are uploaded."""
         ...
 
 

@@ -116,9 +116,9 @@ class Publishing:
             build.engine, build.log, halt=build.halt, clock=build.clock, report=self._report
         )
         self.uploaded: UploadedObjects | None = None
-        """What became of ``artifacts.objects``."""
+        """The result of ``artifacts.objects``; None before the upload has ended."""
         self.published: list[PublishedPackage] = []
-        """The packages that are out."""
+        """The packages that have been published."""
         self.attestations: tuple[bytes, ...] = ()
         """Signed statements about all of it."""
 

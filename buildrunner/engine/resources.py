@@ -39,7 +39,7 @@ class BuildResources:
         self._volumes: list[str] = []
         self._strangers: frozenset[str] = frozenset()
         self.home_folder = ""
-        """Where the home volume is on the engine's machine."""
+        """Folder of the home volume on the engine's machine."""
         self.home_missing: dict[str, bytes] = {}
         """Files for the home folder that could not be written from here, by absolute path."""
         self.gate = ""

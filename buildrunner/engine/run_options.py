@@ -1,4 +1,4 @@
-"""How to run a plan, as opposed to what to run."""
+"""Options for the run of a plan. The plan itself says which steps run."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_s: float = 120.0
 
     def grace_s(self, status: Status) -> float:
-        """How long the steps that run may react to SIGTERM when the build ends so."""
+        """Return the seconds from SIGTERM to SIGKILL for running steps when the build ends so."""
         match status:
             case Status.CANCELLED:
                 return self.cancel_grace_s

@@ -129,7 +129,7 @@ class StepRun:
         result: StepOutcome | BaseException
         try:
             result = live()
-            # What the engine says of a container may quote its environment.
+            # The engine's message may quote the environment of the container.
             result = replace(result, error=self._build.log.masked_text(result.error))
         except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
             result = error

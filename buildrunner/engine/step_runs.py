@@ -53,7 +53,7 @@ class StepRuns:
         self._turns: dict[int, Span] = {}
         self._ahead = StepsAhead(build.plan.steps, self._graph, self._runs, self._new_run)
         self.outcomes = [StepOutcome(index=step.index) for step in build.plan.steps]
-        """What came of each step so far."""
+        """The outcome of each step so far."""
 
     @property
     def running(self) -> bool:
@@ -62,7 +62,7 @@ class StepRuns:
 
     @property
     def deadline(self) -> float:
-        """When the next step has run for too long (monotonic seconds)."""
+        """The earliest time at which a running step exceeds its timeout (monotonic seconds)."""
         return min(self._deadlines.values(), default=float("inf"))
 
     def create_first(self) -> None:

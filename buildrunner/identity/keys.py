@@ -46,7 +46,7 @@ from buildrunner.store.model.identity import IdentityKey
 FOLDER: Final = "identity-keys"
 SIGNS_FOR: Final = timedelta(days=30)
 OVERLAP: Final = timedelta(days=1)
-"""How long a key is published before its first token, and after its last one."""
+"""Time for which a key is published before its first token, and after its last one."""
 PUBLISHED_FOR: Final = SIGNS_FOR + 2 * OVERLAP
 FRESH_FOR: Final = timedelta(minutes=1)
 """How long a build's process signs with a key before it looks for a rotation."""

@@ -299,7 +299,7 @@ def _environment(
 
 
 def _secret_references(build: Build) -> dict[str, SecretReference]:
-    """Where each secret variable of the build comes from; values never enter a plan."""
+    """Return the reference of each secret variable; values never enter a plan."""
     references: dict[str, SecretReference] = {}
     available = build.available_secrets
     if available:

@@ -44,7 +44,7 @@ FORMATS: Final = {
 """Name in the settings -> syft's name, and the type of the predicate."""
 
 LARGEST_BYTES: Final = 20 << 30
-"""How much disk a job takes, where the build has no limit of its own."""
+"""Disk limit of a job, if the build has no limit of its own."""
 
 _LIMIT_S = 900.0
 _MEMORY_BYTES = 4 << 30  # of each of a job's two processes

@@ -22,7 +22,7 @@ from buildrunner.spec.writing import encode_message
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PROVENANCE_TYPE: Final = "https://slsa.dev/provenance/v1"
 BUILD_TYPE: Final = "urn:buildrunner:cloudbuild:v1"
-"""What ``externalParameters`` mean; docs/reference/provenance.md describes it."""
+"""The build type, which defines ``externalParameters``: see docs/how-to/provenance.md."""
 LOCAL_BUILDER: Final = "urn:buildrunner:local"
 """Builder id of `buildrunner submit` without a server."""
 

@@ -54,8 +54,8 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 ISOLATIONS = ("host", "privileged", "capabilities", "user-namespace")
-"""How strongly builds can be kept from their machine, the weakest first. In the first two, whoever
-controls a step is root of the machine; see docs/explanation/security.md."""
+"""Isolations of builds from their machine, the weakest first. In the first two, the author of a
+step is root of the machine; see docs/explanation/security.md."""
 
 
 def isolates(found: str, demanded: str) -> bool:
@@ -99,8 +99,8 @@ class OpenSandbox(Protocol):
     """One build's place, open in this process."""
 
     engine: ContainerEngine
-    """Where the build runs. Calls may block until the place is ready, and raise `EngineUnavailable`
-    with the reason once it is not (any more)."""
+    """The engine that runs the build. Calls may block until the sandbox is ready. They raise
+    `EngineUnavailable` with the reason if the sandbox cannot start, or has ended."""
 
     machine: ContainerEngine
     """The engine of the machine. In a nested sandbox no step reaches it: what gets a login runs

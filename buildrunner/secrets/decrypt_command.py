@@ -55,7 +55,7 @@ class CommandSecrets:
         call = _Call(argv, subject)
         code = call.run(ciphertext_of(reference), self._limit_s)
         if code:
-            # What it says may quote the value once it has begun to write one.
+            # After the first byte of the value, the message on stderr may quote the value.
             said = "" if call.value else _last_line(bytes(call.words))
             raise SecretError(f"{subject} failed with exit code {code}{said}")
         return as_text(bytes(call.value), f"what {subject} gives")

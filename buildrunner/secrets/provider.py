@@ -134,7 +134,7 @@ def _without_zero(value: str, reference: SecretReference) -> str:
 
 
 def subject_of(reference: SecretReference) -> str:
-    """How messages call a secret: by its name and by the variable it is for, if any."""
+    """Return a secret's name for messages: its own name, and that of its variable if it has one."""
     kind = "ciphertext of the key" if reference.kind == "kms" else "secret"
     subject = f'the {kind} "{reference.name}"'
     return f"{subject} for ${reference.env}" if reference.env else subject

@@ -40,7 +40,7 @@ _LEFT_OUT_S: Final = 600.0
 _MOST_KNOWN: Final = 1000
 _MOST_ANSWER: Final = 4 << 20
 _PIECE: Final = 1 << 16
-# What the process needs of our environment; nothing in it is a secret.
+# Environment variables that the process needs; none of them is a secret.
 _NAMES: Final = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ")
 
 _log = logging.getLogger("buildrunner.server")

@@ -22,7 +22,7 @@ MIB = 1 << 20
 
 
 class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the server behaves.
+    """The settings of a server.
 
     Attributes:
         auth: callers need a token; else everyone who can connect may do everything.

@@ -26,7 +26,7 @@ class Metrics:
     """The numbers of one server since it started. Thread-safe."""
 
     def __init__(self) -> None:
-        # When each number was first met: nobody asks for that, and it would double the text.
+        # The creation time of each number has no reader, and would double the text.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._queued = self._gauge("builds_queued", "Builds that wait for their turn.")

@@ -38,7 +38,7 @@ GIT_KEYS: dict[str, type] = {
 
 
 class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How Git repositories are fetched. Paths are absolute.
+    """Settings for fetches of Git repositories. Paths are absolute.
 
     Attributes:
         cache: folder of the cache; empty for `cache_folder`.
@@ -143,7 +143,7 @@ PROJECT_TABLES = (
     "policy",
     "provenance",
 )
-"""What can be said for one project alone, below ``[projects.NAME]``."""
+"""The tables that may also stand below ``[projects.NAME]``, for one project."""
 
 # A project's file comes with the project. It must not run commands here, nor spend the user's own
 # Google credentials, nor hand out logins and keys, nor say where files are written.
@@ -683,7 +683,7 @@ def _provenance_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _secret_place(source: str, folder: str) -> str:
-    """Where a secret is. A link that was judged here is not followed anew when the file is read."""
+    """Return the source of a secret with links resolved, so that a later link has no effect."""
     kind, _, value = source.partition(":")
     inside = file_inside(folder, value) if kind == "file" else ""
     return f"file:{inside}" if inside else anchored(source, folder)

@@ -63,7 +63,7 @@ class FetchReport(Protocol):
         ...
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
-        """How much of something has arrived."""
+        """Report how many bytes of an item have arrived."""
         ...
 
 

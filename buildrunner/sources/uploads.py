@@ -167,7 +167,7 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def target(self) -> str:
-        """Where a link leads; undecodable bytes as surrogates."""
+        """The target of a link; undecodable bytes are surrogates."""
         return os.fsdecode(self.link_bytes) if self.link_bytes else self.link or ""
 
 

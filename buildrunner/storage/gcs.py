@@ -42,7 +42,7 @@ _QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
 _TRIES_WHEN_DAMAGED = 3
 _SMALL_BYTES = 1024 * 1024
 _OK = 200
-# What the client raises on JSON that is not of the API: it looks at nothing before it uses it.
+# Errors that the client raises on JSON of another form, because it does not check an answer.
 _NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
 _DAMAGED = "its checksum is wrong after the transfer"
 
@@ -407,7 +407,7 @@ class AnswerReader(HTTPAdapter):
 
 
 def _place(asked: str, location: str) -> str:
-    """Where an answer sends us; a server behind a proxy may not know that we speak TLS to it."""
+    """Return the address of a redirect; https stays https, which a server behind a proxy omits."""
     place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
     if place.netloc == base.netloc and base.scheme == "https":
         place = place._replace(scheme="https")
@@ -415,7 +415,7 @@ def _place(asked: str, location: str) -> str:
 
 
 def _question_about(piece: Any) -> Any:
-    """How much of an upload is kept, asked instead of a piece of it.
+    """Return a request for the number of bytes that the server has of an upload.
 
     Source: Cloud Storage's resumable uploads: an empty PUT with ``Content-Range: bytes */SIZE``.
     """
@@ -451,7 +451,7 @@ _UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be the
 
 
 class RetryPolicy:
-    """How long calls of one server are retried: longer once it has answered. Thread-safe."""
+    """The retries of calls to one server: for longer once it has answered. Thread-safe."""
 
     def __init__(self) -> None:
         self._limit_s = _UNREACHABLE_S
@@ -466,7 +466,7 @@ class RetryPolicy:
         self._limit_s = _RETRY_S
 
     def retry(self, tell: Callable[[Exception], None]) -> Any:
-        """How often a call is tried: for long, but not with a server that was never there.
+        """Return the retry of one call: long, but short for a server that never answered.
 
         What a busy server asks us to wait does not count, up to a minute.
 

@@ -11,7 +11,7 @@ from buildrunner.errors import StorageError
 from buildrunner.retry import asked_wait_s
 
 OUT_OF_STEP = (400, 409, 416)
-"""What servers answer to a piece of an upload that is not the next one."""
+"""Statuses with which servers refuse a piece of an upload that is not the next one."""
 
 TO_ANYONE = " to anyone without credentials"
 LOG_IN = (
@@ -40,7 +40,7 @@ def status_of(error: BaseException | None) -> int:
 
 
 def wait_asked_for(error: BaseException | None) -> float:
-    """How long the server asks to wait before the next try; 0 when it does not say."""
+    """Return the seconds that the server asks to wait before a retry; 0 if it does not ask."""
     response = getattr(error, "response", None)
     headers = getattr(response, "headers", None) or {}
     return asked_wait_s(headers.items())

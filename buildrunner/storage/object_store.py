@@ -81,7 +81,7 @@ class Content(Protocol):
         ...
 
     def tell(self) -> int:
-        """Where it goes on."""
+        """Return the position of the next byte."""
         ...
 
 

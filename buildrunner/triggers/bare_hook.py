@@ -128,7 +128,7 @@ def _push_options() -> list[str]:
 
 
 def _all_refs() -> list[dict[str, object]]:
-    """Where all branches and tags are, as refs that have not moved."""
+    """Return all branches and tags with their commits, as refs that have not moved."""
     form = "--format=%(refname) %(objectname) %(*objectname)"
     found: list[dict[str, object]] = []
     for line in _git("for-each-ref", form, "refs/heads", "refs/tags").split("\n"):

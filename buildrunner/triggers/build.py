@@ -143,7 +143,7 @@ def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
 
 
 def _forge_labels(repository: TriggerRepository | None, source: Source | None) -> dict[str, str]:
-    """Where the status of a build belongs that no event made."""
+    """Return the labels that say where the commit status of a build without an event goes."""
     if repository is not None:
         host, name = repository.host, repository.name
     else:

@@ -15,7 +15,7 @@ from typing import Any
 from buildrunner.triggers.events import Rule
 
 LONGEST_S = 5.0
-"""How long the files of one event are looked at."""
+"""Longest time for the comparison of the files of one event."""
 
 _SHOWN = 3
 

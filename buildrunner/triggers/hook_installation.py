@@ -164,7 +164,7 @@ def remove_hook(path: str) -> bool:
 
 
 def _hooks(folder: Path) -> Path:
-    """Where Git looks for the repository's hooks."""
+    """Return the folder in which Git looks for the repository's hooks."""
     command = ["git", "-C", str(folder), "rev-parse", "--git-path", "hooks"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return folder / done.stdout.rstrip("\n")

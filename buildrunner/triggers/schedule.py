@@ -102,7 +102,7 @@ def fire_times(schedule: Schedule, after: datetime, count: int) -> list[datetime
 
 
 def jitter(schedule: Schedule, key: str, moment: datetime) -> timedelta:
-    """How much later the run of one fire time begins.
+    """Return the delay of a build after one scheduled time.
 
     Args:
         schedule: whose fire time it is.

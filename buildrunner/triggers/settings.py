@@ -127,7 +127,7 @@ class TriggerSettings(
 
     @property
     def approval_expires(self) -> timedelta | None:
-        """How long a build waits for its approval; None for ever."""
+        """The longest time that a build waits for its approval; None without a limit."""
         return timedelta(seconds=_seconds(self.approval.expires)) if self.approval.expires else None
 
     def schedule(self, cron: Mapping[str, Any]) -> Schedule:

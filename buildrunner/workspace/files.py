@@ -218,10 +218,10 @@ def _inner_path(name: str) -> str:
 
 
 def _target(link: str, target: str) -> str:
-    """Where a link of the workspace leads, relative to the workspace.
+    """Return the target of a link of the workspace, relative to the workspace.
 
     Raises:
-        UploadError: out of it.
+        UploadError: the link leads out of the workspace.
     """
     whole = posixpath.normpath(posixpath.join(WORKSPACE, posixpath.dirname(link), target))
     if not whole.startswith(f"{WORKSPACE}/"):

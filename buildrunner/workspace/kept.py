@@ -163,7 +163,7 @@ class KeptWorkspace(WrappedWorkspace):
 
 
 class _Limit:
-    """How many bytes and seconds a copy may still take."""
+    """The bytes and seconds that a copy may still take."""
 
     def __init__(self, most_bytes: int, until_s: float) -> None:
         self.taken = 0
@@ -213,7 +213,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def most_of_one(self) -> int:
-        """How large one of them may be, in bytes."""
+        """The largest size of one kept workspace, in bytes."""
         half = self.limit_bytes // 2
         return half if self.disk_bytes is None else min(half, self.disk_bytes)
 

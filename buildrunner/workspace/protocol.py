@@ -14,7 +14,7 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 
 WORKSPACE = "/workspace"
-"""Where every step has it."""
+"""Folder of the workspace in every step."""
 
 BELOW = f"{WORKSPACE[1:]}/"
 """With what the names of a tar stream for the workspace begin."""

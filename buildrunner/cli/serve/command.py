@@ -170,7 +170,7 @@ def _serve(
 
 
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
-    """How long the server keeps its records: the settings, overridden by flags."""
+    """Return the retention of the server's records: the settings, overridden by flags."""
     from buildrunner.store.keep_rule import parse_keep_rule
 
     texts = {**settings.keep_builds, **dict(map(serve_settings.keep_builds, args.keep_builds))}

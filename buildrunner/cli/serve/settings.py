@@ -224,7 +224,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def spare_sandboxes(args: argparse.Namespace) -> int:
-    """How many sandboxes are started ahead: there is nothing to start on the host's engine."""
+    """Return the number of spare sandboxes; builds on the host's engine need none."""
     if args.sandbox != "nested":
         return 0
     if args.spare_sandboxes is None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from buildrunner.worker.spares import SpareOrder
 
-# What a build's process imports while it runs, which it need not any more.
+# Modules that the process of a build imports at some time; a spare has them already.
 _MODULES = (
     "buildrunner.cli.serve.execute",
     "buildrunner.worker.program",

@@ -53,7 +53,7 @@ def upload_bar(total: int) -> Iterator[Callable[[int], object]]:
 Say = Callable[[str], object]
 
 
-# What only a build in this process can do. The server decides how it runs builds.
+# Flags of builds on this machine only. The server decides how it runs builds.
 _LOCAL_ONLY = {
     "step": "--step",
     "from_": "--from",
@@ -134,7 +134,7 @@ def _after_creation(
         return EXIT_SUCCESS
     from buildrunner.cli.submit.remote_session import RemoteSession
 
-    # Where ours can't be the server's plan, the server is asked for it.
+    # If the number of steps differs, the server has another plan, and the session requests it.
     ours = plan if plan and len(plan.steps) == len(build.get("steps", ())) else None
     session = RemoteSession(
         client,

@@ -285,7 +285,7 @@ class TextOutput:
             output_is_terminal=os.isatty(2), encoding=sys.stderr.encoding or "ascii"
         )
         if dialogue_look.live and not quiet and _is_pipe(1):
-            # What reads it (`| tee log`) shows it on this terminal too, in the middle of our line.
+            # The reader (`| tee log`) may print to this terminal, in the middle of the status line.
             dialogue_look = replace(dialogue_look, live=False)
         self._command = command
         self._log_command = log_command

@@ -1,4 +1,4 @@
-"""How errors reach a person: one message on stderr, a hint, an exit code, never a traceback."""
+"""Show an error to the user: a message on stderr, a hint, an exit code, and no traceback."""
 
 from __future__ import annotations
 

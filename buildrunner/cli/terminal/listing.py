@@ -1,4 +1,4 @@
-"""How commands print what they list: as a table, as JSON or as YAML."""
+"""Print lists as a table, as JSON or as YAML."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Interruption:
         self._reader = threading.Thread(target=self._read, name="signals", daemon=True)
         self._reader.start()
         for number in _SIGNALS:
-            # What a parent told us to ignore (nohup) stays ignored.
+            # A signal that the parent ignores (nohup) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, _leave_to_reader)
         return self

@@ -28,7 +28,7 @@ _COMMENTS: Final = (
     "COMMENTS_ENABLED_FOR_EXTERNAL_CONTRIBUTORS_ONLY",
 )
 _TYPES: Final = ("GITHUB", "GITLAB", "BITBUCKET_SERVER", "CLOUD_SOURCE_REPOSITORIES", "UNKNOWN")
-# Where the trigger keeps its events, by kind.
+# The field of the trigger that contains its events, by kind.
 CONFIGS: Final = {
     "github": "github",
     "gitlab": "gitlabEnterpriseEventsConfig",

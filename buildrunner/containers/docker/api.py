@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from buildrunner.containers.docker.transport import Stream
 
 ANSWER_TIMEOUT_S = 300.0
-"""How long an engine may be silent before it counts as gone. Generous: making or starting a
-container may copy a large folder of its image into a volume first."""
+"""Silence after which an engine counts as gone. It is long, because an engine may copy a large
+folder of the image into a volume before it has created or started a container."""
 
 NEWEST_VERSION = (1, 44)
-"""What this code was written for; newer engines still speak it. Docker 29 speaks nothing older."""
+"""The API version of this code. Newer engines still speak it; Docker 29 speaks nothing older."""
 
 OLDEST_VERSION = (1, 30)
 """``wait?condition=next-exit`` came with it (Docker 17.06)."""
@@ -87,7 +87,7 @@ class DockerApi:
         return self._open().engine.version
 
     def capabilities(self) -> Capabilities:
-        """How the engine differs from others; one ``_ping`` the first time."""
+        """Return the capabilities of the engine; the first call sends one ``_ping``."""
         return self._open().engine.capabilities
 
     def ping(self) -> None:

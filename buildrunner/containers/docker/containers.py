@@ -34,7 +34,7 @@ _STARTS = 10  # of one container, while others make and remove the network it is
 
 
 class _End:
-    """How a container ends, read by a thread of its own from the engine's answer."""
+    """The end of a container, which a separate thread reads from the engine's answer."""
 
     def __init__(self, answer: Stream) -> None:
         self._answer = answer

@@ -179,7 +179,7 @@ def _open_unix(path: str, *, follow_links: bool) -> socket.socket:
     try:
         sock.settimeout(CONNECT_TIMEOUT_S)
         if not follow_links:
-            # What is opened is what is connected to; the kernel refuses a link that was opened.
+            # Opened first, the path cannot be replaced before the connection; a link is refused.
             place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             path = f"/proc/self/fd/{place}"
         elif len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way

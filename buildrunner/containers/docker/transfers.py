@@ -263,11 +263,11 @@ def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
 
 # The engine hands on no headers, but registries that limit rates say it in words too.
 _RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
-# How the engine tells of an answer that is not the JSON it expects, as proxies give it.
+# The engine's message about an answer that is not the JSON it expects, such as a proxy's page.
 _UNREAD = re.compile(
     r"error parsing HTTP (?P<status>\d{3}) response body: .*?: \"(?P<body>.*)\"", re.DOTALL
 )
-# How the containerd image store reports an answer. Its URLs carry the upload's state behind "?".
+# The containerd image store's message about an answer. Its URLs end in "?" and the upload's state.
 _STATUS = re.compile(
     r"(?:unknown: )?(?:failed commit on ref \"[^\"]*\": )?"
     r"unexpected status from [A-Z]+ request to \S+: (?P<status>\d{3}) ?(?P<words>.*)"
@@ -276,8 +276,8 @@ _QUERY = re.compile(r"(https?://[^\s\"?]+)\?[^\s\"]*")
 _LONGEST = 1000
 _UNITS_S = {"µs": 1e-6, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0}
 
-# What the engine says of an answer without the header Docker-Content-Digest. It is tried again: a
-# proxy may have swallowed the manifest, for once.
+# The engine's message about an answer without the header Docker-Content-Digest. It is retried: a
+# proxy may have dropped the manifest this time.
 _NO_DIGEST = "invalid checksum digest format"
 _ANSWERED = re.compile(
     r"http (?:status: )?(?:429|5\d\d)|toomanyrequests|too many requests|rate limit", re.IGNORECASE
@@ -393,7 +393,7 @@ class TransferFailure(Exception):
 
     @property
     def retry_after_s(self) -> float:
-        """How long the registry asks to wait; 0 when it does not say."""
+        """Seconds that the registry asks to wait; 0 if it does not ask."""
         found = _RETRY_AFTER.search(str(self))
         return float(found[1]) * _UNITS_S[(found[2] or "").lower()] if found else 0.0
 

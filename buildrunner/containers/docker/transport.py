@@ -38,7 +38,7 @@ _IDLE_CONNECTIONS = 32
 
 
 class AnswerLimits(NamedTuple):
-    """How large the answer to one request may be.
+    """The largest size of the answer to one request.
 
     Attributes:
         size_bytes: of its body.

@@ -246,7 +246,7 @@ class Masker:
             forms |= forms_of(raw)
             wrapped |= wrapped_forms_of(raw)
         self.too_short = too_short
-        """How many values are too short to be hidden."""
+        """Number of values that are too short to be hidden."""
         self._forms = SecretSearch(forms)
         self._wrapped = SecretSearch(wrapped)
 
@@ -340,9 +340,9 @@ class MaskingStream:
         return shown
 
     def _secret_spans(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
-        """Where secrets are, overlapping ones joined, ascending; and where one may begin.
+        """Return the spans of secrets, joined and ascending, and the start of a possible next one.
 
-        A negative start was masked.
+        A span with a negative start began in data that was masked before.
         """
         spans, cut = self._forms.scan(data)
         if self._covered:
@@ -405,7 +405,7 @@ class _JoinedLines:
         self.text = b"".join(parts)
 
     def place(self, at: int) -> int:
-        """Where a byte of ``text`` stands in the data; its end for the end."""
+        """Return the position in the data of a position in ``text``; the end maps to the end."""
         if at >= len(self.text):
             return self._size
         part = bisect_right(self._starts, at) - 1
@@ -480,7 +480,7 @@ class SecretSearch:
         return spans, cut
 
     def _candidates(self, data: bytes) -> list[int]:
-        """Where the first bytes of some form stand, ascending."""
+        """Return the positions of the first bytes of all forms, ascending."""
         found: list[int] = []
         view = memoryview(data)
         for shift in range(min(_WORD, len(data) - _WORD + 1)):

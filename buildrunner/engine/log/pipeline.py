@@ -77,7 +77,7 @@ class TeeSink:
 
 
 OPEN_LINE_S = 1.0
-"""How long an open line may wait for its end."""
+"""Longest time that a line without its end is held back."""
 
 _LOOK_EVERY_S = 0.25
 
@@ -304,7 +304,7 @@ class StepStream:
         self.prefix = prefix
         self.error = error
         self.open_since = 0.0
-        """When the oldest byte of the open line came (monotonic seconds)."""
+        """Arrival of the oldest byte of the open line (monotonic seconds)."""
         self._pipeline = pipeline
         self._clock = clock
         self._mask = pipeline.masker.stream() if pipeline.masker else None

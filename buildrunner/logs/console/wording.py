@@ -1,4 +1,4 @@
-"""How numbers and colours are written for people."""
+"""Texts of numbers, times and sizes for users, and colours."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ class LogIndex:
         self._descriptor = descriptor
 
     def __len__(self) -> int:
-        """How many whole records there are by now; 0 for a file that is no index."""
+        """Return the number of whole records so far; 0 if the file is no index."""
         count = os.fstat(self._descriptor).st_size // RECORD_BYTES - 1
         return count if count > 0 and self.is_sound() else 0
 

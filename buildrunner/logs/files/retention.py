@@ -37,7 +37,7 @@ class RemovedNote(msgspec.Struct, frozen=True):
 
 
 class LogRetention(msgspec.Struct, frozen=True, kw_only=True):
-    """How long logs are kept.
+    """The limits of age and size beyond which logs are deleted.
 
     Attributes:
         max_age: since the end of the build; None keeps them for ever.

@@ -168,7 +168,7 @@ def _connector(row: Row, lanes: int, glyphs: Glyphs) -> list[str]:
 
 
 def _step_corner(lane: int, left: int, right: int, glyphs: Glyphs, *, from_above: bool) -> str:
-    """Where the edges come together and go down to the step."""
+    """Return the glyph where the edges of a step join."""
     if left == right:
         return glyphs.line
     if left < lane < right:
@@ -179,7 +179,7 @@ def _step_corner(lane: int, left: int, right: int, glyphs: Glyphs, *, from_above
 
 
 def _link_corner(ends: bool, lane: int, left: int, right: int, glyphs: Glyphs) -> str:
-    """Where an edge leaves its lane for the step's."""
+    """Return the glyph where an edge turns from its lane towards the step's lane."""
     if left < lane < right:
         return glyphs.up_both if ends else glyphs.cross
     if lane == left:
@@ -236,7 +236,7 @@ def reduced(dependencies: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
 
 
 def longest_chain(dependencies: Sequence[Sequence[int]]) -> int:
-    """How many steps run one after the other at least, however parallel the rest is."""
+    """Return the number of steps in the longest chain of dependencies."""
     depths: list[int] = []
     for needed in dependencies:
         depths.append(1 + max((depths[index] for index in needed), default=0))

@@ -297,7 +297,7 @@ def _with_files(event: PushEvent | PullRequestEvent, files: tuple[str, ...]) -> 
 
 
 def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
-    """Where the commit is that would be built, and which it is."""
+    """Return the clone URL and the id of the commit that would be built."""
     if isinstance(event, PushEvent):
         return event.repository.clone_url, event.after
     return event.head_clone_url or event.repository.clone_url, event.head_commit

@@ -142,7 +142,7 @@ class ForgeApi:
 
 
 def _said(error: httpx.HTTPError) -> str:
-    """How it failed: the name of the error, or its text if it is ours."""
+    """Return the name of the error, or its text if buildrunner raised it."""
     import httpx
 
     return str(error) if type(error) is httpx.TransportError else type(error).__name__

@@ -467,7 +467,7 @@ def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
 
 
 def tried_again_at(outcome: dict[str, Any]) -> datetime | None:
-    """When what a delivery came to so far is to be completed; None: that is all of it."""
+    """Return the time of the next attempt at a delivery; None if its outcome is final."""
     retry = outcome.get("retry")
     return datetime.fromisoformat(retry["at"]) if retry else None
 

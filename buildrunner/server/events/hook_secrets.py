@@ -17,7 +17,7 @@ from buildrunner.server.context import ServerSecrets
 from buildrunner.triggers.forges.catalog import FORGES
 
 LIMIT_S: Final = 8.0
-"""How long a delivery waits for its hook's secret: GitHub hangs up after 10 seconds."""
+"""Longest wait of a delivery for its hook's secret: GitHub hangs up after 10 seconds."""
 _KEPT_S: Final = 2.0
 _MOST_KEPT: Final = 1000
 _MOST_AT_ONCE: Final = 256

@@ -185,7 +185,7 @@ class _Period:
         return True
 
     def repeats(self) -> dict[int, int]:
-        """How often each record was repeated."""
+        """Return the number of repeats of each record that was repeated, by its number."""
         found = {number: self.counts[kind] - 1 for kind, number in self.numbers.items()}
         return {number: count for number, count in found.items() if count}
 

@@ -69,7 +69,7 @@ def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
 
 
 def told_repository(delivery: StoredDelivery) -> str:
-    """Where the hook of a bare repository says that it is; empty if it does not say."""
+    """Return the repository address that the hook of a bare repository reports; empty if none."""
     try:
         body = json_object(WebhookRequest(delivery.headers, delivery.body))
     except BadDelivery:

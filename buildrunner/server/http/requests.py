@@ -220,7 +220,7 @@ def check_values(body: bytes, most: int) -> None:
 
 
 def _marks(body: bytes) -> int:
-    """How often values begin in JSON, but for the first ones of objects and lists."""
+    """Count the values of a JSON text, except the first one of each object and list."""
     return sum(body.count(mark) for mark in _MARKS)
 
 

@@ -69,13 +69,13 @@ def _zero(field: Field, message: type[Message]) -> Any:
 
 
 GOOD: Final = "SUCCESS"
-# What says that something is wrong; a cancelled build says nothing.
+# Results that mean a broken commit. A cancelled build means nothing about its commit.
 BAD: Final = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
 
 TEMPLATE_NAMES: Final = frozenset(
     {"build", "previous", "change", "trigger", "ref", "commit", "detail", "title", "params"}
 )
-"""What templates of Jinja2 see; see `template_values`."""
+"""Names of the values that Jinja2 templates can use; `template_values` sets them."""
 
 BROKEN: Final = "broken"
 FIXED: Final = "fixed"

@@ -143,7 +143,7 @@ CALLS: Final[dict[str, Callable[..., Any]]] = {
 }
 
 
-# What translated templates call.
+# The functions that translated templates call.
 FUNCTIONS: Final[dict[str, Callable[..., object]]] = {
     "go_call": lambda name, *values: CALLS[name](*values),
     "go_field": field,

@@ -37,7 +37,7 @@ _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")
 _NEVER: Final = re.compile(r"MessageView object' has no attribute|has no field \w+$")
 _NAME: Final = "<template>"  # Jinja's own name for a template that is no file
 
-# What makes no words by itself, in either language; and what does.
+# Tags that print nothing, in either language, and tags that print a value.
 _CONTROL: Final = re.compile(
     r"\{%.*?%\}|\{#.*?#\}|\{\{-?\s*(?:(?:if|else|end|range|with)\b|/\*|\$\w+\s*:?=).*?\}\}",
     re.DOTALL,

@@ -213,7 +213,7 @@ class OutboxSender:
 
 
 def pause_before(attempts: int, random: float) -> timedelta:
-    """How long to wait before the next try.
+    """Return the time to wait before the next attempt.
 
     Args:
         attempts: tries before the one that just failed.

@@ -21,7 +21,7 @@ from buildrunner.server.http.errors import ApiError, as_api_error
 from buildrunner.server.pages.session import LoginNeeded, login_address
 from buildrunner.server.pages.wording import FILTERS
 
-# What every page has in itself.
+# The script that every page contains.
 _INLINE = resources.files("buildrunner.server.pages").joinpath("static", "arrival.js").read_bytes()
 _INLINE_SHA256 = b64encode(hashlib.sha256(_INLINE).digest()).decode()
 HEADERS = {"Content-Security-Policy": policy(script=f"'self' 'sha256-{_INLINE_SHA256}'")}

@@ -1,4 +1,4 @@
-"""How times, sizes and states are written on pages. Pure."""
+"""Texts of times, sizes and states on pages. Pure."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def shortened(text: str) -> str:
 
 
 def expected(estimate: Estimate) -> str:
-    """When a build will have ended: ``about 2 min left``, or that it takes longer than usual."""
+    """Return the expected end: ``about 2 min left``, or the usual time if that is over."""
     if estimate.left_s > 0:
         return f"about {rough(estimate.left_s)} left"
     return f"usually {rough(estimate.usual_s)}"
@@ -145,8 +145,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
 }
 
 
-# What is left when cursor moves and the like are gone: colours; control characters; characters that
-# turn the direction of text, which could make a line say what it does not.
+# Sequences that remain after cursor moves are gone: colours; control characters; characters that
+# reverse the direction of text, with which a line could look like another text.
 _UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -170,12 +170,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
     @property
     def left_s(self) -> float:
-        """How long it has still to run; negative when it runs longer than usual."""
+        """Seconds until the expected end; negative if the build takes longer than usual."""
         return self.usual_s - self.so_far_s
 
     @property
     def percent(self) -> int:
-        """How much of the usual time is over, at most 99."""
+        """Percentage of the usual time that is over, at most 99."""
         if self.usual_s <= 0:
             return 99
         return min(99, max(0, int(self.so_far_s / self.usual_s * 100)))

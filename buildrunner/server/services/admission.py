@@ -173,7 +173,7 @@ def _cut(value: str) -> str:
 
 
 def queue_ttl(build: Build) -> timedelta:
-    """How long a build may wait in the queue; zero means the default, an hour."""
+    """Return the time that a build may wait in the queue: its own, or an hour by default."""
     return build.queue_ttl or DEFAULT_QUEUE_TTL
 
 

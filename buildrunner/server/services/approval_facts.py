@@ -133,7 +133,7 @@ def secrets_of(request: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
-    """Where its steps come from, where the request does not hold them."""
+    """Return a sentence about the origin of the steps if the request does not contain them."""
     if stored.request.get("steps"):
         return ()
     return ("Its steps are those of the config in the commit",)

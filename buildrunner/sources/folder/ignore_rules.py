@@ -288,7 +288,7 @@ def translate_glob(glob: str, *, across_directories: bool) -> str:
             parts.append(_join(crossing, segment, atomic=True))
             segment, crossing = "", True
         elif name == "**":
-            # What is inside, never the directory itself.
+            # Matches the content of the directory, never the directory itself.
             segment += ".+"
         else:
             segment += _translate_name(name) + ("" if last else "/")

@@ -183,7 +183,7 @@ class PoolOption(Message, frozen=True, kw_only=True):
 
 
 class BuildOptions(Message, frozen=True, kw_only=True):
-    """How the build as a whole behaves."""
+    """Options of the build as a whole."""
 
     NEWER: ClassVar[tuple[str, ...]] = ("pubsub_topic", "docker_daemon", "ranked_machine_series")
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("resolved_worker_release",)

@@ -20,12 +20,12 @@ HINT: Final = (
 _LOGIN: Final = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/?#]*)@")
 _PARAMETER: Final = re.compile(r"([?&;][^=&;#]*=)([^&;#]+)")
 _SECRET_NAME: Final = re.compile("token|passw|secret|key|auth", re.IGNORECASE)
-# What people paste as a user name: tokens of GitHub, GitLab and others, or any long random text.
+# Tokens that users paste as a user name: of GitHub, GitLab and others, or any long random text.
 _TOKEN: Final = re.compile(
     r"gh[a-z]_\w+|github_pat_\w+|gl[a-z]+-[\w.-]+|ATB[A-Z]?\w{16,}|[0-9a-f]{32,}"
     r"|(?=[^@]*\d)(?=[^@]*[A-Za-z])[\w.~-]{30,}"
 )
-# Where builds and triggers hold addresses of repositories; [] stands for each item of a list.
+# Fields of builds and triggers that contain addresses of repositories; [] is each item of a list.
 _BUILD: Final = (
     ("source", "gitSource", "url"),
     ("source", "connectedRepository", "repository"),

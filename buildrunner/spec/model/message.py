@@ -51,8 +51,8 @@ class TimeSpan(Message, frozen=True, kw_only=True):
     end_time: datetime | None = None
 
 
-# Where a message or an enum lives that another module's fields refer to. Modules are imported when
-# a field of theirs is first met, so that a small config pays for what it uses.
+# The module of each message or enum that fields of other modules refer to. A module is imported
+# when a config first has such a field, so a small config does not pay for the others.
 _HOMES = {
     "Build": "build",
     "TimeSpan": "message",

@@ -88,7 +88,7 @@ class Artifacts(Message, frozen=True, kw_only=True):
 
 
 class HashType(enum.Enum):
-    """How a hash was computed."""
+    """The algorithm of a hash."""
 
     NONE = 0
     SHA256 = 1
@@ -179,7 +179,7 @@ class Results(Message, frozen=True, kw_only=True):
 
 
 class Priority(enum.Enum):
-    """How much a warning matters."""
+    """The severity of a warning."""
 
     PRIORITY_UNSPECIFIED = 0
     INFO = 1

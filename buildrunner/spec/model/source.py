@@ -90,7 +90,7 @@ class Source(Message, frozen=True, kw_only=True):
 
 
 class HttpConfig(Message, frozen=True, kw_only=True):
-    """How Git reaches its servers."""
+    """The HTTP proxy of Git."""
 
     REFUSED: ClassVar[dict[str, str]] = {
         "proxy_secret_version_name": (

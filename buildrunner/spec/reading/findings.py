@@ -45,7 +45,7 @@ def paths_under(root: Node) -> dict[int, str]:
     A node that several aliases share has the path where it stands first.
     """
     paths: dict[int, str] = {}
-    # What is still to visit: a node, its path and whether its keys are the user's own.
+    # Nodes to visit: each with its path, and whether its keys are the user's own.
     pending: list[tuple[Node, str, bool]] = [(root, "", False)]
     while pending:
         node, path, verbatim = pending.pop()

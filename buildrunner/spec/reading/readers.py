@@ -245,7 +245,7 @@ def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
             items = [reader(item, findings) for item in node.value]
             if None in items:
                 _report_nulls(node, findings)
-                # What could not be read leaves an empty item, so that the others keep their index.
+                # An unreadable item becomes an empty one, so that the others keep their index.
                 items = [_empty(field, message) if item is None else item for item in items]
             return tuple(items)
         if not isinstance(node, ScalarNode):

@@ -109,7 +109,7 @@ Reader = Callable[[Node, Findings], Any]
 # Longest duration and its parts; the limit is that of the protobuf type.
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 _MAX_DURATION_S = 315_576_000_000
-# What Go programs read as a duration.
+# The durations of Go.
 _GO_DURATION = re.compile(
     r"([-+]?)((?:(?:\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(?:ns|us|µs|μs|ms|s|m|h))+)"
 )

@@ -55,7 +55,7 @@ def parse_expression(text: str, position: int) -> tuple[Expression, int] | None:
     except _Unterminated:
         return None
     except _TooDeep:
-        # Where it would end does not matter: it is refused, and with it the whole text.
+        # The end of the expression does not matter, since the whole text is refused.
         error = f"expressions are nested more than {MAX_NESTING} deep"
         return Expression("", error=error), len(text)
 

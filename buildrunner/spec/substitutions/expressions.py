@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-# What may open an expression: a whole variable must follow. A name with a lower-case letter in it
+# The beginning of an expression: a whole variable must follow. A name with a lower-case letter
 # (${TF_VAR_org_id:?}) is the shell's, with and without dynamic substitutions.
 OPENER = re.compile(r"\$\{[#!]?[A-Z_][A-Z0-9_]*(?![A-Za-z0-9_])")
 

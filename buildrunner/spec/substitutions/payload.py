@@ -21,7 +21,7 @@ from buildrunner.spec.substitutions.expressions import OPENER
 Selector = Callable[[Any], Iterator[Any]]
 
 NOTHING: Final = object()
-"""What a path finds that leads nowhere."""
+"""The value at a path that does not exist."""
 
 PATH: Final = r"(?:\.{1,2}[^.\[\]()\s]+|(?:\.\.)?\[[^\[\]()]{1,200}\])*"
 """Regular expression for the text of a path, behind its root."""

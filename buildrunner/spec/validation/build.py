@@ -115,7 +115,7 @@ def _check_objects(objects: ArtifactObjects, limits: Limits, findings: Findings)
             findings.error("V68", f"{where}[{index}]", message)
 
 
-# What the API calls required, in the order of the reference.
+# The fields that the API calls required, in the order of the reference.
 _REQUIRED: Final = (
     ("maven_artifacts", "mavenArtifacts", ("repository", "artifact_id", "group_id", "version")),
     ("go_modules", "goModules", ("repository_name", "module_path", "module_version")),

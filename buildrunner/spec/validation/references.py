@@ -215,7 +215,7 @@ class _ResultCheck:
             self._report("serviceAccount", build.service_account, message, rule="V09")
 
     def uploads(self, artifacts: Artifacts) -> None:
-        """Where objects and generic artifacts go."""
+        """Check the addresses that objects and generic artifacts are uploaded to."""
         location = artifacts.objects.location if artifacts.objects else ""
         # An empty location is V63 already, unless a variable made it empty.
         text = self._mismatch(location, _LOCATION) if location else None

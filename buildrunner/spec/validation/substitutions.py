@@ -22,7 +22,7 @@ from buildrunner.spec.substitutions.variables import (
 from buildrunner.spec.validation.build import Limits
 from buildrunner.spec.validation.findings import Findings, shortened
 
-# What the shell of a step sets: whoever writes $PATH in an argument means the shell's.
+# Variables that the shell of a step sets: $PATH in an argument most likely means the shell's.
 _SHELL_VARIABLES: Final = frozenset({"BUILDER_OUTPUT", "HOME", "PATH", "PWD", "USER", "HOSTNAME"})
 
 # Compiled on first use: most builds have none of them, and compiling takes time.

@@ -96,7 +96,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancel_reason(self) -> str:
-        """Who wants it cancelled, for people; empty when nobody does."""
+        """The origin of the request to cancel, as text for users; empty without such a request."""
         return cancel_reason(self.labels) if self.cancel_requested else ""
 
     @property
@@ -179,7 +179,7 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def cancel_reason(labels: Mapping[str, str]) -> str:
-    """Who cancelled the build that has these labels, for people."""
+    """Return the origin of a cancellation, as text for users, from the build's labels."""
     return labels.get(CANCELLED_BY, "cancelled")
 
 

@@ -455,7 +455,7 @@ def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason:
 
 
 _LONGEST_S = 2.0
-"""How long one page looks for builds that match; the next one goes on from there."""
+"""Longest search for the builds of one page; the next page continues there."""
 
 
 class _Listing(NamedTuple):

@@ -213,7 +213,7 @@ def _too_large() -> NotFound:
     return NotFound("nothing has a number as large as that")
 
 
-# What a message holds -> what it means, and what to do about it; the first that fits.
+# A part of the driver's message -> our message and its hint; the first match counts.
 _FAILURES = (
     ("authentication failed", "refuses our login", "look at user and password of its address"),
     ("does not exist", "is not there", "create it first, or look at its address"),
@@ -242,7 +242,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     # Transactions are begun by `_begin_sqlite`, not by the driver's guess.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    # What was answered for is on the disk: a lease or a final status must survive a power cut.
+    # A commit is on the disk before it is answered: leases must survive a power cut.
     connection.execute("PRAGMA synchronous = FULL")
 
 

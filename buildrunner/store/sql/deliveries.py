@@ -141,7 +141,7 @@ class SqlDeliveries(SqlPart):
         return sorted(map(_delivery, rows), key=lambda one: one.number)
 
     def _few_enough(self, moment: int, limit: int) -> int:
-        """How many of the next deliveries have no more than `MOST_CLAIMED_BYTES` together."""
+        """Count the next deliveries that have at most `MOST_CLAIMED_BYTES` together."""
         which = deliveries.c.number.in_(_claimable(moment, limit))
         sizes = select(func.length(deliveries.c.body)).where(which).order_by(deliveries.c.number)
         with self._database.read() as connection:
@@ -397,7 +397,7 @@ def _values(now: KnownRef) -> dict[str, str]:
 
 
 def _known(connection: Connection, repository: str, ref: str) -> KnownRef | None:
-    """Where a ref is; nobody else changes that until the transaction is over."""
+    """Return the known commit of a ref, and lock its row until the end of the transaction."""
     which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
     row = connection.execute(select(known_refs).where(which).with_for_update()).first()
     return None if row is None else KnownRef(row.commit_sha, row.seen_by, row.before_sha)

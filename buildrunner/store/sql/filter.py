@@ -155,7 +155,7 @@ def bounded(page_size: int) -> int:
     return min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
 
 
-# Which list: its kind, its project and whatever else decides what is in it.
+# The identity of a list: its kind, its project, and all other values that select its items.
 Parent: TypeAlias = "Sequence[str | None]"
 
 
@@ -175,7 +175,7 @@ class PageTokens:
         return _text(self._signature(parent, body) + body)
 
     def read(self, token: str, parent: Parent, types: Sequence[type]) -> tuple[Any, ...]:
-        """Where a list goes on.
+        """Return the position in a list from a page token.
 
         Args:
             token: as the caller sent it.

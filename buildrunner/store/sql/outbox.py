@@ -278,7 +278,7 @@ class SqlOutbox(SqlPart):
             return [_message(row) for row in connection.execute(found)]
 
     def count(self, state: str) -> int:
-        """How many messages are in a state."""
+        """Count the messages in a state."""
         found = select(func.count()).where(outbox.c.state == state)
         with self._database.read() as connection:
             return int(connection.execute(found).scalar_one())

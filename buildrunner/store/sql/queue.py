@@ -207,12 +207,12 @@ class SqlQueue(SqlPart, BuildQueue):
         return expired
 
     def length(self) -> int:
-        """How many builds are QUEUED and unclaimed."""
+        """Count the builds that are QUEUED and unclaimed."""
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).where(is_waiting)).scalar_one())
 
     def running(self) -> int:
-        """How many builds are claimed and have not ended."""
+        """Count the builds that are claimed and have not ended."""
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).where(is_claimed)).scalar_one())
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 AnyRow: TypeAlias = "Row[*tuple[Any, ...]]"
 
-# What `stored_build` reads.
+# The columns that `stored_build` reads.
 COLUMNS = (
     builds.c.document,
     builds.c.request,

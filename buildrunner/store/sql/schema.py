@@ -29,7 +29,7 @@ from sqlalchemy import (
 Text = String().with_variant(String(collation="C"), "postgresql")
 Rising = BigInteger().with_variant(Integer, "sqlite")
 
-# What a build waits for, beyond its status.
+# The stage of a build, beyond its status.
 PENDING = "pending"  # an approval
 WAITING = "waiting"  # its turn in the queue
 CLAIMED = "claimed"  # a process has it
@@ -90,7 +90,7 @@ def _only(phase: str) -> dict[str, Any]:
     return {"sqlite_where": where, "postgresql_where": where}
 
 
-# What follows the order is there to be filtered by, without reading the rows.
+# The columns after the order let a query filter without reading the rows.
 Index(
     "builds_by_time",
     builds.c.project_id,
@@ -273,7 +273,7 @@ trigger_sources = Table(
 )
 Index("trigger_sources_of_trigger", trigger_sources.c.project_id, trigger_sources.c.trigger_id)
 
-# What Cloud Build's resource has no fields for.
+# Settings of triggers for which Cloud Build's resource has no fields.
 trigger_settings = Table(
     "trigger_settings",
     metadata,
@@ -384,7 +384,7 @@ Index(
     postgresql_where=text("state = 'waiting'"),
 )
 
-# Who is told of builds, and how.
+# The notifiers: configs of messages about builds.
 notifiers = Table(
     "notifiers",
     metadata,
@@ -429,7 +429,7 @@ Index(
     postgresql_where=deliveries.c.claimed_until.is_not(None),
 )
 
-# What a hook may speak for: see `triggers.hook_binding`.
+# The bindings of hooks: see `triggers.hook_binding`.
 hooks = Table(
     "hooks",
     metadata,

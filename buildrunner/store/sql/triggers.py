@@ -380,7 +380,7 @@ class SqlHooks(SqlPart):
                 raise _unknown(name)
 
     def heard(self) -> dict[str, datetime]:
-        """When the newest genuine delivery of each hook came."""
+        """Return the time of the newest genuine delivery of each hook."""
         found = (
             select(deliveries.c.hook, func.max(deliveries.c.received_at).label("at"))
             .where(deliveries.c.status != REFUSED)

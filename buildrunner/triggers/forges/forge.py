@@ -297,8 +297,8 @@ def files_of(commits: list[Any]) -> tuple[str, ...]:
     return tuple(sorted(paths))
 
 
-# Where payloads tell which repository they are about, of a pull request's base: GitHub and Gitea;
-# GitLab; Bitbucket; a bare repository's hook; Bitbucket Server, which may tell no address.
+# Paths in payloads of the repository's address (for a pull request, of its base): GitHub and Gitea;
+# GitLab; Bitbucket; a bare repository's hook; Bitbucket Server, which may report no address.
 _PATHS: tuple[tuple[str | int, ...], ...] = (
     ("repository", "clone_url"),
     ("project", "git_http_url"),

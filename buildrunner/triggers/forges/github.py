@@ -23,7 +23,7 @@ from buildrunner.triggers.forges.forge import (
     text,
 )
 
-# Who may write, as far as a payload tells: the service's own "owner or collaborator".
+# Associations of authors with write access: the hosted service's "owner or collaborator".
 WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 
 _ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
@@ -129,7 +129,7 @@ def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullReq
     head = text(pull, "head", "repo", "full_name")
     base_branch = required(pull, "base", "ref", of="pull_request")
     head_branch = required(pull, "head", "ref", of="pull_request")
-    # Who may only read pushes to refs/for/ of Gitea: no fork, and no branch of the repository.
+    # A user with read access can push to refs/for/ of Gitea, without a fork or a branch.
     is_strangers = head_branch.startswith("refs/")
     return PullRequestEvent(
         repository=base,

@@ -187,7 +187,7 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         title=text(request, "title"),
         description=text(request, "description"),
         message=text(request, "last_commit", "message"),
-        # Who acts opens it only when it is opened; the payload names the author by number else.
+        # Only on "opened" is the actor the author; else the payload names the author by number.
         author=text(actor, "username") if action == "opened" else "",
         actor=text(body, "user", "username"),
         comment=text(body, "object_attributes", "note") if is_comment else "",

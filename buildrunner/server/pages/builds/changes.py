@@ -71,7 +71,7 @@ def changes_since(old: BuildView, build: BuildView) -> tuple[Change, ...]:
 
 
 def step_times(old: BuildView, build: BuildView) -> tuple[StepTime, ...]:
-    """How long each step took in both."""
+    """Return the time of each step in both builds."""
     before = _by_title(old.steps)
     times = []
     for title, step in _by_title(build.steps).items():
@@ -185,7 +185,7 @@ class BuildHistory:
         self._store = context.store
 
     def usual_s(self, project: str, trigger_id: str) -> float | None:
-        """How long the builds of a trigger take that succeed; None without any."""
+        """Return the usual seconds of a trigger's successful builds; None if no build succeeded."""
         if not trigger_id:
             return None
         wanted = f'trigger_id="{trigger_id}" AND status="SUCCESS"'
@@ -239,7 +239,7 @@ LOOKED_AT = 7
 
 
 def usual_seconds(documents: Iterable[Mapping[str, Any]]) -> float | None:
-    """How long builds usually take; None without any that succeeded.
+    """Return the usual seconds of successful builds; None if no build succeeded.
 
     Args:
         documents: Builds as JSON, newest first, as lists have them.

@@ -102,7 +102,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
+        """The length of the span."""
         return self.end_s - self.start_s
 
 

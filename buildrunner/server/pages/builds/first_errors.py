@@ -38,7 +38,7 @@ _ERROR = re.compile(
     r"|\bexpected\b.*\b(got|but|received|found)\b|\bcannot\b|\bnot found\b|✗|✖|❌",
     re.IGNORECASE,
 )
-# What sounds like one and is none.
+# Texts that look like an error and are none.
 _FINE = re.compile(
     r"\b(0|no|without|zero)\s+(\w+\s+)?(errors?|failures?|failed)\b|\b(errors?|failed|failures?)[:=]\s*0\b"
     r"|-Werror|--?\w*(fail|error)|\bPASSED\b",
@@ -103,7 +103,7 @@ def excerpt_of(
 
 
 class _Found(msgspec.Struct, frozen=True):
-    """How a search ended: the line, from 0; how many lines it saw; whether these are all."""
+    """The result of a search: the line, from 0; the lines it read; whether it read them all."""
 
     line: int | None
     seen: int

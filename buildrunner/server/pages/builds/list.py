@@ -149,7 +149,7 @@ class _BuildsPage:
         }
 
     def _estimates(self, project: str, builds: Sequence[BuildView]) -> dict[str, Estimate]:
-        """When those that run will have ended; each trigger's history is looked up once."""
+        """Return the estimates of the running builds; each trigger's history is read once."""
         running = [one for one in builds if one.status == "WORKING" and one.trigger_id]
         usual = {
             trigger: self._history.usual_s(project, trigger)

@@ -92,7 +92,7 @@ class BuildPage:
         return self._context.store.builds.get(project, request.path_params["build"])
 
     def _told(self, viewer: Viewer, stored: StoredBuild) -> int:
-        """How many messages there are about it; where they go is not for everyone."""
+        """Count the messages about a build; 0 for viewers without a token, since it is private."""
         if viewer.is_public:
             return 0
         return len(self._context.store.outbox.page(build_id=stored.id, limit=_MANY_MESSAGES))

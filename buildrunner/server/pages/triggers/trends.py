@@ -295,7 +295,7 @@ def _steps(ended: Sequence[Mapping[str, Any]]) -> list[StepTrend]:
 
 
 def _flips(results: Sequence[tuple[str, bool]]) -> int:
-    """How often the result changed from one run to the next of the same known commit."""
+    """Count the changes of result between consecutive runs of the same known commit."""
     last: dict[str, bool] = {}
     flips = 0
     for commit, good in results:

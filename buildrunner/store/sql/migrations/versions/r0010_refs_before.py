@@ -1,4 +1,4 @@
-"""Where a ref was before it was seen: pushes may be told of in the wrong order."""
+"""The commit of a ref before the known one: pushes may be reported in the wrong order."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def upgrade() -> None:
 
 
 def _told_addresses(connection: sa.Connection) -> dict[str, dict[str, str]]:
-    """Where deliveries said that repositories are: URL by kind of forge, by name."""
+    """Return the URLs of repositories that deliveries reported: by kind of forge, by name."""
     found: dict[str, dict[str, str]] = {}
     rows = connection.execute(
         sa.text("SELECT repository, ref, commit_sha FROM known_refs WHERE repository LIKE :like"),
