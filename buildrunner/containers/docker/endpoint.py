@@ -138,8 +138,11 @@ def _context_endpoint(config_dir: str, context: str) -> Endpoint:
         with open(path, "rb") as file:
             meta = msgspec.json.decode(file.read(), type=_ContextMeta).endpoints.docker
     except (OSError, msgspec.DecodeError) as error:
+        is_missing = isinstance(error, FileNotFoundError)
         raise UsageError(
-            f"the docker context {context!r} can't be read: {error}",
+            f"there is no docker context {context!r}"
+            if is_missing
+            else f"the docker context {context!r} can't be read: {error}",
             hint="See `docker context ls`; `docker context use default` goes back to the default.",
         ) from error
     tls_dir = os.path.join(config_dir, "contexts", "tls", key, "docker")
@@ -234,16 +237,14 @@ _ssh_processes_lock = threading.Lock()  # two threads must not wait for the same
 
 def _open_ssh(place: str) -> socket.socket:
     """A socket whose other end is ``docker system dial-stdio`` on the far machine."""
-    host, _, port = place.split("/", 1)[0].partition(":")
-    if host.startswith("-"):
-        raise OSError(f"{host!r} is not a host name")
-    argv = ["ssh", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S:.0f}", "-T"]
-    argv += ["-p", port] if port else []
-    argv += ["--", host, "docker", "system", "dial-stdio"]
+    argv = _ssh_command(place)
     _reap_ssh_processes()
     ours, theirs = socket.socketpair()
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)]
+        actions: list[tuple[int, *tuple[int | str, ...]]] = [
+            *((os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)),
+            (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),  # see `ssh_failure`
+        ]
         # its own session: Ctrl-C must not cut the connection that the clean-up needs
         pid = os.posix_spawnp("ssh", argv, os.environ, file_actions=actions, setsid=True)
     except BaseException:
@@ -254,6 +255,43 @@ def _open_ssh(place: str) -> socket.socket:
     with _ssh_processes_lock:
         _ssh_processes.add(pid)
     return ours
+
+
+def _ssh_command(place: str) -> list[str]:
+    host, _, port = place.split("/", 1)[0].partition(":")
+    if host.startswith("-"):
+        raise OSError(f"{host!r} is not a host name")
+    argv = ["ssh", "-o", f"ConnectTimeout={CONNECT_TIMEOUT_S:.0f}", "-T"]
+    argv += ["-p", port] if port else []
+    return [*argv, "--", host, "docker", "system", "dial-stdio"]
+
+
+def ssh_failure(endpoint: Endpoint) -> EngineUnavailable | None:
+    """Why an engine behind ``ssh://`` does not answer, from one more attempt; None if it does.
+
+    A connection through ssh opens before ssh has reached anything, so that opening it can't fail.
+    """
+    import subprocess
+
+    kind, _, place = endpoint.address.partition("://")
+    if kind != "ssh":
+        return None
+    try:
+        done = subprocess.run(
+            _ssh_command(place),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=2 * CONNECT_TIMEOUT_S,
+            check=False,
+            start_new_session=True,
+        )
+    except subprocess.TimeoutExpired:
+        return _unavailable(endpoint, OSError("ssh did not answer in time"))
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    code = f"ssh ended with exit code {done.returncode}"
+    return _unavailable(endpoint, OSError(lines[-1].strip() if lines else code))
 
 
 def _reap_ssh_processes() -> None:
@@ -287,6 +325,12 @@ def _unavailable(endpoint: Endpoint, error: OSError) -> EngineUnavailable:
     elif isinstance(error, ConnectionRefusedError):
         reason = "the connection was refused"
         hint = "Start the engine (sudo systemctl start docker), or correct DOCKER_HOST."
+    elif endpoint.address.startswith("ssh://"):
+        reason = error.strerror or str(error)
+        place = endpoint.address.removeprefix("ssh://").split("/", 1)[0]
+        host, _, port = place.partition(":")
+        command = f"ssh {f'-p {port} ' if port else ''}{host} docker version"
+        hint = f"`{command}` must work without a question: check the address, its key and user."
     else:
         reason = error.strerror or str(error)
         hint = "Check DOCKER_HOST, the network, and with TLS the files in DOCKER_CERT_PATH."

@@ -26,7 +26,7 @@ from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from buildrunner.containers.docker.endpoint import Endpoint, open_socket
+from buildrunner.containers.docker.endpoint import Endpoint, open_socket, ssh_failure
 from buildrunner.containers.docker.errors import EndlessLine, Refusal, broken, message_of
 from buildrunner.errors import EngineUnavailable
 
@@ -174,7 +174,7 @@ class EngineAdapter(HTTPAdapter):
                 hint="It is overloaded or hangs: look at its log (journalctl -u docker).",
             ) from error
         except RequestException as error:
-            raise broken(_reason(error)) from error
+            raise ssh_failure(self._endpoint) or broken(_reason(error)) from error
         if sum(len(name) + len(text) for name, text in response.headers.items()) > _HEAD_BYTES:
             response.close()
             raise broken(f"the head of its answer is larger than {_HEAD_BYTES >> 10} KiB")

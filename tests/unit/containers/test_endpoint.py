@@ -81,7 +81,7 @@ class TestFinding:
         assert find_endpoint({**environ, "DOCKER_CONTEXT": "default"}) == Endpoint()
 
     def test_a_context_that_is_not_there_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match="nosuch"):
+        with pytest.raises(UsageError, match=r"^there is no docker context 'nosuch'$"):
             find_endpoint({"DOCKER_CONFIG": str(tmp_path), "DOCKER_CONTEXT": "nosuch"})
 
     def test_a_broken_docker_config_is_named(self, tmp_path: Path) -> None:
@@ -297,6 +297,31 @@ class TestReaching:
         check(DockerEngine(Endpoint(address="ssh://me@far:2222")), busybox, build_labels)
         calls = (tmp_path / "calls").read_text().splitlines()
         assert calls[0] == "-o ConnectTimeout=20 -T -p 2222 -- me@far docker system dial-stdio"
+
+    @pytest.mark.parametrize(
+        ("program", "reason"),
+        [
+            ("echo warning >&2; echo me@far: Permission denied. >&2; exit 255", "me@far: Perm"),
+            ("exit 255", "ssh ended with exit code 255"),
+        ],
+    )
+    def test_an_ssh_that_fails_says_why(
+        self,
+        program: str,
+        reason: str,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        (tmp_path / "ssh").write_text(f"#!/bin/sh\n{program}\n")
+        (tmp_path / "ssh").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        far = Endpoint(address="ssh://me@far:2222", origin="docker context far")
+        said = rf"answers at ssh://me@far:2222 \(from docker context far\): {reason}"
+        with pytest.raises(EngineUnavailable, match=said) as caught:
+            DockerEngine(far).info()
+        assert "`ssh -p 2222 me@far docker version`" in caught.value.hint
+        assert capfd.readouterr().err == ""
 
     def test_a_host_that_looks_like_an_option_is_refused(self) -> None:
         with pytest.raises(EngineUnavailable, match="not a host name"):
