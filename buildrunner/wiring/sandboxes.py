@@ -34,7 +34,7 @@ def sandbox(
     """Return the sandboxes of builds, on the engine that the ``docker`` command would use.
 
     Args:
-        name: ``host`` or ``nested``.
+        name: ``host``, ``nested`` or ``none``.
         data_folder: folder for what this machine keeps of sandboxes.
         labels: what everything made on the engine carries, besides the build's own label.
         settings: for which networks nested sandboxes reach, and which logins count.
@@ -47,13 +47,17 @@ def sandbox(
     Raises:
         UsageError: there is no such sandbox.
     """
+    if name == "none":
+        from buildrunner.sandboxes.none import NoSandbox
+
+        return NoSandbox()
     logins = settings.logins_environ(os.environ)
     if name == "host":
         from buildrunner.sandboxes.host import HostSandbox
 
         return HostSandbox(container_engine(logins), labels)
     if name != "nested":
-        raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested")
+        raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")
     # Imported here: most commands need none of it, and it takes httpx along.
     from buildrunner.sandboxes.nested.machine import NestedMachine, SandboxChoices
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox

@@ -110,6 +110,21 @@ def test_the_first_start_shows_an_admin_s_token_and_no_later_one_does(serve, tmp
             assert first.token.encode() not in path.read_bytes()
 
 
+def test_a_server_that_runs_no_builds_is_ready_without_an_engine(serve, tmp_path):
+    away = {"DOCKER_HOST": f"unix://{tmp_path}/no-engine.sock"}
+    serving = serve("--sandbox", "none", "--auth", "none", env=away)
+    with api(serving) as http:
+        answer = http.get("/readyz")
+        assert (answer.status_code, answer.json()["problems"]) == (200, [])
+        made = http.post("/v1/projects/p/builds", json=STEPS).json()
+        build = made["metadata"]["build"]["id"]
+        why = http.get(f"/buildrunner/v1/projects/p/builds/{build}/waiting").json()
+        assert why["kind"] == "no_worker"
+        assert http.get(f"/v1/projects/p/builds/{build}").json()["status"] == "QUEUED"
+    code, _, errors = serving.stop()
+    assert (code, "no-engine.sock" in errors) == (0, False)
+
+
 @pytest.mark.docker
 def test_a_build_runs_and_its_log_can_be_followed(serve, busybox):
     serving = serve("--sandbox", "host", "--auth", "none")
@@ -255,6 +270,7 @@ def refused(*args, **env):
         (["--host", "no such host"], "is no address"),
         (["--database", "mysql://x"], "mysql"),
         (["--sandbox", "vm"], "--sandbox"),
+        (["--sandbox", "none", "--max-builds", "2"], "leave out --max-builds"),
     ],
 )
 def test_what_can_not_be_is_one_sentence(tmp_path, args, text):

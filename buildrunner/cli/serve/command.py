@@ -23,7 +23,6 @@ from buildrunner.store.sql.store import ServerStore
 from buildrunner.worker.chores import Chore, KeptTimes, Retention
 from buildrunner.worker.data_folder import DataFolder
 
-_DEFAULT_BUILDS = 2
 _ROTATION_S = 3600.0
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
@@ -128,7 +127,7 @@ def _serve(
         repositories=settings.git.repositories,
         stores=wiring.stores(settings),
         workspace_is_kept=keeping.has if keeping else lambda _: False,
-        facts=EngineFacts(),
+        facts=EngineFacts() if args.sandbox != "none" else dict,
         identity_keys=lambda: identity_keys().published(),
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
@@ -197,7 +196,7 @@ def _server_settings(
     return ServerSettings(
         auth=args.auth == "tokens",
         public_projects=tuple(args.public_project),
-        max_builds=args.max_builds or max(_DEFAULT_BUILDS, os.cpu_count() or 1),
+        max_builds=serve_settings.max_builds(args),
         max_builds_per_trigger=args.max_builds_per_trigger,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
         trusted_proxies=tuple(

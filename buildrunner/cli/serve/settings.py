@@ -16,6 +16,7 @@ from buildrunner.errors import BuildrunnerError, UsageError
 from buildrunner.server.context import ServerSettings, ShownSetting
 from buildrunner.settings import Settings, WorkerSettings, server_database, setting_origins
 
+_LEAST_BUILDS = 2
 _MEMORY_FOR_SPARES = 2 << 30
 
 EPILOG = """\
@@ -45,10 +46,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_place_flags(parser)
     parser.add_argument(
         "--sandbox",
-        choices=("nested", "host"),
+        choices=("nested", "host", "none"),
         default="nested",
         help="nested: each build gets a container engine of its own; host: builds share this"
-        " machine's engine (default: nested)",
+        " machine's engine; none: this server runs no builds (default: nested)",
     )
     parser.add_argument(
         "--require-isolation",
@@ -223,6 +224,13 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def max_builds(args: argparse.Namespace) -> int:
+    """Return how many builds this server runs at once: 0 if it runs none."""
+    if args.sandbox == "none":
+        return 0
+    return int(args.max_builds) or max(_LEAST_BUILDS, os.cpu_count() or 1)
+
+
 def spare_sandboxes(args: argparse.Namespace) -> int:
     """Return the number of spare sandboxes; builds on the host's engine need none."""
     if args.sandbox != "nested":
@@ -293,6 +301,8 @@ def check_flags(args: argparse.Namespace) -> None:
         if (getattr(args, name) or 0) < 0:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} takes a number from 0 on, not {getattr(args, name)}")
+    if args.sandbox == "none" and args.max_builds:
+        raise UsageError("--sandbox none runs no builds: leave out --max-builds")
     _check_repeated(args)
     if args.auth == "none" and not is_loopback(args.host):
         raise UsageError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -40,7 +39,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of ``serve`` for running builds.
 
     Attributes:
-        max_builds: how many run at once; 0 takes one for each processor, and two at least.
+        max_builds: how many run at once; 0 runs none.
         spare_sandboxes: how many sandboxes are started before their builds come.
         retention: how long logs are kept; None for ever.
         chores: what else is to be done from time to time.
@@ -75,8 +74,7 @@ class ServerWorker:
         *,
         environ: Mapping[str, str],
     ) -> None:
-        max_builds = options.max_builds or max(2, os.cpu_count() or 1)
-        self._worker = replace(worker, max_builds=max_builds)
+        self._worker = replace(worker, max_builds=options.max_builds)
         self._store = store
         self._options = options
         self._folder = folder
@@ -94,7 +92,7 @@ class ServerWorker:
                 worker_name=self._folder.worker_name(),
                 spawner=self._spawner,
                 give_up=self._give_up,
-                max_builds=max_builds,
+                max_builds=options.max_builds,
                 now=_now,
                 check_engine=self._sandbox.check,
                 holds_untrusted_back=self.holds_untrusted_back,
@@ -120,7 +118,8 @@ class ServerWorker:
         if self._worker.sandbox == "host":
             self._network = shared_network()
             threading.Thread(target=self._network.make, name="network", daemon=True).start()
-        self._spawner.prepare()
+        if self._options.max_builds:
+            self._spawner.prepare()
         self._supervisor.start()
         self._spares.start()
 
