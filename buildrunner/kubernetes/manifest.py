@@ -1,0 +1,292 @@
+"""The Job of a build: its Pod runs a worker, and a Docker engine of the build's own. Pure.
+
+The engine is a sidecar: it starts before the worker, and Kubernetes ends it after the worker. All
+steps run in its control group, so its limits are the limits of the build. The worker talks to it
+over a socket in a shared folder.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.kubernetes.pool import Pool, parse_toleration
+from buildrunner.plan.build_plan import ResourceLimits
+
+MANAGER: Final = "buildrunner"
+LABEL_BUILD: Final = "buildrunner.dev/build"
+LABEL_POOL: Final = "buildrunner.dev/pool"
+LABEL_SERVER: Final = "buildrunner.dev/server"
+"""Labels of Jobs and Pods: the build, its pool, and the server whose database has the build."""
+
+WORKER: Final = "worker"
+ENGINE: Final = "engine"
+"""Names of the containers."""
+
+AUDIENCE: Final = "buildrunner"
+"""Audience of the token by which the worker of a Pod shows who it is."""
+
+TOKEN_FOLDER: Final = "/var/run/secrets/buildrunner"  # noqa: S105
+SHARED_FOLDER: Final = "/run/buildrunner"
+SOCKET: Final = f"{SHARED_FOLDER}/docker.sock"
+WORKSPACE: Final = "/workspace"
+ENGINE_DATA: Final = "/var/lib/docker"
+HOME_FOLDER: Final = "/var/lib/buildrunner"
+
+_TTL_S = 600
+_BACKSTOP = timedelta(minutes=15)
+_GRACE_S = 30
+_NODE_LOST_S = 30
+_TOKEN_S = 3600
+_WORKER_LIMITS = {"cpu": "1", "memory": "512Mi"}
+_WORKER_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
+
+# Debian's Docker needs these besides the ones that every container has.
+_ENGINE_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
+# Steps leave files of any owner in the workspace, which the worker reads and removes.
+_WORKER_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
+
+_CPU = re.compile(r"(?P<number>[0-9]+(\.[0-9]+)?)(?P<milli>m?)")
+
+
+class PodBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts of a build that its Job needs.
+
+    Attributes:
+        id: of the build.
+        timeout: of the whole build.
+        limits: those of ``options.machineType``.
+        disk_gb: ``options.diskSizeGb``; 0 if the build asks for no size.
+    """
+
+    id: str
+    timeout: timedelta
+    limits: ResourceLimits = ResourceLimits()
+    disk_gb: int = 0
+
+
+def job_name(build_id: str) -> str:
+    """Return the name of a build's Job."""
+    return f"build-{build_id}"
+
+
+def job_manifest(build: PodBuild, pool: Pool, server: str) -> dict[str, Any]:
+    """Return the Job that runs one build, once.
+
+    A Job never runs a build again: the server decides about that, because it knows whether a step
+    has begun.
+
+    Args:
+        build: the build.
+        pool: where it runs.
+        server: identity of the server, for the label by which it finds its Jobs.
+    """
+    labels = {
+        "app.kubernetes.io/name": "buildrunner-build",
+        "app.kubernetes.io/managed-by": MANAGER,
+        LABEL_BUILD: build.id,
+        LABEL_POOL: pool.name,
+        LABEL_SERVER: server,
+    }
+    job: dict[str, Any] = {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {
+            "name": job_name(build.id),
+            "namespace": pool.namespace,
+            "labels": {**labels, **_queue(pool)},
+        },
+        "spec": {
+            "backoffLimit": 0,
+            "completions": 1,
+            "parallelism": 1,
+            "ttlSecondsAfterFinished": _TTL_S,
+            "activeDeadlineSeconds": int((build.timeout + _BACKSTOP).total_seconds()),
+            "podFailurePolicy": {
+                "rules": [
+                    {
+                        "action": "FailJob",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    }
+                ]
+            },
+            "template": {
+                "metadata": {
+                    "labels": labels,
+                    "annotations": {
+                        "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
+                        "karpenter.sh/do-not-disrupt": "true",
+                    },
+                },
+                "spec": _pod(build, pool),
+            },
+        },
+    }
+    if pool.queue:
+        job["spec"]["suspend"] = True  # until Kueue admits it
+    return job
+
+
+def _queue(pool: Pool) -> dict[str, str]:
+    return {"kueue.x-k8s.io/queue-name": pool.queue} if pool.queue else {}
+
+
+def _pod(build: PodBuild, pool: Pool) -> dict[str, Any]:
+    lost = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": _NODE_LOST_S,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "serviceAccountName": pool.service_account,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": _GRACE_S,
+        "tolerations": [*lost, *map(parse_toleration, pool.tolerations)],
+        "initContainers": [_engine(build, pool)],
+        "containers": [_worker(build, pool)],
+        "volumes": [_disk(build, pool), *_volumes()],
+    }
+    optional = {
+        "nodeSelector": pool.node_selector,
+        "runtimeClassName": pool.runtime_class,
+        "priorityClassName": pool.priority_class,
+        "imagePullSecrets": [{"name": name} for name in pool.pull_secrets],
+    }
+    return {**pod, **{key: value for key, value in optional.items() if value}}
+
+
+def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
+    """The sidecar with the build's engine. It answers on `SOCKET` once it is up."""
+    mirror = [f"--registry-mirror={pool.mirror}"] if pool.mirror else []
+    return {
+        "name": ENGINE,
+        "image": pool.engine_image,
+        "imagePullPolicy": pool.pull_policy,
+        "restartPolicy": "Always",  # what makes it a sidecar
+        "args": [
+            "--host=unix:///var/run/docker.sock",
+            f"--host=unix://{SOCKET}",
+            "--storage-driver=overlay2",
+            "--group=0",
+            "--log-level=warn",
+            *mirror,
+        ],
+        "env": [{"name": "ISOLATION", "value": pool.isolation}],
+        "resources": _resources(build, pool),
+        "securityContext": _engine_rights(pool),
+        "volumeMounts": [
+            {"name": "disk", "mountPath": ENGINE_DATA, "subPath": "engine"},
+            {"name": "disk", "mountPath": WORKSPACE, "subPath": "workspace"},
+            {"name": "shared", "mountPath": SHARED_FOLDER},
+        ],
+    }
+
+
+def _engine_rights(pool: Pool) -> dict[str, Any]:
+    """The rights of the engine on its node, which `pool.isolation` decides."""
+    if pool.isolation == "privileged":
+        return {"privileged": True}
+    return {
+        "capabilities": {"add": list(_ENGINE_CAPABILITIES)},
+        # An engine mounts file systems and makes namespaces, which the default profiles forbid.
+        "seccompProfile": {"type": "Unconfined"},
+        "appArmorProfile": {"type": "Unconfined"},
+    }
+
+
+def _resources(build: PodBuild, pool: Pool) -> dict[str, Any]:
+    cpu = str(build.limits.cpus) if build.limits.cpus else pool.cpu
+    memory = str(build.limits.memory_bytes) if build.limits.memory_bytes else pool.memory
+    limits = {"cpu": _whole(cpu), "memory": memory}
+    requests = {"cpu": _share(cpu, pool.cpu_request_percent), "memory": memory}
+    if build.disk_gb:  # a node must have the disk that a build asks for
+        limits["ephemeral-storage"] = requests["ephemeral-storage"] = f"{build.disk_gb}G"
+    return {"limits": limits, "requests": requests}
+
+
+def _whole(cpu: str) -> str:
+    return cpu.removesuffix(".0")
+
+
+def _share(cpu: str, percent: int) -> str:
+    found = _CPU.fullmatch(cpu)
+    assert found is not None  # noqa: S101  (`pool_problems` finds others)
+    milli = float(found["number"]) * (1 if found["milli"] else 1000)
+    return f"{max(1, round(milli * percent / 100))}m"
+
+
+def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
+    """The container that claims the build, runs it, and ends with it."""
+    return {
+        "name": WORKER,
+        "image": pool.worker_image,
+        "imagePullPolicy": pool.pull_policy,
+        "args": [
+            "worker",
+            f"--server={pool.server}",
+            f"--token-file={TOKEN_FOLDER}/token",
+            f"--pool={pool.name}",
+            f"--build={build.id}",
+            "--once",
+            "--sandbox=pod",
+        ],
+        "env": [
+            {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"},
+            {"name": "HOME", "value": HOME_FOLDER},
+            {"name": "TMPDIR", "value": HOME_FOLDER},
+            {"name": "BUILDRUNNER_ISOLATION", "value": pool.isolation},
+            {
+                "name": "BUILDRUNNER_INCARNATION",
+                "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
+            },
+        ],
+        "resources": {"limits": _WORKER_LIMITS, "requests": _WORKER_REQUESTS},
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"], "add": list(_WORKER_CAPABILITIES)},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "volumeMounts": [
+            {"name": "disk", "mountPath": WORKSPACE, "subPath": "workspace"},
+            {"name": "disk", "mountPath": HOME_FOLDER, "subPath": "worker"},
+            {"name": "shared", "mountPath": SHARED_FOLDER},
+            {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True},
+        ],
+    }
+
+
+def _disk(build: PodBuild, pool: Pool) -> dict[str, Any]:
+    """All that the build writes: its images, containers, workspace and log."""
+    size = f"{build.disk_gb}G" if build.disk_gb else pool.disk
+    return {"name": "disk", "emptyDir": {"sizeLimit": size} if size else {}}
+
+
+def _volumes() -> list[dict[str, Any]]:
+    return [
+        {"name": "shared", "emptyDir": {}},
+        {
+            "name": "token",
+            "projected": {
+                "defaultMode": 0o400,
+                "sources": [
+                    {
+                        "serviceAccountToken": {
+                            "audience": AUDIENCE,
+                            "expirationSeconds": _TOKEN_S,
+                            "path": "token",
+                        }
+                    }
+                ],
+            },
+        },
+    ]

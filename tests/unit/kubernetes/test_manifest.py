@@ -1,0 +1,236 @@
+"""The Job of a build, and that every supported release of Kubernetes knows all of its fields."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import kubernetes_validate
+import pytest
+
+from buildrunner.kubernetes.manifest import (
+    ENGINE,
+    LABEL_BUILD,
+    LABEL_POOL,
+    LABEL_SERVER,
+    SOCKET,
+    WORKER,
+    PodBuild,
+    job_manifest,
+)
+from buildrunner.kubernetes.pool import ISOLATIONS, Pool
+from buildrunner.plan.compile import MACHINE_LIMITS
+from buildrunner.spec.model.build import MachineType
+
+BUILD = PodBuild(id="aef20688-6937-4742-bce1-5f0b81931d41", timeout=timedelta(minutes=10))
+POOL = Pool(
+    name="ci",
+    server="http://buildrunner:8080",
+    worker_image="buildrunner/worker:1",
+    engine_image="buildrunner/engine:1",
+)
+RELEASES = ("1.34", "1.35", "1.36", "1.37")
+
+
+def pool(**settings):
+    return Pool(**{**{name: getattr(POOL, name) for name in POOL.__struct_fields__}, **settings})
+
+
+def job(build=BUILD, **settings):
+    return job_manifest(build, pool(**settings), "server-1")
+
+
+def pod(build=BUILD, **settings):
+    return job(build, **settings)["spec"]["template"]["spec"]
+
+
+def engine(build=BUILD, **settings):
+    (container,) = pod(build, **settings)["initContainers"]
+    assert container["name"] == ENGINE
+    return container
+
+
+def worker(build=BUILD, **settings):
+    (container,) = pod(build, **settings)["containers"]
+    assert container["name"] == WORKER
+    return container
+
+
+EVERYTHING = {
+    "namespace": "builds",
+    "pull_secrets": ("registry",),
+    "node_selector": {"pool": "builds"},
+    "tolerations": ("builds=yes:NoSchedule", "spot"),
+    "runtime_class": "kata",
+    "priority_class": "low",
+    "queue": "team",
+    "disk": "50Gi",
+    "mirror": "http://mirror:5000",
+}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["least", "everything"])
+def test_each_release_of_kubernetes_knows_every_field(release, isolation, settings):
+    build = PodBuild(
+        id=BUILD.id,
+        timeout=BUILD.timeout,
+        limits=MACHINE_LIMITS[MachineType.N1_HIGHCPU_8],
+        disk_gb=200,
+    )
+    manifest = job(build, isolation=isolation, **settings)
+    kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_the_schemas_refuse_a_field_that_does_not_exist():
+    manifest = job()
+    manifest["spec"]["template"]["spec"]["hostUser"] = False
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(manifest, "1.36", strict=True)
+
+
+def test_kubernetes_never_runs_a_build_again_by_itself():
+    spec = job()["spec"]
+    assert spec["backoffLimit"] == 0
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["action"] == "FailJob"
+
+
+def test_the_deadline_of_the_job_is_behind_the_timeout_of_the_build():
+    assert job()["spec"]["activeDeadlineSeconds"] == (10 + 15) * 60
+
+
+def test_job_and_pod_carry_the_labels_by_which_the_server_finds_them():
+    manifest = job()
+    wanted = {LABEL_BUILD: BUILD.id, LABEL_POOL: "ci", LABEL_SERVER: "server-1"}
+    for metadata in (manifest["metadata"], manifest["spec"]["template"]["metadata"]):
+        assert wanted.items() <= metadata["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("machine", "limits", "requests"),
+    [
+        (
+            MachineType.UNSPECIFIED,
+            {"cpu": "2", "memory": "4Gi"},
+            {"cpu": "2000m", "memory": "4Gi"},
+        ),
+        (
+            MachineType.E2_HIGHCPU_8,
+            {"cpu": "8", "memory": str(8 << 30)},
+            {"cpu": "8000m", "memory": str(8 << 30)},
+        ),
+        (
+            MachineType.E2_MEDIUM,
+            {"cpu": "1", "memory": str(4 << 30)},
+            {"cpu": "1000m", "memory": str(4 << 30)},
+        ),
+    ],
+)
+def test_the_machine_type_is_the_size_of_the_engine(machine, limits, requests):
+    build = PodBuild(id=BUILD.id, timeout=BUILD.timeout, limits=MACHINE_LIMITS[machine])
+    assert engine(build)["resources"] == {"limits": limits, "requests": requests}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "percent", "reserved"),
+    [("2", 50, "1000m"), ("500m", 50, "250m"), ("1.5", 100, "1500m"), ("1m", 1, "1m")],
+)
+def test_a_pool_reserves_a_share_of_the_processors(cpu, percent, reserved):
+    resources = engine(cpu=cpu, cpu_request_percent=percent)["resources"]
+    assert (resources["limits"]["cpu"], resources["requests"]["cpu"]) == (cpu, reserved)
+
+
+def test_the_size_of_the_disk_holds_for_all_that_the_build_writes():
+    build = PodBuild(id=BUILD.id, timeout=BUILD.timeout, disk_gb=200)
+    disk = pod(build, disk="50Gi")["volumes"][0]
+    assert disk == {"name": "disk", "emptyDir": {"sizeLimit": "200G"}}
+    resources = engine(build)["resources"]
+    for kind in ("limits", "requests"):
+        assert resources[kind]["ephemeral-storage"] == "200G"
+
+
+@pytest.mark.parametrize(("disk", "empty_dir"), [("50Gi", {"sizeLimit": "50Gi"}), ("", {})])
+def test_a_pool_limits_the_disk_of_builds_that_ask_for_no_size(disk, empty_dir):
+    assert pod(disk=disk)["volumes"][0]["emptyDir"] == empty_dir
+    assert "ephemeral-storage" not in engine(disk=disk)["resources"]["limits"]
+
+
+def test_worker_and_engine_share_the_socket_and_the_workspace():
+    def mounts(container):
+        return {
+            (one["name"], one["mountPath"], one.get("subPath")) for one in container["volumeMounts"]
+        }
+
+    shared = mounts(engine()) & mounts(worker())
+    assert shared == {
+        ("disk", "/workspace", "workspace"),
+        ("shared", "/run/buildrunner", None),
+    }
+    assert f"--host=unix://{SOCKET}" in engine()["args"]
+    assert {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"} in worker()["env"]
+
+
+def test_the_engine_is_a_sidecar():
+    assert engine()["restartPolicy"] == "Always"
+
+
+@pytest.mark.parametrize("isolation", ["user-namespace", "capabilities"])
+def test_the_engine_gets_capabilities_and_no_privilege(isolation):
+    rights = engine(isolation=isolation)["securityContext"]
+    assert "privileged" not in rights
+    assert "SYS_ADMIN" in rights["capabilities"]["add"]
+    assert {"name": "ISOLATION", "value": isolation} in engine(isolation=isolation)["env"]
+
+
+def test_a_pool_can_run_privileged_engines():
+    assert engine(isolation="privileged")["securityContext"] == {"privileged": True}
+
+
+def test_the_worker_has_no_more_rights_than_reading_the_files_of_steps():
+    rights = worker()["securityContext"]
+    assert rights["readOnlyRootFilesystem"]
+    assert not rights["allowPrivilegeEscalation"]
+    assert rights["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["CHOWN", "DAC_OVERRIDE", "FOWNER"],
+    }
+
+
+def test_no_secret_is_in_the_job_and_only_the_worker_sees_the_token():
+    manifest = job()
+    assert not manifest["spec"]["template"]["spec"]["automountServiceAccountToken"]
+    token = next(one for one in pod()["volumes"] if one["name"] == "token")
+    (source,) = token["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "buildrunner"
+    assert "token" in {one["name"] for one in worker()["volumeMounts"]}
+    assert "token" not in {one["name"] for one in engine()["volumeMounts"]}
+
+
+def test_the_pool_says_where_the_pod_runs():
+    found = pod(**EVERYTHING)
+    assert found["nodeSelector"] == {"pool": "builds"}
+    assert found["runtimeClassName"] == "kata"
+    assert found["priorityClassName"] == "low"
+    assert found["imagePullSecrets"] == [{"name": "registry"}]
+    assert {"key": "spot", "operator": "Exists"} in found["tolerations"]
+
+
+def test_a_lost_node_is_given_up_after_half_a_minute():
+    seconds = {one["key"]: one["tolerationSeconds"] for one in pod()["tolerations"]}
+    assert seconds == {
+        "node.kubernetes.io/not-ready": 30,
+        "node.kubernetes.io/unreachable": 30,
+    }
+
+
+def test_a_job_of_a_queue_of_kueue_waits_until_it_is_admitted():
+    manifest = job(queue="team")
+    assert manifest["spec"]["suspend"]
+    assert manifest["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert "suspend" not in job()["spec"]
+
+
+def test_a_mirror_is_told_to_the_engine():
+    assert "--registry-mirror=http://mirror:5000" in engine(mirror="http://mirror:5000")["args"]
