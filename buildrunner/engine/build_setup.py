@@ -182,10 +182,14 @@ class BuildSetup:
         plan = self._build.plan
         if not plan.docker_socket or (workspace.bind and workspace.volume == WORKSPACE):
             return
-        for step in mounting_steps(plan):
+        steps = mounting_steps(plan)
+        nested = (
+            "--sandbox nested, or " if steps and self._build.engine.info().supports_nested else ""
+        )
+        for step in steps:
             self._warn(
                 f"{step.label} mounts /workspace into a container of its own: that is an empty "
-                "folder of the engine's machine here. Use --sandbox nested, or "
+                f"folder of the engine's machine here. Use {nested}"
                 '`docker run --volumes-from "$(hostname)"`'
             )
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from buildrunner.containers.fake import FakeEngine
+from buildrunner.containers.types import EngineInfo
 from buildrunner.engine.build_setup import mounting_steps
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import PreparedWorkspace
@@ -44,11 +47,21 @@ def test_nothing_else_is_taken_for_one(args: tuple[str, ...]) -> None:
     assert mounting_steps(plan) == ()
 
 
-def test_a_build_on_a_shared_engine_warns_of_it() -> None:
+class EngineOfThisMachine(FakeEngine):
+    def info(self) -> EngineInfo:
+        return msgspec.structs.replace(super().info(), local=True)
+
+
+@pytest.mark.parametrize(("engine", "has_nested"), [(FakeEngine, 0), (EngineOfThisMachine, 1)])
+def test_a_build_on_a_shared_engine_warns_of_it_and_proposes_what_works_there(
+    engine: type[FakeEngine], has_nested: bool
+) -> None:
     build = Build(step(0, args=MOUNTS[0]))
+    build.engine = engine(["busybox"])
     (warning,) = build.run().warnings
     assert "mounts /workspace into a container of its own" in warning
-    assert "--sandbox nested" in warning
+    assert ("--sandbox nested" in warning) == has_nested
+    assert "--volumes-from" in warning
 
 
 def test_a_build_whose_engine_has_the_workspace_there_does_not_warn() -> None:
