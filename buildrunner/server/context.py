@@ -29,6 +29,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         public_projects: what is in these everyone may read, without a token.
         max_builds: builds that run at the same time on this server.
         max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
+        max_waiting_builds: builds of one project that may wait; 0 for no limit.
         public_url: how people reach the server, for links; without a slash at the end.
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and -Proto count.
         worker: name under which this server's worker claims builds.
@@ -53,6 +54,7 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     public_projects: tuple[str, ...] = ()
     max_builds: int = 1
     max_builds_per_trigger: int = 0
+    max_waiting_builds: int = 0
     public_url: str = "http://127.0.0.1:8080"
     trusted_proxies: tuple[str, ...] = ()
     worker: str = ""

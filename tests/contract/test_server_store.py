@@ -24,6 +24,7 @@ from buildrunner.errors import (
     LeaseLost,
     NotFound,
     PageTokenError,
+    QuotaExceeded,
     StoreError,
 )
 from buildrunner.identity.keys import IdentityKeys
@@ -328,6 +329,20 @@ class TestRefused:
 
 
 class TestQueue:
+    def test_builds_of_forks_take_no_room_of_the_projects_own_and_have_a_limit_too(
+        self, store: ServerStore
+    ) -> None:
+        for number in range(2):
+            store.builds.create(new_build(f"f{number}", untrusted=True), most_waiting=2)
+        with pytest.raises(QuotaExceeded, match="2 builds of forks of project p wait in the queue"):
+            store.builds.create(new_build("f2", untrusted=True), most_waiting=2)
+        for number in range(2):
+            store.builds.create(new_build(f"o{number}"), most_waiting=2)
+        store.builds.create(new_build("pending", status="PENDING"), most_waiting=2)
+        with pytest.raises(QuotaExceeded, match="2 builds of project p wait in the queue"):
+            store.builds.create(new_build("o2"), most_waiting=2)
+        assert store.builds.create(new_build("o2")).id == "o2"  # refused ones left nothing
+
     def test_untrusted_builds_wait_where_only_trusted_ones_may_run(
         self, store: ServerStore
     ) -> None:

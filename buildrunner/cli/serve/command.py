@@ -198,6 +198,7 @@ def _server_settings(
         public_projects=tuple(args.public_project),
         max_builds=serve_settings.max_builds(args),
         max_builds_per_trigger=args.max_builds_per_trigger,
+        max_waiting_builds=args.max_waiting_builds,
         public_url=(args.public_url or _address(args, listening)).rstrip("/"),
         trusted_proxies=tuple(
             network

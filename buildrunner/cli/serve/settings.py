@@ -157,6 +157,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         help="maximum number of running builds of one trigger (default: no limit)",
     )
     parser.add_argument(
+        "--max-waiting-builds",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="number of builds of one project that may wait in the queue, and as many for an"
+        " approval; 0: no limit (default: 5000)",
+    )
+    parser.add_argument(
         "--drain",
         type=int,
         default=0,
@@ -291,6 +299,7 @@ def check_flags(args: argparse.Namespace) -> None:
     for name in (
         "max_builds",
         "max_builds_per_trigger",
+        "max_waiting_builds",
         "drain",
         "keep_audit_days",
         "keep_logs_days",

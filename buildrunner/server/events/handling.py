@@ -20,6 +20,7 @@ from buildrunner.errors import (
     BuildrunnerError,
     ConfigError,
     Conflict,
+    QuotaExceeded,
     StoreError,
     UsageError,
 )
@@ -361,9 +362,9 @@ class DeliveryHandler:
             return found
         try:
             found |= self._queued(told, event, one)
-        except StoreError:
-            raise
         except BuildrunnerError as error:
+            if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
+                raise
             hint = getattr(error, "hint", "")
             found["problem"] = f"{error}; {hint}" if hint else str(error)
         return found

@@ -21,6 +21,7 @@ from buildrunner.errors import (
     ConfigError,
     Conflict,
     NotFound,
+    QuotaExceeded,
     StoreError,
     UsageError,
 )
@@ -180,9 +181,9 @@ class Scheduler:
             self._cancel(fire.project_id, running)
         try:
             return self._made(fire, document)
-        except StoreError:
-            raise
         except BuildrunnerError as error:
+            if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
+                raise
             return replace(fire, state=FAILED, detail=str(error))
         except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
             _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)

@@ -75,6 +75,7 @@ def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
         ApiError: the body holds no build.
         ConfigError: the build can't run; holds all problems.
         Conflict: the request id belongs to another request.
+        QuotaExceeded: too many builds of the project wait.
         StoreError: the build can't be stored.
     """
     return _keep(context, admit(body, at))
@@ -92,7 +93,8 @@ def keep_refused(
 
 
 def _keep(context: ServerContext, new: NewBuild) -> StoredBuild:
-    stored = context.store.builds.create(new)
+    most = context.settings.max_waiting_builds
+    stored = context.store.builds.create(new, most_waiting=most)
     if stored.id == new.document["id"]:
         context.metrics.build_created()
     context.wake()
@@ -118,6 +120,7 @@ class TriggerQueue:
 
         Raises:
             ConfigError: the build can't run, or the trigger's settings can't be read.
+            QuotaExceeded: too many builds of the project wait.
             StoreError: it can't be kept.
         """
         settings = self.settings(project, document["id"])

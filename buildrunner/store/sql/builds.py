@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from sqlalchemy import (
     update,
 )
 
-from buildrunner.errors import Conflict, NotFound
+from buildrunner.errors import Conflict, NotFound, QuotaExceeded
 from buildrunner.store.build_store import Document
 from buildrunner.store.list_filter import Expression
 from buildrunner.store.model.builds import (
@@ -67,6 +67,7 @@ from buildrunner.store.sql.schema import (
     WAITING,
     build_tags,
     builds,
+    in_phase,
     is_claimed,
     is_ended,
     is_ongoing,
@@ -77,6 +78,7 @@ from buildrunner.store.sql.schema import (
     triggers,
 )
 
+_WAITS_FOR = {WAITING: "in the queue", PENDING: "for an approval"}
 _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
 
 
@@ -87,13 +89,19 @@ class SqlBuilds(SqlPart):
         super().__init__(database)
         self._page_tokens = page_tokens
 
-    def create(self, new: NewBuild) -> StoredBuild:
+    def create(self, new: NewBuild, *, most_waiting: int = 0) -> StoredBuild:
         """Keep a new build, or return the one made with the same ``request_id``.
 
         Builds that it supersedes are not claimed any more; each ends in a transaction of its own.
 
+        Args:
+            new: the build.
+            most_waiting: how many builds of its project may wait for their turn, and how many for
+                an approval; as many of forks besides. 0 sets no limit.
+
         Raises:
             Conflict: a build of that id exists.
+            QuotaExceeded: too many builds of the project wait.
         """
         row = new_row(new)
         with self._database.write() as connection:
@@ -101,6 +109,8 @@ class SqlBuilds(SqlPart):
                 lock_queue(connection)
             if not insert_new(connection, builds, row):
                 return _made_before(connection, new)
+            if most_waiting and row["phase"] in _WAITS_FOR:
+                _check_waiting(connection, row, most_waiting)
             note_new(connection, row)
             put_tags(connection, row["id"], tags_of(new.document))
             if new.group:
@@ -385,6 +395,26 @@ def _note_attempt(connection: Connection, first_id: str, build_id: str) -> None:
     known = msgspec.json.decode(labels, type=dict[str, str])
     known["attempts"] = f"{known.get('attempts', '')} {build_id}".strip()
     connection.execute(update(builds).where(which).values(labels=msgspec.json.encode(known)))
+
+
+def _check_waiting(connection: Connection, row: Mapping[str, Any], most: int) -> None:
+    """Refuse a build beside which too many of its project wait, of a fork or not as it is."""
+    beside = (
+        select(builds.c.id)
+        .where(
+            builds.c.project_id == row["project_id"],
+            in_phase(row["phase"]),
+            builds.c.untrusted.is_(row["untrusted"]),
+        )
+        .limit(most + 1)
+    )
+    if connection.execute(select(func.count()).select_from(beside.subquery())).scalar_one() > most:
+        kind = "builds of forks" if row["untrusted"] else "builds"
+        raise QuotaExceeded(
+            f"{most} {kind} of project {row['project_id']} wait {_WAITS_FOR[row['phase']]}, as many"
+            " as may wait (serve --max-waiting-builds)",
+            hint="cancel builds that nobody needs, or try again when some have begun or expired",
+        )
 
 
 def _supersede(connection: Connection, new: NewBuild) -> None:
