@@ -6,9 +6,9 @@ import ipaddress
 import itertools
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -34,21 +34,47 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
 
-_NO_HOSTS: Final = tuple(
-    ipaddress.ip_network(one)
-    for one in (
+Kind = Literal["public", "private", "loopback", "unspecified", "none"]
+"""The machines that an address may mean.
+
+* ``public``: one of the internet.
+* ``private``: one of a network of its own, or of a range that is reserved and used as such.
+* ``loopback`` and ``unspecified``: the machine itself.
+* ``none``: no other machine that a user would name. Those are link-local addresses, groups, the
+  metadata services of clouds, and IPv6 addresses outside of the ranges in use, some of which carry
+  an IPv4 address.
+"""
+
+# Not `is_global` of ipaddress, whose answers depend on the version of Python. Of the networks that
+# hold an address, the smallest counts. Source: IANA's registries of special-purpose addresses.
+_KINDS: Final[Mapping[Kind, Sequence[str]]] = {
+    "public": ("0.0.0.0/0", "2000::/3"),
+    "private": (
+        *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"),
+        "100.64.0.0/10",  # carrier-grade NAT
+        *("192.0.0.0/24", "192.88.99.0/24", "240.0.0.0/4"),  # reserved
+        "198.18.0.0/15",  # measurements; VPNs use it
+        *("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"),  # examples
+        *("2001:db8::/32", "3fff::/20"),  # examples
+    ),
+    "loopback": ("127.0.0.0/8", "::1/128"),
+    "unspecified": ("0.0.0.0/32", "::/128"),
+    "none": (
+        *METADATA_NETWORKS,
         "fd00:ec2::254/128",  # metadata of AWS
         "fd20:ce::254/128",  # metadata of Google Cloud
         "fd00:c1::a9fe:a9fe/128",  # metadata of Oracle Cloud
-        "fec0::/10",  # of a site: replaced by fc00::/7
-        "::/96",  # an IPv4 address inside; replaced by ::ffff:0:0/96
-        "::ffff:0:0:0/96",  # an IPv4 address to translate
-        "64:ff9b:1::/48",  # an IPv4 address to translate, in a network of its own
-    )
+        *("0.0.0.0/8", "224.0.0.0/4", "255.255.255.255/32"),
+        "::/0",
+        "2001::/23",  # protocols, Teredo among them
+    ),
+}
+_NETWORKS: Final = sorted(
+    ((ipaddress.ip_network(text), kind) for kind, texts in _KINDS.items() for text in texts),
+    key=lambda entry: -entry[0].prefixlen,
 )
 _MOST_TRIED: Final = 4
 _ANSWER_S: Final = 5.0
-_SHARED: Final = ipaddress.ip_network("100.64.0.0/10")  # carrier-grade NAT: not "global", too
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -77,29 +103,21 @@ def unwrapped(address: Address) -> Address:
     return address
 
 
+def kind_of(address: Address) -> Kind:
+    """Return which machine an address means. The address in an IPv6 address counts."""
+    inner = unwrapped(address)
+    return next(kind for network, kind in _NETWORKS if inner in network)
+
+
 def is_public(address: Address) -> bool:
     """Return whether an address is one of the public internet."""
-    address = unwrapped(address)
-    if isinstance(address, ipaddress.IPv4Address) and address in _SHARED:
-        return False
-    return address.is_global and not address.is_multicast
+    return kind_of(address) == "public"
 
 
-def is_near(address: Address) -> bool:
-    """Return whether an address means the machine itself, or its link to its neighbours."""
-    address = unwrapped(address)
-    return address.is_loopback or address.is_unspecified or address.is_link_local
-
-
-def is_no_host(address: Address) -> bool:
-    """Return whether an address is link-local, of a group, reserved, or a cloud's metadata.
-
-    ``::`` and ``::1`` are this machine.
-    """
-    if address.is_loopback or address.is_unspecified:
-        return False
-    inside = any(address in network for network in _NO_HOSTS)
-    return address.is_link_local or address.is_multicast or inside
+def is_loopback_host(host: str) -> bool:
+    """Return whether a host, as a name or an address, can be nothing but this machine."""
+    address = address_of(host.strip("[]"))
+    return host.lower() == "localhost" or (address is not None and kind_of(address) == "loopback")
 
 
 def look_up(host: str) -> Sequence[str]:

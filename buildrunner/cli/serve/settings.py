@@ -292,7 +292,7 @@ def check_flags(args: argparse.Namespace) -> None:
     Raises:
         UsageError: a value is out of bounds, or flags don't go together.
     """
-    from buildrunner.server.http.access import is_loopback
+    from buildrunner.addresses import is_loopback_host
 
     if not 0 <= args.port <= 65535:
         raise UsageError(f"--port takes a number up to 65535, not {args.port}")
@@ -313,7 +313,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.sandbox == "none" and args.max_builds:
         raise UsageError("--sandbox none runs no builds: leave out --max-builds")
     _check_repeated(args)
-    if args.auth == "none" and not is_loopback(args.host):
+    if args.auth == "none" and not is_loopback_host(args.host):
         raise UsageError(
             f"--auth none on {args.host}: everybody who can reach it could run anything here",
             hint="leave out --host, or leave out --auth none",

@@ -56,17 +56,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_safe(url: str) -> bool:
-    from ipaddress import ip_address
     from urllib.parse import urlsplit
 
+    from buildrunner.addresses import is_loopback_host
+
     parts = urlsplit(url)
-    host = parts.hostname or ""
-    if parts.scheme == "https" or host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or is_loopback_host(parts.hostname or "")
 
 
 def _who(url: str, token: str, ca_file: str) -> Document:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import secrets
 from datetime import timedelta
 from typing import Final
@@ -22,6 +21,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from buildrunner.addresses import is_loopback_host
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import (
     error_response,
@@ -200,17 +200,7 @@ class SameSite:
 
     def _is_ours(self, host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
-        return name in (self._public_host, "localhost") or is_loopback(name)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, as a name or an address, can be nothing but this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        return name in (self._public_host, "localhost") or is_loopback_host(name)
 
 
 # An answer that says nothing else is data: nothing in it may be run, loaded, sent or framed.

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from buildrunner.addresses import look_up
+from buildrunner.addresses import is_loopback_host, look_up
 from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.context import ServerSettings
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 LONGEST_CALL_S: Final = 30.0
 _TIMEOUT_S: Final = 10.0
 _MOST_ADDRESSES: Final = 4
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class _Way(NamedTuple):
@@ -141,7 +140,7 @@ class PinnedHttp:
         if parts.scheme not in ("https", "http") or not host:
             raise NotDelivered("the address is none: it must be https://HOST/PATH")
         is_proxied = parts.scheme in getproxies() and not proxy_bypass(host)
-        if is_proxied and host not in _LOOPBACK:  # the proxy looks the name up itself
+        if is_proxied and not is_loopback_host(host):  # the proxy looks the name up itself
             gate.check_name(host)
             yield _Way(self._by_proxy, url, {}, {})
             return
@@ -169,7 +168,7 @@ def _answer(response: httpx.Response, most_bytes: int) -> HttpAnswer:
 def is_private_to_us(url: str) -> bool:
     """Whether nobody on the way can read a call: it is encrypted, or stays on this machine."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or parts.hostname in _LOOPBACK
+    return parts.scheme == "https" or is_loopback_host(parts.hostname or "")
 
 
 _NOTIFY_FLAG: Final = "--allow-notify-host"

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from buildrunner.addresses import is_loopback_host
 from buildrunner.deadline import Deadline
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerSecrets
@@ -22,7 +23,6 @@ MAIL: Final = "mail"
 _TIMEOUT_S: Final = 20.0
 _LONGEST_MAIL_S: Final = 60.0
 _MOST_TEXT: Final = 300
-_LOOPBACK: Final = ("127.", "::1")
 
 
 class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,7 +155,7 @@ def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
         server.starttls(context=tls_context())
         server.ehlo()
         encrypted = True
-    is_here = str(server.sock.getpeername()[0] if server.sock else "").startswith(_LOOPBACK)
+    is_here = is_loopback_host(str(server.sock.getpeername()[0] if server.sock else ""))
     if not encrypted and (mail.must_encrypt or (password and not is_here)):
         raise NotDelivered(f"{mail.server} offers no STARTTLS: nothing is sent to it in clear")
     if password:
