@@ -62,10 +62,16 @@ class PublicImages:
         """
         if is_image_id(name):
             raise ImagePullError(f"{name} is no image of a registry", hint=_HINT)
-        registry = ImageName.parse(name).registry
-        reason = self._refusal(registry)
+        asked = ImageName.parse(name)
+        reason = self._refusal(asked.registry)
         if reason:
-            raise ImagePullError(f"the image {name} can't be pulled: {reason}", hint=_HINT)
+            host = asked.registry.rpartition(":")[0] or asked.registry
+            raise ImagePullError(
+                f"the image {name} can't be pulled: {reason}",
+                hint="the server's administrator can allow the registry: serve "
+                f'--allow-source-host {host}; or the image: untrusted = ["{asked.familiar}"] '
+                "below [images] of the server's config.toml",
+            )
 
 
 class StepImages:

@@ -10,19 +10,21 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
+from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import msgspec
 
-from buildrunner.addresses import Egress
+from buildrunner.addresses import Egress, address_of, look_up
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import CredentialsError, RegistryError
 from buildrunner.registries.distribution import MANIFEST_TYPES, sha256
-from buildrunner.registries.registry_transport import RegistryTransport, read_bounded
+from buildrunner.registries.registry_transport import RegistryTransport, host_of, read_bounded
 
 _CERTIFICATES = "/etc/docker/certs.d"
 _DOCKER_HUB = "registry-1.docker.io"
@@ -41,12 +43,13 @@ class RegistryPlace(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         registry: host and port as in names of images.
-        insecure: without TLS, or with a certificate that nobody checks, as the engine is told.
+        insecure: registries without TLS, or with a certificate that nobody checks, as the engine is
+            told: ``host:port``, or networks.
         proxies: variables that the engine reaches it with (``HTTPS_PROXY=...``).
     """
 
     registry: str
-    insecure: bool = False
+    insecure: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
 
     @property
@@ -69,6 +72,7 @@ class RegistryClient:
         repository: its name there.
         login: who to be; None for requests without a login.
         egress: networks that builds do not reach: see `RegistryTransport`.
+        addresses_of: looks a name up.
     """
 
     def __init__(
@@ -77,8 +81,13 @@ class RegistryClient:
         repository: str,
         login: RegistryLogin | None,
         egress: Egress | None = None,
+        *,
+        addresses_of: Callable[[str], Sequence[str]] = look_up,
     ) -> None:
         self._place = place
+        # Once for all: what says that the registry has no TLS is what is connected to.
+        known = lru_cache(addresses_of)
+        self._is_insecure = _is_insecure(place, known)
         self._repository = repository
         self._login = login
         self._lock = threading.Lock()
@@ -87,7 +96,11 @@ class RegistryClient:
         self._token_until = 0.0
         self._http = httpx.Client(
             transport=RegistryTransport(
-                place.host, _tls(place), egress=egress, proxies=_proxies(place)
+                place.host,
+                _tls(place, insecure=self._is_insecure),
+                egress=egress,
+                proxies=_proxies(place),
+                addresses_of=known,
             ),
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             trust_env=False,
@@ -163,7 +176,7 @@ class RegistryClient:
             try:
                 answer = self._request("GET", f"{base}/v2/")
             except httpx.TransportError:
-                if not self._place.insecure:
+                if not self._is_insecure:
                     raise
                 base = f"http://{self._place.host}"
                 answer = self._request("GET", f"{base}/v2/")
@@ -203,7 +216,7 @@ class RegistryClient:
             "service": wanted.get("service", ""),
             "scope": f"repository:{self._repository}:{actions}",
         }
-        if urlsplit(realm).scheme != "https" and not self._place.insecure:
+        if urlsplit(realm).scheme != "https" and not self._is_insecure:
             raise CredentialsError(f"{self._place.registry} wants the login sent to {realm!r}")
         if self._login is None:
             answer = self._request("GET", realm, params=scope)
@@ -226,10 +239,29 @@ class RegistryClient:
         )
 
 
-def _tls(place: RegistryPlace) -> ssl.SSLContext:
+def _is_insecure(place: RegistryPlace, addresses_of: Callable[[str], Sequence[str]]) -> bool:
+    """Whether a registry needs no TLS: by its name, or as one of its addresses is in a network.
+
+    Source: Docker, "insecure-registries".
+    """
+    if place.registry in place.insecure:
+        return True
+    networks = []
+    for one in place.insecure:
+        with suppress(ValueError):
+            networks.append(ip_network(one))
+    host = host_of(place.host).strip("[]").lower()
+    try:
+        found = [address_of(one) for one in addresses_of(host)]
+    except (OSError, UnicodeError):
+        return False
+    return any(one in network for one in found if one for network in networks)
+
+
+def _tls(place: RegistryPlace, *, insecure: bool) -> ssl.SSLContext:
     """Trust as the engine does: the system's authorities, and those of the registry's folder."""
     context = ssl.create_default_context()
-    if place.insecure:
+    if insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     folder = os.path.join(_CERTIFICATES, place.registry)

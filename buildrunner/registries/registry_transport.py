@@ -21,21 +21,22 @@ import httpx
 from buildrunner.addresses import (
     Egress,
     address_of,
-    is_no_host,
+    is_loopback_host,
     is_public,
+    kind_of,
     look_up,
     unwrapped,
 )
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 
-_LOOPBACK: Final = re.compile(r"(.+\.)?localhost|127\.\d+\.\d+\.\d+|\[?::1\]?", re.IGNORECASE)
 _MOST_ADDRESSES: Final = 4
 
 
 def is_loopback(registry: str) -> bool:
     """Return whether a registry is written as a loopback address, where plain http is usual."""
-    return _LOOPBACK.fullmatch(host_of(registry)) is not None
+    host = host_of(registry)
+    return is_loopback_host(host) or host.lower().endswith(".localhost")
 
 
 def host_of(registry: str) -> str:
@@ -162,27 +163,29 @@ class RegistryTransport(httpx.BaseTransport):
         """Raise RegistryError unless every address of a host may be reached."""
         for text in found:
             if not self._may_reach(host, text):
+                cure = f'egress_allow = ["{text}"] below [sandbox] of config.toml'
+                if ":" in text:
+                    cure = "its IPv4 address in egress_allow, and a name that has no other"
                 raise RegistryError(
                     f"the registry {self._registry} leads to {host} at {text}, an address that "
                     "is not reached for builds",
-                    hint=f"If it belongs to the registry, a server's admin can allow {text} with "
-                    "[sandbox] egress_allow.",
+                    hint=f"If it belongs to the registry, the machine's admin can allow it: {cure}",
                 )
 
     def _may_reach(self, host: str, text: str) -> bool:
         address = address_of(text)
         if address is None:
             return False
-        address = unwrapped(address)
+        address, kind = unwrapped(address), kind_of(address)
         if any(address in network for network in self._allow):
             return True
-        if any(address in network for network in self._deny) or is_no_host(address):
+        if any(address in network for network in self._deny) or kind == "none":
             return False
         if isinstance(address, ipaddress.IPv6Address) and self._denies_all:
             return False
-        if address.is_loopback or address.is_unspecified:
+        if kind in ("loopback", "unspecified"):
             return is_loopback(self._registry)
-        return is_public(address) or host == self._host or self._is_private()
+        return kind == "public" or host == self._host or self._is_private()
 
     def _is_private(self) -> bool:
         """Whether the registry itself is in a private network, or on this machine."""

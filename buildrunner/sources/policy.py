@@ -226,7 +226,8 @@ def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
     """Return why images of strangers may not come from a registry; empty when they may.
 
     The policy is that of Git sources. The engine looks the name up once more, and asks by https: a
-    name that leads elsewhere then meets a certificate of another name.
+    name that leads elsewhere then meets a certificate of another name. A name that only the engine
+    can look up may lead anywhere, and is refused.
 
     Args:
         policy: what is allowed; None: anything.
@@ -234,11 +235,14 @@ def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
     """
     if policy is None:
         return ""
+    if registry == "docker.io":  # everyone's, also where only the engine can look it up
+        return ""
     host = urlsplit(f"//{registry}").hostname or ""
     refused = refusal_of_host(policy, host)
     if refused or not depends_on_addresses(policy, host):
         return refused
     try:
         return refusal_of_addresses(policy, host, look_up(host))
-    except OSError:  # the engine may know the name, or a mirror of it
-        return ""
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", "") or error
+        return f"this machine can't look up {host} ({reason}), and so can't tell if it is public"

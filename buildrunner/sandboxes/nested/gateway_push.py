@@ -7,11 +7,10 @@ push is that of the manifest that the registry took from the gateway, or sends a
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 from msgspec.structs import replace
@@ -135,26 +134,7 @@ def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:
         for argument in facts.arguments
         if argument.startswith(_INSECURE)
     ]
-    return RegistryPlace(
-        registry=registry,
-        insecure=registry in insecure or _is_within(registry, insecure),
-        proxies=facts.proxies,
-    )
-
-
-def _is_within(registry: str, ranges: Iterable[str]) -> bool:
-    """Whether a registry has an address in one of the ranges, as Docker looks for it."""
-    networks = []
-    for one in ranges:
-        with contextlib.suppress(ValueError):
-            networks.append(ipaddress.ip_network(one))
-    host = registry.rpartition(":")[0] or registry
-    try:
-        found = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
-    except OSError:
-        return False
-    addresses = [ipaddress.ip_address(str(one[4][0]).partition("%")[0]) for one in found]
-    return any(address in network for address in addresses for network in networks)
+    return RegistryPlace(registry=registry, insecure=tuple(insecure), proxies=facts.proxies)
 
 
 def _path(asked: ImageName) -> str:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from buildrunner.addresses import address_of, is_near, look_up
+from buildrunner.addresses import address_of, kind_of, look_up
 from buildrunner.errors import EngineError
 from buildrunner.registries.registry_transport import host_of, is_loopback
 
@@ -36,18 +36,21 @@ def loopback_ports(text: str) -> set[int]:
 
 
 def is_of_this_machine(registry: str) -> bool:
-    """Whether a registry, by its ``host:port``, is at an address that means another one elsewhere.
+    """Whether a registry, by its ``host:port``, may be at an address that is another one elsewhere.
 
-    Those are loopback and link-local addresses, however they are written, and names of such.
+    Those are loopback and link-local addresses, however they are written, names of such, and names
+    that this machine can't look up.
     """
     if is_loopback(registry):
         return True
+    if registry == "docker.io":  # a name that no step chose; the engine may have a mirror for it
+        return False
     host = host_of(registry).strip("[]")
     try:
         found = [address_of(one) for one in look_up(host)]
-    except OSError:  # the engine may know the name, or a proxy
-        return False
-    return any(one is None or is_near(one) for one in found)
+    except (OSError, UnicodeError):  # the engine may know the name, and a step may have chosen it
+        return True
+    return any(one is None or kind_of(one) not in ("public", "private") for one in found)
 
 
 def is_registry(port: int) -> bool:

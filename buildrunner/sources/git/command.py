@@ -172,7 +172,8 @@ class GitCommand:
         if self._allow_host is not None and not self._allow_host(host):
             raise SourceError(
                 f"Git sources on {host or 'this machine'} are not allowed here",
-                hint="ask whoever runs this server",
+                hint="the server's administrator can allow it: serve "
+                + (f"--allow-source-host {host}" if host else "--allow-private-sources"),
             )
         return self._pin(url) if self._pin is not None else None
 

@@ -12,8 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.registries.push_gateway import PushGateway, Refused
 from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
@@ -162,7 +164,7 @@ def gateway(
     registry: FakeRegistry, folder: Path, login: RegistryLogin = LOGIN, tag: str = "one"
 ) -> Iterator[tuple[PushGateway, Caller]]:
     path = str(folder / "s")
-    place = RegistryPlace(registry=registry.address, insecure=True)
+    place = RegistryPlace(registry=registry.address, insecure=(registry.address,))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
@@ -344,7 +346,7 @@ def test_a_password_is_sent_to_no_token_service_without_tls(
     registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with gateway(registry, tmp_path) as (made, caller):
-        made.client._place = RegistryPlace(registry=registry.address, insecure=False)
+        made.client._is_insecure = False
         made.client.base = f"http://{registry.address}"
         made.client._authorization = made.client._way([registry.challenge])
         status, _, _ = caller.send("PUT", "/v2/team/app/manifests/one", b"{}")
@@ -389,3 +391,31 @@ def test_the_address_of_an_upload_is_short(registry: FakeRegistry, tmp_path: Pat
     registry.upload_host = f"http://{registry.address}/{'x' * 5000}"
     with gateway(registry, tmp_path) as (_, caller):
         assert caller.send("POST", "/v2/team/app/blobs/uploads/")[0] == 502
+
+
+def test_what_says_that_a_registry_has_no_tls_is_what_is_connected_to(
+    registry: FakeRegistry,
+) -> None:
+    """Its name must not have another address, elsewhere, when the login is sent."""
+    answers = [["127.0.0.1"], ["127.0.0.9"]]
+    registry.challenge = 'Basic realm="fake"'
+    port = registry.address.rpartition(":")[2]
+    place = RegistryPlace(registry=f"r.example:{port}", insecure=("127.0.0.0/8", "not a network"))
+    egress = Egress(allow=("127.0.0.0/8",))
+    with RegistryClient(
+        place, "team/app", LOGIN, egress, addresses_of=lambda _: answers.pop(0)
+    ) as client:
+        assert client.digest_of("one").startswith("sha256:")
+    assert answers == [["127.0.0.9"]]
+
+
+def test_a_registry_that_can_not_be_looked_up_has_tls() -> None:
+    def unknown(_: str) -> list[str]:
+        raise OSError("no such name")
+
+    place = RegistryPlace(registry="r.example", insecure=("0.0.0.0/0",))
+    with (
+        RegistryClient(place, "team/app", LOGIN, addresses_of=unknown) as client,
+        pytest.raises(httpx.ConnectError, match=r"r\.example can't be found"),
+    ):
+        client.digest_of("one")

@@ -104,7 +104,10 @@ def test_a_refusal_says_how_an_address_is_allowed():
         pytest.raises(RegistryError, match=r"at 127\.0\.1\.1") as caught,
     ):
         made._addresses("r.example")
-    assert "allow 127.0.1.1 with [sandbox] egress_allow" in caught.value.hint
+    assert 'egress_allow = ["127.0.1.1"] below [sandbox]' in caught.value.hint
+    allowed = Egress(allow=("127.0.1.1",))
+    with closing(transport("r.example", names, allowed)) as made:
+        assert made._addresses("r.example") == ("127.0.1.1",)
 
 
 class Named(ThreadingHTTPServer):

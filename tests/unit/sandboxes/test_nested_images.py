@@ -642,8 +642,14 @@ def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
     """``docker pull 127.0.0.1:5000/app`` in a step names a registry of the sandbox."""
     engine = Puller([], 0)
     noted = wanted(tmp_path, engine, 10)
+
+    def resolve(host: str) -> list[str]:
+        if host == "unknown.example":
+            raise OSError("no such name")
+        return [resolver.get(host, host)]
+
     resolver = {"rebinding.example": "127.0.0.1", "metadata.example": "169.254.169.254"}
-    monkeypatch.setattr(loopback, "look_up", lambda host: [resolver.get(host, host)])
+    monkeypatch.setattr(loopback, "look_up", resolve)
     for registry in (
         "127.0.0.1:5000",
         "localhost:5000",
@@ -656,6 +662,7 @@ def test_no_registry_of_the_machine_is_asked_that_a_step_had_in_its_sandbox(
         "2130706433:80",
         "rebinding.example:5000",
         "metadata.example",
+        "unknown.example",
     ):
         noted.note(f"{registry}/app:1")
         noted.note(f"{registry}/app@sha256:1")

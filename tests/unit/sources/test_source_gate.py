@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from buildrunner.addresses import in_turns
-from buildrunner.errors import SourceError
+from buildrunner.engine.image_pulls import PublicImages
+from buildrunner.errors import ImagePullError, SourceError
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import fetch_git, git_door
+from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
 from tests.fixtures_git import DaemonServer, HttpServer, Repository, SshServer, closing
 
@@ -311,10 +313,39 @@ def test_the_families_of_addresses_take_turns(addresses, turns):
         (SourcePolicy(), "[::1]:5000", True),
         (SourcePolicy(), "metadata.google.internal", True),
         (SourcePolicy(), "8.8.8.8", False),
-        (SourcePolicy(), "no-such-name.example.invalid", False),
+        (SourcePolicy(), "168.63.129.16", True),
+        (SourcePolicy(), "no-such-name.example.invalid", True),
+        (
+            SourcePolicy(hosts=("no-such-name.example.invalid",)),
+            "no-such-name.example.invalid",
+            False,
+        ),
         (SourcePolicy(hosts=("127.0.0.1",)), "127.0.0.1:5000", False),
         (SourcePolicy(private=True), "10.1.2.3", False),
     ],
 )
 def test_strangers_images_come_from_no_private_registry(policy, registry, refused):
     assert bool(registry_refusal(policy, registry)) == refused
+
+
+def test_a_refused_registry_names_what_allows_it_and_that_does():
+    images = PublicImages((), lambda registry: registry_refusal(SourcePolicy(), registry))
+    name = "no-such-name.example.invalid:5000/team/app:1"
+    with pytest.raises(ImagePullError, match="this machine can't look up") as caught:
+        images.check(name)
+    assert "serve --allow-source-host no-such-name.example.invalid" in caught.value.hint
+    assert 'untrusted = ["no-such-name.example.invalid:5000/team/app"]' in caught.value.hint
+    policy = SourcePolicy(hosts=("no-such-name.example.invalid",))
+    PublicImages((), lambda registry: registry_refusal(policy, registry)).check(name)
+    assert PublicImages(("no-such-name.example.invalid:5000/team/app",), str).allows(name)
+
+
+def test_a_host_whose_name_is_this_machine_s_is_refused_with_what_allows_it(tmp_path):
+    """Debian gives a machine's own name the address 127.0.1.1."""
+    gate = SourceGate(SourcePolicy(), Names(["127.0.1.1"]))
+    git = GitCommand(parse_git_url("https://git.corp.example/x"), allow_host=gate.allows)
+    with pytest.raises(SourceError, match="not allowed here") as caught:
+        git.check_host("https://git.corp.example/x")
+    assert caught.value.hint.endswith("serve --allow-source-host git.corp.example")
+    allowed = SourceGate(SourcePolicy(hosts=("git.corp.example",)), Names(["127.0.1.1"]))
+    GitCommand(git.url, allow_host=allowed.allows, pin=allowed.pin).check_host(git.url.text)
