@@ -55,7 +55,9 @@ class ApiServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.context = ServerContext(
             store=self.store,
-            settings=ServerSettings(**{"public_url": self.url, "auth": False, **settings}),
+            settings=ServerSettings(
+                **{"public_url": self.url, "auth": False, "worker": WORKER, **settings}
+            ),
             data_folder=folder,
             uploads=SourceUploads(f"{folder}/sources"),
             metrics=Metrics(),

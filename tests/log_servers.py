@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import uvicorn
 
@@ -34,11 +35,19 @@ def now() -> datetime:
 class LogServer:
     """The server. Everything it needs lies in a folder, so that it can be stopped and started."""
 
-    def __init__(self, folder: str, *, auth: bool = False, certificate: str = "") -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        auth: bool = False,
+        certificate: str = "",
+        worker: str = "test",
+        database_of: str = "",
+    ) -> None:
         self.folder = folder
         self._tls = {"ssl_certfile": certificate} if certificate else {}
-        self.store: ServerStore = new_store(str(folder))
-        self.settings = ServerSettings(auth=auth)
+        self.store: ServerStore = new_store(str(database_of or folder))
+        self.settings = ServerSettings(auth=auth, worker=worker)
         self._port = 0
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -124,13 +133,14 @@ class Written:
         self.folder = log_folder(server.folder, build_id)
         self.path = f"/buildrunner/v1/projects/{PROJECT}/builds/{build_id}"
         self._store = server.store
+        self._worker = server.settings.worker
         self._document = document
         self._lease: Lease | None = None
         self.log: LogFileSink | None = None
         self.events: EventLog | None = None
 
     def begin(self) -> Written:
-        claimed = self._store.queue.claim("test", now=now(), lease_s=3600, limit=100)
+        claimed = self._store.queue.claim(self._worker, now=now(), lease_s=3600, limit=100)
         assert claimed
         stored, self._lease = claimed
         assert stored.id == self.id
@@ -157,8 +167,8 @@ class Written:
 
 
 @contextmanager
-def log_server(folder: str, *, auth: bool = False, certificate: str = "") -> Iterator[LogServer]:
-    server = LogServer(folder, auth=auth, certificate=certificate)
+def log_server(folder: str, **options: Any) -> Iterator[LogServer]:
+    server = LogServer(folder, **options)
     try:
         server.start()
         yield server

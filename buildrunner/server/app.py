@@ -34,6 +34,7 @@ from buildrunner.server.http.caller_slots import (
     CallerSlots,
 )
 from buildrunner.server.http.errors import add_error_handlers
+from buildrunner.server.http.log_home import LogHome, PassedOnStreams
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.logs.live import BuildWatches
@@ -80,8 +81,8 @@ def create_app(context: ServerContext) -> FastAPI:
         context: what it works with; not closed.
 
     Returns:
-        The application. Whoever stops it calls ``app.state.build_watches.close()`` in its event
-        loop, which ends the streams of logs.
+        The application. Whoever stops it calls ``app.state.build_watches.close()`` and
+        ``app.state.passed_on.close()`` in its event loop, which end the streams of logs.
     """
     app = FastAPI(
         title="buildrunner",
@@ -126,6 +127,8 @@ def create_app(context: ServerContext) -> FastAPI:
     if not context.settings.auth:
         public_host = urlsplit(context.settings.public_url).hostname or ""
         app.add_middleware(SameSite, public_host=public_host)
+    app.state.passed_on = PassedOnStreams()
+    app.add_middleware(LogHome, context=context, streams=app.state.passed_on)
     app.add_middleware(Watch, context=context)
     app.add_middleware(SecureHeaders, https=context.settings.https)
     if context.settings.trusted_proxies:

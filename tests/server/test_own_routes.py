@@ -377,13 +377,13 @@ def test_what_was_uploaded_here_is_built_here(tmp_path):
     assert (kept, free) == ("machine/17", "")
 
 
-def test_the_log_of_a_build_that_ran_elsewhere_is_not_just_empty(tmp_path):
+def test_a_log_that_is_gone_is_not_just_empty(tmp_path):
     with api_server(tmp_path) as server:
         build = server.create()
         server.run(build, "SUCCESS")
         answer = server.http.get(f"/buildrunner/v1/projects/p/builds/{build}/log")
     assert answer.status_code == 404
-    assert "ran on another one" in answer.json()["error"]["message"]
+    assert "not on this server any more" in answer.json()["error"]["message"]
 
 
 def test_what_holds_the_worker_back_is_the_reason_why_a_build_waits(tmp_path):

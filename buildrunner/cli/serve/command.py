@@ -87,6 +87,7 @@ def _serve(
     from buildrunner.server.http.listener import Listener
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.uploads import SourceUploads
+    from buildrunner.store.model.servers import KnownServer
     from buildrunner.worker.policy import check_rules
     from buildrunner.worker.program import keeping_of
 
@@ -94,6 +95,8 @@ def _serve(
     check_rules(settings)
     server = replace(_server_settings(args, settings, listening), worker=folder.worker_name())
     worker_settings = replace(worker_settings, public_url=server.public_url)
+    internal_url = (args.internal_url or _address(args, listening)).rstrip("/")
+    store.servers.put(KnownServer(name=server.worker, url=internal_url, started_at=utc_now()))
     identity_keys = partial(
         wiring.identity_keys, folder.path, folder.worker_name(), store, settings
     )

@@ -95,6 +95,13 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
         help="address of the server in links (default: the address it listens on)",
     )
     parser.add_argument(
+        "--internal-url",
+        metavar="URL",
+        default="",
+        help="address at which other servers of the same database reach this one"
+        " (default: the address it listens on)",
+    )
+    parser.add_argument(
         "--trusted-proxy",
         action="append",
         default=[],
@@ -320,8 +327,9 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if bool(args.tls_cert) is not bool(args.tls_key):
         raise UsageError("--tls-cert and --tls-key go together")
-    if args.public_url and not args.public_url.startswith(("https://", "http://")):
-        raise UsageError(f"--public-url takes https://HOST, not {args.public_url}")
+    for flag, url in (("--public-url", args.public_url), ("--internal-url", args.internal_url)):
+        if url and not url.startswith(("https://", "http://")):
+            raise UsageError(f"{flag} takes https://HOST, not {url}")
 
 
 def _check_repeated(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader, LogLine
 from buildrunner.logs.files.retention import check_not_removed
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.errors import ApiError, unavailable
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 
@@ -185,16 +185,20 @@ class KeptLogs:
         self._check_kept(self._context.store.builds.get(project, build))
 
     def _check_here(self, stored: StoredBuild) -> None:
-        """Servers may share a database; a log lies where its build ran.
+        """Servers may share a database; a log lies on one of them (see `LogHome`).
 
         Raises:
-            ApiError: it ran, and not here.
+            ApiError: it is on another server, which does not answer, or nobody knows where it is.
         """
-        ran = stored.status in FINAL_STATUSES and "startTime" in stored.document
-        if ran and not os.path.isdir(self.folder(stored.id)):
-            raise ApiError(
-                404, f"the log of build {stored.id} is not on this server: it ran on another one"
+        if os.path.isdir(self.folder(stored.id)):
+            return
+        home = self._context.store.servers.log_home(stored.id)
+        if home not in ("", self._context.settings.worker):
+            raise unavailable(
+                f"the log of build {stored.id} is on the server {home}, which does not answer"
             )
+        if stored.status in FINAL_STATUSES and "startTime" in stored.document:
+            raise ApiError(404, f"the log of build {stored.id} is not on this server any more")
 
     def _check_kept(self, stored: StoredBuild) -> None:
         try:

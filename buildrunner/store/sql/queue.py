@@ -53,6 +53,7 @@ from buildrunner.store.sql.schema import (
     project_turns,
     superseded,
 )
+from buildrunner.store.sql.servers import note_log_home
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 _EXPIRED_AT_ONCE = 1000
@@ -328,6 +329,7 @@ def _give(
         )
         .returning(*COLUMNS)
     ).one()
+    note_log_home(connection, build_id, worker_name)
     build = stored_build(row)
     return build, lease_of(build)
 

@@ -458,6 +458,21 @@ identity_keys = Table(
     Column("published_until", BigInteger, nullable=False),
 )
 
+# The servers of the database, and the one of them that has the log of a build.
+servers = Table(
+    "servers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+)
+log_homes = Table(
+    "log_homes",
+    metadata,
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), primary_key=True),
+    Column("server", Text, nullable=False),
+)
+
 # One row each: the highest fence so far, whoever claims deliveries; keys of page tokens and forms.
 counters = Table(
     "counters",

@@ -36,6 +36,7 @@ from buildrunner.store.sql.queue import SqlQueue
 from buildrunner.store.sql.retention import SqlRetention
 from buildrunner.store.sql.schedules import SqlSchedules
 from buildrunner.store.sql.schema import FORMS, PAGE_TOKENS, keys
+from buildrunner.store.sql.servers import SqlServers
 from buildrunner.store.sql.triggers import SqlHooks, SqlTriggers
 
 
@@ -61,6 +62,7 @@ class ServerStore:
         sessions: sessions of browsers.
         audit: who changed what.
         identity_keys: the public keys that verify identity tokens.
+        servers: the servers of the database, and which of them has the log of a build.
     """
 
     def __init__(self, database: Database) -> None:
@@ -84,6 +86,7 @@ class ServerStore:
         self.sessions = SqlSessions(database)
         self.audit = SqlAuditLog(database)
         self.identity_keys = SqlIdentityKeys(database)
+        self.servers = SqlServers(database)
 
     def form_key(self) -> bytes:
         """Return the key by which all servers of the database sign forms."""

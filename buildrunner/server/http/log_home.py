@@ -1,0 +1,160 @@
+"""Requests for the log of a build go to the server that has the log.
+
+Servers of one database share everything but files. The log of a build, its events and attestations
+lie on the server that ran the build (or took it from a worker). Another server that is asked passes
+the request on, with the caller's own credentials, which hold on every server of the database. The
+answer comes back as it is, a stream as it grows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+
+import httpx
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from buildrunner.errors import StoreError
+from buildrunner.server.context import ServerContext
+
+PASSED_ON = "x-buildrunner-passed-on"
+"""The header of a request that another server passed on: it is answered here, or not at all."""
+
+_OF_BUILD = re.compile(
+    r"/buildrunner/v1/projects/[^/]+/builds/(?P<api>[^/]+)/(?:log(?:/.*)?|events|provenance)"
+    r"|/builds/[^/]+/(?P<page>[^/]+)(?:/log)?"
+    r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
+)
+_TIMEOUT = httpx.Timeout(10.0, read=60.0)  # a quiet stream says each 15 s that it is alive
+_KNOWN_S = 5.0
+# These are of one connection, not of the request.
+_OF_CONNECTION = frozenset(
+    (
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+
+
+class PassedOnStreams:
+    """Whether answers are still passed on. Used in the event loop of the server only."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+
+    def close(self) -> None:
+        """End them: the server stops. Viewers come back to the next one by themselves."""
+        self.closed.set()
+
+
+class LogHome:
+    """Passes requests for logs on to the servers that have them; an ASGI middleware.
+
+    A request for a log whose server does not answer goes on as any other: the routes of logs then
+    say where the log is (`KeptLogs`), and a page is drawn without it.
+
+    Args:
+        app: whatever comes next.
+        context: the server's.
+        streams: takes what is being passed on.
+    """
+
+    def __init__(self, app: ASGIApp, context: ServerContext, streams: PassedOnStreams) -> None:
+        self._app = app
+        self._context = context
+        self._streams = streams
+        self._urls: Mapping[str, str] = {}
+        self._known_until = 0.0
+        self._tls: ssl.SSLContext | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        url = ""
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
+            found = _OF_BUILD.fullmatch(scope["path"])
+            if found and PASSED_ON not in Headers(scope=scope):
+                url = await run_in_threadpool(self._home, found[found.lastgroup or 0])
+        if not url or not await self._passed_on(url, scope, receive, send):
+            await self._app(scope, receive, send)
+
+    def _home(self, build_id: str) -> str:
+        """Return the address of another server that has the log; empty for none."""
+        servers, own = self._context.store.servers, self._context.settings.worker
+        try:
+            if time.monotonic() >= self._known_until:
+                self._urls = {one.name: one.url for one in servers.all() if one.name != own}
+                self._known_until = time.monotonic() + _KNOWN_S
+            if not self._urls:
+                return ""  # the only server: no build needs to be looked up
+            return self._urls.get(servers.log_home(build_id), "")
+        except StoreError:
+            return ""  # the route says so
+
+    async def _passed_on(self, url: str, scope: Scope, receive: Receive, send: Send) -> bool:
+        request = Request(scope)
+        async with AsyncExitStack() as stack:
+            try:
+                client = await stack.enter_async_context(self._client(url))
+                target = httpx.URL(url).copy_with(raw_path=_target(scope))
+                answer = await stack.enter_async_context(
+                    client.stream(request.method, target, headers=_headers(request))
+                )
+            except (httpx.HTTPError, httpx.InvalidURL):
+                return False
+            kept = {n: value for n, value in answer.headers.items() if n not in _OF_CONNECTION}
+            response = StreamingResponse(self._body(answer), answer.status_code, kept)
+            await response(scope, receive, send)
+            return True
+
+    def _client(self, url: str) -> httpx.AsyncClient:
+        if url.startswith("https:") and self._tls is None:
+            self._tls = ssl.create_default_context()
+        verify: ssl.SSLContext | bool = self._tls if self._tls is not None else False
+        return httpx.AsyncClient(verify=verify, timeout=_TIMEOUT, trust_env=False)
+
+    async def _body(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        pieces = answer.aiter_raw()
+        closed = asyncio.ensure_future(self._streams.closed.wait())
+        try:
+            while True:
+                piece = asyncio.ensure_future(anext(pieces, b""))
+                await asyncio.wait((piece, closed), return_when=asyncio.FIRST_COMPLETED)
+                if closed.done():
+                    piece.cancel()
+                    return
+                if not (data := piece.result()):
+                    return
+                yield data
+        except httpx.HTTPError:
+            return  # the other server stopped; whoever reads sees that the answer is not whole
+        finally:
+            closed.cancel()
+
+
+def _target(scope: Scope) -> bytes:
+    """The path and the query of a request, as they were sent."""
+    query: bytes = scope["query_string"]
+    path: bytes = scope["raw_path"]
+    return path + b"?" + query if query else path
+
+
+def _headers(request: Request) -> dict[str, str]:
+    passed = {name: value for name, value in request.headers.items() if name not in _OF_CONNECTION}
+    came_from = [request.client.host] if request.client else []
+    if earlier := passed.get("x-forwarded-for"):
+        came_from.insert(0, earlier)
+    return {**passed, "x-forwarded-for": ", ".join(came_from), PASSED_ON: "1"}

@@ -1,0 +1,105 @@
+"""Two servers on one PostgreSQL are one service: what either is asked, both can answer."""
+
+import functools
+import itertools
+import signal
+import threading
+
+import httpx
+import pytest
+
+from buildrunner.store.sql.store import open_store
+from tests.conftest import wait_until
+from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
+from tests.fixtures_postgres import running_postgres
+
+BUILDS = "/v1/projects/local-project/builds"
+OWN = f"/buildrunner{BUILDS}"
+LONG = {"name": "busybox", "args": ["sh", "-c", "echo it runs; sleep 600"]}
+
+
+@pytest.fixture(scope="module")
+def address():
+    server = running_postgres()
+    yield server.make_database()
+    server.remove()
+
+
+@pytest.fixture
+def pair(serve, address, tmp_path):  # noqa: F811  (the fixture)
+    """Two servers by the names of their workers, and their store."""
+    arguments = ("--auth", "none", "--sandbox", "host", "--max-builds", "1")
+    database = {"BUILDRUNNER_DATABASE": address}
+    store = open_store(address)
+    for name in ("a", "b"):
+        serving = serve(*arguments, data=tmp_path / name, env=database)
+        assert serving.url, serving.stop()
+    urls = {one.name: one.url for one in store.servers.all()}
+    yield urls, store
+    store.close()
+
+
+def submit(url, *steps):
+    answer = httpx.post(f"{url}{BUILDS}", json={"steps": steps}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["metadata"]["build"]["id"]
+
+
+def test_builds_run_on_both_and_each_answers_for_all(pair):
+    urls, store = pair
+    some_url = min(urls.values())
+    builds = [submit(some_url, LONG) for _ in range(2)]
+
+    def runs(url, build):
+        return "it runs" in httpx.get(f"{url}{OWN}/{build}/log", timeout=30).text
+
+    for url, build in itertools.product(urls.values(), builds):
+        wait_until(functools.partial(runs, url, build))
+    # One at a time on each: both servers have one, though one server was asked for both.
+    homes = {build: store.servers.log_home(build) for build in builds}
+    assert set(homes.values()) == set(urls)
+    for build, home in homes.items():
+        (elsewhere,) = (url for name, url in urls.items() if name != home)
+        ended = threading.Event()
+        viewer = threading.Thread(target=watch, args=(f"{elsewhere}{OWN}/{build}", ended))
+        viewer.start()
+        answer = httpx.post(f"{elsewhere}{BUILDS}/{build}:cancel", json={}, timeout=30)
+        assert answer.status_code == 200
+        assert ended.wait(60)  # the stream through the other server tells of the end
+        viewer.join()
+        status = httpx.get(f"{elsewhere}{BUILDS}/{build}", timeout=30).json()["status"]
+        assert status == "CANCELLED"
+        logs = {httpx.get(f"{url}{OWN}/{build}/log", timeout=30).content for url in urls.values()}
+        assert len(logs) == 1
+
+
+def watch(build_url, ended):
+    with httpx.stream("GET", f"{build_url}/log/stream?offset=0", timeout=90) as answer:
+        for line in answer.iter_lines():
+            if line == "event: end":
+                ended.set()
+
+
+def test_a_server_that_stops_ends_the_streams_that_it_passes_on(serve, address, tmp_path):  # noqa: F811
+    arguments = ("--auth", "none", "--sandbox", "host", "--max-builds", "1")
+    database = {"BUILDRUNNER_DATABASE": address}
+    home = serve(*arguments, data=tmp_path / "home", env=database)
+    build = submit(home.url, LONG)
+    wait_until(lambda: "it runs" in httpx.get(f"{home.url}{OWN}/{build}/log", timeout=30).text)
+    other = serve(*arguments, data=tmp_path / "other", env=database)
+    seen = threading.Event()
+
+    def view():
+        url = f"{other.url}{OWN}/{build}/log/stream?offset=0"
+        with httpx.stream("GET", url, timeout=90) as answer:
+            for _ in answer.iter_lines():
+                seen.set()
+
+    viewer = threading.Thread(target=view)
+    viewer.start()
+    assert seen.wait(60)
+    code, _, errors = other.stop(signal.SIGTERM)
+    viewer.join(30)
+    assert not viewer.is_alive()
+    assert (code, "Traceback" in errors) == (0, False), errors
+    httpx.post(f"{home.url}{BUILDS}/{build}:cancel", json={}, timeout=30)

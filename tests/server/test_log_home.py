@@ -1,0 +1,128 @@
+"""Servers of one database answer for each other's logs."""
+
+import json
+import threading
+
+import httpx
+import pytest
+
+from buildrunner.provenance.stored import store_attestations
+from buildrunner.server.http.log_home import PASSED_ON
+from buildrunner.store.model.servers import KnownServer
+from tests.log_servers import log_server, now
+
+TEXT = b"FETCHSOURCE\nBUILD\n" + b"".join(b"Step #0: line %d\n" % n for n in range(30_000))
+
+
+def known(server):
+    one = KnownServer(name=server.settings.worker, url=server.url, started_at=now())
+    server.store.servers.put(one)
+
+
+@pytest.fixture
+def home(tmp_path):
+    with log_server(str(tmp_path / "home"), worker="home") as server:
+        known(server)
+        yield server
+
+
+@pytest.fixture
+def other(tmp_path, home):
+    with log_server(str(tmp_path / "other"), worker="other", database_of=home.folder) as server:
+        known(server)
+        yield server
+
+
+@pytest.fixture
+def ended(home):
+    build = home.build("ended", logsBucket="gs://logs").begin()
+    build.write(TEXT)
+    store_attestations(build.folder, [b'{"payload": ""}'])
+    return build.end()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/log", "/log/lines?start=-5", "/log/steps", "/log/search?q=7", "/events", "/provenance"],
+)
+def test_another_server_answers_for_a_log_as_its_own_server_does(home, other, ended, path):
+    answers = [httpx.get(f"{server.url}{ended.path}{path}") for server in (home, other)]
+    assert {answer.status_code for answer in answers} == {200}
+    assert answers[0].content == answers[1].content
+    assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
+
+
+def test_ranges_and_heads_are_passed_on(other, ended):
+    part = httpx.get(f"{other.url}/logs/log-ended.txt", headers={"Range": "bytes=7-20"})
+    assert (part.status_code, part.content) == (206, TEXT[7:21])
+    head = httpx.head(f"{other.url}{ended.path}/log")
+    assert (head.status_code, int(head.headers["content-length"])) == (200, len(TEXT))
+
+
+def test_the_page_of_the_log_is_the_same_on_both(home, other, ended):
+    pages = [httpx.get(f"{server.url}/builds/p/ended/log") for server in (home, other)]
+    assert pages[0].status_code == 200
+    assert "line 29999" in pages[1].text
+    assert pages[0].text == pages[1].text
+
+
+def test_a_running_build_is_seen_through_another_server_as_it_goes(home, other):
+    build = home.build("live").begin()
+    texts, first = [], threading.Event()
+
+    def watch():
+        url = f"{other.url}{build.path}/log/stream?offset=0"
+        with httpx.stream("GET", url, timeout=30) as answer:
+            for line in answer.iter_lines():
+                if line.startswith("data: ") and "text" in (data := json.loads(line[6:])):
+                    texts.append(data["text"])
+                    first.set()
+
+    viewer = threading.Thread(target=watch)
+    viewer.start()
+    build.write(b"first\n")
+    assert first.wait(30)  # while it runs
+    build.write(b"second\n")
+    build.end()
+    viewer.join(30)
+    assert "".join(texts) == "first\nsecond\n"
+
+
+def test_a_server_that_does_not_answer_is_named(home, other, ended):
+    home.stop()
+    answer = httpx.get(f"{other.url}{ended.path}/log")
+    assert answer.status_code == 503
+    message = answer.json()["error"]["message"]
+    assert message == "the log of build ended is on the server home, which does not answer"
+    assert httpx.get(f"{other.url}/builds/p/ended").status_code == 200
+    home.start()
+
+
+def test_a_request_is_passed_on_once(home, other, ended):
+    home.store.servers.put(KnownServer(name="home", url=other.url, started_at=now()))
+    answer = httpx.get(f"{other.url}{ended.path}/log")
+    assert answer.status_code == 503
+    direct = httpx.get(f"{home.url}{ended.path}/log", headers={PASSED_ON: "1"})
+    assert direct.content == TEXT
+
+
+def test_who_may_not_read_here_may_not_read_there(tmp_path):
+    with (
+        log_server(str(tmp_path / "home"), worker="home", auth=True) as home,
+        log_server(
+            str(tmp_path / "other"), worker="other", database_of=home.folder, auth=True
+        ) as other,
+    ):
+        known(home), known(other)
+        build = home.build("b").begin()
+        build.write(b"secret\n")
+        build.end()
+        url = f"{other.url}{build.path}/log"
+        assert (
+            httpx.get(url).status_code
+            == httpx.get(f"{home.url}{build.path}/log").status_code
+            == 403
+        )
+        for project, status in (("q", 403), ("p", 200)):
+            bearer = {"Authorization": f"Bearer {home.token('read', projects=(project,))}"}
+            assert httpx.get(url, headers=bearer).status_code == status
