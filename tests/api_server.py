@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from buildrunner.engine.deployments import Deployment
 from buildrunner.identity.keys import IdentityKeys
 from buildrunner.plan.build_plan import new_build_id
 from buildrunner.server.app import create_app
@@ -22,6 +23,8 @@ from buildrunner.server.http.tokens import new_token
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
+from buildrunner.store.model.builds import Lease, StoredBuild
+from buildrunner.store.model.deployments import RecordedDeployment, recorded
 from buildrunner.triggers.hook_binding import read_binding
 from tests.held_secrets import HeldSecrets
 from tests.server_databases import new_store
@@ -50,6 +53,7 @@ class ApiServer:
         self.woken = threading.Event()
         self.worker_is_alive = True
         self.worker_holds_back = ""
+        self.kept_workspaces: set[str] = set()
         listening = listen_on("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -66,6 +70,7 @@ class ApiServer:
             wake=self._wake,
             worker_alive=lambda: self.worker_is_alive,
             worker_holds_back=lambda: self.worker_holds_back,
+            workspace_is_kept=lambda build_id: build_id in self.kept_workspaces,
             secrets=secrets or self.secrets,
             identity_keys=lambda: self.identity_keys.published(),
         )
@@ -103,11 +108,7 @@ class ApiServer:
 
     def run(self, build_id: str, status: str | None, **fields: Any) -> None:
         """Take a build from the queue and let it work (None) or end."""
-        claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
-        while claimed is not None and claimed[0].id != build_id:
-            claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
-        assert claimed is not None, f"{build_id} is not in the queue"
-        stored, lease = claimed
+        stored, lease = self._claimed(build_id)
         document = {
             **stored.document,
             "status": "WORKING",
@@ -117,6 +118,33 @@ class ApiServer:
         if status is not None:
             ended = {**document, "status": status, "finishTime": encode_instant(now()), **fields}
             self.store.queue.record(lease, ended)
+
+    def _claimed(self, build_id: str) -> tuple[StoredBuild, Lease]:
+        claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+        while claimed is not None and claimed[0].id != build_id:
+            claimed = self.store.queue.claim(WORKER, now=now(), lease_s=600, limit=10_000)
+        assert claimed is not None, f"{build_id} is not in the queue"
+        return claimed
+
+    def deploy(self, target: str, *images: str, **fields: Any) -> RecordedDeployment:
+        """Run a build whose last step deploys; the deployment."""
+        steps = [{"name": "busybox"}, {"name": "busybox", "id": "deploy"}]
+        build_id = self.create(steps=steps)
+        stored, lease = self._claimed(build_id)
+        made = recorded(
+            Deployment(target=target, images=images, **{"reported": True, **fields}),
+            project_id="p",
+            build_id=build_id,
+            step=1,
+            step_id="deploy",
+            time=now(),
+        )
+        self.store.queue.record_deployments(lease, [made])
+        at = encode_instant(now())
+        ended = {**stored.document, "status": "SUCCESS", "startTime": at, "finishTime": at}
+        self.store.queue.record(lease, ended)
+        self.kept_workspaces.add(build_id)
+        return self.store.deployments.get("p", made.id)
 
     def _wake(self) -> None:
         self.woken.set()

@@ -27,6 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "buildrunner.cli.builds.command",
         "list, describe, cancel, retry and approve builds, and read their logs",
     ),
+    "deployments": (
+        "buildrunner.cli.deployments",
+        "list what builds deployed where, and roll back to an earlier deployment",
+    ),
     "verify": ("buildrunner.cli.verify", "check who built an image or a file, and from what"),
     "trust": ("buildrunner.cli.trust", "trust the settings file of a project"),
     "secrets": ("buildrunner.cli.secrets", "set, list and delete encrypted secrets for builds"),

@@ -198,14 +198,20 @@ class ServerClient:
         """
         self._server.json("DELETE", f"/buildrunner/v1/projects/{self.project}/builds/{build_id}")
 
-    def retry_build(self, build_id: str, *, from_step: str = "") -> Document:
-        """Queue the same build again, whole or from one of its steps on; the new one.
+    def retry_build(self, build_id: str, *, from_step: str = "", deployment: str = "") -> Document:
+        """Queue the same build again, whole or in part; the new one.
+
+        Args:
+            build_id: the build.
+            from_step: resume from this step; empty for the whole build.
+            deployment: id of a deployment of the build to roll back to; empty for no rollback.
 
         Raises:
             NotFound: no such build.
             Conflict: it waits for its approval, or its workspace is not kept.
         """
-        query = {"fromStep": from_step} if from_step else {}
+        given = {"fromStep": from_step, "deployment": deployment}
+        query = {name: value for name, value in given.items() if value}
         path = f"{self._build(build_id)}:retry"
         operation = self._server.json("POST", path, query=query, body={}, tries=1)
         return _member(operation, "metadata", "build")

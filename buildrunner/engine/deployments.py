@@ -47,6 +47,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     reported: bool = False
 
 
+def with_short_digest(image: str) -> str:
+    """Return an image with the first twelve digits of its digest, for tables."""
+    name, at, digest = image.partition("@sha256:")
+    return f"{name}{at}{digest[:12]}"
+
+
 def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
     """Return the deployments in a step's report, and why other lines of it do not count.
 

@@ -53,7 +53,7 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
         image_digest: digest of the image it ran; empty when unknown.
         output: what it wrote to ``$BUILDER_OUTPUT/output``, at most 51,200 bytes.
         last_lines: the end of its log when it failed.
-        deployments: what it deployed; empty unless it succeeded.
+        deployments: what it deployed; empty unless its program succeeded.
     """
 
     index: int

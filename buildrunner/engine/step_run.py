@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 
@@ -21,6 +21,7 @@ from buildrunner.engine.running_build import RunningBuild
 from buildrunner.engine.step_container import OUTPUT_LIMIT
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.plan.build_plan import StepPlan
+from buildrunner.plan.pinned_images import is_other
 from buildrunner.spec.model.build import Status
 
 _KILL_AGAIN_S = 0.5
@@ -227,7 +228,10 @@ class StepRun:
         outcome = self._verdict.ended(base, exit_, *self._output(exit_))
         if outcome.status is not Status.SUCCESS:
             return outcome
-        return replace(outcome, deployments=self._deployments())
+        deployments = self._deployments()
+        outcome = replace(outcome, deployments=deployments)
+        error = _other_image(self._step.pinned_images, deployments)
+        return replace(outcome, status=Status.FAILURE, error=error) if error else outcome
 
     def _deployments(self) -> tuple[Deployment, ...]:
         """Return what the step deployed. A report that can't be read fails no step."""
@@ -267,6 +271,17 @@ class StepRun:
             if self._ended.wait(patience):
                 return
             signal, patience = "SIGKILL", _KILL_AGAIN_S
+
+
+def _other_image(pinned: Sequence[str], deployments: Sequence[Deployment]) -> str:
+    """Say that a rollback deployed another image than the pinned one; empty if it did not."""
+    reported = [one for one in deployments if one.reported]
+    for image in pinned:
+        for one in reported:
+            for other in one.images:
+                if is_other(other, image):
+                    return f"the rollback is to {image}, but {one.target} runs {other} now"
+    return ""
 
 
 _KILLED_CODES = (137, 143)  # by SIGKILL, by SIGTERM

@@ -60,6 +60,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
         timeout_s: limit of the run itself, pull excluded; None for none.
         allow_failure: any failure is forgiven (unless ``allow_exit_codes`` is set).
         allow_exit_codes: only these codes are forgiven when not empty.
+        pinned_images: images by digest that a rollback wants; see `pinned_images`.
     """
 
     index: int
@@ -76,6 +77,7 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float | None = None
     allow_failure: bool = False
     allow_exit_codes: tuple[int, ...] = ()
+    pinned_images: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

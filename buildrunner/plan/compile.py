@@ -21,9 +21,10 @@ from buildrunner.plan.build_plan import (
     StepPlan,
     VolumeMount,
 )
+from buildrunner.plan.pinned_images import with_pinned_images
 from buildrunner.plan.privilege import lowered
 from buildrunner.plan.resolve import PlanContext, ResolvedBuild, resolve
-from buildrunner.plan.selection import select_steps, without_steps
+from buildrunner.plan.selection import only_step, select_steps, without_steps
 from buildrunner.problem import Problem, Severity
 from buildrunner.spec.lexical_path import clean_path, join_paths
 from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, LoggingMode, MachineType
@@ -93,6 +94,9 @@ def compile_build(
     plan = select_steps(whole, context.selection)
     if context.reused:
         plan = without_steps(plan, context.reused)
+    if context.rollback is not None:
+        alone = only_step(whole, context.rollback.step)
+        plan = with_pinned_images(alone, context.rollback.images)
     if not context.trusted:
         _refuse_what_needs_trust(resolved.build, plan, file)
     named = replace(resolved.build, id=plan.build_id, project_id=plan.project_id)

@@ -26,6 +26,13 @@ from buildrunner.spec.validation.build import effective_options
 MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
 
 
+class Rollback(msgspec.Struct, frozen=True):
+    """The index of the step that deploys again, and the images by digest that it deploys."""
+
+    step: int
+    images: tuple[str, ...] = ()
+
+
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a plan depends on besides the Build.
 
@@ -38,6 +45,7 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
         grant: what the place of the build lets steps do; ``options.dockerDaemon`` only lowers it.
         selection: the steps that the user wants to run.
         reused: indexes of steps that an earlier build ran, and that this build does not run.
+        rollback: the one step to run, and its images; None for a build that is no rollback.
         strict: a warning about the config counts as an error.
         trusted: the build may use the rights of its project.
     """
@@ -49,6 +57,7 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
     grant: Privilege = NO_PRIVILEGE
     selection: Selection = Selection()
     reused: frozenset[int] = frozenset()
+    rollback: Rollback | None = None
     strict: bool = False
     trusted: bool = True
 

@@ -53,6 +53,22 @@ def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
     chosen = _chosen(plan.steps, selection)
     if len(chosen) == len(plan.steps):
         return plan
+    return _part(plan, chosen)
+
+
+def only_step(plan: BuildPlan, index: int) -> BuildPlan:
+    """Return the plan with one step, which pushes no images and uploads no files.
+
+    Raises:
+        ConfigError: there is no step of that index.
+    """
+    if index >= len(plan.steps):
+        message = f"the build has no step {index}: its config has changed"
+        raise ConfigError([Problem(message, rule="selection")])
+    return _part(plan, [index])
+
+
+def _part(plan: BuildPlan, chosen: Sequence[int]) -> BuildPlan:
     steps = _only(plan.steps, chosen)
     mounted = (volume.name for step in steps for volume in step.volumes)
     return replace(

@@ -13,6 +13,7 @@ from buildrunner.server.api import access as routes_access
 from buildrunner.server.api import badges as routes_badges
 from buildrunner.server.api import builds as routes_builds
 from buildrunner.server.api import deliveries as routes_deliveries
+from buildrunner.server.api import deployments as routes_deployments
 from buildrunner.server.api import health as routes_health
 from buildrunner.server.api import hooks as routes_hooks
 from buildrunner.server.api import identity as routes_identity
@@ -38,6 +39,7 @@ from buildrunner.server.http.log_home import LogHome, PassedOnStreams
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.logs.live import BuildWatches
+from buildrunner.server.pages import deployments as deployments_page
 from buildrunner.server.pages import outbox as outbox_page
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.pages import system as system_page
@@ -67,6 +69,7 @@ _ROUTERS = (
     routes_refused.router,
     routes_builds.own_router,
     routes_provenance.router,
+    routes_deployments.router,
     routes_identity.router,
     routes_sources.router,
     routes_access.router,
@@ -104,6 +107,7 @@ def create_app(context: ServerContext) -> FastAPI:
         build_page.router(context),
         artifact_list.router(context),
         build_actions.router(context),
+        deployments_page.router(context),
         trigger_edit_page.router(context),
         triggers_page.router(context),
         deliveries_page.router(context),

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from buildrunner.engine.events import BuildEvent, BuildStarted, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
 from buildrunner.errors import StoreError
+from buildrunner.plan.resolve import Rollback
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.message import TimeSpan
 from buildrunner.spec.model.results import (
@@ -255,13 +256,30 @@ ATTEMPTS: Final = "attempts"
 FROM_BUILD: Final = "from_build"
 FROM_STEP: Final = "from_step"
 REUSED_STEPS: Final = "reused_steps"
+ROLLBACK_TO: Final = "rollback_to"
+"""The id of the deployment that a build deploys again."""
+ROLLBACK_STEP: Final = "rollback_step"
+PINNED_IMAGES: Final = "pinned_images"
 # A later attempt does not inherit them.
-OF_ONE_ATTEMPT: Final = frozenset({ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, REUSED_STEPS})
+OF_ONE_ATTEMPT: Final = frozenset(
+    {
+        *(ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, REUSED_STEPS),
+        *(ROLLBACK_TO, ROLLBACK_STEP, PINNED_IMAGES),
+    }
+)
 
 
 def reused_steps_of(labels: Mapping[str, str]) -> frozenset[int]:
     """Return the indexes of the steps that a build reuses of the build it resumes."""
     return frozenset(map(int, filter(None, labels.get(REUSED_STEPS, "").split(","))))
+
+
+def rollback_of(labels: Mapping[str, str]) -> Rollback | None:
+    """Return the step that a build deploys again, with its images; None for other builds."""
+    if ROLLBACK_STEP not in labels:
+        return None
+    images = tuple(labels.get(PINNED_IMAGES, "").split())
+    return Rollback(int(labels[ROLLBACK_STEP]), images)
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -36,7 +36,7 @@ from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
-from buildrunner.store.records import BuildRecord, reused_steps_of
+from buildrunner.store.records import BuildRecord, reused_steps_of, rollback_of
 from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
@@ -232,8 +232,10 @@ class _Process:
 
         def on_plan(note: PlannedNote) -> None:
             resolved = decode_message(Build, note.document).value
-            reused = reused_steps_of(self._job.stored.labels)
-            record.replace(planned(record.build, resolved, reused))
+            labels = self._job.stored.labels
+            reused, rollback = reused_steps_of(labels), rollback_of(labels)
+            only = None if rollback is None else rollback.step
+            record.replace(planned(record.build, resolved, reused, only))
             self.notes.note_planned(replace(note, document=encode_message(record.build)))
             self.writer.save(encode_message(record.build))
             self.writer.save_plan(bytes(note.plan))
@@ -279,16 +281,21 @@ class _Process:
         return build.status
 
 
-def planned(stored: Build, resolved: Build, reused: Collection[int] = ()) -> Build:
+def planned(
+    stored: Build, resolved: Build, reused: Collection[int] = (), only: int | None = None
+) -> Build:
     """The Build to show once its substitutions are made: what only we set stays.
 
     Args:
         stored: as shown so far.
         resolved: from the request.
         reused: indexes of the steps that an earlier build ran, and this one does not.
+        only: index of the one step that runs; None for all. The others have no status.
     """
     steps = tuple(
         replace(step, status=Status.SUCCESS if index in reused else Status.QUEUED)
+        if only in (None, index)
+        else step
         for index, step in enumerate(resolved.steps)
     )
     added = tuple(tag for tag in stored.tags if tag not in resolved.tags and "$" not in tag)

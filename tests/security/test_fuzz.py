@@ -203,10 +203,22 @@ def test_no_request_breaks_the_server(
 
 QUERY = (
     *("before", "branch", "build", "changed", "draft", "filter", "hook", "kind", "limit", "next"),
-    *("page", "project", "q", "ref", "state", "status", "step", "tail", "view", "with", "wrong"),
+    *("page", "project", "q", "ref", "state", "status", "step", "tail", "target", "view", "with"),
+    "wrong",
 )
 FIELDS = (
-    *("approvers", "comment", "expires", "fromStep", "group", "jitter", "kind", "limit", "missed"),
+    *(
+        "approvers",
+        "comment",
+        "deployment",
+        "expires",
+        "fromStep",
+        "group",
+        "jitter",
+        "kind",
+        "limit",
+        "missed",
+    ),
     *("notAuthor", "overlap", "policy", "publicBadge", "ref", "substitutions", "text"),
 )
 

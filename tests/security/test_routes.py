@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.provenance.stored import store_attestations
@@ -22,6 +23,7 @@ from buildrunner.server.http.access import Sessions
 from buildrunner.server.http.tokens import hash_of
 from buildrunner.store.model.access import Session
 from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.store.model.deployments import recorded
 from buildrunner.store.model.outbox import NewMessage
 from tests.api_server import ApiServer, api_server, now
 
@@ -102,6 +104,9 @@ GET    /buildrunner/v1/projects/{project}/builds/{build}/waiting api read   proj
 GET    /buildrunner/v1/projects/{project}/builds/{build}/approval api read  project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/artifacts api read project+ 200
 GET    /buildrunner/v1/projects/{project}/builds/{build}/provenance api read project+ 200
+GET    /buildrunner/v1/projects/{project}/builds/{build}/deployments api read project+ 200
+GET    /buildrunner/v1/projects/{project}/deployments         api   read    project+ 200
+GET    /buildrunner/v1/projects/{project}/deployments/{deployment} api read project+ 200
 GET    /buildrunner/v1/provenance-key                         open  -       -        200
 GET    /.well-known/openid-configuration                      open  -       -        200
 GET    /.well-known/jwks.json                                 open  -       -        200
@@ -158,6 +163,7 @@ POST   /triggers/{project}/{trigger}/delete                   form  admin   proj
 POST   /triggers/{project}/{trigger}/{action=run}             form  read,submit project 404
 POST   /triggers/{project}/{trigger}/{action=enable}          form  admin   project  404
 POST   /triggers/{project}/{trigger}/{action=disable}         form  admin   project  404
+GET    /deployments                                           page  read    project+ 200
 GET    /trends                                                page  read    project+ 200
 GET    /deliveries                                            page  read    server   200
 GET    /deliveries/{delivery}                                 page  read    server   200
@@ -294,6 +300,15 @@ class Place:
         log = LogFileSink(log_folder(server.context.data_folder, build))
         log.write(LogChunk(b"hello\n", 0, now()))
         log.close()
+        deployment = recorded(
+            Deployment(target="run://p/r/web"),
+            project_id=MINE,
+            build_id=build,
+            step=0,
+            step_id="",
+            time=now(),
+        )
+        store.queue.record_deployments(lease, [deployment])
         store.queue.record(lease, {**stored.document, "status": "SUCCESS"})
         trigger = {
             "name": "t",
@@ -321,6 +336,7 @@ class Place:
             "build": build,
             "trigger": made.json()["id"],
             "notifier": "n",
+            "deployment": deployment.id,
             "message": str(store.outbox.put(message, now=now()).id),
             "delivery": str(kept.number),
             "operation": operation,

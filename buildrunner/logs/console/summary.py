@@ -52,8 +52,8 @@ def render_summary(
             empty where no workspace is kept.
         log_shown: the log stands right above, and its last line says why the build failed.
 
-    Order: the failing step with its last lines, the table of steps, images, warnings, the verdict,
-    what to do next.
+    Order: the failing step with its last lines, the table of steps, images, deployments, warnings,
+    the verdict, what to do next.
     """
     if view.finished is None:
         return ""
@@ -61,6 +61,7 @@ def render_summary(
         *_failure(view, view.finished, look, log_shown=log_shown),
         *_steps(view, look),
         *_images(view, look),
+        *_deployments(view, look),
         *(
             painted("warning: ", STATUS_COLOURS["CANCELLED"], colour=look.colour) + text
             for text in view.warnings
@@ -167,6 +168,20 @@ def _images(view: BuildView, look: Look) -> Iterable[str]:
         sized = [size(image.size_bytes)] if image.size_bytes else []
         digest = [image.digest] if image.digest else []
         yield "  " + ", ".join([*digest, *sized, *layers, seconds(image.push_s)])
+
+
+def _deployments(view: BuildView, look: Look) -> Iterable[str]:
+    made = [one for step in view.steps if step.finished for one in step.finished.deployments]
+    if not made:
+        return
+    yield ""
+    yield painted("DEPLOYED", DIM, colour=look.colour)
+    for one in made:
+        yield one.target
+        yield from (f"  {image}" for image in one.images)
+        yield from (f"  before: {image}" for image in one.previous_images)
+        if not one.reported:
+            yield "  as the step's command says: its image did not report what it deployed"
 
 
 def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown: bool) -> str:

@@ -65,6 +65,8 @@ _SUPERSEDE = ("", "cancel_queued", "cancel_all")
 _FILTER = Parameter("filter", "string", """Which builds, such as status="FAILURE".""")
 _FROM_STEP = Parameter("fromStep", "string", "Id or index of the step to resume from.")
 
+_DEPLOYMENT = Parameter("deployment", "string", "Id of a deployment of the build to roll back to.")
+
 
 def router(context: ServerContext) -> APIRouter:
     """The routes of builds."""
@@ -125,13 +127,19 @@ def router(context: ServerContext) -> APIRouter:
         """Queue a new build from the request of an old one.
 
         With ``fromStep`` (id or index of a step) it goes on from there: what succeeded before does
-        not run again, and the workspace is as the old build left it.
+        not run again, and the workspace is as the old build left it. With ``deployment`` (id of a
+        deployment of the build) it rolls back to that: the step that deployed runs alone.
         """
         old = builds.find(address_of(context, request), build)
+        deployment = parameter(request, "deployment")
+        if deployment and parameter(request, "fromStep"):
+            raise invalid_argument("give fromStep or deployment, not both", field="deployment")
+        project = old.document["projectId"]
+        rollback = context.store.deployments.get(project, deployment) if deployment else None
         options = BuildOptions(
             request_id=idempotency_key(request, caller), supersede=_supersede(request)
         )
-        new = builds.retry(old, options, caller, parameter(request, "fromStep"))
+        new = builds.retry(old, options, caller, parameter(request, "fromStep"), rollback)
         note_target(request, new.document["projectId"], build, new.id)
         return operation_response(request, new.document)
 
@@ -176,7 +184,9 @@ def router(context: ServerContext) -> APIRouter:
             retry,
             methods=["POST"],
             openapi_extra=documented(
-                body="Empty", answer="Operation", query=(PARENT, REQUEST_ID, SUPERSEDE, _FROM_STEP)
+                body="Empty",
+                answer="Operation",
+                query=(PARENT, REQUEST_ID, SUPERSEDE, _FROM_STEP, _DEPLOYMENT),
             ),
         )
         routes.add_api_route(

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from buildrunner.engine.deployments import with_short_digest
 from buildrunner.logs.console.screen import without_controls
 from buildrunner.plan.build_plan import StepPlan
 
@@ -139,6 +140,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "sign": sign,
     "words": words,
     "short": short,
+    "short_digest": with_short_digest,
     "shortened": shortened,
     "expected": expected,
     "argv": argv,

@@ -32,17 +32,21 @@ from buildrunner.server.services.queueing import (
     queue_build,
     reason_of,
 )
-from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.build import FINAL_STATUSES, Build
 from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import ListedBuild, StoredBuild
+from buildrunner.store.model.deployments import RecordedDeployment
 from buildrunner.store.records import (
     FIRST_ATTEMPT,
     FROM_BUILD,
     FROM_STEP,
     OF_ONE_ATTEMPT,
+    PINNED_IMAGES,
     REUSED_STEPS,
+    ROLLBACK_STEP,
+    ROLLBACK_TO,
 )
 from buildrunner.triggers.labels import NOTHING_TO_BUILD
 from buildrunner.triggers.settings import ApprovalPolicy, TriggerSettings
@@ -132,7 +136,12 @@ class Builds:
         return cancelled
 
     def retry(
-        self, old: StoredBuild, options: BuildOptions, caller: Caller, from_step: str = ""
+        self,
+        old: StoredBuild,
+        options: BuildOptions,
+        caller: Caller,
+        from_step: str = "",
+        deployment: RecordedDeployment | None = None,
     ) -> StoredBuild:
         """Queue a new build from an old one's request; a trigger's build on the same revision.
 
@@ -142,6 +151,8 @@ class Builds:
             caller: the authenticated caller.
             from_step: id or index of a step of the old build. Steps that succeeded before it do
                 not run again, and the workspace is as the old build left it. Empty runs all steps.
+            deployment: one of the old build to roll back to: its step alone runs again, on the
+                workspace that the old build left, with the images that it deployed.
 
         Raises:
             ApiError: the old build still waits for its approval, or can't be resumed.
@@ -154,15 +165,12 @@ class Builds:
                 f"nobody said what build {old.id} should build: run its trigger"
             )
         document = old.document
+        is_tied = bool(from_step or deployment)
         first = old.labels.get(FIRST_ATTEMPT, old.id)
         labels = {name: text for name, text in old.labels.items() if name not in OF_ONE_ATTEMPT}
-        if from_step:
-            if not self._context.workspace_is_kept(old.id):
-                raise failed_precondition(
-                    f"the workspace of build {old.id} is not kept: only that of a build in which a"
-                    " step failed is, while there is room for it"
-                )
-            labels |= going_on(old, from_step)
+        if from_step or deployment:
+            self._check_workspace(old)
+            labels |= going_on(old, from_step) if deployment is None else roll_back(old, deployment)
         approval = document.get("approval", {}).get("config", {}).get("approvalRequired", False)
         approval = approval or self._wants_approval(document)
         at = arrival(
@@ -175,7 +183,7 @@ class Builds:
             request_id=options.request_id,
             supersede=options.supersede,
             attempt_of=first,
-            is_tied=bool(from_step),
+            is_tied=is_tied,
             priority=old.priority,
             group=old.group,
             group_limit=old.group_limit,
@@ -183,7 +191,18 @@ class Builds:
             untrusted=old.untrusted,
             worker=old.only_worker or self._context.settings.worker,
         )
-        return self._queued(_same_revision(old, always=bool(from_step)), at)
+        return self._queued(_same_revision(old, always=is_tied), at)
+
+    def _check_workspace(self, old: StoredBuild) -> None:
+        if not self._context.workspace_is_kept(old.id):
+            if old.status not in FINAL_STATUSES:
+                raise failed_precondition(
+                    f"build {old.id} has not ended, and its workspace is kept from then on"
+                )
+            raise failed_precondition(
+                f"the workspace of build {old.id} is not kept: only that of a build in which a step"
+                " failed or deployed is, while there is room for it"
+            )
 
     def _wants_approval(self, document: dict[str, Any]) -> bool:
         """Whether the build's trigger demands an approval by now."""
@@ -304,6 +323,26 @@ def going_on(old: StoredBuild, name: str) -> dict[str, str]:
         FROM_BUILD: old.id,
         FROM_STEP: steps[first].get("id") or f"#{first}",
         REUSED_STEPS: ",".join(map(str, reused)),
+    }
+
+
+def roll_back(old: StoredBuild, deployment: RecordedDeployment) -> dict[str, str]:
+    """Return the labels of a build that makes a deployment of an old build once more.
+
+    Raises:
+        ApiError: the deployment is another build's.
+    """
+    if deployment.build_id != old.id:
+        raise invalid_argument(
+            f"deployment {deployment.id} is not of build {old.id}", field="deployment"
+        )
+    by_digest = [image for image in deployment.images if "@" in image]
+    return {
+        FROM_BUILD: old.id,
+        FROM_STEP: deployment.step_id or f"#{deployment.step}",
+        ROLLBACK_TO: deployment.id,
+        ROLLBACK_STEP: str(deployment.step),
+        PINNED_IMAGES: " ".join(by_digest),
     }
 
 

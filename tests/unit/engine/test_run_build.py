@@ -210,6 +210,21 @@ def test_without_a_report_the_command_of_the_step_suggests_a_target() -> None:
     assert deployment.target == "kubernetes://-/default/Deployment/web"
 
 
+ONE, TWO = (f"app@sha256:{digit * 64}" for digit in "12")
+
+
+@pytest.mark.parametrize(("deployed", "status"), [(ONE, Status.SUCCESS), (TWO, Status.FAILURE)])
+def test_a_rollback_that_deployed_another_image_fails(deployed: str, status: Status) -> None:
+    report = f'{{"target": "run://p/r/web", "images": ["{deployed}"]}}'
+    outcome = Build(step(0, REPORT + report, pinned_images=(ONE,))).run()
+    assert outcome.status is status
+    assert len(outcome.steps[0].deployments) == 1  # it runs there, whatever was wanted
+    if status is Status.FAILURE:
+        error = f"the rollback is to {ONE}, but run://p/r/web runs {TWO} now"
+        assert outcome.steps[0].error == error
+        assert outcome.failing_step == 0
+
+
 def test_a_missing_secret_fails_the_build_before_any_step() -> None:
     reference = SecretReference(env="KEY", kind="secretManager", name="projects/p/secrets/key")
     build = Build(step(0, secrets=(reference,)))

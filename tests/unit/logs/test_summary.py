@@ -5,6 +5,7 @@ import re
 import pytest
 
 from buildrunner.engine import events
+from buildrunner.engine.deployments import Deployment
 from buildrunner.logs.console.summary import render_summary
 from buildrunner.logs.console.wording import Look, clock, count, printable, seconds, size
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
@@ -65,6 +66,23 @@ def test_images_come_with_digest_size_and_the_layers_that_the_engine_tells_of(
     )
     assert "registry.example/app:1\n" in text
     assert f"sha256:22, 3.0 MiB, {layers}1.2 s" in text
+
+
+def test_deployments_come_with_digests_and_what_ran_before():
+    one, two = (f"app@sha256:{digit * 64}" for digit in "12")
+    reported = Deployment(
+        target="run://p/r/web", images=(two,), previous_images=(one,), reported=True
+    )
+    suggested = Deployment(target="run://p/r/api", images=("api:1",))
+    text = summary(started(0, 0), ended(0, 1, deployments=(reported, suggested)), finished(4))
+    assert text.partition("DEPLOYED\n")[2].splitlines()[:6] == [
+        "run://p/r/web",
+        f"  {two}",
+        f"  before: {one}",
+        "run://p/r/api",
+        "  api:1",
+        "  as the step's command says: its image did not report what it deployed",
+    ]
 
 
 def failure(**more):

@@ -16,13 +16,13 @@ from buildrunner.engine.running_build import RunContext
 from buildrunner.logs.files.events import EventLog
 from buildrunner.plan.compile import plan_resolved
 from buildrunner.plan.resolve import PlanContext, resolve
-from buildrunner.plan.selection import without_steps
+from buildrunner.plan.selection import only_step, without_steps
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import NewBuild
-from buildrunner.store.records import reused_steps_of
+from buildrunner.store.records import reused_steps_of, rollback_of
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
@@ -58,6 +58,8 @@ class Program:
         plan = plan_resolved(resolved, context=context)
         if reused := reused_steps_of(stored.labels):
             plan = without_steps(plan, reused)
+        if rollback := rollback_of(stored.labels):
+            plan = only_step(plan, rollback.step)
         document = encode_message(resolved.build)
         run.on_plan(PlannedNote(document, msgspec.Raw(msgspec.json.encode(plan))))
         workspace = NotedWorkspace(

@@ -60,6 +60,15 @@ def test_a_resumed_build_shows_all_steps_by_the_numbers_of_the_whole_build(serve
     assert "Step #0" not in server.log(build_id)
 
 
+def test_a_rollback_runs_its_step_alone_and_the_others_have_no_status(server):
+    labels = {"from_build": "old", "rollback_step": "1", "rollback_to": "d"}
+    build_id = server.create({}, {"id": "deploy", "env": ["OUTPUT=hello\n"]}, {}, labels=labels)
+    assert run(server.job(server.claim())) is Status.SUCCESS
+    shown = server.document(build_id)["steps"]
+    assert [one.get("status") for one in shown] == [None, "SUCCESS", None]
+    assert 'Step #1 - "deploy": hello' in server.log(build_id)
+
+
 def test_what_is_announced_is_stored_before_it_is_done(server):
     build_id = server.create({}, {})
     seen = []

@@ -71,7 +71,14 @@ class _BuildActions:
 
     def _retry(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
         caller = request.state.viewer.caller
-        made = self._builds.retry(stored, BuildOptions(), caller, fields.get("fromStep", ""))
+        deployment = fields.get("deployment", "")
+        rollback = (
+            self._context.store.deployments.get(stored.document["projectId"], deployment)
+            if deployment
+            else None
+        )
+        step = fields.get("fromStep", "")
+        made = self._builds.retry(stored, BuildOptions(), caller, step, rollback)
         note_target(request, made.document["projectId"], stored.id, made.id)
         return _path(made)
 

@@ -78,6 +78,7 @@ class BuildPage:
             other=other,
             changes=changes_since(other, build) if other is not None else (),
             may_resume=build.is_over and self._context.workspace_is_kept(build.id),
+            deployments=self._context.store.deployments.of_build(stored.id),
             attempts=self._history.attempts(stored),
             told=self._told(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,

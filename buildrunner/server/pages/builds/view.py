@@ -14,7 +14,7 @@ from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.store.records import FROM_BUILD, FROM_STEP, reused_steps_of
+from buildrunner.store.records import FROM_BUILD, FROM_STEP, ROLLBACK_TO, reused_steps_of
 from buildrunner.triggers.labels import BUILT_REF
 
 
@@ -263,6 +263,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         retry_of: the build that this one repeats; empty for none.
         from_build, from_step: the build that this one goes on with, and from which step; empty for
             a build that began at its beginning.
+        rollback_to: the deployment that this build makes once more; empty for no rollback.
         processes: how often a process was started for it.
         timeout: limit of the whole build, as written.
         packages: what was published beside images, by kind.
@@ -295,6 +296,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     retry_of: str = ""
     from_build: str = ""
     from_step: str = ""
+    rollback_to: str = ""
     processes: int = 0
     timeout: str = ""
     packages: tuple[tuple[str, str], ...] = ()
@@ -374,6 +376,7 @@ def build_view(
         retry_of=stored.labels.get("retry_of", ""),
         from_build=stored.labels.get(FROM_BUILD, ""),
         from_step=stored.labels.get(FROM_STEP, ""),
+        rollback_to=stored.labels.get(ROLLBACK_TO, ""),
         processes=stored.attempts,
         timeout=document.get("timeout", ""),
         packages=_packages(document),

@@ -1,0 +1,65 @@
+"""Images by digest in the place of other references to them, for rollbacks. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from msgspec.structs import replace
+
+from buildrunner.plan.build_plan import BuildPlan, StepPlan
+
+VARIABLE: Final = "BUILDRUNNER_PINNED_IMAGES"
+"""Environment variable of a step: images by digest, separated by spaces. Our builder images put
+them into what they deploy."""
+
+_TAG: Final = r"(?::\w[\w.-]*)?(?:@sha256:[0-9a-f]{64})?"
+_BEFORE: Final = r"(?<![\w./@:-])"
+_BEHIND: Final = r"(?![\w./@:-])"
+
+
+def with_pinned_images(plan: BuildPlan, images: Iterable[str]) -> BuildPlan:
+    """Return a plan whose steps use these images by digest instead of by tag.
+
+    Args:
+        plan: the plan.
+        images: images by digest.
+    """
+    pinned = tuple(images)
+    if not pinned:
+        return plan
+    return replace(plan, steps=tuple(_pinned(step, pinned) for step in plan.steps))
+
+
+def is_other(image: str, pinned: str) -> bool:
+    """Return whether an image is of the repository of a pinned one, with another digest."""
+    digest = image.partition("@")[2]
+    same = _repository(image) == _repository(pinned)
+    return same and bool(digest) and digest != pinned.partition("@")[2]
+
+
+def _pinned(step: StepPlan, images: tuple[str, ...]) -> StepPlan:
+    args, script, env = step.args, step.script, step.env
+    for image in images:
+        if args is not None:
+            args = tuple(_with(argument, image, bare=True) for argument in args)
+        script = script and _with(script, image)
+        env = tuple(_with(entry, image) for entry in env)
+    env = tuple(sorted((*env, f"{VARIABLE}={' '.join(images)}")))
+    return replace(step, args=args, script=script, env=env, pinned_images=images)
+
+
+def _with(text: str, image: str, *, bare: bool = False) -> str:
+    """The text with an image by digest; without ``bare``, only where it has a tag or a digest.
+
+    In variables and scripts, a name alone may get its tag elsewhere: ``$IMAGE:$TAG``.
+    """
+    named = re.escape(_repository(image)) + ("" if bare else r"(?=[:@])")
+    return re.sub(f"{_BEFORE}{named}{_TAG}{_BEHIND}", lambda _: image, text)
+
+
+def _repository(image: str) -> str:
+    name = image.partition("@")[0]
+    folder, slash, last = name.rpartition("/")
+    return f"{folder}{slash}{last.partition(':')[0]}"
