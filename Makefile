@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine engines stop clean
+.PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine engines kubernetes stop clean
 
 help: ## this list
 	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
@@ -53,6 +53,9 @@ engine: setup ## a container engine: the one at hand, else Debian's, started her
 
 engines: setup ## the tests of engines on Docker and Podman of several releases (ENGINES="docker-28 podman-5": some)
 	scripts/engines.sh $(ENGINES)
+
+kubernetes: setup ## the tests on Kubernetes: the cluster of KUBECONFIG, else one that is started for them and stopped
+	scripts/kubernetes.sh test
 
 builders: engine ## the builder images
 	$(BIN)/buildrunner builders install

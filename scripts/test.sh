@@ -48,6 +48,6 @@ if [ "$#" -gt 0 ]; then
 else
   # Most tests wait for engines and servers: two more at a time than there are processors. Files as
   # they come: by their number of tests, the one test that waits for a minute would be the last.
-  run -q -n "$(($(nproc) + 2))" --dist loadfile --no-loadscope-reorder -m 'not chaos and not alone'
+  run -q -n "$(($(nproc) + 2))" --dist loadfile --no-loadscope-reorder -m 'not chaos and not alone and not kubernetes'
   run -q -m alone
 fi
