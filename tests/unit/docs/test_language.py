@@ -48,6 +48,7 @@ PAGES = (
     "docs/explanation/architecture.md",
     "docs/explanation/crash-safety.md",
     "docs/explanation/sandbox.md",
+    "docs/explanation/scale.md",
     "docs/explanation/speed.md",
     "docs/explanation/what-a-step-sees.md",
     "docs/how-to/artifacts.md",
