@@ -30,7 +30,7 @@ def _confirm(file: ProjectFile) -> bool:
     if not (os.isatty(0) and os.isatty(2)):
         return False
     sys.stderr.write(
-        f"{printable(file.path)} asks for what a project's file gets only if you trust it:\n"
+        f"{printable(file.path)} has settings that need your trust:\n"
         f"{needs_text(file)}Trust this file as it is now? [y/N] "
     )
     sys.stderr.flush()

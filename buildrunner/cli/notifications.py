@@ -292,11 +292,11 @@ def tried_text(found: Document) -> str:
     from buildrunner.cli.triggers.verdict import rule_lines
     from buildrunner.logs.console.wording import printable
 
-    answer = "would be told" if found["notifies"] else "would not be told"
+    answer = "would get a message" if found["notifies"] else "would get no message"
     change = f" ({found['change']})" if found["change"] else ""
     lines = [
         f"{found['target']}",
-        f"{answer} of build {found['buildId']}: {found['status']}{change}",
+        f"{answer} about build {found['buildId']}: {found['status']}{change}",
         *rule_lines(found["rules"]),
     ]
     if found["problem"]:
@@ -318,8 +318,8 @@ def _send(args: argparse.Namespace, server: ServerConnection, project: str) -> i
     path = f"{project}/notifiers/{segment(args.notifier)}:send"
     made = server.json("POST", path, body=_asked(args), tries=1)
     sys.stderr.write(
-        f"Message {made['id']} is on its way; `buildrunner notifications show {made['id']}` "
-        "tells what comes of it.\n"
+        f"Queued message {made['id']}; `buildrunner notifications show {made['id']}` shows its "
+        "result.\n"
     )
     return EXIT_SUCCESS
 

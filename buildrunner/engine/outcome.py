@@ -1,6 +1,7 @@
 """The outcome of a build and of its steps, and the events that announce them.
 
-A build that is resumed knows the outcome of its steps from these events alone.
+The functions that return a `Decision` write the build's ``ERROR:`` line; `step_run.StepVerdict`
+writes the error of a step. A resumed build restores the outcomes of its steps from the events.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from buildrunner.spec.model.results import FailureType, SourceProvenance
 
 
 class Span(msgspec.Struct, frozen=True):
-    """A span of time. ``end`` is None while it lasts."""
+    """A span of time. ``end`` is None until the span has ended."""
 
     start: datetime
     end: datetime | None = None
@@ -40,20 +41,20 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of one step.
 
     Attributes:
-        index: which step.
-        status: SUCCESS, FAILURE, TIMEOUT, CANCELLED, or QUEUED when it never started.
-        exit_code: None when no container ended by itself.
-        oom_killed: the kernel killed it for lack of memory.
-        forgiven: it failed, and the build goes on all the same.
-        error: one sentence when it failed, without the step's name; empty otherwise.
-        infrastructure: it failed because the engine broke, not by its own doing.
-        timing: from the step's turn to its end; None when it never started.
-        pull_timing: getting its image; None when it never started.
+        index: index of the step in the config.
+        status: SUCCESS, FAILURE, TIMEOUT, CANCELLED, or QUEUED if the step never started.
+        exit_code: None if no container of the step ended by itself.
+        oom_killed: the kernel killed the step for lack of memory.
+        forgiven: the step failed, and the build continues (``allowFailure``).
+        error: one sentence without the step's name; empty unless the step failed.
+        infrastructure: the step failed because the engine broke.
+        timing: from the start of the step to its end; None if it never started.
+        pull_timing: the pull of its image; None if it never started.
         start_s, run_s: seconds from the image to the started container, and from there to its end.
-        image_digest: digest of the image it ran; empty when unknown.
-        output: what it wrote to ``$BUILDER_OUTPUT/output``, at most 51,200 bytes.
-        last_lines: the end of its log when it failed.
-        deployments: what it deployed; empty unless its program succeeded.
+        image_digest: digest of the image that the step ran; empty if unknown.
+        output: content of ``$BUILDER_OUTPUT/output``, at most 51,200 bytes.
+        last_lines: the end of the step's log; empty unless the step failed.
+        deployments: the step's deployments; empty unless its program succeeded.
     """
 
     index: int
@@ -89,7 +90,7 @@ class PublishedPackage(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``python``, ``maven``, ``npm`` or ``go``.
-        uri: where it is now.
+        uri: address of the published package.
         hash: SHA-256 of the file; for a Go module, of its list of files (``h1``).
         timing: from the first byte to the last answer.
     """
@@ -111,10 +112,10 @@ class UploadedObjects(msgspec.Struct, frozen=True, kw_only=True):
     """The outcome of ``artifacts.objects``.
 
     Attributes:
-        manifest_url: where the list of the files is, without generation.
-        count: files uploaded, the list not counted.
+        manifest_url: URL of the list of files, without generation.
+        count: number of uploaded files, without the list.
         timing: the whole upload.
-        files: the files uploaded, in order.
+        files: the uploaded files, in order.
     """
 
     manifest_url: str
@@ -129,20 +130,20 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         status: a final status.
         error: the sentence of the log's ``ERROR:`` line; empty on SUCCESS.
-        stopped_by: who cancelled the build, or which timeout it exceeded; empty for other ends.
-            The log has Cloud Build's own words there, which say neither.
-        failure_type: what kind of thing failed; None unless FAILURE, and where no type fits.
+        stopped_by: the origin of the cancel, or the timeout that the build exceeded; empty for
+            other ends. ``error`` has Cloud Build's own words for these, which name neither.
+        failure_type: FailureInfo.type; None unless FAILURE, or if no type fits.
         failure_detail: FailureInfo.detail; empty unless FAILURE.
-        failing_step: the step that decided it, None when it was none of them.
+        failing_step: index of the step that failed the build; None if no step did.
         started_at, finished_at: span of the whole run.
         steps: one for each step, by index.
         phases: keys of Build.timing (SETUPBUILD, FETCHSOURCE, BUILD, PUSH) with their spans.
         images: ``results.images`` in order.
-        packages: what was published, in order.
-        objects: the upload of ``artifacts.objects``; None when there was none.
-        provenance: exactly which source was built; None for a folder of this machine.
-        attestations: signed statements about what was published, each a line of JSON.
-        warnings: what a person should know that did not fail the build.
+        packages: the published packages, in order.
+        objects: the upload of ``artifacts.objects``; None without one.
+        provenance: the exact source of the build; None for a folder of this machine.
+        attestations: signed statements about the published artifacts, each a line of JSON.
+        warnings: problems that did not fail the build, as sentences for users.
     """
 
     status: Status
@@ -164,14 +165,14 @@ class BuildOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """The end of a build, decided once.
+    """The reason why a build ends. The first decision counts.
 
     Attributes:
         status: the build's final status.
-        error: the sentence behind ``ERROR:`` in the log; empty on SUCCESS.
-        failure_type: set for FAILURE where a type fits.
+        error: the sentence after ``ERROR:`` in the log; empty on SUCCESS.
+        failure_type: FailureInfo.type; None unless FAILURE, or if no type fits.
         detail: FailureInfo.detail; empty unless FAILURE.
-        failing_step: index of the step that decided it.
+        failing_step: index of the step that failed the build; None if no step did.
     """
 
     status: Status
@@ -198,7 +199,7 @@ TIMED_OUT = Decision(status=Status.TIMEOUT, error="context deadline exceeded")
 
 
 def stopped_by(decision: Decision, cancel_reason: str, timeout_s: float) -> str:
-    """`BuildOutcome.stopped_by` of a build that ends so."""
+    """Return `BuildOutcome.stopped_by` for a decision."""
     match decision.status:
         case Status.CANCELLED:
             return cancel_reason
@@ -209,7 +210,7 @@ def stopped_by(decision: Decision, cancel_reason: str, timeout_s: float) -> str:
 
 
 def failed_step(step: StepPlan, outcome: StepOutcome) -> Decision:
-    """A step failed and was not forgiven. Source: semantics 1.12, 5.7, 5.8 and O-8."""
+    """Decide for a step that failed and is not forgiven. Source: semantics 1.12, 5.7, 5.8, O-8."""
     if outcome.error.startswith("error pulling"):
         error = outcome.error
     else:
@@ -226,9 +227,9 @@ def failed_step(step: StepPlan, outcome: StepOutcome) -> Decision:
 
 
 def lost_container(step: StepPlan) -> Decision:
-    """A step ran when the process of the build died, and its container is gone since."""
+    """Decide for a step whose container disappeared after the process of the build had died."""
     error = (
-        f'build step {step.index} "{step.image}" failed: somebody removed its container while no '
+        f'build step {step.index} "{step.image}" failed: its container was removed while no '
         "process watched it"
     )
     return Decision(status=Status.INTERNAL_ERROR, error=error, failing_step=step.index)
@@ -241,7 +242,7 @@ def text_of(error: Exception) -> str:
 
 
 def failed_setup(error: Exception) -> Decision:
-    """Network, volumes, secrets or source could not be had."""
+    """Decide for an error of network, volumes, secrets or source."""
     text = text_of(error)
     if isinstance(error, SourceError):
         return _failure(text, FailureType.FETCH_SOURCE_FAILED)
@@ -251,14 +252,14 @@ def failed_setup(error: Exception) -> Decision:
 
 
 def failed_planning(error: Exception) -> Decision:
-    """The config that came with the source is wrong, or can't be run here."""
+    """Decide for a config from the source that is wrong, or that this machine can't run."""
     if isinstance(error, ConfigError | UsageError):
         return _failure(text_of(error), None)
     return failed_setup(error)
 
 
 def failed_push(error: Exception) -> Decision:
-    """An image, a file or a package could not be pushed, uploaded, published or attested."""
+    """Decide for an image, file or package that can't be pushed, published or attested."""
     if isinstance(error, AttestationError):
         return _failure(text_of(error), None)
     if not isinstance(error, ImagePushError | PackageError | UploadError):
@@ -271,7 +272,7 @@ def failed_push(error: Exception) -> Decision:
 
 
 def images_not_found(missing: Sequence[str]) -> Decision:
-    """Images to push that no step built. Source: semantics 1.12 and 5.11, rule 7."""
+    """Decide for images to push that no step built. Source: semantics 1.12 and 5.11, rule 7."""
     listed = ", ".join(f'"{name}"' for name in missing)
     return Decision(
         status=Status.FAILURE,
@@ -283,7 +284,7 @@ def images_not_found(missing: Sequence[str]) -> Decision:
 
 
 def log_broken(error: Exception) -> Decision:
-    """The log can't be written."""
+    """Decide for a log that can't be written."""
     return _failure(f"the build's log can't be written: {error}", FailureType.LOGGING_FAILURE)
 
 
@@ -296,7 +297,7 @@ def _is_users_fault(error: Exception) -> bool:
 
 
 def step_finished(outcome: StepOutcome, at: datetime) -> StepFinished:
-    """The event of a step's end."""
+    """Return the event of a step's end."""
     pull = outcome.pull_timing
     pulled_until = pull.end if pull is not None else None
     return StepFinished(
@@ -318,7 +319,7 @@ def step_finished(outcome: StepOutcome, at: datetime) -> StepFinished:
 
 
 def outcome_of(event: StepFinished, began: datetime) -> StepOutcome:
-    """The outcome of a step that became ready at ``began``, from an event."""
+    """Restore the outcome of a step from the event of its end; the step started at ``began``."""
     pulled = Span(began, began + timedelta(seconds=event.pull_s))
     never_ran = (
         event.status == Status.CANCELLED.name and event.exit_code is None and not event.run_s
@@ -342,7 +343,7 @@ def outcome_of(event: StepFinished, began: datetime) -> StepOutcome:
 
 
 def build_finished(outcome: BuildOutcome, at: datetime) -> BuildFinished:
-    """The event of a build's end."""
+    """Return the event of a build's end."""
     return BuildFinished(
         at=at,
         status=outcome.status.name,

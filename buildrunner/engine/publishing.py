@@ -205,7 +205,7 @@ class Publishing:
         from buildrunner.workspace.files import WorkspaceFiles
 
         if self._uploader is None:
-            raise UploadError(f"there is nobody to upload to {self._plan.object_location}")
+            raise UploadError(f"no uploader is configured for {self._plan.object_location}")
         build = self._build
         self.uploaded = self._uploader.upload(
             self._plan,
@@ -225,7 +225,7 @@ class Publishing:
         build = self._build
         for package in self._plan.packages:
             if self._publisher is None:
-                raise PackageError(f"there is nobody to publish {package.label}")
+                raise PackageError(f"no publisher is configured for {package.label}")
             self.published += self._publisher.publish(
                 package, workspace=build.workspace, log=build.log, cancel=build.halt
             )

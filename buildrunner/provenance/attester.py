@@ -143,7 +143,7 @@ class ProvenanceAttester:
         with Repository(image, login, self._egress, deadline=deadline) as repository:
             manifest = repository.manifest(image.digest)
             if manifest is None:
-                raise RegistryError("the registry does not have the image any more")
+                raise RegistryError("the registry no longer has the image")
             attach(repository, manifest, envelope)
 
 

@@ -194,7 +194,7 @@ def _in_time(job: SbomJob, image: SbomImage, deadline: Deadline, most_bytes: int
     with Repository(name, image.login, job.egress, deadline=deadline) as repository:
         manifest = repository.manifest(name.digest)
         if manifest is None:
-            raise RegistryError("the registry does not have the image any more")
+            raise RegistryError("the registry no longer has the image")
         envelopes: list[bytes] = []
         for kind, document in _documents(job, repository, manifest, deadline, most_bytes).items():
             statement = {

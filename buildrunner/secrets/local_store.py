@@ -236,14 +236,14 @@ class LocalSecretStore:
         elif key is None:
             raise SecretError(
                 f"the key of {self._path} is missing: it should be in {self._key.place}",
-                hint=f"restore it from a backup, or remove {self._path} and set the secrets anew",
+                hint=f"restore it from a backup, or remove {self._path} and set the secrets again",
             )
         if not document.key_id:
             document.key_id = _key_id(key)
         if document.key_id != _key_id(key):
             raise SecretError(
                 f"{self._path} was written with another key than that in {self._key.place}",
-                hint=f"restore that key, or remove {self._path} and set the secrets anew",
+                hint=f"restore that key, or remove {self._path} and set the secrets again",
             )
         return key
 
@@ -258,7 +258,7 @@ class LocalSecretStore:
         except (msgspec.DecodeError, UnicodeDecodeError):
             raise SecretError(
                 f"{self._path} is damaged: it is no store of secrets",
-                hint="restore it from a backup, or remove it and set the secrets anew",
+                hint="restore it from a backup, or remove it and set the secrets again",
             ) from None
         if document.format not in (_FORMAT, *_OLDER_FORMATS):
             raise SecretError(f"{self._path} was written by a newer buildrunner")

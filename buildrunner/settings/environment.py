@@ -69,7 +69,7 @@ def lock_folder() -> str:
     except FileExistsError:
         status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != uid:
-            raise StoreError(f"{folder} belongs to somebody else", hint="remove it") from None
+            raise StoreError(f"{folder} belongs to another user", hint="remove it") from None
     return folder
 
 

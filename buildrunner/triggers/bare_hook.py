@@ -53,20 +53,21 @@ def main(arguments: list[str]) -> int:
 
 
 def _is_readable(path: str) -> bool:
-    """Whether we can go on; if not, whoever pushes is told, since nobody else could."""
+    """Whether the file can be read; if not, a message on stderr reaches the user who pushes."""
     try:
         with open(path, "rb"):
             return True
     except OSError as error:
         sys.stderr.write(
-            f"buildrunner: {_login()} can't read {path} ({error.strerror}): the server is not told "
-            "of this push. Let the group of those who push read it: chgrp GROUP and chmod 640.\n"
+            f"buildrunner: {_login()} can't read {path} ({error.strerror}), so this push is not "
+            "reported to the server. Let the group of the users who push read it: chgrp GROUP and "
+            "chmod 640.\n"
         )
         return False
 
 
 def _in_background() -> bool:
-    """Whether this is the process that nobody waits for."""
+    """Fork; return whether this process is the child, for which the push does not wait."""
     if os.fork():
         return False
     os.setsid()

@@ -90,7 +90,7 @@ def read_binding(hook: str, document: Any) -> HookBinding:
     if not (binding.owners or binding.projects):
         raise _refused(
             "owners",
-            "a hook speaks for owners on the forge, or for projects here",
+            "a hook needs owners on the forge, or projects of this server",
             f"whoever has its secret can fire their triggers; {ANY} stands for all owners",
         )
     for owner in binding.owners:
@@ -118,11 +118,11 @@ def _bound_bare(event: Event, name: str, binding: HookBinding) -> Event:
     assert isinstance(event, PushEvent)  # noqa: S101  (such a hook tells of nothing else)
     told = event.repository
     if told.full_name != name:
-        raise BadDelivery(f"the hook of {name} can't speak for {told.full_name}")
+        raise BadDelivery(f"the hook of {name} may not report {told.full_name}")
     if repository_key(told.clone_url) != repository_key(binding.repository):
         raise BadDelivery(
             f"the hook {BARE}/{name} is bound to the repository at {binding.repository}, and the"
-            " delivery is of another one; if it moved, bind the hook anew:"
+            " delivery is about another one; if it moved, bind the hook again:"
             f" `buildrunner hooks set {BARE}/{name} --repository URL`"
         )
     return replace(event, repository=replace(told, clone_url=binding.repository))
@@ -137,14 +137,14 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
     elsewhere = next((url for url in (told.clone_url, *told.urls) if _is_web(url, host)), "")
     if elsewhere:
         raise BadDelivery(
-            f"the hook {hook} is bound to {host.url}, and the payload is of"
+            f"the hook {hook} is bound to {host.url}, and the payload is about"
             f" {repository_key(elsewhere)}; if that is its forge:"
             f" `buildrunner hooks set {hook} --host URL`"
         )
     if binding.owners and not any(_owns(owner, name) for owner in binding.owners):
         raise BadDelivery(
             f"the hook {hook} is bound to {', '.join(binding.owners)}, and {name} is none of them;"
-            f" if it may speak for it: `buildrunner hooks set {hook} --owner OWNER`"
+            f" to allow it: `buildrunner hooks set {hook} --owner OWNER`"
         )
     repository = on_host(told, host)
     if isinstance(event, PushEvent):

@@ -238,10 +238,10 @@ def _skip(message: str, option: str = "") -> Rule:
     if option:
         return Rule(name="skip", passed=False, text=f"it was pushed with the option {option}")
     if not message:
-        return Rule(name="skip", passed=None, text="the head commit's message is not told")
+        return Rule(name="skip", passed=None, text="the message of the head commit is unknown")
     found = _SKIP.search(message)
     if found is None:
-        return Rule(name="skip", passed=True, text="the commit does not ask to be skipped")
+        return Rule(name="skip", passed=True, text="the commit's message does not skip builds")
     return Rule(
         name="skip", passed=False, text=f"{found.group()} is in the message of the head commit"
     )
@@ -273,7 +273,7 @@ def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[
         and COMMENT in event.description
     ):
         return True, f"{author}, who may write to the repository, described it with {COMMENT}"
-    return False, f"somebody who may write to the repository must comment {COMMENT} first"
+    return False, f"a user with write access to the repository must comment {COMMENT} first"
 
 
 class Question(enum.Enum):

@@ -114,7 +114,7 @@ def _repository_source(
     if not repository.url:
         raise UsageError(
             f"nothing says where {repository.shown} is",
-            hint="`buildrunner triggers install-hook` tells the server",
+            hint="`buildrunner triggers install-hook` reports it to the server",
         )
     folder = template.dir if template is not None else ""
     return _git(repository.url, replace(revision, dir=revision.dir or folder))

@@ -42,7 +42,7 @@ def check_engine(info: EngineInfo) -> None:
         peer = _peer_of(info.socket_path)
         shares_mounts = os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt")
     except OSError as error:  # no such process in our namespace, or the kernel hides it from us
-        raise FilesNotShared(f"the engine's mounts can't be compared with ours: {error}") from error
+        raise FilesNotShared(f"the engine's mounts can't be read: {error}") from error
     if not shares_mounts:
         raise FilesNotShared("the engine has mounts of its own")
 
@@ -77,7 +77,7 @@ def check_volume(mount_point: str, folder: str) -> None:
         OSError: it can't be looked at.
     """
     if os.path.dirname(mount_point.rstrip("/")) != folder:
-        raise FilesNotShared("the engine keeps volumes where we don't expect them")
+        raise FilesNotShared("the engine keeps volumes in an unexpected place")
     status = os.stat(mount_point)
     if (status.st_uid, status.st_gid) != (0, 0) or status.st_mode & stat.S_ISGID:
         raise FilesNotShared("the engine maps users")

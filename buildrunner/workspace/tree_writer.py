@@ -236,5 +236,5 @@ def no_room(reason: object) -> SourceError:
     """Return the error for a full disk."""
     return SourceError(
         f"the source can't be unpacked: the engine's disk is full ({reason})",
-        hint="`buildrunner doctor` tells what takes space",
+        hint="`buildrunner doctor` shows what takes space",
     )

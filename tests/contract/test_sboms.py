@@ -80,7 +80,7 @@ def test_an_image_that_can_not_be_read_leaves_the_reason(registry, tmp_path):
     name = f"{registry.address}/none@sha256:{'1' * 64}"
     make(job(tmp_path, name))
     (failure,) = sbom_failures(str(tmp_path / "log"))
-    assert failure == f"{name}: the registry does not have the image any more"
+    assert failure == f"{name}: the registry no longer has the image"
 
 
 def test_without_syft_it_is_said_at_once_what_to_install(registry, tmp_path, monkeypatch):

@@ -275,8 +275,8 @@ def test_a_server_that_is_not_there_yet_is_told_of_at_the_installation(place: Pl
         *("triggers", "install-hook", str(place.repository.path)),
         *("--server", "http://127.0.0.1:9"),
     )
-    assert "The server does not take it yet" in said.stderr
-    assert "no bare repository" not in said.stderr
+    assert "The server does not accept reports of the hook yet" in said.stderr
+    assert "is not bare" not in said.stderr
 
 
 def test_the_hook_trusts_the_certificate_that_it_was_installed_with(place: Place) -> None:
@@ -354,7 +354,7 @@ def test_whoever_pushes_is_told_when_the_hook_can_not_speak(place: Place) -> Non
     )
     told = " ".join(line.removeprefix("remote: ").strip() for line in pushed.stderr.splitlines())
     assert f"can't read {settings}" in told.replace("  ", " ")
-    assert "the server is not told of this push" in told
+    assert "this push is not reported to the server" in told
 
 
 def test_two_repositories_of_one_name_are_not_mixed_up(place: Place) -> None:

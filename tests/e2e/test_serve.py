@@ -260,7 +260,7 @@ def refused(*args, **env):
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (["--auth", "none", "--host", "0.0.0.0"], "everybody who can reach it"),
+        (["--auth", "none", "--host", "0.0.0.0"], "every user who can connect"),
         (["--port", "70000"], "--port takes a number up to 65535"),
         (["--max-builds", "-1"], "--max-builds takes a number from 0 on"),
         (["--spare-sandboxes", "-1"], "--spare-sandboxes takes a number from 0 on"),

@@ -388,7 +388,7 @@ def test_a_bare_repository_s_hook_can_not_name_another_repository(place: Place) 
         outcome = place.push("git/app", bare_push(place, url, place.good))
         assert "`buildrunner hooks set git/app --repository URL`" in outcome["error"]
     told = place.push("git/app", bare_push(place, ours, place.good, "lib"))
-    assert "can't speak for lib" in told["error"]
+    assert "may not report lib" in told["error"]
     assert len(place.builds()) == 1
 
 

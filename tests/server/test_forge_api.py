@@ -168,7 +168,7 @@ def test_the_token_is_that_of_the_host(forge: Forge) -> None:
         (404, b"{}", "answers 404"),
         (302, b"", "answers 302"),
         (200, b"<html>", "not answer with JSON"),
-        (200, b"{}", "tells no pull request"),
+        (200, b"{}", "sent no pull request"),
         (200, b" " * (6 << 20), "more than"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_hook_is_bound_changed_listed_and_unbound(run: Run, server: ApiServer)
     ("arguments", "said"),
     [
         (("set", "github"), "nothing to bind the hook to"),
-        (("set", "github", "--host", "github.com"), "owners: a hook speaks for owners"),
+        (("set", "github", "--host", "github.com"), "owners: a hook needs owners"),
         (("set", "gitea", "--owner", "a"), "host: a forge of kind gitea needs its host"),
         (("set", "svn", "--owner", "a"), "there is no hook svn"),
         (("set", "bitbucket/server", "--owner", "a"), "its secret would be bitbucket-server's"),

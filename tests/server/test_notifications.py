@@ -591,11 +591,11 @@ class TestCommands:
         assert re.search(r"slack +SlackNotifier +status +build.status == ", out)
         build = place.build("FAILURE")
         code, out, _ = run("test", "slack", "--build", build)
-        assert f"would be told of build {build}: FAILURE (broken)\n" in out
+        assert f"would get a message about build {build}: FAILURE (broken)\n" in out
         assert "yes filter" in out
         assert '"blocks":[{"type":"section"' in out
         code, out, _ = run("test", "slack", "--status", "SUCCESS")
-        assert "would not be told" in out
+        assert "would get no message" in out
         place.server.store.notifiers.delete("p", "mail")
         place.turn()
         (came,) = place.listener.received
@@ -655,7 +655,7 @@ class TestCommands:
         place.build()
         code, _, err = run("send", "hook")
         assert code == 0
-        assert re.search(r"Message \d+ is on its way; `buildrunner notifications show \d+`", err)
+        assert re.search(r"Queued message \d+; `buildrunner notifications show \d+`", err)
 
 
 @pytest.fixture

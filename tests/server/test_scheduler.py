@@ -204,7 +204,7 @@ def test_a_schedule_that_was_taken_away_fires_no_more_and_makes_nothing_up(place
     assert place.server.http.patch(path, params=mask, json={}).status_code == 200
     place.at("2026-03-01T01:30")
     (fire,) = place.server.store.schedules.fires("p", trigger)
-    assert (fire.state, fire.detail) == ("skipped", "the trigger has no schedule any more")
+    assert (fire.state, fire.detail) == ("skipped", "the trigger no longer has a schedule")
     cron = {"cron": HOURLY["cron"]}
     assert place.server.http.patch(path, params=mask, json=cron).status_code == 200
     place.at("2026-03-01T04:30")

@@ -202,7 +202,7 @@ def test_a_pull_request_that_waits_for_a_comment_shows_it(place: Place) -> None:
         "pending",
         "buildrunner/p/on-pull",
     )
-    assert said["description"] == "Waits for /gcbrun by somebody who may write"
+    assert said["description"] == "Waits for /gcbrun by a user with write access"
     assert said["target_url"] == f"{place.server.url}/deliveries/1"
     assert place.server.http.get(said["target_url"]).status_code == 200
 

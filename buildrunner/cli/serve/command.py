@@ -240,7 +240,7 @@ def _greet(args: argparse.Namespace, context: ServerContext) -> None:
     if context.settings.auth:
         _first_token(context)
     if context.settings.auth and not args.tls_cert and not url.startswith("http://127."):
-        _say("warning: tokens travel in clear: use --tls-cert, or a proxy that speaks https")
+        _say("warning: tokens are sent unencrypted: use --tls-cert, or a proxy with https")
     sys.stdout.write(f"API: {url}/docs\nSubmit a folder: buildrunner --server {url} submit .\n")
     sys.stdout.flush()
     for problem in trigger_problems(context.store, context.repositories):

@@ -322,7 +322,7 @@ def check_flags(args: argparse.Namespace) -> None:
     _check_repeated(args)
     if args.auth == "none" and not is_loopback_host(args.host):
         raise UsageError(
-            f"--auth none on {args.host}: everybody who can reach it could run anything here",
+            f"--auth none on {args.host}: every user who can connect could run any program here",
             hint="leave out --host, or leave out --auth none",
         )
     if bool(args.tls_cert) is not bool(args.tls_key):

@@ -47,7 +47,7 @@ def _text(
     if plan.left_out:
         yield f"left out: {', '.join(plan.left_out)}"
     if missing is None:
-        yield "no container engine answers: which images are missing can't be told"
+        yield "no container engine answers, so missing images are unknown"
     yield ""
     yield "order (the steps of a line can run at the same time)"
     for number, column in enumerate(graph_columns(plan), 1):

@@ -77,32 +77,32 @@ def install(args: argparse.Namespace) -> int:
     if not _is_stored(secret_of, secret):
         store.put(parse_name(secret_of), secret)
     sys.stderr.write(
-        f"Installed [{hook}]: pushes are told to {url}/hooks/git/{name}.\n"
-        f"Its secret is {secret_of} in this user's store. A server that runs elsewhere, or as"
-        f" another user, must be given it (it is in {hook.with_name(SETTINGS_NAME)}):"
-        f" `buildrunner secrets set {secret_of}` there.\n"
-        f"A trigger listens with repositoryEventConfig: {{repository: {name}, push: ...}}.\n"
+        f"Installed [{hook}], which reports pushes to {url}/hooks/git/{name}.\n"
+        f"Its secret is {secret_of} in your secret store. If the server runs on another machine or"
+        f" as another user, set the secret there: `buildrunner secrets set {secret_of}`. Its value"
+        f" is in {hook.with_name(SETTINGS_NAME)}.\n"
+        f"In a trigger, write repositoryEventConfig: {{repository: {name}, push: ...}}.\n"
     )
     if not clone_url or clone_url.startswith("file://"):
         sys.stderr.write(
-            "The server reads the repository from its folder: it must run on this machine, with"
-            " --allow-private-sources.\n"
+            "The server fetches the repository from its folder. The server must run on this"
+            " machine, with --allow-private-sources.\n"
         )
     if not is_bare(folder):
         sys.stderr.write(
-            "It is no bare repository: what is pushed to it counts, not what is committed in it.\n"
+            "The repository is not bare: the hook reports pushes to it, and not commits in it.\n"
         )
     reason = tell_server(args.repository)
     if reason:
         sys.stderr.write(
-            f"The server does not take it yet ({reason}): is it running at {url}, does it know the"
-            " secret? It hears of the repository with the first push that reaches it.\n"
+            f"The server does not accept reports of the hook yet ({reason}). Check that it runs at"
+            f" {url} and has the secret. Until then, pushes are not reported.\n"
         )
     return EXIT_SUCCESS
 
 
 def remove(args: argparse.Namespace) -> int:
-    """Take the hook out; what was there before comes back.
+    """Remove the hook, and restore the hook that was there before.
 
     Raises:
         UsageError: there is no repository, or it can't be written to.

@@ -162,7 +162,7 @@ class DockerImageFactory:
             with self._api.client() as client:
                 return str(client.version().get("MinAPIVersion", "1.12"))
         except Refusal as refusal:
-            raise refusal.as_error("the engine won't tell its version") from refusal
+            raise refusal.as_error("the engine does not report its version") from refusal
 
     def close(self) -> None:
         """Drop connections."""

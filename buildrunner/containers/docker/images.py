@@ -343,7 +343,7 @@ class PulledImages:
         try:
             self._answer = self._api.stream("GET", "/events", params=query)
         except Refusal as refusal:
-            raise refusal.as_error("the engine does not tell what it pulls") from refusal
+            raise refusal.as_error("the engine reports no progress of pulls") from refusal
         self._answer.wait_for_ever()
 
     def __iter__(self) -> Iterator[str]:

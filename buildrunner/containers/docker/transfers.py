@@ -438,14 +438,14 @@ def _hint(asked: ImageName, failure: TransferFailure, engine: Capabilities) -> s
     if failure.unauthorized:
         return f"Check the name; if it is private: {_login(asked)}"
     if failure.transient and _ANSWERED.search(text):
-        return f"{asked.registry} is busy or broken: try again later, or ask who runs it."
+        return f"{asked.registry} is busy or broken: try again later, or report it to its operator."
     if failure.transient:
         return f"Is {asked.registry} reachable from the engine's machine?"
     return ""
 
 
 def _login_hint(asked: ImageName) -> str:
-    return f"Log in as somebody who may write there: {_login(asked)}"
+    return f"Log in as a user with write access: {_login(asked)}"
 
 
 def raise_pull_error(

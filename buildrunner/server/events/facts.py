@@ -107,7 +107,7 @@ class KnownEvent:
             raise
         except BuildrunnerError as error:
             self._note(error)
-            return f"the forge was asked for what the delivery does not tell: {error}"
+            return f"the server requested facts from the forge that the delivery lacks: {error}"
         return ""
 
     def _complete_tag(self, event: PushEvent) -> str:

@@ -73,7 +73,7 @@ class ForgeApi:
         try:
             return completed(event, self._get(url, repository.forge))
         except BadDelivery as error:
-            raise ServerError(f"{_host(url)} tells no pull request: {error}") from error
+            raise ServerError(f"{_host(url)} sent no pull request: {error}") from error
 
     def may_write(self, repository: Repository, identity: str, person: str) -> bool:
         """Whether a person may write to a repository.
@@ -107,7 +107,7 @@ class ForgeApi:
         except NotDelivered as error:
             raise ServerError(f"the server may not ask {host or url}: {error}") from error
         except httpx.InvalidURL as error:
-            raise ServerError(f"{host} can't be asked: its address is none") from error
+            raise ServerError(f"{host} can't be reached: its address is invalid") from error
         except httpx.HTTPError as error:
             raise ServerUnavailable(f"{host} does not answer: {_said(error)}") from error
         if answer.is_cut:

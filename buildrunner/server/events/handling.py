@@ -275,7 +275,7 @@ class DeliveryHandler:
         known = KnownEvent(told.event, self._facts, places)
         triggers = self._asked(told.event, told.delivery, binding)
         if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
-            return {**found, "ignored": "the trigger is not there any more", "verdicts": []}
+            return {**found, "ignored": "the trigger was deleted", "verdicts": []}
         problem = self._complete(known, triggers)
         if problem:
             found["problem"] = problem

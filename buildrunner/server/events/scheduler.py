@@ -49,7 +49,7 @@ _LOOK_S = 10.0  # how soon a change on another server is seen
 _LEASE_S = 60.0
 _AT_ONCE = 20
 _DISABLED = "the trigger was disabled"
-_UNSCHEDULED = "the trigger has no schedule any more"
+_UNSCHEDULED = "the trigger no longer has a schedule"
 _MISSED = "the server was down, or too busy"
 
 _log = logging.getLogger("buildrunner.server")

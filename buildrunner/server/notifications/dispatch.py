@@ -232,13 +232,13 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
 
 
 def change_rule(notifier: Notifier, facts: Facts) -> Rule:
-    """Whether a notifier tells of such a change; its filter is not evaluated."""
+    """Return the rule whether a notifier reports such a change; its filter is not evaluated."""
     on = notifier.spec.notification.on
     if on == "status":
-        return Rule(name="on", passed=None, text="it tells of each new status")
+        return Rule(name="on", passed=None, text="it reports each new status")
     wanted = (FIXED,) if on == "recovery" else (BROKEN, FIXED)
     passed = facts.change in wanted
-    return Rule(name="on", passed=passed, text=f"it tells of {' and '.join(wanted)}: {_why(facts)}")
+    return Rule(name="on", passed=passed, text=f"it reports {' and '.join(wanted)}: {_why(facts)}")
 
 
 def _why(facts: Facts) -> str:

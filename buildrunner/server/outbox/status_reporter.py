@@ -84,7 +84,7 @@ class StatusReporter:
             commit=labels.get("commit", ""),
             status="PENDING",
             context=context_of(project, trigger),
-            text=f"Waits for {COMMENT} by somebody who may write",
+            text=f"Waits for {COMMENT} by a user with write access",
             url=url,
             ref=labels.get("branch", ""),
         )

@@ -162,7 +162,7 @@ class Builds:
             raise failed_precondition(f"build {old.id} still waits for its approval")
         if NOTHING_TO_BUILD in old.labels:
             raise failed_precondition(
-                f"nobody said what build {old.id} should build: run its trigger"
+                f"build {old.id} has neither steps nor a config: run its trigger again"
             )
         document = old.document
         is_tied = bool(from_step or deployment)
@@ -375,7 +375,7 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
         return f"{who} may not approve or reject builds of this trigger: {names} may"
     began = {labels.get(name, "").rpartition(":")[2].casefold() for name in (SUBMITTER, AUTHOR)}
     if policy.not_author and approves and who.casefold() in began:
-        return f"{who} began this build, and somebody else must approve it"
+        return f"{who} started this build, and another user must approve it"
     return ""
 
 

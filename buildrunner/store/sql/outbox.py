@@ -491,7 +491,7 @@ class SqlNotifiers(SqlPart):
                 raise QuotaExceeded(
                     f"the notifiers of project {project_id} would be more than {MOST_NOTIFIERS}, or"
                     f" larger than {MOST_NOTIFIER_BYTES >> 20} MiB together",
-                    hint="delete notifiers that nobody needs",
+                    hint="delete notifiers that you do not need",
                 )
 
     def get(self, project_id: str, name: str) -> dict[str, Any]:

@@ -282,7 +282,7 @@ def _check_quota(connection: Connection, project_id: str) -> None:
     if number > MOST_TRIGGERS:
         raise QuotaExceeded(
             f"project {project_id} has {MOST_TRIGGERS} triggers, as many as a project may have",
-            hint="delete triggers that nobody needs, or use another project",
+            hint="delete triggers that you do not need, or use another project",
         )
     if size > MOST_TRIGGER_BYTES:
         raise QuotaExceeded(

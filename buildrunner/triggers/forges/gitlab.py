@@ -71,7 +71,7 @@ class GitLab:
             case "note":
                 return _note(body)
             case "repository_update":
-                return ParsedDelivery(kind=kind, ignored="push and tag events tell of it, too")
+                return ParsedDelivery(kind=kind, ignored="push and tag events report it, too")
             case _:
                 named = kind or request.header("x-gitlab-event")
                 if not named:

@@ -52,8 +52,8 @@ def test_bindings(hook: str, document: dict[str, Any], binding: HookBinding) -> 
 @pytest.mark.parametrize(
     ("hook", "document", "said"),
     [
-        ("github", {}, "speaks for owners on the forge, or for projects here"),
-        ("github", {"owners": []}, "speaks for owners"),
+        ("github", {}, "needs owners on the forge, or projects of this server"),
+        ("github", {"owners": []}, "needs owners"),
         ("gitea", {"owners": ["*"]}, "a forge of kind gitea needs its host"),
         ("gitea", {"host": "github.com", "owners": ["*"]}, "github.com is a forge of kind github"),
         ("github", {"owners": ["acme?"]}, "'acme\\?' is no owner"),
@@ -123,7 +123,7 @@ def test_the_head_of_a_pull_request_is_on_the_same_forge(head: str, url: str) ->
 @pytest.mark.parametrize(
     ("event", "said"),
     [
-        (push(clone_url="https://evil.example/acme/app.git"), "and the payload is of evil.example"),
+        (push(clone_url="https://evil.example/acme/app.git"), "and the payload is about evil.example"),
         (push(urls=("https://git.example.com:8443/acme/app",)), "is bound to https://git.exam"),
         (push(urls=("https://git.example.com.evil/acme/app",)), "is bound to"),
         (push("acme2/app"), "is bound to acme, and acme2/app is none of them"),

@@ -265,7 +265,7 @@ def test_gitlab_s_system_hooks_are_understood() -> None:
     event = push_of(parsed("gitlab", tag))
     assert (event.tag, event.after, event.before) == ("v1", NEW, "")
     found = parsed("gitlab", {"event_name": "repository_update", "changes": [], "refs": []})
-    assert found.ignored == "push and tag events tell of it, too"
+    assert found.ignored == "push and tag events report it, too"
     found = parsed("gitlab", {"event_name": "project_create"}, x_gitlab_event="System Hook")
     assert found.ignored == '"project_create" is nothing that fires a trigger'
 
