@@ -1,7 +1,7 @@
-"""The loop that owns a running build: it decides, threads act and report back.
+"""The loop that owns a running build: it decides, and threads do the work and report to it.
 
-Threads (setup, one per running step, pulls, push) put what happened into the loop's inbox; the loop
-wakes for that, for a cancel, or for a deadline. It never waits for the engine itself: to free a
+Threads (setup, one per running step, pulls, push) put their reports into the loop's inbox. The loop
+wakes up for a report, a cancel, or a deadline. It never waits for the engine itself: to free a
 blocked thread it kills the container that the thread waits for, or sets ``halt``.
 """
 
@@ -27,16 +27,16 @@ from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model.build import Status
 
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
-_GIVE_UP_S = 10.0  # behind the grace of killed steps: then their threads are left alone
+_GIVE_UP_S = 10.0  # after the grace of killed steps: then the loop stops waiting for them
 
 
 def run_build(plan: BuildPlan, context: RunContext) -> BuildOutcome:
-    """Run ``plan`` to its end and remove everything that was made for it.
+    """Run ``plan`` to its end, and remove its containers, volumes and network.
 
-    Blocks until then. A build that goes wrong is an outcome, never an exception.
+    Blocks until then. A failed build is an outcome, never an exception.
 
     Raises:
-        Exception: what ``context.on_event`` raised; everything is stopped and removed before.
+        Exception: an error of ``context.on_event``; the build is stopped and removed before.
     """
     return BuildLoop(plan, context).run()
 
@@ -74,10 +74,10 @@ class BuildLoop:
         self._early: Decision | None = None
 
     def run(self) -> BuildOutcome:
-        """Run the build to its end, whatever that is, and clean up.
+        """Run the build to its end and clean up.
 
         Raises:
-            Exception: what ``on_event`` raised, or a bug; everything is removed all the same.
+            Exception: an error of ``on_event``, or a bug. The clean-up happens before.
         """
         try:
             self._begin()
@@ -85,7 +85,7 @@ class BuildLoop:
                 self._wait_for_news()()
             outcome = self._concluded()
         except BaseException as error:
-            if self._log.masker is not None:  # a report of the bug quotes it
+            if self._log.masker is not None:  # a bug report quotes the error
                 self._log.masker.mask_error(error)
             self._build.halt.set()
             self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
@@ -126,7 +126,7 @@ class BuildLoop:
         self._setup.begin()
 
     def _go_on(self) -> None:
-        """Go on as soon as what comes next has all it needs."""
+        """Create or start the first steps as soon as the setup allows it."""
         if self._decision is not None:
             return
         if not self._created_first and self._setup.may_create:
@@ -163,14 +163,14 @@ class BuildLoop:
     # -- push and end ----------------------------------------------------------------------------
 
     def _decide(self, decision: Decision | None) -> None:
-        """The build ends so; the first word counts. None: all steps are through, go on to push."""
+        """End the build; the first decision counts. None: all steps have ended, start the push."""
         if self._decision is not None:
             return
         if decision is None:
             self._publishing.begin()
             return
         if self._resume is not None and not self._building and decision in _FROM_OUTSIDE:
-            self._early = decision  # what runs must be taken over before it can be stopped
+            self._early = decision  # running steps must be taken over before they can be stopped
             return
         self._decision = self._without_secrets(decision)
         if decision.status is Status.SUCCESS:
@@ -187,7 +187,7 @@ class BuildLoop:
         return replace(decision, error=masked(decision.error), detail=masked(decision.detail))
 
     def _concluded(self) -> BuildOutcome:
-        """The outcome, after its last lines went to the log."""
+        """Write the last lines of the log, and return the outcome."""
         decision = self._decision or decisions.SUCCEEDED
         self._phases.end_all()
         self._log.line_once(decision.word)
@@ -217,9 +217,12 @@ class BuildLoop:
         )
 
     def _clean_up(self, *, successful: bool) -> list[str]:
-        """Remove what the build made; return what the user should know about it.
+        """Remove containers, volumes and network of the build, and close the log.
 
-        Cleaning up has time of its own, whatever the build's clock says. Closes the log, too.
+        The clean-up has a time limit of its own, apart from the build's timeout.
+
+        Returns:
+            Warnings for the user: leftovers, and changes of the source during the build.
         """
         parts = CleanUpParts()
         changed: list[str] = []
@@ -238,7 +241,7 @@ class BuildLoop:
                 f"cleaning up took longer than {allowed_s:g}s; it was still {doing}"
             )
         self._log.close()
-        # An engine that is gone says so of every container and volume: once is enough.
+        # An engine that is gone reports the same error for every container: once is enough.
         left = dict.fromkeys([*parts.failures, *self._build.remover.failures])
         return [
             *(f"something of the build was left behind: {failure}" for failure in left),

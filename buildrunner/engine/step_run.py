@@ -1,4 +1,8 @@
-"""The life of one step: get the image, create, start, follow the output, wait, read the result."""
+"""The run of one step: pull, create, start, follow the output, wait, read the result.
+
+`StepRun` does this in a thread. `StepVerdict` makes the outcome of the step and writes its error:
+exit code, timeout, lack of memory, or a failed pull.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +33,15 @@ _KILL_TRIES = 40
 
 
 class StepRun:
-    """One step, in a thread of its own. It tells the loop what happens and decides nothing.
+    """Runs one step in a thread. It reports to the loop, which decides.
 
-    `create_ahead`, `begin` and `stop` are called by the loop and return at once.
+    The loop calls `create_ahead`, `begin` and `stop`, which return at once.
 
     Args:
-        step: what to run.
-        build: what it works with.
+        step: the step to run.
+        build: the running build.
         on_running: called from the step's thread when its container has started.
-        on_end: called from the step's thread with what came of it, once, last.
+        on_end: called once from the step's thread, last, with the outcome or the error.
     """
 
     def __init__(
@@ -61,13 +65,14 @@ class StepRun:
         self._ended = threading.Event()
 
     def create_ahead(self, *, start: bool) -> None:
-        """Create the container while earlier steps still run, if its image is here.
+        """Create the container while earlier steps still run, if its image is on the engine.
 
-        Does nothing when that was done, or is being done; when its image was missing then, an
-        earlier step may have built it since.
+        Does nothing if the container exists or is being created. Call it again after a step has
+        ended: that step may have built the image.
 
         Args:
-            start: also start it, with its program waiting, unless a step may replace its image.
+            start: also start the container, whose program then waits at the gate. It is not started
+                if a step may replace its image.
         """
         if self.is_being_made or self._container.is_made:
             return
@@ -77,19 +82,19 @@ class StepRun:
 
     @property
     def is_being_made(self) -> bool:
-        """Whether its container is being created or started ahead right now."""
+        """Whether `create_ahead` is creating or starting the container now."""
         return self._ahead is not None and self._ahead.is_alive()
 
     def begin(self) -> None:
-        """Run it."""
+        """Run the step."""
         threading.Thread(target=self._run, args=(self._live,), daemon=True).start()
 
     def stop(self, why: Status, grace_s: float) -> None:
-        """End it: SIGTERM now, SIGKILL after ``grace_s`` seconds. Nothing happens if it has ended.
+        """Stop the step: SIGTERM now, SIGKILL after ``grace_s``. An ended step does not change.
 
         Args:
-            why: what it becomes: CANCELLED or TIMEOUT. The first reason stays.
-            grace_s: a second call with a shorter grace shortens it.
+            why: its status: CANCELLED or TIMEOUT. The first call decides.
+            grace_s: seconds until SIGKILL. A second call can shorten them.
         """
         if self._ended.is_set():
             return
@@ -98,12 +103,12 @@ class StepRun:
         threading.Thread(target=self._kill, args=(grace_s,), daemon=True).start()
 
     def resume(self, container: str, began: datetime, *, unwatched: bool) -> None:
-        """Take over the container that an earlier process started when the step's turn came.
+        """Continue with the container that an earlier process of the build started.
 
         Args:
-            container: its id.
-            began: when that was.
-            unwatched: it has ended while no process of the build lived.
+            container: id of the container.
+            began: start of the step.
+            unwatched: the container ended while no process of the build lived.
         """
         self._container.take_over(container)
         self._verdict.unwatched = unwatched
@@ -112,14 +117,14 @@ class StepRun:
         ).start()
 
     def dispose(self) -> None:
-        """Order the removal of what an ended step leaves; for `RunOptions.keep_logs` only.
+        """Queue the removal of the step's container; for `RunOptions.keep_logs` only.
 
-        Without, it happens by itself.
+        Without that option, the run does it itself.
         """
         self._container.dispose()
 
     def discard(self) -> None:
-        """It will never begin: remove what was made ahead."""
+        """Remove the container of a step that will never start."""
         if self._ahead is not None:
             self._ahead.join()
         self._container.dispose()
@@ -136,7 +141,7 @@ class StepRun:
             result = error
         self._ended.set()
         if not self._build.options.keep_logs:
-            self._container.dispose()  # an order only, given before the loop may end the remover
+            self._container.dispose()  # only queued, before the loop may end the remover
         self._on_end(result)
 
     def _live(self) -> StepOutcome:
@@ -176,7 +181,7 @@ class StepRun:
         return self._judged(base, exit_)
 
     def _live_on(self, began: datetime) -> StepOutcome:
-        """From the first byte of what the container wrote, less what is stored, to its end."""
+        """Follow the container from its first byte to its end. Stored output is not logged again."""
         build = self._build
         base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
         try:
@@ -199,7 +204,7 @@ class StepRun:
         return self._build.engine.wait_container(self._container.id)
 
     def _prepare(self, image: ImageInfo) -> None:
-        """Have a container of that very image, unless the step is not to run any more."""
+        """Make the container of exactly that image, unless the step was stopped."""
         if self._ahead is not None:
             self._ahead.join()
         if self._verdict.stopped_by is None:
@@ -213,7 +218,7 @@ class StepRun:
                 if self._build.plan.docker_socket and not is_image_id(served):
                     self._build.private_names.give(image.id)
                 self._container.make(image, start_ahead=start)
-        except Exception:  # noqa: BLE001  (whatever it is, the step meets it again in its turn)
+        except Exception:  # noqa: BLE001  (the step meets the same error when it starts)
             self._can_start_ahead = False
             with contextlib.suppress(EngineError):
                 self._container.remove()
@@ -249,7 +254,7 @@ class StepRun:
         return found or suggested(self._step, self._build.plan.project_id)
 
     def _output(self, exit_: ContainerExit) -> tuple[bytes, str]:
-        """The step's output, and what is wrong with it (which fails a successful step)."""
+        """Return the step's output, and its problem, which fails a successful step."""
         try:
             output = self._container.output()
         except EngineError as error:
@@ -260,7 +265,7 @@ class StepRun:
         return output, ""
 
     def _kill(self, grace_s: float) -> None:
-        """In a thread of its own: the container may not exist yet, or be starting right now."""
+        """Kill the container, in a thread: it may not exist yet, or may be starting."""
         signal, patience = "SIGTERM", grace_s
         for _ in range(_KILL_TRIES):
             if self._ended.is_set():
@@ -288,12 +293,12 @@ _KILLED_CODES = (137, 143)  # by SIGKILL, by SIGTERM
 
 
 class StepVerdict:
-    """Judges one step, and says so in its log.
+    """Makes the outcome of one step, and logs its end.
 
     Args:
         step: the step.
-        build: what it works with.
-        log: its way into the log.
+        build: the running build.
+        log: the log of the step.
     """
 
     def __init__(self, step: StepPlan, build: RunningBuild, log: StepLog) -> None:
@@ -301,20 +306,20 @@ class StepVerdict:
         self._build = build
         self._log = log
         self.stopped_by: Status | None = None
-        """Why it was stopped from outside: CANCELLED or TIMEOUT."""
+        """CANCELLED or TIMEOUT if the loop stopped the step; else None."""
         self.unwatched = False
-        """Its container ended while no process of the build lived."""
+        """Whether the container ended while no process of the build lived."""
 
     def ended(
         self, base: StepOutcome, exit_: ContainerExit, output: bytes, trouble: str
     ) -> StepOutcome:
-        """The outcome of a step whose container has ended.
+        """Return the outcome of a step whose container has ended.
 
         Args:
-            base: what is known besides.
-            exit_: how it ended.
+            base: the outcome so far.
+            exit_: the end of the container.
             output: the step's output.
-            trouble: why that can't be read, which fails a successful step.
+            trouble: error if the output can't be read, which fails a successful step.
         """
         self._say_finished(exit_)
         if self.stopped_by is not None:
@@ -334,11 +339,11 @@ class StepVerdict:
         )
 
     def never_started(self, base: StepOutcome) -> StepOutcome:
-        """The outcome of a step that was stopped before."""
+        """Return the outcome of a step that was stopped before its container started."""
         return replace(base, status=Status.CANCELLED, error="it was stopped before it started")
 
     def without_image(self, error: EngineError, pulling: Span) -> StepOutcome:
-        """The outcome of a step whose image can't be had."""
+        """Return the outcome of a step whose image can't be pulled."""
         said = [f'error pulling build step {self._step.index} "{self._step.image}": {error}']
         if error.hint:
             said.append(error.hint)
@@ -366,7 +371,7 @@ class StepVerdict:
         )
 
     def broken(self, base: StepOutcome, began: datetime, error: EngineError) -> StepOutcome:
-        """The outcome of a step whose container the engine could not run to its end."""
+        """Return the outcome of a step after an error of the engine."""
         self._say_forgiven(str(error))
         self._log.finish()
         return replace(
@@ -388,12 +393,12 @@ class StepVerdict:
             self._build.log.line_once(f"Finished {self._step.label}")
 
     def _say_forgiven(self, trouble: str) -> None:
-        """Note a forgiven failure. Other failures fail the build, whose end names the step."""
+        """Log a forgiven failure. Other failures fail the build, whose end names the step."""
         if self.stopped_by in (None, Status.TIMEOUT) and self._forgives_trouble():
             self._log.line(f"{trouble} (allowed to fail)")
 
     def _forgives_trouble(self) -> bool:
-        """Whether what is no exit code is forgiven: a pull that failed, a timeout."""
+        """Whether a failure without an exit code is forgiven: a failed pull, a timeout."""
         return self._step.allow_failure and not self._step.allow_exit_codes
 
     def _exit_text(self, exit_: ContainerExit) -> str:
@@ -410,7 +415,7 @@ class StepVerdict:
         return text
 
     def _was_killed_unwatched(self, exit_: ContainerExit) -> bool:
-        """An engine that stops kills what runs: that is no failure of the step."""
+        """Whether the engine or machine most likely killed the step when it stopped."""
         return self.unwatched and not exit_.oom_killed and exit_.code in _KILLED_CODES
 
     def _stop_text(self) -> str:

@@ -32,11 +32,11 @@ from buildrunner.spec.model.build import Status
 
 
 class StepRuns:
-    """Runs the graph. Steps are known by their position in the plan.
+    """Runs the graph of the steps. A step is identified by its position in the plan.
 
     Args:
-        build: the build that the steps belong to. It is told how it ends when a step fails it, and
-            when all steps are through.
+        build: the running build. `RunningBuild.decide` is called if a step fails the build, and
+            when all steps have ended.
     """
 
     def __init__(self, build: RunningBuild) -> None:
@@ -57,7 +57,7 @@ class StepRuns:
 
     @property
     def running(self) -> bool:
-        """Whether a step has started and not ended."""
+        """Whether any step runs."""
         return bool(self._graph.running)
 
     @property
@@ -66,25 +66,25 @@ class StepRuns:
         return min(self._deadlines.values(), default=float("inf"))
 
     def create_first(self) -> None:
-        """Create the containers of the steps that start first, while setup goes on."""
+        """Create the containers of the steps that start first, during the setup."""
         self._ahead.create_first()
 
     def begin(self) -> None:
-        """Start the first steps; everything they need is there."""
+        """Start the first steps, after the setup."""
         self._launch_ready()
         self._create_next()
-        if self._graph.is_over:  # resumed behind the last step
+        if self._graph.is_over:  # resumed after the last step
             self._decide(None)
 
     def resume(self, state: ResumeState, found: Sequence[FoundContainer]) -> Decision | None:
-        """Stand where an earlier process stood. `begin` goes on from there.
+        """Restore the state of an earlier process of the build. `begin` continues from there.
 
         Args:
-            state: what is known.
-            found: containers of steps that were started and whose end is not stored.
+            state: the stored events of the earlier process.
+            found: containers of steps that were started, and whose end is not stored.
 
         Returns:
-            How the build ends, where what happened so far decides it.
+            The decision, if the restored steps decide the build; else None.
         """
         positions = {step.index: at for at, step in enumerate(self._plan.steps)}
         containers = {positions[int(one.labels[LABEL_STEP])]: one for one in found}
@@ -125,14 +125,14 @@ class StepRuns:
         run.resume(container.id, began, unwatched=container.has_ended)
 
     def stop(self, reason: StopReason, why: Status, grace_s: float) -> None:
-        """Nothing starts any more; kill what runs."""
+        """Start no more steps, and kill the running ones."""
         self._graph.stop(reason)
         self._deadlines.clear()
         for position in self._graph.running:
             self._runs[position].stop(why, grace_s)
 
     def stop_overdue(self, now: float) -> None:
-        """Kill the steps that have run for longer than their own timeout."""
+        """Kill the steps that have exceeded their own timeout."""
         for position, deadline in tuple(self._deadlines.items()):
             if now >= deadline:
                 del self._deadlines[position]
@@ -140,7 +140,7 @@ class StepRuns:
                 self._runs[position].stop(Status.TIMEOUT, grace_s)
 
     def abandon(self) -> None:
-        """The engine does not answer: count what still runs as cancelled."""
+        """Record running steps as cancelled, because the engine does not answer."""
         for position in tuple(self._graph.running):
             turn = self._turns[position]
             self._on_end(
@@ -154,12 +154,12 @@ class StepRuns:
             )
 
     def discard_rest(self) -> None:
-        """Remove the containers that were created ahead and never began. Waits for them."""
+        """Remove the containers of steps that never started. Waits for the removal."""
         for position, status in enumerate(self._graph.statuses):
             if status is Status.QUEUED and position in self._runs:
                 self._runs.pop(position).discard()
 
-    # -- the way of a step -----------------------------------------------------------------------
+    # -- start and end of a step -----------------------------------------------------------------
 
     def _launch_ready(self) -> None:
         for position in self._graph.ready():
@@ -189,7 +189,7 @@ class StepRuns:
         return run
 
     def _create_next(self) -> None:
-        """Create containers ahead, but not while steps start: that would slow them down."""
+        """Create containers of later steps, unless a step is starting: that would slow it down."""
         starting = self._graph.running - self._started_containers
         if not starting and self._graph.stop_reason is None:
             self._ahead.create_next()
@@ -209,7 +209,7 @@ class StepRuns:
         if isinstance(result, BaseException):
             raise result
         if position not in self._graph.running:
-            return  # it was abandoned before
+            return  # `abandon` recorded it before
         self._deadlines.pop(position, None)
         self._ahead.forget(position)
         self._build.pulls.step_ended()
@@ -220,7 +220,7 @@ class StepRuns:
         outcome = self._as_recorded(position, result)
         self.outcomes[position] = outcome
         self._emit(step_finished(outcome, self._build.clock.now()))
-        if self._build.options.keep_logs:  # its end is stored by now
+        if self._build.options.keep_logs:  # the event of its end is stored
             self._runs[position].dispose()
         if outcome.forgiven:
             self._warn(f"{self._plan.steps[position].label} was allowed to fail: {outcome.error}")
@@ -233,7 +233,7 @@ class StepRuns:
                 self._decide(None)
 
     def _as_recorded(self, position: int, result: StepOutcome) -> StepOutcome:
-        """The outcome in the light of the whole build. The graph's word on the status counts."""
+        """Return the outcome with the status that the graph gives the step in the whole build."""
         status = self._graph.statuses[position]
         if result.infrastructure and status is Status.CANCELLED:
             status = result.status
@@ -244,17 +244,17 @@ class StepRuns:
 
 
 _MOST_FIRST = 16
-_MOST_AHEAD = 8  # each that waits takes the engine's machine some 10 MB
+_MOST_AHEAD = 8  # each waiting container takes about 10 MB of memory
 
 
 class StepsAhead:
-    """Looks ahead of the steps that run. Belongs to the loop's thread.
+    """Creates and starts the containers of later steps. Belongs to the loop's thread.
 
     Args:
-        steps: all of them.
-        graph: how far they are.
-        runs: those that were made, by the position of their step.
-        new_run: makes one for a step.
+        steps: all steps of the plan.
+        graph: the state of the steps.
+        runs: the runs so far, by the position of their step.
+        new_run: makes the run of a step.
     """
 
     def __init__(
@@ -268,32 +268,32 @@ class StepsAhead:
         self._runs = runs
         self._new_run = new_run
         self._unfinished_before = _all_before(steps)
-        self._levels = 2  # enough if steps take longer than it takes to start a container
+        self._levels = 2  # enough if steps take longer than the start of a container
 
     def create_first(self) -> None:
-        """Create for the steps that start first."""
+        """Create the containers of the steps that start first."""
         for position in self._graph.ready()[:_MOST_FIRST]:
             self._new_run(position).create_ahead(start=False)
 
     def create_next(self) -> None:
-        """Start containers for the steps that come next, and for those that come behind them."""
+        """Start the containers of the next steps, and of the steps after these."""
         reached = set(self._graph.running)
         for _ in range(self._levels):
             reached |= self._create_behind(reached)
 
     def turn_comes(self, position: int) -> None:
-        """Look further ahead if the container of a step that begins is still being started."""
+        """Prepare more steps from now on if the container of a starting step is not ready."""
         run = self._runs.get(position)
         if run is not None and run.is_being_made:
             self._levels = min(self._levels + 1, _MOST_AHEAD)
 
     def forget(self, ended: int) -> None:
-        """Nobody waits for that step any more."""
+        """Record that a step has ended: no later step waits for it."""
         for waits in self._unfinished_before:
             waits.discard(ended)
 
     def _create_behind(self, reached: AbstractSet[int]) -> set[int]:
-        """Start containers for steps that wait for no other than ``reached``; which those are."""
+        """Start the containers of steps that wait only for ``reached``; return these steps."""
         level = set()
         statuses = self._graph.statuses
         ahead = sum(statuses[position] is Status.QUEUED for position in self._runs)
@@ -311,7 +311,7 @@ class StepsAhead:
 
 
 def _all_before(steps: Sequence[StepPlan]) -> list[set[int]]:
-    """For each step all those that end before it can start."""
+    """Return, for each step, all steps that must end before it can start."""
     before: list[set[int]] = []
     for step in steps:
         before.append(set(step.depends_on).union(*(before[one] for one in step.depends_on)))

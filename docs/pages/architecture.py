@@ -67,7 +67,8 @@ own:
    (`logs/files/log_file.py`) and the terminal (`logs/console/console.py`).
 10. `engine/publishing.py` pushes images and uploads artifacts. `engine/build_loop.py` removes containers, volumes and the
     network.
-11. `engine/outcome.py` becomes the finished Build, which `store/local.py` keeps. The command exits with its code.
+11. `store/records.py` turns the events and the `BuildOutcome` (`engine/outcome.py`) into the finished Build, which
+    `store/local.py` stores. The command exits with the code of its status.
 
 ## One build on a server
 
@@ -101,6 +102,30 @@ Two rules explain most signatures:
 
 - A failing step is a value (`engine/outcome.py`). An exception means that buildrunner itself could not do its job.
 - Pure code decides, thin code acts. `spec`, `plan` and `triggers` do no input or output.
+
+## Where a change belongs
+
+| change | start with |
+| --- | --- |
+| a flag or its help text | `cli/submit/flags.py`, `cli/serve/settings.py`, or the module of the command |
+| a column of `builds list` | `cli/builds/local.py`, for this machine and for a server |
+| a setting | `settings/settings_file.py` |
+| a field of the config | `spec/model/build.py` and its neighbours; its rules in `spec/validation/check.py` |
+| what runs: command, environment, mounts | `plan/compile.py`; rights of steps in `plan/privilege.py` |
+| the order of steps | `plan/step_graph.py` |
+| the error of a step, such as its timeout | `StepVerdict` in `engine/step_run.py`; its line on the terminal in `logs/console/summary.py` |
+| the error of a build | `engine/outcome.py` |
+| pulls and pushes of images | `engine/image_pulls.py`, `engine/publishing.py`; the engine's requests in `containers/docker/transfers.py` |
+| the form of the log | `engine/log/pipeline.py`; on the terminal `logs/console/screen.py` |
+| a route of the API | `server/api/builds.py` and its neighbours; the operation itself in `server/services/builds.py` |
+| a page of the dashboard | `server/pages/routes.py` |
+| a forge | `triggers/forges/forge.py`, whose docstring lists the parts |
+| which events fire a trigger | `triggers/matching.py` |
+| a commit status | `triggers/status_report.py` |
+| a kind of notifier | `server/notifications/model.py`, `server/notifications/messages.py` |
+| a column of the server's database | `store/sql/schema.py`, with a revision in `store/sql/migrations/` |
+
+`CONTRIBUTING.md` lists the steps and tests of common changes.
 
 ## Packages
 
