@@ -3,10 +3,10 @@
 Steps read their project, service account and tokens from it, at ``169.254.169.254``, ``metadata``
 and ``metadata.google.internal``. It needs no container and no image, and is off by default.
 
-In a nested sandbox, a relay in the sandbox leads that address to a socket of this process
-(`OpenSandbox.metadata_listener`): each build has a metadata server of its own. On the engine at
-hand, the network `cloudbuild` has the address as its gateway (`NETWORK_SUBNET`,
-`NETWORK_GATEWAY`): the gateway of a bridge is the engine's machine, where this server listens.
+In a nested sandbox, a relay forwards connections to that address to a socket of this process
+(`OpenSandbox.metadata_listener`), so each build has its own metadata server. In the host sandbox,
+the address is the gateway of the network `cloudbuild` (`NETWORK_SUBNET`, `NETWORK_GATEWAY`). A
+bridge's gateway is the engine's machine, where this server listens.
 
 Source: Cloud Build docs, "Running build steps", and the metadata API of Compute Engine v1.
 """

@@ -181,7 +181,7 @@ class StepRun:
         return self._judged(base, exit_)
 
     def _live_on(self, began: datetime) -> StepOutcome:
-        """Follow the container from its first byte to its end. Stored output is not logged again."""
+        """Follow the container from its first byte to its end, and log what is not stored yet."""
         build = self._build
         base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
         try:

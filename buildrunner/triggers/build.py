@@ -305,11 +305,11 @@ def pull_request_run(
         repository: see `event_run`.
 
     Raises:
-        UsageError: the event has no commit, or nobody says where the repository is.
+        UsageError: the event has no commit, or the address of the repository is unknown.
     """
     if not event.head_commit:
         raise UsageError(
-            f"nobody says which commit {request_name(event.repository.forge, event.number)} is at",
+            f"the head commit of {request_name(event.repository.forge, event.number)} is unknown",
             hint="give the server a token for the forge's API",
         )
     if event.is_fork and event.head_clone_url:
@@ -407,7 +407,7 @@ def _source(
         )
     if not told.clone_url:
         raise UsageError(
-            f"nobody says where {told.full_name} is",
+            f"the address of {told.full_name} is unknown",
             hint="map its name to its Git URL: [git] repositories of the settings",
         )
     return _git(told.clone_url, commit, folder)

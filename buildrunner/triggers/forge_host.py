@@ -1,4 +1,4 @@
-"""Forges: their kinds and hosts, and the addresses of what they keep. Pure.
+"""Forges: their kinds and hosts, and the addresses of their repositories and APIs. Pure.
 
 A repository is identified by the kind of its forge, the forge's host and its full name there. Every
 address of a repository and of a forge's API is computed from these three, and never taken from a
@@ -50,12 +50,12 @@ def request_name(kind: str, number: int) -> str:
 
 
 class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
-    """One forge. `named_forge` makes it.
+    """One forge: a kind and a host. `named_forge` makes it.
 
     Attributes:
         kind: one of `KINDS`.
-        url: scheme, host, port unless it is the scheme's own, and the path that the forge is
-            served below: ``https://git.example.com``. Without a slash at the end.
+        url: root of the forge: ``https://git.example.com``, or with a port that is not the
+            scheme's default, and a path. Without a slash at the end.
     """
 
     kind: str
@@ -83,7 +83,7 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
                 return f"{self.url}/rest"
 
     def clone_url(self, full_name: str) -> str:
-        """The address that Git fetches a repository from."""
+        """Return the address from which Git fetches a repository."""
         if self.kind == "bitbucket-server":
             return f"{self.url}/scm/{_path(full_name.lower())}.git"
         return f"{self.url}/{_path(full_name)}.git"
@@ -102,7 +102,7 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
         return f"{repository_key(url)}/".startswith(f"{self.key}/")
 
     def pull_request_page(self, full_name: str, number: int) -> str:
-        """The page of a pull request."""
+        """Return the address of a pull request's page."""
         where = f"{self.url}/{_path(full_name)}"
         match self.kind:
             case "github":
@@ -154,7 +154,7 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def named_forge(kind: str, text: str = "") -> ForgeHost:
-    """The forge that a person names.
+    """Return the forge that a user names.
 
     Args:
         kind: one of `KINDS`, ``forgejo`` or ``gogs``.
@@ -162,11 +162,11 @@ def named_forge(kind: str, text: str = "") -> ForgeHost:
             for the public forge of that kind.
 
     Raises:
-        UsageError: there is no such kind, or the text names no host.
+        UsageError: the kind is unknown, or the text names no host.
     """
     kind = _ALIASES.get(kind, kind)
     if kind not in KINDS:
-        raise UsageError(f"there is no forge of kind {kind!r}", hint=f"one of {', '.join(KINDS)}")
+        raise UsageError(f"unknown kind of forge: {kind!r}", hint=f"one of {', '.join(KINDS)}")
     url = (text or PUBLIC.get(kind, "")).strip()
     if not url:
         raise UsageError(
@@ -182,14 +182,14 @@ def named_forge(kind: str, text: str = "") -> ForgeHost:
 
 
 def public_forge(url: str) -> ForgeHost | None:
-    """The public forge that a repository's URL is on; None if it is on another host."""
+    """Return the public forge of a repository's URL; None if the URL has another host."""
     host = repository_key(url).partition("/")[0]
     kind = _PUBLIC_KINDS.get(host)
     return ForgeHost(kind=kind, url=PUBLIC[kind]) if kind else None
 
 
-def told_forge(kind: str, full_name: str, urls: tuple[str, ...]) -> ForgeHost | None:
-    """The forge that the URLs of a repository are on, as far as they tell. Not to be trusted."""
+def reported_forge(kind: str, full_name: str, urls: tuple[str, ...]) -> ForgeHost | None:
+    """Return the forge of the URLs in a payload; None if they name none. Do not trust it."""
     for url in urls:
         page = url.rstrip("/").removesuffix(".git")
         if page.startswith(("https://", "http://")) and _folded(page).endswith(
@@ -214,10 +214,11 @@ def is_url(text: str) -> bool:
 
 
 def repository_key(address: str) -> str:
-    """One text for a repository, whatever the transport of its address; empty for no address.
+    """Return the same text for each address of a repository; empty for no address.
 
-    Host in lower case, port where it is not the scheme's own, path in lower case (forges take
-    names in any case) without ``.git``. A port of ssh is left out: it is not the forge's.
+    The text has the host in lower case, the port if it is not the scheme's default, and the path in
+    lower case (forges accept names in any case) without ``.git``. It omits a port of ssh, which is
+    not that of the forge.
     """
     text = address.strip().rstrip("/").removesuffix(".git")
     scheme, mark, rest = text.partition("://")
@@ -248,7 +249,7 @@ def _host_and_port(place: str) -> tuple[str, str]:
 
 def _normalized(url: str) -> str:
     wrong = UsageError(
-        "this is no address of a forge",
+        "invalid address of a forge",
         hint="its host, or URL without login: git.example.com, https://example.com/gitea",
     )
     try:
@@ -270,5 +271,5 @@ def _path(name: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """Lower case for ASCII only: other letters of two names that differ never become the same."""
+    """Return a text in lower case, for ASCII only: names with other letters stay different."""
     return "".join(char.lower() if char.isascii() else char for char in text)

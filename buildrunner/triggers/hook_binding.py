@@ -1,8 +1,8 @@
 """The binding of a hook: a forge's host and owners, a bare repository, or a topic. Pure.
 
-Whoever knows a hook's secret can sign any payload. The binding, which the server's administrator
-sets, is what a payload can't change: events of other repositories are refused, and every address is
-computed from the bound host.
+Every sender with a hook's secret can sign any payload. The server's admin sets the binding, which
+no payload can change. Events of other repositories are refused, and every address is computed from
+the bound host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from buildrunner.triggers.forge_host import (
 from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery
 
 ANY: Final = "*"
-"""An owner that stands for all owners of the host."""
+"""The owner that matches all owners of the host."""
 
 BARE: Final = "git"
 PUBSUB: Final = "pubsub"
@@ -41,14 +41,14 @@ class HookBinding(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """The sources that a hook may speak for.
+    """The repositories and projects of a hook.
 
     Attributes:
         host: host or URL of the forge; empty for the public one of the hook's kind.
         owners: owners, groups or single repositories (``acme``, ``group/sub``, ``acme/app``) whose
             events count; ``*`` for all of the host.
         projects: projects whose triggers the hook may fire; empty for all.
-        repository: of ``git/NAME``: where Git fetches the repository.
+        repository: of ``git/NAME``: URL from which Git fetches the repository.
         topic: of ``pubsub/NAME``: full name of the topic, ``projects/P/topics/T``.
     """
 
@@ -64,14 +64,14 @@ class HookBinding(
 
 
 def read_binding(hook: str, document: Any) -> HookBinding:
-    """The binding in a document, with its host in full.
+    """Read a binding from a document, and complete its host.
 
     Args:
         hook: ``gitea``, ``github/acme``, ``git/app``, ``pubsub/deploy``.
         document: camelCase fields of `HookBinding`.
 
     Raises:
-        ConfigError: something is wrong with it.
+        ConfigError: the binding is wrong.
     """
     try:
         binding = msgspec.convert(document, HookBinding)
@@ -91,7 +91,7 @@ def read_binding(hook: str, document: Any) -> HookBinding:
         raise _refused(
             "owners",
             "a hook needs owners on the forge, or projects of this server",
-            f"whoever has its secret can fire their triggers; {ANY} stands for all owners",
+            f"every sender with its secret can fire their triggers; {ANY} matches all owners",
         )
     for owner in binding.owners:
         if owner != ANY and not is_full_name(f"{owner}/x"):
@@ -100,10 +100,10 @@ def read_binding(hook: str, document: Any) -> HookBinding:
 
 
 def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDelivery:
-    """A delivery as far as its hook may speak, with addresses that we computed.
+    """Return a delivery whose repositories are bound to its hook, with computed addresses.
 
     Raises:
-        BadDelivery: it is of a repository that the hook may not speak for.
+        BadDelivery: the hook is not bound to a repository of the delivery.
     """
     kind, _, name = hook.partition("/")
     if kind == PUBSUB:
@@ -155,15 +155,15 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
 def may_speak_for(
     hooks: Mapping[str, HookBinding], host: ForgeHost, full_name: str, project: str
 ) -> bool:
-    """Whether a project may report on a repository of a forge in the server's name.
+    """Whether a project may report commit statuses to a repository.
 
-    The bindings of hooks say which projects an owner's repositories belong to. A repository whose
-    owner no binding names, or one names for all projects, belongs to all of them.
+    The bindings of hooks assign owners to projects. If no binding names the repository's owner, or
+    one names it for all projects, every project may report to it.
 
     Args:
-        hooks: what hooks are bound to, by their names.
+        hooks: the bindings of hooks, by name.
         host: the forge.
-        full_name: of the repository there.
+        full_name: full name of the repository.
         project: the project.
     """
     if not is_full_name(full_name):  # `x/../owner/name` would lead to another repository
@@ -179,7 +179,7 @@ def may_speak_for(
 
 
 def on_host(told: Repository, host: ForgeHost) -> Repository:
-    """A repository of a forge, with the addresses that its name has there."""
+    """Return a repository on a forge, with the addresses computed from its name."""
     url = host.clone_url(told.full_name)
     return replace(told, forge=host.kind, host=host, clone_url=url, urls=())
 
@@ -192,7 +192,7 @@ def _head(event: PullRequestEvent, host: ForgeHost) -> str:
 
 
 def _is_web(url: str, host: ForgeHost) -> bool:
-    """Whether an address is a web page's, and on another host."""
+    """Whether an address is an http(s) URL of another host."""
     return url.lower().startswith(("https://", "http://")) and not host.has(url)
 
 

@@ -1,8 +1,7 @@
-"""Does this event fire that trigger? Pure, and with the reason for each answer.
+"""Decide whether an event fires a trigger, with the reason of each rule. Pure.
 
-Rules are asked in Cloud Build's order; the first "no" decides. Whoever wants to know why a trigger
-fired or did not reads `Verdict.rules`: the same text is stored with a delivery and printed by
-``buildrunner triggers test``.
+The rules are checked in Cloud Build's order, and the first that fails decides. `Verdict.rules` has
+the texts of the rules, which a delivery stores and ``buildrunner triggers test`` prints.
 
 Source: semantics 9.2 to 9.7; Cloud Build's "Create and manage triggers".
 """
@@ -57,15 +56,15 @@ def match(
     longest_s: float = LONGEST_S,
     filter_rule: FilterRule = filter_rule,
 ) -> Verdict:
-    """Decide.
+    """Decide whether an event fires a trigger.
 
     Args:
         trigger: a valid trigger.
-        event: what happened.
+        event: the event.
         values: the trigger's substitutions with this event's bindings filled in, for the filter.
-        repository: the one that the trigger listens to; None: what its fields alone say.
-        longest_s: when the filter is given up.
-        filter_rule: asks the filter; see `cel.filter_rule`.
+        repository: the repository of the trigger; None: the one that its fields alone name.
+        longest_s: time limit of the filter.
+        filter_rule: evaluates the filter; see `cel.filter_rule`.
     """
     rules: list[Rule] = []
     wanted = repository or trigger_repository(trigger)
@@ -99,7 +98,7 @@ def _asked(
 
 
 def asks_for_build(event: PullRequestEvent) -> bool:
-    """Whether it is a comment that asks for a build, whoever wrote it."""
+    """Whether an event is a comment with ``/gcbrun``, by any author."""
     return event.action == "commented" and COMMENT in event.comment
 
 
@@ -145,7 +144,7 @@ def _pull_request(
         if _is_comment(event) and not asks_for_build(event):
             yield Rule(name="comment", passed=False, text=f"the comment does not hold {COMMENT}")
         if not event.base_branch:
-            text = f"nobody says which branch {name} is for"
+            text = f"the base branch of {name} is unknown"
             yield Rule(name="branch", passed=False, text=text)
         yield _regex("base branch", pull.branch or "", event.base_branch, pull.invert_regex)
         yield _comment(pull.comment_control, event)
@@ -171,9 +170,10 @@ def _concerns(
     event: PushEvent | PullRequestEvent,
     wanted: TriggerRepository | None,
 ) -> Iterator[Rule]:
-    """Whether it is enabled and of the event's repository.
+    """Check that the trigger is enabled, and is for the event's repository.
 
-    Of one that is neither the repository is said: of others there may be hundreds, told in short.
+    A disabled trigger for another repository has only the repository's rule: there may be hundreds
+    of such triggers, and they are listed in short.
     """
     listens = listens_to(wanted, event.repository)
     if listens.passed or not trigger.disabled:
@@ -256,7 +256,7 @@ def _comment_verdict(control: CommentControl, event: PullRequestEvent) -> tuple[
     if event.action == "commented":
         who = event.commenter or "the commenter"
         if event.commenter_may_write is None:
-            return False, f"{who} wrote {COMMENT}, but nobody says whether {who} may write"
+            return False, f"{who} wrote {COMMENT}, but it is unknown whether {who} may write"
         if not event.commenter_may_write:
             return False, f"{who} wrote {COMMENT}, but may not write to the repository"
         return True, f"{who}, who may write to the repository, wrote {COMMENT}"
@@ -286,12 +286,12 @@ class Question(enum.Enum):
 
 
 def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Question | None:
-    """The next thing that could change a verdict; None when it stands.
+    """Return the next fact that could change a verdict; None if the verdict is final.
 
     Args:
-        trigger: which was asked.
-        event: as far as it is known.
-        verdict: about it.
+        trigger: the trigger.
+        event: the event, as far as it is known.
+        verdict: the verdict about it.
     """
     if isinstance(event, MessageEvent):
         return None
@@ -305,17 +305,17 @@ def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Ques
 
 
 def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository | None) -> bool:
-    """Whether a trigger could fire if more were known of the event than its payload tells.
+    """Whether facts that the payload lacks could make the event fire a trigger.
 
     Args:
-        trigger: a valid one.
-        event: as the delivery tells it.
-        repository: the one that the trigger listens to; None: what its fields alone say.
+        trigger: a valid trigger.
+        event: the event of the delivery.
+        repository: the repository of the trigger; None: the one that its fields alone name.
     """
     if isinstance(event, MessageEvent):
         return False
     verdict = match(trigger, event, repository=repository, filter_rule=_unasked)
-    if isinstance(event, PushEvent):  # where its refs are is remembered, whoever listens to which
+    if isinstance(event, PushEvent):  # its refs are recorded for all triggers of the repository
         return any(rule.name == "repository" and rule.passed for rule in verdict.rules)
     decided = verdict.rules[-1].name
     return decided not in ("enabled", "repository", "ref") and (
@@ -324,8 +324,8 @@ def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository 
 
 
 def _unasked(*_: object) -> Rule:
-    """Its filter decides nothing here, and may take long."""
-    return Rule(name="filter", passed=None, text="the filter is not asked")
+    """Skip the filter, which does not matter here and may take long."""
+    return Rule(name="filter", passed=None, text="the filter is not evaluated")
 
 
 def _that_would_let_it_fire(

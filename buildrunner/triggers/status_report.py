@@ -1,4 +1,4 @@
-"""The status report to a forge about a build of a commit. Pure: it returns requests.
+"""Commit statuses: the request that reports a build to its forge. Pure: it sends nothing.
 
 The context, ``buildrunner/PROJECT/TRIGGER``, stays the same for all builds of a trigger, so that
 rules for protected branches can require it. It names the project because triggers of several
@@ -74,13 +74,13 @@ _TEXTS: Final = {
 
 
 class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A call of a forge, but for the token.
+    """A request to a forge, without the token.
 
     Attributes:
         method, url: of HTTP.
-        body: is sent as JSON.
-        header: name of the header that the token goes into.
-        scheme: what stands before the token in it; empty for nothing.
+        body: sent as JSON.
+        header: name of the header for the token.
+        scheme: word before the token in that header; may be empty.
     """
 
     method: str
@@ -91,15 +91,15 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The report, in terms of no particular forge.
+    """The status of a build, in a form for all forges.
 
     Attributes:
         repository: ``owner/name``; ``PROJECT/slug`` on Bitbucket Server.
         commit: in full.
         status: of the build.
-        context: names the project and the trigger: see `context_of`.
-        text: a sentence.
-        url: where the log is.
+        context: name of the status: see `context_of`.
+        text: a short sentence about the build.
+        url: page of the build.
         ref: branch or tag that was built; empty when unknown.
     """
 
@@ -113,9 +113,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def context_of(project: str, trigger_name: str) -> str:
-    """The name under which a trigger's builds are seen on a commit.
+    """Return the name of the status for the builds of a trigger.
 
-    Forges take names that differ in case for one: a project with capitals gets a mark of its own.
+    Forges ignore case in these names, so the name of a project with capitals gets a digest.
     """
     if project != project.lower():
         project = f"{project}~{hashlib.sha256(project.encode()).hexdigest()[:6]}"
@@ -123,11 +123,11 @@ def context_of(project: str, trigger_name: str) -> str:
 
 
 def report_of(repository: str, commit: str, build: Mapping[str, Any], context: str) -> Report:
-    """The report of a build.
+    """Make the report of a build.
 
     Args:
         repository: full name on the forge.
-        commit: that the status is of.
+        commit: the commit that gets the status.
         build: the Build, as JSON.
         context: see `context_of`.
     """
@@ -149,7 +149,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
 
 
 def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
-    """The call that tells it; None for a status that nobody knows."""
+    """Return the request that sends a report; None for an unknown status."""
     if report.status not in _TEXTS:
         return None
     return _FORGES[forge.kind](forge.api, report)
@@ -178,7 +178,7 @@ def _gitlab(api: str, report: Report) -> HttpRequest:
             "target_url": report.url,
             "description": report.text,
             "name": report.context,
-            # Of a commit of a fork GitLab finds no branch by itself, and takes no status then.
+            # For a commit of a fork, GitLab finds no branch itself, and then refuses the status.
             **({"ref": report.ref} if report.ref else {}),
         },
         header="PRIVATE-TOKEN",
@@ -211,7 +211,7 @@ def _bitbucket_server(api: str, report: Report) -> HttpRequest:
 
 def _bitbucket_body(state: str, report: Report) -> dict[str, Any]:
     key = report.context
-    if len(key) > _LONGEST_KEY:  # the digest is long: nobody finds a name with another's key
+    if len(key) > _LONGEST_KEY:  # long enough that no name can be found with the same key
         digest = hashlib.sha256(key.encode()).hexdigest()[:24]
         key = f"{key[: _LONGEST_KEY - 25]}-{digest}"
     return {

@@ -1,4 +1,4 @@
-"""Events that have not happened: for the question whether a trigger would fire. Pure."""
+"""Test events, with which `triggers test` checks whether a trigger would fire. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
-from buildrunner.triggers.forge_host import PUBLIC, named_forge, told_forge
+from buildrunner.triggers.forge_host import PUBLIC, named_forge, reported_forge
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     BadDelivery,
@@ -32,25 +32,25 @@ def trial_events(
     wanted: TriggerRepository | None,
     bindings: Mapping[str, HookBinding],
 ) -> tuple[Event, ...]:
-    """The events that somebody asks about.
+    """Return the events of a test.
 
     Args:
-        trigger: which is asked.
+        trigger: the trigger to test.
         asked: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a forge,
             ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a pull
             request of branch ``ref``.
-        wanted: the trigger's repository: the event's, unless the event says so itself.
-        bindings: of hooks, by name. A payload of another hook is taken to be of the forge that it
-            names.
+        wanted: the trigger's repository, which an event without a repository gets.
+        bindings: bindings of hooks, by name. A payload for an unbound hook counts as one of the
+            forge that it names.
 
     Raises:
-        BadDelivery: it is none of these.
+        BadDelivery: ``asked`` has none of these forms.
     """
     if asked.get("event") is not None:
         return _told(trigger, asked, wanted, bindings)
     ref = text(asked, "ref")
     if not ref:
-        raise BadDelivery("either event or ref must say what happens")
+        raise BadDelivery("give either an event or a ref")
     ref = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
     files = asked.get("files")
     repository = _repository_of(wanted)
@@ -114,12 +114,14 @@ def _told(
     if hook == "pubsub":
         return (pubsub_event(request),)
     if hook not in FORGES:
-        raise BadDelivery(f"there is no forge {hook}: {', '.join(FORGES)}, pubsub, webhook")
+        raise BadDelivery(
+            f"unknown kind of hook: {hook}; use one of {', '.join(FORGES)}, pubsub, webhook"
+        )
     try:
         parsed = parse_delivery(FORGES[hook], request)
     except BadDelivery as error:
         raise BadDelivery(
-            f"this is no delivery of {hook}: {error} (--hook and --header say whose and what it is)"
+            f"this is no delivery of {hook}: {error} (set its kind by --hook and --header)"
         ) from error
     if not parsed.events:
         raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
@@ -129,11 +131,11 @@ def _told(
 
 
 def _as_told(event: Event, kind: str) -> Event:
-    """An event on the forge that its payload names."""
+    """Return an event with the forge that its payload names."""
     if isinstance(event, MessageEvent) or event.repository.bare:
         return event
     told = event.repository
-    host = told_forge(kind, told.full_name, (told.clone_url, *told.urls))
+    host = reported_forge(kind, told.full_name, (told.clone_url, *told.urls))
     if host is None and told.forge in PUBLIC:
         host = named_forge(told.forge)
     return replace(event, repository=on_host(told, host)) if host else event
@@ -162,7 +164,7 @@ def _forge_of(
 
 
 def _forge_by_payload(body: Any) -> str:
-    """Whose payload it seems to be; empty for GitHub's and Gitea's where they are the same."""
+    """Guess the forge of a payload; empty for a form that GitHub and Gitea share."""
     for forge, path in (
         ("gitlab", ("object_kind",)),
         ("gitlab", ("event_name",)),
@@ -179,7 +181,7 @@ def _forge_by_payload(body: Any) -> str:
 
 
 def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
-    """The headers, with the kind of the event where a payload alone tells it."""
+    """Return the headers, with the kind of the event as the payload suggests it."""
     if hook in ("github", "gitea", "forgejo"):
         kind = "push"
         if part(body, "zen") is not None:
@@ -195,6 +197,6 @@ def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
         guess = "repo:push" if is_cloud else "repo:refs_changed"
         if is_pull:
             guess = "pullrequest:created" if is_cloud else "pr:opened"
-        kind = text(body, "eventKey") or guess  # Bitbucket Server says it in the payload, too
+        kind = text(body, "eventKey") or guess  # Bitbucket Server has it in the payload, too
         return {"x-event-key": kind, **headers}
     return headers

@@ -189,7 +189,7 @@ def test_a_right_that_nobody_tells_is_no_right_and_the_reason_says_so() -> None:
     event = pull(action="commented", comment="/gcbrun", commenter="adam")
     verdict = forge.known(event).judge(trigger(events=pulls()), WANTED)
     assert not verdict.fires
-    assert verdict.reason == "adam wrote /gcbrun, but nobody says whether adam may write"
+    assert verdict.reason == "adam wrote /gcbrun, but it is unknown whether adam may write"
     assert any("answers 401" in rule.text for rule in verdict.rules)
 
 

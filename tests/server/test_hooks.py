@@ -157,7 +157,7 @@ def test_a_wrong_signature_gets_401_and_leaves_a_trace(
 
 @pytest.mark.parametrize(
     ("headers", "said"),
-    [({}, "it is not signed"), ({"X-Hub-Signature": "sha1=" + "0" * 40}, "a SHA-1 signature only")],
+    [({}, "it is not signed"), ({"X-Hub-Signature": "sha1=" + "0" * 40}, "only a SHA-1 signature")],
 )
 def test_what_a_delivery_lacks_is_in_the_trace(
     server: ApiServer, headers: dict[str, str], said: str
@@ -475,7 +475,7 @@ def test_a_build_of_nobody_knows_what_is_one_that_failed(server: ApiServer) -> N
     handle(server)
     (build,) = builds(server)
     assert build["status"] == "FAILURE"
-    assert build["statusDetail"].startswith("nobody says which commit pull request #3 is at")
+    assert build["statusDetail"].startswith("the head commit of pull request #3 is unknown")
     assert build["substitutions"]["_HEAD_BRANCH"] == "feat"
     assert build["statusDetail"] in shown(delivery(server, number["delivery"]))
     again = server.http.post(f"/v1/projects/p/builds/{build['id']}:retry")

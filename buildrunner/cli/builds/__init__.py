@@ -1,4 +1,5 @@
 """`buildrunner builds`: list, describe, log, cancel, retry, approve.
 
-`command` has the arguments. `local` reads this machine's store, `remote` asks a server.
+`command` has the arguments. `local` has the commands on this machine, and the table of builds;
+`remote` has the commands on a server.
 """

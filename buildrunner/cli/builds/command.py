@@ -114,10 +114,10 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the commands.
 
     Raises:
-        NotFound: no build of that id.
-        FilterError: the filter is not understood.
+        NotFound: no build has that id.
+        FilterError: the filter is wrong.
         Conflict: the id is ambiguous, or the build has ended.
-        UsageError: it needs a server, and none is chosen.
+        UsageError: the command needs a server, and none is chosen.
     """
     if args.action == "list":
         for flag, number in (("--limit", args.limit), ("--page-size", args.page_size)):
@@ -211,7 +211,7 @@ def _provenance(args: argparse.Namespace, store: BuildStore) -> int:
 def _cancel(args: argparse.Namespace, store: BuildStore) -> int:
     from buildrunner.cli.builds.local import cancel_build
 
-    # All ids are looked up first: a typing error in one must not leave half of them cancelled.
+    # All ids are looked up first: a typo in one must not leave half of the builds cancelled.
     for document in [store.get(build_id) for build_id in args.ids]:
         cancel_build(store, document)
         sys.stderr.write(f"Cancelled [{document['id']}].\n")

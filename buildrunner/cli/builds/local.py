@@ -1,4 +1,4 @@
-"""Stopping a build that runs in another process of this machine."""
+"""Builds of this machine: cancel one, print its log; and the table of builds, also of a server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LIMIT_S = 60.0
 
 
 def cancel_build(store: BuildStore, document: Document) -> None:
-    """Ask the build's process to stop, as Ctrl-C does, and wait until it has ended.
+    """Send SIGTERM to the build's process, as Ctrl-C does, and wait until it has ended.
 
     Raises:
         Conflict: the build has ended already.
@@ -61,17 +61,17 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
     """Write the log to standard output.
 
     Args:
-        store: knows the build, and whether it has ended.
-        data_folder: where logs are.
-        build_id: id or unique beginning of one.
-        follow: go on until the build has ended.
+        store: the store of the build.
+        data_folder: folder of the logs.
+        build_id: id of the build, or its first characters.
+        follow: continue until the build has ended.
 
     Returns:
         The exit code.
 
     Raises:
-        NotFound: no such build, or it has no log (``logging: NONE``).
-        Conflict: several builds begin so.
+        NotFound: the build does not exist, or has no log (``logging: NONE``).
+        Conflict: several ids begin with these characters.
     """
     document = store.get(build_id)
     full_id = document["id"]
@@ -85,14 +85,14 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
     offset = _copy(reader, 0, show)
     while follow and not ended:
         _pause(_POLL_S_BUILD_LOG)
-        # The status first: what was written before the end is then read after it.
+        # The status is read first: after the end, all of the log can be read.
         ended = store.get(full_id)["status"] in FINAL_STATUSES
         offset = _copy(reader, offset, show)
     return EXIT_SUCCESS
 
 
 def print_provenance(envelopes: bytes, *, statement: bool) -> int:
-    """Print DSSE envelopes as they are, or the statements in them for a person to read."""
+    """Print DSSE envelopes unchanged, or their statements as indented JSON."""
     if not statement:
         sys.stdout.write(envelopes.decode())
         return EXIT_SUCCESS
@@ -140,7 +140,7 @@ _COLUMNS = ("ID", "CREATE_TIME", "DURATION", "SOURCE", "IMAGES", "STATUS")
 
 
 def build_table(builds: Sequence[Document]) -> str:
-    """The table; nothing at all without builds."""
+    """Format builds as a table; empty without builds."""
     return table(_COLUMNS, [_row(build) for build in builds])
 
 

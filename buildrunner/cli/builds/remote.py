@@ -18,10 +18,10 @@ from buildrunner.triggers.forge_host import request_name
 
 
 def approval_lines(facts: Document) -> list[str]:
-    """Lines about a build, from the server's `ApprovalFacts`."""
+    """Format the facts for an approval (the server's `ApprovalFacts`) as lines of text."""
     lines = [_whose(facts)] if facts.get("pullRequest") else []
     if facts.get("commenter"):
-        lines.append(f"Asked for in a comment by {facts['commenter']}")
+        lines.append(f"Requested by a comment of {facts['commenter']}")
     if facts.get("url"):
         lines.append(facts["url"])
     if facts.get("state") == "PENDING":
@@ -54,9 +54,9 @@ def run_remote(server: ChosenServer, project: str, args: argparse.Namespace) -> 
     """Run one of the commands.
 
     Raises:
-        NotFound: no build of that id.
+        NotFound: no build has that id.
         Conflict: the id is ambiguous, or the build is in another state.
-        FilterError: the filter is not understood.
+        FilterError: the filter is wrong.
         ServerUnavailable: the server does not answer.
     """
     client = server.connect(project)
@@ -118,7 +118,7 @@ def _log(args: argparse.Namespace, client: ServerClient) -> int:
             show(block)
         if is_empty and ended and "startTime" not in build:
             why = printable(build.get("statusDetail", ""))
-            raise NotFound(f"build {build['id']} has no log", hint=f"it never began: {why}")
+            raise NotFound(f"build {build['id']} has no log", hint=f"it never started: {why}")
         return EXIT_SUCCESS
     said = ""
     for item in client.follow(
@@ -136,7 +136,7 @@ def _log(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def _cancel(args: argparse.Namespace, client: ServerClient) -> int:
-    # All ids are looked up first: a typing error in one must not leave half of them cancelled.
+    # All ids are looked up first: a typo in one must not leave half of the builds cancelled.
     for build in [client.find_build(one) for one in args.ids]:
         client.cancel_build(build["id"])
         _say(f"Cancelled [{client.build_url(build['id'])}].")

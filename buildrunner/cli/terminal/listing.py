@@ -12,15 +12,15 @@ _VALUE_FORM = re.compile(rf"(?:value|get)\(({_FIELD}(?:,{_FIELD})*)\)")
 
 
 def is_value_form(form: str) -> bool:
-    """Whether it is gcloud's ``value(status, results.images[0].digest)``, which scripts read."""
+    """Whether a format is like gcloud's ``value(status, results.images[0].digest)``."""
     return _VALUE_FORM.fullmatch(form) is not None
 
 
 def formatted(value: Any, form: str) -> str:
-    """``value`` as ``json``, ``yaml`` or ``value(FIELD, ...)``.
+    """Format a value as ``json``, ``yaml`` or ``value(FIELD, ...)``.
 
-    A list in YAML is one document for each entry. ``value`` is a line for each entry, its fields
-    separated by tabs; what is not there is empty.
+    For a list, ``yaml`` prints a document for each entry. ``value`` prints a line for each entry,
+    with tabs between the fields; a missing field is empty.
 
     Source: ``gcloud topic formats``.
     """
@@ -41,7 +41,7 @@ def formatted(value: Any, form: str) -> str:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-    """The value at a path: ``["steps", "[0]", "name"]``; a list gives the values of its entries."""
+    """Return the value at a path, ``["steps", "[0]", "name"]``; of a list, that of each entry."""
     for index, part in enumerate(path):
         if isinstance(value, list) and not part[1:-1].isdigit():
             return [_at(entry, path[index + (part == "[]") :]) for entry in value]
@@ -64,7 +64,7 @@ def _text(value: Any) -> str:
 
 
 def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Rows below their column names, padded; nothing at all without rows.
+    """Format rows below their column names, padded; empty without rows.
 
     Source: semantics 11.3; the form of gcloud's tables.
     """

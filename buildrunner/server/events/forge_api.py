@@ -60,7 +60,7 @@ class ForgeApi:
 
         Raises:
             ServerUnavailable: the API does not answer now.
-            ServerError: it refuses, or answers not as expected.
+            ServerError: the API refuses the request, or its answer is not as expected.
         """
         repository = event.repository
         url = (
@@ -79,13 +79,13 @@ class ForgeApi:
         """Whether a person may write to a repository.
 
         Args:
-            repository: of a forge.
-            identity: what the forge's API calls the person.
-            person: the login.
+            repository: a repository of a forge.
+            identity: the person's id in the forge's API.
+            person: the person's login.
 
         Raises:
             ServerUnavailable: the API does not answer now.
-            ServerError: it refuses, or answers not as expected.
+            ServerError: the API refuses the request, or its answer is not as expected.
         """
         host, forge = repository.host, repository.forge
         if host is None:
@@ -94,7 +94,7 @@ class ForgeApi:
         return may_write(forge, person, self._get(url, forge, {} if forge == "gitlab" else None))
 
     def _get(self, url: str, forge: str, missing: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer; ``missing`` when there is no such thing, if that is an answer."""
+        """Return the answer as JSON. A 404 returns ``missing``, or is an error if that is None."""
         import httpx
 
         host = _host(url)

@@ -1,4 +1,4 @@
-"""Tells forges of builds of their commits: makes the messages of the outbox."""
+"""Commit statuses: makes messages of the outbox that report builds to their forges."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from buildrunner.triggers.labels import TRIGGER_NAME
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
-# GitLab refuses to be told the same state twice: then it knows.
+# GitLab refuses a status that it already has, which counts as delivered.
 _MOST_TOLD: Final = 1000
 _KNOWN_ALREADY: Final = "Cannot transition status"
 
@@ -33,8 +33,8 @@ class StatusReporter:
 
     Args:
         secrets: the server's.
-        hooks: returns what hooks are bound to, by their names. A project reports on the
-            repositories that they give it: see `may_speak_for`.
+        hooks: returns the bindings of hooks by name. They decide which projects may report to
+            a repository: see `may_speak_for`.
         changed_build: returns the Build as of a change, by its id; None if it is gone.
     """
 
@@ -50,7 +50,7 @@ class StatusReporter:
         self._told: set[str] = set()
 
     def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
-        """Return the reports to the forge about a change; none without a token for it."""
+        """Return the message to the forge about a change; none if the forge has no token."""
         labels = change.labels
         forge, repository = _forge_of(labels), labels.get("repository", "")
         if forge is None or not repository or not self._may_have_token(forge.url):
@@ -70,14 +70,14 @@ class StatusReporter:
     ) -> NewMessage | None:
         """Return the report about a pull request whose build waits for a comment.
 
-        Source: semantics 9.11: it should show something that is pending.
+        Source: semantics 9.11: the commit has a pending status until the comment.
 
         Args:
             labels: of the event, as for a build.
             project: the trigger's.
             trigger: its name.
-            url: where the reason can be read.
-            key: of the message.
+            url: page with the reason.
+            key: key of the message.
         """
         report = Report(
             repository=labels.get("repository", ""),
@@ -93,7 +93,7 @@ class StatusReporter:
     def _message(
         self, forge: ForgeHost | None, report: Report, key: str, project: str
     ) -> NewMessage | None:
-        """The message; None where there is nobody to tell, or no token for it."""
+        """Return the message; None if the forge is unknown, has no token, or may not be used."""
         if forge is None or not (report.repository and report.commit):
             return None
         request = status_request(forge, report) if self._may_have_token(forge.url) else None
@@ -129,17 +129,17 @@ class StatusReporter:
         return False
 
     def _may_have_token(self, base: str) -> bool:
-        """Whether there is a token for a forge, or nobody can tell now: then the message waits."""
+        """Whether a forge has a token; also True while the store does not answer: messages wait."""
         host = forge_host(base)
         try:
             has = self._secrets.has_own(forge_token_name(host))
         except SecretError as error:
-            _log.warning("whether there is a token of %s can't be told: %s", host, error)
+            _log.warning("the token of %s can't be looked up: %s", host, error)
             return True
         if not has:
             self._tell_once(f"no statuses are sent to {host}: it has no token")
         elif not is_private_to_us(base):
-            self._tell_once(f"no statuses are sent to {base}: a token is never sent in clear")
+            self._tell_once(f"no statuses are sent to {base}: a token is never sent unencrypted")
             return False
         return has
 
@@ -152,7 +152,7 @@ class StatusReporter:
 
 
 def _forge_of(labels: Mapping[str, str]) -> ForgeHost | None:
-    """The forge that a build's labels name; None where they name none."""
+    """Return the forge that a build's labels name; None if they name none."""
     try:
         return named_forge(labels.get("forge", ""), labels.get("forge_url", ""))
     except UsageError:
@@ -160,11 +160,11 @@ def _forge_of(labels: Mapping[str, str]) -> ForgeHost | None:
 
 
 def _commit_of(build: dict[str, Any]) -> str:
-    """The commit that was fetched, of a trigger's build; empty before."""
+    """Return the commit that a trigger's build fetched; empty before the fetch."""
     resolved = build.get("sourceProvenance", {}).get("resolvedGitSource", {})
     return str(resolved.get("revision", "")) if build.get("buildTriggerId") else ""
 
 
 def _trigger_name(change: BuildChange) -> str:
-    """The trigger's name as the server knows it; a substitution of a run can say otherwise."""
+    """Return the trigger's name from its label, since a run may change ``$TRIGGER_NAME``."""
     return change.labels.get(TRIGGER_NAME, "") or change.trigger_id or "build"

@@ -1,7 +1,12 @@
-"""The seam to a forge's webhooks.
+"""The protocol of a forge's webhooks, and the readers of payloads that forges share. Pure.
 
-A new forge is a module with a `Forge`, a line in `forges.catalog.FORGES`, and recorded payloads as
-tests. Everything here is pure: bytes in, events out.
+To add a forge:
+
+- write a module with a `Forge`, and add it to `forges.catalog.FORGES`
+- add its kind to `forge_host.KINDS`, with its addresses in `ForgeHost`
+- add its commit statuses to `status_report`
+- add its marks to `trial`, which recognizes a payload without headers
+- add recorded payloads to the tests
 """
 
 from __future__ import annotations
@@ -21,30 +26,29 @@ from buildrunner.triggers.forge_host import repository_key
 
 
 class WebhookRequest(msgspec.Struct, frozen=True):
-    """A request as it arrived.
+    """The request of a webhook, unchanged.
 
     Attributes:
         headers: by lower-case name.
-        body: as it was sent; signatures are over these very bytes.
+        body: exactly the bytes that the sender signed.
     """
 
     headers: Mapping[str, str]
     body: bytes
 
     def header(self, name: str) -> str:
-        """A header; empty when it is not there."""
+        """Return a header; empty if the request does not have it."""
         return self.headers.get(name.lower(), "")
 
 
 class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """The event of a delivery.
+    """The events of a delivery.
 
     Attributes:
-        kind: the forge's own word for it: ``push``, ``pull_request.opened``, ...
-        events: what happened; several where one delivery tells of several refs, none when it is
-            nothing that could fire a trigger.
-        ignored: why there are no events; empty otherwise.
-        known: where refs are that have not moved.
+        kind: the forge's name of the event: ``push``, ``pull_request.opened``, ...
+        events: several if the delivery reports several refs; none if it cannot fire a trigger.
+        ignored: the reason if there are no events; empty otherwise.
+        known: refs that the delivery reports as unchanged.
     """
 
     kind: str
@@ -54,7 +58,7 @@ class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BadDelivery(ValueError):
-    """The delivery is not what the forge sends; the message says what is wrong with it."""
+    """The delivery does not have the form of its forge. The message says what is wrong."""
 
 
 class Forge(Protocol):
@@ -64,28 +68,28 @@ class Forge(Protocol):
     """As in `Repository.forge` and in the address ``/hooks/NAME``."""
 
     def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
-        """Whether the sender knows the secret; in a time that tells nothing about it.
+        """Whether the sender knows the secret, checked in constant time.
 
-        Asked before anything of the body is parsed. False for an empty secret.
+        Called before the body is parsed. False for an empty secret.
         """
         ...
 
     def sent_at(self, request: WebhookRequest) -> float | None:
         """Return the time in a genuine delivery at which it was sent, in seconds since 1970.
 
-        None where nothing that is signed says it.
+        None if the signed part of the delivery has no time.
         """
         ...
 
     def delivery_id(self, request: WebhookRequest) -> str:
-        """The same for each try of one delivery, and for no other one."""
+        """Return the id of a delivery: the same for each attempt, and different for others."""
         ...
 
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
-        """Read it.
+        """Return the events of a genuine delivery.
 
         Raises:
-            BadDelivery: it is not what this forge sends.
+            BadDelivery: the delivery does not have the form of this forge.
         """
         ...
 
@@ -103,12 +107,12 @@ _SIGNATURES = (
 
 
 def lacking_proof(request: WebhookRequest) -> str:
-    """Return the missing part without which no secret proves a delivery; empty for none."""
+    """Return the reason why no secret can verify a delivery; empty if one can."""
     given = [request.header(name) for name in _SIGNATURES if request.header(name)]
     if not given:
         return "it is not signed: the webhook has no secret on the forge"
     if all(one.startswith("sha1=") for one in given):
-        return "it has a SHA-1 signature only, which proves nothing any more"
+        return "it has only a SHA-1 signature, which is not secure"
     return ""
 
 
@@ -116,9 +120,9 @@ def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") 
     """Whether ``presented`` is the hex HMAC-SHA256 of the body; in constant time.
 
     Args:
-        body: what was signed.
-        secret: the key; an empty one matches nothing.
-        presented: what the sender gave, with ``prefix``.
+        body: the signed bytes.
+        secret: the key; an empty key matches nothing.
+        presented: the sender's signature, with ``prefix``.
         prefix: ``sha256=``, or empty.
     """
     expected = hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
@@ -129,12 +133,12 @@ def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") 
 
 
 def token_matches(presented: str, secret: str) -> bool:
-    """Whether the sender gave the secret itself; in constant time. An empty one matches nothing."""
+    """Whether the sender sent the secret itself; in constant time. An empty one matches nothing."""
     return hmac.compare_digest(presented.encode(), secret.encode()) and bool(secret)
 
 
 def body_digest(request: WebhookRequest) -> str:
-    """A delivery id for forges that give none: the same body is the same delivery."""
+    """Return a delivery id for forges without one: the same body is the same delivery."""
     return hashlib.sha256(request.body).hexdigest()
 
 
@@ -143,13 +147,13 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 def payload_bytes(request: WebhookRequest) -> bytes:
-    """The JSON of a delivery: the body, or the field ``payload`` of a form.
+    """Return the JSON of a delivery: the body, or the field ``payload`` of a form.
 
-    Source: GitHub's and Gitea's webhooks have both content types; what is signed is the body.
+    Source: GitHub's and Gitea's webhooks have both content types. The signature is over the body.
     """
     if request.header("content-type").partition(";")[0].strip().lower() != _FORM:
         return request.body
-    if request.body.lstrip()[:1] in (b"{", b"["):  # `curl --data` calls whatever it sends a form
+    if request.body.lstrip()[:1] in (b"{", b"["):  # `curl --data` calls every body a form
         return request.body
     try:
         fields = parse_qs(request.body.decode("ascii"), max_num_fields=100)
@@ -160,10 +164,10 @@ def payload_bytes(request: WebhookRequest) -> bytes:
 
 
 def plain_payload(request: WebhookRequest) -> bytes:
-    """The same, of a body that is not compressed.
+    """Return the same as `payload_bytes`, for a body that must not be compressed.
 
     Raises:
-        BadDelivery: it is.
+        BadDelivery: the body is compressed.
     """
     encoding = request.header("content-encoding").strip()
     if encoding.lower() not in ("", "identity"):
@@ -172,10 +176,10 @@ def plain_payload(request: WebhookRequest) -> bytes:
 
 
 def json_object(request: WebhookRequest) -> dict[str, Any]:
-    """The payload as a JSON object.
+    """Return the payload as a JSON object.
 
     Raises:
-        BadDelivery: it is none, or is nested more than 100 deep.
+        BadDelivery: the payload is no JSON object, or is nested more than 100 deep.
     """
     value = json_value(plain_payload(request))
     if not isinstance(value, dict):
@@ -184,10 +188,10 @@ def json_object(request: WebhookRequest) -> dict[str, Any]:
 
 
 def json_value(body: bytes) -> Any:
-    """A body as JSON.
+    """Parse a body as JSON.
 
     Raises:
-        BadDelivery: it is none, or is nested more than 100 deep.
+        BadDelivery: the body is no JSON, or is nested more than 100 deep.
     """
     try:
         value = msgspec.json.decode(body.removeprefix(BOM_UTF8))
@@ -212,7 +216,7 @@ def _depth(value: object) -> int:
 
 
 def part(value: object, *path: str | int) -> Any:
-    """The value at a path of keys and indices; None where something of it is not there."""
+    """Return the value at a path of keys and indices; None if a part of the path is missing."""
     for key in path:
         if isinstance(key, int):
             value = value[key] if isinstance(value, list) and key < len(value) else None
@@ -222,33 +226,33 @@ def part(value: object, *path: str | int) -> Any:
 
 
 def text(value: object, *path: str | int) -> str:
-    """The string at a path; empty where there is none."""
+    """Return the string at a path; empty if the value is missing or no string."""
     found = part(value, *path)
     return found if isinstance(found, str) else ""
 
 
 def number(value: object, *path: str | int) -> int:
-    """The whole number at a path; 0 where there is none."""
+    """Return the integer at a path; 0 if the value is missing or no integer."""
     found = part(value, *path)
     return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
 def items(value: object, *path: str | int) -> list[Any]:
-    """The list at a path; empty where there is none."""
+    """Return the list at a path; empty if the value is missing or no list."""
     found = part(value, *path)
     return found if isinstance(found, list) else []
 
 
 def required(value: object, *path: str | int, of: str = "") -> str:
-    """The string at a path.
+    """Return the string at a path.
 
     Args:
-        value: where to look.
-        path: keys and indices.
-        of: what the value is, for the message.
+        value: a part of the payload.
+        path: keys and indices below that part.
+        of: path of that part, for the message.
 
     Raises:
-        BadDelivery: there is none.
+        BadDelivery: the string is missing or empty.
     """
     found = text(value, *path)
     if not found:
@@ -257,10 +261,10 @@ def required(value: object, *path: str | int, of: str = "") -> str:
 
 
 def required_items(value: object, *path: str | int) -> list[Any]:
-    """The list at a path, which may be empty.
+    """Return the list at a path, which may be empty.
 
     Raises:
-        BadDelivery: there is none.
+        BadDelivery: the list is missing.
     """
     found = part(value, *path)
     if not isinstance(found, list):
@@ -273,20 +277,20 @@ def _missing(of: str, *path: str | int) -> BadDelivery:
 
 
 def event_kind(request: WebhookRequest, *headers: str) -> str:
-    """Return the forge's name of the event, from the first of these headers that is there.
+    """Return the forge's name of the event, from the first of these headers that is present.
 
     Raises:
-        BadDelivery: none is.
+        BadDelivery: all of them are missing.
     """
     for name in headers:
         kind = request.header(name)
         if kind:
             return kind
-    raise BadDelivery(f"the header {headers[0]} is missing: it says what happened")
+    raise BadDelivery(f"the header {headers[0]} is missing, which names the event")
 
 
 def files_of(commits: list[Any]) -> tuple[str, ...]:
-    """Every path that the commits of a push add, change or remove, sorted."""
+    """Return every path that the commits of a push add, change or remove, sorted."""
     paths = {
         path
         for commit in commits
@@ -314,7 +318,7 @@ _MOST = 500
 
 
 def lane_of(request: WebhookRequest) -> str:
-    """One name for the repository that a genuine delivery is about; empty where it names none."""
+    """Return the lane of a genuine delivery: its repository, in one spelling; empty if unnamed."""
     try:
         body = json_object(request)
     except BadDelivery:
@@ -323,21 +327,23 @@ def lane_of(request: WebhookRequest) -> str:
     return next((key[:_MOST] for key in keys if key), "")
 
 
-# Git takes four and more; Bitbucket tells the first twelve of a pull request's commits.
+# Git accepts four digits or more; Bitbucket reports the first twelve of a pull request's commits.
 _COMMIT = re.compile(r"[0-9A-Fa-f]{4,64}")
 # Source: `git check-ref-format`.
 _NEVER_IN_A_REF = re.compile(
     r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|(^|/)\.|\.lock(/|$)|[./]$|^/|^@$"
 )
-_NEVER_IN_AN_ADDRESS = re.compile(r"[\x00-\x1f\x7f]")  # a folder of a bare repository has blanks
+_NEVER_IN_AN_ADDRESS = re.compile(
+    r"[\x00-\x1f\x7f]"
+)  # spaces are allowed: folders of bare repositories have them
 _MOST_SHOWN = 100
 
 
 def parse_delivery(forge: Forge, request: WebhookRequest) -> ParsedDelivery:
-    """Return the event of a delivery, if all of it could be read.
+    """Return the events of a delivery, with their refs, commits and addresses checked.
 
     Raises:
-        BadDelivery: it is not what this forge sends.
+        BadDelivery: the delivery does not have the form of this forge.
     """
     parsed = forge.parse(request)
     for event in (*parsed.events, *parsed.known):
@@ -346,7 +352,7 @@ def parse_delivery(forge: Forge, request: WebhookRequest) -> ParsedDelivery:
 
 
 def shortened(text: str) -> str:
-    """As much of it as a person reads in a line."""
+    """Return the first 100 characters of a text, for messages."""
     return text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 1]}…"
 
 

@@ -1,4 +1,4 @@
-"""Gitea, Forgejo and Gogs, which speak nearly GitHub's language.
+"""Webhooks of Gitea, Forgejo and Gogs, whose payloads resemble GitHub's.
 
 Source: the page "Webhooks" of each.
 """
@@ -67,12 +67,12 @@ class Gitea:
             case "issue_comment" | "pull_request_comment":
                 return _comment(body, named)
             case _:
-                ignored = f'"{named}" is nothing that fires a trigger'
+                ignored = f'"{named}" fires no trigger'
                 return ParsedDelivery(kind=named, ignored=ignored)
 
 
 def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
-    """As GitHub tells it, or as Gogs does, which does not tell the commits."""
+    """Read a pull request in GitHub's form, or in that of Gogs, which omits the commits."""
     pull = part(body, "pull_request")
     if part(pull, "head") is not None or part(pull, "head_branch") is None:
         return pull_request_event(body, action, "gitea")
@@ -95,7 +95,7 @@ def _pull_request(body: dict[str, Any], action: str) -> PullRequestEvent:
 
 
 def _own(request: WebhookRequest, what: str) -> str:
-    """A header under the first of the makers' names that is there."""
+    """Return a header from the first maker's name that is present; empty if none is."""
     found = (request.header(f"x-{maker}-{what}") for maker in _MAKERS)
     return next((value for value in found if value), "")
 

@@ -137,7 +137,7 @@ def test_a_repository_that_the_settings_name_is_fetched_from_there(fields, sourc
 
 
 def test_a_repository_that_is_nowhere_can_not_be_built():
-    with pytest.raises(UsageError, match="nobody says where acme/app is"):
+    with pytest.raises(UsageError, match="the address of acme/app is unknown"):
         event_run(a_trigger(), a_push(repository=Repository(full_name="acme/app")))
 
 
@@ -148,7 +148,7 @@ def test_nothing_is_built_of_a_deleted_branch(after):
 
 
 def test_a_pull_request_without_a_commit_can_not_be_built():
-    with pytest.raises(UsageError, match="which commit pull request #7"):
+    with pytest.raises(UsageError, match="the head commit of pull request #7"):
         event_run(a_trigger(), a_pull(head_commit=""))
 
 

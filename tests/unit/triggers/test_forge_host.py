@@ -9,8 +9,8 @@ from buildrunner.triggers.forge_host import (
     is_full_name,
     named_forge,
     public_forge,
+    reported_forge,
     repository_key,
-    told_forge,
 )
 
 
@@ -176,7 +176,7 @@ def test_public_forges_are_known_by_their_hosts() -> None:
     ],
 )
 def test_the_forge_that_a_payload_names(urls: tuple[str, ...], full_name: str, url: str) -> None:
-    found = told_forge("gitea", full_name, urls)
+    found = reported_forge("gitea", full_name, urls)
     assert (found.url if found else None) == url
 
 

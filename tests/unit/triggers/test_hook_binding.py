@@ -123,7 +123,10 @@ def test_the_head_of_a_pull_request_is_on_the_same_forge(head: str, url: str) ->
 @pytest.mark.parametrize(
     ("event", "said"),
     [
-        (push(clone_url="https://evil.example/acme/app.git"), "and the payload is about evil.example"),
+        (
+            push(clone_url="https://evil.example/acme/app.git"),
+            "and the payload is about evil.example",
+        ),
         (push(urls=("https://git.example.com:8443/acme/app",)), "is bound to https://git.exam"),
         (push(urls=("https://git.example.com.evil/acme/app",)), "is bound to"),
         (push("acme2/app"), "is bound to acme, and acme2/app is none of them"),

@@ -248,7 +248,7 @@ def mirrored(name: str) -> dict:
     ("control", "given", "reason"),
     [
         (0, {}, "merge request !7: opened"),
-        (0, {"base_branch": ""}, "nobody says which branch merge request !7 is for"),
+        (0, {"base_branch": ""}, "the base branch of merge request !7 is unknown"),
         (0, {"action": "closed"}, 'a merge request that was "closed"'),
     ],
 )
@@ -382,4 +382,4 @@ def test_a_branch_that_nobody_tells_matches_nothing(inverted: bool) -> None:
     event = pull(action="commented", comment="/gcbrun", base_branch="", commenter_may_write=True)
     verdict = match(trigger(**on_pull(branch=".*", invertRegex=inverted)), event)
     assert not verdict.fires
-    assert verdict.reason == "nobody says which branch pull request #7 is for"
+    assert verdict.reason == "the base branch of pull request #7 is unknown"

@@ -187,7 +187,7 @@ def test_other_events_of_github_are_named_as_what_fires_nothing(kind: str) -> No
     ("headers", "said"),
     [
         ({}, "it is not signed"),
-        ({"x-hub-signature": "sha1=" + "0" * 40}, "SHA-1 signature only"),
+        ({"x-hub-signature": "sha1=" + "0" * 40}, "only a SHA-1 signature"),
         ({"x-hub-signature-256": "sha256=" + "0" * 64}, ""),
         ({"x-hub-signature": "sha256=" + "0" * 64}, ""),
         ({"x-gitlab-token": "wrong"}, ""),
