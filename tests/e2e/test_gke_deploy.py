@@ -74,12 +74,12 @@ def schema(group: str) -> dict[str, Any]:
 class Cluster(ThreadingHTTPServer):
     """A server whose Deployments need three looks to become ready."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.objects: dict[str, dict[str, Any]] = {}
         self.writes: list[tuple[str, str]] = []
         self.looks = 3
         self.pods: list[dict[str, Any]] = []
-        super().__init__(("127.0.0.1", 0), Api)
+        super().__init__((host, 0), Api)
 
     def shown(self, path: str) -> dict[str, Any] | None:
         if path.endswith("/pods"):

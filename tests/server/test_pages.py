@@ -61,6 +61,7 @@ def test_the_list_shows_builds_newest_first(server: ApiServer) -> None:
     first, second = server.create(tags=["one"]), server.create(tags=["two"])
     text = server.http.get("/builds?project=p").text
     assert text.index(second) < text.index(first)
+    assert 'href="/deployments?project=p"' in text
     filtered = server.http.get('/builds?project=p&filter=tags="one"').text
     assert first in filtered
     assert second not in filtered

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
@@ -389,31 +390,80 @@ PAGES = (
     f"/triggers/{PROJECT}/-/new",
     f"/trends?project={PROJECT}",
     f"/outbox?project={PROJECT}",
+    f"/deployments?project={PROJECT}",
+    "HISTORY",
     "/system",
 )
 
+TARGET = "gke://shop/europe-west1/prod/web/Deployment/a-name-that-is-rather-long"
+HISTORY = f"/deployments?project={PROJECT}&target={quote(TARGET, safe='')}"
+ONE, TWO = (f"registry.example.com/shop/web@sha256:{digit * 64}" for digit in "12")
 
+
+@pytest.fixture(scope="module")
+def rollout(server, busybox):
+    """Two builds that deployed to one target."""
+    builds = []
+    for image in (ONE, TWO):
+        report = f'{{"target": "{TARGET}", "images": ["{image}"], "url": "https://shop.test/"}}'
+        script = f"echo '{report}' > $BUILDER_OUTPUT/deployments.jsonl"
+        steps = [{"name": busybox, "id": "deploy", "script": script}]
+        build_id = server.create(PROJECT, {"steps": steps})
+        assert server.ended(PROJECT, build_id) == "SUCCESS"
+        builds.append(build_id)
+    return builds
+
+
+def test_what_runs_where_is_seen_and_rolled_back_from_the_pages(signed_in, server, rollout):
+    page = signed_in()
+    page.get_by_role("link", name="What runs where").click()
+    expect(page.locator("#deployments")).to_contain_text("web@sha256:222222222222")
+    page.get_by_role("link", name=TARGET).click()
+    rows = page.locator("#deployments tr[data-item]")
+    expect(rows.first).to_contain_text("the latest")
+    earlier = rows.filter(has=page.locator(f'a[href*="{rollout[0]}"]'))
+    earlier.get_by_role("button", name="Roll back to this").click()
+    expect(page.locator("#build-title .badge")).to_contain_text("success")
+    expect(page.locator("#head")).to_contain_text("It rolls back to what step deploy of")
+    expect(page.locator("table.deployed")).to_contain_text("web@sha256:111111111111")
+    page.goto(f"{server.url}{HISTORY}")
+    expect(rows.first).to_contain_text("web@sha256:111111111111")
+    expect(rows.first).to_contain_text("web@sha256:222222222222")
+
+
+@pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(signed_in, server, failed, axe, path, scheme):
     page = signed_in(color_scheme=scheme)
-    page.goto(server.url + path.replace("BUILD", f"/builds/{PROJECT}/{failed}"))
+    page.goto(
+        server.url
+        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
+    )
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready] .row .x").first).to_be_visible()
     assert serious_findings(page, axe) == []
 
 
+@pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 def test_a_phone_shows_everything_without_scrolling_sideways(signed_in, server, failed, path):
     page = signed_in(viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True)
-    page.goto(server.url + path.replace("BUILD", f"/builds/{PROJECT}/{failed}"))
+    page.goto(
+        server.url
+        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
 
+@pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_weighs_little_and_is_one_request_beside_its_files(signed_in, server, failed, path):
     page = signed_in()
-    page.goto(server.url + path.replace("BUILD", f"/builds/{PROJECT}/{failed}"))
+    page.goto(
+        server.url
+        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
+    )
     page.wait_for_load_state("load")
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready]")).to_be_attached()

@@ -56,7 +56,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
 
     def document(self) -> Document:
         """Return the deployment as the API and commands show it."""
-        shown: Document = msgspec.to_builtins(self)
+        shown: Document = msgspec.json.decode(msgspec.json.encode(self))
         return {**shown, "time": encode_instant(self.time)}
 
 
