@@ -10,11 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final
-from urllib import request as urllib_request
 
 import httpx
 
@@ -29,8 +25,7 @@ from buildrunner.addresses import (
 )
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
-
-_MOST_ADDRESSES: Final = 4
+from buildrunner.pinned_transport import PinnedTransport
 
 
 def is_loopback(registry: str) -> bool:
@@ -44,8 +39,8 @@ def host_of(registry: str) -> str:
     return re.sub(r":\d+$", "", registry)
 
 
-class RegistryTransport(httpx.BaseTransport):
-    """Implements `httpx.BaseTransport`. Thread-safe.
+class RegistryTransport(PinnedTransport):
+    """Implements `PinnedTransport`. Thread-safe.
 
     A public registry leads to public addresses only. One in a private network leads to private
     addresses, too, and one that is written as a loopback address also to that. Link-local and
@@ -55,8 +50,7 @@ class RegistryTransport(httpx.BaseTransport):
         registry: ``host:port`` of the registry.
         tls: how certificates are checked.
         egress: networks that builds do not reach.
-        proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
-            them. A proxy looks names up itself; names that this machine finds are judged, too.
+        proxies: see `PinnedTransport`.
         addresses_of: looks a name up.
         deadline: ends every connection when its time is over; None: each waits on its own.
     """
@@ -71,22 +65,19 @@ class RegistryTransport(httpx.BaseTransport):
         addresses_of: Callable[[str], Sequence[str]] = look_up,
         deadline: Deadline | None = None,
     ) -> None:
+        super().__init__(tls, proxies)
         self._registry = registry
         self._host = host_of(registry).strip("[]").lower()
-        self._tls = tls
         egress = egress or Egress()
         self._deny = [ipaddress.ip_network(one) for one in egress.deny]
         self._denies_all = any(network.prefixlen == 0 for network in self._deny)
         self._allow = [ipaddress.ip_network(one) for one in egress.allow]
-        self._proxies = dict(proxies or {})
         self._addresses_of = addresses_of
         self._deadline = deadline
         self._known: dict[str, tuple[str, ...]] = {}
-        self._transports: dict[tuple[str, str], httpx.HTTPTransport] = {}
-        self._lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an address that was judged.
+        """See `PinnedTransport.handle_request`.
 
         Raises:
             RegistryError: the host may not be reached, or the time is over.
@@ -96,57 +87,23 @@ class RegistryTransport(httpx.BaseTransport):
             if self._deadline.is_over:
                 raise RegistryError(f"the registry {self._registry} answers too slowly")
             request.extensions = {**request.extensions, "trace": self._deadline.trace}
-        # In ASCII: the resolver encodes other letters by an older rule than certificates do.
-        host = request.url.raw_host.decode("ascii").lower()
-        if proxy := self._proxy(request.url.scheme, host):
-            with suppress(httpx.ConnectError):  # many networks leave the names to the proxy
-                self._addresses(host)
-            return self._transport(host, proxy).handle_request(request)
-        failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
-        for address in self._addresses(host)[:_MOST_ADDRESSES]:
-            pinned = httpx.Request(
-                request.method,
-                request.url.copy_with(host=address),
-                headers=request.headers,  # with the name as Host
-                stream=request.stream,
-                extensions={**request.extensions, "sni_hostname": host},
-            )
-            try:
-                # Not one for all hosts: a connection is for the name that its certificate has.
-                return self._transport(host, "").handle_request(pinned)
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-                failure = error  # nothing was sent: the next address may answer
-        raise failure
+        return super().handle_request(request)
 
-    def close(self) -> None:
-        """Close all connections."""
-        for transport in self._transports.values():
-            transport.close()
+    def addresses(self, url: httpx.URL, host: str) -> Sequence[str]:  # noqa: ARG002
+        """See `PinnedTransport.addresses`."""
+        return self._addresses(host)
 
-    def _transport(self, host: str, proxy: str) -> httpx.HTTPTransport:
-        with self._lock:
-            found = self._transports.get((host, proxy))
-            if found is None:
-                try:
-                    found = httpx.HTTPTransport(
-                        verify=self._tls, trust_env=False, proxy=proxy or None
-                    )
-                except (ImportError, ValueError) as error:
-                    kind = proxy.partition("://")[0]  # the rest may hold a password
-                    raise RegistryError(
-                        f"the registry {self._registry} can't be reached by a proxy of {kind}://",
-                        hint="Set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT, or name the "
-                        "registry's host in NO_PROXY.",
-                    ) from error
-                self._transports[host, proxy] = found
-        return found
+    def is_here(self, host: str) -> bool:
+        """See `PinnedTransport.is_here`."""
+        return is_loopback(host)
 
-    def _proxy(self, scheme: str, host: str) -> str:
-        bypass: Callable[[str, Mapping[str, Any]], bool] = urllib_request.proxy_bypass_environment  # type: ignore[attr-defined]
-        if is_loopback(host) or bypass(host, self._proxies):
-            return ""
-        proxy = self._proxies.get(scheme) or self._proxies.get("all", "")
-        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
+    def wrong_proxy(self, kind: str) -> RegistryError:
+        """See `PinnedTransport.wrong_proxy`."""
+        return RegistryError(
+            f"the registry {self._registry} can't be reached by a proxy of {kind}://",
+            hint="Set HTTPS_PROXY and HTTP_PROXY to http://HOST:PORT, or name the registry's host "
+            "in NO_PROXY.",
+        )
 
     def _addresses(self, host: str) -> tuple[str, ...]:
         """The addresses of a host, as they were when it was first looked up."""

@@ -1,0 +1,113 @@
+"""HTTP connections to hosts that another party names, at the very addresses that were judged.
+
+A name that is looked up twice can have another answer the second time (DNS rebinding). So each host
+is looked up once, judged, and connected to by address, redirects included.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final
+from urllib import request as urllib_request
+
+import httpx
+
+from buildrunner.addresses import is_loopback_host
+
+_MOST_ADDRESSES: Final = 4
+
+
+class PinnedTransport(httpx.BaseTransport):
+    """Implements `httpx.BaseTransport`. Thread-safe.
+
+    Args:
+        tls: how certificates are checked.
+        proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
+            them. A proxy looks names up itself; names that this machine finds are judged, too.
+    """
+
+    def __init__(self, tls: ssl.SSLContext, proxies: Mapping[str, str] | None = None) -> None:
+        self._tls = tls
+        self._proxies = dict(proxies or {})
+        self._transports: dict[tuple[str, str], httpx.HTTPTransport] = {}
+        self._lock = threading.Lock()
+
+    @abstractmethod
+    def addresses(self, url: httpx.URL, host: str) -> Sequence[str]:
+        """Return the judged addresses of a host, the same ones each time.
+
+        Args:
+            url: of the request.
+            host: its host, in ASCII and small letters.
+
+        Raises:
+            BuildrunnerError: the host may not be reached.
+            httpx.ConnectError: the host can't be found.
+        """
+
+    @abstractmethod
+    def wrong_proxy(self, kind: str) -> Exception:
+        """Return the error for a proxy of a kind that is not supported."""
+
+    def is_here(self, host: str) -> bool:
+        """Return whether a host is reached without a proxy in any case."""
+        return is_loopback_host(host)
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request to an address that was judged.
+
+        Raises:
+            BuildrunnerError: the host may not be reached.
+            httpx.TransportError: no address answers.
+        """
+        # In ASCII: the resolver encodes other letters by an older rule than certificates do.
+        host = request.url.raw_host.decode("ascii").lower()
+        if proxy := self._proxy(request.url.scheme, host):
+            with suppress(httpx.ConnectError):  # many networks leave the names to the proxy
+                self.addresses(request.url, host)
+            return self._transport(host, proxy).handle_request(request)
+        failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
+        for address in self.addresses(request.url, host)[:_MOST_ADDRESSES]:
+            pinned = httpx.Request(
+                request.method,
+                request.url.copy_with(host=address),
+                headers=request.headers,  # with the name as Host
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": host},
+            )
+            try:
+                # Not one for all hosts: a connection is for the name that its certificate has.
+                return self._transport(host, "").handle_request(pinned)
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                failure = error  # nothing was sent: the next address may answer
+        raise failure
+
+    def close(self) -> None:
+        """Close all connections."""
+        for transport in self._transports.values():
+            transport.close()
+
+    def _transport(self, host: str, proxy: str) -> httpx.HTTPTransport:
+        with self._lock:
+            found = self._transports.get((host, proxy))
+            if found is None:
+                try:
+                    found = httpx.HTTPTransport(
+                        verify=self._tls, trust_env=False, proxy=proxy or None
+                    )
+                except (ImportError, ValueError) as error:
+                    # The rest of the address may hold a password.
+                    raise self.wrong_proxy(proxy.partition("://")[0]) from error
+                self._transports[host, proxy] = found
+        return found
+
+    def _proxy(self, scheme: str, host: str) -> str:
+        bypass: Callable[[str, Mapping[str, Any]], bool] = urllib_request.proxy_bypass_environment  # type: ignore[attr-defined]
+        if self.is_here(host) or bypass(host, self._proxies):
+            return ""
+        proxy = self._proxies.get(scheme) or self._proxies.get("all", "")
+        return proxy if "://" in proxy or not proxy else f"http://{proxy}"
