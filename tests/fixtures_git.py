@@ -125,6 +125,7 @@ class HttpServer:
         requests: method and path of every request so far.
         sent_bytes: of all answers.
         lfs_objects: content by oid.
+        lfs_redirect: what is in the paths of LFS that are redirected, status, and the other base.
     """
 
     def __init__(self, root: Path, *, certificate: Path | None = None) -> None:
@@ -140,6 +141,7 @@ class HttpServer:
         self.requests: list[str] = []
         self.sent_bytes = 0
         self.lfs_objects: dict[str, bytes] = {}
+        self.lfs_redirect: tuple[str, int, str] | None = None
         owner = self
 
         class Handler(_GitHandler):
@@ -284,6 +286,11 @@ class _GitHandler(BaseHTTPRequestHandler):
     def _lfs(self, body: bytes) -> None:
         objects = self.server_of.lfs_objects
         oid = self.path.rpartition("/")[2]
+        redirect = self.server_of.lfs_redirect
+        # The path of a batch has objects/, too.
+        if redirect and redirect[0] in self.path.replace("objects/batch", "batch"):
+            self._send(redirect[1], [("Location", redirect[2] + self.path)], b"")
+            return
         if self.command == "GET":
             self._send(200 if oid in objects else 404, [], objects.get(oid, b""))
             return

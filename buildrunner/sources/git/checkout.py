@@ -8,14 +8,13 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.request import getproxies
 
 import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.command import GitCommand, format_argument
 from buildrunner.sources.git.errors import GitFailed
-from buildrunner.sources.git.gated_proxy import GatedProxy
+from buildrunner.sources.git.lfs import LfsTransfers
 from buildrunner.sources.git.revision import ResolvedRevision, unknown_revision
 
 _SILENT_S = 300.0
@@ -277,19 +276,12 @@ class CheckoutFolder:
 
     @contextmanager
     def _lfs_gate(self) -> Iterator[GitCommand]:
-        """Git whose LFS reaches only hosts that policy allows, wherever its server leads it.
-
-        Where this machine has a proxy, that one looks names up.
-        """
-        if (
-            not (self._options.lfs and self._plain_git.is_limited)
-            or {"http", "https"} & getproxies().keys()
-        ):
+        """Git whose LFS reaches only hosts that policy allows, wherever its server leads it."""
+        if not (self._options.lfs and self._plain_git.is_limited):
             yield self._git
             return
-        with GatedProxy(self._plain_git.addresses_of) as proxy:
-            everywhere = {"NO_PROXY": "", "no_proxy": ""}
-            yield self._git.with_settings([("http.proxy", proxy.url)], everywhere)
+        with LfsTransfers(self._plain_git) as transfers:
+            yield self._git.with_settings(transfers.settings, {})
 
     def holds(self, commit: str) -> bool:
         """Whether the folder is just as `write` has left it. Changes nothing."""

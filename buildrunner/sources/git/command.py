@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import signal
+import tempfile
 import threading
 import time
 from collections import deque
@@ -201,6 +202,7 @@ class GitCommand:
         timeout_s: float | None = None,
         silent_s: float | None = None,
         each_line: LineReader | None = None,
+        text: str = "",
     ) -> str:
         """Run one git command to its end; its output, undecodable bytes as surrogates.
 
@@ -210,6 +212,7 @@ class GitCommand:
             timeout_s: the longest it may take.
             silent_s: the longest it may say nothing.
             each_line: takes the output instead, which then is empty.
+            text: its standard input.
 
         Raises:
             GitFailed: it failed, took too long or was cancelled; nothing of it runs any more.
@@ -217,7 +220,7 @@ class GitCommand:
         """
         if self._cancel.is_set():
             raise self._cancelled()
-        process = self._start(arguments, folder)
+        process = self._start(arguments, folder, text)
         call = GitProcess(each_line, self._progress)
         try:
             reason = call.follow(process, self._cancel, timeout_s, silent_s)
@@ -240,7 +243,7 @@ class GitCommand:
     def _cancelled(self) -> GitFailed:
         return GitFailed(f"fetching {self.url.text} was cancelled", kind="cancelled")
 
-    def _start(self, arguments: Sequence[str], folder: str) -> Any:
+    def _start(self, arguments: Sequence[str], folder: str, text: str) -> Any:
         # GitPython looks for git when it is imported: what it says then is a page long.
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from git import Git
@@ -261,16 +264,20 @@ class GitCommand:
         ]
         command = ["env", *unset] if unset else []
         try:
-            return Git(folder).execute(
-                # Without -C, a folder that is gone would mean the current one.
-                [*command, "git", "-C", folder, *arguments],
-                as_process=True,
-                env=environment,
-                universal_newlines=True,
-                errors="surrogateescape",
-                start_new_session=True,
-                umask=0o022,
-            )
+            with tempfile.TemporaryFile() as given:
+                given.write(text.encode())
+                given.seek(0)
+                return Git(folder).execute(
+                    # Without -C, a folder that is gone would mean the current one.
+                    [*command, "git", "-C", folder, *arguments],
+                    istream=given if text else None,
+                    as_process=True,
+                    env=environment,
+                    universal_newlines=True,
+                    errors="surrogateescape",
+                    start_new_session=True,
+                    umask=0o022,
+                )
         except GitCommandNotFound as error:
             raise SourceError("git is not installed", hint="install git 2.36 or newer") from error
         except OSError as error:

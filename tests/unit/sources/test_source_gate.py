@@ -1,8 +1,10 @@
 """Where a fetch may go once names are looked up, and that git goes there and nowhere else."""
 
 import hashlib
+import json
 import os
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.lfs import LfsTransfers
 from buildrunner.sources.git.request import GitRequest
 from buildrunner.sources.git.source import fetch_git, git_door
 from buildrunner.sources.git.url import parse_git_url
@@ -198,13 +201,13 @@ def test_git_connects_to_the_address_that_was_judged(tmp_path, serve):
 CONTENT = b"large " * 1000
 
 
-def fetch_lfs(tmp_path, lfs, lfs_base, monkeypatch):
+def fetch_lfs(tmp_path, lfs, lfs_base, monkeypatch, objects=None):
     """Fetch a commit with a file of LFS, whose server is known by a judged name only."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "nobody.test")  # alone, it is no proxy
     server, oid, name = lfs
-    server.lfs_objects = {oid: CONTENT}
+    server.lfs_objects = objects or {oid: CONTENT}
     server.lfs_base = lfs_base
     gate = SourceGate(SourcePolicy(), Names(["127.0.0.1"]))
     gate.allows(NAME)
@@ -260,6 +263,114 @@ def test_no_lfs_server_leads_to_a_host_that_is_not_allowed(
         fetch_lfs(tmp_path, lfs, f"{scheme}://{host}", monkeypatch)
     assert any("/lfs/objects/batch" in request for request in lfs[0].requests)
     assert any(url.startswith(f"{scheme}://{host}") for url in asked)
+
+
+class Victim(ThreadingHTTPServer):
+    """A service of the machine itself. It notes what is requested of it."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Victim)
+        self.requests = []
+
+
+class _Victim(BaseHTTPRequestHandler):
+    def _any(self):
+        self.server.requests.append(f"{self.command} {self.path}")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT)
+
+    do_GET = do_POST = _any  # noqa: N815
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def victim():
+    made = Victim()
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+@pytest.mark.parametrize(
+    "base",
+    [
+        *("http://127.0.0.1", "http://localhost", "HTTP://LOCALHOST", "http://me@127.0.0.1"),
+        *("http://127.1", "http://[::ffff:127.0.0.1]", "http://2130706433"),
+    ],
+)
+def test_no_lfs_server_leads_to_a_service_of_the_machine(tmp_path, lfs, victim, monkeypatch, base):
+    """git-lfs connects to loopback addresses around any proxy."""
+    with pytest.raises(SourceError):
+        fetch_lfs(tmp_path, lfs, f"{base}:{victim.server_port}", monkeypatch)
+    assert victim.requests == []
+    assert any("/lfs/objects/batch" in request for request in lfs[0].requests)
+
+
+@pytest.mark.parametrize("status", [302, 307])
+@pytest.mark.parametrize("what", ["batch", "objects/"])
+def test_no_redirect_of_an_lfs_server_leads_to_a_service_of_the_machine(
+    tmp_path, lfs, victim, monkeypatch, status, what
+):
+    server = lfs[0]
+    server.lfs_redirect = (what, status, f"http://127.0.0.1:{victim.server_port}")
+    with pytest.raises(SourceError):
+        fetch_lfs(tmp_path, lfs, f"http://{NAME}:{server.port}", monkeypatch)
+    assert victim.requests == []
+    assert any(what in request for request in server.requests)
+
+
+def test_no_more_of_a_file_is_read_than_its_pointer_says(tmp_path, lfs, monkeypatch):
+    server, oid, _ = lfs
+    with pytest.raises(SourceError, match="is larger than 6,000 bytes"):
+        fetch_lfs(tmp_path, lfs, f"http://{NAME}:{server.port}", monkeypatch, {oid: CONTENT + b"?"})
+
+
+def test_a_server_says_by_ssh_where_files_of_lfs_are_and_with_which_login(
+    tmp_path, lfs, monkeypatch
+):
+    server, oid, name = lfs
+    server.lfs_objects = {oid: CONTENT}
+    server.users = {"me": "pw"}
+    href = f"{server.url(name)}/info/lfs"
+    said = {"href": href, "header": {"Authorization": "Basic bWU6cHc="}}
+    program = tmp_path / "bin" / "ssh"
+    program.parent.mkdir()
+    program.write_text(
+        f'#!/bin/sh\n[ "$1" != -G ] || {{ echo hostname git.test; exit; }}\n'
+        f"echo \"$@\" >>{tmp_path}/calls\necho '{json.dumps(said)}'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    policy = SourcePolicy(hosts=("git.test", "127.0.0.1"))
+    git = git_for(policy, tmp_path, "ssh://git@git.test:2222/team/shop")
+    folder = str(tmp_path / "work")
+    git.run("init", "--quiet", folder)
+    git.run("remote", "add", "origin", git.url.text, folder=folder)
+    with LfsTransfers(git) as transfers:
+        for _ in range(2):
+            path = transfers.download(folder, oid, len(CONTENT))
+            assert Path(path).read_bytes() == CONTENT
+    (call,) = (tmp_path / "calls").read_text().splitlines()
+    assert call.endswith("-p 2222 git@git.test git-lfs-authenticate /team/shop download")
+
+
+def test_no_program_of_ssh_is_asked_for_files_on_a_host_that_was_not_judged(tmp_path, ssh_calls):
+    git = git_for(SourcePolicy(hosts=("git.test",)), tmp_path, "ssh://git@git.test/x")
+    folder = str(tmp_path / "work")
+    git.run("init", "--quiet", folder)
+    git.run("remote", "add", "origin", "ssh://git@other.test/x", folder=folder)
+    with LfsTransfers(git) as transfers, pytest.raises(GitFailed):
+        transfers.download(folder, "0" * 64, 1)
+    assert ssh_calls() == ""
 
 
 @pytest.mark.parametrize("trust", ["file", "fingerprint"])

@@ -1,0 +1,398 @@
+"""Downloads of Git LFS files, each from an address that was judged.
+
+An LFS server says from where its files are downloaded, and may redirect requests. git-lfs goes
+there itself, to loopback addresses even around a proxy. So it transfers nothing here: it hands each
+file to a transfer agent, which passes the request on to this process.
+
+Source: git-lfs, "Adding Custom Transfer Agents" and "Git LFS Batch API".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import socketserver
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from netrc import NetrcParseError, netrc
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import getproxies
+
+import httpx
+import msgspec
+
+from buildrunner.errors import SourceError
+from buildrunner.pinned_transport import PinnedTransport
+from buildrunner.sources.git.command import GitCommand
+from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.url import parse_git_url
+
+_JSON = "application/vnd.git-lfs+json"
+_TIMEOUT = httpx.Timeout(60.0, connect=30.0)
+_TRIES = 3
+_MOST_ANSWER = 4 << 20
+_ACCESS_S = 120.0  # how long what a server said by ssh is used; most say that it holds for longer
+_SSH = '!sh -c "$GIT_SSH_COMMAND \\"\\$@\\"" ssh'
+# What git-lfs starts: it passes lines between git-lfs and this process, one answer for each.
+_AGENT = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as made:
+    made.connect(sys.argv[1])
+    with made.makefile("rwb", buffering=0) as peer:
+        peer.write(json.dumps(os.getcwd()).encode() + b"\\n")
+        for line in sys.stdin.buffer:
+            peer.write(line)
+            answer = peer.readline()
+            if not answer:
+                break
+            sys.stdout.buffer.write(answer)
+            sys.stdout.flush()
+"""
+
+
+class _Action(msgspec.Struct):
+    """Where something is requested, and with which headers."""
+
+    href: str
+    header: dict[str, str] = {}
+
+
+class _Failure(msgspec.Struct):
+    code: int = 0
+    message: str = ""
+
+
+class _Object(msgspec.Struct):
+    actions: dict[str, _Action] = {}
+    error: _Failure | None = None
+
+
+class _Batch(msgspec.Struct):
+    objects: list[_Object] = []
+
+
+class LfsTransfers:
+    """The transfers of one checkout. A context manager.
+
+    Args:
+        git: for the repository; it judges hosts.
+    """
+
+    def __init__(self, git: GitCommand) -> None:
+        self._git = git
+        self._lock = threading.Lock()  # Git is for one thread at a time
+        self._accesses: dict[str, tuple[float, _Action]] = {}
+        self._folder = tempfile.TemporaryDirectory(prefix="buildrunner-lfs-")
+        self._path = os.path.join(self._folder.name, "s")
+        self._agent = os.path.join(self._folder.name, "agent.py")
+        with open(self._agent, "w", encoding="utf-8") as file:  # settings have one line
+            file.write(_AGENT)
+        self._server = _Server(self._path, self)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="git-lfs", daemon=True
+        )
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """The settings with which git-lfs hands each file to this object."""
+        agent = "lfs.customtransfer.buildrunner"
+        return [
+            ("lfs.standalonetransferagent", "buildrunner"),
+            (f"{agent}.path", sys.executable),
+            (f"{agent}.args", shlex.join(["-I", "-S", self._agent, self._path])),
+            (f"{agent}.concurrent", "true"),
+            (f"{agent}.direction", "download"),
+        ]
+
+    def __enter__(self) -> LfsTransfers:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+        self._folder.cleanup()
+
+    def download(self, folder: str, oid: str, size: int) -> str:
+        """Download a file beside the files that git-lfs keeps; its path.
+
+        Args:
+            folder: the work tree of the repository that names the file.
+            oid: SHA-256 of the file.
+            size: of the file; no more is read.
+
+        Raises:
+            SourceError: it can't be had, or is another file.
+        """
+        with self._lock:
+            access = self._access(folder)
+            kept = self._git.run("rev-parse", "--absolute-git-dir", folder=folder)
+        place = os.path.join(kept.removesuffix("\n"), "lfs", "tmp")
+        os.makedirs(place, exist_ok=True)
+        path = os.path.join(place, f"{oid}-{threading.get_ident()}")
+        if access.href.startswith("file:"):
+            shutil.copyfile(self._local(access.href, oid), path)
+            return path
+        with httpx.Client(
+            transport=_GitTransport(self._git, self._lock, self._tls(access.href)),
+            timeout=_TIMEOUT,
+            trust_env=False,
+            follow_redirects=True,
+            max_redirects=3,
+            headers={"Accept-Encoding": "identity", "User-Agent": "git-lfs/buildrunner"},
+        ) as client:
+            action = self._action(client, access, oid, size)
+            answer = self._sent(client, "GET", action)
+            try:
+                _save(answer, path, oid, size)
+            except httpx.HTTPError as error:
+                raise SourceError(f"{action.href}: {_reason(error)}") from error
+            finally:
+                answer.close()
+        return path
+
+    def _local(self, url: str, oid: str) -> str:
+        """The file in a repository of this machine, if policy allows such."""
+        with self._lock:
+            self._git.check_host(url)
+        folder = f"/{parse_git_url(url).path}"
+        inner = os.path.join("lfs", "objects", oid[:2], oid[2:4], oid)
+        paths = (os.path.join(folder, inner), os.path.join(folder, ".git", inner))
+        found = next(filter(os.path.isfile, paths), None)
+        if found is None:
+            raise SourceError(f"Repository or object not found: {url}")
+        return found
+
+    def _action(self, client: httpx.Client, access: _Action, oid: str, size: int) -> _Action:
+        """Ask the LFS server where a file is."""
+        body = {
+            "operation": "download",
+            "transfers": ["basic"],
+            "objects": [{"oid": oid, "size": size}],
+            "hash_algo": "sha256",
+        }
+        batch = f"{access.href.rstrip('/')}/objects/batch"
+        headers = {**access.header, "Accept": _JSON, "Content-Type": _JSON}
+        answer = self._sent(client, "POST", _Action(batch, headers), json.dumps(body).encode())
+        content = b""
+        try:
+            for piece in answer.iter_raw():
+                content += piece
+                if len(content) > _MOST_ANSWER:
+                    raise SourceError(f"batch response: {batch} answers with too much")
+            found = msgspec.json.decode(content, type=_Batch).objects[0]
+        except httpx.HTTPError as error:
+            raise SourceError(f"batch response: {_reason(error)}") from error
+        except (msgspec.DecodeError, LookupError) as error:
+            raise SourceError("batch response: Expected JSON type") from error
+        finally:
+            answer.close()
+        if found.error is not None and found.error.code != 404:
+            raise SourceError(f"{found.error.message}")
+        action = found.actions.get("download")
+        if found.error is not None or action is None:
+            raise SourceError(f"Repository or object not found: {batch}")
+        return _Action(urljoin(batch, action.href), action.header)
+
+    def _sent(
+        self, client: httpx.Client, method: str, action: _Action, body: bytes = b""
+    ) -> httpx.Response:
+        """Send a request, with a login if it is needed; the answer, a success, is not read yet."""
+        headers = dict(action.header)
+        answer = self._tried(client, method, action.href, headers, body)
+        is_named = any(name.lower() == "authorization" for name in headers)
+        if (
+            answer.status_code == httpx.codes.UNAUTHORIZED
+            and not is_named
+            and (login := self._login(action.href))
+        ):
+            authorized = next(login.auth_flow(httpx.Request("GET", action.href)))
+            headers["Authorization"] = authorized.headers["Authorization"]
+            answer = self._tried(client, method, action.href, headers, body)
+        if answer.is_success:
+            return answer
+        answer.close()
+        if answer.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            raise SourceError(f"Authorization error: {action.href}")
+        if answer.status_code == httpx.codes.NOT_FOUND:
+            raise SourceError(f"Repository or object not found: {action.href}")
+        raise SourceError(f"HTTP {answer.status_code}: {action.href}")
+
+    @staticmethod
+    def _tried(
+        client: httpx.Client, method: str, url: str, headers: dict[str, str], body: bytes
+    ) -> httpx.Response:
+        """Send a request, up to three times if the server does not answer or breaks."""
+        for left in range(_TRIES - 1, -1, -1):
+            try:
+                request = client.build_request(method, url, headers=headers, content=body)
+                answer = client.send(request, stream=True)
+            except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+                if not left:
+                    raise SourceError(f"{url}: {_reason(error)}") from error
+            else:
+                if not answer.is_server_error or not left:
+                    return answer
+                answer.close()
+        raise AssertionError  # the last one returns or raises
+
+    def _access(self, folder: str) -> _Action:
+        """The LFS server of a repository, and what it says by ssh to send along."""
+        until, known = self._accesses.get(folder, (0.0, None))
+        if known is not None and time.monotonic() < until:
+            return known
+        lines = self._git.run("lfs", "env", folder=folder).splitlines()
+        endpoint = next((line for line in lines if line.startswith("Endpoint=")), "")
+        url = endpoint.removeprefix("Endpoint=").rpartition(" (auth=")[0]
+        after = lines[lines.index(endpoint) + 1 :][:1] if endpoint else []
+        found = _Action(url)
+        if after and after[0].startswith("  SSH="):
+            found = self._authenticated(folder, after[0].removeprefix("  SSH="), url)
+        self._accesses[folder] = time.monotonic() + _ACCESS_S, found
+        return found
+
+    def _authenticated(self, folder: str, place: str, url: str) -> _Action:
+        user_and_host, _, path = place.partition(":")
+        remote = parse_git_url(
+            self._git.run("ls-remote", "--get-url", "origin", folder=folder).strip()
+        )
+        is_same = remote.host == user_and_host.rpartition("@")[2].lower()
+        port = ["-p", str(remote.port)] if is_same and remote.port != 22 else []
+        command = f"git-lfs-authenticate {shlex.quote(path)} download"
+        said = self._git.run(
+            *("-c", f"alias.lfs-authenticate={_SSH}", "lfs-authenticate"),
+            *(*port, user_and_host, command),
+            folder=folder,
+            timeout_s=_ACCESS_S,
+        )
+        try:
+            found = msgspec.json.decode(said, type=dict[str, Any])
+            return _Action(str(found.get("href") or url), dict(found.get("header") or {}))
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise SourceError(f"batch response: {user_and_host} knows no Git LFS") from error
+
+    def _login(self, url: str) -> httpx.BasicAuth | None:
+        """The login for a URL, where Git itself would find it."""
+        parts = urlsplit(url)
+        with suppress(OSError, NetrcParseError):
+            found = (
+                netrc().authenticators(parts.hostname or "") if parts.scheme == "https" else None
+            )
+            if found and found[2]:
+                return httpx.BasicAuth(found[0], found[2])
+        wanted = f"protocol={parts.scheme}\nhost={parts.netloc.rpartition('@')[2]}\n\n"
+        try:
+            with self._lock:
+                lines = self._git.run("credential", "fill", text=wanted).splitlines()
+        except GitFailed as failed:
+            if failed.kind == "cancelled":
+                raise
+            return None
+        filled = dict(line.split("=", 1) for line in lines if "=" in line)
+        return httpx.BasicAuth(filled.get("username", ""), filled.get("password", ""))
+
+    def _tls(self, url: str) -> ssl.SSLContext:
+        """Trust what Git trusts for a URL."""
+        context = ssl.create_default_context()
+        if self._setting("http.sslverify", "--type=bool", url) == "false":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif file := self._setting("http.sslcainfo", "--type=path", url):
+            context.load_verify_locations(file)
+        return context
+
+    def _setting(self, name: str, kind: str, url: str) -> str:
+        """Git's setting for a URL; empty if there is none."""
+        with self._lock, suppress(GitFailed):
+            return self._git.run("config", kind, "--get-urlmatch", name, url).removesuffix("\n")
+        return ""
+
+
+class _GitTransport(PinnedTransport):
+    """Reaches the hosts that Git may reach."""
+
+    def __init__(self, git: GitCommand, lock: threading.Lock, tls: ssl.SSLContext) -> None:
+        super().__init__(tls, getproxies())
+        self._git = git
+        self._git_lock = lock
+
+    def addresses(self, url: httpx.URL, host: str) -> Sequence[str]:  # noqa: ARG002
+        """See `PinnedTransport.addresses`."""
+        with self._git_lock:
+            try:
+                return self._git.addresses_of(str(url))
+            except GitFailed as failed:
+                if failed.kind != "network":
+                    raise
+                raise httpx.ConnectError(str(failed)) from failed
+
+    def wrong_proxy(self, kind: str) -> SourceError:
+        """See `PinnedTransport.wrong_proxy`."""
+        return SourceError(f"Git LFS can't be reached by a proxy of {kind}://")
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, path: str, transfers: LfsTransfers) -> None:
+        super().__init__(path, _Handler)
+        self.transfers = transfers
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: git-lfs reports that its agent is gone."""
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        """Answer one agent of git-lfs."""
+        folder = str(json.loads(self.rfile.readline()))
+        for line in self.rfile:
+            event = json.loads(line)
+            if event["event"] == "terminate":
+                return
+            answer = {} if event["event"] == "init" else self._complete(folder, event)
+            self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+    def _complete(self, folder: str, event: Mapping[str, Any]) -> dict[str, Any]:
+        oid = str(event["oid"])
+        done = {"event": "complete", "oid": oid}
+        try:
+            return {**done, "path": self.server.transfers.download(folder, oid, event["size"])}
+        except (SourceError, OSError, ssl.SSLError) as error:
+            return {**done, "error": {"code": 1, "message": f"LFS: {error}"}}
+
+
+def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
+    """Write the file that an answer sends.
+
+    Raises:
+        SourceError: it is another file.
+        httpx.HTTPError: it did not arrive.
+    """
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in answer.iter_raw():
+            file.write(piece)
+            digest.update(piece)
+            if file.tell() > size:
+                raise SourceError(f"{answer.url} is larger than {size:,} bytes")
+        written = file.tell()
+    if digest.hexdigest() != oid:
+        raise SourceError(f"expected OID {oid}, got {digest.hexdigest()} after {written} bytes")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
