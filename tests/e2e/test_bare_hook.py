@@ -304,7 +304,7 @@ def test_of_a_repository_that_is_not_bare_it_is_said_what_counts(place: Place) -
     work = place.folder / "work"
     subprocess.run(["git", "init", "--quiet", str(work)], check=True)
     said = place.run("triggers", "install-hook", str(work), "--server", "http://127.0.0.1:9")
-    assert "what is pushed to it counts, not what is committed in it" in said.stderr
+    assert "the hook reports pushes to it, and not commits in it" in said.stderr
 
 
 def test_the_hook_keeps_what_was_there_and_goes_again(place: Place) -> None:
