@@ -15,7 +15,7 @@ class Severity(enum.Enum):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong, with its place and its cure.
+    """One problem, with its place and a hint how to fix it.
 
     Attributes:
         message: one sentence without the place.

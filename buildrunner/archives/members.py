@@ -56,7 +56,7 @@ def not_a_source(path: str, what: str) -> SourceError:
 
 
 class Member(msgspec.Struct, frozen=True):
-    """One entry of an archive, as it says of itself: not yet checked.
+    """One entry of an archive, as stored and not yet checked.
 
     Attributes:
         path: as stored, without trailing slashes; undecodable bytes as surrogates.

@@ -36,7 +36,7 @@ _LAYOUT = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 
 
 def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
-    """All of a tar stream, in pieces that are worth sending.
+    """Yield a tar stream in pieces that are large enough to send.
 
     Args:
         members: what is in it; the path ``.`` is the folder of ``below`` itself.

@@ -243,7 +243,7 @@ def sdk_archive(root: str) -> Iterator[bytes]:
 
 
 def _wanted(program: str) -> bool:
-    """Whether it is one of ours; KUBECTL_VERSION of a step chooses among kubectl.1.31, ..."""
+    """Whether the image gets a program of the SDK; it gets every version of kubectl."""
     return program in _PROGRAMS or program.startswith("kubectl.")
 
 

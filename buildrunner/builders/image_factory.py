@@ -52,7 +52,7 @@ class ImageFactory(Protocol):
         ...
 
     def pull(self, image: str) -> StoredImage:
-        """Pull it. Raises ImagePullError."""
+        """Pull the image. Raises ImagePullError."""
         ...
 
     def build(self, build: ImageBuild, on_line: Callable[[str], None]) -> StoredImage:

@@ -200,7 +200,7 @@ class Tries:
         self._failures = 0
 
     def reset(self) -> None:
-        """It goes on: earlier failures don't count any more."""
+        """Forget earlier failures after a success."""
         self._failures = 0
 
     def failed(self, error: ServerError, cause: Exception) -> None:

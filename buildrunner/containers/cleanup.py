@@ -141,7 +141,7 @@ def hold_network_lock(lock: int) -> None:
 
 @contextmanager
 def network_turn(state_dir: str, address: str, *, patience_s: float = _TURN_S) -> Iterator[None]:
-    """Of this user's processes, one at a time makes a network on an engine.
+    """Hold a lock, so that one process of this user at a time creates a network on an engine.
 
     Who was stopped while it did so is not waited for for ever: the engine then sees two at a time,
     which `ensure_network` bears with.

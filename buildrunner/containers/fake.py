@@ -271,13 +271,13 @@ class FakeContainer:
     # -- its program -----------------------------------------------------------------------------
 
     def start(self) -> None:
-        """It runs, and writes what it writes at first."""
+        """Start the program, which writes its first output."""
         self.state = "running"
         self._written = self.env.get("OUTPUT", "").encode()
         self._errors = ErrorOutput(self.env.get("ERRORS", "").encode())
 
     def finish(self) -> None:
-        """It does the rest of what its environment says, and ends."""
+        """Finish the program as its environment says."""
         env = self.env
         code = int(env.get("EXIT_CODE", "0"))
         if "WRITE" in env:
@@ -294,7 +294,7 @@ class FakeContainer:
             self.end(code)
 
     def kill(self, signal: str) -> None:
-        """It gets a signal."""
+        """Send a signal to the program."""
         self.signals.append(signal)
         if signal == "SIGKILL":
             self.end(KILLED)
@@ -302,7 +302,7 @@ class FakeContainer:
             self.end(int(self.env["ON_SIGTERM"]))
 
     def end(self, code: int, *, oom_killed: bool = False) -> None:
-        """It ends now, unless it has."""
+        """End the program, unless it has ended."""
         if not self.ended.is_set():
             self.exit = ContainerExit(code, oom_killed)
             self.state = "exited"

@@ -104,7 +104,7 @@ class PrivateNames:
                 self._named.add(image)
 
     def take_away(self) -> None:
-        """Take all of them away. Images that steps deleted go now.
+        """Remove all names. The engine then deletes images that steps have deleted.
 
         Raises:
             EngineError: the engine refused.

@@ -254,7 +254,7 @@ class Containers(Protocol):
 
 
 class ContainerEngine(Images, Resources, Containers, Protocol):
-    """All of it, and who it is."""
+    """A container engine: all parts of the protocol, and its identity."""
 
     def ping(self) -> None:
         """Ask whether it answers, now. Raises EngineUnavailable."""

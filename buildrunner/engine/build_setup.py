@@ -59,12 +59,12 @@ class BuildSetup:
 
     @property
     def may_create(self) -> bool:
-        """Whether there is all that the first containers are made of."""
+        """Whether everything exists that the first containers are created from."""
         return not self._inbox.pending & _NEEDED_TO_CREATE
 
     @property
     def may_start(self) -> bool:
-        """Whether there is all that the first steps need to run."""
+        """Whether everything exists that the first steps need to run."""
         return not self._inbox.pending & _NEEDED_TO_START
 
     def announce(self, started_at: datetime) -> None:

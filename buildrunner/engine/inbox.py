@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Inbox:
-    """One thread takes from it: the loop's. Any thread may put in."""
+    """Calls that other threads send to the loop. Only the loop's thread takes them out."""
 
     def __init__(self) -> None:
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()

@@ -41,7 +41,7 @@ class LiveContainer:
 
     @property
     def is_made(self) -> bool:
-        """Whether it can be started."""
+        """Whether the container has been created."""
         return bool(self._image_id)
 
     def make(self, image: ImageInfo, *, start_ahead: bool = False) -> None:

@@ -71,7 +71,7 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunningBuild:
-    """One running build, as its setup, steps and publishing see it.
+    """The state of a running build that its setup, steps and publishing share.
 
     The setup fills it before the first step starts.
 

@@ -120,7 +120,7 @@ def step_container(
 
 
 def with_socket_below_run(spec: ContainerSpec) -> ContainerSpec:
-    """The same container with the engine's socket at the place that ``/var/run`` leads to."""
+    """Return the container with the engine's socket below ``/run``, to which ``/var/run`` links."""
     return replace(
         spec,
         mounts=tuple(

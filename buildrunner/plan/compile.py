@@ -284,7 +284,7 @@ def _environment(
     automapped: Mapping[str, str],
     secret_names: Iterable[str],
 ) -> tuple[str, ...]:
-    """One ``KEY=VALUE`` a key, sorted by key.
+    """Return one ``KEY=VALUE`` for each key, sorted by key.
 
     The step's entries win over the global ones, both over automapped variables. A secret that the
     step asks for wins over a variable that was merely automapped.

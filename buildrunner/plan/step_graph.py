@@ -117,7 +117,7 @@ class StepGraph:
         self._stop = StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE
 
     def stop(self, reason: StopReason) -> None:
-        """Nothing starts any more; the first reason counts. The caller kills what is running."""
+        """Start no more steps; the first reason counts. The caller kills the running steps."""
         if self._stop is None and not self.is_over:
             self._stop = reason
 

@@ -215,7 +215,7 @@ class Guardian:
 
 
 def _moved(descriptor: int) -> int:
-    """The same open file under a number that the guardian's own can't collide with."""
+    """Return an open file under a number that does not collide with the guardian's own files."""
     try:
         return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _SAFE_FD)
     finally:

@@ -96,7 +96,7 @@ def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimi
 
 
 class OpenSandbox(Protocol):
-    """One build's place, open in this process."""
+    """The sandbox of one build, open in this process."""
 
     engine: ContainerEngine
     """The engine that runs the build. Calls may block until the sandbox is ready. They raise

@@ -62,7 +62,7 @@ class CommandSecrets:
 
 
 class _Call:
-    """One run of the command. What it writes is kept as far as it may be of use, and no further."""
+    """One run of the command. It keeps a limited part of the command's output."""
 
     def __init__(self, argv: Sequence[str], subject: str) -> None:
         self._argv = argv

@@ -21,7 +21,7 @@ SECRET_LIMIT = 65536
 
 
 class SecretProvider(Protocol):
-    """One place where values may be. Used by one thread at a time."""
+    """One source of secret values. Used by one thread at a time."""
 
     def find(self, reference: SecretReference, misses: list[str]) -> str | None:
         """The value, unmodified; or None, with the reason put into ``misses``.

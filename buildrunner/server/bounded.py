@@ -218,11 +218,11 @@ class _Process:
             raise BuildrunnerError("the process that evaluates templates can't be started")
 
     def is_alive(self) -> bool:
-        """Whether it takes requests."""
+        """Whether the process accepts requests."""
         return self._process.poll() is None
 
     def ask(self, limits: dict[str, float], request: bytes, wall_s: float) -> bytes:
-        """The answer to a request; empty when it exceeds its time. One byte too many at most."""
+        """Return the answer to a request; empty after its time limit. At most one byte too many."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -236,7 +236,7 @@ class _Process:
                 return b""
 
     def close(self) -> None:
-        """End it. Evaluations that are under way end at their limits."""
+        """Kill the process. Running evaluations end at their limits."""
         self._control.close()
         self._process.kill()
         self._process.wait()

@@ -92,7 +92,7 @@ class ServerSecrets(Protocol):
         ...
 
     def has_own(self, name: str) -> bool:
-        """Whether there is a secret of the server's own. No value is fetched for that.
+        """Whether the server has a secret of its own with this name. Does not fetch the value.
 
         Raises:
             SecretError: nobody can tell now.
@@ -101,7 +101,7 @@ class ServerSecrets(Protocol):
 
 
 class ShownSetting(msgspec.Struct, frozen=True):
-    """One setting for the page that shows them: its name, value, and where that came from."""
+    """One setting on the system page: its name, value, and the origin of the value."""
 
     name: str
     value: str

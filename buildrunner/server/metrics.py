@@ -95,7 +95,7 @@ class Metrics:
         self._latency.labels(method, route).observe(seconds)
 
     def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+        """Return all metrics in the text format of Prometheus."""
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:

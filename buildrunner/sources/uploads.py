@@ -326,7 +326,7 @@ class SourceUploads:
 
 
 class BlobReceiver:
-    """One blob on its way in. Used by one thread at a time; `abandon` in any case at the end."""
+    """An upload of one blob. Used by one thread at a time; always call `abandon` at the end."""
 
     def __init__(self, path: str, sha256: str, taken: _Taken) -> None:
         self._path = path

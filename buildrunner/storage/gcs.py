@@ -505,7 +505,7 @@ _LOOK_S = 0.25
 
 
 class Abandoned(Exception):
-    """Nobody reads any more."""
+    """Raised in the writer of a pipe whose reader has stopped."""
 
 
 class Pipe:

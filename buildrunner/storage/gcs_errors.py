@@ -84,7 +84,7 @@ def _said_in(body: str) -> str:
 
 
 def is_untrusted(error: BaseException | None) -> bool:
-    """Whether there was no answer because the server's certificate is not trusted."""
+    """Whether an error means that the server's certificate is not trusted."""
     import ssl
 
     while error is not None:

@@ -74,7 +74,7 @@ class ObjectReader:
         return data
 
     def digest(self, name: str) -> bytes:
-        """One of the sums that were asked for, once all is read."""
+        """Return one of the requested checksums, after the whole object is read."""
         digest: bytes = self._hashes[name].digest()
         return digest
 

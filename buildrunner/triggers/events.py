@@ -164,7 +164,7 @@ Event = PushEvent | PullRequestEvent | MessageEvent
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """One question that was asked, and its answer.
+    """One rule of a match, and its result.
 
     Attributes:
         name: ``enabled``, ``repository``, ``ref``, ``branch``, ``comment``, ``skip``, ``files``,

@@ -77,7 +77,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BadSchedule(ValueError):
-    """It is no schedule; the message says what is wrong and what to do."""
+    """Raised for an invalid schedule; the message says what is wrong and how to fix it."""
 
 
 def check_schedule(schedule: Schedule) -> str:

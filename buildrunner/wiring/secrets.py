@@ -85,7 +85,7 @@ class ServerSecrets:
         return secret_resolver(self._settings, asker).resolve(reference)
 
     def has_own(self, name: str) -> bool:
-        """Whether there is a secret of the server's own. No value is fetched for that.
+        """Whether the server has a secret of its own with this name. Does not fetch the value.
 
         Raises:
             SecretError: the store can't be read now.

@@ -275,7 +275,7 @@ class KeptFolder:
             file.write(msgspec.json.encode(encode_message(provenance)))
 
     def provenance(self) -> SourceProvenance | None:
-        """Of what the workspace was made, where that is known."""
+        """Return the origin of the workspace's source; None if it is unknown."""
         try:
             with open(os.path.join(self.path, _PROVENANCE), "rb") as file:
                 return decode_message(SourceProvenance, msgspec.json.decode(file.read())).value

@@ -45,7 +45,7 @@ class OverlayImpossible(BuildrunnerError):
 
 
 class OverlayVolume:
-    """One volume of that kind, from `create` to `remove`.
+    """One overlay volume, from `create` to `remove`.
 
     Attributes:
         name: the volume's name.

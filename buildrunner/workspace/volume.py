@@ -50,7 +50,7 @@ class WorkspaceVolume:
         return mount_point
 
     def hand_over(self) -> None:
-        """Somebody else removes it."""
+        """Leave the removal of the volume to another owner."""
         self._engine = None
 
     def remove(self) -> None:

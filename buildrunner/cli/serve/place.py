@@ -91,5 +91,5 @@ def open_store(args: argparse.Namespace) -> ServerStore:
 
 
 def has_database(url: str) -> bool:
-    """Whether there is a database at a URL, as far as this machine's files tell."""
+    """Whether a database exists at a URL; always True for a URL of a database server."""
     return not url.startswith("sqlite:") or os.path.exists(url.removeprefix("sqlite:///"))

@@ -32,7 +32,7 @@ them.
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add all of them."""
+    """Add the flags of ``serve``."""
     parser.epilog = EPILOG
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"

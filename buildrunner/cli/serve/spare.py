@@ -33,7 +33,7 @@ _MODULES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """It takes no arguments."""
+    """Add no arguments: the command has none."""
 
 
 def run(_: argparse.Namespace) -> int:

@@ -139,5 +139,5 @@ def called_server(args: argparse.Namespace, command: str) -> Iterator[tuple[Serv
 
 
 def segment(text: Any) -> str:
-    """One part of a path."""
+    """Return a text quoted as one segment of a URL's path."""
     return quote(str(text), safe="")

@@ -13,7 +13,7 @@ FILE_NAME = "servers.json"
 
 
 class SavedServer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One server.
+    """The stored login of one server.
 
     Attributes:
         url: its address, without a slash at the end.
@@ -29,7 +29,7 @@ class SavedServer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class SavedServers(msgspec.Struct, frozen=True, kw_only=True):
-    """All of them.
+    """The stored logins of all servers.
 
     Attributes:
         current: address of the one that commands use; empty for none.

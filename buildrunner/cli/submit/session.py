@@ -346,7 +346,7 @@ class JsonOutput:
             say(f"warning: standard output can't be written ({lost}): events are lost\n")
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: events are written at once."""
 
 
 def _is_pipe(descriptor: int) -> bool:

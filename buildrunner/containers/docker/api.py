@@ -191,7 +191,7 @@ class DockerApi:
 
     @contextmanager
     def until(self, cancel: threading.Event) -> Iterator[DockerApi]:
-        """The same API, whose requests end when ``cancel`` is set.
+        """Return this API with requests that end when ``cancel`` is set.
 
         Raises:
             Stopped: ``cancel`` was set before the block was through.

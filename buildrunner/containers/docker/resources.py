@@ -63,7 +63,7 @@ class DockerResources:
         self._thin_out(name)
 
     def _has_network(self, name: str) -> bool:
-        """Whether there is exactly one (two make the engine answer that the name is ambiguous)."""
+        """Whether exactly one network has this name; the engine calls two of them ambiguous."""
         try:
             with self._api.client() as client:
                 client.inspect_network(name)
@@ -76,7 +76,7 @@ class DockerResources:
     def _create_network(
         self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
     ) -> bool:
-        """Whether it exists afterwards; False when someone else made one at the same moment.
+        """Create a network; return False if another process created one at the same moment.
 
         Before Docker 25 the check for duplicates is not atomic: two builds that start together can
         both get a network of that name, and then neither can use it. Whoever sees another one
@@ -219,7 +219,7 @@ class DockerResources:
         of_volume: Callable[[Mapping[str, Any]], str],
         of_network: Callable[[Mapping[str, Any]], str],
     ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Of containers (stopped ones too), volumes and networks with these labels."""
+        """Return a value of each container (even stopped), volume and network with these labels."""
         chosen = _with_labels(labels)
         try:
             with self._api.client() as client:

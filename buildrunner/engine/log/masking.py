@@ -109,7 +109,7 @@ def _url_forms(piece: bytes) -> set[bytes]:
 
 
 def _json_forms(piece: bytes) -> set[bytes]:
-    r"""As in a JSON string; some encoders write ``/`` as ``\/``, others ``&<>`` as ``\u0026``."""
+    r"""Forms in JSON strings; some write ``/`` as ``\/``, others ``&<>`` as ``\u0026``."""
     import json
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -127,7 +127,7 @@ def _json_forms(piece: bytes) -> set[bytes]:
 
 
 def _nested_json_forms(piece: bytes) -> set[bytes]:
-    """As in JSON that is a string of other JSON: a structured log has it of a request's body."""
+    """Forms in JSON within a string of JSON, such as a request's body in a structured log."""
     import json
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -139,7 +139,7 @@ def _nested_json_forms(piece: bytes) -> set[bytes]:
 
 
 def _program_forms(piece: bytes) -> set[bytes]:
-    """As Python prints bytes and text: ``b'...'`` and ``'...'``, in either kind of quotes."""
+    """Forms that Python prints: ``b'...'`` and ``'...'``, in either kind of quotes."""
     text = piece.decode("utf-8", "surrogateescape")
     forms = {repr(piece)[2:-1], repr(text)[1:-1], ascii(text)[1:-1]}
     forms |= {form.replace("\\'", "'").replace("'", "\\'") for form in tuple(forms)}
@@ -152,7 +152,7 @@ def _upper_unicode(escaped: str) -> str:
 
 
 def _markup_forms(piece: bytes) -> set[bytes]:
-    """As in XML and HTML, and between single quotes in YAML and SQL."""
+    """Forms in XML and HTML, and between single quotes in YAML and SQL."""
     import html
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -176,7 +176,7 @@ def _lower_escapes(quoted: str) -> bytes:
 
 
 def _shell_forms(piece: bytes) -> set[bytes]:
-    """As ``'...'``, ``"..."``, ``$'...'`` and with backslashes, without the outer quotes."""
+    """Forms in shells: ``'...'``, ``"..."``, ``$'...'`` and backslashes, without outer quotes."""
     backslashed = b"".join(
         bytes([byte]) if byte in _SHELL_SAFE or byte >= 0x80 else b"\\" + bytes([byte])
         for byte in piece
@@ -273,7 +273,7 @@ class Masker:
         return shown + stream.finish()
 
     def mask_text(self, text: str) -> str:
-        """The same for text."""
+        """Mask the secrets in a text."""
         if not self._forms:
             return text
         return self.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")

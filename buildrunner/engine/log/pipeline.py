@@ -130,14 +130,14 @@ class LogPipeline:
         """Set before the first step starts; None while there is nothing to hide."""
 
     def line(self, text: str) -> None:
-        """One line (or several) of the build itself, without a prefix."""
+        """Write one line or several of the build itself, without a prefix."""
         data = self.masked(text)
         with self.lock:
             self._end_open_line(None)
             self._hand_on(data, None)
 
     def line_once(self, text: str) -> None:
-        """The same, unless a build that is resumed has said it before."""
+        """Write a line of the build, unless the build wrote it before it was resumed."""
         if not self.has_said(self.masked(text)):
             self.line(text)
 
@@ -258,7 +258,7 @@ class StepLog:
         self._remember(stream.write(chunk))
 
     def line(self, text: str) -> None:
-        """One whole line of ours about this step, behind what it has written."""
+        """Write a line about this step after the step's output so far."""
         data = self._pipeline.masked(text)
         if self._pipeline.has_said(self._output.prefix + data):
             return

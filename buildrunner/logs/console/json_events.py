@@ -53,7 +53,7 @@ class JsonEvents:
         self._write(self._encoder.encode(last) + b"\n")
 
     def close(self) -> None:
-        """Nothing is held back: every line was written when it came."""
+        """Do nothing: every line was written at once."""
 
     def _write(self, data: bytes) -> None:
         with self._lock:

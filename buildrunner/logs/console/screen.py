@@ -70,10 +70,10 @@ class PipeScreen:
         write_all(self._descriptor, lines)
 
     def refresh(self) -> None:
-        """There is no status in a pipe."""
+        """Do nothing: a pipe has no status line."""
 
     def close(self) -> None:
-        """Nothing to restore."""
+        """Do nothing: a pipe has no state to restore."""
 
 
 class TerminalScreen:

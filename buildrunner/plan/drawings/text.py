@@ -299,7 +299,7 @@ def padded(text: str, width: int) -> str:
 
 
 def fitting(text: str, width: int) -> str:
-    """As much of ``text`` as fits into ``width`` columns."""
+    """Return ``text``, cut to ``width`` columns."""
     if display_width(text) <= width:
         return text
     while text and display_width(text) > width:

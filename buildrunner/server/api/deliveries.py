@@ -44,7 +44,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response({"deliveries": [shown_delivery(one) for one in found]})
 
     def get(delivery: int, _: Caller = Depends(access.may("admin", everywhere=True))) -> Response:
-        """One delivery as it came, with the reason why each trigger fired or did not."""
+        """Return a delivery, with the reason why each trigger fired or did not."""
         try:
             found = context.store.deliveries.get(delivery)
         except NotFound as error:

@@ -40,7 +40,7 @@ def router(context: ServerContext) -> APIRouter:
     def get(
         request: Request, notifier: str, _: Caller = Depends(access.may("read", known=True))
     ) -> Response:
-        """One notifier, as it was put."""
+        """Return a notifier, as it was stored."""
         return json_response(tests.kept(access.project_of(request), notifier))
 
     def put(
@@ -89,7 +89,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """The same of a notifier in the body (``notifier``), which is not kept."""
+        """Test the notifier in the body (``notifier``), which is not stored."""
         asked = as_mapping(body)
         document = member(asked, "notifier")
         return json_response(tests.tried(access.project_of(request), as_mapping(document), asked))

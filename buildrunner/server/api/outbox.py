@@ -44,7 +44,7 @@ def router(context: ServerContext) -> APIRouter:
     def get(
         request: Request, message: int, _: Caller = Depends(access.may("read", known=True))
     ) -> Response:
-        """One message, with what is sent; secrets are in it by their names only."""
+        """Return a message with its content, which has only the names of secrets."""
         found = find_message(context, access.project_of(request), message)
         return json_response({**shown_message(found), "message": found.message})
 

@@ -60,7 +60,7 @@ class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KnownEvent:
-    """One event, and what was learned about it. Used by one thread.
+    """An event, completed by facts that its payload lacks. Used by one thread.
 
     Args:
         event: as the delivery tells it.
@@ -80,7 +80,7 @@ class KnownEvent:
         self._unanswered: dict[Question, BuildrunnerError | None] = {}
 
     def about(self, event: Event) -> KnownEvent:
-        """The same, asked about another event."""
+        """Return a new `KnownEvent` about another event, with the same sources of facts."""
         return KnownEvent(event, self._facts, self._places)
 
     @property
@@ -325,7 +325,7 @@ class NotNow(Exception):
 
 
 class MustAsk(NotNow):
-    """Somebody must be asked, or a filter thinks long, and who handles this has not the time.
+    """Raised if a request or a filter may take long, and this handler must not wait.
 
     Attributes:
         place: who.

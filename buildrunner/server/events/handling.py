@@ -115,7 +115,7 @@ def shown_verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def kept_verdicts(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
-    """As many verdicts as are kept: those of other repositories go first, and are counted."""
+    """Return the verdicts to store; those of other repositories are left out first, and counted."""
     if len(verdicts) <= MOST_VERDICTS:
         return {"verdicts": verdicts}
     mine = [one for one in verdicts if not _is_of_another_repository(one)]
@@ -436,7 +436,7 @@ class ToldEvent:
 
     @property
     def key(self) -> str:
-        """The same for each try of it, and for nothing else."""
+        """Key of the event: the same for each attempt, and different for other events."""
         return f"{self.delivery.number}-{self.delivery.replays}-{self.number}"
 
 
@@ -451,7 +451,7 @@ GIVE_UP_AFTER: Final = timedelta(days=1)
 
 
 def is_retry(delivery: StoredDelivery) -> bool:
-    """Whether it was handled in part, and waited."""
+    """Whether a delivery was handled in part, and waited for facts."""
     return delivery.status == WAITING
 
 

@@ -1,4 +1,4 @@
-"""Nothing missed: looks where the refs of repositories are, and delivers what nobody told.
+"""Missed pushes: compare refs of repositories with the known ones, and deliver the changes.
 
 A ref that is not where it was last seen becomes a delivery of the hook ``reconcile``, which is
 handled as all others are. What was seen before is in the store: a server that was down finds what
@@ -164,7 +164,7 @@ class Reconciler:
         return list(found.values())
 
     def _compared(self, place: Place, refs: dict[str, str]) -> int:
-        """The same as `_compare`, whatever a repository does to us: the others are looked at."""
+        """Call `_compare`; a bug with one repository does not stop the check of the others."""
         try:
             return self._compare(place, refs)
         except BuildrunnerError:

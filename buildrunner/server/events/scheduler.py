@@ -110,7 +110,7 @@ class Scheduler:
         return min(times, default=None)
 
     def _looked_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
-        """The same as `_look_at`, whatever a trigger does to us: the others fire as ever."""
+        """Call `_look_at`; a bug with one trigger does not stop the others."""
         try:
             return self._look_at(trigger, now)
         except BuildrunnerError:
@@ -191,7 +191,7 @@ class Scheduler:
             return replace(fire, state=FAILED, detail=text)
 
     def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
-        """The same, with its build."""
+        """Create the build of a fire; return the fire with it."""
         known = known_trigger(self._context, fire.project_id, document)
         trigger = known.trigger
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")

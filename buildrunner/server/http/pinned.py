@@ -176,7 +176,7 @@ _SOURCE_FLAG: Final = "--allow-source-host"
 
 
 class NotDelivered(BuildrunnerError):
-    """It did not arrive.
+    """Raised if a message did not arrive.
 
     Attributes:
         is_final: it never will.

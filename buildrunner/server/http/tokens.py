@@ -48,7 +48,7 @@ PUBLIC_NAME: Final = "(public)"  # no token can be called that
 
 
 def public_caller(projects: Sequence[str]) -> Caller | None:
-    """Somebody without a token, where some projects are for everyone to read; else None."""
+    """Return the caller for requests without a token; None if no project is public."""
     return Caller(PUBLIC_NAME, ("read",), tuple(projects)) if projects else None
 
 

@@ -140,7 +140,7 @@ def _cut(line: LogLine, last_piece: bytes, length: int, width: int) -> LogLine:
 
 
 class KeptLogs:
-    """Finds them.
+    """Finds the stored logs of builds.
 
     Args:
         context: the server's.
@@ -163,7 +163,7 @@ class KeptLogs:
         return self.reader_of(self._context.store.builds.get(project, build))
 
     def reader_of(self, stored: StoredBuild) -> LogFileReader:
-        """The same for a build that was found.
+        """Return a reader of the log of a stored build.
 
         Raises:
             ApiError: its log is not here; why.

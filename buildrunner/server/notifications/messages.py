@@ -190,7 +190,7 @@ def _link(facts: Facts) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As Slack and its kin want it: what a build says can't call people or make links."""
+    """Escape text for Slack: text of a build can't mention people or make links."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

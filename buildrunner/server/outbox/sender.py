@@ -84,7 +84,7 @@ class OutboxSender:
         self._loop = Loop("outbox", self._turn, _POLL_S)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the loop."""
         self._loop.start()
 
     def wake(self) -> None:
@@ -242,7 +242,7 @@ class Delivery:
         self._http.close()
 
     def deliver(self, message: Message) -> None:
-        """Deliver it.
+        """Deliver a message.
 
         Raises:
             NotDelivered: it did not arrive.

@@ -25,7 +25,7 @@ _MAX_FORM_BYTES = 1 << 16
 
 
 class LoginNeeded(Exception):
-    """Nobody is signed in; the answer leads to the page where one can."""
+    """Raised without a session; the answer redirects to the sign-in page."""
 
 
 class Viewer(msgspec.Struct, frozen=True):

@@ -106,7 +106,7 @@ class _Matcher:
 
 
 def _compile(alternatives: Sequence[str | None]) -> re.Pattern[str] | None:
-    """One expression whose matching group tells the alternative; None when there is none."""
+    """Join patterns into one expression whose group names the match; None without patterns."""
     if not any(alternative is not None for alternative in alternatives):
         return None
     groups = (r"((?!))" if regex is None else f"({regex})" for regex in alternatives)

@@ -74,7 +74,7 @@ def masked_build(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def masked_trigger(document: dict[str, Any]) -> dict[str, Any]:
-    """The same for a BuildTrigger document."""
+    """Return a BuildTrigger document with masked passwords."""
     return _masked(document, _TRIGGER)
 
 
@@ -84,7 +84,7 @@ def build_problems(document: dict[str, Any]) -> list[Problem]:
 
 
 def trigger_problems(document: dict[str, Any], old: dict[str, Any] | None = None) -> list[Problem]:
-    """The same for a BuildTrigger document, but for addresses that ``old`` has, too."""
+    """Return the problems of a BuildTrigger document, except for addresses that ``old`` has."""
     return _problems(document, _TRIGGER, old or {})
 
 

@@ -70,7 +70,7 @@ def find(value: Any, path: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _parts(path: str) -> tuple[tuple[list[Selector], bool, bool], ...] | None:
-    """Of each part: its selectors, whether all below is looked at, whether it leads to one."""
+    """Parse a path: of each part the selectors, whether it descends, whether it is one value."""
     parts = []
     position = 0
     while position < len(path):
@@ -92,7 +92,7 @@ def _parts(path: str) -> tuple[tuple[list[Selector], bool, bool], ...] | None:
 
 
 def _selectors(text: str) -> tuple[list[Selector], bool] | None:
-    """Of what stands between brackets; and whether that leads to one place."""
+    """Parse the selectors between brackets, and whether they match at most one value."""
     found: list[Selector] = []
     leads_to_one = True
     position = 0

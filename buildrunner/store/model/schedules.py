@@ -38,7 +38,7 @@ class ScheduledTrigger(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fire(msgspec.Struct, frozen=True, kw_only=True):
-    """One fire time of one trigger. There is at most one of each, whoever notices it.
+    """One scheduled time of one trigger, which is stored at most once.
 
     Attributes:
         project_id, trigger_id: whose.

@@ -507,7 +507,7 @@ class _Listing(NamedTuple):
 
 
 def _listing(project_id: str, tag: str | None) -> _Listing:
-    """All of a project; of one tag when given, which has an index with the order in it."""
+    """Return the query for the builds of a project; with a tag, it uses the tag's ordered index."""
     found = select(builds.c.create_time, builds.c.id, *COLUMNS)
     table = builds if tag is None else build_tags
     build_id = builds.c.id if tag is None else build_tags.c.build_id

@@ -181,7 +181,7 @@ class SqlDeliveries(SqlPart):
             connection.execute(update(deliveries).where(_same(claimed)).values(values))
 
     def finish(self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]) -> None:
-        """These are handled, with what came of them. Idempotent.
+        """Record deliveries as handled, with their outcomes. Idempotent.
 
         One that somebody wanted replayed since it was claimed stays to be handled.
         """
@@ -344,7 +344,7 @@ class SqlRefs(SqlPart):
     def note_all(
         self, repositories: Collection[str], ref: str, now: KnownRef
     ) -> list[KnownRef | None]:
-        """The same for one repository that goes by several names, at once.
+        """Record refs of one repository under several names, in one transaction.
 
         Forges may tell of two pushes in the wrong order: the ref is not put back to where the push
         that is known began.

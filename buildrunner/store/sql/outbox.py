@@ -206,7 +206,7 @@ class SqlOutbox(SqlPart):
         return sorted((_message(row) for row in rows), key=lambda message: message.id)
 
     def delivered(self, message: Message, *, now: datetime) -> None:
-        """It arrived. Without effect when the claim was lost."""
+        """Record that a message arrived. No effect if the claim was lost."""
         self._settle(message, "", state=DELIVERED, done_at=microseconds(now))
         if message.change_id:
             with self._database.write() as connection:
@@ -215,7 +215,7 @@ class SqlOutbox(SqlPart):
     def put_off(
         self, message: Message, *, next_try: datetime, error: str, tried: bool = True
     ) -> None:
-        """It did not arrive: it is tried again. Without effect when the claim was lost.
+        """Record a failed attempt, and the time of the next one. No effect if the claim was lost.
 
         Args:
             message: which was claimed.
@@ -227,7 +227,7 @@ class SqlOutbox(SqlPart):
         self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
 
     def give_up(self, message: Message, *, error: str, now: datetime) -> None:
-        """It is kept, but neither sent again nor in the way of others of its lane."""
+        """Give up a message: it stays stored, is not sent again, and does not delay its lane."""
         self._settle(message, error, state=GIVEN_UP, done_at=microseconds(now))
 
     def _settle(self, message: Message, error: str, **values: Any) -> None:
@@ -309,7 +309,7 @@ class SqlOutbox(SqlPart):
             return _message(connection.execute(again).one())
 
     def drop(self, message_id: int) -> None:
-        """Forget it. Raises `NotFound`."""
+        """Delete a message. Raises `NotFound`."""
         gone = delete(outbox).where(outbox.c.id == message_id).returning(outbox.c.change_id)
         with self._database.write() as connection:
             row = connection.execute(gone).first()
@@ -407,7 +407,7 @@ def _insert(connection: Connection, new: NewMessage, now: datetime) -> bool:
 
 
 def _kept(error: str) -> str:
-    """As much of it as is kept; receivers may answer with NUL, which PostgreSQL does not take."""
+    """Return an error's text as it is stored: short, and without NUL, which PostgreSQL refuses."""
     return error.replace("\0", "")[:_LONGEST_ERROR]
 
 
@@ -495,7 +495,7 @@ class SqlNotifiers(SqlPart):
                 )
 
     def get(self, project_id: str, name: str) -> dict[str, Any]:
-        """One of them. Raises `NotFound`."""
+        """Return a notifier. Raises `NotFound`."""
         found = select(notifiers.c.document).where(_is(project_id, name))
         with self._database.read() as connection:
             document = connection.execute(found).scalar()
@@ -504,7 +504,7 @@ class SqlNotifiers(SqlPart):
         return _decoded(document)
 
     def of_project(self, project_id: str) -> dict[str, dict[str, Any]]:
-        """All of a project by name, in the order of their names."""
+        """Return the notifiers of a project by name, in the order of their names."""
         found = (
             select(notifiers.c.name, notifiers.c.document)
             .where(notifiers.c.project_id == project_id)

@@ -25,7 +25,7 @@ _MOST_SIZES = 500  # of so many files the sizes are looked up, where that costs 
 
 
 class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file.
+    """One uploaded file.
 
     Attributes:
         number: its place in the manifest, from 0.
@@ -46,7 +46,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
     def download(request: Request, build: str, number: int) -> Response:
-        """One file of a build, out of those that its own manifest lists."""
+        """Return one file that the manifest of a build lists."""
         project = project_of(request, context.settings.default_project)
         check_may(request.state.viewer, "read", project)
         stored = context.store.builds.get(project, build)
@@ -137,7 +137,7 @@ def _found(context: ServerContext, url: str) -> StoredObject:
 
 
 def _size(context: ServerContext, url: str) -> int | None:
-    """Of a file on our own disk; elsewhere each would cost a question to somebody."""
+    """Return the size of a file on this machine's disk; None elsewhere, to avoid a request."""
     if not url.startswith("file://"):
         return None
     try:

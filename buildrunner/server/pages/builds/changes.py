@@ -23,7 +23,7 @@ _OF_EACH_BUILD = frozenset(
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One thing that is not as it was.
+    """One difference between two builds.
 
     Attributes:
         name: of what.
@@ -39,7 +39,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class StepTime(msgspec.Struct, frozen=True, kw_only=True):
-    """One step in two builds: how long it took then and now, and how it ended."""
+    """One step in two builds: its times and statuses."""
 
     title: str
     before_s: float | None = None
@@ -49,7 +49,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_slower(self) -> bool:
-        """It takes markedly longer than it did."""
+        """Whether the step takes much longer than before."""
         if self.before_s is None or self.after_s is None:
             return False
         return self.after_s > self.before_s * 1.3 and self.after_s > self.before_s + 1
@@ -120,7 +120,7 @@ class _StepChange(msgspec.Struct, frozen=True):
 
 
 def _grouped(changes: Iterable[_StepChange]) -> Iterator[Change]:
-    """The same change of several steps is told once."""
+    """Join the same change of several steps into one."""
     steps: dict[tuple[str, str, str], list[str]] = {}
     for one in changes:
         steps.setdefault((one.what, one.before, one.after), []).append(one.step)
@@ -168,7 +168,7 @@ _MOST_ATTEMPTS = 30
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
-    """One try of the same build: its id, how it ended, who wanted it, and whether it is shown."""
+    """One attempt of the same build; ``is_this`` is the build of the page."""
 
     id: str
     status: str
@@ -228,7 +228,7 @@ class BuildHistory:
         ]
 
     def _build(self, project: str, build_id: str) -> StoredBuild | None:
-        """One build; None when retention took it."""
+        """Return a build; None if it was deleted."""
         try:
             return self._store.builds.get(project, build_id) if build_id else None
         except NotFound:

@@ -75,7 +75,7 @@ _MOST_TICKS = 8
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of work.
+    """One span of work in the drawing.
 
     Attributes:
         label: for a person.
@@ -148,7 +148,7 @@ class _Axis:
         return max(0.0, (moment - self.zero).total_seconds())
 
     def span(self, span: Mapping[str, str]) -> tuple[float, float] | None:
-        """Of something with a start and, when it is over, an end; None when it has not begun."""
+        """Return start and end of a span in seconds; None if it has not started."""
         start, end = self.of(span.get("startTime")), self.of(span.get("endTime"))
         return None if start is None else (start, self.until if end is None else end)
 

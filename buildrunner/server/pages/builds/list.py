@@ -55,7 +55,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expression(self) -> str:
-        """All of it as one filter."""
+        """All conditions as one filter expression."""
         named = (
             ("status", self.status if self.status in _STATES else ""),
             ("trigger_id", self.trigger),
@@ -68,7 +68,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_any(self) -> bool:
-        """Nothing is asked for."""
+        """Whether the list has no conditions."""
         return not self.expression
 
 

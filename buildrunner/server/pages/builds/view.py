@@ -1,4 +1,4 @@
-"""Of what a build was made: repository, branch and commit, as far as they are known. Pure."""
+"""Builds for pages, such as their repository, branch and commit. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from buildrunner.triggers.labels import BUILT_REF
 
 
 class Revision(msgspec.Struct, frozen=True):
-    """Of what a build was made.
+    """The repository, ref and commit of a build.
 
     Attributes:
         repository: short name, or where the source lies.
@@ -35,7 +35,7 @@ class Revision(msgspec.Struct, frozen=True):
 
 
 def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revision:
-    """Of what a build was made, as far as it is known.
+    """Return the repository, ref and commit of a build, as far as they are known.
 
     Args:
         document: the build.
@@ -148,7 +148,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_bad(self) -> bool:
-        """It failed."""
+        """Whether the step failed."""
         return self.status in BAD
 
 
@@ -305,7 +305,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """It has ended."""
+        """Whether the build has ended."""
         return self.status in FINAL_STATUSES
 
     @property

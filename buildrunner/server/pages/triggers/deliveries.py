@@ -59,7 +59,7 @@ class _DeliveryPages:
         )
 
     def one(self, request: Request, delivery: int) -> Response:
-        """One of them."""
+        """Show one delivery."""
         viewer: Viewer = request.state.viewer
         check_everywhere(viewer, "read")
         found = self._context.store.deliveries.get(delivery)

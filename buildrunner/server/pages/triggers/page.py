@@ -189,7 +189,7 @@ _MOST = 10
 
 
 class Told(msgspec.Struct, frozen=True):
-    """One delivery that asked a trigger.
+    """One delivery that was compared with the trigger.
 
     Attributes:
         number: of the delivery.
@@ -234,7 +234,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     fork: bool = False
 
     def event(self) -> dict[str, Any]:
-        """As `trial_events` takes it."""
+        """Return the test event in the form of `trial_events`."""
         files = [line.strip() for line in self.files.splitlines() if line.strip()]
         return {
             "ref": self.ref,

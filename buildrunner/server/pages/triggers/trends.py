@@ -83,7 +83,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def bar_plot(points: Sequence[Point], values: Sequence[float]) -> Plot:
-    """One bar a build, the highest as high as the box. Pure."""
+    """Draw one bar for each build; the longest bar fills the box. Pure."""
     top = max(values, default=0.0)
     step = _WIDTH / max(len(points), 25)
     bars = tuple(
