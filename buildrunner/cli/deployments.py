@@ -182,6 +182,8 @@ def _roll_back(args: argparse.Namespace, client: ServerClient) -> int:
         chosen = _find(client, args.to, target)
     else:
         chosen = earlier(target, _deployments(client, target=target))
+    images = ", ".join(map(with_short_digest, chosen["images"])) or "what it deployed"
+    sys.stderr.write(f"Rolling back {target} to {images} of build {chosen['buildId']}.\n")
     made = client.retry_build(chosen["buildId"], deployment=chosen["id"])
     if not any("@" in image for image in chosen["images"]):
         sys.stderr.write(

@@ -1,20 +1,24 @@
 """Deployments that the command of a step suggests. Pure.
 
 For steps that succeeded and reported nothing: the arguments and the environment of a known tool
-name the target, and mostly no digest.
+name the target, and mostly no digest. Of scripts, the lines count that run in any case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.image_pulls import split_reference
 from buildrunner.plan.build_plan import StepPlan
 
+_SHELLS = frozenset({"ash", "bash", "dash", "sh"})
 _SDK_IMAGES = frozenset({"cloud-sdk", "google-cloud-cli"})
 _KINDS = {
     **dict.fromkeys(("deploy", "deployment", "deployments", "deployment.apps"), "Deployment"),
@@ -47,35 +51,86 @@ class _Command(NamedTuple):
 
 
 def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
-    """Return the deployments that the command of a step suggests; empty for most steps.
+    """Return the deployments that the commands of a step suggest; empty for most steps.
 
     Args:
         step: a step that succeeded.
         project: the build's project, which the tools use unless a command names another.
     """
-    program, arguments = _program(step)
-    read = _TOOLS.get(program)
-    if read is None or any(word.partition("=")[0] in _DRY for word in arguments):
-        return ()
-    env = dict(entry.partition("=")[::2] for entry in step.env)
-    found = read(_command(arguments), {"CLOUDSDK_CORE_PROJECT": project, **env})
-    try:  # the arguments are the author's: a target has rules
-        return () if found is None else (msgspec.convert(msgspec.to_builtins(found), Deployment),)
-    except msgspec.ValidationError:
-        return ()
+    env = {"CLOUDSDK_CORE_PROJECT": project}
+    env |= dict(entry.partition("=")[::2] for entry in step.env)
+    found: dict[str, Deployment] = {}
+    for program, arguments in _commands(step, env):
+        read = _TOOLS.get(program)
+        if read is None or any(word.partition("=")[0] in _DRY for word in arguments):
+            continue
+        one = read(_command(arguments), env)
+        if one is None or "$" in one.target:
+            continue
+        known = tuple(image for image in one.images if not set(image) & set("$`"))
+        try:  # the arguments are the author's: a deployment has rules
+            checked = msgspec.to_builtins(replace(one, images=known))
+            found[one.target] = msgspec.convert(checked, Deployment)
+        except msgspec.ValidationError:
+            continue
+    return tuple(found.values())
 
 
-def _program(step: StepPlan) -> tuple[str, Sequence[str]]:
+def _commands(step: StepPlan, env: Mapping[str, str]) -> Iterable[tuple[str, Sequence[str]]]:
+    """The programs that a step runs, with their arguments, as far as its text tells."""
     arguments = step.args or ()
-    name = step.entrypoint or step.image.partition("@")[0]
-    last = name.rpartition("/")[2]
-    if step.entrypoint is None:
-        last = last.partition(":")[0]
     if step.script is not None:
-        return "", ()
-    if step.entrypoint is None and last in _SDK_IMAGES and arguments:
-        return arguments[0].rpartition("/")[2], arguments[1:]
-    return last.removesuffix("-slim").removesuffix(".bash"), arguments
+        return _of_script(step.script, env)
+    if step.entrypoint is None:
+        last = split_reference(step.image)[0].rpartition("/")[2]
+        if last in _SDK_IMAGES:
+            last, arguments = (*arguments[:1], "")[0], arguments[1:]
+    else:
+        last = step.entrypoint
+    last = last.rpartition("/")[2]
+    if last in _SHELLS and len(arguments) > 1 and re.fullmatch("-[a-z]*c", arguments[0]):
+        return _of_script(arguments[1], env)
+    return [(last.removesuffix("-slim").removesuffix(".bash"), arguments)]
+
+
+def _of_script(text: str, env: Mapping[str, str]) -> Iterator[tuple[str, Sequence[str]]]:
+    """The commands of a script that run in any case: not those of blocks, nor after ``exit``."""
+    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+        if line[:1].isspace() or line.startswith("#"):
+            continue
+        words = shlex.shlex(line, posix=True, punctuation_chars=True)
+        words.whitespace_split = True
+        try:
+            split = [_expanded(word, env) for word in words]
+        except ValueError:  # a quoted text of several lines
+            continue
+        for program, *arguments in _simple_commands(split):
+            if program == "exit":
+                return
+            yield program.rpartition("/")[2], arguments
+
+
+def _simple_commands(words: Sequence[str]) -> Iterator[list[str]]:
+    """The commands of a line, each up to its first redirection; none behind a pipe."""
+    command: list[str] = []
+    is_open = True
+    for word in (*words, ";"):
+        if word in ("&&", ";"):
+            if command:
+                yield command
+            command, is_open = [], True
+        elif word in ("|", "||", "&"):
+            if command:
+                yield command
+            return
+        elif set(word) <= set("<>()|&;"):
+            is_open = False
+        elif is_open:
+            command.append(word)
+
+
+def _expanded(word: str, env: Mapping[str, str]) -> str:
+    return re.sub(r"\$(?:(\w+)|{(\w+)})", lambda one: env.get(one[1] or one[2], one[0]), word)
 
 
 def _command(arguments: Sequence[str]) -> _Command:

@@ -105,7 +105,8 @@ class StepFinished(_Event, frozen=True, tag="stepFinished"):
         image_digest: digest of the image it ran; empty when unknown.
         output: what it wrote to ``$BUILDER_OUTPUT/output`` (at most 51,200 bytes).
         last_lines: the end of its output when it failed (masked, at most 20 lines).
-        deployments: what it deployed; empty unless its program succeeded.
+        deployments: the deployments that the step reported. Without a report, those that the
+            commands of a successful step suggest.
     """
 
     step: int

@@ -54,7 +54,8 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
         image_digest: digest of the image that the step ran; empty if unknown.
         output: content of ``$BUILDER_OUTPUT/output``, at most 51,200 bytes.
         last_lines: the end of the step's log; empty unless the step failed.
-        deployments: the step's deployments; empty unless its program succeeded.
+        deployments: the deployments that the step reported. Without a report, those that the
+            commands of a successful step suggest.
     """
 
     index: int

@@ -231,15 +231,16 @@ class StepRun:
         if exit_ is None:
             return self._verdict.never_started(base)
         outcome = self._verdict.ended(base, exit_, *self._output(exit_))
-        if outcome.status is not Status.SUCCESS:
-            return outcome
         deployments = self._deployments()
+        if outcome.status is not Status.SUCCESS:
+            return replace(outcome, deployments=deployments)
+        deployments = deployments or suggested(self._step, self._build.plan.project_id)
         outcome = replace(outcome, deployments=deployments)
         error = _other_image(self._step.pinned_images, deployments)
         return replace(outcome, status=Status.FAILURE, error=error) if error else outcome
 
     def _deployments(self) -> tuple[Deployment, ...]:
-        """Return what the step deployed. A report that can't be read fails no step."""
+        """Return what the step reported. A report that can't be read fails no step."""
         try:
             report = self._container.output(REPORT)
         except EngineError as error:
@@ -251,7 +252,7 @@ class StepRun:
         found, problem = read_report(report)
         if problem:
             self._log.line(problem)
-        return found or suggested(self._step, self._build.plan.project_id)
+        return found
 
     def _output(self, exit_: ContainerExit) -> tuple[bytes, str]:
         """Return the step's output, and its problem, which fails a successful step."""

@@ -46,7 +46,8 @@ def _pinned(step: StepPlan, images: tuple[str, ...]) -> StepPlan:
             args = tuple(_with(argument, image, bare=True) for argument in args)
         script = script and _with(script, image)
         env = tuple(_with(entry, image) for entry in env)
-    env = tuple(sorted((*env, f"{VARIABLE}={' '.join(images)}")))
+    others = (entry for entry in env if not entry.startswith(f"{VARIABLE}="))
+    env = tuple(sorted((*others, f"{VARIABLE}={' '.join(images)}")))
     return replace(step, args=args, script=script, env=env, pinned_images=images)
 
 

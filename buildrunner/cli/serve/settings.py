@@ -205,8 +205,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=10,
         metavar="N",
-        help="disk space for workspaces of failed builds, which can then be resumed; 0: keep none"
-        " (default: 10)",
+        help="disk space for workspaces of builds that failed or deployed, to resume them or roll"
+        " back to them; 0: keep none (default: 10)",
     )
     parser.add_argument(
         "--keep-builds",

@@ -111,12 +111,34 @@ def test_the_command_of_a_tool_suggests_its_target(
         step("alpine/helm", "template", "chart"),
         step("gcr.io/cloud-builders/docker", "run", "deploy", "app"),
         step("gcr.io/cloud-builders/gcloud", "run", "deploy", "a\nb"),
-        StepPlan(index=0, image="gcr.io/cloud-builders/kubectl", script="#!/bin/sh\nkubectl apply"),
+        StepPlan(index=0, image="i", script="#!/bin/sh\nif true; then\n  kubectl apply -f x\nfi"),
+        StepPlan(index=0, image="i", script="exit\nkubectl apply -f k8s"),
+        StepPlan(index=0, image="i", script="# kubectl apply -f k8s"),
+        StepPlan(index=0, image="i", script="false || kubectl apply -f k8s"),
+        StepPlan(index=0, image="i", script='gcloud run deploy "$_UNKNOWN"'),
+        StepPlan(index=0, image="i", script="echo gcloud run deploy app"),
         StepPlan(index=0, image="gcr.io/cloud-builders/gcloud"),
     ],
 )
 def test_other_commands_suggest_nothing(command: StepPlan) -> None:
     assert suggested(command, "p") == ()
+
+
+def test_commands_that_a_script_runs_in_any_case_count_too() -> None:
+    script = """#!/bin/bash
+set -e
+cd app && gcloud run deploy "$_SERVICE" \\
+  --image="$(cat image)" --region=${_REGION} --quiet > log
+/usr/bin/kubectl set image deployment/web "web=$_IMAGE" | tee said
+"""
+    env = (f"_IMAGE={APP}:1", "_REGION=europe-west1", "_SERVICE=api")
+    found = (
+        Deployment(target="run://p/europe-west1/api"),
+        Deployment(target="kubernetes://-/default/Deployment/web", images=(f"{APP}:1",)),
+    )
+    assert suggested(StepPlan(index=0, image="i", script=script, env=env), "p") == found
+    shell = StepPlan(index=0, image="i", entrypoint="/bin/bash", args=("-ec", script), env=env)
+    assert suggested(shell, "p") == found
 
 
 def line(**fields: object) -> bytes:

@@ -182,9 +182,11 @@ def test_a_step_that_succeeded_deployed_what_it_reported() -> None:
     assert outcome.steps[1].output == b""
 
 
-def test_a_step_that_failed_deployed_nothing() -> None:
+def test_a_step_that_failed_deployed_what_it_reported_and_not_what_its_command_suggests() -> None:
     build = Build(step(0, REPORT + '{"target": "run://p/r/web"}', "EXIT_CODE=1"))
-    assert build.run().steps[0].deployments == ()
+    assert [one.target for one in build.run().steps[0].deployments] == ["run://p/r/web"]
+    failing = step(0, "EXIT_CODE=1", entrypoint="kubectl", args=("apply", "-f", "k8s"))
+    assert Build(failing).run().steps[0].deployments == ()
 
 
 def test_a_report_that_can_not_be_read_is_named_in_the_log_and_fails_nothing() -> None:

@@ -41,7 +41,8 @@ def test_every_reference_to_the_image_becomes_the_pinned_one(argument: str, expe
 
 def test_scripts_and_variables_are_changed_where_they_name_a_tag() -> None:
     script = f"#!/bin/sh\nkubectl set image deploy/app app={APP}:1\nIMAGE={APP}\n"
-    step = pinned(script=script, env=(f"IMAGE={APP}:1", f"NAME={APP}", f"Z={OTHER}"))
+    own = "BUILDRUNNER_PINNED_IMAGES=mine"
+    step = pinned(script=script, env=(own, f"IMAGE={APP}:1", f"NAME={APP}", f"Z={OTHER}"))
     assert step.script == f"#!/bin/sh\nkubectl set image deploy/app app={PINNED}\nIMAGE={APP}\n"
     assert step.env == (
         f"BUILDRUNNER_PINNED_IMAGES={PINNED}",
