@@ -95,7 +95,7 @@ def page() -> str:
     parameters = [(code(name), text) for name, text in _PARAMETERS]
     return (
         f"{_HEAD}## Cloud Build's routes\n\nEach of these paths has its form with `/locations/L`, too.\n\n"
-        f"{table(head, cloud)}\n## Our own\n\n{table(head, own)}"
+        f"{table(head, cloud)}\n## Routes of buildrunner\n\n{table(head, own)}"
         f"{_CREATE}{table(('parameter', 'meaning'), parameters)}{_TAIL}"
     )
 

@@ -31,7 +31,7 @@ def router(context: ServerContext) -> APIRouter:
         return await access.caller(request)
 
     def whoami(caller: Caller = Depends(anybody)) -> Response:
-        """Whose token this is, and what it is good for."""
+        """Return the name, scopes and projects of the caller's token."""
         return json_response(
             {
                 "name": caller.name,
@@ -42,7 +42,7 @@ def router(context: ServerContext) -> APIRouter:
         )
 
     def tokens(_: Caller = Depends(admin)) -> Response:
-        """All tokens, without what their bearers have."""
+        """List names, scopes and projects of tokens, without the tokens."""
         return json_response({"tokens": [shown_token(t) for t in context.store.tokens.all()]})
 
     def create(
@@ -50,7 +50,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "tokens.create", everywhere=True)),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Make a token; the answer is the only place where it is ever shown."""
+        """Create a token. Only the answer to this call shows it."""
         given = as_mapping(body)
         name = given.get("name", "")
         note_target(request, str(name))
@@ -71,13 +71,13 @@ def router(context: ServerContext) -> APIRouter:
         name: str,
         _: Caller = Depends(access.may("admin", "tokens.revoke", everywhere=True)),
     ) -> Response:
-        """Make a token useless, at once."""
+        """Revoke a token at once."""
         note_target(request, name)
         context.store.tokens.revoke(name, now=context.clock())
         return json_response({})
 
     def audit(request: Request, _: Caller = Depends(admin)) -> Response:
-        """The audit log, newest entries first; ``before`` an entry's id returns older ones."""
+        """List the audit log, newest entries first; ``before=ID`` returns older entries."""
         entries = context.store.audit.page(
             limit=number(request, "limit", low=1, high=_MAX_ENTRIES, default=100),
             before_id=number(request, "before", low=0, high=2**62),

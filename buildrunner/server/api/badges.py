@@ -50,7 +50,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["notifications"])
 
     async def badge(request: Request) -> Response:
-        """SVG of the last build of a trigger that ended; ``branch`` asks for one of a branch."""
+        """Return the result of the last finished build as SVG; ``branch`` selects a branch."""
         return await badges.answer(request)
 
     routes.add_api_route(

@@ -87,7 +87,7 @@ def router(context: ServerContext) -> APIRouter:
         return operation_response(request, stored.document)
 
     def listing(request: Request) -> Response:
-        """The newest builds first."""
+        """List builds, newest first."""
         address = address_of(context, request)
         page = context.store.builds.page(
             address.project,
@@ -104,7 +104,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(answer)
 
     def get(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """One build."""
+        """Return a build."""
         return build_response(request, builds.find(address_of(context, request), build).document)
 
     def cancel(
@@ -113,7 +113,7 @@ def router(context: ServerContext) -> APIRouter:
         caller: Caller = Depends(access.may("submit", "builds.cancel")),
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
     ) -> Response:
-        """Stop a build, or take it out of the queue."""
+        """Stop a running build, or remove a waiting build from the queue."""
         stored = builds.find(address_of(context, request), build)
         note_target(request, stored.document["projectId"], build)
         return build_response(request, builds.cancel(stored, caller).document)
@@ -126,9 +126,9 @@ def router(context: ServerContext) -> APIRouter:
     ) -> Response:
         """Queue a new build from the request of an old one.
 
-        With ``fromStep`` (id or index of a step) it goes on from there: what succeeded before does
-        not run again, and the workspace is as the old build left it. With ``deployment`` (id of a
-        deployment of the build) it rolls back to that: the step that deployed runs alone.
+        With ``fromStep`` (id or index of a step) it resumes from that step. Steps that succeeded
+        before do not run again, and the workspace is as the old build left it. With ``deployment``
+        (id of a deployment of the build) it rolls back to that: the step that deployed runs alone.
         """
         old = builds.find(address_of(context, request), build)
         deployment = parameter(request, "deployment")
@@ -149,7 +149,7 @@ def router(context: ServerContext) -> APIRouter:
         caller: Caller = Depends(access.may("approve", "builds.approve")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Approve or reject a build that waits for it."""
+        """Approve or reject a build that waits for an approval."""
         stored = builds.find(address_of(context, request), build)
         note_target(request, stored.document["projectId"], build)
         decided = builds.decide(stored, _decision(body), caller)
@@ -215,27 +215,27 @@ def own_router(context: ServerContext) -> APIRouter:
     )
 
     def plan(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """The compiled plan: final arguments, environment, edges; no secret is in it."""
+        """Return the compiled plan: final arguments, environment and edges, without secrets."""
         found = context.store.builds.plan(builds.find(address_of(context, request), build).id)
         if found is None:
             raise NotFound(f"build {build} has no plan yet")
         return Response(found, media_type="application/json")
 
     def waiting(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """Why the build has not begun; empty when it has."""
+        """Return the reason why a build waits; empty if it has started."""
         stored = builds.find(address_of(context, request), build)
         reason = context.why_waiting(stored.id)
         return json_response({} if reason is None else msgspec.structs.asdict(reason))
 
     def approval(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """Whose code waits for an approval, what that grants, and who decided."""
+        """Return the author of the code, the rights that an approval grants, and the decision."""
         facts = approval_facts(builds.find(address_of(context, request), build))
         return json_response(msgspec.to_builtins(facts))
 
     def artifacts(
         request: Request, build: str, _: Caller = Depends(access.may("read"))
     ) -> Response:
-        """The images and files that the build pushed and uploaded."""
+        """List the images and files that the build pushed and uploaded."""
         return json_response(
             {"artifacts": made_by(builds.find(address_of(context, request), build).document)}
         )

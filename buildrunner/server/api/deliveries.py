@@ -35,7 +35,7 @@ def router(context: ServerContext) -> APIRouter:
     reader = access.may("read", everywhere=True)
 
     def listing(request: Request, _: Caller = Depends(reader)) -> Response:
-        """Deliveries, the newest first; ``before`` a number gives older ones."""
+        """List deliveries, newest first; ``before=NUMBER`` returns older ones."""
         found = context.store.deliveries.page(
             hook=parameter(request, "hook"),
             limit=number(request, "limit", low=1, high=_MOST, default=50),
@@ -59,7 +59,7 @@ def router(context: ServerContext) -> APIRouter:
         delivery: int,
         _: Caller = Depends(access.may("admin", "deliveries.replay", everywhere=True)),
     ) -> Response:
-        """Handle a delivery once more: what fires now makes new builds."""
+        """Handle a delivery again, which may start new builds."""
         note_target(request, str(delivery))
         try:
             again = context.store.deliveries.replay(delivery)
@@ -76,7 +76,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("read")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Whether an event would fire a trigger, rule by rule; nothing is built."""
+        """Test whether an event would fire a trigger, rule by rule. Builds nothing."""
         address = address_of(context, request)
         known = known_trigger(context, address.project, triggers.find(address, trigger))
         try:

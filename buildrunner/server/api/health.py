@@ -19,18 +19,18 @@ def router(context: ServerContext) -> APIRouter:
     access = Access(context)
 
     async def healthz() -> Response:
-        """The process answers."""
+        """Answer 200 while the process lives."""
         # In the event loop: it answers also while every thread waits for a database.
         return json_response({"status": "ok"})
 
     def readyz() -> Response:
-        """Builds that come in now would run: database, worker and disk are well."""
+        """Answer 200 if new builds can start, or 503 with the reason: database, worker, disk."""
         problems = _problems(context)
         ready = "ready" if not problems else "not ready"
         return json_response({"status": ready, "problems": problems}, 503 if problems else 200)
 
     def metrics() -> Response:
-        """Numbers for Prometheus."""
+        """Return metrics for Prometheus."""
         return Response(context.metrics.text(), media_type=CONTENT_TYPE)
 
     routes.add_api_route("/healthz", healthz, methods=["GET"])

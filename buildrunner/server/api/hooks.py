@@ -45,7 +45,7 @@ def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
     intake = HookIntake(context)
 
     async def receive(request: Request, forge: str) -> Response:
-        """Take a delivery. It is safe in the database when this answers, and handled soon after."""
+        """Receive a delivery. It is stored when this call is answered, and handled soon after."""
         hook = check_hook(forge, request.path_params.get("name", ""))
         delivery = NewDelivery(
             hook=hook,
@@ -82,7 +82,7 @@ def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
     body_of = json_body(context)
 
     def listing(_: Caller = Depends(access.may("read", everywhere=True))) -> Response:
-        """Hooks that are bound, and those that sent something without being bound."""
+        """List bound hooks, and unbound hooks that have received deliveries."""
         bound, heard = context.store.hooks.all(), context.store.hooks.heard()
         names = sorted({*bound, *forge_hooks(heard)})
         shown = [_shown(name, bound.get(name), heard.get(name)) for name in names]
@@ -109,7 +109,7 @@ def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
         name: str = "",
         _: Caller = Depends(access.may("admin", "hooks.unbind", everywhere=True)),
     ) -> Response:
-        """Bind a hook to nothing: what it tells fires no trigger."""
+        """Delete the binding of a hook, which then fires no trigger."""
         hook = check_hook(forge, name)
         note_target(request, hook)
         try:

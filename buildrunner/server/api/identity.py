@@ -26,7 +26,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["more about builds"])
 
     def configuration() -> Response:
-        """The server as an OpenID Connect issuer: how identity tokens of builds are verified."""
+        """Return the OpenID configuration, with which clouds verify identity tokens of builds."""
         issuer = context.settings.public_url
         return _answer(
             {
@@ -41,7 +41,7 @@ def router(context: ServerContext) -> APIRouter:
         )
 
     def key_set() -> Response:
-        """The public keys that verify identity tokens of builds, as a JSON Web Key Set."""
+        """Return the public keys that verify identity tokens of builds, as a JSON Web Key Set."""
         return _answer({"keys": context.identity_keys()})
 
     routes.add_api_route("/.well-known/openid-configuration", configuration, methods=["GET"])

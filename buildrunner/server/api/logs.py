@@ -96,7 +96,7 @@ class _Logs:
         limit: Annotated[int | None, Query(ge=0)] = None,
         range: Annotated[str, Header()] = "",
     ) -> Response:
-        """The log, or the part that ``Range`` or ``offset`` and ``limit`` ask for."""
+        """Return the log, or the part that ``Range`` or ``offset`` and ``limit`` select."""
         reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         size = await run_in_threadpool(reader.size)
         wanted = None
@@ -159,7 +159,7 @@ class _Logs:
         return _json(await run_in_threadpool(answer))
 
     async def steps(self, request: Request, build: str) -> Response:
-        """The lines of each step: runs of ``[step, first, behind the last]``."""
+        """Return the lines of each step: runs of ``[step, first, line after the last]``."""
         reader = await run_in_threadpool(self._kept.reader, self._project(request), build)
         return _json(await run_in_threadpool(step_runs, reader))
 
@@ -235,7 +235,7 @@ class _Logs:
         accept: Annotated[str, Header()] = "",
         last_event_id: Annotated[str, Header()] = "",
     ) -> Response:
-        """The build's events behind number ``after``: as JSON, or followed as server-sent ones."""
+        """Return the build's events after number ``after``: as JSON, or as server-sent events."""
         if _EVENT_STREAM in accept:
             position = StreamPosition(None, after).moved_to(last_event_id)
             return await self._stream(request, build, position)

@@ -33,7 +33,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["notifications"])
 
     def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
-        """Notifiers by name."""
+        """List notifiers by name."""
         found = context.store.notifiers.of_project(access.project_of(request))
         return json_response({"notifiers": list(found.values())})
 
@@ -49,7 +49,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "notifiers.put")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Make a notifier, or replace the one of that name; its form is Cloud Build's."""
+        """Create or replace a notifier, in the form of Cloud Build's notifiers."""
         project = access.project_of(request)
         note_target(request, project, notifier)
         document = as_mapping(body)
@@ -66,7 +66,7 @@ def router(context: ServerContext) -> APIRouter:
         notifier: str,
         _: Caller = Depends(access.may("admin", "notifiers.delete")),
     ) -> Response:
-        """Delete a notifier; its messages that wait in the outbox are dropped."""
+        """Delete a notifier, and its messages that wait in the outbox."""
         project = access.project_of(request)
         note_target(request, project, notifier)
         tests.kept(project, notifier)
@@ -79,7 +79,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("read", known=True)),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Whether a notifier would tell of a build, rule by rule, and what; nothing is sent."""
+        """Test a notifier with a build: the result of each rule, and the message. Sends nothing."""
         project = access.project_of(request)
         document = tests.kept(project, notifier)
         return json_response(tests.tried(project, document, as_mapping(body)))
@@ -100,7 +100,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "notifiers.send")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Send what a notifier says of a build, whether or not its rules let it."""
+        """Send a notifier's message about a build, even if its rules do not match."""
         project = access.project_of(request)
         note_target(request, project, notifier)
         asked = as_mapping(body)

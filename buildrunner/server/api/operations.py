@@ -43,7 +43,7 @@ def router(context: ServerContext) -> APIRouter:
         return stored
 
     def get(request: Request, caller: Caller = Depends(access.may("read"))) -> Response:
-        """The operation of a build: done when the build has ended."""
+        """Return the operation of a build, which is done when the build has ended."""
         return operation_response(request, found(request, caller, "read").document)
 
     def cancel(
@@ -51,7 +51,7 @@ def router(context: ServerContext) -> APIRouter:
         caller: Caller = Depends(access.may("submit", "operations.cancel")),
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
     ) -> Response:
-        """Cancel the build; nothing happens when it has ended."""
+        """Cancel the build of an operation. No effect if the build has ended."""
         stored = found(request, caller, "submit")
         project = stored.document["projectId"]
         note_target(request, project, stored.id)

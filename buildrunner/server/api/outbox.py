@@ -27,7 +27,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["notifications"])
 
     def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
-        """Messages, the newest first; of a ``state``, a ``buildId``, ``before`` an id."""
+        """List messages, newest first; filtered by ``state`` and ``buildId``, ``before=ID``."""
         state = parameter(request, "state")
         if state and state not in STATES:
             message = f"state takes {', '.join(STATES)}, not {state}"
@@ -53,7 +53,7 @@ def router(context: ServerContext) -> APIRouter:
         message: int,
         _: Caller = Depends(access.may("admin", "outbox.retry")),
     ) -> Response:
-        """Send a message now, also one that was given up."""
+        """Send a message now, even if it was given up."""
         project = access.project_of(request)
         note_target(request, project, str(message))
         find_message(context, project, message)
@@ -68,7 +68,7 @@ def router(context: ServerContext) -> APIRouter:
         message: int,
         _: Caller = Depends(access.may("admin", "outbox.drop")),
     ) -> Response:
-        """Forget a message: it is not sent any more."""
+        """Delete a message without sending it."""
         project = access.project_of(request)
         note_target(request, project, str(message))
         find_message(context, project, message)

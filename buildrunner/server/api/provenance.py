@@ -76,13 +76,13 @@ def router(context: ServerContext) -> APIRouter:
     def provenance(
         request: Request, build: str, _: Caller = Depends(access.may("read"))
     ) -> Response:
-        """The signed provenance of what the build published: DSSE envelopes, one a line."""
+        """Return the signed provenance of the build's artifacts: DSSE envelopes, one per line."""
         stored = builds.find(address_of(context, request), build)
         folder = log_folder(context.data_folder, stored.id)
         return Response(read_attestations(folder, stored.id), media_type=_ENVELOPES)
 
     def public_key() -> Response:
-        """The public key that verifies the provenance of this server's builds, as PEM."""
+        """Return the public key that verifies the provenance of this server's builds, as PEM."""
         return Response(key.pem(), media_type=_PEM)
 
     routes.add_api_route(

@@ -43,7 +43,7 @@ def router(context: ServerContext) -> APIRouter:
             raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """The settings beside the trigger; empty without settings."""
+        """Return the settings beside the trigger; empty without settings."""
         project, document = found(request, trigger)
         return json_response(context.store.triggers.settings(project, document["id"]))
 
@@ -53,7 +53,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.settings")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Set all of it: jitter, missed, overlap, concurrency, approval, identity, publicBadge."""
+        """Replace all settings: jitter, missed, overlap, concurrency, approval, and so on."""
         project, document = found(request, trigger)
         note_target(request, project, document["id"])
         settings = as_mapping(body)
@@ -63,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(settings)
 
     def coming(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """The times at which the trigger fires next: in UTC, and by the clock of its zone."""
+        """Return the next scheduled times of a trigger: in UTC, and in its time zone."""
         project, document = found(request, trigger)
         if not document.get("cron"):
             raise ApiError(404, f'the trigger "{document["name"]}" has no schedule')
@@ -82,7 +82,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(answer)
 
     def past(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """The history of the trigger's schedule, newest first."""
+        """List the history of the trigger's schedule, newest first."""
         project, document = found(request, trigger)
         count = number(request, "count", low=1, high=_MOST_TIMES, default=50)
         fires = context.store.schedules.fires(project, document["id"], limit=count)

@@ -48,14 +48,14 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("submit")),
         body: Any = Depends(json_body(context)),
     ) -> Response:
-        """Return those of these files that the server lacks."""
+        """Return the files of a list that the server does not have."""
         sums = _sums(as_mapping(body).get("sha256"))
         return json_response({"missing": context.uploads.missing(project_in(request), sums)})
 
     async def upload(
         request: Request, sha256: str, _: Caller = Depends(access.may("submit"))
     ) -> Response:
-        """Take one file."""
+        """Upload one file, named by its SHA-256 sum."""
         if not is_sum(sha256):
             raise invalid_argument("the path must end in 64 hexadecimal digits", field="sha256")
         await _receive(context, request, project_in(request), sha256)
@@ -66,7 +66,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("submit", "sources.create")),
         body: bytes = Depends(raw_body(context, _MAX_MANIFEST_BYTES)),
     ) -> Response:
-        """Make a source of uploaded files, or of an uploaded archive."""
+        """Create a source from uploaded files, or from an uploaded archive."""
         project = project_in(request)
         try:
             name = _object_of(context, project, _manifest(body))

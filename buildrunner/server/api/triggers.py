@@ -68,14 +68,14 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.create")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Make a trigger; ``forge`` and ``forgeHost`` say where its repository is."""
+        """Create a trigger; ``forge`` and ``forgeHost`` name the forge of its repository."""
         address = address_of(context, request)
         made = triggers.create(address, body, _forge_settings(request))
         note_target(request, address.project, made["id"])
         return json_response(_shown(request, made))
 
     def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
-        """Triggers by name."""
+        """List triggers by name."""
         address = address_of(context, request)
         found, token = context.store.triggers.page(
             address.project,
@@ -93,7 +93,7 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(answer)
 
     def get(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """One trigger, by id or name."""
+        """Return a trigger, by id or name."""
         return json_response(_shown(request, triggers.find(address_of(context, request), trigger)))
 
     def change(
@@ -102,7 +102,7 @@ def router(context: ServerContext) -> APIRouter:
         _: Caller = Depends(access.may("admin", "triggers.update")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Change the fields that ``updateMask`` names; without one, all of them."""
+        """Change the fields that ``updateMask`` names; without a mask, replace all fields."""
         address = address_of(context, request)
         old = triggers.find(address, trigger)
         note_target(request, request.path_params["project"], old["id"])
@@ -127,7 +127,7 @@ def router(context: ServerContext) -> APIRouter:
         caller: Caller = Depends(access.may("submit", "triggers.run")),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Queue a build of a trigger, whether or not it is disabled."""
+        """Queue a build of a trigger, even if the trigger is disabled."""
         address = address_of(context, request)
         found = triggers.find(address, trigger)
         source = _run_source(request, as_mapping(body))

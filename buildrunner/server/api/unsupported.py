@@ -34,7 +34,7 @@ def router(context: ServerContext) -> APIRouter:
     may_read = [Depends(access.may("read"))]
 
     def default_service_account(request: Request) -> Response:
-        """The default service account, which clients request; buildrunner has no accounts."""
+        """Return a default service account, which clients request; it has no rights."""
         address = address_of(context, request)
         email = f"buildrunner@{address.project}.local"
         where = f"projects/{address.project}/locations/{address.location}"

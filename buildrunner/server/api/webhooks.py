@@ -76,7 +76,7 @@ def router(context: ServerContext) -> APIRouter:
         known: _Verified = Depends(verified),
         body: bytes = Depends(body_of),
     ) -> Response:
-        """Take a payload; the build it makes is in the queue when this answers."""
+        """Receive a payload. Its build is in the queue when this call is answered."""
         call, found = known
         result = calls.receive(call, found, body)
         if result.builds:
