@@ -267,6 +267,7 @@ _RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)
 _UNREAD = re.compile(
     r"error parsing HTTP (?P<status>\d{3}) response body: .*?: \"(?P<body>.*)\"", re.DOTALL
 )
+_NO_REGISTRY = r"the registry answers HTTP \g<status>, with no error of a registry"
 # The containerd image store's message about an answer. Its URLs end in "?" and the upload's state.
 _STATUS = re.compile(
     r"(?:unknown: )?(?:failed commit on ref \"[^\"]*\": )?"
@@ -354,12 +355,16 @@ _TRANSIENT = (
 
 
 class TransferFailure(Exception):
-    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream."""
+    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream.
+
+    Attributes:
+        without_answer: the message without the text of an answer that is none of a registry's.
+    """
 
     def __init__(self, message: str, status: int = 0) -> None:
         sentence = _STATUS.sub(r"the registry answers HTTP \g<status>: \g<words>", message)
-        sentence = _QUERY.sub(r"\1", _UNREAD.sub(_said, sentence))
-        sentence = " ".join(sentence.split())[:_LONGEST]
+        self.without_answer = _one_line(_UNREAD.sub(_NO_REGISTRY, sentence))
+        sentence = _one_line(_UNREAD.sub(_said, sentence))
         super().__init__(sentence)
         self.status = status
         self._words = sentence.lower()
@@ -401,6 +406,10 @@ class TransferFailure(Exception):
     def unauthorized(self) -> bool:
         """Whether the registry wants other credentials."""
         return not self.transient and any(word in self._words for word in _UNAUTHORIZED)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_QUERY.sub(r"\1", text).split())[:_LONGEST]
 
 
 def _said(unread: re.Match[str]) -> str:
@@ -451,11 +460,15 @@ def _login_hint(asked: ImageName) -> str:
 def raise_pull_error(
     name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
 ) -> NoReturn:
-    """The error of a pull of ``name``, with what to do about it."""
+    """The error of a pull of ``name``, with what to do about it.
+
+    A registry may redirect the engine to a service of the machine's network. What that answers is
+    not for the author of the build.
+    """
     failure.leave_out(asked)
     hint = _hint(asked, failure, engine)
     raise ImagePullError(
-        f"the image {name} can't be pulled: {failure}",
+        f"the image {name} can't be pulled: {failure.without_answer}",
         transient=failure.transient,
         unresolved=failure.unresolved,
         retry_after_s=failure.retry_after_s,

@@ -261,6 +261,38 @@ def test_an_answer_that_is_not_json_is_told(scripted: ScriptedEngine, engine: Do
         engine.info()
 
 
+ANSWERS = [
+    (
+        'error parsing HTTP 413 response body: unexpected end of JSON input: ""',
+        "the registry answers HTTP 413: it gives no reason",
+        False,
+    ),
+    (
+        "error parsing HTTP 403 response body: invalid character '<' looking for beginning"
+        ' of value: "<html><h1>403</h1>\\nGateway timeout is 30 s</html>"',
+        "the registry answers HTTP 403: it gives no reason",
+        False,
+    ),
+    (
+        "error parsing HTTP 502 response body: invalid character '<' looking for beginning"
+        ' of value: "<html>not found</html>"',
+        "the registry answers HTTP 502: it gives no reason",
+        True,
+    ),
+    (
+        "error parsing HTTP 403 response body: invalid character 'o' looking for beginning"
+        ' of value: "over \\"quota\\"\\nfür 日"',
+        'the registry answers HTTP 403: over "quota" für 日',
+        False,
+    ),
+    (
+        "denied: Quota exceeded: 3 MB of 10\nsee https://r.example",
+        "denied: Quota exceeded: 3 MB of 10 see https://r.example",
+        False,
+    ),
+]
+
+
 class TestTransfers:
     def test_a_pull_fails_by_an_error_inside_its_stream(
         self, scripted: ScriptedEngine, engine: DockerEngine
@@ -330,39 +362,27 @@ class TestTransfers:
         assert message in str(caught.value)
         assert (caught.value.transient, caught.value.unauthorized) == (transient, unauthorized)
 
-    @pytest.mark.parametrize(
-        ("message", "said", "transient"),
-        [
-            (
-                'error parsing HTTP 413 response body: unexpected end of JSON input: ""',
-                "the registry answers HTTP 413: it gives no reason",
-                False,
-            ),
-            (
-                "error parsing HTTP 403 response body: invalid character '<' looking for beginning"
-                ' of value: "<html><h1>403</h1>\\nGateway timeout is 30 s</html>"',
-                "the registry answers HTTP 403: it gives no reason",
-                False,
-            ),
-            (
-                "error parsing HTTP 502 response body: invalid character '<' looking for beginning"
-                ' of value: "<html>not found</html>"',
-                "the registry answers HTTP 502: it gives no reason",
-                True,
-            ),
-            (
-                "error parsing HTTP 403 response body: invalid character 'o' looking for beginning"
-                ' of value: "over \\"quota\\"\\nfür 日"',
-                'the registry answers HTTP 403: over "quota" für 日',
-                False,
-            ),
-            (
-                "denied: Quota exceeded: 3 MB of 10\nsee https://r.example",
-                "denied: Quota exceeded: 3 MB of 10 see https://r.example",
-                False,
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("message", "said", "transient"), ANSWERS)
+    def test_what_a_service_answers_to_a_redirected_pull_is_not_shown(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        message: str,
+        said: str,
+        transient: bool,
+    ) -> None:
+        """A registry can send the engine to a service of the machine's network."""
+        scripted.answers["/images/create"] = answer(200, json.dumps({"error": message}).encode())
+        with pytest.raises(ImagePullError) as caught:
+            engine.pull_image("r.example/x:1", on_progress=ignore, cancel=threading.Event())
+        is_answer = "response body" in message
+        assert ("with no error of a registry" in str(caught.value)) == is_answer
+        assert (said in str(caught.value)) != is_answer
+        assert caught.value.transient == transient
+        for secret in ("over", "Gateway", "not found"):
+            assert secret not in str(caught.value)
+
+    @pytest.mark.parametrize(("message", "said", "transient"), ANSWERS)
     def test_what_a_registry_says_is_one_sentence(
         self,
         scripted: ScriptedEngine,
