@@ -8,153 +8,22 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from tests.kubernetes_api import Cluster, kubernetes_api
+
 PROGRAM = Path(__file__).parents[2] / "steps" / "gke-deploy" / "gke-deploy"
 IMAGE = f"registry.example.com/app@sha256:{'1' * 64}"
-VERBS = ["create", "get", "list", "patch"]
-RESOURCES = {
-    "/api/v1": [
-        ("namespaces", "Namespace", False),
-        ("pods", "Pod", True),
-        ("services", "Service", True),
-    ],
-    "/apis/apps/v1": [("deployments", "Deployment", True)],
-    "/apis/autoscaling/v2": [("horizontalpodautoscalers", "HorizontalPodAutoscaler", True)],
-}
-
-
-def discovery(path: str) -> dict[str, Any] | None:
-    """What the server says of itself; None for other paths."""
-    if path == "/api":
-        return {"kind": "APIVersions", "versions": ["v1"]}
-    if path == "/apis":
-        groups = [
-            {
-                "name": group.split("/")[2],
-                "versions": [version := {"groupVersion": group[6:], "version": group[-2:]}],
-                "preferredVersion": version,
-            }
-            for group in RESOURCES
-            if group.startswith("/apis/")
-        ]
-        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-    if path in RESOURCES:
-        listed = [
-            {"name": name, "kind": kind, "namespaced": spaced, "verbs": VERBS, "singularName": ""}
-            for name, kind, spaced in RESOURCES[path]
-        ]
-        version = path.removeprefix("/apis/").removeprefix("/api/")
-        return {"kind": "APIResourceList", "groupVersion": version, "resources": listed}
-    if path == "/openapi/v3":
-        return {"paths": {one[1:]: {"serverRelativeURL": f"/openapi/v3{one}"} for one in RESOURCES}}
-    if path.startswith("/openapi/v3/"):
-        return schema(path.removeprefix("/openapi/v3"))
-    return None
-
-
-def schema(group: str) -> dict[str, Any]:
-    """That the server validates fields and dry runs by itself, as kubectl looks for it."""
-    parts = group.split("/")
-    parameters = [{"name": name, "in": "query"} for name in ("fieldValidation", "dryRun")]
-    paths = {}
-    for name, kind, _ in RESOURCES[group]:
-        which = {"group": parts[2] if len(parts) > 3 else "", "version": parts[-1], "kind": kind}
-        patch = {"parameters": parameters, "x-kubernetes-group-version-kind": which}
-        paths[f"{group}/{name}/{{name}}"] = {"patch": {**patch, "responses": {}}}
-    return {"openapi": "3.0.0", "info": {"title": "k", "version": "1"}, "paths": paths}
-
-
-class Cluster(ThreadingHTTPServer):
-    """A server whose Deployments need three looks to become ready."""
-
-    def __init__(self, host: str = "127.0.0.1") -> None:
-        self.objects: dict[str, dict[str, Any]] = {}
-        self.writes: list[tuple[str, str]] = []
-        self.looks = 3
-        self.pods: list[dict[str, Any]] = []
-        super().__init__((host, 0), Api)
-
-    def shown(self, path: str) -> dict[str, Any] | None:
-        if path.endswith("/pods"):
-            return {"kind": "PodList", "apiVersion": "v1", "items": self.pods}
-        found = self.objects.get(path)
-        if found is not None and found["kind"] == "Deployment":
-            self.looks -= 1
-            count = found["spec"].get("replicas", 1)
-            ready = {"replicas": count, "updatedReplicas": count, "observedGeneration": 1}
-            found["status"] = {**ready, "availableReplicas": count if self.looks <= 0 else 0}
-        return found
-
-
-class Api(BaseHTTPRequestHandler):
-    server: Cluster
-
-    def do_GET(self) -> None:
-        path = urlsplit(self.path).path
-        answer = discovery(path) or self.server.shown(path)
-        if answer is None:
-            wrong = {"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404}
-            self.answer(404, {**wrong, "message": f"{path} not found"})
-        else:
-            self.answer(200, answer)
-
-    def do_POST(self) -> None:
-        body = self.body()
-        self.write(f"{urlsplit(self.path).path}/{body['metadata']['name']}", body)
-
-    def do_PATCH(self) -> None:
-        path = urlsplit(self.path).path
-        before, patch = self.server.objects[path], self.body()
-        after = {**before, **patch, "metadata": {**before["metadata"], **patch["metadata"]}}
-        after["spec"] = {**before.get("spec", {}), **patch.get("spec", {})}
-        self.write(path, after)
-
-    def write(self, path: str, body: dict[str, Any]) -> None:
-        body["metadata"]["generation"] = 1
-        self.server.writes.append((self.command, path))
-        if "dryRun" not in parse_qs(urlsplit(self.path).query):
-            self.server.objects[path] = body
-        self.answer(201, body)
-
-    def body(self) -> dict[str, Any]:
-        read: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        return read
-
-    def answer(self, code: int, document: dict[str, Any]) -> None:
-        text = json.dumps(document).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    server = Cluster()
-    Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_address[1]}"
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "c", "cluster": {"server": address}}],
-        "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
-        "current-context": "c",
-    }
-    (tmp_path / "kubeconfig").write_text(json.dumps(kubeconfig))
-    yield server
-    server.shutdown()
-    server.server_close()
+    with kubernetes_api() as server:
+        (tmp_path / "kubeconfig").write_text(server.kubeconfig())
+        yield server
 
 
 def deploy(folder: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
