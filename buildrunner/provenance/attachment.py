@@ -1,18 +1,24 @@
-"""Attestations beside an image in its registry, and the way back from an image to them.
+"""Attestations and signatures beside an image in its registry, and the way back to attestations.
 
 An attestation is attached twice: as a referrer (OCI 1.1), in the form of a Sigstore bundle, which
-cosign 3 and others look for; and in the tag scheme of cosign 2, ``sha256-DIGEST.att``.
+cosign 3 and others look for; and in the tag scheme of cosign 2, ``sha256-DIGEST.att``. `cosign
+verify` of version 3 accepts the bundle as a signature; version 2 and policy controllers look for
+the tag ``sha256-DIGEST.sig``.
 
-Source: https://github.com/sigstore/cosign/blob/main/specs/ATTESTATION_SPEC.md and BUNDLE_SPEC.md.
+Source: https://github.com/sigstore/cosign/blob/main/specs/ATTESTATION_SPEC.md, BUNDLE_SPEC.md and
+SIGNATURE_SPEC.md.
 """
 
 from __future__ import annotations
 
 import json
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from typing import Any, Final
 
+from securesystemslib.signer import Signer
+
 from buildrunner.errors import RegistryError
+from buildrunner.provenance.signing import image_claim, is_signature, signature_of
 from buildrunner.registries.distribution import (
     INDEX,
     MANIFEST,
@@ -24,9 +30,11 @@ from buildrunner.registries.distribution import (
 
 BUNDLE_TYPE: Final = "application/vnd.dev.sigstore.bundle.v0.3+json"
 ENVELOPE_TYPE: Final = "application/vnd.dsse.envelope.v1+json"
+CLAIM_TYPE: Final = "application/vnd.dev.cosign.simplesigning.v1+json"
 _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _PREDICATE = "predicateType"
+_SIGNATURE = "dev.cosignproject.cosign/signature"
 _MOST_REFERRERS = 100
 
 
@@ -46,6 +54,25 @@ def attach(repository: Repository, image: Manifest, envelope: bytes) -> None:
     _attach_tag(repository, image, envelope, predicate)
 
 
+def attach_signature(repository: Repository, image: Manifest, signer: Signer) -> None:
+    """Sign an image in the form of cosign. A signature of the same key is not added twice.
+
+    Raises:
+        AttestationError: the signer does not sign.
+        RegistryError: the registry does not take it.
+    """
+    claim = image_claim(repository.name, image.digest)
+    tag = _tag(image.digest, "sig")
+    layers = _tag_layers(repository, tag)
+    if any(_is_signed(claim, layer, signer) for layer in layers):
+        return
+    layer = {
+        **_stored(repository, claim, CLAIM_TYPE),
+        "annotations": {_SIGNATURE: b64encode(signature_of(claim, signer)).decode()},
+    }
+    _put_layers(repository, tag, [*layers, layer])
+
+
 def attached(repository: Repository, digest: str) -> list[bytes]:
     """Return the DSSE envelopes that are attached to an image, each once.
 
@@ -59,7 +86,7 @@ def attached(repository: Repository, digest: str) -> list[bytes]:
             for blob in _layers(repository, str(one.get("digest", "")), BUNDLE_TYPE):
                 if envelope := _envelope_of(blob):
                     found[envelope] = None
-    for blob in _layers(repository, _tag(digest), ENVELOPE_TYPE):
+    for blob in _layers(repository, _tag(digest, "att"), ENVELOPE_TYPE):
         found[_canonical(blob)] = None
     return list(found)
 
@@ -134,12 +161,19 @@ def _attach_tag(repository: Repository, image: Manifest, envelope: bytes, predic
     """Add the envelope as a layer of cosign's manifest, after those that are there."""
     layer = {
         **_stored(repository, envelope, ENVELOPE_TYPE),
-        "annotations": {"dev.cosignproject.cosign/signature": "", _PREDICATE: predicate},
+        "annotations": {_SIGNATURE: "", _PREDICATE: predicate},
     }
-    found = repository.manifest(_tag(image.digest))
-    layers = json.loads(found.body).get("layers", []) if found else []
-    layers = [one for one in layers if one.get("digest") != layer["digest"]]
-    layers.append(layer)
+    tag = _tag(image.digest, "att")
+    layers = [one for one in _tag_layers(repository, tag) if one.get("digest") != layer["digest"]]
+    _put_layers(repository, tag, [*layers, layer])
+
+
+def _tag_layers(repository: Repository, tag: str) -> list[dict[str, Any]]:
+    found = repository.manifest(tag)
+    return list(json.loads(found.body).get("layers", [])) if found else []
+
+
+def _put_layers(repository: Repository, tag: str, layers: list[dict[str, Any]]) -> None:
     config = {
         "architecture": "",
         "os": "",
@@ -153,7 +187,7 @@ def _attach_tag(repository: Repository, image: Manifest, envelope: bytes, predic
         "layers": layers,
     }
     body = json.dumps(manifest, separators=(",", ":")).encode()
-    repository.put_manifest(_tag(image.digest), body, MANIFEST)
+    repository.put_manifest(tag, body, MANIFEST)
 
 
 def _stored(repository: Repository, data: bytes, media_type: str) -> dict[str, Any]:
@@ -201,5 +235,15 @@ def _predicate_of(envelope: bytes) -> str:
         raise RegistryError("an attestation without a statement can't be attached") from error
 
 
-def _tag(digest: str) -> str:
-    return f"{referrers_tag(digest)}.att"
+def _is_signed(claim: bytes, layer: dict[str, Any], signer: Signer) -> bool:
+    """Return whether a layer holds the signature of a claim by the key of a signer."""
+    try:
+        signature = b64decode(layer["annotations"][_SIGNATURE])
+        is_claim = layer["digest"] == sha256(claim)
+    except (LookupError, TypeError, ValueError):
+        return False
+    return is_claim and is_signature(claim, signature, signer.public_key)
+
+
+def _tag(digest: str, kind: str) -> str:
+    return f"{referrers_tag(digest)}.{kind}"

@@ -22,11 +22,11 @@ from buildrunner.errors import (
     RegistryError,
 )
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.provenance.attachment import attach
+from buildrunner.provenance.attachment import attach, attach_signature
 from buildrunner.provenance.sbom import SbomImage
 from buildrunner.provenance.signing import signed_envelope
 from buildrunner.provenance.statement import provenance_statement
-from buildrunner.registries.distribution import Repository
+from buildrunner.registries.distribution import Manifest, Repository
 from buildrunner.registries.logins import DockerLogins
 from buildrunner.spec.model.build import Build
 
@@ -94,13 +94,14 @@ class ProvenanceAttester:
         if statement is None:
             return Attested()
         try:
-            envelope = signed_envelope(statement, self._open_signer(), self._certificates())
+            signer = self._open_signer()
+            envelope = signed_envelope(statement, signer, self._certificates())
         except AttestationError as error:
             if self._required:
                 raise
             return Attested(warnings=(f"the build has no provenance: {_text(error)}",))
         images = _images(outcome)
-        warnings = self._attach_all(images, envelope, logins, cancel) if self._push else []
+        warnings = self._attach_all(images, envelope, signer, logins, cancel) if self._push else []
         if self._start_sbom is not None and images:
             try:
                 self._start_sbom(
@@ -118,33 +119,38 @@ class ProvenanceAttester:
         self,
         images: list[ImageName],
         envelope: bytes,
+        signer: Signer,
         logins: DockerLogins,
         cancel: threading.Event,
     ) -> list[str]:
-        """Attach the provenance to all images, within `_LONGEST_S`; return the failures."""
+        """Sign all images and attach the provenance, within `_LONGEST_S`; return the failures."""
         warnings = []
         with Deadline(_LONGEST_S) as deadline:
             for image in images:
                 if cancel.is_set():
                     break
                 try:
-                    self._attach(image, envelope, logins, deadline)
-                except (CredentialsError, RegistryError) as error:
+                    with self._opened(image, logins, deadline) as repository:
+                        manifest = _manifest(repository, image)
+                        attach(repository, manifest, envelope)
+                        attach_signature(repository, manifest, signer)
+                except (AttestationError, CredentialsError, RegistryError) as error:
                     text = f"the provenance of {image} is not in its registry: {_text(error)}"
                     if self._required:
                         raise AttestationError(text) from error
                     warnings.append(text)
         return warnings
 
-    def _attach(
-        self, image: ImageName, envelope: bytes, logins: DockerLogins, deadline: Deadline
-    ) -> None:
+    def _opened(self, image: ImageName, logins: DockerLogins, deadline: Deadline) -> Repository:
         login = self._login(image, logins)
-        with Repository(image, login, self._egress, deadline=deadline) as repository:
-            manifest = repository.manifest(image.digest)
-            if manifest is None:
-                raise RegistryError("the registry no longer has the image")
-            attach(repository, manifest, envelope)
+        return Repository(image, login, self._egress, deadline=deadline)
+
+
+def _manifest(repository: Repository, image: ImageName) -> Manifest:
+    manifest = repository.manifest(image.digest)
+    if manifest is None:
+        raise RegistryError("the registry no longer has the image")
+    return manifest
 
 
 def _images(outcome: BuildOutcome) -> list[ImageName]:

@@ -33,7 +33,15 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 from securesystemslib.dsse import Envelope
-from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer, SSlibKey
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import (
+    SIGNER_FOR_URI_SCHEME,
+    CryptoSigner,
+    Key,
+    Signature,
+    Signer,
+    SSlibKey,
+)
 
 from buildrunner.errors import AttestationError
 from buildrunner.secrets.store_key import exposed_file, write_private
@@ -84,6 +92,43 @@ def signed_envelope(statement: dict[str, Any], signer: Signer, certificates: str
     if certificates:
         document["signatures"][0]["cert"] = certificates
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def image_claim(repository: str, digest: str) -> bytes:
+    """Return the statement that cosign signs for an image.
+
+    Source: https://github.com/containers/image/blob/main/docs/containers-signature.5.md
+    """
+    claim = {
+        "critical": {
+            "identity": {"docker-reference": repository},
+            "image": {"docker-manifest-digest": digest},
+            "type": "cosign container image signature",
+        },
+        "optional": None,
+    }
+    return json.dumps(claim, separators=(",", ":")).encode()
+
+
+def signature_of(data: bytes, signer: Signer) -> bytes:
+    """Sign data as it is, without an envelope.
+
+    Raises:
+        AttestationError: the signer does not sign.
+    """
+    try:
+        return bytes.fromhex(signer.sign(data).signature)
+    except Exception as error:  # each KMS has errors of its own library
+        raise AttestationError(f"the image can't be signed: {error}") from error
+
+
+def is_signature(data: bytes, signature: bytes, key: Key) -> bool:
+    """Return whether a key has signed data."""
+    try:
+        key.verify_signature(Signature(key.keyid, signature.hex()), data)
+    except UnverifiedSignatureError:
+        return False
+    return True
 
 
 def public_key_pem(signer: Signer) -> str:

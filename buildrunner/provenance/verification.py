@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 from cryptography.x509 import Certificate
 from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import FormatError, UnverifiedSignatureError
-from securesystemslib.signer import Signature, SSlibKey
+from securesystemslib.exceptions import FormatError
+from securesystemslib.signer import SSlibKey
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from buildrunner.errors import AttestationError, ConfigError, UsageError, VerificationError
@@ -23,6 +23,7 @@ from buildrunner.provenance.signing import (
     PAYLOAD_TYPE,
     BadCertificate,
     certified_key,
+    is_signature,
     read_certificates,
 )
 from buildrunner.provenance.statement import BUILD_TYPE, PROVENANCE_TYPE, STATEMENT_TYPE
@@ -222,13 +223,10 @@ def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
 
     Every key is tried, whatever the envelope claims.
     """
-    signatures = list(envelope.signatures.values())
+    signed = envelope.pae()
+    signatures = [bytes.fromhex(one.signature) for one in envelope.signatures.values()]
     for key in keys:
-        for signature in signatures:
-            try:
-                key.verify_signature(Signature(key.keyid, signature.signature), envelope.pae())
-            except UnverifiedSignatureError:
-                continue
+        if any(is_signature(signed, signature, key) for signature in signatures):
             return str(key.keyid)
     return ""
 

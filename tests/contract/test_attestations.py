@@ -21,7 +21,14 @@ from sigstore_models.bundle.v1 import Bundle
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import RegistryError
-from buildrunner.provenance.attachment import BUNDLE_TYPE, attach, attached, bundle_of
+from buildrunner.provenance.attachment import (
+    BUNDLE_TYPE,
+    attach,
+    attach_signature,
+    attached,
+    bundle_of,
+)
+from buildrunner.provenance.signing import open_signer, public_key_pem
 from buildrunner.registries.distribution import MANIFEST, Manifest, Repository, sha256
 from tests.conftest import Registry, program, start_registry, started_when, stop
 from tests.registry_servers import (
@@ -126,6 +133,55 @@ def test_cosign_s_tag_has_the_envelope_as_a_layer(registry, tmp_path):
         assert layer["mediaType"] == "application/vnd.dsse.envelope.v1+json"
         assert layer["annotations"]["predicateType"] == "https://slsa.dev/provenance/v1"
         assert repository.blob(layer["digest"]) == line
+
+
+def signatures(repository: Repository, image: Manifest) -> list[tuple[bytes, bytes]]:
+    """Claim and signature of each layer below cosign's tag."""
+    tag = image.digest.replace(":", "-") + ".sig"
+    layers = json.loads(repository.manifest(tag).body)["layers"]
+    kinds = {layer["mediaType"] for layer in layers}
+    assert kinds == {"application/vnd.dev.cosign.simplesigning.v1+json"}
+    return [
+        (
+            repository.blob(layer["digest"]),
+            base64.b64decode(layer["annotations"]["dev.cosignproject.cosign/signature"]),
+        )
+        for layer in layers
+    ]
+
+
+def test_cosign_s_tag_has_a_signature_of_the_image_that_openssl_verifies(address, tmp_path):
+    signer = open_signer("", str(tmp_path))
+    with Repository(name_at(address)) as repository:
+        image = push(repository)
+        for _ in range(2):  # a second build of the same image adds nothing
+            attach_signature(repository, image, signer)
+        ((claim, signature),) = signatures(repository, image)
+        assert json.loads(claim) == {
+            "critical": {
+                "identity": {"docker-reference": repository.name},
+                "image": {"docker-manifest-digest": image.digest},
+                "type": "cosign container image signature",
+            },
+            "optional": None,
+        }
+    files = {"claim": claim, "signature": signature, "key": public_key_pem(signer).encode()}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+    openssl = program("openssl", "openssl")
+    command = f"{openssl} dgst -sha256 -verify key -signature signature claim"
+    done = subprocess.run(command.split(), cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "Verified OK\n"
+
+
+def test_the_signature_of_another_key_stays(registry, tmp_path):
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        for key in ("a", "b"):
+            attach_signature(repository, image, open_signer("", str(tmp_path / key)))
+        (one, first), (other, second) = signatures(repository, image)
+        assert one == other
+        assert first != second
 
 
 def test_the_bundle_of_an_envelope_is_valid(tmp_path):
