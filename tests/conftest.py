@@ -30,6 +30,12 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
+# gcloud is Google's own program: where it is not installed, the tests that run it are not
+# collected, and pytest says so at its end.
+HAS_GCLOUD = shutil.which("gcloud") is not None
+TESTS_OF_GCLOUD = ["server/test_gcloud.py", "e2e/test_deploy_examples.py"]
+collect_ignore = [] if HAS_GCLOUD else TESTS_OF_GCLOUD
+
 # What only root may do: tests also run as the user of a rootless engine.
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change owners and mount")
 
@@ -42,6 +48,13 @@ sys.dont_write_bytecode = False
 # How long an example takes is the machine's business: timings belong in benchmarks/.
 hypothesis.settings.register_profile("buildrunner", deadline=None)
 hypothesis.settings.load_profile("buildrunner")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Report the tests that are left out without gcloud."""
+    if not HAS_GCLOUD:
+        left_out = ", ".join(f"tests/{name}" for name in TESTS_OF_GCLOUD)
+        terminalreporter.write_line(f"gcloud is not installed: {left_out} left out")
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:

@@ -77,6 +77,7 @@ class Cluster(ThreadingHTTPServer):
         objects: what was applied, by the path of each object.
         pods: all Pods.
         writes: method and path of all requests that change something.
+        ready: images whose Deployments become ready; None for all.
     """
 
     daemon_threads = True
@@ -86,6 +87,7 @@ class Cluster(ThreadingHTTPServer):
         self.writes: list[tuple[str, str]] = []
         self.looks = 3
         self.pods: list[dict[str, Any]] = []
+        self.ready: set[str] | None = None
         self._start = start
         self._running: dict[str, str] = {}  # image -> address
         super().__init__((host, 0), Api)
@@ -139,7 +141,8 @@ class Cluster(ThreadingHTTPServer):
             self.looks -= 1
             count = found["spec"].get("replicas", 1)
             ready = {"replicas": count, "updatedReplicas": count, "observedGeneration": 1}
-            found["status"] = {**ready, "availableReplicas": count if self.looks <= 0 else 0}
+            is_ready = self.looks <= 0 and (self.ready is None or self.image(path) in self.ready)
+            found["status"] = {**ready, "availableReplicas": count if is_ready else 0}
         return found
 
 
