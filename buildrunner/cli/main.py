@@ -127,6 +127,10 @@ def _run(arguments: list[str]) -> int:
     except Exception as error:  # noqa: BLE001  (every error becomes an exit code here)
         from buildrunner.cli.terminal.failure import report_failure
 
+        try:
+            sys.stdout.flush()  # the output of the command before it failed
+        except OSError:
+            drop_output()
         return report_failure(error, arguments)
     return code
 

@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
 
@@ -28,9 +30,11 @@ A policy is a file:
     forks: false                                  # true: accept pull requests from forks
 
 * matches all characters but a slash, ** matches all. The flags add to the policy. Without a policy,
-name at least a key. `buildrunner builds provenance --public-key` prints the key of a server.
+name at least a key, or the server that you trust: --server fetches its key, and accepts no other
+builder. Without either, the command prints what the provenance claims, and fails.
 
 Examples:
+  buildrunner verify registry.example.com/app:v1 --server https://ci.example.com
   buildrunner verify registry.example.com/app:v1 --policy policy.yaml
   buildrunner verify registry.example.com/app@sha256:... --key ci.pub --ref refs/heads/main
   buildrunner verify dist/app.tgz --key ci.pub --provenance app.intoto.jsonl
@@ -56,6 +60,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
             flag, metavar=metavar, action="append", default=[], help=f"{text}; may be repeated"
         )
     parser.add_argument(
+        "--server",
+        metavar="URL",
+        default="",
+        help="server that may have built it; its public key is fetched from it (default: none)",
+    )
+    parser.add_argument(
+        "--ca-file",
+        metavar="FILE",
+        default="",
+        help="with --server: certificates to trust (default: those of the system)",
+    )
+    parser.add_argument(
         "--provenance",
         metavar="FILE",
         default="",
@@ -65,7 +81,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("text", "json"),
         default="text",
-        help="json: print the verified statement (default: text)",
+        help="json: print the facts and the whole statement (default: text)",
     )
 
 
@@ -74,23 +90,54 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         VerificationError: it is refused.
-        ConfigError, UsageError: the policy or a key cannot be used.
-        RegistryError: the registry refuses or does not answer.
+        ConfigError, UsageError: there is no key, or the policy or a key cannot be used.
+        RegistryError, ServerError: the registry or the server refuses or does not answer.
     """
-    from buildrunner.provenance.verification import verified
+    from buildrunner.provenance.verification import claimed, verified
 
     policy = _policy(args)
-    trust = _trust(policy)
+    server_key = _server_key(args)
+    trust = _trust(policy, server_key)
     name, digest, attestations = _subject(args)
+    if not (trust.keys or trust.authorities):
+        claims = claimed(digest, attestations)
+        if claims is not None:
+            sys.stdout.write(_shown(args.format, name, claims))
+        raise UsageError(
+            f"{name} is not verified: there is no key to verify with",
+            hint=_ways_to_a_key(claims),
+        )
     try:
         found = verified(digest, attestations, trust, policy)
     except VerificationError as error:
         raise VerificationError(f"{name} is refused: {error}", hint=error.hint) from error
-    if args.format == "json":
-        sys.stdout.write(json.dumps(found.statement, indent=2) + "\n")
-    else:
-        sys.stdout.write(_text(name, found))
+    sys.stdout.write(_shown(args.format, name, found))
     return EXIT_SUCCESS
+
+
+def _ways_to_a_key(claims: Verified | None) -> str:
+    if claims is not None and claims.builder.startswith("https://"):
+        return f"if you trust the server, add --server {claims.builder}; else name a key with --key"
+    return (
+        "name one with --key FILE, or with keys: in the policy; "
+        "`buildrunner builds provenance --public-key` prints that of a server"
+    )
+
+
+def _server_key(args: argparse.Namespace) -> bytes:
+    """Fetch the public key of the server that is named; empty without one."""
+    if not args.server:
+        return b""
+    from buildrunner.client.client import ServerClient
+
+    url = urlsplit(args.server)
+    if url.scheme != "https" and url.hostname not in ("localhost", "127.0.0.1", "::1"):
+        raise UsageError(
+            f"the key of {args.server} can't be trusted: anyone in between could replace it",
+            hint="use https",
+        )
+    with closing(ServerClient(args.server, token="", project="", ca_file=args.ca_file)) as client:
+        return client.provenance_key()
 
 
 def _policy(args: argparse.Namespace) -> Policy:
@@ -102,24 +149,21 @@ def _policy(args: argparse.Namespace) -> Policy:
     return replace(
         policy,
         keys=(*policy.keys, *args.key),
-        builders=(*policy.builders, *args.builder),
+        builders=(*policy.builders, *args.builder, *filter(None, [args.server.rstrip("/")])),
         sources=(*policy.sources, *args.source),
         refs=(*policy.refs, *args.ref),
     )
 
 
-def _trust(policy: Policy) -> Trust:
+def _trust(policy: Policy, server_key: bytes) -> Trust:
     from buildrunner.provenance.signing import read_certificates, read_public_key
     from buildrunner.provenance.verification import Trust
 
-    if not (policy.keys or policy.authorities):
-        raise UsageError(
-            "there is no key to verify with",
-            hint="name one with --key FILE, or with keys: in the policy; "
-            "`buildrunner builds provenance --public-key` prints that of a server",
-        )
+    pems = [(_content(path, "the key"), path) for path in policy.keys]
+    if server_key:
+        pems.append((server_key, "the key of the server"))
     return Trust(
-        keys=[read_public_key(_content(path, "the key"), path) for path in policy.keys],
+        keys=[read_public_key(pem, place) for pem, place in pems],
         authorities=[
             certificate
             for path in policy.authorities
@@ -168,16 +212,35 @@ def _content(path: str, what: str) -> bytes:
         raise UsageError(f"{what} {path} can't be read: {error.strerror or error}") from error
 
 
-def _text(name: str, found: Verified) -> str:
-    source = found.repository or "no Git repository"
-    if found.commit:
-        source += f" at {found.commit}" + (f" ({found.ref})" if found.ref else "")
-    facts: dict[str, Any] = {
-        "builder": found.builder,
-        "source": source,
-        "config": found.config or "in the request",
-        "build": found.invocation,
+def _shown(form: str, name: str, found: Verified) -> str:
+    if form == "json":
+        from msgspec.structs import asdict
+
+        facts = {"artifact": name, "verified": bool(found.key), **asdict(found)}
+        return json.dumps(facts, indent=2) + "\n"
+    verdict = "is verified" if found.key else "is not verified. Its provenance claims:"
+    facts = {
+        "source": _source(found),
+        "config": _config(found),
+        "server": found.builder,
+        "build": found.invocation + (f", trigger {found.trigger}" if found.trigger else ""),
+        "finished": found.finished,
         "key": found.key,
     }
-    lines = [f"{name} is verified", *(f"  {key:8} {value}" for key, value in facts.items())]
-    return "\n".join(lines) + "\n"
+    lines = [f"  {label:9} {value}" for label, value in facts.items() if value]
+    return "\n".join([f"{name} {verdict}", *lines]) + "\n"
+
+
+def _source(found: Verified) -> str:
+    if not found.repository:
+        return found.archive or "files that were submitted, no Git repository"
+    ref = f" ({found.ref})" if found.ref else ""
+    fork = ", the code of a fork" if found.is_fork else ""
+    return f"commit {found.commit} of {found.repository}{ref}{fork}"
+
+
+def _config(found: Verified) -> str:
+    if not found.config:
+        return "came in the request"
+    place = "a file of this commit" if found.is_config_of_commit else "not from a commit"
+    return f"{found.config}, {place}, sha256:{found.config_sha256}"

@@ -143,8 +143,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
         statement: the whole statement.
         builder: id of the builder.
         repository, commit, ref: the source; empty if it is no Git repository.
+        archive: URL of the source in a bucket; empty for other sources.
         config: path of the config; empty for one that came in a request.
+        config_sha256: digest of the config; empty for one that came in a request.
+        is_config_of_commit: the config is a file of the commit.
         invocation: name of the build.
+        trigger: name of the trigger; empty for a build without one.
+        finished: time at which the build was done, as the statement has it.
+        is_fork: the code came from a fork.
     """
 
     key: str
@@ -153,8 +159,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     repository: str
     commit: str
     ref: str
+    archive: str
     config: str
+    config_sha256: str
+    is_config_of_commit: bool
     invocation: str
+    trigger: str
+    finished: str
+    is_fork: bool
 
 
 class _Refused(Exception):
@@ -199,6 +211,18 @@ def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: P
         except _Refused as refused:
             worst = max(worst, refused, key=lambda one: one.stage)
     raise VerificationError(str(worst), hint=worst.hint)
+
+
+def claimed(digest: str, attestations: Sequence[bytes]) -> Verified | None:
+    """Return what provenance claims about an artifact, without a look at its signature."""
+    for attestation in attestations:
+        try:
+            statement = _statement(_envelope(attestation))
+            _check_subject(statement, digest)
+            return _facts(statement, "")
+        except _Refused:
+            continue
+    return None
 
 
 def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> Verified:
@@ -296,16 +320,26 @@ def _facts(statement: dict[str, Any], key: str) -> Verified:
         predicate = statement["predicate"]
         definition, details = predicate["buildDefinition"], predicate["runDetails"]
         external = definition["externalParameters"]
+        internal = definition.get("internalParameters", {})
         source, config = external.get("source", {}), external.get("config", {})
+        repository = str(source.get("repository", ""))
+        uris = [str(one["uri"]) for one in definition.get("resolvedDependencies", ())]
         return Verified(
             key=key,
             statement=statement,
             builder=str(details["builder"]["id"]),
-            repository=str(source.get("repository", "")),
+            repository=repository,
             commit=str(source.get("commit", "")),
             ref=str(source.get("ref", "")),
+            archive=next((uri for uri in uris if uri.startswith("gs://")), ""),
             config=str(config.get("path", "")),
+            config_sha256=str(config.get("digest", {}).get("sha256", "")),
+            is_config_of_commit=bool(repository)
+            and str(config.get("uri", "")).startswith(f"git+{repository}"),
             invocation=str(details["metadata"]["invocationId"]),
+            trigger=str(internal.get("trigger", {}).get("name", "")),
+            finished=str(details["metadata"].get("finishedOn", "")),
+            is_fork=bool(internal.get("untrusted")),
         )
     except (LookupError, TypeError, AttributeError) as error:
         raise _Refused(6, "its provenance lacks a field of SLSA v1") from error
@@ -319,8 +353,7 @@ def _check_policy(found: Verified, policy: Policy) -> None:
     if not (policy.sources or policy.refs or policy.configs):
         return
     _check_source(found, policy)
-    definition = found.statement["predicate"]["buildDefinition"]
-    if definition.get("internalParameters", {}).get("untrusted") and not policy.forks:
+    if found.is_fork and not policy.forks:
         raise _Refused(9, "it was built from a fork's pull request", "forks: true accepts it")
     if policy.refs and not allows(policy.refs, found.ref):
         raise _Refused(
@@ -329,8 +362,7 @@ def _check_policy(found: Verified, policy: Policy) -> None:
             f"allowed: {', '.join(policy.refs)}",
         )
     # A config from elsewhere may build anything next to the repository's files.
-    config = definition["externalParameters"].get("config", {})
-    if not str(config.get("uri", "")).startswith(f"git+{found.repository}"):
+    if not found.is_config_of_commit:
         raise _Refused(11, "its config is not a file of its source repository")
     if policy.configs and not allows(policy.configs, found.config):
         raise _Refused(

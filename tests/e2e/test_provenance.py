@@ -172,6 +172,9 @@ def test_a_server_signs_with_its_own_key_and_names_itself(bench, registry, tmp_p
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
         "DOCKER_CONFIG": str(tmp_path / "docker"),
     }
+    settings = tmp_path / "config" / "buildrunner" / "config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[provenance]\npush = true\n")
     serving = Serving(Path(tmp_path / "server"), environ)
     serving.start()
     try:
@@ -182,6 +185,13 @@ def test_a_server_signs_with_its_own_key_and_names_itself(bench, registry, tmp_p
         done = bench.run("submit", ".")
         assert done.code == 0, done.err
         statement = bench.statement_of(done.build_id)
+        checked = bench.run("verify", image, "--server", serving.url)
+        assert checked.code == 0, checked.err
+        assert "is verified\n" in checked.out
+        assert f"  server    {serving.url}\n" in checked.out
+        refused = bench.run("verify", image, "--server", serving.url, "--ref", "refs/heads/main")
+        assert refused.code == 1
+        assert "it was not built from a Git repository" in refused.err
     finally:
         serving.stop()
     details = statement["predicate"]["runDetails"]
@@ -220,7 +230,12 @@ def test_a_stranger_verifies_an_image_by_its_name_alone(bench, registry, tmp_pat
     assert checked.code == 0, checked.err
     repository = image.rpartition(":")[0]
     assert f"{repository}@{digest_of(bench, done.build_id)} is verified" in checked.out
-    assert f"{server.url()} at {commit} (refs/heads/main)" in checked.out
+    assert f"  source    commit {commit} of {server.url()} (refs/heads/main)\n" in checked.out
+    assert "  config    cloudbuild.yaml, a file of this commit, sha256:" in checked.out
+    shown = bench.run("verify", image, "--policy", "policy.yaml", "--format", "json", **strange)
+    facts = json.loads(shown.out)
+    assert facts["verified"] is True
+    assert (facts["commit"], facts["is_config_of_commit"]) == (commit, True)
     bench.write("policy.yaml", policy.replace("refs/heads/main", "refs/heads/release"))
     refused = bench.run("verify", image, "--policy", "policy.yaml", **strange)
     assert refused.code == 1
@@ -257,11 +272,28 @@ def test_a_file_is_verified_with_the_provenance_beside_it(bench, registry, tmp_p
     assert "its provenance is about another artifact" in refused.err
 
 
-def test_without_a_key_verify_says_where_to_get_one(bench):
-    done = bench.run("verify", "r.example/app:1")
+def test_without_a_key_verify_prints_the_claims_and_fails(bench, registry, tmp_path):
+    pushing(bench)
+    image = bench.image_at(registry.address)
+    bench.write("cloudbuild.yaml", bench.config(image))
+    assert bench.run("submit", ".").code == 0
+    done = bench.run("verify", image)
     assert done.code == 2
-    assert "there is no key to verify with" in done.err
+    assert "is not verified. Its provenance claims:\n" in done.out, done.err
+    assert "  server    urn:buildrunner:local\n" in done.out
+    assert "  key " not in done.out
+    assert "is not verified: there is no key to verify with" in done.err
     assert "--public-key" in done.err
+    shown = bench.run("verify", image, "--format", "json")
+    assert shown.code == 2
+    assert json.loads(shown.out)["verified"] is False
+
+
+def test_the_key_of_a_server_is_fetched_by_https_only(bench):
+    done = bench.run("verify", "r.example/app:1", "--server", "http://ci.example.com")
+    assert done.code == 2
+    assert "the key of http://ci.example.com can't be trusted" in done.err
+    assert "use https" in done.err
 
 
 @pytest.mark.parametrize(("verify_option", "code"), [("VERIFIED", 1), ("BEST_EFFORT", 0)])
