@@ -46,7 +46,8 @@ class ProvenanceAttester:
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
         egress: networks that are not reached for builds.
-        start_sbom: starts to make the SBOMs of images, until the build is cancelled; None: none.
+        start_sbom: starts to make the SBOMs of images, until the build is cancelled, and returns
+            what failed by now; None: none.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class ProvenanceAttester:
         user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
         push: bool = False,
         egress: Egress | None = None,
-        start_sbom: Callable[[tuple[SbomImage, ...], threading.Event], None] | None = None,
+        start_sbom: Callable[[tuple[SbomImage, ...], threading.Event], list[str]] | None = None,
     ) -> None:
         self._build = build
         self._plan = plan
@@ -103,14 +104,18 @@ class ProvenanceAttester:
         images = _images(outcome)
         warnings = self._attach_all(images, envelope, signer, logins, cancel) if self._push else []
         if self._start_sbom is not None and images:
-            try:
-                self._start_sbom(
-                    tuple(SbomImage(str(one), self._login(one, logins)) for one in images),
-                    cancel,
-                )
-            except (AttestationError, CredentialsError) as error:
-                warnings.append(_text(error))
+            warnings += self._sbom_failures(images, logins, cancel)
         return Attested((envelope,), tuple(warnings))
+
+    def _sbom_failures(
+        self, images: list[ImageName], logins: DockerLogins, cancel: threading.Event
+    ) -> list[str]:
+        assert self._start_sbom is not None  # noqa: S101  (the caller knows)
+        try:
+            named = tuple(SbomImage(str(one), self._login(one, logins)) for one in images)
+            return [f"no SBOM of {one}" for one in self._start_sbom(named, cancel)]
+        except (AttestationError, CredentialsError) as error:
+            return [_text(error)]
 
     def _login(self, image: ImageName, logins: DockerLogins) -> RegistryLogin | None:
         return logins.login_for(str(image)) or self._user_login(image.registry)

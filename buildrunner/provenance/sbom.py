@@ -34,7 +34,13 @@ from buildrunner.provenance.attachment import attach
 from buildrunner.provenance.image_layout import save_image
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import STATEMENT_TYPE
-from buildrunner.provenance.stored import SBOM_FAILED_NAME, SBOM_NAME, write_lines
+from buildrunner.provenance.stored import (
+    SBOM_FAILED_NAME,
+    SBOM_NAME,
+    remove_lines,
+    sbom_failures,
+    write_lines,
+)
 from buildrunner.registries.distribution import Manifest, Repository
 
 FORMATS: Final = {
@@ -92,6 +98,8 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
 def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
     """Start the process of a job; return it, and do not wait for its end.
 
+    The build's folder says that the SBOMs are unfinished until the process is done.
+
     Raises:
         AttestationError: syft is not installed, too many jobs run for a minute, ``cancel`` was set,
             or the process cannot be started.
@@ -100,6 +108,8 @@ def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
     try:
         slots = _slots(job, cancel)
         try:
+            unfinished = [f"{image.name}: it is not finished".encode() for image in job.images]
+            write_lines(job.folder, SBOM_FAILED_NAME, unfinished)
             process = subprocess.Popen(
                 [sys.executable, "-m", "buildrunner.provenance.sbom"],
                 stdin=subprocess.PIPE,
@@ -118,6 +128,13 @@ def start(job: SbomJob, cancel: threading.Event) -> subprocess.Popen[bytes]:
     except OSError as error:
         raise AttestationError(f"the SBOM can't be made: {error.strerror or error}") from error
     return process
+
+
+def wait(process: subprocess.Popen[bytes], folder: str, cancel: threading.Event) -> list[str]:
+    """Wait for the process of a job, or until ``cancel`` is set; return what failed."""
+    while process.poll() is None and not cancel.wait(_LOOK_S):
+        pass
+    return sbom_failures(folder)
 
 
 def _slots(job: SbomJob, cancel: threading.Event) -> tuple[int, ...]:
@@ -174,6 +191,8 @@ def make(job: SbomJob) -> None:
         failures.append(f"only {_MOST_IMAGES} images of a build get an SBOM")
     write_lines(job.folder, SBOM_NAME, envelopes)
     write_lines(job.folder, SBOM_FAILED_NAME, [text.encode() for text in failures])
+    if not failures:
+        remove_lines(job.folder, SBOM_FAILED_NAME)
 
 
 def _of_image(job: SbomJob, image: SbomImage, until: float, most_bytes: int) -> list[bytes]:

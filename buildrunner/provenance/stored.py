@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 from buildrunner.errors import NotFound, StoreError
@@ -15,7 +16,7 @@ from buildrunner.errors import NotFound, StoreError
 FILE_NAME: Final = "attestations.intoto.jsonl"
 SBOM_NAME: Final = "sbom.intoto.jsonl"
 SBOM_FAILED_NAME: Final = "sbom.failed"
-"""Why there is no SBOM of an image: a line for each image."""
+"""Why there is no SBOM of an image, or none yet: a line for each image."""
 
 
 def store_attestations(folder: str, envelopes: Sequence[bytes]) -> None:
@@ -48,6 +49,12 @@ def write_lines(folder: str, name: str, lines: Sequence[bytes]) -> None:
         raise StoreError(
             f"the provenance can't be stored: {path}: {error.strerror or error}"
         ) from error
+
+
+def remove_lines(folder: str, name: str) -> None:
+    """Remove a file of `write_lines`, if it is there."""
+    with suppress(FileNotFoundError):
+        os.remove(os.path.join(folder, name))
 
 
 def has_attestations(folder: str) -> bool:

@@ -121,6 +121,7 @@ KEYS: dict[str, dict[str, type]] = {
         "enabled": bool,
         "push": bool,
         "sbom": list,
+        "sbom_wait": bool,
         "builder": str,
         "key": str,
         "certificate": str,
@@ -409,6 +410,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         provenance: builds that publish images, files or packages get provenance.
         provenance_push: provenance is also attached to images in their registry.
         provenance_sbom: formats in which pushed images get a bill of materials.
+        provenance_sbom_wait: builds wait for their bills of materials.
         provenance_builder: URI of the builder in provenance; empty for the server's own address.
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
@@ -441,6 +443,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance: bool = True
     provenance_push: bool = False
     provenance_sbom: tuple[str, ...] = ()
+    provenance_sbom_wait: bool = False
     provenance_builder: str = ""
     provenance_key: str = ""
     provenance_certificate: str = ""

@@ -153,8 +153,8 @@ def _start_sbom(
     limit_bytes: int | None,
     images: tuple[SbomImage, ...],
     cancel: threading.Event,
-) -> None:
-    from buildrunner.provenance.sbom import LARGEST_BYTES, SbomJob, start
+) -> list[str]:
+    from buildrunner.provenance.sbom import LARGEST_BYTES, SbomJob, start, wait
 
     folder = settings.provenance_folder or data_folder()
     job = SbomJob(
@@ -168,7 +168,8 @@ def _start_sbom(
         egress=settings.egress,
         limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
     )
-    start(job, cancel)
+    process = start(job, cancel)
+    return wait(process, job.folder, cancel) if settings.provenance_sbom_wait else []
 
 
 def _certificates(path: str) -> str:

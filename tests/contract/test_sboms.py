@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
 import tarfile
 import threading
@@ -13,7 +15,7 @@ import pytest
 
 from buildrunner.errors import AttestationError
 from buildrunner.provenance.attachment import attached
-from buildrunner.provenance.sbom import SbomImage, SbomJob, make, start
+from buildrunner.provenance.sbom import SbomImage, SbomJob, make, start, wait
 from buildrunner.provenance.signing import open_signer
 from buildrunner.provenance.stored import read_attestations, sbom_failures
 from buildrunner.registries.distribution import Repository
@@ -81,6 +83,29 @@ def test_an_image_that_can_not_be_read_leaves_the_reason(registry, tmp_path):
     make(job(tmp_path, name))
     (failure,) = sbom_failures(str(tmp_path / "log"))
     assert failure == f"{name}: the registry no longer has the image"
+
+
+def test_a_process_that_dies_leaves_the_sbom_unfinished(registry, tmp_path):
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository, layer())
+    name = f"{repository.name}@{image.digest}"
+    process = start(job(tmp_path, name), threading.Event())
+    process.kill()
+    folder = str(tmp_path / "log")
+    assert wait(process, folder, threading.Event()) == [f"{name}: it is not finished"]
+    process = start(job(tmp_path, name), threading.Event())
+    assert wait(process, folder, threading.Event()) == []
+    assert len(read_attestations(folder, "b1").splitlines()) == 2
+
+
+def test_a_cancelled_build_does_not_wait(registry, tmp_path):
+    process = start(job(tmp_path, f"{registry.address}/app@sha256:{'1' * 64}"), threading.Event())
+    cancelled = threading.Event()
+    cancelled.set()
+    os.kill(process.pid, signal.SIGSTOP)
+    assert wait(process, str(tmp_path / "log"), cancelled) != []
+    process.kill()
+    process.wait()
 
 
 def test_without_syft_it_is_said_at_once_what_to_install(registry, tmp_path, monkeypatch):

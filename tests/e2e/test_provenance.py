@@ -331,3 +331,21 @@ def test_sboms_are_made_after_the_build_and_attached(bench, registry):
     assert types() == ["https://slsa.dev/provenance/v1", "https://spdx.dev/Document"]
     checked = bench.run("verify", image, "--key", "ci.pub")
     assert checked.code == 0, checked.err
+
+
+def test_a_build_that_waits_for_its_sboms_has_them_at_its_end_or_a_warning(bench, registry):
+    bench.write_own_settings("[provenance]\nsbom = ['spdx']\nsbom_wait = true\n")
+    image = bench.image_at(registry.address)
+    bench.write("cloudbuild.yaml", bench.config(image))
+    done = bench.run("submit", ".")
+    assert done.code == 0, done.err
+    assert "no SBOM" not in done.err
+    assert len(bench.run("builds", "provenance", done.build_id).out.splitlines()) == 2
+    fault = Fault("GET", "/blobs/", 403, times=10**6)
+    with faulty_proxy(registry.address, fault) as proxy:
+        image = bench.image_at(proxy)
+        bench.write("cloudbuild.yaml", bench.config(image))
+        done = bench.run("submit", ".")
+    assert done.code == 0, done.err
+    assert f"warning: no SBOM of {image.rpartition(':')[0]}@sha256:" in done.err
+    assert "answers 403" in done.err

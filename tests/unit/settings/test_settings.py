@@ -233,12 +233,13 @@ def test_provenance_is_set_by_the_user_and_for_each_project(tmp_path, monkeypatc
     folder = tmp_path / "buildrunner"
     folder.mkdir()
     (folder / "config.toml").write_text(
-        "[provenance]\nkey = 'own.pem'\nsbom = ['spdx']\n[projects.shop.provenance]\npush = true\n"
+        "[provenance]\nkey = 'own.pem'\nsbom = ['spdx']\nsbom_wait = true\n"
+        "[projects.shop.provenance]\npush = true\n"
     )
     settings = own_settings()
     assert (settings.provenance, settings.provenance_push) == (True, False)
     assert settings.provenance_key == str(folder / "own.pem")
-    assert settings.provenance_sbom == ("spdx",)
+    assert (settings.provenance_sbom, settings.provenance_sbom_wait) == (("spdx",), True)
     shop = settings.of_project("shop")
     assert (shop.provenance_push, shop.provenance_sbom) == (True, ("spdx",))
     served = settings.of_server("/srv", "https://ci.example.com")
