@@ -18,7 +18,8 @@ import pytest
 import yaml
 
 from tests.conftest import remove_image
-from tests.e2e.test_gke_deploy import IMAGE, PROGRAM, Cluster
+from tests.e2e.test_gke_deploy import IMAGE, PROGRAM
+from tests.kubernetes_api import Cluster
 from tests.web.serving import Serving, serving
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
