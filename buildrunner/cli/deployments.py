@@ -40,10 +40,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing.add_argument("--target", default="", metavar="TARGET", help="only to this target")
     listing.add_argument("--build", default="", metavar="ID", help="only of this build")
     listing.add_argument("--latest", action="store_true", help="only the latest of each target")
-    listing.add_argument("--limit", type=int, default=50, metavar="N", help="maximum number (50)")
+    listing.add_argument(
+        "--limit",
+        type=int,
+        default=50,
+        metavar="N",
+        help="maximum number of deployments (default: 50)",
+    )
     _add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="print all details of a deployment")
-    describe.add_argument("id", metavar="ID")
+    describe.add_argument("id", metavar="ID", help="id of the deployment")
     _add_format(describe, ("yaml", "json"))
     rollback = actions.add_parser(
         "rollback",

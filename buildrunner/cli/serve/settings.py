@@ -213,8 +213,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[PROJECT=]RULE",
-        help="delete older builds and their logs; RULE is an age (90d), a number of builds for each"
-        " project (1000), or both (90d,1000); may be repeated (default: keep all)",
+        help="delete older builds and their logs; RULE is an age like 90d, a number per project"
+        " like 1000, or 90d,1000; may be repeated (default: keep all)",
     )
     parser.add_argument(
         "--keep-audit-days",

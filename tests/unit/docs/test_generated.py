@@ -58,6 +58,17 @@ def test_every_command_and_flag_is_in_the_docs():
     assert [one for one in missing if not one.endswith(("--help", " -h"))] == []
 
 
+def test_every_flag_and_argument_has_a_help_text_that_names_its_default():
+    found = []
+    for name, parser in cli.parsers().items():
+        for one in (parser, *(below for below, _ in cli.subcommands(parser).values())):
+            for action in filter(cli._is_shown, one._actions):
+                text = action.help or ""
+                if not text or re.search(r"\((?:[0-9]+|no limit|nested|tokens)\)", text):
+                    found.append(f"{name} {action.metavar or action.dest}: {text!r}")
+    assert found == []
+
+
 def test_every_key_of_the_settings_has_a_text():
     assert set(settings.texts(DOCS / "settings.toml")["keys"]) == set(settings.keys())
 
