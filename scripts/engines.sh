@@ -86,7 +86,7 @@ test_engine() { # NAME RELEASE KIND VERSION
   machine $user "$name" bash -c 'cd "$1" && shift && exec python3 -m buildrunner builders install "$@"' install "$root" $images || code=$?
   # shellcheck disable=SC2086  (several files, several options)
   machine $user "$name" bash -c 'cd "$1" && shift && exec env --default-signal=HUP,INT,QUIT python3 -m pytest "$@"' test "$root" \
-    -q -n "$(nproc)" --dist loadfile -p no:cacheprovider -k 'not fake' --junitxml /tmp/report.xml ${PYTEST_OPTIONS:-} $files || code=$?
+    -q -n "$(nproc)" --dist loadfile -p no:cacheprovider -k 'not fake and not in_memory' --junitxml /tmp/report.xml ${PYTEST_OPTIONS:-} $files || code=$?
   machine run "$name" cat /tmp/report.xml > "$folder/$name.xml"
   unset DOCKER_HOST ENGINE_ENV
   ENGINE_INFO=$folder/$name.json .venv/bin/python scripts/engine_results.py "$name" "$folder/$name.xml" || code=1

@@ -27,6 +27,8 @@ class Capability(NamedTuple):
 
 
 _ENGINE = "tests.contract.test_container_engine"
+_CONTAINERS = ("OneContainersLife", "StartAhead", "Labels", "Networks")
+_IN_STEPS = "tests.e2e.test_engine_in_steps.test_"
 CAPABILITIES = (
     Capability(
         "builds",
@@ -36,7 +38,11 @@ CAPABILITIES = (
     Capability(
         "containers",
         "All output and the exit code of every container, also 126 and 127",
-        (f"{_ENGINE}.TestOneContainersLife", f"{_ENGINE}.TestNetworks"),
+        (
+            *(f"{_ENGINE}.Test{part}" for part in _CONTAINERS),
+            f"{_ENGINE}.test_an_engine_describes_itself",
+            "tests.contract.test_lost_network.",
+        ),
     ),
     Capability(
         "memory",
@@ -74,17 +80,17 @@ CAPABILITIES = (
     Capability(
         "example",
         "The example: builds, tests and pushes a service with `docker` in its steps",
-        ("tests.e2e.test_engine_in_steps.test_the_example",),
+        (f"{_IN_STEPS}the_example",),
     ),
     Capability(
         "in-steps",
-        "Steps run containers, and delete and rename images of later steps",
-        ("tests.e2e.test_engine_in_steps.test_a_step_",),
+        "Steps run containers, reach them by name, and delete and rename images of later steps",
+        (f"{_IN_STEPS}a_step_", f"{_IN_STEPS}each_step_", f"{_IN_STEPS}steps_"),
     ),
     Capability(
         "buildkit",
         "BuildKit in steps",
-        ("tests.e2e.test_engine_in_steps.test_buildkit",),
+        (f"{_IN_STEPS}buildkit",),
     ),
     Capability(
         "nested",
