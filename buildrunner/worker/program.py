@@ -219,7 +219,7 @@ class ServerProgram:
     ) -> BuildPlace:
         """Return where a build runs, and the choices of the server for it."""
         options = RunOptions(
-            push=stored.push,
+            push=stored.push and not stored.untrusted,
             network=wiring.NETWORK,
             keep_network=True,
             labels=self._labels,

@@ -97,7 +97,7 @@ class ServerBuild:
             document={"id": self.id, "projectId": project, "status": "QUEUED"},
             request=dict(request),
             untrusted=untrusted,
-            push=not untrusted,
+            push=True,
             labels=dict(labels or {}),
         )
         labels_of_all = {LABEL_BUILD: self.id}

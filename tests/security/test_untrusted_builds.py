@@ -9,13 +9,16 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.containers.docker.engine import DockerEngine
+from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import BuildrunnerError
+from buildrunner.registries.distribution import Repository
 from buildrunner.settings import GitSettings, Settings
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from tests.conftest import busybox_tar, remove_image, start_registry, stop
-from tests.fixtures_git import Repository, git
+from tests.fixtures_git import Repository as GitRepository
+from tests.fixtures_git import git
 from tests.registry_servers import HTPASSWD, PASSWORD, USER
 from tests.security.server_build import TEST_IMAGES, ServerBuild
 
@@ -136,6 +139,23 @@ def test_a_stranger_s_log_is_stored_in_no_bucket(engine, tmp_path, busybox, untr
     assert ("this build may not use the bucket gs://logs" in said) == untrusted
 
 
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_a_stranger_s_image_is_pushed_nowhere(
+    engine, docker_engine, tmp_path, busybox, closed, untrusted
+):
+    """Not with the server's login, and not by any other way, whatever the stored build says."""
+    name = f"{closed.address}/team/{uuid.uuid4().hex[:8]}:1"
+    docker_engine.import_image(name, [busybox_tar()], cmd=["sh"], env=["PATH=/bin"])
+    try:
+        status, log = run(engine, tmp_path, busybox, untrusted=untrusted, images=[name])
+        assert status is Status.SUCCESS, log
+        login = RegistryLogin(username=USER, password=PASSWORD)
+        with Repository(ImageName.parse(name), login) as repository:
+            assert (repository.manifest("1") is None) == untrusted
+    finally:
+        remove_image(name)
+
+
 def test_a_stranger_s_files_are_stored_in_no_bucket(engine, tmp_path, busybox):
     settings = replace(SETTINGS, storage_folders={"gs://files": f"file://{tmp_path}/files"})
     artifacts = {"objects": {"location": "gs://files/", "paths": ["*"]}}
@@ -173,10 +193,10 @@ def test_a_project_s_builds_use_the_buckets_that_the_project_may_use(engine, tmp
 def test_a_stranger_s_gitmodules_fetch_nothing_with_the_server_s_rights(
     engine, tmp_path, busybox, untrusted
 ):
-    victim = Repository(tmp_path / "victim", "private.git")
+    victim = GitRepository(tmp_path / "victim", "private.git")
     victim.commit({"secret": b"of the victim\n"})
     victim.push("main")
-    fork = Repository(tmp_path / "fork")
+    fork = GitRepository(tmp_path / "fork")
     git(fork.work, "submodule", "add", "-q", f"file://{victim.path}", "module")
     fork.commit({"f": b"x"})
     fork.push("main")
@@ -198,7 +218,7 @@ def test_a_stranger_s_gitmodules_fetch_nothing_with_the_server_s_rights(
 def test_a_stranger_s_lfsconfig_fetches_nothing_with_the_server_s_rights(
     engine, tmp_path, busybox, untrusted
 ):
-    fork = Repository(tmp_path / "fork")
+    fork = GitRepository(tmp_path / "fork")
     pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 9\n"
     fork.commit(
         {
