@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +20,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -136,7 +138,8 @@ def public_key_pem(signer: Signer) -> str:
     key = signer.public_key
     if not isinstance(key, SSlibKey):
         raise AttestationError(f"a key of type {key.keytype} has no PEM form")
-    return str(key.keyval["public"]).strip() + "\n"
+    pem: bytes = _public(key).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return pem.decode()
 
 
 def named_key(key: Any) -> SSlibKey:
@@ -219,13 +222,34 @@ def kms_signer(uri: str) -> Signer:
         )
     try:
         importer: Any = SIGNER_FOR_URI_SCHEME[scheme]
-        found, key = importer.import_(name)
-        return Signer.from_priv_key_uri(found, key)
+        found, key = importer.import_(*(_azure_key(name) if scheme == "azurekms" else [name]))
+        return Signer.from_priv_key_uri(found, _named_by_fingerprint(key))
     except Exception as error:  # each KMS has errors of its own library
+        extra = "vault" if scheme == "hv" else scheme
         raise AttestationError(
             f"the signing key {uri} can't be used: {error}",
-            hint=f"check the URI of the key; its library is in securesystemslib[{scheme}]",
+            hint=f"check the URI of the key; its library is in securesystemslib[{extra}]",
         ) from error
+
+
+def _azure_key(name: str) -> tuple[str, str]:
+    """Return vault and name of a key whose URI is ``azurekms://VAULT.vault.azure.net/keys/NAME``."""
+    found = re.fullmatch(r"//([A-Za-z0-9-]+)\.vault\.azure\.net/keys/([A-Za-z0-9-]+)", name)
+    if found is None:
+        raise ValueError("a key of Azure is azurekms://VAULT.vault.azure.net/keys/NAME")
+    return found[1], found[2]
+
+
+def _named_by_fingerprint(key: SSlibKey) -> SSlibKey:
+    """Return the same key by the id of `named_key`, which verifiers look for."""
+    return SSlibKey(named_key(_public(key)).keyid, key.keytype, key.scheme, key.keyval)
+
+
+def _public(key: SSlibKey) -> Any:
+    value = str(key.keyval["public"])
+    if key.keytype == "ed25519":  # not PEM, but the bytes of the key
+        return Ed25519PublicKey.from_public_bytes(bytes.fromhex(value))
+    return load_pem_public_key(value.encode())
 
 
 class BadCertificate(Exception):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import subprocess
 import threading
 from base64 import b64decode
 from pathlib import Path
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer, SSlibKey
 from sigstore.dsse import Envelope as SigstoreEnvelope
 from sigstore.dsse import _verify as verified_by_sigstore
 
@@ -23,6 +28,7 @@ from buildrunner.provenance.signing import (
     open_signer,
     public_key_pem,
     read_public_key,
+    signed_envelope,
 )
 from buildrunner.registries.logins import DockerLogins
 from tests.unit.provenance.builds import BUILD, BUILDER, PLAN, envelope, outcome, payload, statement
@@ -137,3 +143,53 @@ def test_without_its_key_a_build_has_no_provenance_and_a_warning(tmp_path):
 def test_without_its_key_a_verified_build_fails(tmp_path):
     with pytest.raises(AttestationError, match="the signing key"):
         attested(tmp_path, required=True)
+
+
+class Kms(Signer):
+    """A KMS whose key is in memory, by the protocol of securesystemslib."""
+
+    imported: ClassVar[list[tuple[str, ...]]] = []
+    private: ClassVar[Any]
+    public_key = None
+
+    @classmethod
+    def import_(cls, *name: str) -> tuple[str, SSlibKey]:
+        cls.imported.append(name)
+        return "kms:key", SSlibKey.from_crypto(cls.private.public_key())
+
+    @classmethod
+    def from_priv_key_uri(cls, priv_key_uri, public_key, secrets_handler=None):
+        return CryptoSigner(cls.private, public_key)
+
+    def sign(self, payload):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("uri", "imported"),
+    [
+        ("azurekms://shop.vault.azure.net/keys/provenance", ("shop", "provenance")),
+        ("awskms:alias/provenance", ("alias/provenance",)),
+        ("gcpkms:projects/p/k", ("projects/p/k",)),
+        ("hv:provenance", ("provenance",)),
+    ],
+)
+@pytest.mark.parametrize(
+    "private", [generate_private_key(SECP256R1()), Ed25519PrivateKey.generate()]
+)
+def test_a_key_of_a_kms_is_named_by_its_fingerprint(monkeypatch, uri, imported, private):
+    monkeypatch.setattr(Kms, "imported", [])
+    monkeypatch.setattr(Kms, "private", private, raising=False)
+    for scheme in ("azurekms", "awskms", "gcpkms", "hv", "kms"):
+        monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, scheme, Kms)
+    signer = open_signer(uri, "")
+    assert Kms.imported == [imported]
+    read = read_public_key(public_key_pem(signer).encode(), "the key")
+    (signature,) = json.loads(signed_envelope({}, signer))["signatures"]
+    assert signature["keyid"] == read.keyid
+    assert read.keyid.startswith("SHA256:")
+
+
+def test_a_key_of_azure_in_another_form_is_refused():
+    with pytest.raises(AttestationError, match=r"azurekms://VAULT\.vault\.azure\.net/keys/NAME"):
+        open_signer("azurekms://evil.example/keys/provenance", "")
