@@ -75,10 +75,10 @@ DEFAULT_SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 
 
 MOST_CONNECTIONS = 64
-"""How many connections of a build are served at a time. Further ones wait."""
+"""Number of connections of a build that are served at a time. Further connections wait."""
 
 LONGEST_HEAD_S = 10.0
-"""How long a connection may be idle, and how long the head of a request may take."""
+"""Longest idle time of a connection, and longest time for the head of a request."""
 
 LARGEST_HEAD_BYTES = 16 << 10
 

@@ -1,4 +1,4 @@
-"""What a step deployed, as its image reports it in ``$BUILDER_OUTPUT/deployments.jsonl``.
+"""Deployments of a step, which its image reports in ``$BUILDER_OUTPUT/deployments.jsonl``.
 
 A config has no field for deployments, and needs none. Without a report, the command of a known
 tool suggests the target; see `deploy_commands`.

@@ -49,7 +49,7 @@ OVERLAP: Final = timedelta(days=1)
 """Time for which a key is published before its first token, and after its last one."""
 PUBLISHED_FOR: Final = SIGNS_FOR + 2 * OVERLAP
 FRESH_FOR: Final = timedelta(minutes=1)
-"""How long a build's process signs with a key before it looks for a rotation."""
+"""Time for which a build's process signs with a key before it checks for a rotation."""
 
 _KMS: Final = ""  # the owner of a key of a KMS: all servers that are set to it
 _RSA_BITS = 2048

@@ -18,7 +18,7 @@ from buildrunner.metadata import AccessToken
 
 LIFETIME: Final = timedelta(minutes=10)
 AUDIENCES_FRESH_FOR: Final = timedelta(seconds=1)
-"""How long a build's tokens follow its trigger's audiences without a look at the database."""
+"""Time for which a build keeps its trigger's audiences before it reads the database again."""
 
 
 class TokenKey(Protocol):

@@ -18,7 +18,7 @@ _newest_first = (deployments.c.at.desc(), deployments.c.id)
 
 
 class SqlDeployments(SqlPart):
-    """What the builds of projects deployed. `SqlQueue.record_deployments` writes it."""
+    """The deployments of builds. `SqlQueue.record_deployments` writes them."""
 
     def __init__(self, database: Database, page_tokens: PageTokens) -> None:
         super().__init__(database)

@@ -189,7 +189,7 @@ plans = Table(
     Column("plan", LargeBinary, nullable=False),
 )
 
-# What steps of builds deployed; see `store.model.deployments`.
+# The deployments of builds; see `store.model.deployments`.
 deployments = Table(
     "deployments",
     metadata,
