@@ -24,7 +24,13 @@ import msgspec
 from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.spec.model.build import FINAL_STATUSES
-from buildrunner.store.model.builds import BuildQueue, ClaimedBuild, Lease, StoredBuild
+from buildrunner.store.model.builds import (
+    BuildQueue,
+    ClaimedBuild,
+    ClaimScope,
+    Lease,
+    StoredBuild,
+)
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
@@ -304,7 +310,7 @@ class Supervisor:
                 now=self._with.now(),
                 lease_s=LEASE_S,
                 limit=self._with.max_builds,
-                trusted_only=bool(self._with.holds_untrusted_back()),
+                scope=ClaimScope(trusted_only=bool(self._with.holds_untrusted_back())),
             )
             if claimed is None:
                 return

@@ -30,7 +30,15 @@ from buildrunner.errors import (
 from buildrunner.identity.keys import IdentityKeys
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry, Session
-from buildrunner.store.model.builds import BuildPage, Lease, NewBuild, StoredBuild
+from buildrunner.store.model.builds import (
+    LOST_WORKER,
+    BuildPage,
+    ClaimScope,
+    Lease,
+    NewBuild,
+    StoredBuild,
+    WaitReason,
+)
 from buildrunner.store.model.identity import IdentityKey
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store
@@ -348,10 +356,15 @@ class TestQueue:
     ) -> None:
         store.builds.create(new_build("a1", untrusted=True))
         store.builds.create(new_build("a2", created=1))
-        taken = store.queue.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True)
+        taken = store.queue.claim(
+            "w", now=NOW, lease_s=1, limit=9, scope=ClaimScope(trusted_only=True)
+        )
         assert taken is not None
         assert taken[0].id == "a2"
-        assert store.queue.claim("w", now=NOW, lease_s=1, limit=9, trusted_only=True) is None
+        assert (
+            store.queue.claim("w", now=NOW, lease_s=1, limit=9, scope=ClaimScope(trusted_only=True))
+            is None
+        )
         assert claim(store)[0].id == "a1"
 
     def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
@@ -405,6 +418,41 @@ class TestQueue:
         claimed = store.queue.claim("w1", now=at(10), lease_s=60, limit=9)
         assert claimed is not None
         assert (claimed[0].id, claimed[0].only_worker) == ("here", "w1")
+
+    def test_a_worker_of_a_pool_claims_the_builds_of_its_pool_alone(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(new_build("a1", pool="arm"))
+        store.builds.create(new_build("a2", created=1))
+
+        def claimed(**scope: Any) -> str:
+            found = store.queue.claim("w", now=NOW, lease_s=1, limit=9, scope=ClaimScope(**scope))
+            return found[0].id if found else ""
+
+        assert claimed(pool="x86") == ""
+        assert store.queue.why_waiting("a1", now=NOW, limit=1) == WaitReason(
+            kind="pool", text="It waits for a worker of the pool arm.", position=1
+        )
+        assert claimed(pool="arm") == "a1"
+        assert claimed(pool="arm") == ""
+        assert claimed() == "a2"
+
+    def test_a_claim_is_for_the_projects_and_the_build_that_it_names(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(new_build("a1"))
+        store.builds.create(new_build("a2", created=1))
+        store.builds.create(new_build("b1", project="q", created=2, only_worker="server"))
+
+        def claimed(**scope: Any) -> str:
+            found = store.queue.claim("w", now=NOW, lease_s=1, limit=9, scope=ClaimScope(**scope))
+            return found[0].id if found else ""
+
+        assert claimed(build_id="a2", projects=("q",)) == ""
+        assert claimed(build_id="a2", projects=("p",)) == "a2"
+        assert claimed(build_id="a2") == ""
+        assert claimed(projects=("q",)) == ""
+        assert claimed(projects=("q",), uploads_of="server") == "b1"
 
     def test_a_claim_is_written_down(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1"))
@@ -516,6 +564,46 @@ class TestLease:
                 act()
         store.queue.record(lease, with_status(build, "WORKING"))
         assert store.builds.plan("a1") is None
+
+    def test_one_process_begins_a_build_under_a_lease(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1"))
+        _, lease = claim(store)
+        store.queue.set_process(lease, "12:34")
+        store.queue.set_process(lease, "12:34")
+        with pytest.raises(LeaseLost, match="another process runs build a1"):
+            store.queue.set_process(lease, "56:78")
+        _, later = store.queue.claim_again("a1", "w", now=NOW, lease_s=LEASE_S)
+        store.queue.set_process(later, "56:78")
+
+    def test_a_build_of_a_lost_worker_waits_again_as_long_as_at_first(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(new_build("a1", ttl=60))
+        build, lease = claim(store)
+        store.queue.record(lease, with_status(build, "WORKING", startTime=encode_instant(at(1))))
+        with pytest.raises(Conflict, match="another worker has it"):
+            store.queue.run_again("a1", instead_of=lease.fence + 1, now=at(100), reason="gone")
+        again = store.queue.run_again("a1", instead_of=lease.fence, now=at(100), reason="gone")
+        assert again.status == "QUEUED"
+        assert "startTime" not in again.document
+        assert again.labels[LOST_WORKER] == "gone"
+        with pytest.raises(LeaseLost):
+            store.queue.record(lease, with_status(build, "SUCCESS"))
+        assert store.queue.expire(now=at(159)) == []
+        later, second = claim(store)
+        assert (later.id, later.attempts) == ("a1", 1)
+        assert second.fence > lease.fence
+
+    def test_a_build_of_a_lost_worker_that_somebody_cancelled_is_cancelled(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(new_build("a1"))
+        _, lease = claim(store)
+        store.builds.request_cancel("p", "a1", now=NOW, reason="cancelled by ann")
+        again = store.queue.run_again("a1", instead_of=lease.fence, now=at(1), reason="gone")
+        assert again.status == "CANCELLED"
+        assert again.document["statusDetail"] == "cancelled by ann before it began"
+        assert store.queue.length() == store.queue.running() == 0
 
     def test_fences_rise_over_all_builds(self, store: ServerStore) -> None:
         for _ in range(3):
@@ -918,6 +1006,19 @@ class TestAccess:
         for changed in ({"hash_hex": "cd" * 32}, {"name": "other"}):
             with pytest.raises(Conflict):
                 store.tokens.create(structs.replace(self.token, **changed))
+
+    def test_pools_are_those_of_workers_tokens(self, store: ServerStore) -> None:
+        for name, pool in (("ci", ""), ("w1", "arm"), ("w2", "arm")):
+            store.tokens.create(
+                AccessToken(
+                    name=name, hash_hex=name, scopes=("worker",), pool=pool, create_time=NOW
+                )
+            )
+        store.tokens.revoke("w1", now=NOW)
+        assert store.tokens.pools() == {"arm"}
+        found = store.tokens.find("w2")
+        assert found is not None
+        assert found.pool == "arm"
 
     def test_a_revoked_token_says_since_when(self, store: ServerStore) -> None:
         store.tokens.create(self.token)

@@ -395,6 +395,7 @@ ROWS["0017"] = ROWS["0016"]
 ROWS["0018"] = ROWS["0017"]
 ROWS["0019"] = ROWS["0018"]
 ROWS["0020"] = ROWS["0019"]
+ROWS["0021"] = ROWS["0020"]
 
 
 def check_rows(store: ServerStore) -> None:

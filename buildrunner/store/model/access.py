@@ -16,8 +16,10 @@ class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: unique, for people.
         hash_hex: SHA-256 of the token, in hex (a token has 256 random bits: no salt is needed).
-        scopes: of ``read``, ``submit``, ``approve``, ``admin``; admin includes all.
+        scopes: of ``read``, ``submit``, ``approve``, ``admin``; admin includes all. The token of a
+            worker has ``worker`` alone.
         projects: project ids it is good for; empty for all.
+        pool: the pool whose builds a worker runs; empty for builds without a pool.
         create_time: when it was made.
         revoke_time: when it was revoked; None while it is good.
     """
@@ -26,6 +28,7 @@ class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
     hash_hex: str
     scopes: tuple[str, ...]
     projects: tuple[str, ...] = ()
+    pool: str = ""
     create_time: datetime
     revoke_time: datetime | None = None
 

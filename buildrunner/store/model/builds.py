@@ -14,6 +14,9 @@ from buildrunner.store.model.deployments import RecordedDeployment
 CANCELLED_BY: Final = "cancelled_by"
 """The label that says who cancelled a build: ``cancelled by TOKEN``."""
 
+LOST_WORKER: Final = "lost_worker"
+"""The label of a build that begins again, since its worker was lost before any step began."""
+
 TRIGGER_GROUP: Final = "trigger:"
 """And a trigger's id: the group of its builds, unless it names another."""
 
@@ -40,6 +43,7 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         untrusted: the config comes from somebody who may not have secrets or the socket.
         only_worker: the one worker that may claim it, by its name: the source lies in a folder of
             that server; empty for any.
+        pool: only workers of this pool may claim it; empty: only workers without a pool may.
         labels: free facts for triggers and pages (who submitted it, delivery id, ...).
         attempt_of: the first try of what this build tries again; that build's label ``attempts``
             then lists this one, too. Empty for a first try.
@@ -57,6 +61,7 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
     push: bool = True
     untrusted: bool = False
     only_worker: str = ""
+    pool: str = ""
     labels: dict[str, str] = {}
     attempt_of: str = ""
 
@@ -74,7 +79,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
         lease_until: when the lease ends unless renewed.
         attempts: how often it was claimed.
         cancel_requested: somebody wants it cancelled.
-        push, untrusted, priority, group, group_limit, only_worker, labels: see `NewBuild`.
+        push, untrusted, priority, group, group_limit, only_worker, pool, labels: see `NewBuild`.
     """
 
     document: dict[str, Any]
@@ -92,6 +97,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
     group_limit: int = 0
     only_worker: str = ""
+    pool: str = ""
     labels: dict[str, str] = {}
 
     @property
@@ -153,6 +159,28 @@ class Lease(msgspec.Struct, frozen=True):
     fence: int
 
 
+class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
+    """The builds that a worker may claim.
+
+    Attributes:
+        pool: the worker's pool: it claims the builds of this pool alone. Empty: builds without one.
+        projects: the projects whose builds it may claim; empty for all.
+        build_id: the only build that it may claim; empty for any.
+        uploads_of: name of the server's own worker, whose uploads this worker can read, too.
+        trusted_only: untrusted builds wait.
+    """
+
+    pool: str = ""
+    projects: tuple[str, ...] = ()
+    build_id: str = ""
+    uploads_of: str = ""
+    trusted_only: bool = False
+
+
+WITHOUT_POOL: Final = ClaimScope()
+"""Every build that has no pool."""
+
+
 class BuildPage(msgspec.Struct, frozen=True):
     """Some builds, newest first, and the token of the next page; empty on the last one."""
 
@@ -164,8 +192,8 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
     """The reason why a build has not begun.
 
     Attributes:
-        kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next) or
-            ``no_worker``.
+        kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next),
+            ``pool`` (it waits for a worker of its pool) or ``no_worker``.
         text: one sentence for a person.
         ahead: ids of the builds that it waits for, at most ten: those that run first, then those of
             its project.
@@ -197,7 +225,7 @@ class BuildQueue(Protocol):
         now: datetime,
         lease_s: float,
         limit: int,
-        trusted_only: bool = False,
+        scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
         """Take the next build that may run.
 
@@ -207,7 +235,7 @@ class BuildQueue(Protocol):
 
         Returns None if no build may run: the queue is empty, ``limit`` builds are WORKING on this
         server's worker, or every candidate waits for its group or for another worker, or is
-        untrusted where ``trusted_only`` lets those wait. The document stays QUEUED until the
+        outside of ``scope``. The document stays QUEUED until the
         build's process records WORKING.
         """
         ...
@@ -238,7 +266,11 @@ class BuildQueue(Protocol):
         ...
 
     def set_process(self, lease: Lease, process: str) -> None:
-        """Note which process runs the build. Raises `LeaseLost`."""
+        """Note which process runs the build.
+
+        Raises:
+            LeaseLost: the lease is somebody else's, or another process began the build under it.
+        """
         ...
 
     def renew(self, lease: Lease, *, now: datetime, lease_s: float) -> str:

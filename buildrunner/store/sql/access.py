@@ -25,6 +25,7 @@ class SqlTokens(SqlPart):
             "hash_hex": token.hash_hex,
             "scopes": msgspec.json.encode(token.scopes),
             "projects": msgspec.json.encode(token.projects),
+            "pool": token.pool,
             "create_time": microseconds(token.create_time),
             "revoke_time": token.revoke_time and microseconds(token.revoke_time),
         }
@@ -44,6 +45,12 @@ class SqlTokens(SqlPart):
             return [
                 _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
             ]
+
+    def pools(self) -> frozenset[str]:
+        """The pools of all workers' tokens, also of revoked ones."""
+        found = select(tokens.c.pool).where(tokens.c.pool != "").distinct()
+        with self._database.read() as connection:
+            return frozenset(connection.execute(found).scalars())
 
     def revoke(self, name: str, *, now: datetime) -> None:
         """Revoke a token and end its sessions. Raises `NotFound`.
@@ -154,6 +161,7 @@ def _token(row: AnyRow) -> AccessToken:
         hash_hex=row.hash_hex,
         scopes=tuple(msgspec.json.decode(row.scopes)),
         projects=tuple(msgspec.json.decode(row.projects)),
+        pool=row.pool,
         create_time=instant_of(row.create_time),
         revoke_time=None if row.revoke_time is None else instant_of(row.revoke_time),
     )

@@ -15,9 +15,12 @@ from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
+    LOST_WORKER,
     TRIGGER_GROUP,
+    WITHOUT_POOL,
     BuildQueue,
     ClaimedBuild,
+    ClaimScope,
     Lease,
     StoredBuild,
     WaitReason,
@@ -69,8 +72,9 @@ class SqlQueue(SqlPart, BuildQueue):
         now: datetime,
         lease_s: float,
         limit: int,
-        trusted_only: bool = False,
+        scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
+        uploads = {"", worker_name, scope.uploads_of}
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
                 return None
@@ -83,12 +87,16 @@ class SqlQueue(SqlPart, BuildQueue):
             candidates = select(builds.c.id).where(
                 is_waiting,
                 builds.c.id.not_in(select(superseded.c.build_id)),
-                builds.c.only_worker.in_(("", worker_name)),
+                builds.c.only_worker.in_(uploads),
+                builds.c.pool == scope.pool,
                 not_(_in_full_group(running)),
-                not_(builds.c.untrusted) if trusted_only else true(),
+                not_(builds.c.untrusted) if scope.trusted_only else true(),
+                builds.c.id == scope.build_id if scope.build_id else true(),
             )
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
             for turn in _turns(connection, running):
+                if scope.projects and turn.project not in scope.projects:
+                    continue
                 of_project = first.where(builds.c.project_id == turn.project)
                 build_id = connection.execute(of_project).scalar()
                 if build_id is not None:
@@ -123,10 +131,63 @@ class SqlQueue(SqlPart, BuildQueue):
                 raise Conflict(f"build {build_id} was taken over by another process")
             return _give(connection, build_id, fence, worker_name, now, lease_s)
 
+    def run_again(
+        self, build_id: str, *, instead_of: int, now: datetime, reason: str
+    ) -> StoredBuild:
+        """Queue a claimed build again: its worker is lost, and none of its steps began.
+
+        It may wait as long as at first. A build that somebody wants cancelled is CANCELLED.
+
+        Args:
+            build_id: the build.
+            instead_of: the fence of the lost worker, whose lease ends.
+            now: the time.
+            reason: why, for the label `LOST_WORKER`.
+
+        Raises:
+            NotFound: no such build.
+            Conflict: it has ended, or another worker has it.
+        """
+        held = _held(Lease(build_id, instead_of))
+        with self._database.write() as connection:
+            fence = lock_queue(connection) + 1
+            found = select(*COLUMNS, builds.c.expires_at, builds.c.create_time)
+            row = connection.execute(found.where(held).with_for_update()).first()
+            if row is None:
+                raise Conflict(f"build {build_id} has ended, or another worker has it")
+            build = stored_build(row)
+            document = {k: v for k, v in build.document.items() if k not in ("startTime", "timing")}
+            columns = document_columns({**document, "status": "QUEUED"})
+            labels = {**build.labels, LOST_WORKER: reason}
+            note_change(connection, held, columns)
+            _note_fence(connection, fence)
+            connection.execute(
+                update(builds)
+                .where(held)
+                .values(
+                    **columns,
+                    fence=fence,
+                    phase=WAITING,
+                    worker="",
+                    process="",
+                    lease_until=None,
+                    attempts=0,
+                    labels=msgspec.json.encode(labels),
+                    expires_at=microseconds(now) + row.expires_at - row.create_time,
+                )
+            )
+            if build.cancel_requested:
+                detail = f"{build.cancel_reason} before it began"
+                end_waiting(connection, build_id, columns["document"], "CANCELLED", now, detail)
+            of_id = select(*COLUMNS).where(builds.c.id == build_id)
+            return stored_build(connection.execute(of_id).one())
+
     def set_process(self, lease: Lease, process: str) -> None:
         with self._database.write() as connection:
             changed = connection.execute(
-                update(builds).where(_held(lease)).values(process=process)
+                update(builds)
+                .where(_held(lease), builds.c.process.in_(("", process)))
+                .values(process=process)
             ).rowcount
             if not changed:
                 raise _lost(lease)
@@ -227,6 +288,7 @@ class SqlQueue(SqlPart, BuildQueue):
             builds.c.create_time,
             builds.c.group_name,
             builds.c.group_limit,
+            builds.c.pool,
         ).where(builds.c.id == build_id)
         with self._database.read() as connection:
             row = connection.execute(found).first()
@@ -315,7 +377,7 @@ def _give(
     now: datetime,
     lease_s: float,
 ) -> tuple[StoredBuild, Lease]:
-    connection.execute(update(counters).where(counters.c.name == FENCE).values(value=fence))
+    _note_fence(connection, fence)
     row = connection.execute(
         update(builds)
         .where(builds.c.id == build_id)
@@ -332,6 +394,10 @@ def _give(
     note_log_home(connection, build_id, worker_name)
     build = stored_build(row)
     return build, lease_of(build)
+
+
+def _note_fence(connection: Connection, fence: int) -> None:
+    connection.execute(update(counters).where(counters.c.name == FENCE).values(value=fence))
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:
@@ -361,6 +427,9 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
     waiting = select(func.count()).select_from(builds).where(before)
     rank = int(connection.execute(waiting).scalar_one())
     position = _position(_turns(connection, running), row.project_id, rank)
+    if row.pool:
+        text = f"It waits for a worker of the pool {row.pool}."
+        return WaitReason(kind="pool", text=text, position=position)
     if limit <= 0:
         text = "No worker takes builds now."
         return WaitReason(kind="no_worker", text=text, position=position)

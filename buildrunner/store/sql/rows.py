@@ -46,6 +46,7 @@ COLUMNS = (
     builds.c.group_name,
     builds.c.group_limit,
     builds.c.only_worker,
+    builds.c.pool,
     builds.c.labels,
 )
 
@@ -160,6 +161,7 @@ def new_row(new: NewBuild) -> dict[str, Any]:
         "push": new.push,
         "untrusted": new.untrusted,
         "only_worker": new.only_worker,
+        "pool": new.pool,
         "labels": _encoded(new.labels),
         "request": _encoded(new.request),
     }
@@ -188,6 +190,7 @@ def stored_build(row: AnyRow) -> StoredBuild:
         group=row.group_name,
         group_limit=row.group_limit,
         only_worker=row.only_worker,
+        pool=row.pool,
         labels=msgspec.json.decode(row.labels),
     )
 

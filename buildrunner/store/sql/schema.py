@@ -65,6 +65,7 @@ builds = Table(
     Column("untrusted", Boolean, nullable=False),
     Column("labels", LargeBinary, nullable=False),
     Column("only_worker", Text, nullable=False, server_default=""),
+    Column("pool", Text, nullable=False, server_default=""),
     Column("series", Text, nullable=False, server_default=""),  # see `rows.series_of`
     Column("document", LargeBinary, nullable=False),
     Column("request", LargeBinary, nullable=False),
@@ -227,6 +228,7 @@ tokens = Table(
     Column("hash_hex", Text, nullable=False, unique=True),
     Column("scopes", LargeBinary, nullable=False),
     Column("projects", LargeBinary, nullable=False),
+    Column("pool", Text, nullable=False, server_default=""),
     Column("create_time", BigInteger, nullable=False),
     Column("revoke_time", BigInteger),
 )
