@@ -82,6 +82,36 @@ class EventLog:
         self._size += len(line)
         self._sequence += 1
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return self._size
+
+    def append(self, lines: bytes) -> None:
+        """Append whole lines of a copy of this file, and flush them to the disk.
+
+        Raises:
+            StoreError: a line is no event; or see `on_event`.
+        """
+        if not lines.endswith(b"\n"):
+            raise StoreError(f"half a line does not continue the events in {self._folder}")
+        try:
+            for line in lines.split(b"\n")[:-1]:
+                _sequence_of(line)
+                _decoder().decode(line)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise StoreError(f"a line is no event: {error}") from error
+        try:
+            written = os.write(self._file, lines)
+            while written < len(lines):
+                written += os.write(self._file, lines[written:])
+            os.fdatasync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self._size)
+            raise self._unwritable(error) from error
+        self._size += len(lines)
+        self._sequence += lines.count(b"\n")
+
     def close(self) -> None:
         """Close the file. Idempotent."""
         if self._file >= 0:

@@ -108,6 +108,41 @@ class LogFileSink:
             raise _unwritable(self._folder, error) from error
         self._last = record
 
+    @property
+    def size(self) -> int:
+        """Bytes of the log."""
+        return self._last.end
+
+    def append(self, records: bytes, text: bytes) -> None:
+        """Append chunks of a copy of this log that is longer, and flush them to the disk.
+
+        Args:
+            records: index records of the copy, from the first one that is not here.
+            text: the text that these records index.
+
+        Raises:
+            StoreError: the records don't continue this log with that text; or see `write`.
+        """
+        last = self._last
+        for fields in _RECORD.iter_unpack(records):
+            record = IndexRecord(*fields)
+            if record.end < last.end or record.lines < last.lines:
+                raise StoreError(f"records that are not in order don't continue {self._folder}")
+            last = record
+        if last.end != self.size + len(text):
+            raise StoreError(f"{len(text)} bytes don't continue the log in {self._folder}")
+        try:
+            self._leave_reserve(len(text))
+            _write_all(self._log, text)
+            _write_all(self._index, records)
+            for descriptor in (self._log, self._index):
+                os.fdatasync(descriptor)
+        except OSError as error:
+            with suppress(OSError):
+                self._repaired()
+            raise _unwritable(self._folder, error) from error
+        self._last = last
+
     def close(self) -> None:
         """Close the files; what was written survives the end of this process. Idempotent."""
         for descriptor in (self._log, self._index):
