@@ -30,6 +30,7 @@ from buildrunner.plan.build_plan import new_build_id
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.http.listener import Listener, listen_on
+from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
@@ -132,7 +133,7 @@ def _server(folder: str) -> Iterator[tuple[int, str]]:
         metrics=Metrics(),
         clock=lambda: NOW,
         new_id=new_build_id,
-        wake=lambda: None,
+        wake=Signal(),
         worker_alive=lambda: True,
         secret=lambda version: version,
     )

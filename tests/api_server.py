@@ -20,6 +20,7 @@ from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.events.hook_secrets import secret_name
 from buildrunner.server.http.listener import Listener, listen_on
 from buildrunner.server.http.tokens import new_token
+from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
@@ -54,6 +55,8 @@ class ApiServer:
         self.worker_is_alive = True
         self.worker_holds_back = ""
         self.kept_workspaces: set[str] = set()
+        wake = Signal()
+        wake.connect(self.woken.set)
         listening = listen_on("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
@@ -67,7 +70,7 @@ class ApiServer:
             metrics=Metrics(),
             clock=clock,
             new_id=new_build_id,
-            wake=self._wake,
+            wake=wake,
             worker_alive=lambda: self.worker_is_alive,
             worker_holds_back=lambda: self.worker_holds_back,
             workspace_is_kept=lambda build_id: build_id in self.kept_workspaces,
@@ -145,9 +148,6 @@ class ApiServer:
         self.store.queue.record(lease, ended)
         self.kept_workspaces.add(build_id)
         return self.store.deployments.get("p", made.id)
-
-    def _wake(self) -> None:
-        self.woken.set()
 
 
 @contextmanager

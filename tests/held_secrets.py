@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from buildrunner.errors import SecretError, SecretNotFound
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.secret_name import forge_host, forge_token_name, is_servers_own
 from buildrunner.secrets.secret_scope import EVERY_PROJECT, Asker, Scope, refusal_of
 
@@ -33,6 +34,9 @@ class HeldSecrets(dict[str, str]):
         if refusal is not None or name not in self:
             raise SecretNotFound(refusal.text if refusal else f"there is no secret {name}")
         return self[name]
+
+    def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
+        return self.value(asker, reference.name)
 
     def has_own(self, name: str) -> bool:
         if self.broken:

@@ -18,6 +18,7 @@ from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
 from buildrunner.server.http.tokens import new_token
+from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.store.model.builds import Lease, NewBuild
@@ -70,7 +71,7 @@ class LogServer:
             metrics=Metrics(),
             clock=now,
             new_id=lambda: os.urandom(16).hex(),
-            wake=lambda: None,
+            wake=Signal(),
             worker_alive=lambda: True,
             secrets=HeldSecrets(),
         )

@@ -38,10 +38,11 @@ from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout, GitPlace
+    from buildrunner.sources.uploads import OpenUpload
 
 
 def source_workspace(
-    request: BuildRequest, build: Build, settings: Settings, *, uploads: str = ""
+    request: BuildRequest, build: Build, settings: Settings, *, uploads: OpenUpload | None = None
 ) -> Workspace:
     """Return the workspace of a build whose source is no Git repository.
 
@@ -49,7 +50,7 @@ def source_workspace(
         request: the requested build.
         build: its Build with substitutions made.
         settings: settings of the user or the server.
-        uploads: the server's folder of uploaded sources; empty where there is no server.
+        uploads: opens the uploaded source of a build; None where there is no server.
 
     Raises:
         UsageError: no such folder, or no such ignore file.
@@ -93,7 +94,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
         source_policy: where Git may fetch from; None: anywhere. The caller has checked the request
             against it (`sources.source_policy.refusals`).
         secrets: resolves secrets; None: all that the settings name.
-        uploads: the server's folder of uploaded sources; empty without a server.
+        uploads: opens the uploaded source of a build; None without a server.
         place_workspace: given the workspace right before the build runs, returns it as it is filled
             where the build runs. None: as it is.
     """
@@ -106,7 +107,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
     cancel: CancelToken
     source_policy: SourcePolicy | None = None
     secrets: SecretResolver | None = None
-    uploads: str = ""
+    uploads: OpenUpload | None = None
     place_workspace: Callable[[Workspace], Workspace] | None = None
 
     def execute(self, request: BuildRequest, planner: Planner) -> ExecutedBuild:

@@ -36,6 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "secrets": ("buildrunner.cli.secrets", "set, list and delete encrypted secrets for builds"),
     "builders": ("buildrunner.cli.builders", "make the builder images (docker, git, python, ...)"),
     "serve": ("buildrunner.cli.serve.command", "run a build server: queue, API, pages, triggers"),
+    "worker": (
+        "buildrunner.cli.serve.remote_worker",
+        "run builds of a server on another host",
+    ),
     "schedules": (
         "buildrunner.cli.triggers.schedules",
         "show schedules of triggers, their next times and their history",

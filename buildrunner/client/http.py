@@ -12,6 +12,7 @@ from buildrunner.errors import (
     AuthError,
     Conflict,
     FilterError,
+    LeaseLost,
     NotFound,
     ServerError,
     ServerUnavailable,
@@ -36,7 +37,7 @@ class ServerConnection:
 
     Args:
         url: its address.
-        token: access token; empty for none.
+        token: access token, empty for none; or what returns it, called for each request.
         ca_file: certificates to trust; empty for those of the system.
         pause: waits between two tries.
 
@@ -49,7 +50,11 @@ class ServerConnection:
     """
 
     def __init__(
-        self, url: str, token: str, ca_file: str, pause: Callable[[float], object]
+        self,
+        url: str,
+        token: str | Callable[[], str],
+        ca_file: str,
+        pause: Callable[[float], object],
     ) -> None:
         self.url = checked_url(url)
         self.http = _http_client(self.url, token, ca_file)
@@ -86,7 +91,7 @@ class ServerConnection:
         Raises:
             BuildrunnerError: what the server's refusal means, or `ServerUnavailable`.
         """
-        response = self._answer(method, path, query, body, tries, answer_s)
+        response = self.answer(method, path, query=query, body=body, tries=tries, answer_s=answer_s)
         try:
             answer = response.json()
         except ValueError as error:
@@ -123,24 +128,42 @@ class ServerConnection:
         Raises:
             BuildrunnerError: see `json`.
         """
-        return self._answer("GET", path, None, None, _TRIES, _ANSWER_S).content
+        return self.answer("GET", path).content
 
-    def _answer(
+    def answer(
         self,
         method: str,
         path: str,
-        query: Mapping[str, Any] | None,
-        body: Document | None,
-        tries: int,
-        answer_s: float,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Any = None,
+        content: bytes | None = None,
+        tries: int = _TRIES,
+        answer_s: float = _ANSWER_S,
     ) -> httpx.Response:
+        """Send a request and return its answer, which may have any form.
+
+        Args:
+            method: see `json`.
+            path: see `json`.
+            query: see `json`.
+            body: JSON to send; None for none.
+            content: bytes to send in place of JSON; None for none.
+            tries: see `json`.
+            answer_s: see `json`.
+
+        Raises:
+            BuildrunnerError: see `json`.
+        """
         import httpx
 
         attempts = self.tries(tries)
         timeout = httpx.Timeout(answer_s, connect=_CONNECT_S)
         while True:
             try:
-                response = self.http.request(method, path, params=query, json=body, timeout=timeout)
+                response = self.http.request(
+                    method, path, params=query, json=body, content=content, timeout=timeout
+                )
                 self.check(response)
             except httpx.TransportError as error:
                 attempts.failed(self.unreachable(error), error)
@@ -230,7 +253,7 @@ def checked_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _http_client(url: str, token: str, ca_file: str) -> httpx.Client:
+def _http_client(url: str, token: str | Callable[[], str], ca_file: str) -> httpx.Client:
     import ssl
 
     import httpx
@@ -244,14 +267,19 @@ def _http_client(url: str, token: str, ca_file: str) -> httpx.Client:
                 f"{ca_file} holds no certificates: {error.strerror or error}"
             ) from error
     headers = {"User-Agent": f"buildrunner/{__version__}"}
-    if token:
-        headers["Authorization"] = f"Bearer {token}"
+
+    def with_token(request: httpx.Request) -> None:
+        value = token() if callable(token) else token
+        if value:
+            request.headers["Authorization"] = f"Bearer {value}"
+
     return httpx.Client(
         base_url=url,
         headers=headers,
         verify=verify,
         timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
         follow_redirects=False,  # the token must not go elsewhere
+        event_hooks={"request": [with_token]},
     )
 
 
@@ -268,8 +296,12 @@ def _refusal(url: str, code: int, text: str) -> Exception:
     if code == 404:
         return NotFound(message if status else f"{message}; is it a buildrunner server?")
     if code == 409 or status == "FAILED_PRECONDITION":
-        missing = any(isinstance(detail, dict) and "missing" in detail for detail in details)
-        return ServerError(message, code=code, details=details) if missing else Conflict(message)
+        if any(isinstance(one, dict) and one.get("reason") == "LEASE_LOST" for one in details):
+            return LeaseLost(message)
+        told = any(
+            isinstance(one, dict) and ("missing" in one or "offset" in one) for one in details
+        )
+        return ServerError(message, code=code, details=details) if told else Conflict(message)
     if code == 400 and "filter" in _wrong_fields(details):
         return FilterError(message)
     if code in _TRANSIENT:

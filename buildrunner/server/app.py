@@ -27,6 +27,7 @@ from buildrunner.server.api import sources as routes_sources
 from buildrunner.server.api import triggers as routes_triggers
 from buildrunner.server.api import unsupported as routes_refused
 from buildrunner.server.api import webhooks as routes_webhooks
+from buildrunner.server.api import worker as routes_worker
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
 from buildrunner.server.http.caller_slots import (
@@ -34,6 +35,7 @@ from buildrunner.server.http.caller_slots import (
     SEARCHES_AT_ONCE,
     CallerSlots,
 )
+from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.log_home import LogHome, PassedOnStreams
 from buildrunner.server.http.request_log import Watch
@@ -85,7 +87,8 @@ def create_app(context: ServerContext) -> FastAPI:
 
     Returns:
         The application. Whoever stops it calls ``app.state.build_watches.close()`` and
-        ``app.state.passed_on.close()`` in its event loop, which end the streams of logs.
+        ``app.state.passed_on.close()`` and ``app.state.changes.close()`` in its event loop, which
+        end the streams of logs and the requests that wait for builds.
     """
     app = FastAPI(
         title="buildrunner",
@@ -97,11 +100,13 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     watches = BuildWatches(context)
     app.state.build_watches = watches
+    app.state.changes = changes = Changes(context.wake)
     app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
     routers = [
         *(router(context) for router in _ROUTERS),
+        routes_worker.router(context, changes),
         pages.router(context),
         builds_page.router(context),
         build_page.router(context),

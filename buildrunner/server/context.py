@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.secret_scope import Asker
 from buildrunner.server.bounded import BoundedCalls, shared_calls
 from buildrunner.server.loop import Signal
@@ -15,7 +17,8 @@ from buildrunner.server.metrics import Metrics
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.storage.stores import Stores
-from buildrunner.store.model.builds import WaitReason
+from buildrunner.store.model.builds import StoredBuild, WaitReason
+from buildrunner.store.model.remote import WorkerIdentity
 from buildrunner.store.sql.store import ServerStore
 
 MIB = 1 << 20
@@ -46,6 +49,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_blob_bytes: most that one uploaded file may hold.
         body_timeout_s: seconds between two pieces of a body before the server hangs up.
         min_free_bytes: free disk space below which the server is not ready.
+        isolation: how strongly builds of forks must be isolated; see `ISOLATIONS`.
+        max_log_bytes: most that steps may write to the log of a build; 0 for no limit.
         sources: which addresses builds may fetch from.
         notify: which addresses notifications may go to.
     """
@@ -70,6 +75,8 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_blob_bytes: int = 5 * 1024 * MIB
     body_timeout_s: float = 30.0
     min_free_bytes: int = 100 * MIB
+    isolation: str = ""
+    max_log_bytes: int = 0
     sources: SourcePolicy = SourcePolicy()
     notify: SourcePolicy = SourcePolicy()
 
@@ -84,6 +91,15 @@ class ServerSecrets(Protocol):
 
     def value(self, asker: Asker, name: str) -> str:
         """The value of a secret, by the name that a config or the server has for it.
+
+        Raises:
+            SecretNotFound: there is none that the asker may have.
+            SecretError: it can't be had now.
+        """
+        ...
+
+    def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
+        """The value of a secret that the plan of a build names.
 
         Raises:
             SecretNotFound: there is none that the asker may have.
@@ -119,7 +135,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         metrics: counts what happens.
         clock: what time it is, aware UTC.
         new_id: makes ids of builds and triggers.
-        wake: tells the worker that there may be something to do; cheap.
+        wake: wakes the workers: there may be something to start or to cancel.
         worker_alive: whether the worker looks at the queue.
         worker_holds_back: why it begins no build though it could; empty for nothing.
         worker_holds_forks_back: the same for builds of forks.
@@ -134,6 +150,12 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         shown_settings: the settings as they hold, with where each value came from.
         provenance_key: returns the public key of provenance, as PEM text.
         identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
+        worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
+            it knows, and None for others. They are asked before the tokens in the database.
+        build_settings: returns the fields of `Settings` that workers get for builds of a project.
+        store_log: stores the finished log of a build in the bucket that its document names; returns
+            the document, with a warning if that failed.
+        build_started, build_ended: called with the builds that other workers claim and end.
     """
 
     store: ServerStore
@@ -143,7 +165,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
-    wake: Callable[[], None]
+    wake: Signal
     worker_alive: Callable[[], bool]
     secrets: ServerSecrets
     calls: BoundedCalls = msgspec.field(default_factory=shared_calls)
@@ -158,6 +180,20 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     shown_settings: tuple[ShownSetting, ...] = ()
     provenance_key: Callable[[], str] = lambda: ""
     identity_keys: Callable[[], list[dict[str, str]]] = list
+    worker_tokens: tuple[Callable[[str], WorkerIdentity | None], ...] = ()
+    build_settings: Callable[[str], dict[str, Any]] = lambda _: {}
+    store_log: Callable[[StoredBuild, dict[str, Any]], dict[str, Any]] = lambda _, build: build
+    build_started: Callable[[StoredBuild], None] = lambda _: None
+    build_ended: Callable[[StoredBuild], None] = lambda _: None
+
+    def disk_problem(self) -> str:
+        """Return what is wrong with the disk of the data folder, in words; empty for nothing."""
+        try:
+            disk = os.statvfs(self.data_folder)
+        except OSError as error:
+            return error.strerror or str(error)
+        free = disk.f_bavail * disk.f_frsize
+        return f"only {free >> 20} MiB are free" if free < self.settings.min_free_bytes else ""
 
     def why_waiting(self, build_id: str) -> WaitReason | None:
         """Return why a build has not begun: the queue's reason, or that of this server's worker.

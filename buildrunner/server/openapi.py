@@ -187,7 +187,24 @@ _OWN_SCHEMAS: Final[dict[str, Any]] = {
     "NewToken": {
         "type": "object",
         "required": ["name"],
-        "properties": {"name": {"type": "string"}, "scopes": _STRINGS, "projects": _STRINGS},
+        "properties": {
+            "name": {"type": "string"},
+            "scopes": _STRINGS,
+            "projects": _STRINGS,
+            "pool": {"type": "string", "description": "Of the token of a worker."},
+        },
+    },
+    "WorkerClaim": {
+        "type": "object",
+        "required": ["worker"],
+        "properties": {
+            "worker": {"type": "string", "description": "The same after a restart."},
+            "pool": {"type": "string"},
+            "buildId": {"type": "string", "description": "The only build that it wants."},
+            "limit": {"type": "integer", "description": "How many builds it runs at once."},
+            "isolation": {"type": "string"},
+            "waitS": {"type": "number", "description": "How long to wait for a build."},
+        },
     },
     "NotifierTest": {"type": "object", "properties": _BUILD_OF_TEST},
     "NotifierTrial": {

@@ -22,6 +22,7 @@ from buildrunner.settings.environment import (
     worker_settings,
 )
 from buildrunner.settings.folder_trust import ProjectFile, TrustedFiles, UntrustedFile
+from buildrunner.settings.of_workers import settings_for_workers, settings_of_worker
 from buildrunner.settings.settings_file import (
     DEFAULT_PROJECT,
     FILE_NAME,
@@ -56,6 +57,8 @@ __all__ = [
     "server_database",
     "server_variables",
     "setting_origins",
+    "settings_for_workers",
+    "settings_of_worker",
     "terminal",
     "traces_wanted",
     "worker_environment",

@@ -78,8 +78,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         data: the server's folder.
-        database: URL of its database; may hold a password.
-        sandbox: ``host`` or ``nested``.
+        database: URL of its database; may hold a password. Empty for a worker on another host.
+        sandbox: ``host``, ``nested``, or ``none`` for a server that runs no builds itself.
         max_builds: how many builds share the machine; 0 when that is not known.
         sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
         keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
@@ -87,11 +87,17 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
         log_gib: what the log of one build may take; 0 sets no limit.
         public_url: address of the server, which provenance names as the builder.
+        server: address of the server that a worker on another host works for; else empty.
+        token_file: file with the token of such a worker.
+        ca_file: certificates that such a worker trusts; empty for those of the system.
     """
 
     data: str
     database: str
     sandbox: str
+    server: str = ""
+    token_file: str = ""
+    ca_file: str = ""
     max_builds: int = 0
     sources: str = ""
     keep_gib: int = 0
@@ -107,11 +113,13 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
     Raises:
         UsageError: no server started this process.
     """
-    data, database = environ.get("BUILDRUNNER_DATA"), environ.get("BUILDRUNNER_DATABASE")
-    if not data or not database:
+    data, database = environ.get("BUILDRUNNER_DATA"), environ.get("BUILDRUNNER_DATABASE", "")
+    server = environ.get("BUILDRUNNER_WORKER_SERVER", "")
+    if not data or not (database or server):
         raise UsageError(
             "BUILDRUNNER_DATA and BUILDRUNNER_DATABASE are not set",
-            hint="`buildrunner serve` starts this command; to build a folder use `submit`",
+            hint="`buildrunner serve` and `worker` start this command; to build a folder use"
+            " `submit`",
         )
     return WorkerSettings(
         data=data,
@@ -124,6 +132,9 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         disk_gib=_natural(environ.get("BUILDRUNNER_DISK_GIB", "")),
         log_gib=_natural(environ.get("BUILDRUNNER_LOG_GIB", "")),
         public_url=environ.get("BUILDRUNNER_PUBLIC_URL", ""),
+        server=server,
+        token_file=environ.get("BUILDRUNNER_WORKER_TOKEN_FILE", ""),
+        ca_file=environ.get("BUILDRUNNER_WORKER_CA_FILE", ""),
     )
 
 
@@ -144,6 +155,9 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_DISK_GIB": str(settings.disk_gib),
         "BUILDRUNNER_LOG_GIB": str(settings.log_gib),
         "BUILDRUNNER_PUBLIC_URL": settings.public_url,
+        "BUILDRUNNER_WORKER_SERVER": settings.server,
+        "BUILDRUNNER_WORKER_TOKEN_FILE": settings.token_file,
+        "BUILDRUNNER_WORKER_CA_FILE": settings.ca_file,
     }
 
 

@@ -19,7 +19,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -29,7 +29,7 @@ from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.folder_store import FolderStore
-from buildrunner.storage.object_store import Content, Retried, StoredObject
+from buildrunner.storage.object_store import Content, ObjectStore, Retried, StoredObject
 from buildrunner.storage.stores import UPLOADS_BUCKET
 
 MAX_FILES: Final = 1_000_000
@@ -247,6 +247,15 @@ class SourceUploads:
             except OSError as error:
                 raise _broken(error) from error
         return f"{project}/{ARCHIVES}/{sha256}{ending}"
+
+    def path_of(self, name: str) -> str:
+        """The file of an object of `UPLOADS_BUCKET`; empty where it is not here any more.
+
+        Args:
+            name: of the object, as `pack` or `adopt` returned it.
+        """
+        path = os.path.join(self._folder, name)
+        return path if _touch(path) else ""
 
     def prune(self, unused_since: float) -> int:
         """Delete what nobody asked for since then (seconds since 1970); how many files."""
@@ -475,6 +484,10 @@ class _UploadFolder(FolderStore):
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
         return f"gs://{bucket}/{name}"
+
+
+OpenUpload = Callable[[str, StorageSource], ObjectStore]
+"""Given the project and the uploaded source of a build, returns the store that has the source."""
 
 
 class UploadedSource:

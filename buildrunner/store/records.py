@@ -251,6 +251,21 @@ def _with_step(build: Build, index: int, **changes: object) -> Build:
     return replace(build, steps=tuple(steps))
 
 
+def steps_begun(document: Document, reused: Collection[int] = ()) -> bool:
+    """Whether a step of a build has begun, or may have.
+
+    Args:
+        document: the build, which is stored before a step begins.
+        reused: indexes of steps that an earlier build ran.
+    """
+    steps: list[Document] = document.get("steps", [])
+    return any(
+        step.get("status", "QUEUED") not in ("QUEUED", "PENDING", "STATUS_UNKNOWN")
+        for index, step in enumerate(steps)
+        if index not in reused
+    )
+
+
 FIRST_ATTEMPT: Final = "first_attempt"
 ATTEMPTS: Final = "attempts"
 FROM_BUILD: Final = "from_build"

@@ -84,6 +84,10 @@ class ServerSecrets:
         reference = SecretReference("", "secretManager", name)
         return secret_resolver(self._settings, asker).resolve(reference)
 
+    def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
+        """The value of a secret that the plan of a build names; see `value`."""
+        return secret_resolver(self._settings, asker).resolve(reference, plan)
+
     def has_own(self, name: str) -> bool:
         """Whether the server has a secret of its own with this name. Does not fetch the value.
 

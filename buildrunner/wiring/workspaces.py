@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from buildrunner.wiring.git import with_credentials
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from buildrunner.settings import Settings
     from buildrunner.sources.git.source import GitCheckout, GitPlace
+    from buildrunner.sources.uploads import OpenUpload
     from buildrunner.spec.model.build import Build
     from buildrunner.spec.model.results import HashType
     from buildrunner.storage.object_store import ObjectStore
@@ -42,13 +44,15 @@ def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
     return FetchedWorkspace(LocalArchive(path, hashes))
 
 
-def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Workspace | None:
+def storage_workspace(
+    build: Build, stores: Stores, *, uploads: OpenUpload | None = None
+) -> Workspace | None:
     """A workspace that begins with the build's archive or manifest in a bucket; None without.
 
     Args:
         build: its source, and its project for an uploaded source.
         stores: which store has which bucket.
-        uploads: the server's folder of uploads; empty where there is no server.
+        uploads: opens the uploaded source of a build; None where there is no server.
 
     Raises:
         StorageError: the source is in no bucket that builds may read.
@@ -66,7 +70,8 @@ def storage_workspace(build: Build, stores: Stores, *, uploads: str = "") -> Wor
         where = source.storage_source
         store: ObjectStore
         if where.bucket == UPLOADS_BUCKET:
-            store = UploadedSource(uploads, build.project_id, where)
+            open_upload = uploads or partial(UploadedSource, "")
+            store = open_upload(build.project_id, where)
         else:
             store = stores.store_of(where.bucket, where.object)
         return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))

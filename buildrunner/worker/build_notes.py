@@ -71,6 +71,12 @@ class BuildNotes:
         """The workspace is filled; no step has seen it yet."""
         write_durably(os.path.join(self._folder, _WORKSPACE), prepared)
 
+    def forget_all(self) -> None:
+        """Nothing is known of the build: it is another run than the one of the notes."""
+        for name in (_STEPS_BEGUN, _FINAL, _DEATH, _PLANNED, _WORKSPACE):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, name))
+
     def forget_run(self) -> None:
         """The build begins anew: what was decided and filled for it is gone."""
         for name in (_PLANNED, _WORKSPACE):

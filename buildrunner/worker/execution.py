@@ -35,7 +35,7 @@ from buildrunner.provenance.stored import store_attestations
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
+from buildrunner.store.model.builds import LOST_WORKER, BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of, rollback_of
 from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.data_folder import DataFolder
@@ -157,7 +157,8 @@ class _Process:
         self._sweep()
         log = LogFileSink(self._log_folder)
         try:
-            if os.path.getsize(os.path.join(self._log_folder, LOG_NAME)):
+            said = os.path.getsize(os.path.join(self._log_folder, LOG_NAME))
+            if said or LOST_WORKER in self._job.stored.labels:
                 log.write(begun_again(self.notes.death(), self._job.now()))
         finally:
             log.close()
@@ -173,7 +174,7 @@ class _Process:
         return ()
 
     def _run(self, *, resumed: bool = False) -> Status:
-        log = LogFileSink(self._log_folder, limit_bytes=self._job.log_bytes)
+        log = self._job.wrap_log(LogFileSink(self._log_folder, limit_bytes=self._job.log_bytes))
         events = self._job.open_events(self._log_folder)
         record = BuildRecord(self._build)
         try:
@@ -395,6 +396,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
             whatever is on the engine is the new holder's.
         listeners: told of every event besides, such as a trace.
         log_bytes: what the log may take of the disk; 0 sets no limit.
+        wrap_log: given the log file, returns the sink that the build writes to.
         renew_s: pause between renewals of the lease.
     """
 
@@ -408,4 +410,5 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     lost: Callable[[], None]
     listeners: tuple[Callable[[BuildEvent], None], ...] = ()
     log_bytes: int = 0
+    wrap_log: Callable[[LogFileSink], LogSink] = lambda log: log
     renew_s: float = 5.0

@@ -12,10 +12,9 @@ from typing import TypeVar
 
 from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
 from buildrunner.store.build_store import Document
-from buildrunner.store.model.builds import BuildQueue, Lease
+from buildrunner.store.model.builds import LEASE_S, BuildQueue, Lease
 from buildrunner.store.model.deployments import RecordedDeployment
 
-LEASE_S = 30.0
 RENEW_S = 5.0
 
 _log = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from buildrunner.build_run.log_upload import LogUpload
 from buildrunner.build_run.request import BuildRequest, Event, Overrides, RepositoryConfig
 from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.engine.protocols import SecretResolver
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, UsageError
 from buildrunner.metadata import MetadataServer
@@ -38,13 +39,14 @@ from buildrunner.plan.privilege import granted, refusal
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.sandboxes.host import SharedNetwork
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox
-from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.settings import Settings, WorkerSettings, lock_folder
 from buildrunner.sources.policy import SourcePolicy
+from buildrunner.sources.uploads import OpenUpload
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
+from buildrunner.store.asker import build_asker
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
@@ -79,11 +81,11 @@ class ServerSources(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         policy: where Git may fetch from; None: anywhere.
-        uploads: the folder of the sources that were uploaded to the server.
+        uploads: opens the sources that were uploaded to the server; None: there are none.
     """
 
     policy: SourcePolicy | None = None
-    uploads: str = ""
+    uploads: OpenUpload | None = None
 
 
 class ServerProgram:
@@ -98,6 +100,8 @@ class ServerProgram:
         payload: gives the payload of the event that fired the trigger of a build, by root name;
             None: no event fires triggers here.
         identities: gives builds identity tokens; None: no build gets any.
+        secrets: resolves the secrets of a build; None: from where the settings say.
+        store_log: stores the log of a build where the Build wants it; None: this process does.
     """
 
     def __init__(
@@ -109,7 +113,11 @@ class ServerProgram:
         keeping: Keeping | None = None,
         payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
         identities: BuildIdentities | None = None,
+        secrets: SecretResolver | None = None,
+        store_log: Callable[[StoredBuild, Build], Build] | None = None,
     ) -> None:
+        self._secrets = secrets
+        self._store_log = store_log
         self._sandbox = sandbox
         self._settings = settings
         self._labels = dict(labels)
@@ -144,7 +152,7 @@ class ServerProgram:
                 settings.policy, planned.build, policy_facts(stored, planned.plan)
             ),
         )
-        watch = _Watch(run, self._log_upload(stored))
+        watch = _Watch(run, None if self._store_log else self._log_upload(stored))
 
         def place(source: Workspace) -> Workspace:
             placed = self._kept(stored, source, opened, watch)
@@ -164,7 +172,8 @@ class ServerProgram:
                 cancel=run.cancel,
                 place_workspace=place,
                 source_policy=self._sources.policy,
-                secrets=wiring.secret_resolver(settings, build_asker(stored, settings)),
+                secrets=self._secrets
+                or wiring.secret_resolver(settings, build_asker(stored, settings.project_id)),
                 uploads=self._sources.uploads,
             )
             if run.resume is None:
@@ -266,6 +275,8 @@ class ServerProgram:
 
     def store_log(self, stored: StoredBuild, build: Build, path: str) -> Build:
         """See `BuildProgram.store_log`."""
+        if self._store_log is not None:
+            return self._store_log(stored, build)
         return self._log_upload(stored).stored(build, path, lambda: False)
 
     def _log_upload(self, stored: StoredBuild) -> LogUpload:
@@ -403,7 +414,7 @@ class ServerPlanning:
 class _Watch:
     """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
 
-    def __init__(self, run: RunWiring, log_upload: LogUpload) -> None:
+    def __init__(self, run: RunWiring, log_upload: LogUpload | None) -> None:
         self._run = run
         self._log_upload = log_upload
         self._build: Build | None = None
@@ -417,7 +428,8 @@ class _Watch:
             event.deployments or (event.status in _FAILED and not event.forgiven)
         ):
             self.keeps_workspace = True
-        if isinstance(event, StepStarted) and self._build is not None:
+        is_step = isinstance(event, StepStarted)
+        if is_step and self._build is not None and self._log_upload is not None:
             self._log_upload.begin(self._build)
         self._run.on_event(event)
 
@@ -502,19 +514,6 @@ def _origin(stored: StoredBuild) -> BuildOrigin:
         trigger=trigger,
         trigger_name=stored.labels.get(TRIGGER_NAME, ""),
         untrusted=stored.untrusted,
-    )
-
-
-def build_asker(stored: StoredBuild, settings: Settings) -> Asker:
-    """The build as it asks for secrets: what the server knows of it, not what its config says."""
-    trigger = str(stored.document.get("buildTriggerId", ""))
-    name = stored.labels.get(TRIGGER_NAME, "")
-    return Asker(
-        use=Use.BUILD,
-        project=project_of(stored, settings),
-        trusted=not stored.untrusted,
-        triggers=tuple(filter(None, (trigger, name))) if trigger else (),
-        ref=stored.labels.get(BUILT_REF, "") if trigger else "",
     )
 
 

@@ -17,6 +17,7 @@ import select
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
 import msgspec
@@ -25,21 +26,25 @@ from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import (
+    LEASE_S,
+    LOST_WORKER,
     BuildQueue,
     ClaimedBuild,
     ClaimScope,
     Lease,
     StoredBuild,
 )
+from buildrunner.store.model.remote import REMOTE
+from buildrunner.store.records import reused_steps_of, steps_begun
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.leases import LEASE_S
 from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
 
 _ALIVE_S = 30.0
 _GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
+_COMES_BACK = timedelta(seconds=45)  # the same for a worker on another host, once steps have begun
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ class Supervisor:
         self._closed = False
         self._stopping = False
         self._ticked_at = time.monotonic()
+        self._up_since = options.now()
         self._turning = threading.Lock()
         self._wakes, self._wake = os.pipe()
         os.set_blocking(self._wakes, False)
@@ -202,13 +208,18 @@ class Supervisor:
                 stored = None
             del self._died[build_id]
             try:
-                self._look_after(stored, how)
+                self._look_after(build_id, stored, how)
             except StoreError:
                 self._died[build_id] = how
                 raise
 
-    def _look_after(self, stored: StoredBuild | None, how: str) -> None:
-        if stored is None or stored.worker not in ("", self._with.worker_name):
+    def _look_after(self, build_id: str, stored: StoredBuild | None, how: str) -> None:
+        if stored is None:
+            self._with.folder.drop_run_folder(build_id)
+            if self._with.on_gone:
+                self._with.on_gone(build_id)
+            return
+        if stored.worker not in ("", self._with.worker_name):
             return
         if stored.status in FINAL_STATUSES:
             self._with.folder.drop_run_folder(stored.id)
@@ -251,6 +262,7 @@ class Supervisor:
             try:
                 self._with.give_up(stored, lease, how)
                 self._with.folder.drop_run_folder(stored.id)
+                self._tell_of_end(stored.id)
             except BuildrunnerError as error:
                 _log.warning("build %s can't be ended now: %s", stored.id, error)
             finally:
@@ -258,6 +270,14 @@ class Supervisor:
                 self.wake()
 
         threading.Thread(target=work, name=f"give-up-{stored.id}", daemon=True).start()
+
+    def _tell_of_end(self, build_id: str) -> None:
+        if self._with.on_ended:
+            try:
+                self._with.on_ended(self._with.find(build_id))
+            except NotFound:
+                if self._with.on_gone:
+                    self._with.on_gone(build_id)
 
     def _spawn(self, stored: StoredBuild, lease: Lease, *, resume: bool) -> None:
         try:
@@ -271,7 +291,9 @@ class Supervisor:
     def _look_at_claimed(self) -> None:
         """Builds to cancel, builds that nobody runs, builds of a server that is gone."""
         for stored in self._with.queue.claimed():
-            if stored.worker != self._with.worker_name:
+            if stored.worker.startswith(REMOTE):
+                self._look_at_remote(stored)
+            elif stored.worker != self._with.worker_name:
                 self._look_at_foreign(stored)
             elif stored.id not in self._running:
                 if stored.id not in self._giving_up and stored.id not in self._died:
@@ -281,17 +303,49 @@ class Supervisor:
                 self._poked.add(stored.id)
                 self._running[stored.id].poke()
 
+    def _look_at_remote(self, stored: ClaimedBuild) -> None:
+        """A build of a worker on another host, which may be lost.
+
+        If no step has begun, the build is run again at once, and once. If steps have begun, the
+        worker has time to come back: the network to it may be cut.
+        """
+        now = self._with.now()
+        if self._closed or stored.lease_until is None:
+            return
+        # Nobody could renew a lease while no server was up.
+        ended = max(stored.lease_until, self._up_since + timedelta(seconds=LEASE_S))
+        if now < ended:
+            return
+        build = self._with.find(stored.id)
+        begun = steps_begun(build.document, reused_steps_of(build.labels))
+        name = stored.worker.removeprefix(REMOTE)
+        heard = stored.lease_until - timedelta(seconds=LEASE_S)
+        reason = (
+            f"its worker {name} was lost: it was last heard of at {heard:%Y-%m-%d %H:%M:%S} UTC"
+        )
+        if not begun and LOST_WORKER not in build.labels:
+            with suppress(Conflict):  # another server was quicker, or it has ended just now
+                why = reason if stored.process else ""
+                self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)
+                _log.warning("build %s runs again: %s", stored.id, reason)
+        elif now >= ended + _COMES_BACK:
+            self._give_up_for(stored, reason)
+
     def _look_at_foreign(self, stored: ClaimedBuild) -> None:
         """A build of another server on the same database, which may be gone for good."""
         now = self._with.now()
         if self._closed or stored.lease_until is None or now - stored.lease_until < _GONE:
             return
         reason = f"the server {stored.worker} ran it, and was last heard of at {stored.lease_until}"
+        self._give_up_for(stored, reason)
+
+    def _give_up_for(self, stored: ClaimedBuild, reason: str) -> None:
+        """End a build in place of the worker that holds it."""
         try:
             taken, lease = self._with.queue.claim_again(
                 stored.id,
                 self._with.worker_name,
-                now=now,
+                now=self._with.now(),
                 lease_s=LEASE_S,
                 instead_of=stored.fence,
             )
@@ -337,7 +391,10 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: how many run at once.
         now: the time.
         chores: what else is to be done.
+        run_again: queues a build again whose worker on another host is lost (`SqlQueue.run_again`).
         on_started, on_ended: told of a build that was claimed, and of one that is over.
+        on_gone: told of a build whose process has ended and that is not ours any more: it was
+            deleted, it is another worker's, or its server tells no more of it.
         check_engine: raises EngineUnavailable while builds would find no container engine; called
             in a thread.
         holds_untrusted_back: why no untrusted build may begin; empty for nothing. Cheap.
@@ -358,5 +415,7 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
     chores: tuple[Chore, ...] = ()
     on_started: Callable[[StoredBuild], None] | None = None
     on_ended: Callable[[StoredBuild], None] | None = None
+    on_gone: Callable[[str], None] | None = None
+    run_again: Callable[..., object] = lambda *_, **__: None
     reserve_bytes: int = 256 << 20
     poll_s: float = POLL_S

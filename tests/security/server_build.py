@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
+from buildrunner.sources.uploads import UploadedSource
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
@@ -109,7 +111,7 @@ class ServerBuild:
     def program(self, *, uploads: str = "", **options: Any) -> ServerProgram:
         """What runs it."""
         policy = SourcePolicy(files=True, hosts=self._hosts)
-        sources = ServerSources(policy=policy, uploads=uploads)
+        sources = ServerSources(policy=policy, uploads=partial(UploadedSource, uploads))
         return ServerProgram(self._sandbox, self.settings, self._program_labels, sources, **options)
 
     def run(self, **options: Any) -> BuildOutcome:

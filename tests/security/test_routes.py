@@ -32,6 +32,7 @@ from tests.api_server import ApiServer, api_server, now
 #
 # door   api: a token, or a session that reads. page, form: a session; a form also its own value.
 #        open: nobody is asked for anything. proof: what is sent must prove itself.
+#        worker: the token of a worker, which passes no other door.
 # where  project: that of the path. object: that of the object, which a caller of other projects is
 #        told does not exist. hidden: the same, and so is every other caller who may not see it.
 #        server: all. any: some project.
@@ -143,6 +144,25 @@ GET    /buildrunner/v1/projects/{project}/outbox/{message}    api   read    proj
 DELETE /buildrunner/v1/projects/{project}/outbox/{message}    api   admin   project  404
 POST   /buildrunner/v1/projects/{project}/outbox/{message}:retry api admin  project  404
 
+POST   /worker/v1/builds:claim                                worker -      -        400
+GET    /worker/v1/builds                                      worker -      -        200
+GET    /worker/v1/builds/{build}                              worker -      -        404
+POST   /worker/v1/builds/{build}:takeOver                     worker -      -        409
+POST   /worker/v1/builds/{build}:begin                        worker -      -        409
+POST   /worker/v1/builds/{build}:renew                        worker -      -        409
+GET    /worker/v1/builds/{build}/signals                      worker -      -        409
+PUT    /worker/v1/builds/{build}/document                     worker -      -        409
+POST   /worker/v1/builds/{build}:storeLog                     worker -      -        409
+PUT    /worker/v1/builds/{build}/plan                         worker -      -        409
+PUT    /worker/v1/builds/{build}/deployments                  worker -      -        400
+PUT    /worker/v1/builds/{build}/log                          worker -      -        409
+GET    /worker/v1/builds/{build}/log                          worker -      -        409
+PUT    /worker/v1/builds/{build}/events                       worker -      -        409
+GET    /worker/v1/builds/{build}/events                       worker -      -        409
+GET    /worker/v1/builds/{build}/source                       worker -      -        409
+GET    /worker/v1/builds/{build}/payload                      worker -      -        409
+GET    /worker/v1/builds/{build}/secrets                      worker -      -        409
+
 GET    /builds                                                page  read    project+ 200
 GET    /builds/{project}/{build}                              page  read    project+ 200
 GET    /builds/{project}/{build}/log                          page  read    project+ 200
@@ -243,7 +263,7 @@ HOLDERS = [
     *(("-".join((*scopes, "all")), scopes, ()) for scopes in (("read",), ("submit",), ("admin",))),
 ]
 NAMES = [name for name, _, _ in HOLDERS]
-STRANGERS = ("nobody", "wrong", "revoked", "expired")
+STRANGERS = ("nobody", "wrong", "revoked", "expired", "worker")
 
 
 class Place:
@@ -283,6 +303,7 @@ class Place:
         )
         return {
             "nobody": Caller("nobody"),
+            "worker": Caller("worker", token=self.server.token("worker", "worker")),
             "wrong": Caller("wrong", token="brt_wrong", session="wrong"),
             "revoked": revoked._replace(name="revoked"),
             "expired": Caller("expired", session="expired", csrf=sessions.form_value("expired")),
@@ -367,6 +388,8 @@ class Place:
             path += f"?project={values['project']}"
         if path.endswith("/log/search"):
             path += "?q=hello"
+        if path.startswith("/worker/"):
+            path += "?worker=w&fence=1&incarnation=i&offset=0&wait=0"
         return path
 
     def ask(self, row: Row, path: str, caller: Caller, *, how: str, **headers: str) -> int:
@@ -446,7 +469,9 @@ def test_every_route_is_in_the_table_and_no_other(place: Place) -> None:
 
 def refusal(row: Row, caller: Caller, how: str) -> int:
     """What a caller who may not pass is answered."""
-    bad_token = how == "token" and caller.name in ("wrong", "revoked")
+    bad_token = how == "token" and caller.name in ("wrong", "revoked", "worker")
+    if row.door == "worker":
+        return 401 if how == "token" and caller.token else 403
     if row.where == "object" and not bad_token and asks_for_object(row, caller, how):
         return 404
     if row.door == "badge" or (row.where == "hidden" and not bad_token):
@@ -475,6 +500,8 @@ def test_each_caller_is_answered_as_the_table_says(place: Place, row: Row) -> No
             if row.door in ("api", "badge") and how == "session":
                 fits = not row.changes
             passes = row.door in ("open", "proof") or (known and fits and caller.may(row))
+            if row.door == "worker":
+                passes = caller.name == "worker" and how == "token"
             if row.where == "any" and row.public and not (how == "token" and caller.token):
                 passes = True  # some project is public: everybody is somebody
             path = place.path(row, missing=row.changes and passes)

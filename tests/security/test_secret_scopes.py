@@ -30,8 +30,8 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.store.asker import build_asker
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.worker.program import build_asker
 from tests.api_server import ApiServer, api_server, now
 from tests.conftest import Registry
 from tests.fixtures_google import GoogleServer
@@ -242,7 +242,7 @@ def resolved(settings: Settings, stored: StoredBuild) -> str:
     built_ins = BuiltIns(project_id="shop", project_number="1", build_id=stored.id)
     plan = plan_build(build, context=PlanContext(built_ins=built_ins))
     reference = plan.steps[0].secrets[0]
-    resolver = wiring.secret_resolver(settings, build_asker(stored, settings))
+    resolver = wiring.secret_resolver(settings, build_asker(stored, settings.project_id))
     return resolver.resolve(reference, plan)
 
 

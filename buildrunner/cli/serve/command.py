@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 
 from buildrunner import wiring
@@ -17,13 +17,14 @@ from buildrunner.cli.serve.worker import WorkerOptions
 from buildrunner.errors import EXIT_SUCCESS
 from buildrunner.logs.files.retention import LogRetention
 from buildrunner.server.context import ServerContext, ServerSettings
-from buildrunner.settings import Settings, WorkerSettings, own_settings
+from buildrunner.settings import Settings, WorkerSettings, own_settings, settings_for_workers
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.worker.chores import Chore, KeptTimes, Retention
 from buildrunner.worker.data_folder import DataFolder
 
 _ROTATION_S = 3600.0
+_RETENTION_S = 3600.0
 _LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
 
 
@@ -85,6 +86,7 @@ def _serve(
     from buildrunner.server.app import create_app
     from buildrunner.server.context import utc_now
     from buildrunner.server.http.listener import Listener
+    from buildrunner.server.loop import Signal
     from buildrunner.server.metrics import Metrics
     from buildrunner.sources.uploads import SourceUploads
     from buildrunner.store.model.servers import KnownServer
@@ -110,14 +112,23 @@ def _serve(
     options = WorkerOptions(
         max_builds=server.max_builds,
         spare_sandboxes=serve_settings.spare_sandboxes(args),
-        retention=_retention(args),
-        chores=(*kept.chores(), rotation),
+        chores=(*kept.chores(), rotation, *_log_chores(args, folder, store)),
+        run_again=store.queue.run_again,
         on_started=lambda stored: metrics.build_started(stored.document, utc_now()),
         on_ended=lambda stored: metrics.build_ended(stored.document),
     )
-    worker = ServerWorker(worker_settings, store, folder, options, environ=os.environ)
+    worker = ServerWorker(
+        worker_settings,
+        store.queue,
+        store.builds.find,
+        folder,
+        options,
+        environ=os.environ,
+    )
     worker.check_engine()
     keeping = keeping_of(worker_settings)
+    wake = Signal()
+    wake.connect(worker.wake)
     context = ServerContext(
         store=store,
         settings=server,
@@ -134,7 +145,11 @@ def _serve(
         identity_keys=lambda: identity_keys().published(),
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
-        wake=worker.wake,
+        wake=wake,
+        build_settings=partial(settings_for_workers, settings),
+        store_log=worker.store_log,
+        build_started=worker.started,
+        build_ended=worker.ended,
         worker_alive=worker.alive,
         worker_holds_back=worker.holds_back,
         worker_holds_forks_back=worker.holds_untrusted_back,
@@ -182,6 +197,23 @@ def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:
     )
 
 
+def _log_chores(
+    args: argparse.Namespace, folder: DataFolder, store: ServerStore
+) -> tuple[Chore, ...]:
+    retention = _retention(args)
+    if retention is None:
+        return ()
+
+    def remove() -> None:
+        from buildrunner.logs.files.retention import remove_old_logs
+
+        now = datetime.now(UTC)
+        ended = store.builds.ended_before(now, limit=1_000_000)
+        remove_old_logs(folder.path, ended, retention, now=now)
+
+    return (Chore(name="retention", every_s=_RETENTION_S, run=remove),)
+
+
 def _retention(args: argparse.Namespace) -> LogRetention | None:
     if not args.keep_logs_days and not args.keep_logs_gib:
         return None
@@ -209,6 +241,8 @@ def _server_settings(
             for network in serve_settings.trusted_networks(proxy)
         ),
         default_project=settings.project_id,
+        isolation=args.require_isolation,
+        max_log_bytes=args.max_build_log_gib << 30,
         sources=_source_policy(args),
         notify=SourcePolicy(hosts=tuple(host.lower() for host in args.allow_notify_host)),
     )

@@ -1,7 +1,8 @@
 """``buildrunner execute BUILD_ID``: the process of one build of a server. Not for people.
 
-It is told where the server's folder and database are by its environment. It goes on whatever
-happens to the server; SIGTERM makes it look at once whether its build is to be cancelled.
+The environment says where the server's folder and database are; on another host, which server the
+process works for. The process goes on whatever happens to the server; SIGTERM makes it look at once
+whether its build is to be cancelled.
 """
 
 from __future__ import annotations
@@ -12,20 +13,35 @@ import os
 import resource
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+
+import msgspec
 
 from buildrunner import wiring
 from buildrunner.engine.events import BuildEvent
 from buildrunner.errors import NotFound, StoreError
-from buildrunner.settings import WorkerSettings, own_settings, traces_wanted, worker_settings
+from buildrunner.settings import (
+    Settings,
+    WorkerSettings,
+    own_settings,
+    settings_of_worker,
+    traces_wanted,
+    worker_settings,
+)
 from buildrunner.store.model.builds import StoredBuild
 
 if TYPE_CHECKING:
+    from buildrunner.sandboxes.protocol import Sandbox
+    from buildrunner.store.model.builds import Lease
     from buildrunner.store.sql.store import ServerStore
+    from buildrunner.worker.data_folder import DataFolder
+    from buildrunner.worker.execution import Execution
+
+Listeners: TypeAlias = tuple[Callable[[BuildEvent], None], ...]
 
 MEMORY_BYTES = 4 << 30
 """The memory limit of the process of one build, in bytes, without files that it maps."""
@@ -60,6 +76,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+class OpenBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that this process holds, wherever its queue is.
+
+    Attributes:
+        stored: the build.
+        settings: those of the server.
+        resume: another process had it before.
+        job: given the sandbox and further receivers of events, what `execute` needs.
+        watchers: each is given the function that looks for a wish to cancel.
+    """
+
+    stored: StoredBuild
+    settings: Settings
+    resume: bool
+    job: Callable[[Sandbox, Listeners], Execution]
+    watchers: tuple[Callable[[Callable[[], None]], object], ...] = ()
+
+
 def _execute(
     worker: WorkerSettings,
     build_id: str,
@@ -68,80 +102,182 @@ def _execute(
     resume: bool,
     on_look: Callable[[Callable[[], None]], None],
 ) -> None:
-    from buildrunner.logs.files.events import EventLog
-    from buildrunner.sources.policy import policy_from
     from buildrunner.store.model.builds import Lease
     from buildrunner.worker.data_folder import DataFolder
-    from buildrunner.worker.execution import Execution, execute
-    from buildrunner.worker.identity import BuildIdentities
-    from buildrunner.worker.leases import patiently
-    from buildrunner.worker.program import (
-        ServerProgram,
-        ServerSources,
-        keeping_of,
-        project_of,
-        shared_network,
-    )
+    from buildrunner.worker.execution import execute
+    from buildrunner.worker.program import project_of, shared_network
 
     limit_memory()
     _name_process(f"build {build_id[:8]}")
     folder = DataFolder(worker.data)
     _keep_temporary_files_in(os.path.join(folder.make_run_folder(build_id), "tmp"))
+    open_build = _remote_build if worker.server else _build_of_database
+    with open_build(worker, folder, Lease(build_id, fence), resume=resume) as build:
+        sandbox = wiring.sandbox(
+            worker.sandbox,
+            data_folder=folder.path,
+            labels=folder.labels(),
+            settings=build.settings.of_project(project_of(build.stored, build.settings)),
+            builds=worker.max_builds,
+            isolation=worker.isolation,
+            disk_gib=worker.disk_gib,
+        )
+        network = shared_network() if worker.sandbox == "host" else None
+
+        def watch(look: Callable[[], None]) -> None:
+            for watcher in (on_look, *build.watchers):
+                watcher(look)
+
+        try:
+            if network is not None:
+                threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
+            log_folder = folder.log_folder(build_id) if build.resume else ""
+            job = build.job(sandbox, _listeners(build.stored, log_folder))
+            execute(job, resume=build.resume, on_look=watch)
+        finally:
+            if network is not None:
+                network.close()
+            sandbox.close()
+
+
+@contextmanager
+def _build_of_database(
+    worker: WorkerSettings, folder: DataFolder, lease: Lease, *, resume: bool
+) -> Iterator[OpenBuild]:
+    """A build in the database of the server on this machine."""
+    from buildrunner.logs.files.events import EventLog
+    from buildrunner.sources.policy import policy_from
+    from buildrunner.sources.uploads import UploadedSource
+    from buildrunner.worker.execution import Execution
+    from buildrunner.worker.identity import BuildIdentities
+    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.program import ServerProgram, ServerSources, keeping_of
+
     settings = own_settings().of_server(worker.data, worker.public_url)
     store = patiently(lambda: wiring.server_store(worker.database))
-    stored = patiently(lambda: store.builds.find(build_id))
-    sandbox = wiring.sandbox(
-        worker.sandbox,
-        data_folder=folder.path,
-        labels=folder.labels(),
-        settings=settings.of_project(project_of(stored, settings)),
-        builds=worker.max_builds,
-        isolation=worker.isolation,
-        disk_gib=worker.disk_gib,
-    )
     identity_keys = cache(  # few builds need the libraries of keys
         partial(wiring.identity_keys, worker.data, folder.worker_name(), store, settings)
     )
-    network = shared_network() if worker.sandbox == "host" else None
     try:
-        if network is not None:
-            threading.Thread(target=network.make, name="network-ahead", daemon=True).start()
-        job = Execution(
-            queue=store.queue,
-            stored=stored,
-            lease=Lease(build_id, fence),
-            folder=folder,
-            program=ServerProgram(
+        stored = patiently(lambda: store.builds.find(lease.build_id))
+        identities = BuildIdentities(
+            worker.public_url,
+            lambda project, trigger: patiently(lambda: store.triggers.settings(project, trigger)),
+            lambda: identity_keys().current(),
+            _now,
+        )
+
+        def job(sandbox: Sandbox, listeners: Listeners) -> Execution:
+            program = ServerProgram(
                 sandbox,
                 settings,
                 folder.labels(),
                 ServerSources(
                     policy=policy_from(worker.sources),
-                    uploads=os.path.join(worker.data, "sources"),
+                    uploads=partial(UploadedSource, os.path.join(worker.data, "sources")),
                 ),
                 keeping_of(worker),
                 payload=partial(_payload, store),
-                identities=BuildIdentities(
-                    worker.public_url,
-                    lambda project, trigger: patiently(
-                        lambda: store.triggers.settings(project, trigger)
-                    ),
-                    lambda: identity_keys().current(),
-                    _now,
-                ),
+                identities=identities,
+            )
+            return Execution(
+                queue=store.queue,
+                stored=stored,
+                lease=lease,
+                folder=folder,
+                program=program,
+                open_events=EventLog,
+                log_bytes=worker.log_gib << 30,
+                now=_now,
+                lost=_stop_at_once,
+                listeners=listeners,
+            )
+
+        yield OpenBuild(stored=stored, settings=settings, resume=resume, job=job)
+    finally:
+        store.close()
+
+
+@contextmanager
+def _remote_build(
+    worker: WorkerSettings, folder: DataFolder, lease: Lease, *, resume: bool
+) -> Iterator[OpenBuild]:
+    """A build of a server on another host."""
+    import shutil
+
+    from buildrunner.containers.process_owner import this_process
+    from buildrunner.errors import LeaseLost
+    from buildrunner.logs.files.events import EventLog
+    from buildrunner.sources.policy import policy_from
+    from buildrunner.store.model.builds import LOST_WORKER
+    from buildrunner.worker.build_notes import BuildNotes
+    from buildrunner.worker.execution import Execution
+    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.program import ServerProgram, ServerSources
+    from buildrunner.worker.remote.connection import connect
+    from buildrunner.worker.remote.log_sender import LogSender, SentLog, fetch_copy
+    from buildrunner.worker.remote.materials import (
+        RemoteSecrets,
+        RemoteUpload,
+        event_payload,
+        store_log,
+    )
+    from buildrunner.worker.remote.queue import CancelSignals, RemoteQueue, until_answered
+
+    server = connect(worker.server, worker.token_file, worker.ca_file)
+    queue = RemoteQueue(server, send_log=lambda *_: until_answered(sender.send_all))
+    log_folder = folder.log_folder(lease.build_id)
+    try:
+        stored = patiently(lambda: queue.find(lease.build_id))
+        patiently(lambda: queue.set_process(lease, this_process()))
+        if not resume:  # this worker may have lost the same build before
+            notes = BuildNotes(folder.make_run_folder(lease.build_id))
+            notes.forget_all()
+            shutil.rmtree(log_folder, ignore_errors=True)
+            if LOST_WORKER in stored.labels:
+                notes.note_death(stored.labels[LOST_WORKER])
+        begun = queue.begun(lease)
+        fetch_copy(queue, lease, log_folder, begun)
+    except (LeaseLost, NotFound):
+        _stop_at_once()
+    settings = settings_of_worker(own_settings(), begun.settings)
+    sender = LogSender(queue, lease, log_folder, begun)
+    sender.start()
+
+    def job(sandbox: Sandbox, listeners: Listeners) -> Execution:
+        program = ServerProgram(
+            sandbox,
+            settings,
+            folder.labels(),
+            ServerSources(
+                policy=policy_from(begun.sources), uploads=partial(RemoteUpload, server, lease)
             ),
+            payload=lambda _: event_payload(queue, lease),
+            secrets=RemoteSecrets(queue, lease),
+            store_log=partial(store_log, queue, lease, sender.send_all),
+        )
+        return Execution(
+            queue=queue,
+            stored=stored,
+            lease=lease,
+            folder=folder,
+            program=program,
             open_events=EventLog,
-            log_bytes=worker.log_gib << 30,
+            log_bytes=begun.log_limit_bytes,
+            wrap_log=lambda log: SentLog(log, sender),
             now=_now,
             lost=_stop_at_once,
-            listeners=_listeners(stored, folder.log_folder(build_id) if resume else ""),
+            listeners=(*listeners, lambda _: sender.wake()),
         )
-        execute(job, resume=resume, on_look=on_look)
-    finally:
-        if network is not None:
-            network.close()
-        sandbox.close()
-        store.close()
+
+    yield OpenBuild(
+        stored=stored,
+        settings=settings,
+        resume=resume or LOST_WORKER in stored.labels,
+        job=job,
+        watchers=(partial(CancelSignals, queue, lease),),
+    )
+    server.close()
 
 
 def _now() -> datetime:
@@ -149,20 +285,12 @@ def _now() -> datetime:
 
 
 def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
-    """The payload of the delivery that fired a build's trigger, by root name; empty for none."""
+    """See `payload_of_build`."""
     # Few configs have bindings.
-    from buildrunner.server.events.reading import delivered_payload
-    from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
+    from buildrunner.server.events.reading import payload_of_build
     from buildrunner.worker.leases import patiently
 
-    number, event = (stored.labels.get(label, "") for label in (DELIVERY, EVENT_NUMBER))
-    if not number or not event:
-        return {}
-    try:
-        delivery = patiently(lambda: store.deliveries.get(int(number)))
-    except NotFound:  # it is too old to be kept
-        return {}
-    return delivered_payload(delivery, int(event))
+    return patiently(lambda: payload_of_build(store.deliveries, stored))
 
 
 def limit_memory() -> None:
@@ -183,7 +311,7 @@ def _name_process(name: str) -> None:
         comm.write(name)
 
 
-def _listeners(stored: StoredBuild, log_folder: str) -> tuple[Callable[[BuildEvent], None], ...]:
+def _listeners(stored: StoredBuild, log_folder: str) -> Listeners:
     """Further receivers of events: the trace, if traces are collected.
 
     Args:

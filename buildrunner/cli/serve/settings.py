@@ -49,7 +49,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         choices=("nested", "host", "none"),
         default="nested",
         help="nested: each build gets a container engine of its own; host: builds share this"
-        " machine's engine; none: this server runs no builds (default: nested)",
+        " machine's engine; none: builds run on other workers only (default: nested)",
     )
     parser.add_argument(
         "--require-isolation",

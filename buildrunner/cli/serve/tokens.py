@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from buildrunner.cli.serve.place import add_place_flags, note_in_audit_log, open_store
 from buildrunner.cli.terminal.listing import formatted, table
-from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.errors import EXIT_SUCCESS, UsageError
 from buildrunner.store.model.access import AccessToken
 
 if TYPE_CHECKING:
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Scopes: read (read builds and logs), submit (build, cancel, run triggers), approve, and admin, which
-includes all others and the rights to change triggers and tokens.
+includes all others and the rights to change triggers and tokens. The token of a worker (--worker)
+opens the builds that the worker claims, and nothing else.
 
 examples:
   buildrunner tokens create ci --scope read --scope submit --project my-project
+  buildrunner tokens create builder-1 --worker --pool arm > token
   buildrunner tokens revoke ci
 """
-_COLUMNS = ("NAME", "SCOPES", "PROJECTS", "CREATE_TIME", "REVOKED")
+_COLUMNS = ("NAME", "SCOPES", "PROJECTS", "POOL", "CREATE_TIME", "REVOKED")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ID",
         help="the token is valid for this project only; may be repeated (default: all projects)",
+    )
+    creating.add_argument(
+        "--worker", action="store_true", help="for a worker on another host, in place of --scope"
+    )
+    creating.add_argument(
+        "--pool",
+        default="",
+        metavar="NAME",
+        help="with --worker: it runs the builds whose options.pool.name is NAME, and no others",
     )
     listing = actions.add_parser("list", help="list names, scopes and projects, without the tokens")
     listing.add_argument(
@@ -80,8 +91,10 @@ def _create(args: argparse.Namespace, store: ServerStore) -> int:
     from buildrunner.server.http.tokens import new_token
 
     now = datetime.now(UTC)
-    scopes = args.scope or ["read", "submit"]
-    text, token = new_token(args.name, scopes, args.project, now=now)
+    if args.worker and args.scope:
+        raise UsageError("--worker and --scope exclude each other", hint="create two tokens")
+    scopes = ["worker"] if args.worker else args.scope or ["read", "submit"]
+    text, token = new_token(args.name, scopes, args.project, pool=args.pool, now=now)
     store.tokens.create(token)
     note_in_audit_log(store, "tokens.create", args.name)
     sys.stdout.write(f"{text}\n")
@@ -105,6 +118,7 @@ def _row(token: AccessToken) -> tuple[str, ...]:
         token.name,
         ",".join(token.scopes),
         ",".join(token.projects) or "all",
+        token.pool or "-",
         token.create_time.strftime("%Y-%m-%dT%H:%M:%SZ"),
         token.revoke_time.strftime("%Y-%m-%dT%H:%M:%SZ") if token.revoke_time else "-",
     )

@@ -1,23 +1,29 @@
-"""The half of ``buildrunner serve`` that runs builds: lock, supervisor, sweeps, network."""
+"""The part of ``serve`` and of ``worker`` that runs builds: supervisor, sweeps, network."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.errors import EngineUnavailable
-from buildrunner.logs.files.retention import LogRetention, UnkeptLogs
+from buildrunner.logs.files.log_file import LOG_NAME
+from buildrunner.logs.files.retention import UnkeptLogs
 from buildrunner.sandboxes.host import SharedNetwork
 from buildrunner.sandboxes.protocol import Sandbox, isolates
 from buildrunner.settings import WorkerSettings, own_settings, worker_environment
-from buildrunner.store.model.builds import Lease, StoredBuild
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
+from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
 from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.data_folder import DataFolder
@@ -27,11 +33,7 @@ from buildrunner.worker.recovery import sweep_engine
 from buildrunner.worker.spares import SpareKeeper, SpareSpawner
 from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
 
-if TYPE_CHECKING:
-    from buildrunner.store.sql.store import ServerStore
-
 _SWEEP_S = 120.0
-_RETENTION_S = 3600.0
 _UNKEPT_S = 5.0
 
 
@@ -41,25 +43,30 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         max_builds: how many run at once; 0 runs none.
         spare_sandboxes: how many sandboxes are started before their builds come.
-        retention: how long logs are kept; None for ever.
         chores: what else is to be done from time to time.
-        on_started, on_ended: see `SupervisorOptions`.
+        store_log: stores the log of a build that is given up; None: this process does.
+        run_again, on_started, on_ended, on_gone: see `SupervisorOptions`.
     """
 
     max_builds: int = 0
     spare_sandboxes: int = 0
-    retention: LogRetention | None = None
     chores: tuple[Chore, ...] = ()
+    store_log: Callable[[Lease, StoredBuild, Build], Build] | None = None
+    run_again: Callable[..., object] = lambda *_, **__: None
     on_started: Callable[[StoredBuild], None] | None = None
     on_ended: Callable[[StoredBuild], None] | None = None
+    on_gone: Callable[[str], None] | None = None
 
 
 class ServerWorker:
-    """Runs the builds of a server. `start` once; every method from any thread.
+    """Runs builds of a queue. `start` once; every method from any thread.
+
+    With the sandbox ``none`` it runs no build, and looks only after those of other workers.
 
     Args:
-        worker: folder, database, sandbox.
-        store: the same database, open.
+        worker: folder, queue, sandbox.
+        queue: the same queue, open.
+        find: returns the stored build of an id; raises NotFound.
         folder: the same folder, locked by us.
         options: see there.
         environ: our environment; builds get a part of it.
@@ -68,14 +75,16 @@ class ServerWorker:
     def __init__(
         self,
         worker: WorkerSettings,
-        store: ServerStore,
+        queue: BuildQueue,
+        find: Callable[[str], StoredBuild],
         folder: DataFolder,
         options: WorkerOptions,
         *,
         environ: Mapping[str, str],
     ) -> None:
         self._worker = replace(worker, max_builds=options.max_builds)
-        self._store = store
+        self._queue = queue
+        self._find = find
         self._options = options
         self._folder = folder
         self._settings = own_settings()
@@ -86,8 +95,8 @@ class ServerWorker:
         self._network: SharedNetwork | None = None
         self._supervisor = Supervisor(
             SupervisorOptions(
-                queue=store.queue,
-                find=store.builds.find,
+                queue=queue,
+                find=find,
                 folder=self._folder,
                 worker_name=self._folder.worker_name(),
                 spawner=self._spawner,
@@ -97,8 +106,10 @@ class ServerWorker:
                 check_engine=self._sandbox.check,
                 holds_untrusted_back=self.holds_untrusted_back,
                 chores=self._chores(),
-                on_started=self._started,
-                on_ended=self._ended,
+                run_again=options.run_again,
+                on_started=self.started,
+                on_ended=self.ended,
+                on_gone=options.on_gone,
             )
         )
 
@@ -120,8 +131,8 @@ class ServerWorker:
             threading.Thread(target=self._network.make, name="network", daemon=True).start()
         if self._options.max_builds:
             self._spawner.prepare()
+            self._spares.start()
         self._supervisor.start()
-        self._spares.start()
 
     def wake(self) -> None:
         """There may be something to start or to cancel. Cheap."""
@@ -161,6 +172,30 @@ class ServerWorker:
             self._network.close()
         self._sandbox.close()
 
+    def isolation(self) -> str:
+        """Return how builds are isolated here; see `Sandbox.isolation`."""
+        return self._sandbox.isolation()
+
+    def started(self, stored: StoredBuild) -> None:
+        """A worker has claimed a build."""
+        self._spares.build_began()
+        if self._options.on_started is not None:
+            self._options.on_started(stored)
+
+    def ended(self, stored: StoredBuild) -> None:
+        """A build has ended, whoever ran it."""
+        self._spares.build_ended()
+        self._unkept_logs.ended(stored.document, _now())
+        if self._options.on_ended is not None:
+            self._options.on_ended(stored)
+
+    def store_log(self, stored: StoredBuild, document: dict[str, Any]) -> dict[str, Any]:
+        """See `ServerContext.store_log`."""
+        program = ServerProgram(self._sandbox, self._settings, self._folder.labels())
+        build = decode_message(Build, document).value
+        path = os.path.join(self._folder.log_folder(stored.id), LOG_NAME)
+        return encode_message(program.store_log(stored, build, path))
+
     def _open_sandbox(self) -> Sandbox:
         return wiring.sandbox(
             self._worker.sandbox,
@@ -177,17 +212,6 @@ class ServerWorker:
         needed = [place.removeprefix("env:") for place in places if place.startswith("env:")]
         return {**child_environment(environ, needed), **worker_environment(self._worker)}
 
-    def _started(self, stored: StoredBuild) -> None:
-        self._spares.build_began()
-        if self._options.on_started is not None:
-            self._options.on_started(stored)
-
-    def _ended(self, stored: StoredBuild) -> None:
-        self._spares.build_ended()
-        self._unkept_logs.ended(stored.document, _now())
-        if self._options.on_ended is not None:
-            self._options.on_ended(stored)
-
     def _chores(self) -> tuple[Chore, ...]:
         chores = [
             Chore(name="sweep", every_s=_SWEEP_S, run=self._sweep),
@@ -197,31 +221,27 @@ class ServerWorker:
                 run=lambda: self._unkept_logs.remove_due(_now()),
             ),
         ]
-        if self._options.retention is not None:
-            chores.append(Chore(name="retention", every_s=_RETENTION_S, run=self._remove_logs))
         return (*chores, *self._options.chores)
 
     def _sweep(self) -> None:
-        problems = sweep_engine(self._sandbox, self._store.builds.find)
+        problems = sweep_engine(self._sandbox, self._find)
         if problems:
             from buildrunner.errors import EngineError
 
             raise EngineError("; ".join(problems))
 
-    def _remove_logs(self) -> None:
-        from buildrunner.logs.files.retention import remove_old_logs
-
-        if self._options.retention is not None:
-            now = _now()
-            ended = self._store.builds.ended_before(now, limit=1_000_000)
-            remove_old_logs(self._folder.path, ended, self._options.retention, now=now)
-
     def _give_up(self, stored: StoredBuild, lease: Lease, reason: str) -> None:
         from buildrunner.logs.files.events import EventLog
 
-        program = ServerProgram(self._sandbox, self._settings, self._folder.labels())
+        store_log = self._options.store_log
+        program = ServerProgram(
+            self._sandbox,
+            self._settings,
+            self._folder.labels(),
+            store_log=partial(store_log, lease) if store_log else None,
+        )
         job = Execution(
-            queue=self._store.queue,
+            queue=self._queue,
             stored=stored,
             lease=lease,
             folder=self._folder,

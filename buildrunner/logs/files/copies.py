@@ -16,13 +16,16 @@ from buildrunner.logs.files.log_file import (
     INDEX_NAME,
     LOG_NAME,
     RECORD_BYTES,
+    BadPiece,
     LogFileSink,
     LogIndex,
 )
 
 _COUNT = struct.Struct("<I")
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 4 << 20
 """Text of one piece, but for its last chunk."""
+
+_PIECE_CHUNKS = 50_000
 
 
 class OffsetMismatch(StoreError):
@@ -50,18 +53,19 @@ def append_to_log(folder: str, offset: int, piece: bytes) -> int:
 
     Raises:
         OffsetMismatch: the copy has another size; nothing is appended.
-        StoreError: the piece is none, or the copy can't be written.
+        BadPiece: it is no piece, or does not continue the copy.
+        StoreError: the copy can't be written.
     """
     log = LogFileSink(folder)
     try:
         if log.size != offset:
             raise OffsetMismatch(log.size)
         if len(piece) < _COUNT.size:
-            raise StoreError("this is no piece of a log")
+            raise BadPiece("this is no piece of a log")
         (count,) = _COUNT.unpack_from(piece)
         begin = _COUNT.size + count * RECORD_BYTES
         if not count or begin > len(piece):
-            raise StoreError("this is no piece of a log")
+            raise BadPiece("this is no piece of a log")
         log.append(piece[_COUNT.size : begin], piece[begin:])
         return log.size
     finally:
@@ -121,7 +125,7 @@ def log_piece(folder: str, offset: int, limit: int = PIECE_BYTES) -> tuple[bytes
         if records[first - 1].end != offset:
             raise StoreError(f"no chunk of the log in {folder} begins at byte {offset}")
         after = records.first(count, lambda record: record.end >= offset + limit)
-        last = min(after, count - 1)
+        last = min(after, count - 1, first + _PIECE_CHUNKS)
         end = records[last].end
         indexed = os.pread(index, (last - first + 1) * RECORD_BYTES, (first + 1) * RECORD_BYTES)
     finally:

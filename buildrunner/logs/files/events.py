@@ -16,6 +16,7 @@ import msgspec
 from buildrunner.engine.events import BuildEvent, TransferMoved
 from buildrunner.errors import StoreError
 from buildrunner.logs.console.wording import unwritable_hint
+from buildrunner.logs.files.log_file import BadPiece
 
 EVENTS_NAME = "events.jsonl"
 
@@ -91,16 +92,17 @@ class EventLog:
         """Append whole lines of a copy of this file, and flush them to the disk.
 
         Raises:
-            StoreError: a line is no event; or see `on_event`.
+            BadPiece: a line is no event.
+            StoreError: see `on_event`.
         """
         if not lines.endswith(b"\n"):
-            raise StoreError(f"half a line does not continue the events in {self._folder}")
+            raise BadPiece(f"half a line does not continue the events in {self._folder}")
         try:
             for line in lines.split(b"\n")[:-1]:
                 _sequence_of(line)
                 _decoder().decode(line)
         except (ValueError, msgspec.MsgspecError) as error:
-            raise StoreError(f"a line is no event: {error}") from error
+            raise BadPiece(f"a line is no event: {error}") from error
         try:
             written = os.write(self._file, lines)
             while written < len(lines):

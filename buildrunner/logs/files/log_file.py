@@ -33,6 +33,12 @@ def log_folder(data_folder: str, build_id: str) -> str:
     return os.path.join(data_folder, "logs", build_id)
 
 
+class BadPiece(StoreError):
+    """What is to be appended to a copy of a log or of events does not continue it."""
+
+    http_status = 400
+
+
 class LogFileSink:
     """Appends chunks to the log in a folder of its own. Used by one thread at a time.
 
@@ -121,16 +127,17 @@ class LogFileSink:
             text: the text that these records index.
 
         Raises:
-            StoreError: the records don't continue this log with that text; or see `write`.
+            BadPiece: the records don't continue this log with that text.
+            StoreError: see `write`.
         """
         last = self._last
         for fields in _RECORD.iter_unpack(records):
             record = IndexRecord(*fields)
             if record.end < last.end or record.lines < last.lines:
-                raise StoreError(f"records that are not in order don't continue {self._folder}")
+                raise BadPiece(f"records that are not in order don't continue {self._folder}")
             last = record
         if last.end != self.size + len(text):
-            raise StoreError(f"{len(text)} bytes don't continue the log in {self._folder}")
+            raise BadPiece(f"{len(text)} bytes don't continue the log in {self._folder}")
         try:
             self._leave_reserve(len(text))
             _write_all(self._log, text)

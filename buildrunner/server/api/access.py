@@ -56,7 +56,11 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, str(name))
         try:
             text, token = new_token(
-                str(name), _words(given, "scopes"), _words(given, "projects"), now=context.clock()
+                str(name),
+                _words(given, "scopes"),
+                _words(given, "projects"),
+                pool=str(given.get("pool", "")),
+                now=context.clock(),
             )
         except UsageError as error:
             raise invalid_argument(str(error)) from error

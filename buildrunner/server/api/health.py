@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from fastapi import APIRouter, Depends, Response
 
 from buildrunner.errors import StoreError
@@ -48,14 +46,8 @@ def _problems(context: ServerContext) -> list[str]:
         problems.append(f"database: {error}")
     if not context.worker_alive():
         problems.append("worker: it does not look at the queue")
-    try:
-        disk = os.statvfs(context.data_folder)
-    except OSError as error:
-        problems.append(f"disk: {error.strerror or error}")
-    else:
-        free = disk.f_bavail * disk.f_frsize
-        if free < context.settings.min_free_bytes:
-            problems.append(f"disk: only {free >> 20} MiB are free")
+    if disk := context.disk_problem():
+        problems.append(f"disk: {disk}")
     if held := context.worker_holds_back():
         problems.append(f"worker: {held}")
     return problems

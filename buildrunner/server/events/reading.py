@@ -1,4 +1,4 @@
-"""The event of a stored delivery; the hook that received it decides how it is read. Pure."""
+"""The event of a stored delivery; the hook that received it decides how it is read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from buildrunner.errors import NotFound
 from buildrunner.store.build_store import Document
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.deliveries import StoredDelivery
+from buildrunner.store.sql.deliveries import SqlDeliveries
 from buildrunner.triggers.build import payload_roots
 from buildrunner.triggers.events import PushEvent
 from buildrunner.triggers.forge_host import ForgeHost
@@ -24,6 +27,7 @@ from buildrunner.triggers.forges.forge import (
 from buildrunner.triggers.forges.pubsub import pubsub_event
 from buildrunner.triggers.forges.webhook import webhook_event
 from buildrunner.triggers.hook_binding import PUBSUB, HookBinding, bound, unbound
+from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
 
 RECONCILE = "reconcile"
 """The hook of what the server found by looking at a repository itself."""
@@ -89,6 +93,22 @@ def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
     except BadDelivery:
         return {}
     return payload_roots(events[number]) if number < len(events) else {}
+
+
+def payload_of_build(deliveries: SqlDeliveries, stored: StoredBuild) -> dict[str, Any]:
+    """The payload of the delivery that fired a build's trigger, by root name; empty for none.
+
+    Raises:
+        StoreUnavailable: the database does not answer.
+    """
+    number, event = (stored.labels.get(label, "") for label in (DELIVERY, EVENT_NUMBER))
+    if not number or not event:
+        return {}
+    try:
+        delivery = deliveries.get(int(number))
+    except NotFound:  # it is too old to be kept
+        return {}
+    return delivered_payload(delivery, int(event))
 
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:

@@ -141,6 +141,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
         self._app.state.build_watches.close()  # streams of logs never end by themselves
         self._app.state.passed_on.close()
+        self._app.state.changes.close()
         self._stopping.set()
 
     async def main_loop(self) -> None:

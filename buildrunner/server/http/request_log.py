@@ -23,6 +23,7 @@ _log = logging.getLogger("buildrunner.requests")
 
 _SECRETS: Final = ("secret", "key", "access_token")
 _QUIET: Final = ("/healthz", "/readyz", "/metrics")
+_WORKERS: Final = "/worker/v1/"
 
 
 class Watch:
@@ -63,7 +64,8 @@ class Watch:
         route = scope.get("route")
         path = getattr(route, "path", "none")
         self._context.metrics.request_answered(scope["method"], path, code, seconds)
-        if scope["path"] in _QUIET and code < 400:
+        quiet = scope["path"] in _QUIET or scope["path"].startswith(_WORKERS)
+        if quiet and code < 400:
             return
         facts = {
             "method": scope["method"],

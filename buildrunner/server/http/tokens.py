@@ -14,10 +14,14 @@ import msgspec
 
 from buildrunner.errors import UsageError
 from buildrunner.store.model.access import AccessToken
+from buildrunner.store.model.remote import WorkerIdentity
 
 SCOPES: Final = ("read", "submit", "approve", "admin")
+WORKER: Final = "worker"
+"""The scope of a worker's token. It opens the worker protocol, and nothing else does."""
 _PREFIX: Final = "brt_"  # so that scanners for leaked secrets know one when they see it
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+POOL_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
 
 
@@ -53,20 +57,34 @@ def public_caller(projects: Sequence[str]) -> Caller | None:
 
 
 def new_token(
-    name: str, scopes: Sequence[str], projects: Sequence[str] = (), *, now: datetime
+    name: str,
+    scopes: Sequence[str],
+    projects: Sequence[str] = (),
+    *,
+    pool: str = "",
+    now: datetime,
 ) -> tuple[str, AccessToken]:
     """A fresh token: what its bearer gets, once, and what is stored.
 
     Raises:
-        UsageError: a name, scope or project that can't be.
+        UsageError: a name, scope, project or pool that can't be.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a token: letters, digits and ._@- up to 64")
+    known = f"known: {', '.join((*SCOPES, WORKER))}"
     for scope in scopes:
-        if scope not in SCOPES:
-            raise UsageError(f"there is no scope {scope}", hint=f"known: {', '.join(SCOPES)}")
+        if scope not in (*SCOPES, WORKER):
+            raise UsageError(f"there is no scope {scope}", hint=known)
     if not scopes:
-        raise UsageError("a token needs a scope", hint=f"known: {', '.join(SCOPES)}")
+        raise UsageError("a token needs a scope", hint=known)
+    if WORKER in scopes and set(scopes) != {WORKER}:
+        raise UsageError("the token of a worker has no other scope", hint="create two tokens")
+    if pool and WORKER not in scopes:
+        raise UsageError("only the token of a worker has a pool", hint="its scope is worker")
+    if pool and not POOL_NAME.fullmatch(pool):
+        raise UsageError(
+            f"{pool!r} is no name for a pool: up to 63 small letters, digits and -, a letter first"
+        )
     for project in projects:
         if not PROJECT_ID.fullmatch(project):
             raise UsageError(f"{project!r} is no project id")
@@ -76,6 +94,7 @@ def new_token(
         hash_hex=hash_of(text),
         scopes=tuple(dict.fromkeys(scopes)),
         projects=tuple(dict.fromkeys(projects)),
+        pool=pool,
         create_time=now,
     )
     return text, stored
@@ -87,13 +106,23 @@ def hash_of(token: str) -> str:
 
 
 def caller_of(presented: str, found: AccessToken | None) -> Caller | None:
-    """Return the bearer of the presented token; None if the token is unknown, revoked or expired.
+    """Return the bearer of the presented token; None if it is unknown, revoked or a worker's."""
+    if found is None or not _is_good(presented, found) or WORKER in found.scopes:
+        return None
+    return Caller(found.name, found.scopes, found.projects)
+
+
+def worker_of(presented: str, found: AccessToken | None) -> WorkerIdentity | None:
+    """Return the worker with the presented token; None if it is unknown, revoked or no worker's."""
+    if found is None or not _is_good(presented, found) or WORKER not in found.scopes:
+        return None
+    return WorkerIdentity(name=found.name, pool=found.pool, projects=found.projects)
+
+
+def _is_good(presented: str, found: AccessToken) -> bool:
+    """Whether the token that the store found is the presented one, and is not revoked.
 
     The store finds by the hash, so that its index leaks nothing of the token itself; that the hash
     is the same is checked once more in constant time.
     """
-    if found is None or found.revoke_time is not None:
-        return None
-    if not hmac.compare_digest(found.hash_hex, hash_of(presented)):
-        return None
-    return Caller(found.name, found.scopes, found.projects)
+    return found.revoke_time is None and hmac.compare_digest(found.hash_hex, hash_of(presented))

@@ -18,6 +18,8 @@ def shown_token(token: AccessToken) -> dict[str, Any]:
         "projects": token.projects,
         "createTime": encode_instant(token.create_time),
     }
+    if token.pool:
+        shown["pool"] = token.pool
     if token.revoke_time is not None:
         shown["revokeTime"] = encode_instant(token.revoke_time)
     return shown

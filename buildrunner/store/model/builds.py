@@ -181,6 +181,10 @@ WITHOUT_POOL: Final = ClaimScope()
 """Every build that has no pool."""
 
 
+LEASE_S: Final = 30.0
+"""How long a lease lasts unless its holder renews it."""
+
+
 class BuildPage(msgspec.Struct, frozen=True):
     """Some builds, newest first, and the token of the next page; empty on the last one."""
 

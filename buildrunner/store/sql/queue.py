@@ -142,7 +142,7 @@ class SqlQueue(SqlPart, BuildQueue):
             build_id: the build.
             instead_of: the fence of the lost worker, whose lease ends.
             now: the time.
-            reason: why, for the label `LOST_WORKER`.
+            reason: why, for the label `LOST_WORKER`; empty for no label, if no process began.
 
         Raises:
             NotFound: no such build.
@@ -158,7 +158,7 @@ class SqlQueue(SqlPart, BuildQueue):
             build = stored_build(row)
             document = {k: v for k, v in build.document.items() if k not in ("startTime", "timing")}
             columns = document_columns({**document, "status": "QUEUED"})
-            labels = {**build.labels, LOST_WORKER: reason}
+            labels = {**build.labels, LOST_WORKER: reason} if reason else build.labels
             note_change(connection, held, columns)
             _note_fence(connection, fence)
             connection.execute(
@@ -250,6 +250,12 @@ class SqlQueue(SqlPart, BuildQueue):
             found = found.where(builds.c.worker == worker_name)
         with self._database.read() as connection:
             return [claimed_build(row) for row in connection.execute(found)]
+
+    def holder(self, lease: Lease) -> ClaimedBuild | None:
+        """Return the claimed build of a lease; None once the lease is lost."""
+        with self._database.read() as connection:
+            row = connection.execute(select(*CLAIMED_COLUMNS).where(_held(lease))).first()
+            return None if row is None else claimed_build(row)
 
     def expire(self, *, now: datetime) -> list[str]:
         end_superseded(self._database, now)

@@ -1,0 +1,272 @@
+"""Routes of the worker protocol: how workers on other hosts claim builds and report on them.
+
+Every route takes a token of a worker, and no other. Routes of a build take the fence of the
+worker's lease (``fence``). All but ``claim`` and ``begin`` need a build that the worker has begun.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Depends, Query, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse
+
+from buildrunner.errors import LeaseLost
+from buildrunner.logs.files.copies import OffsetMismatch, events_piece, log_piece
+from buildrunner.server.context import MIB, ServerContext
+from buildrunner.server.events.reading import payload_of_build
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.changes import Changes
+from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.requests import as_mapping, parsed, raw_body
+from buildrunner.server.http.workers import WorkerAccess
+from buildrunner.server.openapi import BYTES, documented
+from buildrunner.server.services.remote_builds import RemoteBuilds
+from buildrunner.store.model.builds import Lease
+from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.remote import ClaimRequest, WorkerIdentity
+
+_LONGEST_WAIT_S = 60.0
+_MOST_PIECE_BYTES = 16 * MIB
+_MOST_PLAN_BYTES = 64 * MIB
+
+Result = TypeVar("Result")
+
+
+def router(context: ServerContext, changes: Changes) -> APIRouter:
+    """The routes.
+
+    Args:
+        context: the server's.
+        changes: wakes requests that wait for a change of the queue.
+    """
+    routes = APIRouter(prefix="/worker/v1", tags=["workers"])
+    builds = RemoteBuilds(context)
+    for one in (
+        *_routes_of_leases(context, builds, changes),
+        *_routes_that_report(context, builds),
+        *_routes_that_tell(context, builds),
+    ):
+        routes.add_api_route(
+            one.path, one.route, methods=[one.method], openapi_extra=one.documentation
+        )
+    return routes
+
+
+class _Route(NamedTuple):
+    method: str
+    path: str
+    route: Callable[..., Any]
+    documentation: dict[str, Any] | None = None
+
+
+def _routes_of_leases(
+    context: ServerContext, builds: RemoteBuilds, changes: Changes
+) -> list[_Route]:
+    """Claim a build, begin it, keep its lease."""
+    worker = Depends(WorkerAccess(context))
+    small = Depends(raw_body(context, context.settings.max_body_bytes))
+
+    async def claim(worker: WorkerIdentity = worker, body: bytes = small) -> Response:
+        """Claim a build; 204 if there is none for the worker within ``waitS`` seconds."""
+        request = _decoded(body, ClaimRequest)
+        look = partial(run_in_threadpool, builds.claim, worker, request)
+        stored = await changes.wait_for(look, min(request.wait_s, _LONGEST_WAIT_S))
+        return Response(status_code=204) if stored is None else json_response(stored)
+
+    def held(
+        name: Annotated[str, Query(alias="worker")], worker: WorkerIdentity = worker
+    ) -> Response:
+        """Return the builds that a worker holds."""
+        return json_response({"builds": builds.held(worker, name)})
+
+    def get(build: str, worker: WorkerIdentity = worker) -> Response:
+        """Return a build that a worker with this token holds."""
+        return json_response(builds.find(worker, build))
+
+    def take_over(
+        build: str,
+        fence: int,
+        name: Annotated[str, Query(alias="worker")],
+        worker: WorkerIdentity = worker,
+    ) -> Response:
+        """Give a worker a new lease of a build that it holds and whose process died."""
+        return json_response(_of_lease(builds.take_over, worker, name, Lease(build, fence)))
+
+    def begin(
+        build: str, fence: int, incarnation: str, worker: WorkerIdentity = worker
+    ) -> Response:
+        """Begin a build; 409 if another process has begun it under the same fence."""
+        if not incarnation:
+            raise invalid_argument("incarnation names the process", field="incarnation")
+        begun = _of_lease(builds.begin, worker, Lease(build, fence), incarnation)
+        return json_response(begun)
+
+    def renew(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Renew the lease; the answer says whether somebody wants the build cancelled."""
+        return json_response({"cancel": _of_lease(builds.renew, worker, Lease(build, fence))})
+
+    async def signals(
+        build: str,
+        fence: int,
+        wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S)] = 25.0,
+        worker: WorkerIdentity = worker,
+    ) -> Response:
+        """Answer as soon as somebody wants the build cancelled, else after ``wait`` seconds."""
+
+        async def look() -> bool | None:
+            wanted = await run_in_threadpool(
+                _of_lease, builds.wants_cancel, worker, Lease(build, fence)
+            )
+            return wanted or None
+
+        return json_response({"cancel": bool(await changes.wait_for(look, wait))})
+
+    return [
+        _Route("POST", "/builds:claim", claim, documented(body="WorkerClaim")),
+        _Route("GET", "/builds", held),
+        _Route("GET", "/builds/{build}", get),
+        _Route("POST", "/builds/{build}:takeOver", take_over),
+        _Route("POST", "/builds/{build}:begin", begin),
+        _Route("POST", "/builds/{build}:renew", renew),
+        _Route("GET", "/builds/{build}/signals", signals),
+    ]
+
+
+def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+    """Store what a worker reports of a build."""
+    worker = Depends(WorkerAccess(context))
+    small = Depends(raw_body(context, context.settings.max_body_bytes))
+    piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
+    plan = Depends(raw_body(context, _MOST_PLAN_BYTES))
+    raw = documented(body="Bytes", media=BYTES)
+
+    def document(
+        build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
+    ) -> Response:
+        """Replace the Build; a final status ends the lease."""
+        changed = as_mapping(parsed(body))
+        _of_lease(builds.record, worker, Lease(build, fence), changed)
+        return Response(status_code=204)
+
+    def store_log(
+        build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
+    ) -> Response:
+        """Store the finished log in the bucket of the Build; return the Build, with warnings."""
+        finished = as_mapping(parsed(body))
+        return json_response(_of_lease(builds.store_log, worker, Lease(build, fence), finished))
+
+    def put_plan(
+        build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = plan
+    ) -> Response:
+        """Keep the compiled plan."""
+        _of_lease(builds.record_plan, worker, Lease(build, fence), body)
+        return Response(status_code=204)
+
+    def deployments(
+        build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
+    ) -> Response:
+        """Record the deployments that steps of the build made."""
+        made = _decoded(body, list[RecordedDeployment])
+        _of_lease(builds.record_deployments, worker, Lease(build, fence), made)
+        return Response(status_code=204)
+
+    def put_log(
+        build: str,
+        fence: int,
+        offset: int,
+        worker: WorkerIdentity = worker,
+        body: bytes = piece,
+    ) -> Response:
+        """Append a piece of the log; 409 with the right offset if it does not continue it."""
+        lease = Lease(build, fence)
+        return json_response({"offset": _of_lease(builds.append_log, worker, lease, offset, body)})
+
+    def put_events(
+        build: str,
+        fence: int,
+        offset: int,
+        worker: WorkerIdentity = worker,
+        body: bytes = piece,
+    ) -> Response:
+        """Append a piece of the events; 409 as for the log."""
+        lease = Lease(build, fence)
+        return json_response(
+            {"offset": _of_lease(builds.append_events, worker, lease, offset, body)}
+        )
+
+    return [
+        _Route("PUT", "/builds/{build}/document", document, documented(body="Build")),
+        _Route("POST", "/builds/{build}:storeLog", store_log, documented(body="Build")),
+        _Route("PUT", "/builds/{build}/plan", put_plan, documented(body="Payload")),
+        _Route("PUT", "/builds/{build}/deployments", deployments, documented(body="Payload")),
+        _Route("PUT", "/builds/{build}/log", put_log, raw),
+        _Route("PUT", "/builds/{build}/events", put_events, raw),
+    ]
+
+
+def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+    """Return what a worker needs to run a build."""
+    worker = Depends(WorkerAccess(context))
+
+    def get_log(build: str, fence: int, offset: int, worker: WorkerIdentity = worker) -> Response:
+        """Return a piece of the log that an earlier worker of the build has written."""
+        folder = _of_lease(builds.log_folder, worker, Lease(build, fence))
+        return Response(log_piece(folder, offset)[0], media_type=BYTES)
+
+    def get_events(
+        build: str, fence: int, offset: int, worker: WorkerIdentity = worker
+    ) -> Response:
+        """Return a piece of the events that an earlier worker of the build has written."""
+        folder = _of_lease(builds.log_folder, worker, Lease(build, fence))
+        return Response(events_piece(folder, offset)[0], media_type=BYTES)
+
+    def source(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the uploaded archive that is the source of the build; takes byte ranges."""
+        name = _of_lease(builds.upload, worker, Lease(build, fence))
+        path = context.uploads.path_of(name)
+        if not path:
+            raise ApiError(404, f"the uploaded source {name} is not here any more")
+        return FileResponse(path, media_type=BYTES)
+
+    def payload(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the payload of the event that fired the build's trigger."""
+        stored = _of_lease(builds.begun, worker, Lease(build, fence))
+        return json_response({"payload": payload_of_build(context.store.deliveries, stored)})
+
+    def secrets(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the secrets that the plan of the build names."""
+        return json_response({"secrets": _of_lease(builds.secrets, worker, Lease(build, fence))})
+
+    return [
+        _Route("GET", "/builds/{build}/log", get_log),
+        _Route("GET", "/builds/{build}/events", get_events),
+        _Route("GET", "/builds/{build}/source", source),
+        _Route("GET", "/builds/{build}/payload", payload),
+        _Route("GET", "/builds/{build}/secrets", secrets),
+    ]
+
+
+def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
+    """Call an operation; what it refuses is answered so that the worker can tell the cases apart.
+
+    Raises:
+        ApiError: the lease is lost, or a piece does not continue the copy.
+    """
+    try:
+        return operation(*args)
+    except LeaseLost as error:
+        raise ApiError(409, str(error), details=[{"reason": "LEASE_LOST"}]) from error
+    except OffsetMismatch as error:
+        raise ApiError(409, str(error), details=[{"offset": error.size}]) from error
+
+
+def _decoded(body: bytes, kind: type[Result]) -> Result:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise invalid_argument(f"the body is not what this route takes: {error}") from None

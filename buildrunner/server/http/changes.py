@@ -1,0 +1,66 @@
+"""Requests that wait for a change of the queue: held open, and woken by `ServerContext.wake`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TypeVar
+
+from buildrunner.server.loop import Signal
+
+Found = TypeVar("Found")
+
+_LOOK_S = 1.0
+
+
+class Changes:
+    """Wakes requests that wait for changes of the queue. All of them run in one event loop.
+
+    Args:
+        changed: called, from any thread, after a change.
+    """
+
+    def __init__(self, changed: Signal) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waiting: set[asyncio.Event] = set()
+        self._closed = False
+        changed.connect(self._notify)
+
+    async def wait_for(
+        self, look: Callable[[], Awaitable[Found | None]], seconds: float
+    ) -> Found | None:
+        """Return what ``look`` finds, which is called at once and after each change.
+
+        Without a change it is called every second: a change may go unnoticed where another server
+        makes it. Returns None if it finds nothing for that many seconds, or the server stops.
+        """
+        self._loop = loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        changed = asyncio.Event()
+        self._waiting.add(changed)
+        try:
+            while True:
+                changed.clear()
+                found = await look()
+                left = end - loop.time()
+                if found is not None or left <= 0 or self._closed:
+                    return found
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(changed.wait(), min(left, _LOOK_S))
+        finally:
+            self._waiting.discard(changed)
+
+    def close(self) -> None:
+        """End all waits: the server stops. Called in the event loop."""
+        self._closed = True
+        self._wake_all()
+
+    def _notify(self) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed: the server has stopped
+                self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        for changed in self._waiting:
+            changed.set()

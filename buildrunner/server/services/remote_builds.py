@@ -1,0 +1,354 @@
+"""Builds that workers on other hosts run: the operations of the worker protocol.
+
+A worker holds a build by a lease, as the server's own worker does, and every operation names the
+fence of its lease. A worker that lost its lease changes nothing, and is told so by `LeaseLost`,
+which says no more of a build than of one that does not exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from buildrunner.errors import Conflict, LeaseLost, NotFound, SecretError
+from buildrunner.logs.files.copies import append_to_events, append_to_log, copied_bytes
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
+from buildrunner.sandboxes.protocol import ISOLATIONS, isolates
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import (
+    failed_precondition,
+    invalid_argument,
+    permission_denied,
+)
+from buildrunner.sources.policy import policy_text
+from buildrunner.sources.uploads import is_upload_of
+from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.storage.stores import UPLOADS_BUCKET
+from buildrunner.store.asker import build_asker
+from buildrunner.store.model.builds import (
+    LEASE_S,
+    ClaimedBuild,
+    ClaimScope,
+    Lease,
+    StoredBuild,
+)
+from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.remote import (
+    BegunBuild,
+    ClaimRequest,
+    RemoteSecret,
+    WorkerIdentity,
+)
+
+_WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+_MOST_BUILDS: Final = 1000
+# The lines that the build itself writes come on top of the limit for steps.
+_OWN_LINES_BYTES: Final = 1 << 20
+_OF_SERVER: Final = ("name", "projectId", "createTime", "buildTriggerId", "logUrl", "approval")
+
+
+class RemoteBuilds:
+    """The operations. Thread-safe.
+
+    Args:
+        context: the server's.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._queue = context.store.queue
+
+    def claim(self, worker: WorkerIdentity, request: ClaimRequest) -> StoredBuild | None:
+        """Claim the next build for a worker; None if there is none for it now.
+
+        Raises:
+            ApiError: the request is wrong, or the token is not for that pool or build.
+            NotFound: the build that it names does not exist, or is of another project.
+            Conflict: the build that it names does not wait any more.
+        """
+        _check(worker, request)
+        if self._context.disk_problem():
+            return None  # the log could not be kept
+        wanted = request.build_id or worker.build_id
+        if wanted:
+            self._check_waits(worker, wanted)
+        settings = self._context.settings
+        claimed = self._queue.claim(
+            worker.holder(request.worker),
+            now=self._context.clock(),
+            lease_s=LEASE_S,
+            limit=request.limit,
+            scope=ClaimScope(
+                pool=worker.pool,
+                projects=worker.projects,
+                build_id=wanted,
+                uploads_of=settings.worker,
+                trusted_only=not isolates(request.isolation, settings.isolation),
+            ),
+        )
+        if claimed is None:
+            return None
+        self._context.build_started(claimed[0])
+        return _shown(worker, claimed[0])
+
+    def _check_waits(self, worker: WorkerIdentity, build_id: str) -> None:
+        stored = self._context.store.builds.find(build_id)
+        if worker.projects and stored.document["projectId"] not in worker.projects:
+            raise NotFound(f"there is no build {build_id} here")
+        if stored.status not in ("QUEUED", "PENDING") or stored.worker:
+            raise Conflict(
+                f"build {build_id} does not wait any more: its status is {stored.status}"
+            )
+        if stored.pool != worker.pool:
+            raise Conflict(f"build {build_id} is not for workers of the pool {worker.pool or '-'}")
+
+    def held(self, worker: WorkerIdentity, name: str) -> list[ClaimedBuild]:
+        """Return the builds that a worker holds."""
+        holder = worker.holder(_checked_name(name))
+        return [replace(one, worker=name) for one in self._queue.claimed(holder)]
+
+    def find(self, worker: WorkerIdentity, build_id: str) -> StoredBuild:
+        """Return a build that a worker with this token holds.
+
+        Raises:
+            NotFound: no worker with this token holds such a build.
+        """
+        stored = self._context.store.builds.find(build_id)
+        if not worker.holds(stored.worker):
+            raise NotFound(f"there is no build {build_id} here")
+        return _shown(worker, stored)
+
+    def take_over(self, worker: WorkerIdentity, name: str, lease: Lease) -> StoredBuild:
+        """Give the worker that holds a build a new lease, after the build's process died.
+
+        Raises:
+            LeaseLost: the worker does not hold the build.
+        """
+        holder = worker.holder(_checked_name(name))
+        held = self._queue.holder(lease)
+        if held is None or held.worker != holder:
+            raise _lost(lease)
+        try:
+            stored, _ = self._queue.claim_again(
+                lease.build_id,
+                holder,
+                now=self._context.clock(),
+                lease_s=LEASE_S,
+                instead_of=lease.fence,
+            )
+        except (Conflict, NotFound):
+            raise _lost(lease) from None
+        return _shown(worker, stored)
+
+    def begin(self, worker: WorkerIdentity, lease: Lease, incarnation: str) -> BegunBuild:
+        """Let one process of the worker begin the build.
+
+        Raises:
+            LeaseLost: the worker does not hold the build, or another process has begun it.
+            StoreError: the log can't be read.
+        """
+        held = self._own(worker, lease, begun=False)
+        self._queue.set_process(lease, incarnation)
+        log_bytes, event_bytes = copied_bytes(self._folder(lease))
+        settings = self._context.settings
+        return BegunBuild(
+            log_bytes=log_bytes,
+            event_bytes=event_bytes,
+            settings=self._context.build_settings(held.project),
+            sources=policy_text(settings.sources),
+            public_url=settings.public_url,
+            log_limit_bytes=settings.max_log_bytes,
+        )
+
+    def renew(self, worker: WorkerIdentity, lease: Lease) -> str:
+        """Renew a lease; return why somebody wants the build cancelled, or an empty text.
+
+        Raises:
+            LeaseLost: see `begin`.
+        """
+        self._own(worker, lease)
+        return self._queue.renew(lease, now=self._context.clock(), lease_s=LEASE_S)
+
+    def wants_cancel(self, worker: WorkerIdentity, lease: Lease) -> bool:
+        """Whether somebody wants the build cancelled. Raises `LeaseLost`."""
+        return self._own(worker, lease).cancel_requested
+
+    def record(self, worker: WorkerIdentity, lease: Lease, document: dict[str, Any]) -> None:
+        """Replace the document of a build, but for the fields that only the server sets.
+
+        Raises:
+            ApiError: it is the document of another build.
+            LeaseLost: see `begin`.
+            Conflict: the build has ended already.
+        """
+        is_of_build = document.get("id") == lease.build_id
+        if (held := self._queue.holder(lease)) is None:
+            if not is_of_build:
+                raise _lost(lease)
+            self._queue.record(lease, document)  # refuses: the build has ended, or is another's
+            return
+        self._own(worker, lease, held=held)
+        if not is_of_build:
+            raise invalid_argument("this is the document of another build", field="id")
+        before = self._context.store.builds.find(lease.build_id).document
+        document = {
+            **{name: value for name, value in document.items() if name not in _OF_SERVER},
+            **{name: before[name] for name in _OF_SERVER if name in before},
+        }
+        self._queue.record(lease, document)
+        if document.get("status") in FINAL_STATUSES:
+            self._context.build_ended(self._context.store.builds.find(lease.build_id))
+
+    def record_plan(self, worker: WorkerIdentity, lease: Lease, plan: bytes) -> None:
+        """Keep the compiled plan.
+
+        Raises:
+            ApiError: it is no plan.
+            LeaseLost: see `begin`.
+        """
+        self._own(worker, lease)
+        try:
+            msgspec.json.decode(plan, type=BuildPlan)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise invalid_argument(f"this is no plan: {error}") from None
+        self._queue.record_plan(lease, plan)
+
+    def record_deployments(
+        self, worker: WorkerIdentity, lease: Lease, made: Sequence[RecordedDeployment]
+    ) -> None:
+        """Record deployments that the build made. Raises `LeaseLost`."""
+        self._own(worker, lease)
+        self._queue.record_deployments(lease, made)
+
+    def store_log(
+        self, worker: WorkerIdentity, lease: Lease, document: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Store the finished log of a build in its bucket; return its document, with warnings.
+
+        Raises:
+            LeaseLost: see `begin`.
+        """
+        return self._context.store_log(self.begun(worker, lease), document)
+
+    def append_log(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
+        """Append a piece to the log of a build; return the bytes of the log.
+
+        Raises:
+            LeaseLost: see `begin`.
+            OffsetMismatch: the log has another size.
+            StoreError: the piece is none, the log is too large, or the disk is full.
+        """
+        self._own(worker, lease)
+        limit = self._context.settings.max_log_bytes
+        if 0 < limit < offset + len(piece) - 2 * _OWN_LINES_BYTES:
+            raise invalid_argument(f"the build's log is larger than {limit >> 20} MiB")
+        return append_to_log(self._folder(lease), offset, piece)
+
+    def append_events(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
+        """Append a piece to the events of a build; see `append_log`."""
+        self._own(worker, lease)
+        return append_to_events(self._folder(lease), offset, piece)
+
+    def log_folder(self, worker: WorkerIdentity, lease: Lease) -> str:
+        """Return the folder of a build's log. Raises `LeaseLost`."""
+        self._own(worker, lease)
+        return self._folder(lease)
+
+    def begun(self, worker: WorkerIdentity, lease: Lease) -> StoredBuild:
+        """Return a build that a worker has begun. Raises `LeaseLost`."""
+        self._own(worker, lease)
+        return self._context.store.builds.find(lease.build_id)
+
+    def upload(self, worker: WorkerIdentity, lease: Lease) -> str:
+        """Return the name of the uploaded archive that is the source of a build.
+
+        Raises:
+            LeaseLost: see `begin`.
+            NotFound: the source of the build is no upload.
+        """
+        stored = self.begun(worker, lease)
+        source = stored.request.get("source", {}).get("storageSource", {})
+        project, name = stored.document["projectId"], str(source.get("object", ""))
+        if source.get("bucket") != UPLOADS_BUCKET or not is_upload_of(project, name):
+            raise NotFound(f"build {lease.build_id} has no uploaded source")
+        return name
+
+    def secrets(self, worker: WorkerIdentity, lease: Lease) -> list[RemoteSecret]:
+        """Return the secrets that the stored plan of a build names, as far as it may have them.
+
+        Raises:
+            ApiError: the build has no plan yet.
+            LeaseLost: see `begin`.
+        """
+        stored = self.begun(worker, lease)
+        found = self._context.store.builds.plan(lease.build_id)
+        if found is None:
+            raise failed_precondition(f"build {lease.build_id} has no plan yet")
+        plan = msgspec.json.decode(found, type=BuildPlan)
+        asker = build_asker(stored, self._context.settings.default_project)
+        references = {
+            (one.kind, one.name, one.ciphertext): one for step in plan.steps for one in step.secrets
+        }
+        return [self._secret(asker, one, plan) for one in references.values()]
+
+    def _secret(self, asker: Any, reference: SecretReference, plan: BuildPlan) -> RemoteSecret:
+        secret = RemoteSecret(
+            kind=reference.kind, name=reference.name, ciphertext=reference.ciphertext
+        )
+        try:
+            value = self._context.secrets.resolve(asker, reference, plan)
+        except SecretError as error:
+            return replace(secret, error=str(error), hint=error.hint)
+        return replace(secret, value=value)
+
+    def _own(
+        self,
+        worker: WorkerIdentity,
+        lease: Lease,
+        *,
+        begun: bool = True,
+        held: ClaimedBuild | None = None,
+    ) -> ClaimedBuild:
+        held = held or self._queue.holder(lease)
+        if held is None or not worker.holds(held.worker):
+            raise _lost(lease)
+        if begun and not held.process:
+            raise failed_precondition(f"build {lease.build_id} is not begun yet: begin it first")
+        return held
+
+    def _folder(self, lease: Lease) -> str:
+        return log_folder(self._context.data_folder, lease.build_id)
+
+
+def _check(worker: WorkerIdentity, request: ClaimRequest) -> None:
+    _checked_name(request.worker)
+    if request.pool and request.pool != worker.pool:
+        pool = f"the pool {worker.pool}" if worker.pool else "builds without a pool"
+        raise permission_denied(f"token {worker.name} is for {pool}, not for {request.pool}")
+    if worker.build_id and request.build_id not in ("", worker.build_id):
+        raise permission_denied(f"token {worker.name} is for another build")
+    if not 1 <= request.limit <= _MOST_BUILDS:
+        raise invalid_argument(f"limit is from 1 to {_MOST_BUILDS}", field="limit")
+    if request.isolation and request.isolation not in ISOLATIONS:
+        known = ", ".join(ISOLATIONS)
+        raise invalid_argument(f"no isolation is called so; known: {known}", field="isolation")
+
+
+def _checked_name(name: str) -> str:
+    if not _WORKER.fullmatch(name):
+        raise invalid_argument(f"{name!r} is no name of a worker", field="worker")
+    return name
+
+
+def _shown(worker: WorkerIdentity, stored: StoredBuild) -> StoredBuild:
+    """The build as its worker knows it: under the worker's own name."""
+    return replace(stored, worker=stored.worker.removeprefix(worker.holder("")))
+
+
+def _lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(f"another process runs build {lease.build_id} by now, or it has ended")

@@ -1,0 +1,96 @@
+"""Messages of the worker protocol, between a server and the workers that reach it over HTTPS.
+
+Source: our own protocol, see docs/decisions/0037-worker-protocol.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+REMOTE: Final = "worker:"
+"""Prefix of the names under which workers that reach the server over HTTPS hold builds. The name of
+the token follows, then ``/`` and the worker's own name."""
+
+
+class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
+    """The holder of a worker's token.
+
+    Attributes:
+        name: of the token.
+        pool: whose builds it claims; empty: builds without a pool.
+        projects: whose builds it may claim; empty for all projects.
+        build_id: the only build that it may claim; empty for any.
+    """
+
+    name: str
+    pool: str = ""
+    projects: tuple[str, ...] = ()
+    build_id: str = ""
+
+    def holder(self, worker: str) -> str:
+        """Return the name under which one worker with this token holds builds."""
+        return f"{REMOTE}{self.name}/{worker}"
+
+    def holds(self, holder: str) -> bool:
+        """Whether a name is that of a worker with this token."""
+        return holder.startswith(self.holder(""))
+
+
+class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A worker asks for a build.
+
+    Attributes:
+        worker: the worker's name, which stays the same after a restart.
+        pool: the pool that the worker means to serve; must be that of its token.
+        build_id: the only build that it wants; empty for any.
+        limit: how many builds the worker runs at the same time.
+        isolation: how the worker isolates builds; see `sandboxes.protocol.ISOLATIONS`.
+        wait_s: how long the server waits for a build before it answers that there is none.
+    """
+
+    worker: str
+    pool: str = ""
+    build_id: str = ""
+    limit: int = 1
+    isolation: str = ""
+    wait_s: float = 0.0
+
+
+class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What a worker needs to run a build that it has begun.
+
+    Attributes:
+        log_bytes: bytes of the log that the server has.
+        event_bytes: bytes of the events that the server has.
+        settings: fields of `Settings` that hold for the build's project.
+        sources: where builds may fetch from, as `sources.policy.policy_from` reads it.
+        public_url: address of the server in links.
+        log_limit_bytes: how large steps may make the log; 0 sets no limit.
+    """
+
+    log_bytes: int = 0
+    event_bytes: int = 0
+    settings: dict[str, Any] = {}
+    sources: str = ""
+    public_url: str = ""
+    log_limit_bytes: int = 0
+
+
+class RemoteSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The value of a secret that the plan of a build names, or why there is none.
+
+    Attributes:
+        kind, name, ciphertext: see `plan.build_plan.SecretReference`.
+        value: the value; empty if there is an error.
+        error: why there is no value; empty if there is one.
+        hint: what to do about the error.
+    """
+
+    kind: str
+    name: str
+    ciphertext: str = ""
+    value: str = ""
+    error: str = ""
+    hint: str = ""

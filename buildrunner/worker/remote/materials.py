@@ -1,0 +1,204 @@
+"""The parts of a build that are on its server: the uploaded source, and values of secrets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+from buildrunner.client.http import ServerConnection
+from buildrunner.errors import (
+    BuildrunnerError,
+    SecretError,
+    StorageError,
+    StoreError,
+)
+from buildrunner.plan.build_plan import BuildPlan, SecretReference
+from buildrunner.sources.uploads import is_upload_of
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.source import StorageSource
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
+from buildrunner.storage.object_store import Content, Retried, StoredObject
+from buildrunner.storage.stores import UPLOADS_BUCKET
+from buildrunner.store.model.builds import Lease, StoredBuild
+from buildrunner.store.model.remote import RemoteSecret
+from buildrunner.worker.leases import patiently
+from buildrunner.worker.remote.queue import RemoteQueue, decoded, until_answered
+
+_PIECE_BYTES = 1 << 20
+_STORE_S = 180.0
+
+
+class RemoteUpload:
+    """Implements `ObjectStore` for the uploaded archive that a build names as its source.
+
+    Args:
+        server: the connection to the server. Not closed.
+        lease: our right to the build.
+        project: the project of the build.
+        source: what the build names.
+    """
+
+    def __init__(
+        self, server: ServerConnection, lease: Lease, project: str, source: StorageSource
+    ) -> None:
+        self._server = server
+        self._path = f"/worker/v1/builds/{lease.build_id}/source"
+        self._query = {"fence": lease.fence}
+        self._project = project
+        self._name = source.object
+
+    def url_of(self, bucket: str, name: str) -> str:
+        """See `ObjectStore.url_of`."""
+        return f"gs://{bucket}/{name}"
+
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
+        """See `ObjectStore.check_bucket`: the bucket is always there."""
+
+    def find(
+        self,
+        bucket: str,
+        name: str,
+        generation: int = 0,
+        *,
+        retried: Retried | None = None,  # noqa: ARG002
+    ) -> StoredObject:
+        """See `ObjectStore.find`."""
+        url = self.url_of(bucket, name)
+        own = name == self._name and is_upload_of(self._project, name)
+        if bucket != UPLOADS_BUCKET or not own:
+            raise StorageError(
+                f"{url} was not uploaded for this build's project, {self._project}",
+                unauthorized=True,
+            )
+        try:
+            with self._server.http.stream("GET", self._path, params=self._query) as answer:
+                self._server.check(answer)
+                size = int(answer.headers["content-length"])
+        except (BuildrunnerError, httpx.TransportError) as error:
+            raise self._failed(url, error) from error
+        return StoredObject(
+            bucket=bucket, name=name, generation=generation, url=url, size_bytes=size
+        )
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`. The sum of the whole archive must be that of its name."""
+        digest = hashlib.sha256()
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            with self._server.http.stream(
+                "GET", self._path, params=self._query, headers=headers
+            ) as answer:
+                self._server.check(answer)
+                for piece in answer.iter_bytes(_PIECE_BYTES):
+                    if cancel.is_set():
+                        raise StorageError(f"{found.url} is not wanted any more")
+                    digest.update(piece)
+                    yield piece
+        except (BuildrunnerError, httpx.TransportError) as error:
+            raise self._failed(found.url, error) from error
+        named = os.path.basename(found.name).partition(".")[0]
+        if offset == 0 and digest.hexdigest() != named:
+            raise StorageError(
+                f"{found.url} is not what was uploaded: its SHA-256 sum is {digest.hexdigest()}",
+                hint="submit again, which uploads it again",
+            )
+
+    def write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,  # noqa: ARG002
+        size_bytes: int,  # noqa: ARG002
+        *,
+        content_type: str,  # noqa: ARG002
+        retried: Retried | None = None,  # noqa: ARG002
+    ) -> StoredObject:
+        """See `ObjectStore.write`: a build changes no uploads.
+
+        Raises:
+            StorageError: always.
+        """
+        raise StorageError(f"{self.url_of(bucket, name)} can't be written", unauthorized=True)
+
+    def _failed(self, url: str, error: Exception) -> StorageError:
+        if isinstance(error, StorageError):
+            return error
+        return StorageError(f"{url} can't be fetched from {self._server.url}: {error}")
+
+
+class RemoteSecrets:
+    """Implements `SecretResolver`: the values come from the server, once for each build.
+
+    Args:
+        queue: the server's.
+        lease: our right to the build.
+    """
+
+    def __init__(self, queue: RemoteQueue, lease: Lease) -> None:
+        self._queue = queue
+        self._lease = lease
+        self._lock = threading.Lock()
+        self._found: Mapping[tuple[str, str, str], RemoteSecret] | None = None
+
+    def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:  # noqa: ARG002
+        """See `SecretResolver.resolve`."""
+        with self._lock:
+            if self._found is None:
+                self._found = self._fetched()
+        key = (reference.kind, reference.name, reference.ciphertext)
+        secret = self._found.get(key)
+        if secret is None:
+            raise SecretError(f"the server has no secret {reference.name} for this build")
+        if secret.error:
+            raise SecretError(secret.error, hint=secret.hint)
+        return secret.value
+
+    def _fetched(self) -> Mapping[tuple[str, str, str], RemoteSecret]:
+        try:
+            answer = patiently(lambda: self._queue.call("GET", self._lease, "/secrets"))
+        except StoreError as error:
+            raise SecretError(f"the server gives no secrets: {error}") from error
+        found = decoded(answer, dict[str, list[RemoteSecret]])["secrets"]
+        return {(one.kind, one.name, one.ciphertext): one for one in found}
+
+
+def event_payload(queue: RemoteQueue, lease: Lease) -> Mapping[str, Any]:
+    """Return the payload of the event that fired a build's trigger, by root name.
+
+    Raises:
+        StoreError: the server does not tell.
+    """
+    answer = patiently(lambda: queue.call("GET", lease, "/payload"))
+    payload: Mapping[str, Any] = decoded(answer, dict[str, dict[str, Any]])["payload"]
+    return payload
+
+
+def store_log(
+    queue: RemoteQueue,
+    lease: Lease,
+    send_rest: Callable[[], None],
+    stored: StoredBuild,  # noqa: ARG001  (the server knows it)
+    build: Build,
+) -> Build:
+    """Have the server store the log of a finished build where the Build wants it.
+
+    Returns:
+        The Build, with a warning if that failed.
+
+    Raises:
+        LeaseLost: the lease is somebody else's.
+        StoreError: the server does not take the log.
+    """
+    until_answered(send_rest)
+    content = msgspec.json.encode(encode_message(build))
+    answer = until_answered(
+        lambda: queue.call("POST", lease, ":storeLog", content=content, answer_s=_STORE_S)
+    )
+    return decode_message(Build, decoded(answer, dict[str, Any])).value
