@@ -150,6 +150,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         shown_settings: the settings as they hold, with where each value came from.
         provenance_key: returns the public key of provenance, as PEM text.
         identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
+        pools: names of the pools in the settings, beside those of workers' tokens.
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
             it knows, and None for others. They are asked before the tokens in the database.
         build_settings: returns the fields of `Settings` that workers get for builds of a project.
@@ -180,11 +181,16 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     shown_settings: tuple[ShownSetting, ...] = ()
     provenance_key: Callable[[], str] = lambda: ""
     identity_keys: Callable[[], list[dict[str, str]]] = list
+    pools: frozenset[str] = frozenset()
     worker_tokens: tuple[Callable[[str], WorkerIdentity | None], ...] = ()
     build_settings: Callable[[str], dict[str, Any]] = lambda _: {}
     store_log: Callable[[StoredBuild, dict[str, Any]], dict[str, Any]] = lambda _, build: build
     build_started: Callable[[StoredBuild], None] = lambda _: None
     build_ended: Callable[[StoredBuild], None] = lambda _: None
+
+    def is_pool(self, name: str) -> bool:
+        """Whether a pool has that name: in the settings, or that of a worker's token."""
+        return name in self.pools or name in self.store.tokens.pools()
 
     def disk_problem(self) -> str:
         """Return what is wrong with the disk of the data folder, in words; empty for nothing."""

@@ -9,7 +9,7 @@ from what is shown.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -43,6 +43,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import NewBuild
 
+_POOL_FIELDS: Final = ("options.pool", "options.workerPool")
 DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
 DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
 
@@ -63,6 +64,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         request_id: idempotency key; empty for none.
         worker: name of this server's worker, which alone can read what is uploaded here.
         is_tied: it needs something else that is here alone, too.
+        is_pool: whether workers of this server have a pool of that name.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
 
@@ -85,6 +87,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     untrusted: bool = False
     attempt_of: str = ""
     is_tied: bool = False
+    is_pool: Callable[[str], bool] = lambda _: False
 
     @property
     def config_comes_later(self) -> bool:
@@ -114,7 +117,11 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     problems += found
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
-    return _kept(build, _with_facts(resolved, arrival, _warnings(problems)), arrival)
+    pool = _pool(resolved, arrival)
+    if pool:  # what else is said of pools is that they mean nothing here
+        problems = [one for one in problems if not one.path.startswith(_POOL_FIELDS)]
+    shown = _with_facts(resolved, arrival, _warnings(problems))
+    return replace(_kept(build, shown, arrival), pool=pool)
 
 
 def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
@@ -165,6 +172,19 @@ def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
         only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
         labels=arrival.labels,
     )
+
+
+def _pool(build: Build, arrival: Arrival) -> str:
+    """The pool whose workers run the build; empty if it names none that this server has.
+
+    The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
+    """
+    options = build.options
+    if options is None:
+        return ""
+    named = (options.pool.name if options.pool else "") or options.worker_pool
+    name = named.rpartition("/")[2]
+    return name if name and arrival.is_pool(name) else ""
 
 
 def _cut(value: str) -> str:

@@ -56,6 +56,7 @@ def arrival(context: ServerContext, project: str, location: str, **facts: Any) -
         now=context.clock(),
         public_url=settings.public_url,
         policy=settings.sources,
+        is_pool=context.is_pool,
         **{"worker": settings.worker, **facts},
     )
 

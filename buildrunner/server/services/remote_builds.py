@@ -14,7 +14,14 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import Conflict, LeaseLost, NotFound, SecretError
+from buildrunner.errors import (
+    Conflict,
+    LeaseLost,
+    NotFound,
+    SecretError,
+    StoreError,
+    StoreUnavailable,
+)
 from buildrunner.logs.files.copies import append_to_events, append_to_log, copied_bytes
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
@@ -190,7 +197,7 @@ class RemoteBuilds:
         if (held := self._queue.holder(lease)) is None:
             if not is_of_build:
                 raise _lost(lease)
-            self._queue.record(lease, document)  # refuses: the build has ended, or is another's
+            self._record(lease, document)  # refuses: the build has ended, or is another's
             return
         self._own(worker, lease, held=held)
         if not is_of_build:
@@ -200,9 +207,19 @@ class RemoteBuilds:
             **{name: value for name, value in document.items() if name not in _OF_SERVER},
             **{name: before[name] for name in _OF_SERVER if name in before},
         }
-        self._queue.record(lease, document)
+        self._record(lease, document)
         if document.get("status") in FINAL_STATUSES:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
+
+    def _record(self, lease: Lease, document: dict[str, Any]) -> None:
+        try:
+            self._queue.record(lease, document)
+        except (Conflict, LeaseLost, StoreUnavailable):
+            raise
+        except StoreError as error:
+            if self._queue.holder(lease) is None:
+                raise _lost(lease) from None
+            raise invalid_argument(str(error)) from None
 
     def record_plan(self, worker: WorkerIdentity, lease: Lease, plan: bytes) -> None:
         """Keep the compiled plan.

@@ -1,0 +1,353 @@
+"""The worker protocol, as a worker's token opens it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from buildrunner.engine.log.pipeline import LogChunk
+from buildrunner.logs.files.copies import log_piece
+from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.server.http.tokens import new_token
+from buildrunner.store.model.remote import WorkerIdentity
+from tests.api_server import ApiServer, api_server, now
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path, auth=True) as found:
+        yield found
+
+
+def user(server: ApiServer) -> httpx.Client:
+    return bearer(server, server.token("user", "read", "submit", "admin"))
+
+
+def worker(server: ApiServer, name: str = "w1", **token: Any) -> httpx.Client:
+    text, stored = new_token(name, ["worker"], now=now(), **token)
+    server.store.tokens.create(stored)
+    return bearer(server, text)
+
+
+_CLIENTS: list[httpx.Client] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_clients() -> Iterator[None]:
+    yield
+    while _CLIENTS:
+        _CLIENTS.pop().close()
+
+
+def bearer(server: ApiServer, token: str) -> httpx.Client:
+    headers = {"Authorization": f"Bearer {token}"}
+    client = httpx.Client(base_url=server.url, headers=headers, timeout=30)
+    _CLIENTS.append(client)
+    return client
+
+
+def create(client: httpx.Client, project: str = "p", **build: Any) -> str:
+    body = {"steps": [{"name": "busybox"}], **build}
+    answer = client.post(f"/v1/projects/{project}/builds", json=body)
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["metadata"]["build"]["id"])
+
+
+def claim(client: httpx.Client, **request: Any) -> httpx.Response:
+    return client.post("/worker/v1/builds:claim", json={"worker": "host/1", **request})
+
+
+def claimed(client: httpx.Client, **request: Any) -> tuple[str, dict[str, Any]]:
+    """Claim a build: the beginning of its routes, and the query of its lease."""
+    answer = claim(client, **request)
+    assert answer.status_code == 200, answer.text
+    build = answer.json()
+    return f"/worker/v1/builds/{build['document']['id']}", {"fence": build["fence"]}
+
+
+def begun(client: httpx.Client, **request: Any) -> tuple[str, dict[str, Any]]:
+    path, lease = claimed(client, **request)
+    answer = client.post(f"{path}:begin", params={**lease, "incarnation": "1:1"})
+    assert answer.status_code == 200, answer.text
+    return path, lease
+
+
+class TestClaim:
+    def test_a_claim_waits_for_the_next_build(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        assert claim(mine).status_code == 204
+        answers: list[httpx.Response] = []
+        waits = threading.Thread(target=lambda: answers.append(claim(mine, waitS=20)))
+        waits.start()
+        while not server.app.state.changes._waiting:
+            time.sleep(0.01)
+        begin = time.monotonic()
+        build = create(client)
+        waits.join()
+        assert answers[0].json()["document"]["id"] == build
+        assert time.monotonic() - begin < 5
+
+    def test_a_worker_runs_no_more_builds_than_it_says(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        create(client)
+        create(client)
+        claimed(mine)
+        assert claim(mine).status_code == 204
+        assert claim(mine, limit=2).status_code == 200
+
+    def test_a_pool_has_the_builds_that_name_it(self, server: ApiServer) -> None:
+        client, arm, other = user(server), worker(server, pool="arm"), worker(server, "w2")
+        name = "projects/p/locations/global/workerPools/arm"
+        build = create(client, options={"pool": {"name": name}})
+        assert claim(other).status_code == 204
+        assert claim(arm, pool="x86").status_code == 403
+        path, _ = claimed(arm, pool="arm")
+        assert path.endswith(build)
+        shown = client.get(f"/v1/projects/p/builds/{build}").json()
+        assert "warnings" not in shown
+
+    def test_a_pool_that_the_server_does_not_have_changes_nothing(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        build = create(client, options={"pool": {"name": "nobodys"}})
+        assert claimed(mine)[0].endswith(build)
+        shown = client.get(f"/v1/projects/p/builds/{build}").json()
+        assert "builds run where buildrunner runs" in shown["warnings"][0]["text"]
+
+    def test_a_token_of_projects_claims_their_builds_alone(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server, projects=["q"])
+        other = create(client)
+        assert claim(mine).status_code == 204
+        assert claim(mine, buildId=other).status_code == 404
+        create(client, project="q")
+        assert claim(mine).status_code == 200
+
+    def test_a_build_that_is_named_is_claimed_once(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        create(client)
+        build = create(client)
+        assert claimed(mine, buildId=build)[0].endswith(build)
+        again = claim(mine, buildId=build)
+        assert again.status_code == 409
+        assert "does not wait any more" in again.json()["error"]["message"]
+        assert claim(mine, buildId="none").status_code == 404
+
+    def test_builds_of_forks_wait_for_a_worker_that_isolates_them(self, tmp_path: Path) -> None:
+        with api_server(tmp_path, isolation="capabilities") as server:
+            mine = worker(server)
+            build = server.create()
+            server.store.builds.find(build)
+            with server.store._database.write() as connection:
+                connection.exec_driver_sql("UPDATE builds SET untrusted = 1")
+            assert claim(mine).status_code == 204
+            assert claim(mine, isolation="privileged").status_code == 204
+            assert claim(mine, isolation="capabilities").status_code == 200
+
+    def test_a_server_with_a_full_disk_gives_no_builds_away(self, tmp_path: Path) -> None:
+        with api_server(tmp_path, min_free_bytes=1 << 60) as server:
+            server.create()
+            assert claim(worker(server)).status_code == 204
+
+    @pytest.mark.parametrize(
+        ("request_", "says"),
+        [
+            ({"worker": "../x"}, "no name of a worker"),
+            ({"limit": 0}, "limit is from 1"),
+            ({"isolation": "steel"}, "no isolation is called so"),
+            ({"limit": "x"}, "no claim"),
+        ],
+    )
+    def test_a_claim_that_can_not_be_is_refused(
+        self, server: ApiServer, request_: dict[str, Any], says: str
+    ) -> None:
+        answer = claim(worker(server), **request_)
+        assert answer.status_code == 400
+        assert says in answer.json()["error"]["message"]
+
+
+class TestOwnBuilds:
+    def test_nothing_is_told_or_taken_before_the_build_is_begun(self, server: ApiServer) -> None:
+        create(user(server))
+        mine = worker(server)
+        path, lease = claimed(mine)
+        for method, route in (
+            ("GET", "/secrets"),
+            ("GET", "/source"),
+            ("GET", "/payload"),
+            ("PUT", "/plan"),
+            ("PUT", "/log"),
+            ("POST", ":renew"),
+        ):
+            query = {**lease, "offset": 0}
+            answer = mine.request(method, path + route, params=query, content=b"{}")
+            assert (route, answer.status_code) == (route, 400)
+            assert "begin it first" in answer.json()["error"]["message"]
+
+    def test_a_second_process_of_the_same_claim_is_refused(self, server: ApiServer) -> None:
+        create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        again = mine.post(f"{path}:begin", params={**lease, "incarnation": "1:1"})
+        assert again.status_code == 200
+        second = mine.post(f"{path}:begin", params={**lease, "incarnation": "2:2"})
+        assert second.status_code == 409
+        assert second.json()["error"]["details"] == [{"reason": "LEASE_LOST"}]
+
+    def test_another_workers_build_is_as_one_that_does_not_exist(self, server: ApiServer) -> None:
+        create(user(server))
+        path, lease = begun(worker(server))
+        other = worker(server, "w2")
+        assert other.get(path).status_code == 404
+        missing = "/worker/v1/builds/none"
+        for method, route in (
+            ("POST", ":begin"),
+            ("POST", ":renew"),
+            ("POST", ":takeOver"),
+            ("POST", ":storeLog"),
+            ("GET", "/signals"),
+            ("PUT", "/document"),
+            ("PUT", "/plan"),
+            ("PUT", "/log"),
+            ("PUT", "/events"),
+            ("GET", "/log"),
+            ("GET", "/events"),
+            ("GET", "/source"),
+            ("GET", "/payload"),
+            ("GET", "/secrets"),
+        ):
+            query = {**lease, "incarnation": "1:1", "worker": "host/1", "offset": 0}
+            told = [
+                other.request(method, one + route, params=query, content=b'{"id":"none"}')
+                for one in (path, missing)
+            ]
+            assert [one.status_code for one in told] == [409, 409], route
+            texts = [one.json()["error"]["message"].replace("none", "ID") for one in told]
+            assert texts[0].replace(path.rpartition("/")[2], "ID") == texts[1]
+
+    def test_a_lease_that_was_lost_writes_nothing(self, server: ApiServer, tmp_path: Path) -> None:
+        build = create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        taken = mine.post(f"{path}:takeOver", params={**lease, "worker": "host/1"}).json()
+        assert taken["fence"] > lease["fence"]
+        sink = LogFileSink(str(tmp_path / "log"))
+        sink.write(LogChunk(b"late\n", None, now()))
+        sink.close()
+        piece, _ = log_piece(str(tmp_path / "log"), 0)
+        query = {**lease, "offset": 0}
+        assert mine.put(f"{path}/log", params=query, content=piece).status_code == 409
+        answer = mine.put(f"{path}/document", params=lease, json={"id": build})
+        assert answer.status_code == 409
+        assert (tmp_path / "logs" / build / "log.txt").read_bytes() == b""
+
+    def test_what_the_server_alone_sets_stays(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        build = create(client)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        changed = {**before, "projectId": "q", "buildTriggerId": "t", "status": "WORKING"}
+        assert mine.put(f"{path}/document", params=lease, json=changed).status_code == 204
+        shown = client.get(f"/v1/projects/p/builds/{build}").json()
+        assert (shown["projectId"], shown["status"]) == ("p", "WORKING")
+        assert "buildTriggerId" not in shown
+        other = mine.put(f"{path}/document", params=lease, json={**changed, "id": "x"})
+        assert other.status_code == 400
+
+    def test_secrets_are_those_that_the_plan_names(self, server: ApiServer) -> None:
+        from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+
+        create(user(server))
+        server.secrets.hold(KEY="value", OTHER="hidden")
+        mine = worker(server)
+        path, lease = begun(mine)
+        assert mine.get(f"{path}/secrets", params=lease).status_code == 400
+        references = tuple(SecretReference(e, "secretManager", e) for e in ("KEY", "NONE"))
+        plan = BuildPlan(
+            build_id="b",
+            project_id="p",
+            steps=(StepPlan(index=0, image="busybox", secrets=references),),
+        )
+        stored = mine.put(f"{path}/plan", params=lease, content=plan.to_json())
+        assert stored.status_code == 204, stored.text
+        got = mine.get(f"{path}/secrets", params=lease).json()["secrets"]
+        assert [(one["name"], one.get("value", "")) for one in got] == [
+            ("KEY", "value"),
+            ("NONE", ""),
+        ]
+        assert "no secret NONE" in got[1]["error"]
+
+    def test_the_wish_to_cancel_arrives_at_once(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        build = create(client)
+        path, lease = begun(mine)
+        heard: list[float] = []
+
+        def listen() -> None:
+            answer = mine.get(f"{path}/signals", params={**lease, "wait": 20})
+            assert answer.json() == {"cancel": True}
+            heard.append(time.monotonic())
+
+        listens = threading.Thread(target=listen)
+        listens.start()
+        while not server.app.state.changes._waiting:
+            time.sleep(0.01)
+        client.post(f"/v1/projects/p/builds/{build}:cancel", json={})
+        asked = time.monotonic()
+        listens.join()
+        assert heard[0] - asked < 0.2
+        renewed = mine.post(f"{path}:renew", params=lease).json()
+        assert renewed == {"cancel": "cancelled by user"}
+
+
+class TestTokens:
+    def test_a_workers_token_signs_nobody_in(self, server: ApiServer) -> None:
+        mine = worker(server)
+        token = mine.headers["Authorization"].removeprefix("Bearer ")
+        for path in ("/buildrunner/v1/whoami", "/v1/projects/p/builds", "/metrics"):
+            assert mine.get(path).status_code == 401
+        form = httpx.post(f"{server.url}/login", data={"token": token})
+        assert "buildrunner_session" not in form.cookies
+
+    def test_a_token_of_another_kind_is_verified_beside_those_of_the_database(
+        self, tmp_path: Path
+    ) -> None:
+        with api_server(tmp_path) as server:
+            build = server.create()
+            server.create()
+            identity = WorkerIdentity(name="pod", build_id=build)
+            verified = {"projected": identity}.get
+            from msgspec.structs import replace
+
+            from buildrunner.server.app import create_app
+            from buildrunner.server.http.listener import Listener, listen_on
+
+            listening = listen_on("127.0.0.1", 0)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            context = replace(server.context, worker_tokens=(verified,))
+            listener = Listener(create_app(context), listening)
+            thread = threading.Thread(target=listener.run)
+            thread.start()
+            listener.wait_until_ready()
+            try:
+                headers = {"Authorization": "Bearer projected"}
+                with httpx.Client(base_url=url, headers=headers, timeout=30) as pod:
+                    path, _ = claimed(pod)
+                    assert path.endswith(build)
+                    assert claim(pod, limit=9).status_code == 409  # no other one is its own
+                headers = {"Authorization": "Bearer unknown"}
+                assert (
+                    httpx.post(f"{url}/worker/v1/builds:claim", headers=headers).status_code == 401
+                )
+            finally:
+                listener.stop()
+                thread.join()
+
+    def test_a_revoked_token_opens_nothing(self, server: ApiServer) -> None:
+        mine = worker(server)
+        server.store.tokens.revoke("w1", now=now())
+        assert claim(mine).status_code == 401
