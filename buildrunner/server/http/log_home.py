@@ -3,7 +3,8 @@
 Servers of one database share everything but files. The log of a build, its events and attestations
 lie on the server that ran the build (or took it from a worker). Another server that is asked passes
 the request on, with the caller's own credentials, which hold on every server of the database. The
-answer comes back as it is, a stream as it grows.
+answer comes back as it is, a stream as it grows. What workers on other hosts write to a log goes the
+same way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import error_response, unavailable
 
 PASSED_ON = "x-buildrunner-passed-on"
 """The header of a request that another server passed on: it is answered here, or not at all."""
@@ -33,6 +35,7 @@ _OF_BUILD = re.compile(
     r"|/builds/[^/]+/(?P<page>[^/]+)(?:/log)?"
     r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
 )
+_OF_WORKER = re.compile(r"/worker/v1/builds/([^/:]+)(?::begin|:storeLog|/log|/events|/source)")
 _TIMEOUT = httpx.Timeout(10.0, read=60.0)  # a quiet stream says each 15 s that it is alive
 _KNOWN_S = 5.0
 # These are of one connection, not of the request.
@@ -83,13 +86,21 @@ class LogHome:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        url = ""
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD"):
-            found = _OF_BUILD.fullmatch(scope["path"])
-            if found and PASSED_ON not in Headers(scope=scope):
+        url, of_worker = "", None
+        if scope["type"] == "http" and PASSED_ON not in Headers(scope=scope):
+            if of_worker := _OF_WORKER.fullmatch(scope["path"]):
+                url = await run_in_threadpool(self._home, of_worker[1])
+            elif scope["method"] in ("GET", "HEAD") and (
+                found := _OF_BUILD.fullmatch(scope["path"])
+            ):
                 url = await run_in_threadpool(self._home, found[found.lastgroup or 0])
-        if not url or not await self._passed_on(url, scope, receive, send):
-            await self._app(scope, receive, send)
+        if url and await self._passed_on(url, scope, receive, send):
+            return
+        if url and of_worker:  # a second copy of the log must not begin here
+            error = unavailable(f"the server {url}, which has the log, does not answer")
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
     def _home(self, build_id: str) -> str:
         """Return the address of another server that has the log; empty for none."""
@@ -105,13 +116,14 @@ class LogHome:
             return ""  # the route says so
 
     async def _passed_on(self, url: str, scope: Scope, receive: Receive, send: Send) -> bool:
-        request = Request(scope)
+        request = Request(scope, receive)
+        body = request.stream() if request.method in ("POST", "PUT") else None
         async with AsyncExitStack() as stack:
             try:
                 client = await stack.enter_async_context(self._client(url))
                 target = httpx.URL(url).copy_with(raw_path=_target(scope))
                 answer = await stack.enter_async_context(
-                    client.stream(request.method, target, headers=_headers(request))
+                    client.stream(request.method, target, headers=_headers(request), content=body)
                 )
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False

@@ -27,6 +27,7 @@ from buildrunner.store.model.builds import (
     cancel_reason,
 )
 from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.remote import REMOTE
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
@@ -101,6 +102,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 build_id = connection.execute(of_project).scalar()
                 if build_id is not None:
                     _note_turn(connection, turn.project, fence)
+                    note_log_home(connection, build_id, scope.uploads_of or worker_name)
                     return _give(connection, build_id, fence, worker_name, now, lease_s)
             return None
 
@@ -129,6 +131,8 @@ class SqlQueue(SqlPart, BuildQueue):
                 raise Conflict(f"build {build_id} was never claimed")
             if instead_of and row.fence != instead_of:
                 raise Conflict(f"build {build_id} was taken over by another process")
+            if not worker_name.startswith(REMOTE):  # such a worker keeps no logs
+                note_log_home(connection, build_id, worker_name)
             return _give(connection, build_id, fence, worker_name, now, lease_s)
 
     def run_again(
@@ -397,7 +401,6 @@ def _give(
         )
         .returning(*COLUMNS)
     ).one()
-    note_log_home(connection, build_id, worker_name)
     build = stored_build(row)
     return build, lease_of(build)
 
