@@ -23,6 +23,7 @@ from fastapi.routing import APIRoute
 
 from buildrunner.server.http.access import Requirement, policy
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.workers import WorkerAccess
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.sources.uploads import SourceFile
 from buildrunner.spec.schema import build_schema, trigger_schema
@@ -319,7 +320,7 @@ def scopes_of(routers: Iterable[APIRouter]) -> dict[tuple[str, str], str]:
         if not isinstance(route, APIRoute):
             continue
         for part in route.dependant.dependencies:
-            if isinstance(part.call, Requirement):
+            if isinstance(part.call, Requirement | WorkerAccess):
                 for method in route.methods or ():
                     found[method, route.path_format] = part.call.scope
     return found

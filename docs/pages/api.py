@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from buildrunner import wiring
 from buildrunner.server.app import create_app
 from buildrunner.server.context import ServerContext, ServerSettings
+from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.server.openapi import openapi_document
 from buildrunner.settings import Settings
@@ -129,7 +130,7 @@ def _document(folder: str) -> dict[str, Any]:
             metrics=Metrics(),
             clock=lambda: datetime.now(UTC),
             new_id=str,
-            wake=str,
+            wake=Signal(),
             worker_alive=bool,
             secrets=wiring.ServerSecrets(Settings()),
         )

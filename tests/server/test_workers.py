@@ -159,7 +159,7 @@ class TestClaim:
             ({"worker": "../x"}, "no name of a worker"),
             ({"limit": 0}, "limit is from 1"),
             ({"isolation": "steel"}, "no isolation is called so"),
-            ({"limit": "x"}, "no claim"),
+            ({"limit": "x"}, "not what this route takes"),
         ],
     )
     def test_a_claim_that_can_not_be_is_refused(

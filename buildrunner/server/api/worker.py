@@ -107,7 +107,7 @@ def _routes_of_leases(
         return json_response(begun)
 
     def renew(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
-        """Renew the lease; the answer says whether somebody wants the build cancelled."""
+        """Renew the lease; the answer has the reason if the build is to be cancelled."""
         return json_response({"cancel": _of_lease(builds.renew, worker, Lease(build, fence))})
 
     async def signals(
@@ -116,7 +116,7 @@ def _routes_of_leases(
         wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S)] = 25.0,
         worker: WorkerIdentity = worker,
     ) -> Response:
-        """Answer as soon as somebody wants the build cancelled, else after ``wait`` seconds."""
+        """Answer as soon as the build is to be cancelled, else after ``wait`` seconds."""
 
         async def look() -> bool | None:
             wanted = await run_in_threadpool(

@@ -3,8 +3,7 @@
 Servers of one database share everything but files. The log of a build, its events and attestations
 lie on the server that ran the build (or took it from a worker). Another server that is asked passes
 the request on, with the caller's own credentials, which hold on every server of the database. The
-answer comes back as it is, a stream as it grows. What workers on other hosts write to a log goes the
-same way.
+answer comes back as it is, a stream as it grows. Requests of workers about a log go the same way.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import permission_denied, unauthenticated
-from buildrunner.server.http.tokens import Caller, hash_of, worker_of
+from buildrunner.server.http.tokens import WORKER, Caller, hash_of, worker_of
 from buildrunner.store.model.remote import WorkerIdentity
 
 
@@ -16,7 +16,12 @@ class WorkerAccess:
 
     Args:
         context: the server's. Its ``worker_tokens`` verify further kinds of tokens.
+
+    Attributes:
+        scope: of the tokens.
     """
+
+    scope = WORKER
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context

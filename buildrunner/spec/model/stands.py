@@ -52,6 +52,7 @@ _NOT_DECRYPTED = (
     "by [secret_sources] kms_command or with --google-secrets"
 )
 
+_POOL = "builds run where buildrunner runs, unless the server has workers of that pool"
 _RECORDED = {
     "Build.queueTtl": "kept with the build; a build on this machine never waits in a queue",
     "Build.serviceAccount": "kept with the build; no step acts as this account",
@@ -63,8 +64,8 @@ _RECORDED = {
     "BuildOptions.diskSizeGb": "the disk is the one at hand",
     "BuildOptions.logStreamingOption": "logs are always streamed",
     "BuildOptions.workerPool": "the older spelling of pool.name",
-    "BuildOptions.pool": "builds run where buildrunner runs",
-    "PoolOption.name": "builds run where buildrunner runs",
+    "BuildOptions.pool": _POOL,
+    "PoolOption.name": _POOL,
     "BuildOptions.defaultLogsBucketBehavior": _NOT_ON_THIS_MACHINE,
     "BuildOptions.enableStructuredLogging": "log lines are kept as they are",
     "BuildOptions.workerRelease": _NOT_ON_THIS_MACHINE,
