@@ -20,6 +20,7 @@ from buildrunner.worker.remote.queue import Claims, RemoteQueue
 from tests.api_server import ApiServer, api_server, now
 
 WORKER = "host/1"
+PLAN = b'{"build_id":"b","project_id":"p","steps":[]}'
 
 
 class Place:
@@ -158,6 +159,3 @@ def test_a_worker_claims_as_many_builds_as_it_runs(place: Place) -> None:
     assert first.id != second.id
     assert place.queue.claim(WORKER, now=now(), lease_s=30, limit=2) is None
     assert len(place.queue.claimed(WORKER)) == 2
-
-
-PLAN = b'{"build_id":"b","project_id":"p","steps":[]}'
