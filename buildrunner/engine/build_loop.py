@@ -256,7 +256,9 @@ class BuildLoop:
         )
         if self._building and build.plan.docker_socket and self._resume is None:
             parts.do("removing what steps left running", self._resources.remove_strays)
-        if successful and build.options.leave_cleanup_to_guardian:
+        # The workspace of a build that deployed may be kept, which its release does.
+        has_deployed = any(one.deployments for one in self._steps.outcomes)
+        if successful and build.options.leave_cleanup_to_guardian and not has_deployed:
             return
         parts.do("removing containers that were not needed", self._steps.discard_rest)
         parts.do("removing the containers of steps", build.remover.finish)

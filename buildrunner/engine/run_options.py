@@ -19,8 +19,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         image_advice: image -> a sentence for the error that says that it can't be pulled.
         install_command: makes builder images in the place of several that can't be pulled.
         public_images: what an untrusted build may have of images; None for a trusted build.
-        leave_cleanup_to_guardian: after a success, somebody else removes containers, volumes and
-            the network by their label: 60 to 250 ms that nobody waits for.
+        leave_cleanup_to_guardian: after a success without deployments, somebody else removes
+            containers, volumes and the network by their label: 60 to 250 ms that nobody waits for.
         labels: labels for everything that is made, besides the build's own.
         home_files: files to put into ``/builder/home`` before the first step, by relative path
             (registry credentials, ...).

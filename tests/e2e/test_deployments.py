@@ -196,3 +196,23 @@ def test_the_summary_and_the_local_list_show_a_rollout(
     assert f"DEPLOYED\n{target}\n  {TWO}\n  before: {ONE}\n" in done.stderr
     listed = buildrunner("deployments", "list", "--local", "--format", "value(images[0])", **home)
     assert listed.stdout.splitlines() == [TWO, ONE]
+
+
+def test_a_build_in_a_nested_sandbox_is_rolled_back_to_with_its_workspace(
+    busybox: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "--auth", "none") as server:
+        for image in (ONE, TWO):
+            report = json.dumps({"target": "run://p/r/web", "images": [image]})
+            render = f"#!/bin/sh\necho '{report}' > report"
+            deploys = "#!/bin/sh\ncat report > $BUILDER_OUTPUT/deployments.jsonl"
+            steps = [{"name": busybox, "script": script} for script in (render, deploys)]
+            assert server.ended("p", server.create("p", {"steps": steps})) == "SUCCESS"
+        path = "/buildrunner/v1/projects/p/deployments"
+        _, first = server.http.get(path).json()["deployments"]
+        retry = f"/v1/projects/p/builds/{first['buildId']}:retry?deployment={first['id']}"
+        made = server.http.post(retry, json={})
+        assert made.status_code == 200, made.text
+        assert server.ended("p", made.json()["metadata"]["build"]["id"]) == "SUCCESS"
+        latest = server.http.get(path).json()["deployments"][0]
+        assert (latest["images"], latest["previousImages"]) == ([ONE], [TWO])

@@ -212,6 +212,29 @@ def test_without_a_report_the_command_of_the_step_suggests_a_target() -> None:
     assert deployment.target == "kubernetes://-/default/Deployment/web"
 
 
+class Released(EmptyWorkspace):
+    """A workspace that notes its release."""
+
+    released = False
+
+    def release(self) -> None:
+        self.released = True
+        super().release()
+
+
+@pytest.mark.parametrize("deploys", [True, False])
+def test_the_workspace_of_a_build_that_deployed_is_released_also_where_others_clean_up(
+    deploys: bool,
+) -> None:
+    build = Build(step(0, *([REPORT + '{"target": "run://p/r/web"}'] if deploys else [])))
+    build.workspace = workspace = Released()
+    try:
+        build.run(msgspec.structs.replace(QUICK, leave_cleanup_to_guardian=True))
+    except AssertionError:  # what is left behind is the guardian's
+        assert not deploys
+    assert workspace.released is deploys
+
+
 ONE, TWO = (f"app@sha256:{digit * 64}" for digit in "12")
 
 
