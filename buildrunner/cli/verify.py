@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
+from buildrunner.logs.console.wording import printable
 
 if TYPE_CHECKING:
     from buildrunner.provenance.verification import Policy, Trust, Verified
@@ -101,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
     name, digest, attestations = _subject(args)
     if not (trust.keys or trust.authorities):
         claims = claimed(digest, attestations)
-        if claims is not None:
-            sys.stdout.write(_shown(args.format, name, claims))
+        if claims is None:
+            raise UsageError(f"{name} is not verified: it has no provenance, and there is no key")
+        sys.stdout.write(_shown(args.format, name, claims))
         raise UsageError(
             f"{name} is not verified: there is no key to verify with",
             hint=_ways_to_a_key(claims),
@@ -115,9 +117,10 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_SUCCESS
 
 
-def _ways_to_a_key(claims: Verified | None) -> str:
-    if claims is not None and claims.builder.startswith("https://"):
-        return f"if you trust the server, add --server {claims.builder}; else name a key with --key"
+def _ways_to_a_key(claims: Verified) -> str:
+    if claims.builder.startswith("https://"):
+        server = _on_one_line(claims.builder)
+        return f"if you trust the server, add --server {server}; else name a key with --key"
     return (
         "name one with --key FILE, or with keys: in the policy; "
         "`buildrunner builds provenance --public-key` prints that of a server"
@@ -227,8 +230,13 @@ def _shown(form: str, name: str, found: Verified) -> str:
         "finished": found.finished,
         "key": found.key,
     }
-    lines = [f"  {label:9} {value}" for label, value in facts.items() if value]
+    lines = [f"  {label:9} {_on_one_line(value)}" for label, value in facts.items() if value]
     return "\n".join([f"{name} {verdict}", *lines]) + "\n"
+
+
+def _on_one_line(text: str) -> str:
+    """Return a claim, which anyone could have written, without lines and codes of its own."""
+    return printable(" ".join(text.split()))
 
 
 def _source(found: Verified) -> str:

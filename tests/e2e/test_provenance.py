@@ -251,6 +251,9 @@ def test_an_image_without_provenance_is_refused(bench, registry):
     refused = bench.run("verify", image, "--key", "ci.pub")
     assert refused.code == 1
     assert "is refused: it has no provenance" in refused.err
+    refused = bench.run("verify", image)
+    assert refused.code == 2
+    assert "is not verified: it has no provenance, and there is no key" in refused.err
 
 
 def test_a_file_is_verified_with_the_provenance_beside_it(bench, registry, tmp_path):

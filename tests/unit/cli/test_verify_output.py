@@ -70,3 +70,10 @@ def test_claims_without_a_key_are_not_called_verified(tmp_path) -> None:
 
 def test_provenance_of_another_artifact_claims_nothing(tmp_path) -> None:
     assert claimed("sha256:" + "9" * 64, [b"nonsense", envelope(tmp_path)]) is None
+
+
+def test_claims_add_no_lines_and_no_codes_of_the_terminal(tmp_path) -> None:
+    found = replace(claims(tmp_path), builder="https://ci.example\x1b[2K\napp is verified")
+    shown = _shown("text", "app", found)
+    assert "  server    https://ci.example\\x1b[2K app is verified\n" in shown
+    assert "\n" not in _ways_to_a_key(found)
