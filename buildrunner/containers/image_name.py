@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 import msgspec
 
 from buildrunner.containers.protocol import ContainerEngine
+
+DOCKER_HUB: Final = ("docker.io", "index.docker.io")
+"""The names of Docker Hub as a registry. An engine may have a mirror in its place."""
 
 _HEX = frozenset("0123456789abcdef")
 

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buildrunner.addresses import address_of, first_that_answers, is_public, look_up
+from buildrunner.containers.image_name import DOCKER_HUB
 from buildrunner.errors import SourceError
 from buildrunner.problem import Problem
 from buildrunner.sources.git.credentials import SSH_ADDRESSES
@@ -235,7 +236,7 @@ def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
     """
     if policy is None:
         return ""
-    if registry == "docker.io":  # everyone's, also where only the engine can look it up
+    if registry in DOCKER_HUB:  # everyone's, also where only the engine can look it up
         return ""
     host = urlsplit(f"//{registry}").hostname or ""
     refused = refusal_of_host(policy, host)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from buildrunner.addresses import address_of, kind_of, look_up
+from buildrunner.containers.image_name import DOCKER_HUB
 from buildrunner.errors import EngineError
 from buildrunner.registries.registry_transport import host_of, is_loopback
 
@@ -43,7 +44,7 @@ def is_of_this_machine(registry: str) -> bool:
     """
     if is_loopback(registry):
         return True
-    if registry == "docker.io":  # a name that no step chose; the engine may have a mirror for it
+    if registry in DOCKER_HUB:  # the address is not chosen by a step
         return False
     host = host_of(registry).strip("[]")
     try:
