@@ -3,8 +3,10 @@
 #
 #   scripts/kubernetes.sh up              until a node is ready; prints the path of the kubeconfig
 #   scripts/kubernetes.sh load IMAGE...   gives the cluster images of the container engine
+#   scripts/kubernetes.sh address         prints the address of this host on the machine that `up` started
 #   scripts/kubernetes.sh tools           prints the folder with kubectl and helm
 #   scripts/kubernetes.sh machine COMMAND...   runs a command on the node that `up` started
+#   scripts/kubernetes.sh render          writes deploy/kubernetes.yaml, the chart without values
 #   scripts/kubernetes.sh test [ARGUMENT...]   `up`, the tests on the cluster with arguments of pytest, `down`
 #   scripts/kubernetes.sh down            ends what `up` started, and nothing else
 #
@@ -173,12 +175,19 @@ down() {
   rm -rf "$state/kubernetes"
 }
 
+address() { [ "$(cat "$state/kubernetes/started" 2> /dev/null)" != machine ] || echo "$here"; }
+
+render() { "$(tools)/helm" template buildrunner deploy/helm/buildrunner > deploy/kubernetes.yaml; }
+
 run_tests() {
   scripts/engine.sh start
   .venv/bin/buildrunner builders install engine
   [ -n "${KEEP_CLUSTER:-}" ] || trap down EXIT
   up
-  load buildrunner/engine:latest
+  # Base images can't be pulled everywhere: Debian's packages make one.
+  .venv/bin/buildrunner builders install base docker
+  .venv/bin/buildrunner submit --no-push --config deploy/cloudbuild.yaml --substitutions _BASE=buildrunner/base .
+  load buildrunner/engine:latest buildrunner/server:latest buildrunner/worker:latest
   say "Tests on Kubernetes"
   BUILDRUNNER_TEST_KUBECONFIG=$kubeconfig env --default-signal=HUP,INT,QUIT \
     .venv/bin/pytest -q -p no:cacheprovider -m kubernetes tests/kubernetes "$@"
@@ -187,7 +196,7 @@ run_tests() {
 verb=${1:-}
 case $verb in
   test) shift; run_tests "$@" ;;
-  up|load|tools|down) shift; "$verb" "$@" ;;
+  up|load|tools|address|render|down) shift; "$verb" "$@" ;;
   machine) shift; machine run "$name" "$@" ;;
   *) sed -n '2,/^source/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -242,7 +242,6 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "env": [
             {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"},
             {"name": "HOME", "value": HOME_FOLDER},
-            {"name": "TMPDIR", "value": HOME_FOLDER},
             {"name": "BUILDRUNNER_ISOLATION", "value": pool.isolation},
             {
                 "name": "BUILDRUNNER_INCARNATION",
@@ -259,6 +258,7 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "volumeMounts": [
             {"name": "disk", "mountPath": WORKSPACE, "subPath": "workspace"},
             {"name": "disk", "mountPath": HOME_FOLDER, "subPath": "worker"},
+            {"name": "disk", "mountPath": "/tmp", "subPath": "tmp"},  # noqa: S108
             {"name": "shared", "mountPath": SHARED_FOLDER},
             {"name": "token", "mountPath": TOKEN_FOLDER, "readOnly": True},
         ],

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import socket
+import socketserver
 import subprocess
+import threading
 import time
 import uuid
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.conftest import remove_image
+
+CHART = Path(__file__).parents[2] / "deploy" / "helm" / "buildrunner"
 SCRIPT = Path(__file__).parents[2] / "scripts" / "kubernetes.sh"
 
 
@@ -53,11 +63,20 @@ class Cluster:
             text=True,
         )
         if check and done.returncode:
-            pytest.fail(f"{program} {' '.join(arguments)}: {done.stderr}", pytrace=False)
+            words = f"{program} {' '.join(arguments)}"
+            pytest.fail(f"{words}: {done.stderr}\n{self.state()}", pytrace=False)
         return done.stdout
 
     def kubectl(self, *arguments, check=True, stdin=None):
         return self.run("kubectl", *arguments, check=check, stdin=stdin)
+
+    def state(self):
+        """What the Pods do and say, for the message of a failure."""
+        pods = self.kubectl("get", "pods", "-o", "name", check=False).split()
+        logs = [
+            self.kubectl("logs", pod, "--all-containers", "--tail=20", check=False) for pod in pods
+        ]
+        return "\n".join([self.kubectl("describe", "pods", check=False), *logs])
 
     def apply(self, manifest):
         self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
@@ -70,8 +89,7 @@ class Cluster:
         end = time.monotonic() + seconds
         while not (value := true()):
             if time.monotonic() > end:
-                pods = self.kubectl("describe", "pods", check=False)
-                pytest.fail(f"{what} not within {seconds} s\n{pods}", pytrace=False)
+                pytest.fail(f"{what}: not within {seconds} s\n{self.state()}", pytrace=False)
             time.sleep(0.1)
         return value
 
@@ -91,6 +109,59 @@ def tools():
     return subprocess.check_output([SCRIPT, "tools"], text=True).strip()
 
 
+def relay(address, target):
+    """A server that leads connections at an address to a target; returns its port."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with socket.create_connection(target) as far:
+                back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
+                back.start()
+                copy(self.request, far)
+                back.join()
+
+    server = socketserver.ThreadingTCPServer((address, 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def copy(source, target):
+    with suppress(OSError):
+        while piece := source.recv(1 << 18):
+            target.sendall(piece)
+        target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture(scope="session")
+def mirror(registry, busybox, tmp_path_factory):
+    """A registry with the images of steps, as a mirror of Docker Hub; empty if that is reached."""
+    here = subprocess.check_output([SCRIPT, "address"], text=True).strip()
+    if not here:
+        yield ""
+        return
+    context = tmp_path_factory.mktemp("docker")
+    shutil.copy(shutil.which("docker"), context)
+    # A static program has no libraries: ldd then fails.
+    needs = subprocess.run(["ldd", context / "docker"], capture_output=True, text=True, check=False)
+    for library in set(re.findall(r"/\S+", needs.stdout)):
+        (context / library[1:]).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, context / library[1:])
+    (context / "Dockerfile").write_text(f"FROM {busybox}\nCOPY . /\nENV PATH=/:/bin\n")
+    made = f"{registry.address}/tests/docker:latest"
+    plain = f"{registry.address}/library/busybox:latest"
+    subprocess.check_call(["docker", "build", "-q", "-t", made, context])
+    subprocess.check_call(["docker", "tag", busybox, plain])
+    for name in (made, plain):
+        subprocess.check_call(["docker", "push", "-q", name])
+        remove_image(name)
+    host, port = registry.address.split(":")
+    server = relay(here, (host, int(port)))
+    yield f"http://{here}:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture
 def cluster(kubeconfig, tools):
     """A namespace of its own for each test."""
@@ -104,3 +175,74 @@ def cluster(kubeconfig, tools):
         yield found
     finally:
         found.kubectl("delete", "namespace", found.namespace, "--grace-period=1", "--wait=false")
+
+
+@pytest.fixture
+def volume(cluster):
+    """The storage class of the server's volume: that of the cluster, else a folder of the node."""
+    if cluster.find("storageclasses")["items"]:
+        yield ""
+        return
+    name = f"{cluster.namespace}-data"
+    subprocess.check_call([SCRIPT, "machine", "mkdir", f"/var/tmp/{name}"])
+    on_a_node = {"key": "kubernetes.io/hostname", "operator": "Exists"}
+    cluster.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": name},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteOnce"],
+                "storageClassName": name,
+                "local": {"path": f"/var/tmp/{name}"},
+                "nodeAffinity": {
+                    "required": {"nodeSelectorTerms": [{"matchExpressions": [on_a_node]}]}
+                },
+            },
+        }
+    )
+    yield name
+    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+
+
+def values(volume, **others):
+    repository, tag = image("server").rsplit(":", 1)
+    return {
+        "image": {"repository": repository, "tag": tag},
+        "persistence": {"size": "1Gi", "storageClass": volume, "whenDeleted": "Delete"},
+        **others,
+    }
+
+
+def install(cluster, settings):
+    cluster.run(
+        "helm",
+        *("upgrade", "--install", "ci", str(CHART), "--wait", "--timeout=120s", "--values=-"),
+        stdin=yaml.safe_dump(settings),
+    )
+
+
+@contextmanager
+def forwarded(cluster):
+    """The URL of the server, by a port of this machine."""
+    command = ["kubectl", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={cluster.namespace}"]
+    process = subprocess.Popen(
+        [cluster.tools / command[0], *command[1:], "port-forward", "service/ci-buildrunner", ":80"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        port = re.search(r"127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert port is not None
+        yield f"http://127.0.0.1:{port[1]}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def token(cluster):
+    found = re.search(r"brt_\S+", cluster.kubectl("logs", "ci-buildrunner-0"))
+    assert found is not None
+    return found[0]

@@ -17,6 +17,7 @@ SLOW = (
     "metadata/test_metadata_server.py",
     "secrets/test_local_store.py",
     "server/test_admission.py",
+    "deploy/test_chart.py",
     "sources/test_git_*.py",
     "sources/test_ignore_rules.py",
     "spec/test_decode_fuzz.py",

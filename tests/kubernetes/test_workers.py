@@ -1,0 +1,104 @@
+"""Builds on the workers of the chart: what their steps do, and how they end."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from tests.kubernetes.conftest import forwarded, image, install, token, values
+
+
+@pytest.fixture
+def server(cluster, volume, mirror):
+    """A server with one worker, as the notes of the chart say it; a client of its API."""
+    install(cluster, values(volume))
+    made = cluster.kubectl(
+        *("exec", "ci-buildrunner-0", "--", "buildrunner", "tokens", "create", "workers"),
+        *("--worker", "--data=/var/lib/buildrunner/data"),
+    )
+    cluster.kubectl(
+        *("create", "secret", "generic", "workers", "--from-file=token=/dev/stdin"), stdin=made
+    )
+    address = cluster.find("service", "ci-buildrunner")["spec"]["clusterIP"]
+    workers = {
+        "replicas": 1,
+        "tokenSecret": "workers",
+        "serverUrl": f"http://{address}",  # clusters that tests make may have no DNS
+        "image": dict(zip(("repository", "tag"), image("worker").rsplit(":", 1), strict=True)),
+        "engine": dict(zip(("repository", "tag"), image("engine").rsplit(":", 1), strict=True)),
+        "mirror": mirror,
+        "cpu": "1",
+        "memory": "768Mi",
+    }
+    install(cluster, values(volume, workers=workers))
+    headers = {"Authorization": f"Bearer {token(cluster)}"}
+    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=headers) as http:
+        yield http
+
+
+def submitted(server, build):
+    made = server.post("/v1/projects/shop/builds", json=build).json()
+    return made["metadata"]["build"]["id"]
+
+
+def found(server, build_id):
+    return server.get(f"/v1/projects/shop/builds/{build_id}").json()
+
+
+def ended(cluster, server, build_id, seconds=120):
+    """The build once it has ended, and its log."""
+
+    def final():
+        build = found(server, build_id)
+        return build if build["status"] not in ("QUEUED", "WORKING") else None
+
+    build = cluster.until(final, f"the build ended: {found(server, build_id)}", seconds)
+    path = f"/buildrunner/v1/projects/shop/builds/{build_id}/log"
+    return build, server.get(path).text
+
+
+def test_a1_a_build_succeeds_and_its_log_is_complete(cluster, server):
+    steps = [
+        {"name": "busybox", "script": "seq 0 1999 | sed 's/^/line /'; echo kept > file"},
+        {"name": "busybox", "args": ["cat", "/workspace/file"]},
+    ]
+    build, log = ended(cluster, server, submitted(server, {"steps": steps}))
+    assert build["status"] == "SUCCESS", log
+    said = [line.partition(": ")[2] for line in log.splitlines() if "Step #0: line" in line]
+    assert said == [f"line {number}" for number in range(2000)]
+    assert "Step #1: kept" in log
+
+
+def test_a3_steps_use_the_engine_the_socket_and_the_network(cluster, server):
+    script = """\
+set -eu
+printf 'FROM busybox\nCMD ["echo", "made by a step"]\n' > Dockerfile
+docker build -q -t made .
+docker run --rm --network cloudbuild busybox echo on the network
+docker run --rm -v /var/run/docker.sock:/engine.sock busybox test -S /engine.sock
+"""
+    steps = [{"name": "tests/docker", "script": f"#!/bin/sh\n{script}"}, {"name": "made"}]
+    build, log = ended(cluster, server, submitted(server, {"steps": steps}))
+    assert build["status"] == "SUCCESS", log
+    assert "on the network" in log
+    assert "made by a step" in log
+
+
+def test_a5_a_cancelled_build_ends_at_once(cluster, server):
+    step = {"name": "busybox", "args": ["sleep", "300"]}
+    build_id = submitted(server, {"steps": [step]})
+
+    def sleeps():
+        (one,) = found(server, build_id)["steps"]
+        return one.get("status") == "WORKING"
+
+    cluster.until(sleeps, "the step runs", 120)
+    server.post(f"/v1/projects/shop/builds/{build_id}:cancel")
+    build, _ = ended(cluster, server, build_id, 20)
+    assert build["status"] == "CANCELLED"
+
+
+def test_a6_the_timeout_of_a_step_counts(cluster, server):
+    step = {"name": "busybox", "args": ["sleep", "300"], "timeout": "2s"}
+    build, _ = ended(cluster, server, submitted(server, {"steps": [step]}))
+    assert (build["status"], build["steps"][0]["status"]) == ("FAILURE", "TIMEOUT")
