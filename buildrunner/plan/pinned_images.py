@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 from msgspec.structs import replace
 
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
@@ -17,6 +18,13 @@ them into what they deploy."""
 _TAG: Final = r"(?::\w[\w.-]*)?(?:@sha256:[0-9a-f]{64})?"
 _BEFORE: Final = r"(?<![\w./@:-])"
 _BEHIND: Final = r"(?![\w./@:-])"
+
+
+class Rollback(msgspec.Struct, frozen=True):
+    """The index of the step that deploys again, and the images by digest that it deploys."""
+
+    step: int
+    images: tuple[str, ...] = ()
 
 
 def with_pinned_images(plan: BuildPlan, images: Iterable[str]) -> BuildPlan:

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from buildrunner.errors import ConfigError
+from buildrunner.plan.pinned_images import Rollback
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
 from buildrunner.plan.selection import Selection
 from buildrunner.problem import Problem
@@ -24,13 +25,6 @@ from buildrunner.spec.validation.build import effective_options
 
 # A small file must not grow into a large build: $_A may stand a thousand times in one argument.
 MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
-
-
-class Rollback(msgspec.Struct, frozen=True):
-    """The index of the step that deploys again, and the images by digest that it deploys."""
-
-    step: int
-    images: tuple[str, ...] = ()
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from buildrunner.engine.events import BuildEvent, BuildStarted, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
 from buildrunner.errors import StoreError
-from buildrunner.plan.resolve import Rollback
+from buildrunner.plan.pinned_images import Rollback
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.model.message import TimeSpan
 from buildrunner.spec.model.results import (

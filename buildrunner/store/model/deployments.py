@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 
 import msgspec
 from msgspec.structs import asdict, replace
 
 from buildrunner.engine.deployments import Deployment
-from buildrunner.spec.writing import encode_instant
 from buildrunner.store.build_store import Document
 
 
@@ -56,6 +54,8 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
 
     def document(self) -> Document:
         """Return the deployment as the API and commands show it."""
+        from buildrunner.spec.writing import encode_instant
+
         shown: Document = msgspec.json.decode(msgspec.json.encode(self))
         return {**shown, "time": encode_instant(self.time)}
 
@@ -70,6 +70,9 @@ def recorded(
     time: datetime,
 ) -> RecordedDeployment:
     """Return the record of a step's deployment."""
+    # Imported here: most builds deploy nothing, and `submit` starts sooner without it.
+    import hashlib
+
     key = f"{build_id}/{step}/{deployment.target}"
     return RecordedDeployment(
         id=hashlib.sha256(key.encode()).hexdigest()[:16],
