@@ -137,7 +137,10 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
     else:
         findings += check_engine(info)
         if info.supports_nested:
-            findings.append(check_isolation(_isolation(environ)))
+            isolation = _isolation(environ)
+            findings.append(check_isolation(isolation))
+            if isolation:
+                findings.append(check_disk_limit(isolation, _why_no_own_disk(info, environ)))
         findings.append(check_builders(lambda name: engine.find_image(name) is not None))
         findings.append(check_leftovers(engine))
         engine.close()
@@ -250,6 +253,35 @@ def check_isolation(isolation: str) -> Finding:
         "that all sandboxes share",
         "Linux 5.19 and a file system with ID-mapped mounts (ext4, xfs, btrfs) isolate steps by "
         "user namespaces. After a change remove nested.json of the data folder.",
+    )
+
+
+def _why_no_own_disk(info: EngineInfo, environ: Mapping[str, str]) -> str:
+    from buildrunner.sandboxes.nested.own_disk import why_no_own_disk
+    from buildrunner.settings import sandbox_folder
+
+    return why_no_own_disk((info.data_root, sandbox_folder(environ)))
+
+
+def check_disk_limit(isolation: str, why_no_own_disk: str) -> Finding:
+    """Report how ``serve --max-build-disk-gib`` is kept.
+
+    Args:
+        isolation: of nested sandboxes.
+        why_no_own_disk: why this user can make no file system for a sandbox; empty if they can.
+    """
+    subject = "disk limit"
+    if isolation != "user-namespace":
+        why_no_own_disk = f"sandboxes are isolated by {isolation} only"
+    if not why_no_own_disk:
+        return Finding("ok", subject, "each nested sandbox of a server has its own file system")
+    return Finding(
+        "warn",
+        subject,
+        "the disk use of nested sandboxes is measured only, and a malicious step can hide files: "
+        f"{why_no_own_disk}",
+        "Install e2fsprogs, and run `buildrunner serve` as root or as a user of the group disk. "
+        "Otherwise, give the engine's data a file system of its own.",
     )
 
 

@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -21,10 +22,11 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
-from buildrunner.sandboxes.nested import disk_watch, folders
+from buildrunner.sandboxes.nested import disk_watch, folders, own_disk, start
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_catalog import CACHE
+from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.protocol import OpenSandbox, Sandbox, SandboxLimits, isolates
 from buildrunner.settings import Settings
 from buildrunner.workspace.files import WorkspaceFiles
@@ -218,7 +220,8 @@ images: [{name}]
 def test_a_socket_that_leads_to_the_machine_s_engine_is_not_connected_to(
     tmp_path: Path, docker_engine: DockerEngine, builders: None
 ) -> None:
-    """The folder of the sandbox's socket is shared with it: a step can put a link there."""
+    """The folder of the sandbox's socket is shared with it: some steps can put a link there."""
+    note_mode(docker_engine, tmp_path / "server", "capabilities")
     sandbox = wiring.sandbox(
         "nested",
         data_folder=str(tmp_path / "server"),
@@ -272,15 +275,46 @@ docker run --rm -v /var/lib/docker/volumes:/volumes --entrypoint sh buildrunner/
 
 WRITTEN = r"written 0\.\d GiB"
 
+# A file without a name whose descriptor is on its way through a socket: no process has it open.
+IN_FLIGHT = """\
+perl -MSocket -MIO::Handle -e '
+  socketpair(my $one, my $other, AF_UNIX, SOCK_STREAM, 0) or die;
+  open(my $file, "+>", "/sandbox/workspace/hidden") or die;
+  unlink "/sandbox/workspace/hidden";
+  for (1..200) { print $file "x" x (1 << 20) or last }
+  $file->flush;
+  my ($data, $call) = ("x", `uname -m` =~ /x86/ ? 46 : 211);
+  my $vector = pack("P Q", $data, 1);
+  my $rights = pack("Q l l l x4", 20, SOL_SOCKET, SCM_RIGHTS, fileno $file);
+  my $message = pack("Q L x4 P Q P Q l x4", 0, 0, $vector, 1, $rights, 24, 0);
+  syscall($call, fileno $one, $message, 0) == 1 or die $!;
+  close $file;
+  sleep 300'"""
+
+# Two folders change places while they are counted.
+RENAMES = """\
+cd /sandbox/workspace && mkdir a b a/full && head -c 200000000 /dev/zero > a/full/file
+while :; do mv a/full b/full; mv b/full a/full; done"""
+
+
+@pytest.fixture(params=["own disk", "measured"])
+def disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the limit of a sandbox's disk is kept."""
+    if request.param == "measured":
+        monkeypatch.setattr(own_disk, "_CONTROL", "/dev/no-such-device")
+    elif why := own_disk.why_no_own_disk(["/var/lib/docker"]):
+        pytest.skip(why)
+    return str(request.param)
+
 
 @pytest.mark.parametrize(
     ("script", "mounts", "why"),
     [
         ("head -c 200000000 /dev/zero > /full", (), WRITTEN),
         ("exec 3> /full && rm /full && head -c 200000000 /dev/zero >&3", (), WRITTEN),
-        ("head -c 200000000 /dev/zero > /sandbox/run/buildrunner/full", ("/",), WRITTEN),
         ("head -c 200000000 /dev/zero > /sandbox/tmp/full", ("/",), WRITTEN),
         ("head -c 200000000 /dev/zero > /sandbox/var/tmp/full", ("/",), WRITTEN),
+        ("head -c 200000000 /dev/zero > /sandbox/opt/containerd/full", ("/",), WRITTEN),
         ("seq 30000 | xargs touch", (), r"[23]\d,\d{3} files and folders"),
     ],
 )
@@ -289,11 +323,27 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
     busybox: str,
     builders: None,
     monkeypatch: pytest.MonkeyPatch,
+    disk: str,
     script: str,
     mounts: tuple[str, ...],
     why: str,
 ) -> None:
     monkeypatch.setattr(disk_watch, "LEAST_FILES", 20_000)
+    fill_the_disk(tmp_path, busybox, script, mounts, why)
+
+
+@pytest.mark.parametrize("disk", ["own disk"], indirect=True)
+@pytest.mark.parametrize("script", [IN_FLIGHT, RENAMES], ids=["in flight", "renames"])
+def test_a_step_hides_no_file_from_the_limit_of_the_disk(
+    tmp_path: Path, builders: None, disk: str, script: str
+) -> None:
+    fill_the_disk(tmp_path, "buildrunner/docker", script, ("/",), WRITTEN)
+
+
+def fill_the_disk(
+    tmp_path: Path, image: str, script: str, mounts: tuple[str, ...], why: str
+) -> None:
+    """Run a script in a sandbox with 64 MiB of disk, which ends for the reason ``why``."""
     sandbox = wiring.sandbox(
         "nested",
         data_folder=str(tmp_path / "server"),
@@ -306,11 +356,12 @@ def test_a_build_that_fills_the_disk_is_ended_and_told_why(
         place = sandbox.open(build_id)
         assert place.options(RunOptions()).disk_bytes == 64 << 20
         engine = place.engine
-        engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+        engine.have_image(image, threading.Event())  # type: ignore[attr-defined]
         container = engine.create_container(
             ContainerSpec(
-                image=busybox,
-                cmd=("sh", "-c", f"{script}; sleep 300"),
+                image=image,
+                entrypoint=("sh", "-c"),
+                cmd=(f"{script}; sleep 300",),
                 mounts=tuple(Mount(source=one, target="/sandbox", bind=True) for one in mounts),
             )
         )
@@ -384,18 +435,76 @@ RIGHTS = "--cap-add SYS_ADMIN --security-opt seccomp=unconfined"
 SET_ID = "cp /bin/sh /run/buildrunner/root-shell && chmod 6755 /run/buildrunner/root-shell"
 
 
-def test_what_a_step_leaves_beside_its_engine_is_the_server_s(
-    places: Places, tmp_path: Path
-) -> None:
+def test_a_step_can_leave_nothing_beside_its_engine(places: Places, tmp_path: Path) -> None:
     """A server that is not root: else a step leaves it a program of the machine's root."""
     build_id = f"test-{uuid.uuid4()}"
     shared = tmp_path / "server/run" / build_id / "engine"
     shared.mkdir(parents=True)
     os.chown(shared, 12345, 12346)
     engine = places.open(build_id)
-    run_in(engine, f"{SET_ID}; chown 7:7 /run/buildrunner/root-shell", "/run/buildrunner")
-    left = (shared / "root-shell").stat()
-    assert (left.st_uid, left.st_gid) == (12345, 12346)
+    again = "docker run --rm --privileged --pid host -v /run/buildrunner:/run/buildrunner"
+    remount = f"{again} buildrunner/docker mount -o remount,bind,rw /run/buildrunner"
+    said = run_in(engine, f"({SET_ID}; {remount}; {SET_ID}) 2>&1", "/run/buildrunner")
+    assert said.count("Read-only file system") == 2, said
+    assert {one.name for one in shared.iterdir()} <= {*BESIDE}
+    socket = (shared / "docker.sock").stat()
+    assert (socket.st_uid, socket.st_gid) == (12345, 12346)
+    assert stat.S_IMODE(socket.st_mode) == 0o660
+
+
+BESIDE = ("certs.d", "docker.sock", "images.tar", "origins", "seccomp.json")
+
+
+def test_the_disk_is_measured_where_the_engine_can_not_mount_one_of_its_own(
+    tmp_path: Path, builders: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "OPTIONS", "no-such-option")
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(tmp_path / "server"),
+        labels={"buildrunner.server": f"test-walls-{uuid.uuid4()}"},
+        settings=Settings(),
+        limits=SandboxLimits(disk_bytes=64 << 20),
+    )
+    with closing(Places(sandbox)) as places:
+        place = sandbox.open(f"test-{uuid.uuid4()}")
+        assert isinstance(place, NestedPlace)
+        assert not place.ready().state.own_disk
+        place.close()
+        assert run_in(places.open(), "docker info > /dev/null && echo works").strip() == "works"
+
+
+@pytest.mark.parametrize("disk", ["own disk"], indirect=True)
+def test_a_step_writes_to_its_own_disk_and_to_memory_only(
+    tmp_path: Path, builders: None, disk: str
+) -> None:
+    data = tmp_path / "server"
+    sandbox = wiring.sandbox(
+        "nested",
+        data_folder=str(data),
+        labels={"buildrunner.server": f"test-walls-{uuid.uuid4()}"},
+        settings=Settings(),
+        limits=SandboxLimits(disk_bytes=64 << 20),
+    )
+    look = """\
+docker run --rm --privileged -v /:/sandbox --entrypoint sh buildrunner/docker -c '
+  find /sandbox -xdev -type d -writable 2> /dev/null | while read -r path; do
+    mountpoint -q "$path" || echo "root:$path"
+  done
+  while read -r line; do
+    set -- $line
+    path=$5
+    while [ "$1" != - ]; do shift; done
+    case $path in /sandbox/*)
+      if touch "$path/x" 2> /dev/null; then rm "$path/x"; echo "$2:$3:$path"; fi ;;
+    esac
+  done < /proc/self/mountinfo'"""
+    with closing(Places(sandbox)) as places:
+        said = run_in(places.open(), look).split()
+    # Overlays are of containers, and have their files on the engine's disk.
+    kinds = ("ext4:/dev/loop", "tmpfs:", "mqueue:", "overlay:overlay:/sandbox/var/lib/docker/")
+    assert [one for one in said if not one.startswith(kinds)] == []
+    assert len([one for one in said if one.startswith("ext4:/dev/loop")]) >= 2, said
 
 
 @pytest.mark.parametrize("places", ["capabilities"], indirect=True)
@@ -488,6 +597,7 @@ def test_a_build_whose_disk_can_not_be_measured_is_ended_and_told_why(
     measure: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr(disk_watch, "_MEASURE", measure)
+    monkeypatch.setattr(disk_watch, "_MEASURE_OWN", measure)
     monkeypatch.setattr(disk_watch, "_PAUSE_S", 0.1)
     monkeypatch.setattr(disk_watch, "_MISSES", 3)
     sandbox = wiring.sandbox(

@@ -34,7 +34,13 @@ MODES = ("user-namespace", "capabilities", "privileged")
 PRIVILEGED_STEPS = frozenset({"user-namespace", "privileged"})
 """The modes in which steps can run privileged, as they do on the hosted service."""
 
+OWN_DISK_MODE = "user-namespace"
+"""The mode in which steps can't get past the sandbox's own file systems."""
+
 LABEL_MODE = "buildrunner.sandbox"
+
+LABEL_OWN_DISK = "buildrunner.own-disk"
+"""On containers whose volumes are file systems of their own."""
 
 LABEL_READS = "buildrunner.reads-images-since"
 """On containers that read the image cache: since when, in seconds since the machine started."""
@@ -93,6 +99,12 @@ _SECURITY = ("apparmor=unconfined", "label=disable")
 # The one log driver that all engines have.
 _LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
 
+# Folders with what engines note at run time.
+_IN_MEMORY = {
+    "/run": "rw,exec,nosuid,nodev,mode=755,size=256m",
+    "/etc/docker": "rw,noexec,nosuid,nodev,mode=755,size=1m",
+}
+
 _CACHE_LIFETIME_S = 3600
 
 
@@ -137,6 +149,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
         group: who may use the socket besides root.
         cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
         egress: which networks it reaches. The DNS servers of the machine are reached anyway.
+        own_disk: its two volumes are file systems of their own, and steps write nowhere else.
     """
 
     place: str
@@ -154,6 +167,7 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int | None = None
     pids: int | None = None
     egress: Egress = Egress()
+    own_disk: bool = False
 
 
 def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
@@ -170,10 +184,14 @@ def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
         **_limits(spec),
         **_rights(spec.mode, seccomp),
     }
+    labels = {**spec.labels, LABEL_MODE: spec.mode}
+    if spec.own_disk:
+        labels[LABEL_OWN_DISK] = "1"
+        host["Tmpfs"] = dict(_IN_MEMORY)
     return {
         "Image": spec.image,
         "Hostname": "buildrunner",
-        "Labels": {**spec.labels, LABEL_MODE: spec.mode},
+        "Labels": labels,
         "Env": [*spec.facts.proxies, *_isolation(spec)],
         "Cmd": [
             "--host=unix:///var/run/docker.sock",
@@ -200,6 +218,7 @@ def _isolation(spec: DaemonSpec) -> list[str]:
     """The variables that tell the start script of the image how to isolate the engine."""
     return [
         f"ISOLATION={spec.mode}",
+        f"OWN_DISK={1 if spec.own_disk else ''}",
         f"EGRESS_DENY={' '.join(spec.egress.deny)}",
         f"EGRESS_ALLOW={' '.join(spec.egress.allow)}",
     ]
@@ -264,14 +283,11 @@ def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
 
 
 def _arguments(mode: str, group: int) -> list[str]:
-    if mode == "user-namespace":  # there, the shared folder's owner and group are root's
-        group = 0
-    return [
-        f"--storage-driver={DRIVER}",
-        f"--host=unix://{FOLDER}/{SOCKET_NAME}",
-        f"--group={group}",
-        "--log-level=warn",
-    ]
+    # In a user namespace, the engine's root can't write to the shared folder: the socket is there.
+    listening = ["--host=fd://", "--group=0"]
+    if mode != "user-namespace":
+        listening = [f"--host=unix://{FOLDER}/{SOCKET_NAME}", f"--group={group}"]
+    return [f"--storage-driver={DRIVER}", *listening, "--log-level=warn"]
 
 
 def _mounts(spec: DaemonSpec) -> list[dict[str, Any]]:

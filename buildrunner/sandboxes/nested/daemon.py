@@ -34,6 +34,7 @@ from buildrunner.errors import EngineError
 from buildrunner.sandboxes.nested.container import (
     LABEL_CACHE_ID,
     LABEL_MODE,
+    LABEL_OWN_DISK,
     LABEL_READS,
     SECCOMP,
     CacheSpec,
@@ -61,6 +62,7 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
         oom_killed: for lack of memory.
         memory_bytes: its limit; 0 for none.
         mode: one of `MODES`.
+        own_disk: see `DaemonSpec`.
     """
 
     id: str
@@ -70,6 +72,7 @@ class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
     oom_killed: bool = False
     memory_bytes: int = 0
     mode: str = ""
+    own_disk: bool = False
 
 
 class HostImage(msgspec.Struct, frozen=True):
@@ -131,6 +134,7 @@ class NestedDaemons:
             with self._api.client() as client:
                 found = client.inspect_container(container_name(place))
                 state = found["State"]
+                labels = found["Config"]["Labels"] or {}
                 return DaemonState(
                     id=found["Id"],
                     status=state["Status"],
@@ -138,7 +142,8 @@ class NestedDaemons:
                     exit_code=state["ExitCode"],
                     oom_killed=state["OOMKilled"] or _was_oom_killed(found["Id"], state),
                     memory_bytes=found["HostConfig"]["Memory"],
-                    mode=(found["Config"]["Labels"] or {}).get(LABEL_MODE, ""),
+                    mode=labels.get(LABEL_MODE, ""),
+                    own_disk=LABEL_OWN_DISK in labels,
                 )
         except Refusal as refusal:
             if refusal.status == 404:

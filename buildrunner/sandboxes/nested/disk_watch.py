@@ -40,6 +40,21 @@ _MEASURE = (
 """Prints bytes and number of files with a name, then bytes and number of open files without one."""
 
 
+_MEASURE_OWN = (
+    "sh",
+    "-c",
+    f"stat -f -c '%b %f %S %c %d' {DATA} {WORKSPACE} | "
+    "awk '{ bytes += ($1 - $2) * $3; files += $4 - $5 } "
+    'END { printf "%.0f %d 0 0", bytes, files }\'',
+)
+"""Prints the same for a sandbox whose volumes are file systems of their own."""
+
+
+def most_files(limit_bytes: int) -> int:
+    """Return how many files, folders and links a sandbox may have."""
+    return max(LEAST_FILES, limit_bytes // BYTES_PER_FILE)
+
+
 class DiskWatch:
     """Measures the disk use of one sandbox.
 
@@ -50,14 +65,21 @@ class DiskWatch:
         execute: runs a program in the sandbox, where steps can't reach it; returns its output.
         limit_bytes: what the sandbox may write.
         folder: the sandbox's data on this machine.
+        own_disk: the sandbox's volumes are file systems of their own: nothing is walked.
     """
 
     def __init__(
-        self, execute: Callable[[tuple[str, ...]], bytes], limit_bytes: int, folder: str
+        self,
+        execute: Callable[[tuple[str, ...]], bytes],
+        limit_bytes: int,
+        folder: str,
+        *,
+        own_disk: bool = False,
     ) -> None:
         self._execute = execute
         self._limit = limit_bytes
-        self._most_files = max(LEAST_FILES, limit_bytes // BYTES_PER_FILE)
+        self._most_files = most_files(limit_bytes)
+        self._measurement = _MEASURE_OWN if own_disk else _MEASURE
         self._folder = folder
         self._used = 0
         self._misses = 0
@@ -94,7 +116,7 @@ class DiskWatch:
 
     def _measure(self) -> str:
         try:
-            named, files, nameless, open_files = map(int, self._execute(_MEASURE).split())
+            named, files, nameless, open_files = map(int, self._execute(self._measurement).split())
         except (EngineError, ValueError):
             self._misses += 1
             if self._misses < _MISSES and time.monotonic() - self._measured_at < _PATIENCE_S:

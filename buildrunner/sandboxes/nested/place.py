@@ -169,6 +169,7 @@ class NestedPlace:
             process=lambda: self.ready().state.process,
             clear=lambda: self._daemons.execute(self.ready().state.id, _EMPTY),
             used=self._found,
+            is_mounted_late=lambda: self._limit_bytes is not None and self.ready().state.own_disk,
         )
         return NestedWorkspace(
             source, volume, self._place, self._labels, on_filled=self._copy_mentioned
@@ -336,7 +337,10 @@ class NestedPlace:
         """End the sandbox once it uses more of the disk than it may."""
         container = running.state.id
         watch = DiskWatch(
-            partial(self._daemons.execute, container), limit_bytes, running.data_folder
+            partial(self._daemons.execute, container),
+            limit_bytes,
+            running.data_folder,
+            own_disk=running.state.own_disk,
         )
         self._over = watch.until_over(self._closing)
         if self._over:

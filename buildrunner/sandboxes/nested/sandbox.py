@@ -259,14 +259,14 @@ class NestedSandbox:
         spare = self._spares.take(build_id, facts) if shares_images else None
         if spare is not None:
             if pushed is not None:
-                self._starter.tell(build_id, pushed)
+                self._starter.tell(build_id, pushed, spare.running.state)
             return spare.mode, partial(_given, spare.running)
         mode, begin = self._way(build_id, facts, with_images=shares_images)
 
         def start() -> Running:
             running = begin()
             if pushed is not None:
-                self._starter.tell(build_id, pushed)
+                self._starter.tell(build_id, pushed, running.state)
             return running
 
         return mode, start

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import threading
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from itertools import zip_longest
 from types import MappingProxyType
 
 import msgspec
@@ -19,20 +22,25 @@ from buildrunner.sandboxes.nested.container import (
     IMAGES_NAME,
     LABEL_READS,
     ORIGINS_NAME,
+    OWN_DISK_MODE,
     SOCKET_NAME,
     DaemonSpec,
     HostFacts,
     data_volume_name,
 )
 from buildrunner.sandboxes.nested.daemon import DaemonState, HostImage, NestedDaemons
+from buildrunner.sandboxes.nested.disk_watch import most_files
 from buildrunner.sandboxes.nested.engine import Running, SandboxImages
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.image_catalog import SharedImages
 from buildrunner.sandboxes.nested.layer_origins import Origins, tell_origins
 from buildrunner.sandboxes.nested.machine import NestedMachine
+from buildrunner.sandboxes.nested.own_disk import OPTIONS, own_disk
 from buildrunner.sandboxes.nested.place import ended
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import volume_name
+
+_log = logging.getLogger("buildrunner.sandboxes")
 
 _START_S = 60.0
 _LOOK_S = 0.1
@@ -55,6 +63,7 @@ class NestedStarter:
         self.folders = folders
         self._labels = dict(machine.choices.labels)
         self._egress = machine.choices.egress
+        self._no_own_disk = ""  # why not
 
     def start(
         self,
@@ -85,9 +94,6 @@ class NestedStarter:
         for folder in (notes, os.path.join(notes, ORIGINS_NAME)):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         all_labels = {**self._labels, **labels, LABEL_BUILD: place}
-        data_folder = self._host.create_volume(data_volume_name(place), all_labels)
-        lay_apart(data_folder)
-        lay_apart(self._host.create_volume(volume_name(place), all_labels))
         spec = DaemonSpec(
             place=place,
             image=image,
@@ -104,12 +110,53 @@ class NestedStarter:
             pids=limits.pids,
             egress=self._egress,
         )
-        images = self._start_with_images(spec, with_images=with_images)
+        data_folder, images = self._start_on_disk(spec, with_images=with_images)
         state = self._daemons.find(place)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
         running = self._answering(place, place, state, data_folder)
         return msgspec.structs.replace(running, images=images)
+
+    def _start_on_disk(self, spec: DaemonSpec, *, with_images: bool) -> tuple[str, SandboxImages]:
+        """Start it on file systems of its own if its limit can be kept so; its data folder."""
+        limit = self._machine.limits().disk_bytes
+        if limit is not None and spec.mode == OWN_DISK_MODE and not self._no_own_disk:
+            folders = (self._host.info().data_root, self.folders.root)
+            try:
+                with ExitStack() as stack:
+                    devices = [
+                        stack.enter_context(own_disk(folders, limit, most_files(limit)))
+                        for _ in range(2)
+                    ]
+                    own = msgspec.structs.replace(spec, own_disk=True)
+                    data_folder = self._create_volumes(own, devices)
+                    return data_folder, self._start_with_images(own, with_images=with_images)
+            except EngineError as error:
+                self._no_own_disk = str(error)
+                _log.info("the disk use of sandboxes is measured only: %s", error)
+                self._drop_volumes(spec)
+        data_folder = self._create_volumes(spec)
+        return data_folder, self._start_with_images(spec, with_images=with_images)
+
+    def _create_volumes(self, spec: DaemonSpec, devices: Sequence[str] = ()) -> str:
+        """Create the two volumes; the data folder's path on the engine's machine."""
+        paths = [
+            self._host.create_volume(
+                name,
+                spec.labels,
+                options={"type": "ext4", "device": device, "o": OPTIONS} if device else None,
+            )
+            for name, device in zip_longest((spec.data_volume, spec.workspace_volume), devices)
+        ]
+        if not devices:
+            for path in paths:
+                lay_apart(path)
+        return paths[0]
+
+    def _drop_volumes(self, spec: DaemonSpec) -> None:
+        self.drop(spec.place)
+        for name in (spec.data_volume, spec.workspace_volume):
+            self._host.remove_volume(name)
 
     def likeness(self, facts: HostFacts) -> tuple[str, SandboxImages]:
         """A hash of all that a sandbox would be started with now, and the images among that.
@@ -130,10 +177,16 @@ class NestedStarter:
         likeness = hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
         return likeness, sandbox_images(offered, host_images)
 
-    def tell(self, build_id: str, pushed: Origins) -> None:
+    def tell(self, build_id: str, pushed: Origins, state: DaemonState) -> None:
         """Tell a build's engine, before its first push, of registries that have layers."""
         with suppress(OSError):  # it is only about speed
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
+            if pushed and state.mode == "user-namespace":
+                threading.Thread(target=self._take_origins, args=(state.id,), daemon=True).start()
+
+    def _take_origins(self, container: str) -> None:
+        with suppress(EngineError):
+            self._daemons.execute(container, ("take-origins",))
 
     def _start_with_images(self, spec: DaemonSpec, *, with_images: bool) -> SandboxImages:
         """Start it with what the cache offers now."""

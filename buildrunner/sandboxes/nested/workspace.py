@@ -18,6 +18,7 @@ from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
 from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.workspace.overlay import OverlayImpossible
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
 from buildrunner.workspace.volume import volume_name
 
@@ -83,6 +84,8 @@ class MountedVolume(ForwardingEngine):
         process: waits until the sandbox runs; the id of a process in it.
         clear: empties the mounted volume.
         used: a process that died may have begun to fill it.
+        is_mounted_late: whether the volume is a file system of its own, which is there once the
+            sandbox is; waits for the sandbox if that is not known before.
     """
 
     def __init__(
@@ -92,12 +95,14 @@ class MountedVolume(ForwardingEngine):
         process: Callable[[], int],
         clear: Callable[[], object],
         used: bool,
+        is_mounted_late: Callable[[], bool] = lambda: False,
     ) -> None:
         self._host = host
         self._name = volume_name(place)
         self._process = process
         self._clear = clear
         self._used = used
+        self._is_mounted_late = is_mounted_late
         self._layers: Mapping[str, str] | None = None
         self._kept = False
 
@@ -110,6 +115,8 @@ class MountedVolume(ForwardingEngine):
         """See `Resources.create_volume`. Layers come later, on top of what is mounted."""
         if name != self._name:
             return self._host.create_volume(name, labels, options=options)
+        if self._is_mounted_late() and options:
+            raise OverlayImpossible("the sandbox has a file system of its own")
         if self._used:
             self._clear()
             self._used = False

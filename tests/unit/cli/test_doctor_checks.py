@@ -9,6 +9,7 @@ from buildrunner.cli.doctor import (
     check_builders,
     check_credentials,
     check_data_folder,
+    check_disk_limit,
     check_engine,
     check_git,
     check_isolation,
@@ -183,3 +184,20 @@ def test_the_isolation_of_sandboxes_is_told(isolation: str, verdict: str, word: 
     found = check_isolation(isolation)
     assert found.verdict == verdict
     assert word in found.text
+
+
+@pytest.mark.parametrize(
+    ("isolation", "why", "verdict", "text"),
+    [
+        ("user-namespace", "", "ok", "each nested sandbox of a server has its own file system"),
+        ("user-namespace", "mkfs.ext4 is not installed", "warn", "mkfs.ext4 is not installed"),
+        ("capabilities", "", "warn", "sandboxes are isolated by capabilities only"),
+    ],
+)
+def test_whether_files_can_be_hidden_from_the_limit_of_the_disk_is_said(
+    isolation: str, why: str, verdict: str, text: str
+) -> None:
+    found = check_disk_limit(isolation, why)
+    assert (found.verdict, found.subject) == (verdict, "disk limit")
+    assert text in found.text
+    assert ("a file system of its own" in found.advice) is (verdict == "warn")
