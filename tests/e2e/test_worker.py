@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.conftest import DEADLINE_S, wait_until
+from tests.conftest import DEADLINE_S
 from tests.e2e.test_serve import api, serve  # noqa: F401  (a fixture)
 
 pytestmark = pytest.mark.docker
@@ -105,11 +105,19 @@ def log_of(http, build):
     return http.get(f"/buildrunner/v1/projects/p/builds/{build}/log").text
 
 
+def until(holds, seconds=DEADLINE_S):
+    """Wait, with few requests: each writes a line of the server's log, which nobody reads here."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
 def until_status(http, build, *statuses, seconds=DEADLINE_S):
     end = time.monotonic() + seconds
     while (status := shown(http, build)["status"]) not in statuses:
         assert time.monotonic() < end, (status, log_of(http, build))
-        time.sleep(0.5)  # each request writes a line of the server's log, which nobody reads here
+        time.sleep(0.5)
     return shown(http, build)
 
 
@@ -183,7 +191,7 @@ def test_a_cancel_arrives_at_once(server, work, busybox):
     work(serving)
     with api(serving) as http:
         build = create(http, busybox, "echo begun; sleep 600")
-        wait_until(lambda: "begun" in log_of(http, build))
+        until(lambda: "begun" in log_of(http, build))
         http.post(f"/v1/projects/p/builds/{build}:cancel", json={})
         begin = time.monotonic()
         document = until_status(http, build, *ENDED)
@@ -213,7 +221,7 @@ def test_a_process_that_is_killed_is_resumed_without_losing_a_line(server, work,
     lines = "i=0; while [ $i -lt 200 ]; do echo line $i; i=$((i+1)); sleep 0.02; done"
     with api(serving) as http:
         build = create(http, busybox, "echo first", lines)
-        wait_until(lambda: "line 20" in log_of(http, build))
+        until(lambda: "line 20" in log_of(http, build))
         for pid in working.build_processes(build):
             os.kill(pid, signal.SIGKILL)
         document = until_status(http, build, *ENDED)
@@ -238,7 +246,7 @@ def test_a_server_that_restarts_in_the_middle_of_a_log_misses_no_byte(server, wo
         expected.update(b"%063d\n" % number)
     with api(serving) as http:
         build = create(http, busybox, script)
-        wait_until(lambda: f"{20_000:063d}" in log_of(http, build))
+        until(lambda: f"{20_000:063d}" in log_of(http, build))
     serving.process.kill()
     serving.process.wait()
     time.sleep(3)
@@ -255,7 +263,7 @@ def test_a_worker_with_a_token_that_was_revoked_says_so(server, work):
     serving = server()
     folder = serving.data.parent / "worker"
     working = work(serving)
-    wait_until(lambda: "works for" in working.log.read_text())
+    until(lambda: "works for" in working.log.read_text())
     subprocess.run(
         [*BUILDRUNNER, "tokens", "revoke", "w1", "--data", str(serving.data)],
         check=True,
@@ -274,7 +282,7 @@ def test_a_build_of_a_lost_worker_ends_with_the_true_reason(server, work, busybo
     working = work(serving)
     with api(serving) as http:
         build = create(http, busybox, "echo begun; sleep 600")
-        wait_until(lambda: "begun" in log_of(http, build))
+        until(lambda: "begun" in log_of(http, build))
         pids = working.build_processes(build)
         assert pids
         working.process.kill()
@@ -288,7 +296,7 @@ def test_a_build_of_a_lost_worker_ends_with_the_true_reason(server, work, busybo
                 os.kill(pid, signal.SIGCONT)
         assert document["status"] == "INTERNAL_ERROR"
         assert "was lost: it was last heard of at" in document["statusDetail"]
-        wait_until(lambda: not any(map(is_running, pids)))  # it was told, and ended itself
+        until(lambda: not any(map(is_running, pids)))  # it was told, and ended itself
         assert log_of(http, build) == before
         assert shown(http, build)["status"] == "INTERNAL_ERROR"
 

@@ -61,21 +61,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--sandbox",
         choices=("nested", "host"),
         default="nested",
-        help="nested: an engine of its own for each build; host: the engine at hand (nested)",
+        help="nested: each build gets a container engine of its own; host: builds share this"
+        " machine's engine (default: nested)",
     )
     parser.add_argument(
         "--max-builds",
         type=int,
         default=1,
         metavar="N",
-        help="maximum number of running builds (1)",
+        help="maximum number of running builds (default: 1)",
     )
     parser.add_argument(
         "--max-build-disk-gib",
         type=int,
         default=100,
         metavar="N",
-        help="fail a build whose nested sandbox uses more disk space (100); 0 sets no limit",
+        help="fail a build whose nested sandbox uses more disk space; 0 sets no limit (default:"
+        " 100)",
     )
     parser.add_argument(
         "--data",
