@@ -11,7 +11,8 @@ from datetime import timedelta
 import pytest
 
 from buildrunner.containers.process_owner import _start_of
-from buildrunner.errors import EngineUnavailable, StoreError
+from buildrunner.errors import EngineUnavailable, LeaseLost, NotFound, StoreError
+from buildrunner.store.model.builds import LOST_WORKER
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
 from buildrunner.worker.chores import Chore
@@ -374,3 +375,124 @@ def test_the_process_of_a_build_gets_what_it_needs_of_the_environment():
     }
     kept = child_environment(given, needed=["API_KEY"])
     assert kept == {name: value for name, value in given.items() if name != "CI_DEPLOY_TOKEN"}
+
+
+class Clock:
+    """The time that a supervisor sees."""
+
+    def __init__(self):
+        self.at = now()
+
+    def __call__(self):
+        return self.at
+
+    def move(self, seconds):
+        self.at += timedelta(seconds=seconds)
+
+
+class Turns:
+    """Counts the turns of a supervisor that looks after builds of other workers."""
+
+    def __init__(self, supervise, clock, queue):
+        self.count = 0
+        chore = Chore(name="count", every_s=0.0, run=self._turned)
+        supervise(max_builds=0, now=clock, run_again=queue.run_again, chores=(chore,))
+
+    def _turned(self):
+        self.count += 1
+
+    def pass_by(self):
+        """Wait for some turns, in which nothing should happen."""
+        count = self.count
+        until(lambda: self.count > count + 2)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def of_remote_worker(server, clock, *, step="QUEUED", process="1:1"):
+    """A build that a worker on another host has claimed and perhaps begun."""
+    build = server.create({})
+    stored, lease = server.store.queue.claim("worker:w1/host", now=clock(), lease_s=30, limit=9)
+    assert stored.id == build
+    if process:
+        server.store.queue.set_process(lease, process)
+        steps = [{"name": "busybox", "status": step}]
+        document = {**server.document(build), "status": "WORKING", "steps": steps}
+        server.store.queue.record(lease, document)
+    return build, lease
+
+
+def test_a_build_of_a_lost_worker_runs_again_once_if_no_step_began(server, supervise, clock):
+    build, lease = of_remote_worker(server, clock)
+    queue = server.store.queue
+    turns = Turns(supervise, clock, queue)
+    clock.move(29)
+    turns.pass_by()
+    assert server.store.builds.find(build).worker == "worker:w1/host"
+    clock.move(2)
+    until(lambda: server.store.builds.find(build).status == "QUEUED")
+    with pytest.raises(LeaseLost):
+        queue.renew(lease, now=clock(), lease_s=30)
+    assert (
+        "w1/host was lost: it was last heard of at"
+        in (server.store.builds.find(build).labels[LOST_WORKER])
+    )
+    _, again = queue.claim("worker:w2/host", now=clock(), lease_s=30, limit=9)
+    queue.set_process(again, "1:1")
+    clock.move(200)
+    until(lambda: supervise.given_up)
+    assert supervise.given_up[0][0] == build
+    assert "its worker w2/host was lost" in supervise.given_up[0][1]
+
+
+def test_a_build_of_a_lost_worker_ends_if_a_step_began(server, supervise, clock):
+    build, lease = of_remote_worker(server, clock, step="WORKING")
+    turns = Turns(supervise, clock, server.store.queue)
+    clock.move(60)  # a network that is cut for a minute ends no build
+    turns.pass_by()
+    assert server.store.queue.renew(lease, now=clock(), lease_s=30) == ""
+    clock.move(74)
+    turns.pass_by()
+    assert supervise.given_up == []
+    clock.move(2)
+    until(lambda: supervise.given_up)
+    assert supervise.given_up[0][0] == build
+
+
+def test_time_without_any_server_does_not_count(server, supervise, clock):
+    build, lease = of_remote_worker(server, clock)
+    clock.move(3600)
+    turns = Turns(supervise, clock, server.store.queue)
+    turns.pass_by()
+    assert server.store.queue.renew(lease, now=clock(), lease_s=30) == ""
+    assert server.store.builds.find(build).worker == "worker:w1/host"
+
+
+def test_a_claim_that_no_process_began_is_taken_back_as_often_as_needed(server, supervise, clock):
+    build, _ = of_remote_worker(server, clock, process="")
+    queue = server.store.queue
+    Turns(supervise, clock, queue)
+    for _ in range(2):
+        clock.move(31)
+        until(lambda: not server.store.builds.find(build).worker)
+        assert LOST_WORKER not in server.store.builds.find(build).labels
+        queue.claim("worker:w1/host", now=clock(), lease_s=30, limit=9)
+    assert supervise.given_up == []
+
+
+def test_a_build_that_is_not_ours_any_more_leaves_no_folder(server, processes, supervise):
+    build = server.create({})
+    gone = []
+
+    def find(build_id):
+        raise NotFound(f"there is no build {build_id} here")
+
+    supervise(find=find, on_gone=gone.append)
+    until(lambda: processes.spawned)
+    server.folder.make_run_folder(build)
+    processes.end(0)
+    until(lambda: gone == [build])
+    assert build not in server.folder.run_ids()
