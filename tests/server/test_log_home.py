@@ -6,6 +6,9 @@ import threading
 import httpx
 import pytest
 
+from buildrunner.engine.log.pipeline import LogChunk
+from buildrunner.logs.files.copies import log_piece
+from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.log_home import PASSED_ON
 from buildrunner.store.model.servers import KnownServer
@@ -126,3 +129,29 @@ def test_who_may_not_read_here_may_not_read_there(tmp_path):
         for project, status in (("q", 403), ("p", 200)):
             bearer = {"Authorization": f"Bearer {home.token('read', projects=(project,))}"}
             assert httpx.get(url, headers=bearer).status_code == status
+
+
+def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tmp_path):
+    home.build("remote")
+    client = {"headers": {"Authorization": f"Bearer {home.token('worker')}"}, "timeout": 30}
+    routes = f"{other.url}/worker/v1/builds"
+    asked = httpx.post(f"{home.url}/worker/v1/builds:claim", json={"worker": "w"}, **client)
+    lease = {"fence": asked.json()["fence"]}
+    begin = {**lease, "incarnation": "1:1"}
+    assert httpx.post(f"{routes}/remote:begin", params=begin, **client).status_code == 200
+    sink = LogFileSink(str(tmp_path / "sent"))
+    sink.write(LogChunk(TEXT, None, now()))
+    sink.close()
+    piece, end = log_piece(str(tmp_path / "sent"), 0)
+    begun = {**lease, "offset": 0}
+    sent = httpx.put(f"{routes}/remote/log", params=begun, content=piece, **client)
+    assert sent.json() == {"offset": end}
+    again = httpx.put(f"{routes}/remote/log", params=begun, content=piece, **client)
+    assert (again.status_code, again.json()["error"]["details"]) == (409, [{"offset": end}])
+    assert (tmp_path / "home" / "logs" / "remote" / "log.txt").read_bytes() == TEXT
+    assert not (tmp_path / "other" / "logs").exists()
+    home.stop()
+    late = httpx.put(f"{routes}/remote/log", params={**lease, "offset": end}, **client)
+    assert late.status_code == 503
+    assert not (tmp_path / "other" / "logs").exists()
+    home.start()

@@ -130,9 +130,9 @@ def _routes_of_leases(
         _Route("POST", "/builds:claim", claim, documented(body="WorkerClaim")),
         _Route("GET", "/builds", held),
         _Route("GET", "/builds/{build}", get),
-        _Route("POST", "/builds/{build}:takeOver", take_over),
-        _Route("POST", "/builds/{build}:begin", begin),
-        _Route("POST", "/builds/{build}:renew", renew),
+        _Route("POST", "/builds/{build}:takeOver", take_over, documented(body="Empty")),
+        _Route("POST", "/builds/{build}:begin", begin, documented(body="Empty")),
+        _Route("POST", "/builds/{build}:renew", renew, documented(body="Empty")),
         _Route("GET", "/builds/{build}/signals", signals),
     ]
 
