@@ -15,7 +15,7 @@ import json
 from base64 import b64decode, b64encode
 from typing import Any, Final
 
-from securesystemslib.signer import Signer
+from securesystemslib.signer import Signer, SSlibKey
 
 from buildrunner.errors import RegistryError
 from buildrunner.provenance.signing import image_claim, is_signature, signature_of
@@ -242,7 +242,8 @@ def _is_signed(claim: bytes, layer: dict[str, Any], signer: Signer) -> bool:
         is_claim = layer["digest"] == sha256(claim)
     except (LookupError, TypeError, ValueError):
         return False
-    return is_claim and is_signature(claim, signature, signer.public_key)
+    key = signer.public_key
+    return is_claim and isinstance(key, SSlibKey) and is_signature(claim, signature, key)
 
 
 def _tag(digest: str, kind: str) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
@@ -39,7 +40,6 @@ from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import (
     SIGNER_FOR_URI_SCHEME,
     CryptoSigner,
-    Key,
     Signature,
     Signer,
     SSlibKey,
@@ -52,6 +52,7 @@ PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 KEY_NAME: Final = "provenance-key.pem"
 KMS_SCHEMES: Final = ("awskms", "azurekms", "gcpkms", "hv")
 """Schemes of `SIGNER_FOR_URI_SCHEME` that name a key of a KMS."""
+_RSA_SCHEMES = ("rsa-pkcs1v15-sha256", "rsassa-pss-sha256")  # cosign verifies only the first
 
 
 def open_signer(key: str, folder: str) -> Signer:
@@ -124,13 +125,16 @@ def signature_of(data: bytes, signer: Signer) -> bytes:
         raise AttestationError(f"the image can't be signed: {error}") from error
 
 
-def is_signature(data: bytes, signature: bytes, key: Key) -> bool:
-    """Return whether a key has signed data."""
-    try:
-        key.verify_signature(Signature(key.keyid, signature.hex()), data)
-    except UnverifiedSignatureError:
-        return False
-    return True
+def is_signature(data: bytes, signature: bytes, key: SSlibKey) -> bool:
+    """Return whether a key has signed data, by any of the schemes of its type."""
+    for scheme in _RSA_SCHEMES if key.keytype == "rsa" else (key.scheme,):
+        one = SSlibKey(key.keyid, key.keytype, scheme, key.keyval)
+        try:
+            one.verify_signature(Signature(key.keyid, signature.hex()), data)
+        except UnverifiedSignatureError:
+            continue
+        return True
+    return False
 
 
 def public_key_pem(signer: Signer) -> str:
@@ -152,7 +156,8 @@ def named_key(key: Any) -> SSlibKey:
     """
     wire = b64decode(key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).split()[1])
     fingerprint = b64encode(hashlib.sha256(wire).digest()).decode().rstrip("=")
-    return SSlibKey.from_crypto(key, keyid=f"SHA256:{fingerprint}")
+    scheme = _RSA_SCHEMES[0] if isinstance(key, RSAPublicKey) else None
+    return SSlibKey.from_crypto(key, f"SHA256:{fingerprint}", scheme)
 
 
 def read_public_key(pem: bytes, place: str) -> SSlibKey:
@@ -223,7 +228,7 @@ def kms_signer(uri: str) -> Signer:
     try:
         importer: Any = SIGNER_FOR_URI_SCHEME[scheme]
         found, key = importer.import_(*(_azure_key(name) if scheme == "azurekms" else [name]))
-        return Signer.from_priv_key_uri(found, _named_by_fingerprint(key))
+        return Signer.from_priv_key_uri(found, _named_by_fingerprint(key, scheme))
     except Exception as error:  # each KMS has errors of its own library
         extra = "vault" if scheme == "hv" else scheme
         raise AttestationError(
@@ -240,9 +245,14 @@ def _azure_key(name: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def _named_by_fingerprint(key: SSlibKey) -> SSlibKey:
-    """Return the same key by the id of `named_key`, which verifiers look for."""
-    return SSlibKey(named_key(_public(key)).keyid, key.keytype, key.scheme, key.keyval)
+def _named_by_fingerprint(key: SSlibKey, kms: str) -> SSlibKey:
+    """Return the same key by the id of `named_key`, which verifiers look for.
+
+    RSA keys of AWS sign by all schemes, and those of Google Cloud by one that the key has.
+    """
+    named = named_key(_public(key))
+    scheme = named.scheme if (kms, key.keytype) == ("awskms", "rsa") else key.scheme
+    return SSlibKey(named.keyid, key.keytype, scheme, key.keyval)
 
 
 def _public(key: SSlibKey) -> Any:

@@ -14,7 +14,16 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as generate_rsa_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_public_key,
+)
+from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer, SSlibKey
 from sigstore.dsse import Envelope as SigstoreEnvelope
 from sigstore.dsse import _verify as verified_by_sigstore
@@ -25,6 +34,7 @@ from buildrunner.provenance.attester import ProvenanceAttester
 from buildrunner.provenance.signing import (
     KEY_NAME,
     PAYLOAD_TYPE,
+    is_signature,
     open_signer,
     public_key_pem,
     read_public_key,
@@ -193,3 +203,29 @@ def test_a_key_of_a_kms_is_named_by_its_fingerprint(monkeypatch, uri, imported, 
 def test_a_key_of_azure_in_another_form_is_refused():
     with pytest.raises(AttestationError, match=r"azurekms://VAULT\.vault\.azure\.net/keys/NAME"):
         open_signer("azurekms://evil.example/keys/provenance", "")
+
+
+def test_an_rsa_key_signs_by_the_scheme_that_cosign_verifies(tmp_path, monkeypatch):
+    private = generate_rsa_key(65537, 2048)
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path = tmp_path / "rsa.pem"
+    path.write_bytes(pem)
+    path.chmod(0o600)
+    monkeypatch.setattr(Kms, "private", private, raising=False)
+    for scheme in ("awskms", "kms"):
+        monkeypatch.setitem(SIGNER_FOR_URI_SCHEME, scheme, Kms)
+    for uri in (str(path), "awskms:k"):
+        envelope = Envelope.from_dict(json.loads(signed_envelope({}, open_signer(uri, ""))))
+        (signature,) = envelope.signatures.values()
+        private.public_key().verify(
+            bytes.fromhex(signature.signature), envelope.pae(), PKCS1v15(), SHA256()
+        )
+
+
+def test_a_signature_of_an_rsa_key_by_pss_is_verified(tmp_path):
+    signer = CryptoSigner.generate_rsa()
+    assert signer.public_key.scheme == "rsassa-pss-sha256"
+    key = read_public_key(public_key_pem(signer).encode(), "the key")
+    signature = bytes.fromhex(signer.sign(b"data").signature)
+    assert is_signature(b"data", signature, key)
+    assert not is_signature(b"other", signature, key)
