@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 import httpx
 import pytest
 
@@ -9,8 +11,8 @@ from tests.kubernetes.conftest import forwarded, image, install, token, values
 
 
 @pytest.fixture
-def server(cluster, volume, mirror):
-    """A server with one worker, as the notes of the chart say it; a client of its API."""
+def settings(cluster, volume, mirror):
+    """The values of a server with one worker, installed as the notes of the chart say it."""
     install(cluster, values(volume))
     made = cluster.kubectl(
         *("exec", "ci-buildrunner-0", "--", "buildrunner", "tokens", "create", "workers"),
@@ -28,9 +30,17 @@ def server(cluster, volume, mirror):
         "engine": dict(zip(("repository", "tag"), image("engine").rsplit(":", 1), strict=True)),
         "mirror": mirror,
         "cpu": "1",
+        "cpuRequest": "100m",
         "memory": "768Mi",
     }
-    install(cluster, values(volume, workers=workers))
+    with_workers = values(volume, workers=workers)
+    install(cluster, with_workers)
+    return with_workers
+
+
+@pytest.fixture
+def server(cluster, settings):
+    """A client of the server's API."""
     headers = {"Authorization": f"Bearer {token(cluster)}"}
     with forwarded(cluster) as url, httpx.Client(base_url=url, headers=headers) as http:
         yield http
@@ -43,6 +53,18 @@ def submitted(server, build):
 
 def found(server, build_id):
     return server.get(f"/v1/projects/shop/builds/{build_id}").json()
+
+
+def running(cluster, server, args):
+    """A build whose step runs."""
+    build_id = submitted(server, {"steps": [{"name": "busybox", "args": args}]})
+
+    def begun():
+        (step,) = found(server, build_id)["steps"]
+        return step.get("status") == "WORKING"
+
+    cluster.until(begun, "the step runs", 120)
+    return build_id
 
 
 def ended(cluster, server, build_id, seconds=120):
@@ -85,14 +107,7 @@ docker run --rm -v /var/run/docker.sock:/engine.sock busybox test -S /engine.soc
 
 
 def test_a5_a_cancelled_build_ends_at_once(cluster, server):
-    step = {"name": "busybox", "args": ["sleep", "300"]}
-    build_id = submitted(server, {"steps": [step]})
-
-    def sleeps():
-        (one,) = found(server, build_id)["steps"]
-        return one.get("status") == "WORKING"
-
-    cluster.until(sleeps, "the step runs", 120)
+    build_id = running(cluster, server, ["sleep", "300"])
     server.post(f"/v1/projects/shop/builds/{build_id}:cancel")
     build, _ = ended(cluster, server, build_id, 20)
     assert build["status"] == "CANCELLED"
@@ -102,3 +117,22 @@ def test_a6_the_timeout_of_a_step_counts(cluster, server):
     step = {"name": "busybox", "args": ["sleep", "300"], "timeout": "2s"}
     build, _ = ended(cluster, server, submitted(server, {"steps": [step]}))
     assert (build["status"], build["steps"][0]["status"]) == ("FAILURE", "TIMEOUT")
+
+
+def test_a17_the_token_of_the_workers_is_in_no_object_but_its_secret(cluster, server):
+    secret = cluster.find("secret", "workers")["data"]["token"]
+    bearer = base64.b64decode(secret).decode().strip()
+    objects = cluster.kubectl("get", "all,configmaps,events", "-o", "yaml")
+    assert bearer.startswith("brt_")
+    assert bearer not in objects
+    refused = server.get("/v1/projects/shop/builds", headers={"Authorization": f"Bearer {bearer}"})
+    assert refused.status_code in (401, 403)
+
+
+def test_a22_an_upgrade_lets_a_running_build_end(cluster, server, settings):
+    build_id = running(cluster, server, ["sleep", "20"])
+    settings["workers"]["cpuRequest"] = "150m"  # a new Pod takes the place of the old one
+    install(cluster, settings)
+    assert found(server, build_id)["status"] == "WORKING"
+    build, log = ended(cluster, server, build_id)
+    assert build["status"] == "SUCCESS", log
