@@ -22,6 +22,7 @@ import msgspec
 
 from buildrunner.addresses import Egress, address_of, look_up
 from buildrunner.containers.types import RegistryLogin
+from buildrunner.deadline import Deadline
 from buildrunner.errors import CredentialsError, RegistryError
 from buildrunner.registries.distribution import MANIFEST_TYPES, sha256
 from buildrunner.registries.registry_transport import RegistryTransport, host_of, read_bounded
@@ -73,6 +74,7 @@ class RegistryClient:
         login: who to be; None for requests without a login.
         egress: networks that builds do not reach: see `RegistryTransport`.
         addresses_of: looks a name up.
+        deadline: see `RegistryTransport`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class RegistryClient:
         egress: Egress | None = None,
         *,
         addresses_of: Callable[[str], Sequence[str]] = look_up,
+        deadline: Deadline | None = None,
     ) -> None:
         self._place = place
         # Once for all: what says that the registry has no TLS is what is connected to.
@@ -101,6 +104,7 @@ class RegistryClient:
                 egress=egress,
                 proxies=_proxies(place),
                 addresses_of=known,
+                deadline=deadline,
             ),
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             trust_env=False,

@@ -19,6 +19,7 @@ from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
 from buildrunner.registries.push_gateway import PushGateway
 from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
@@ -26,6 +27,7 @@ from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 
 _SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
+_ANSWER_S = 60.0
 _INSECURE = "--insecure-registry="
 
 
@@ -109,13 +111,21 @@ class GatewayPush:
         """Return the digest that the registry has for an image, asked without a login.
 
         Raises:
-            ImagePushError: the registry does not tell.
+            ImagePushError: the registry does not tell, or not within a minute.
         """
         asked = ImageName.parse(name)
         place = registry_place(asked.registry, self._daemons.facts())
         try:
-            with RegistryClient(place, _path(asked), None, self._egress) as client:
-                return client.digest_of(asked.tag or "latest")
+            with (
+                Deadline(_ANSWER_S) as deadline,
+                RegistryClient(
+                    place, _path(asked), None, self._egress, deadline=deadline
+                ) as client,
+            ):
+                digest = client.digest_of(asked.tag or "latest")
+                if deadline.is_over:  # the end of the connection may look like that of the answer
+                    raise httpx.ReadTimeout(f"no answer within {_ANSWER_S:g} s")
+                return digest
         except BuildrunnerError as error:
             raise ImagePushError(_unconfirmed(name, error), hint=error.hint) from error
         except httpx.HTTPError as error:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from buildrunner.containers.types import (
     TransferProgress,
 )
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
-from buildrunner.sandboxes.nested import loopback
+from buildrunner.sandboxes.nested import gateway_push, loopback
 from buildrunner.sandboxes.nested.container import HostFacts
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
@@ -496,6 +496,16 @@ def test_an_engine_that_names_another_digest_of_a_push_without_a_login_is_not_be
         push_without_login(nest, name, foreign)
 
 
+def test_a_registry_that_tells_its_digest_byte_by_byte_is_left_at_the_deadline(
+    plain_registry: PlainRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_push, "_ANSWER_S", 0.3)
+    gateway = GatewayPush(Facts(), str, str, Egress())  # type: ignore[arg-type]
+    with plain_registry.trickling(), pytest.raises(ImagePushError, match="does not tell") as caught:
+        gateway.digest_of(f"{plain_registry.address}/team/app:1")
+    assert caught.value.transient
+
+
 def test_no_digest_is_known_of_a_push_to_a_registry_of_a_step(unused_port: int) -> None:
     """Such a registry says what the steps have it say."""
     name = f"localhost:{unused_port}/app:1"
@@ -519,6 +529,16 @@ class PlainRegistry(ThreadingHTTPServer):
         self.content = b"{}"
         self.digest = self.said = f"sha256:{hashlib.sha256(self.content).hexdigest()}"
         self.status = 200
+        self.ended: threading.Event | None = None
+
+    @contextmanager
+    def trickling(self) -> Iterator[None]:
+        """Send manifests byte by byte, without an end."""
+        self.ended = threading.Event()
+        try:
+            yield
+        finally:
+            self.ended.set()
 
 
 class _PlainRegistry(BaseHTTPRequestHandler):
@@ -531,9 +551,13 @@ class _PlainRegistry(BaseHTTPRequestHandler):
         self.send_response(registry.status if content and is_image else 200 if content else 404)
         self.send_header("Docker-Distribution-Api-Version", "registry/2.0")
         self.send_header("Docker-Content-Digest", registry.said)
-        self.send_header("Content-Length", str(len(content)))
+        if registry.ended is None or not is_image:
+            self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        with suppress(OSError):
+            while is_image and registry.ended and not registry.ended.wait(0.02):
+                self.wfile.write(b" ")
 
     def log_message(self, *_: object) -> None:
         pass
