@@ -94,7 +94,7 @@ class ServerConnection:
         response = self.answer(method, path, query=query, body=body, tries=tries, answer_s=answer_s)
         try:
             answer = response.json()
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServerUnavailable(
                 f"{self.url} does not answer as a buildrunner server does",
                 hint="check the address",
@@ -287,7 +287,7 @@ def _refusal(url: str, code: int, text: str) -> Exception:
     try:
         error = json.loads(text)["error"]
         message, status, details = error["message"], error["status"], error.get("details", [])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         message, status, details = f"{url} answers HTTP {code}", "", []
     if code in (401, 403):
         return AuthError(

@@ -167,7 +167,7 @@ class BuildStream:
                     return StreamEnd(body["status"])
                 case _:
                     return None  # of a newer server
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError) as error:
+        except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ServerUnavailable("the server's stream is damaged") from error
 
     def _log(self, body: dict[str, Any]) -> LogPiece | None:

@@ -52,7 +52,7 @@ def registry_auth_header(
             config = msgspec.json.decode(file.read(), type=_DockerConfig)
     except FileNotFoundError:
         return ANONYMOUS
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, RecursionError) as error:
         raise CredentialsError(
             f"the Docker config {path} can't be read: {error}", hint="Correct or remove it."
         ) from error
@@ -157,7 +157,7 @@ def _ask_helper(
         raise failed
     try:
         answer = msgspec.json.decode(output, type=_HelperAnswer)
-    except msgspec.DecodeError:  # without its text: that may hold a secret
+    except (msgspec.DecodeError, RecursionError):  # without its text: that may hold a secret
         raise failed from None
     if answer.username == _TOKEN:
         return RegistryLogin(identity_token=answer.secret)

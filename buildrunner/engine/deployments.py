@@ -66,7 +66,7 @@ def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
             continue
         try:
             one = msgspec.json.decode(line, type=Deployment)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             problem = problem or f"line {number} of $BUILDER_OUTPUT/{REPORT} can't be read: {error}"
             continue
         if len(found) == _MOST and one.target not in found:

@@ -144,7 +144,6 @@ def _list_referrer(
     """Add a manifest to the list of referrers that clients keep under a tag."""
     tag = referrers_tag(digest)
     found = repository.manifest(tag)
-    listed = json.loads(found.body).get("manifests", []) if found else []
     entry = {
         "mediaType": MANIFEST,
         "digest": sha256(body),
@@ -152,7 +151,7 @@ def _list_referrer(
         "artifactType": BUNDLE_TYPE,
         "annotations": annotations,
     }
-    kept = [one for one in listed if one.get("digest") != entry["digest"]]
+    kept = [one for one in _entries(found, "manifests") if one.get("digest") != entry["digest"]]
     index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": [*kept, entry]}
     repository.put_manifest(tag, json.dumps(index, separators=(",", ":")).encode(), INDEX)
 
@@ -170,7 +169,17 @@ def _attach_tag(repository: Repository, image: Manifest, envelope: bytes, predic
 
 def _tag_layers(repository: Repository, tag: str) -> list[dict[str, Any]]:
     found = repository.manifest(tag)
-    return list(json.loads(found.body).get("layers", [])) if found else []
+    return _entries(found, "layers")
+
+
+def _entries(found: Manifest | None, field: str) -> list[dict[str, Any]]:
+    """Return the descriptors in a field of a manifest; none without a manifest."""
+    if found is None:
+        return []
+    try:
+        return [{**one} for one in json.loads(found.body).get(field, [])]
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
+        raise RegistryError(f"the registry's manifest {found.digest} can't be read") from error
 
 
 def _put_layers(repository: Repository, tag: str, layers: list[dict[str, Any]]) -> None:
@@ -204,7 +213,7 @@ def _layers(repository: Repository, reference: str, media_type: str) -> list[byt
             for one in json.loads(found.body)["layers"]
             if one["mediaType"] == media_type
         ]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         return []
     return [repository.blob(digest) for digest in layers]
 
@@ -213,14 +222,14 @@ def _envelope_of(bundle: bytes) -> bytes | None:
     """Return the envelope in a bundle; None for a bundle of another kind."""
     try:
         return _dump(json.loads(bundle)["dsseEnvelope"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         return None
 
 
 def _canonical(envelope: bytes) -> bytes:
     try:
         return _dump(json.loads(envelope))
-    except ValueError:
+    except (ValueError, RecursionError):
         return envelope
 
 
@@ -231,7 +240,7 @@ def _dump(envelope: Any) -> bytes:
 def _predicate_of(envelope: bytes) -> str:
     try:
         return str(json.loads(b64decode(json.loads(envelope)["payload"]))[_PREDICATE])
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise RegistryError("an attestation without a statement can't be attached") from error
 
 

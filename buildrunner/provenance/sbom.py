@@ -256,7 +256,7 @@ def _documents(
                     )
                 with open(place, "rb") as file:
                     documents[kind] = json.loads(file.read())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise AttestationError(f"syft failed: {error}") from error
         return documents
 

@@ -238,7 +238,14 @@ def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> V
 def _envelope(attestation: bytes) -> Envelope:
     try:
         return Envelope.from_dict(json.loads(attestation))
-    except (ValueError, LookupError, TypeError, AttributeError, FormatError) as error:
+    except (
+        ValueError,
+        RecursionError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        FormatError,
+    ) as error:
         raise _Refused(1, "its provenance is not a signed DSSE envelope") from error
 
 
@@ -295,7 +302,7 @@ def _statement(envelope: Envelope) -> dict[str, Any]:
             if kind[1] == PROVENANCE_TYPE
             else BUILD_TYPE
         )
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise _Refused(4, "what its provenance signs is no in-toto statement") from error
     if kind != (STATEMENT_TYPE, PROVENANCE_TYPE, PAYLOAD_TYPE):
         raise _Refused(4, f"it has no provenance, only a statement of type {kind[1]}")

@@ -314,7 +314,7 @@ class Repository:
                 answer = self._request("GET", realm, params=asked, auth=auth)
             self._check(answer)
             found = msgspec.json.decode(answer.content, type=_Token)
-        except (httpx.TransportError, msgspec.DecodeError) as error:
+        except (httpx.TransportError, msgspec.DecodeError, RecursionError) as error:
             raise RegistryError(f"{realm} gives no token for {self.name}: {error}") from error
         return f"Bearer {found.token or found.access_token}"
 
@@ -342,7 +342,7 @@ def referrers_tag(digest: str) -> str:
 def _descriptors(body: bytes) -> list[dict[str, Any]]:
     try:
         found = msgspec.json.decode(body, type=dict[str, Any]).get("manifests") or []
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return []
     return [one for one in found if isinstance(one, dict)]
 
@@ -351,7 +351,7 @@ def _reason(response: httpx.Response) -> str:
     try:
         errors = response.json()["errors"]
         text = errors[0].get("message") or errors[0].get("code")
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return ""
     return f": {text}" if text else ""
 

@@ -80,7 +80,7 @@ def parse_docker_config(data: bytes) -> DockerLogins:
             for name, entry in (config.auths or {}).items()
             if entry and (entry.auth or entry.username or entry.identity_token)
         }
-    except (msgspec.DecodeError, binascii.Error, UnicodeDecodeError):
+    except (msgspec.DecodeError, RecursionError, binascii.Error, UnicodeDecodeError):
         # The error may quote what it could not decode, and so a password.
         return DockerLogins(fault="it is no valid Docker config")
     helpers = {_registry(name): helper for name, helper in (config.helpers or {}).items()}

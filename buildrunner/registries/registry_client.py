@@ -235,7 +235,7 @@ class RegistryClient:
             login = (self._login.username, self._login.password)
             answer = self._request("GET", realm, params=scope, auth=login)
         if answer.status_code == 200:
-            with suppress(msgspec.DecodeError):
+            with suppress(msgspec.DecodeError, RecursionError):
                 return msgspec.json.decode(answer.content, type=_Token)
         raise CredentialsError(
             f"the token service of {self._place.registry} refused the login: HTTP "

@@ -223,7 +223,7 @@ class GoogleApi:
             raise ApiError(0, f"{self.endpoint} does not answer: {reason}") from None
         try:
             found = json.loads(text)
-        except ValueError:  # its message may quote the answer, which may hold the value
+        except (ValueError, RecursionError):  # the message may quote the secret's value
             found = None
         if not isinstance(found, dict):
             raise ApiError(0, f"{self.endpoint} answered with something that is not JSON") from None
@@ -292,7 +292,7 @@ def _message(error: HTTPError) -> str:
     """The message in Google's error body. Source: error format of Google Cloud APIs (AIP-193)."""
     try:
         message = str(json.loads(error.read(65536))["error"]["message"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         message = error.reason or "no reason given"
     line = " ".join(message.split())
     shown = "".join(char for char in line if char.isprintable())[:_QUOTED_BYTES]

@@ -79,7 +79,7 @@ def _said_in(body: str) -> str:
         return unescape(found[1]).strip() if found else _NO_REASON
     try:
         return str(json.loads(body)["error"]["message"]).strip()
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, RecursionError, LookupError, TypeError):
         return body
 
 

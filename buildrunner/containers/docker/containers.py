@@ -79,7 +79,7 @@ def _code_in(line: bytes) -> int:
         end = json.loads(line)
         code = end["Actor"]["Attributes"]["exitCode"] if "Actor" in end else end["StatusCode"]
         return int(code)
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
 

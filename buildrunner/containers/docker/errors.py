@@ -38,7 +38,7 @@ def message_of(body: bytes) -> str:
     try:
         answer = msgspec.json.decode(body, type=_ErrorBody)
         message = answer.message or answer.error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         message = body.decode("utf-8", "replace")
     return message.strip() or "the engine gave no reason"
 

@@ -278,7 +278,10 @@ def load_image(image: str, source: Endpoint, target: DockerApi, cancel: Event) -
         except Refusal as refusal:
             raise refusal.as_error(what) from refusal
         for line in filter(None, map(bytes.strip, said.splitlines())):
-            event = msgspec.json.decode(line, type=_Event)
+            try:
+                event = msgspec.json.decode(line, type=_Event)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise EngineError(f"{what}: the engine's answer can't be understood") from error
             if event.error:
                 raise EngineError(f"{what}: {event.error}")
             if loaded := _LOADED.search(event.stream):
@@ -354,7 +357,7 @@ class PulledImages:
                     self.pushed = True
                 else:
                     yield event.actor.name
-        except (EngineError, msgspec.DecodeError):  # it is gone, or we are closed
+        except (EngineError, msgspec.DecodeError, RecursionError):  # it is gone, or we are closed
             return
 
     def close(self) -> None:

@@ -190,7 +190,7 @@ def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threadin
         found = msgspec.json.decode(body, type=_Distribution).descriptor.digest
     except Stopped as error:
         raise ImagePushError(f"the push of {name} was cancelled") from error
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return
     except Refusal as refusal:
         if refusal.status != 404 or "page not found" in refusal.message.lower():
@@ -257,7 +257,7 @@ def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
                 if news > _MOST_NEWS:
                     raise TransferFailure("the engine reports too much of one transfer")
             yield event
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise TransferFailure(f"the engine's answer can't be understood: {error}") from error
 
 

@@ -101,7 +101,7 @@ class EventLog:
             for line in lines.split(b"\n")[:-1]:
                 _sequence_of(line)
                 _decoder().decode(line)
-        except (ValueError, msgspec.MsgspecError) as error:
+        except (ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise BadPiece(f"a line is no event: {error}") from error
         try:
             written = os.write(self._file, lines)

@@ -264,7 +264,7 @@ class ImageCache:
         store = self._daemons.execute(self.volume, (*argv, *STORE_FILES))
         try:
             return read_catalog(store, self._daemons.cache_identity(self.volume))
-        except (ValueError, KeyError) as error:
+        except (ValueError, RecursionError, KeyError) as error:
             raise EngineError(f"the image cache can't be read: {error}") from error
 
     # -- the catalog on this machine ---------------------------------------------------------------

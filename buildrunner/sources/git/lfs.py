@@ -193,7 +193,7 @@ class LfsTransfers:
             found = msgspec.json.decode(content, type=_Batch).objects[0]
         except httpx.HTTPError as error:
             raise SourceError(f"batch response: {_reason(error)}") from error
-        except (msgspec.DecodeError, LookupError) as error:
+        except (msgspec.DecodeError, RecursionError, LookupError) as error:
             raise SourceError("batch response: Expected JSON type") from error
         finally:
             answer.close()
@@ -278,7 +278,7 @@ class LfsTransfers:
         try:
             found = msgspec.json.decode(said, type=dict[str, Any])
             return _Action(str(found.get("href") or url), dict(found.get("header") or {}))
-        except (msgspec.DecodeError, ValueError, TypeError) as error:
+        except (msgspec.DecodeError, RecursionError, ValueError, TypeError) as error:
             raise SourceError(f"batch response: {user_and_host} knows no Git LFS") from error
 
     def _login(self, url: str) -> httpx.BasicAuth | None:

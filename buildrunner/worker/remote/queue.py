@@ -233,7 +233,7 @@ def decoded(answer: httpx.Response, kind: type[Answer]) -> Answer:
     """
     try:
         return msgspec.json.decode(answer.content, type=kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise StoreError(
             f"{answer.url} does not answer as the server of a worker does: {error}",
             hint="run the same version of buildrunner on the server and on the worker",

@@ -113,7 +113,7 @@ def _locations(context: ServerContext, manifest: str) -> list[str]:
         folder = _folder(manifest)
         locations = [str(entry["location"]) for entry in entries]
         return [one for one in locations if _is_below(folder, _name(one))]
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
+    except (msgspec.DecodeError, RecursionError, KeyError, TypeError) as error:
         raise StorageError(f"{manifest} is no list of files") from error
 
 
