@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from buildrunner.store.sql.store import ServerStore
+from tests.conftest import wait_until
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     at,
     claim,
@@ -84,6 +85,22 @@ def test_a_listener_whose_connection_was_ended_connects_again_and_looks(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE query LIKE 'LISTEN%' AND datname = current_database()",
     )
+    heard.wait(2)
+    open_another().builds.create(new_build("b"))
+    heard.wait(3)
+
+
+def test_a_listener_goes_on_after_the_server_was_away(
+    heard: Heard,
+    postgres: PostgresServer,
+    open_another: Callable[[], ServerStore],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    postgres.stop()
+    try:
+        wait_until(lambda: "looks for changes by itself" in caplog.text)
+    finally:
+        postgres.start()
     heard.wait(2)
     open_another().builds.create(new_build("b"))
     heard.wait(3)

@@ -1,6 +1,8 @@
 """Servers of one database answer for each other's logs."""
 
+import contextlib
 import json
+import socket
 import threading
 
 import httpx
@@ -155,3 +157,34 @@ def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tm
     assert late.status_code == 503
     assert not (tmp_path / "other" / "logs").exists()
     home.start()
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole(tmp_path, home, other, ended):
+    def half(connection):
+        connection.recv(65536)
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n"
+        connection.sendall(head + b"Set-Cookie: a=1\r\nSet-Cookie: b=2\r\n\r\n5\r\nhalf\n\r\n")
+        connection.close()
+
+    with answering(half) as url:
+        home.store.servers.put(KnownServer(name="home", url=url, started_at=now()))
+        with httpx.stream("GET", f"{other.url}{ended.path}/log") as answer:
+            assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+            with pytest.raises(httpx.RemoteProtocolError):
+                answer.read()
+
+
+@contextlib.contextmanager
+def answering(answer):
+    """A server that answers one connection in its own way."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        connection, _ = listening.accept()
+        answer(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    thread.join()
+    listening.close()

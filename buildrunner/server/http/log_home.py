@@ -9,11 +9,12 @@ answer comes back as it is, a stream as it grows. Requests of workers about a lo
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import httpx
 from starlette.concurrency import run_in_threadpool
@@ -35,12 +36,14 @@ _OF_BUILD = re.compile(
     r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
 )
 _OF_WORKER = re.compile(r"/worker/v1/builds/([^/:]+)(?::begin|:storeLog|/log|/events|/source)")
-_TIMEOUT = httpx.Timeout(10.0, read=60.0)  # a quiet stream says each 15 s that it is alive
+# A quiet stream says each 15 s that it is alive; a log takes minutes to be stored in a slow bucket.
+_TIMEOUT = httpx.Timeout(10.0, read=300.0)
 _KNOWN_S = 5.0
 # These are of one connection, not of the request.
 _OF_CONNECTION = frozenset(
     (
         "connection",
+        "host",
         "keep-alive",
         "proxy-authenticate",
         "proxy-authorization",
@@ -50,6 +53,8 @@ _OF_CONNECTION = frozenset(
         "upgrade",
     )
 )
+
+_log = logging.getLogger("buildrunner.server")
 
 
 class PassedOnStreams:
@@ -61,6 +66,10 @@ class PassedOnStreams:
     def close(self) -> None:
         """End them: the server stops. Viewers come back to the next one by themselves."""
         self.closed.set()
+
+
+class CutShort(Exception):
+    """The server that was asked ended in the middle of its answer."""
 
 
 class LogHome:
@@ -126,9 +135,15 @@ class LogHome:
                 )
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False
-            kept = {n: value for n, value in answer.headers.items() if n not in _OF_CONNECTION}
-            response = StreamingResponse(self._body(answer), answer.status_code, kept)
-            await response(scope, receive, send)
+            response = StreamingResponse(self._body(answer), answer.status_code)
+            response.raw_headers = [
+                (name.lower(), value)
+                for name, value in answer.headers.raw
+                if name.decode("latin-1").lower() not in _OF_CONNECTION
+            ]
+            # Without its end: the server then closes the connection, and the reader sees that.
+            with suppress(CutShort):
+                await response(scope, receive, send)
             return True
 
     def _client(self, url: str) -> httpx.AsyncClient:
@@ -138,22 +153,26 @@ class LogHome:
         return httpx.AsyncClient(verify=verify, timeout=_TIMEOUT, trust_env=False)
 
     async def _body(self, answer: httpx.Response) -> AsyncIterator[bytes]:
+        """Yield an answer as it comes. A stream of events may end early, any other answer not."""
+        is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
         pieces = answer.aiter_raw()
         closed = asyncio.ensure_future(self._streams.closed.wait())
         try:
             while True:
-                piece = asyncio.ensure_future(anext(pieces, b""))
+                piece = asyncio.ensure_future(anext(pieces, None))
                 await asyncio.wait((piece, closed), return_when=asyncio.FIRST_COMPLETED)
                 if closed.done():
                     piece.cancel()
-                    return
-                if not (data := piece.result()):
+                    break
+                if (data := piece.result()) is None:
                     return
                 yield data
-        except httpx.HTTPError:
-            return  # the other server stopped; whoever reads sees that the answer is not whole
+        except httpx.HTTPError as error:
+            _log.warning("an answer that is passed on breaks off: %s", error)
         finally:
             closed.cancel()
+        if not is_stream:
+            raise CutShort
 
 
 def _target(scope: Scope) -> bytes:

@@ -126,18 +126,21 @@ class Database:
     @contextmanager
     def listening(self, channel: str) -> Iterator[Any]:
         """A connection of psycopg, outside of the pool, that listens on a channel of PostgreSQL."""
+        connection: Any = None
         with self._translated():
-            pooled = self._engine.raw_connection()
-            connection: Any = pooled.driver_connection
-            pooled.detach()
             try:
+                pooled = self._engine.raw_connection()
+                connection = pooled.driver_connection
+                pooled.detach()
                 connection.autocommit = True
                 connection.execute(f"LISTEN {channel}")
                 yield connection
+            # SQLAlchemy passes on what the driver raises here.
             except self._engine.dialect.loaded_dbapi.Error as error:
                 raise self.explained(error) from error
             finally:
-                connection.close()
+                if connection is not None:
+                    connection.close()
 
     def use_write_ahead_log(self) -> None:
         """On SQLite: let readers and one writer work at the same time. It stays with the file."""
