@@ -23,7 +23,14 @@ from datetime import datetime, timedelta
 import msgspec
 
 from buildrunner.containers.process_owner import is_alive
-from buildrunner.errors import BuildrunnerError, Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.errors import (
+    BuildrunnerError,
+    Conflict,
+    LeaseLost,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import (
     LEASE_S,
@@ -59,6 +66,7 @@ class Supervisor:
         self._died: dict[str, str] = {}  # build id -> how, until it is looked after
         self._giving_up: set[str] = set()
         self._poked: set[str] = set()
+        self._failed: set[str] = set()  # builds that a bug kept from being looked at
         self._chores = Chores(options.chores)
         self._adopted = False
         self._gate = BeginGate(
@@ -291,17 +299,27 @@ class Supervisor:
     def _look_at_claimed(self) -> None:
         """Builds to cancel, builds that nobody runs, builds of a server that is gone."""
         for stored in self._with.queue.claimed():
-            if stored.worker.startswith(REMOTE):
-                self._look_at_remote(stored)
-            elif stored.worker != self._with.worker_name:
-                self._look_at_foreign(stored)
-            elif stored.id not in self._running:
-                if stored.id not in self._giving_up and stored.id not in self._died:
-                    self._died[stored.id] = ""  # an earlier try to end or take it went wrong
-            elif stored.cancel_requested and stored.process and stored.id not in self._poked:
-                # One that has not said yet who it is will look anyway once it has.
-                self._poked.add(stored.id)
-                self._running[stored.id].poke()
+            try:
+                self._look_at(stored)
+            except StoreUnavailable:
+                raise
+            except Exception:  # noqa: BLE001  (what is wrong with one build holds up no other)
+                if stored.id not in self._failed:  # once, not at each turn
+                    self._failed.add(stored.id)
+                    _log.exception("a bug in the supervisor; build %s stays as it is", stored.id)
+
+    def _look_at(self, stored: ClaimedBuild) -> None:
+        if stored.worker.startswith(REMOTE):
+            self._look_at_remote(stored)
+        elif stored.worker != self._with.worker_name:
+            self._look_at_foreign(stored)
+        elif stored.id not in self._running:
+            if stored.id not in self._giving_up and stored.id not in self._died:
+                self._died[stored.id] = ""  # an earlier try to end or take it went wrong
+        elif stored.cancel_requested and stored.process and stored.id not in self._poked:
+            # One that has not said yet who it is will look anyway once it has.
+            self._poked.add(stored.id)
+            self._running[stored.id].poke()
 
     def _look_at_remote(self, stored: ClaimedBuild) -> None:
         """A build of a worker on another host, which may be lost.

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.server.http.tokens import new_token
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.remote import WorkerIdentity
 from tests.api_server import ApiServer, api_server, now
 
@@ -257,6 +260,185 @@ class TestOwnBuilds:
         assert "buildTriggerId" not in shown
         other = mine.put(f"{path}/document", params=lease, json={**changed, "id": "x"})
         assert other.status_code == 400
+
+    def test_a_worker_changes_the_outcome_of_a_build_and_nothing_else(
+        self, server: ApiServer
+    ) -> None:
+        client, mine = user(server), worker(server)
+        asked = {"tags": ["a"], "substitutions": {"_A": "1"}, "logsBucket": "gs://logs"}
+        steps = [{"name": "busybox", "args": ["$_A"]}, {"name": "busybox"}]
+        build = create(client, steps=steps, **asked)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        at = "2026-01-02T03:04:05Z"
+        done = {"status": "WORKING", "startTime": at, "statusDetail": "it works", "x": 1}
+        states = [{"status": "SUCCESS", "exitCode": 0}, {"status": "WORKING"}]
+        changed = {
+            **before,
+            **done,
+            "steps": [{"name": "evil", "args": ["x"], **one} for one in states],
+            "tags": ["deployed"],
+            "substitutions": {"BRANCH_NAME": "main"},
+            "options": {"logging": "NONE"},
+            "logsBucket": "gs://others",
+            "source": {"storageSource": {"bucket": "b", "object": "o"}},
+            "serviceAccount": "root",
+            "timeout": "1s",
+        }
+        refused = mine.put(f"{path}/document", params=lease, json=changed)
+        assert refused.status_code == 400
+        assert "x" in refused.json()["error"]["message"]
+        del changed["x"], done["x"]
+        put = mine.put(f"{path}/document", params=lease, json=changed)
+        assert put.status_code == 204, put.text
+        expected = {
+            **before,
+            **done,
+            "steps": [
+                {"name": "busybox", "args": ["1"], "status": "SUCCESS"},
+                {"name": "busybox", "status": "WORKING"},
+            ],
+        }
+        assert server.store.builds.find(build).document == expected
+
+    def test_a_config_in_the_source_is_the_worker_s_until_a_step_begins(
+        self, server: ApiServer
+    ) -> None:
+        source = {"gitSource": {"url": "https://git.example.com/r", "revision": "main"}}
+        build = create(
+            user(server),
+            source=source,
+            steps=[{"name": "busybox", "args": ["$COMMIT_SHA"], "env": ["A=$_A"]}],
+            tags=["kept"],
+            substitutions={"_A": "1"},
+            logsBucket="gs://logs",
+        )
+        mine = worker(server)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+
+        def put(args: str, status: str) -> dict[str, Any]:
+            steps = [{"name": "busybox", "args": [args], "status": status}]
+            changed = {
+                **before,
+                "status": "WORKING",
+                "steps": steps,
+                "tags": ["new"],
+                "substitutions": {"_A": "2", "COMMIT_SHA": "abc"},
+                "logsBucket": "gs://others",
+                "source": {"gitSource": {"url": "https://git.example.com/s"}},
+            }
+            answer = mine.put(f"{path}/document", params=lease, json=changed)
+            assert answer.status_code == 204, answer.text
+            return server.store.builds.find(build).document
+
+        planned = put("abc", "QUEUED")
+        assert planned["steps"] == [{"name": "busybox", "args": ["abc"], "status": "QUEUED"}]
+        assert planned["substitutions"] == {"_A": "1", "COMMIT_SHA": "abc"}
+        assert (planned["tags"], planned["logsBucket"]) == (["new", "kept"], "gs://logs")
+        assert planned["source"] == before["source"]
+        assert put("abc", "WORKING")["steps"][0]["status"] == "WORKING"
+        assert put("other", "SUCCESS")["steps"] == [
+            {"name": "busybox", "args": ["abc"], "status": "SUCCESS"}
+        ]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"steps": 5},
+            {"steps": [None]},
+            {"steps": []},
+            {"substitutions": [1]},
+            {"options": 3},
+            {"tags": 7},
+            {"status": "PENDING"},
+            {"status": "EXPIRED"},
+            {"status": "done"},
+            {"startTime": 5},
+            {"finishTime": "soon"},
+            {"results": {"images": 1}},
+            {"warnings": ["text"]},
+            {"failureInfo": []},
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("route", ["PUT /document", "POST :storeLog"])
+    def test_what_is_no_build_is_refused(
+        self, server: ApiServer, wrong: dict[str, Any], route: str
+    ) -> None:
+        build = create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        method, _, operation = route.partition(" ")
+        sent = {**before, "status": "WORKING", **wrong}
+        answer = mine.request(method, path + operation, params=lease, json=sent)
+        assert answer.status_code == 400, answer.text
+        assert server.store.builds.find(build).document == before
+
+    @pytest.mark.parametrize(
+        "route", ["POST /builds:claim", "PUT {}/document", "PUT {}/deployments", "PUT {}/plan"]
+    )
+    def test_json_that_is_nested_very_deeply_is_refused(
+        self, server: ApiServer, route: str
+    ) -> None:
+        create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        method, _, operation = route.partition(" ")
+        deep = b'{"x":' + b"[" * 100_000
+        address = operation.format(path) if "{}" in operation else f"/worker/v1{operation}"
+        answer = mine.request(method, address, params=lease, content=deep)
+        assert answer.status_code == 400, answer.text
+
+    def test_the_log_of_no_other_build_is_stored(self, tmp_path: Path) -> None:
+        with api_server(tmp_path) as server:
+            told: list[dict[str, Any]] = []
+
+            def store_log(stored: StoredBuild, document: dict[str, Any]) -> dict[str, Any]:
+                told.append({"stored": stored.id, **document})
+                return {**document, "warnings": [{"text": "too late"}]}
+
+            msgspec.structs.force_setattr(server.context, "store_log", store_log)
+            build = server.create(logsBucket="gs://logs")
+            mine = worker(server)
+            path, lease = begun(mine)
+            before = mine.get(path).json()["document"]
+            done = {**before, "status": "SUCCESS"}
+            other = mine.post(f"{path}:storeLog", params=lease, json={**done, "id": "other"})
+            assert (other.status_code, told) == (400, [])
+            sent = {**done, "logsBucket": "gs://others", "options": {"logging": "GCS_ONLY"}}
+            answer = mine.post(f"{path}:storeLog", params=lease, json=sent)
+            assert told == [{"stored": build, **done}]
+            assert answer.json() == {**done, "warnings": [{"text": "too late"}]}
+
+    def test_a_deployment_is_of_a_step_of_the_build_and_of_the_time_of_its_run(
+        self, server: ApiServer
+    ) -> None:
+        build = create(user(server), steps=[{"name": "busybox", "id": "deploy"}])
+        mine = worker(server)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        target = {"target": "run://p/r/s", "images": ["i@sha256:1"], "reported": True}
+
+        def put(**made: Any) -> int:
+            one = {"step": 0, "time": "2999-01-01T00:00:00Z", "deployment": target, **made}
+            answer = mine.put(f"{path}/deployments", params=lease, json=[one])
+            return answer.status_code
+
+        assert put(step=1) == put(step=-1) == 400
+        assert put(time="2999-01-01T00:00:00") == put(id="x") == put(projectId="q") == 400
+        assert put(deployment={**target, "target": "no target"}) == 400
+        assert server.store.deployments.of_build(build) == []
+        begin = now()
+        assert put() == put() == 204
+        target = {"target": "run://p/r/t"}
+        assert put(deployment=target, time="1970-01-01T00:00:00Z") == 204
+        early, late = server.store.deployments.of_build(build)
+        assert encode_instant(early.time) == before["createTime"]
+        assert begin <= late.time <= now()
+        assert (late.project_id, late.build_id, late.step_id) == ("p", build, "deploy")
+        assert len(late.id) == 16
 
     def test_secrets_are_those_that_the_plan_names(self, server: ApiServer) -> None:
         from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan

@@ -27,8 +27,7 @@ from buildrunner.server.http.workers import WorkerAccess
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.store.model.builds import Lease
-from buildrunner.store.model.deployments import RecordedDeployment
-from buildrunner.store.model.remote import ClaimRequest, WorkerIdentity
+from buildrunner.store.model.remote import ClaimRequest, WorkerDeployment, WorkerIdentity
 
 _LONGEST_WAIT_S = 60.0
 _MOST_PIECE_BYTES = 16 * MIB
@@ -148,7 +147,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     def document(
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
     ) -> Response:
-        """Replace the Build; a final status ends the lease."""
+        """Store status, times, results and states of steps; a final status ends the lease."""
         changed = as_mapping(parsed(body))
         _of_lease(builds.record, worker, Lease(build, fence), changed)
         return Response(status_code=204)
@@ -171,7 +170,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
     ) -> Response:
         """Record the deployments that steps of the build made."""
-        made = _decoded(body, list[RecordedDeployment])
+        made = _decoded(body, list[WorkerDeployment])
         _of_lease(builds.record_deployments, worker, Lease(build, fence), made)
         return Response(status_code=204)
 
@@ -268,5 +267,5 @@ def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
 def _decoded(body: bytes, kind: type[Result]) -> Result:
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise invalid_argument(f"the body is not what this route takes: {error}") from None

@@ -32,11 +32,15 @@ from buildrunner.server.http.errors import (
     invalid_argument,
     permission_denied,
 )
+from buildrunner.server.services.worker_documents import decoded_build, reported
 from buildrunner.sources.policy import policy_text
 from buildrunner.sources.uploads import is_upload_of
-from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.asker import build_asker
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
     LEASE_S,
     ClaimedBuild,
@@ -44,11 +48,12 @@ from buildrunner.store.model.builds import (
     Lease,
     StoredBuild,
 )
-from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.deployments import recorded
 from buildrunner.store.model.remote import (
     BegunBuild,
     ClaimRequest,
     RemoteSecret,
+    WorkerDeployment,
     WorkerIdentity,
 )
 
@@ -56,7 +61,6 @@ _WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _MOST_BUILDS: Final = 1000
 # The lines that the build itself writes come on top of the limit for steps.
 _OWN_LINES_BYTES: Final = 1 << 20
-_OF_SERVER: Final = ("name", "projectId", "createTime", "buildTriggerId", "logUrl", "approval")
 
 
 class RemoteBuilds:
@@ -185,33 +189,32 @@ class RemoteBuilds:
         """Whether somebody wants the build cancelled. Raises `LeaseLost`."""
         return self._own(worker, lease).cancel_requested
 
-    def record(self, worker: WorkerIdentity, lease: Lease, document: dict[str, Any]) -> None:
-        """Replace the document of a build, but for the fields that only the server sets.
+    def record(self, worker: WorkerIdentity, lease: Lease, document: Document) -> None:
+        """Store what a worker reports of a build; see `worker_documents.reported`.
 
         Raises:
-            ApiError: it is the document of another build.
+            ApiError: it is the document of another build, or none of a build.
             LeaseLost: see `begin`.
             Conflict: the build has ended already.
         """
-        is_of_build = document.get("id") == lease.build_id
+        sent = decoded_build(document)
         if (held := self._queue.holder(lease)) is None:
-            if not is_of_build:
+            if sent.id != lease.build_id:
                 raise _lost(lease)
-            self._record(lease, document)  # refuses: the build has ended, or is another's
+            self._record(lease, encode_message(sent))  # refuses: it has ended, or is another's
             return
         self._own(worker, lease, held=held)
-        if not is_of_build:
-            raise invalid_argument("this is the document of another build", field="id")
-        before = self._context.store.builds.find(lease.build_id).document
-        document = {
-            **{name: value for name, value in document.items() if name not in _OF_SERVER},
-            **{name: before[name] for name in _OF_SERVER if name in before},
-        }
-        self._record(lease, document)
-        if document.get("status") in FINAL_STATUSES:
+        changed = self._reported(lease, sent)
+        self._record(lease, changed)
+        if sent.status.is_final:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
 
-    def _record(self, lease: Lease, document: dict[str, Any]) -> None:
+    def _reported(self, lease: Lease, sent: Build) -> Document:
+        if sent.id != lease.build_id:
+            raise invalid_argument("this is the document of another build", field="id")
+        return reported(sent, self._context.store.builds.find(lease.build_id))
+
+    def _record(self, lease: Lease, document: Document) -> None:
         try:
             self._queue.record(lease, document)
         except (Conflict, LeaseLost, StoreUnavailable):
@@ -231,26 +234,50 @@ class RemoteBuilds:
         self._own(worker, lease)
         try:
             msgspec.json.decode(plan, type=BuildPlan)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise invalid_argument(f"this is no plan: {error}") from None
         self._queue.record_plan(lease, plan)
 
     def record_deployments(
-        self, worker: WorkerIdentity, lease: Lease, made: Sequence[RecordedDeployment]
+        self, worker: WorkerIdentity, lease: Lease, made: Sequence[WorkerDeployment]
     ) -> None:
-        """Record deployments that the build made. Raises `LeaseLost`."""
-        self._own(worker, lease)
-        self._queue.record_deployments(lease, made)
+        """Record deployments that the build made, at times when it ran.
 
-    def store_log(
-        self, worker: WorkerIdentity, lease: Lease, document: dict[str, Any]
-    ) -> dict[str, Any]:
+        Raises:
+            ApiError: the build has no such step.
+            LeaseLost: see `begin`.
+        """
+        build = decode_message(Build, self.begun(worker, lease).document).value
+        first, last = build.start_time or build.create_time, self._context.clock()
+        for one in made:
+            if one.step >= len(build.steps):
+                message = f"the build has {len(build.steps)} steps, and no step {one.step}"
+                raise invalid_argument(message, field="step")
+        self._queue.record_deployments(
+            lease,
+            [
+                recorded(
+                    one.deployment,
+                    project_id=build.project_id,
+                    build_id=build.id,
+                    step=one.step,
+                    step_id=build.steps[one.step].id,
+                    time=min(max(one.time, first or last), last),
+                )
+                for one in made
+            ],
+        )
+
+    def store_log(self, worker: WorkerIdentity, lease: Lease, document: Document) -> Document:
         """Store the finished log of a build in its bucket; return its document, with warnings.
 
         Raises:
+            ApiError: it is the document of another build, or none of a build.
             LeaseLost: see `begin`.
         """
-        return self._context.store_log(self.begun(worker, lease), document)
+        sent = decoded_build(document)
+        stored = self.begun(worker, lease)
+        return self._context.store_log(stored, self._reported(lease, sent))
 
     def append_log(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
         """Append a piece to the log of a build; return the bytes of the log.

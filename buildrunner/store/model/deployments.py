@@ -52,6 +52,17 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
             previous_id=before.id,
         )
 
+    def deployment(self) -> Deployment:
+        """Return what the step deployed."""
+        return Deployment(
+            target=self.target,
+            images=self.images,
+            previous_images=self.previous_images,
+            version=self.version,
+            url=self.url,
+            reported=self.reported,
+        )
+
     def document(self) -> Document:
         """Return the deployment as the API and commands show it."""
         from buildrunner.spec.writing import encode_instant

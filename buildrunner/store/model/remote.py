@@ -5,9 +5,12 @@ Source: our own protocol, see docs/decisions/0037-worker-protocol.md.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 import msgspec
+
+from buildrunner.engine.deployments import Deployment
 
 REMOTE: Final = "worker:"
 """Prefix of the names under which workers that reach the server over HTTPS hold builds. The name of
@@ -76,6 +79,22 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     sources: str = ""
     public_url: str = ""
     log_limit_bytes: int = 0
+
+
+class WorkerDeployment(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
+):
+    """A deployment that a worker reports.
+
+    Attributes:
+        step: index of the step.
+        time: when the step had succeeded.
+        deployment: the deployment.
+    """
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    time: Annotated[datetime, msgspec.Meta(tz=True)]
+    deployment: Deployment
 
 
 class RemoteSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -37,7 +37,7 @@ from buildrunner.store.model.builds import (
     StoredBuild,
 )
 from buildrunner.store.model.deployments import RecordedDeployment
-from buildrunner.store.model.remote import BegunBuild, ClaimRequest
+from buildrunner.store.model.remote import BegunBuild, ClaimRequest, WorkerDeployment
 from buildrunner.store.records import steps_begun
 
 _TRIES = 3
@@ -143,7 +143,11 @@ class RemoteQueue(BuildQueue):
 
     def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
         """See `BuildQueue.record_deployments`."""
-        self.call("PUT", lease, "/deployments", content=msgspec.json.encode(made))
+        sent = [
+            WorkerDeployment(step=one.step, time=one.time, deployment=one.deployment())
+            for one in made
+        ]
+        self.call("PUT", lease, "/deployments", content=msgspec.json.encode(sent))
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         """See `BuildQueue.claimed`: of this worker alone.

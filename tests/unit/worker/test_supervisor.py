@@ -462,6 +462,17 @@ def test_a_build_of_a_lost_worker_ends_if_a_step_began(server, supervise, clock)
     assert supervise.given_up[0][0] == build
 
 
+def test_a_build_whose_document_can_not_be_read_holds_up_no_other(server, supervise, clock):
+    build, lease = of_remote_worker(server, clock)
+    broken = {**server.document(build), "status": "WORKING", "steps": 5}
+    server.store.queue.record(lease, broken)
+    supervise(now=clock, run_again=server.store.queue.run_again, max_builds=0)
+    waiting = server.create({})
+    clock.move(24 * 3600)
+    until(lambda: server.store.builds.find(waiting).status == "EXPIRED")
+    assert server.store.builds.find(build).worker == "worker:w1/host"
+
+
 def test_time_without_any_server_does_not_count(server, supervise, clock):
     build, lease = of_remote_worker(server, clock)
     clock.move(3600)
