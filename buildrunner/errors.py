@@ -330,6 +330,12 @@ class StoreUnavailable(StoreError):
     http_status = 503
 
 
+class InvalidRecord(StoreError):
+    """A record breaks the rules of what it records."""
+
+    http_status = 400
+
+
 class NotFound(StoreError):
     """Nothing is stored under that name."""
 

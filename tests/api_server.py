@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -129,25 +129,30 @@ class ApiServer:
         assert claimed is not None, f"{build_id} is not in the queue"
         return claimed
 
-    def deploy(self, target: str, *images: str, **fields: Any) -> RecordedDeployment:
-        """Run a build whose last step deploys; the deployment."""
+    def deploy(
+        self, target: str, *images: str, more: Sequence[str] = (), **fields: Any
+    ) -> RecordedDeployment:
+        """Run a build whose last step deploys, to more targets too; the first deployment."""
         steps = [{"name": "busybox"}, {"name": "busybox", "id": "deploy"}]
         build_id = self.create(steps=steps)
         stored, lease = self._claimed(build_id)
-        made = recorded(
-            Deployment(target=target, images=images, **{"reported": True, **fields}),
-            project_id="p",
-            build_id=build_id,
-            step=1,
-            step_id="deploy",
-            time=now(),
-        )
-        self.store.queue.record_deployments(lease, [made])
+        made = [
+            recorded(
+                Deployment(target=one, images=images, **{"reported": True, **fields}),
+                project_id="p",
+                build_id=build_id,
+                step=1,
+                step_id="deploy",
+                time=now(),
+            )
+            for one in (target, *more)
+        ]
+        self.store.queue.record_deployments(lease, made)
         at = encode_instant(now())
         ended = {**stored.document, "status": "SUCCESS", "startTime": at, "finishTime": at}
         self.store.queue.record(lease, ended)
         self.kept_workspaces.add(build_id)
-        return self.store.deployments.get("p", made.id)
+        return self.store.deployments.get("p", made[0].id)
 
 
 @contextmanager

@@ -135,8 +135,8 @@ def _run_remote(args: argparse.Namespace, client: ServerClient) -> int:
     match args.action:
         case "list" if args.build:
             build = client.find_build(args.build)["id"]
-            answer = client.call("GET", f"/buildrunner/v1/{{parent}}/builds/{build}/deployments")
-            found = [one for one in answer["deployments"] if args.target in ("", one["target"])]
+            made = _pages(client, f"/buildrunner/v1/{{parent}}/builds/{build}/deployments", {})
+            found = [one for one in made if args.target in ("", one["target"])]
             return _print_list(found[::-1][: args.limit], args.format)
         case "list":
             listed = _deployments(client, target=args.target, latest=args.latest)
@@ -173,9 +173,13 @@ def _only(matching: Sequence[Any], deployment_id: str) -> Any:
 def _deployments(
     client: ServerClient, *, target: str = "", latest: bool = False
 ) -> Iterator[Document]:
-    query: dict[str, Any] = {"pageSize": 500, "target": target, "latest": str(latest).lower()}
+    return _pages(client, _PATH, {"target": target, "latest": str(latest).lower()})
+
+
+def _pages(client: ServerClient, path: str, query: dict[str, str]) -> Iterator[Document]:
+    query = {**query, "pageSize": "500"}
     while True:
-        answer = client.call("GET", _PATH, query=query)
+        answer = client.call("GET", path, query=query)
         yield from answer["deployments"]
         if not answer.get("nextPageToken"):
             return

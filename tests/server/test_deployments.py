@@ -65,6 +65,12 @@ def test_deployments_are_listed_by_target_by_build_and_the_latest_of_each(
     page = http.get(f"{OURS}/deployments?pageSize=2").json()
     rest = http.get(f"{OURS}/deployments", params={"pageToken": page["nextPageToken"]})
     assert listed(rest) == [first.id]
+    pair = server.deploy(WEB, ONE, more=[API])
+    whole = f"{OURS}/builds/{pair.build_id}/deployments"
+    page = http.get(f"{whole}?pageSize=1").json()
+    rest = http.get(whole, params={"pageToken": page["nextPageToken"]})
+    both = page["deployments"] + rest.json()["deployments"]
+    assert sorted(one["target"] for one in both) == [WEB, API]
     assert http.get("/buildrunner/v1/projects/q/deployments").json() == {"deployments": []}
 
 
@@ -155,6 +161,28 @@ def test_the_page_has_the_latest_of_each_target_and_leads_to_its_history(
     assert history.count("Roll back to this") == 1
     assert f'name="deployment" value="{first.id}"' in history
     assert "No deployments yet" in server.http.get("/deployments?project=q").text
+
+
+def test_only_addresses_of_the_web_become_links(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.deploy(WEB, ONE, url="https://web.example.com")
+    with monkeypatch.context() as patch:  # as if a record had come past the rules
+        patch.setattr("buildrunner.store.sql.queue.checked", lambda made, **_: made)
+        made = server.deploy(API, url="javascript:alert(1)")
+    for path in ("/deployments?project=p", f"/builds/p/{made.build_id}"):
+        page = server.http.get(path).text
+        assert "<div>javascript:alert(1)</div>" in page
+        assert 'href="javascript' not in page
+    assert 'href="https://web.example.com"' in server.http.get("/deployments?project=p").text
+
+
+def test_the_page_of_a_build_shows_its_first_hundred_deployments(server: ApiServer) -> None:
+    targets = [f"run://p/r/{number:03}" for number in range(101)]
+    made = server.deploy(targets[0], more=targets[1:])
+    page = server.http.get(f"/builds/p/{made.build_id}").text
+    assert page.count('<td class="mono"><a href="/deployments?project=p') == 100
+    assert f"buildrunner deployments list --build {made.build_id} --limit 1000" in page
 
 
 def test_the_button_rolls_back_behind_the_right_and_the_form_of_retry(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from buildrunner.server.http.requests import address_of, flag, page_size, parame
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PAGING, PARENT, Parameter, documented
 from buildrunner.server.services.builds import Builds
+from buildrunner.store.model.deployments import DeploymentPage
 
 _TARGET = Parameter("target", "string", "Only deployments to this target.")
 _LATEST = Parameter("latest", "boolean", "true: only the latest deployment of each target.")
@@ -33,10 +34,7 @@ def router(context: ServerContext) -> APIRouter:
             page_size=page_size(request),
             page_token=parameter(request, "pageToken"),
         )
-        answer: dict[str, Any] = {"deployments": [one.document() for one in page.deployments]}
-        if page.next_page_token:
-            answer["nextPageToken"] = page.next_page_token
-        return json_response(answer)
+        return _answer(page)
 
     def get(request: Request, deployment: str, _: Caller = Depends(access.may("read"))) -> Response:
         """One deployment."""
@@ -46,8 +44,10 @@ def router(context: ServerContext) -> APIRouter:
     def of_build(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
         """Deployments of one build, oldest first."""
         stored = builds.find(address_of(context, request), build)
-        found = context.store.deployments.of_build(stored.id)
-        return json_response({"deployments": [one.document() for one in found]})
+        page = context.store.deployments.of_build(
+            stored.id, page_size=page_size(request), page_token=parameter(request, "pageToken")
+        )
+        return _answer(page)
 
     routes.add_api_route(
         "/deployments",
@@ -60,6 +60,13 @@ def router(context: ServerContext) -> APIRouter:
         "/builds/{build}/deployments",
         of_build,
         methods=["GET"],
-        openapi_extra=documented(query=(PARENT,)),
+        openapi_extra=documented(query=(PARENT, *PAGING)),
     )
     return routes
+
+
+def _answer(page: DeploymentPage) -> Response:
+    answer: dict[str, Any] = {"deployments": [one.document() for one in page.deployments]}
+    if page.next_page_token:
+        answer["nextPageToken"] = page.next_page_token
+    return json_response(answer)

@@ -290,10 +290,14 @@ class BuildQueue(Protocol):
         ...
 
     def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
-        """Record what steps of the build deployed; again changes nothing. Raises `LeaseLost`.
+        """Record what steps of the build deployed; again changes nothing.
 
         Builds of strangers' code (``untrusted``) deploy nothing that counts: the records are the
         project's word on what runs at its targets.
+
+        Raises:
+            LeaseLost: the lease is another worker's.
+            InvalidRecord: a record breaks a rule of `Deployment`; none is recorded.
         """
         ...
 

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from buildrunner.engine.deployments import Deployment
+from buildrunner.errors import InvalidRecord
 from buildrunner.store.build_store import Document
 
 
@@ -81,12 +82,8 @@ def recorded(
     time: datetime,
 ) -> RecordedDeployment:
     """Return the record of a step's deployment."""
-    # Imported here: most builds deploy nothing, and `submit` starts sooner without it.
-    import hashlib
-
-    key = f"{build_id}/{step}/{deployment.target}"
     return RecordedDeployment(
-        id=hashlib.sha256(key.encode()).hexdigest()[:16],
+        id=_id(build_id, step, deployment.target),
         project_id=project_id,
         build_id=build_id,
         step=step,
@@ -94,6 +91,27 @@ def recorded(
         time=time,
         **asdict(deployment),
     )
+
+
+def checked(made: RecordedDeployment, *, project_id: str, build_id: str) -> RecordedDeployment:
+    """Return a record of others as one of this project and build.
+
+    Raises:
+        InvalidRecord: the record breaks a rule of `Deployment`.
+    """
+    try:
+        msgspec.convert(made, Deployment, from_attributes=True)
+    except msgspec.ValidationError as error:
+        raise InvalidRecord(f"a deployment of build {build_id} is not recorded: {error}") from error
+    own = _id(build_id, made.step, made.target)
+    return replace(made, id=own, project_id=project_id, build_id=build_id)
+
+
+def _id(build_id: str, step: int, target: str) -> str:
+    # Imported here: most builds deploy nothing, and `submit` starts sooner without it.
+    import hashlib
+
+    return hashlib.sha256(f"{build_id}/{step}/{target}".encode()).hexdigest()[:16]
 
 
 class DeploymentPage(msgspec.Struct, frozen=True):

@@ -5,16 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Select, exists, not_, select
+from sqlalchemy import ColumnElement, Connection, Select, exists, not_, select
 
 from buildrunner.errors import NotFound
 from buildrunner.store.model.deployments import DeploymentPage, RecordedDeployment
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.database import Database, SqlPart, insert_new
-from buildrunner.store.sql.filter import PageTokens, bounded
+from buildrunner.store.sql.filter import PageTokens, Parent, bounded
+from buildrunner.store.sql.rows import page_of
 from buildrunner.store.sql.schema import deployments
 
 _newest_first = (deployments.c.at.desc(), deployments.c.id)
+_listing = select(deployments.c.at, deployments.c.id, deployments.c.document)
 
 
 class SqlDeployments(SqlPart):
@@ -35,15 +37,25 @@ class SqlDeployments(SqlPart):
             raise NotFound(f"there is no deployment {deployment_id} here")
         return _read(document)
 
-    def of_build(self, build_id: str) -> list[RecordedDeployment]:
-        """Return the deployments of a build, oldest first."""
-        found = (
-            select(deployments.c.document)
-            .where(deployments.c.build_id == build_id)
-            .order_by(deployments.c.at, deployments.c.id)
-        )
-        with self._database.read() as connection:
-            return [_read(document) for document in connection.execute(found).scalars()]
+    def of_build(
+        self, build_id: str, *, page_size: int = 50, page_token: str = ""
+    ) -> DeploymentPage:
+        """Return deployments of a build, oldest first.
+
+        Args:
+            build_id: the build.
+            page_size: how many, 1000 at most. Large deployments end a page earlier.
+            page_token: of the page before; empty for the first.
+
+        Raises:
+            PageTokenError: the token is not one of ours, or belongs to another list.
+        """
+        parent = ("deployments of", build_id)
+        found = _listing.where(deployments.c.build_id == build_id)
+        if page_token:
+            at, deployment_id = self._page_tokens.read(page_token, parent, (int, str))
+            found = found.where(_behind(deployments.c.at > at, at, deployment_id))
+        return self._page(parent, found.order_by(deployments.c.at, deployments.c.id), page_size)
 
     def page(
         self,
@@ -60,32 +72,28 @@ class SqlDeployments(SqlPart):
             project_id: the project.
             target: only of this target; empty for all.
             latest: only the latest of each target.
-            page_size: how many, 1000 at most.
+            page_size: how many, 1000 at most. Large deployments end a page earlier.
             page_token: of the page before; empty for the first.
 
         Raises:
             PageTokenError: the token is not one of ours, or belongs to another list.
         """
-        size = bounded(page_size)
         parent = ("deployments", project_id, target, str(latest))
-        found = select(deployments.c.at, deployments.c.id, deployments.c.document).where(
-            deployments.c.project_id == project_id
-        )
+        found = _listing.where(deployments.c.project_id == project_id)
         if target:
             found = found.where(deployments.c.target == target)
         if latest:
             found = _latest(found)
         if page_token:
             at, deployment_id = self._page_tokens.read(page_token, parent, (int, str))
-            same = (deployments.c.at == at) & (deployments.c.id > deployment_id)
-            found = found.where((deployments.c.at < at) | same)
+            found = found.where(_behind(deployments.c.at < at, at, deployment_id))
+        return self._page(parent, found.order_by(*_newest_first), page_size)
+
+    def _page(self, parent: Parent, found: Select[Any], page_size: int) -> DeploymentPage:
         with self._database.read() as connection:
-            rows = connection.execute(found.order_by(*_newest_first).limit(size + 1)).all()
-        last = rows[size - 1] if len(rows) > size else None
-        return DeploymentPage(
-            tuple(_read(row.document) for row in rows[:size]),
-            "" if last is None else self._page_tokens.write(parent, (last.at, last.id)),
-        )
+            rows, goes_on = page_of(connection, found, bounded(page_size))
+        token = self._page_tokens.write(parent, (rows[-1].at, rows[-1].id)) if goes_on else ""
+        return DeploymentPage(tuple(_read(row.document) for row in rows), token)
 
 
 def record(connection: Connection, made: RecordedDeployment) -> None:
@@ -114,6 +122,10 @@ def record(connection: Connection, made: RecordedDeployment) -> None:
             "document": msgspec.json.encode(made),
         },
     )
+
+
+def _behind(passed: ColumnElement[bool], at: int, deployment_id: str) -> ColumnElement[bool]:
+    return passed | ((deployments.c.at == at) & (deployments.c.id > deployment_id))
 
 
 def _latest(found: Select[Any]) -> Select[Any]:

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-from msgspec.structs import replace
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
 
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
@@ -26,7 +25,7 @@ from buildrunner.store.model.builds import (
     WaitReason,
     cancel_reason,
 )
-from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.deployments import RecordedDeployment, checked
 from buildrunner.store.model.remote import REMOTE
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
@@ -245,7 +244,7 @@ class SqlQueue(SqlPart, BuildQueue):
             if row.untrusted:
                 return
             for one in made:
-                own = replace(one, project_id=row.project_id, build_id=lease.build_id)
+                own = checked(one, project_id=row.project_id, build_id=lease.build_id)
                 record_deployment(connection, own)
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:

@@ -186,11 +186,13 @@ def test_a_deployment_is_recorded_as_soon_as_its_step_has_succeeded(server):
 
     def look(event):
         if isinstance(event, StepStarted):
-            seen.append([one.target for one in server.store.deployments.of_build(build_id)])
+            seen.append(
+                [one.target for one in server.store.deployments.of_build(build_id).deployments]
+            )
 
     assert run(server.job(server.claim(), listeners=(look,))) is Status.SUCCESS
     assert seen == [[], ["run://p/r/web"]]
-    (made,) = server.store.deployments.of_build(build_id)
+    (made,) = server.store.deployments.of_build(build_id).deployments
     assert (made.project_id, made.step, made.step_id) == ("p", 0, "deploy")
 
 
@@ -204,7 +206,7 @@ def test_a_deployment_is_recorded_when_the_database_is_back(server):
 
     assert run(server.job(server.claim(), queue=queue, listeners=(switch,))) is Status.SUCCESS
     assert queue.refused
-    assert len(server.store.deployments.of_build(build_id)) == 1
+    assert len(server.store.deployments.of_build(build_id).deployments) == 1
 
 
 def test_the_next_process_records_a_deployment_that_the_dead_one_missed(server):
@@ -219,7 +221,7 @@ def test_the_next_process_records_a_deployment_that_the_dead_one_missed(server):
     notes.note_steps_begun()
     notes.note_final({**stored.document, "status": "SUCCESS"})
     assert run(server.job(claim_again(server, build_id)), resume=True) is Status.SUCCESS
-    (made,) = server.store.deployments.of_build(build_id)
+    (made,) = server.store.deployments.of_build(build_id).deployments
     assert made.target == "run://p/r/web"
 
 

@@ -30,6 +30,7 @@ from buildrunner.store.model.builds import StoredBuild
 
 _MANY_EVENTS = 20_000
 _MANY_MESSAGES = 100
+_MOST_DEPLOYED = 100
 _KEPT_EXCERPTS = 500
 VIEWS = ("steps", "waterfall", "graph", "inputs", "results", "compare")
 
@@ -78,7 +79,7 @@ class BuildPage:
             other=other,
             changes=changes_since(other, build) if other is not None else (),
             may_resume=build.is_over and self._context.workspace_is_kept(build.id),
-            deployments=self._context.store.deployments.of_build(stored.id),
+            deployed=self._context.store.deployments.of_build(stored.id, page_size=_MOST_DEPLOYED),
             attempts=self._history.attempts(stored),
             told=self._told(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,
