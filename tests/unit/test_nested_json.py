@@ -34,8 +34,6 @@ OWN = {
     "store/sql/filter.py",
     "triggers/hook_installation.py",
 }
-# Bodies that only a worker with the server's token sends.
-OWN |= {"server/api/worker.py", "server/services/remote_builds.py"}
 FAULTS = {"ValueError", "msgspec.DecodeError", "msgspec.MsgspecError", "json.JSONDecodeError"}
 
 
