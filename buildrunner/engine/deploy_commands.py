@@ -1,13 +1,12 @@
 """Deployments that the command of a step suggests. Pure.
 
 For steps that succeeded and reported nothing: the arguments and the environment of a known tool
-name the target, and mostly no digest. Of scripts, the lines count that run in any case.
+name the target, and mostly no digest. Of scripts, the commands count that run in any case.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 
 from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.image_pulls import split_reference
+from buildrunner.engine.script_commands import commands_of_script
 from buildrunner.plan.build_plan import StepPlan
 
 _SHELLS = frozenset({"ash", "bash", "dash", "sh"})
@@ -94,43 +94,9 @@ def _commands(step: StepPlan, env: Mapping[str, str]) -> Iterable[tuple[str, Seq
 
 
 def _of_script(text: str, env: Mapping[str, str]) -> Iterator[tuple[str, Sequence[str]]]:
-    """The commands of a script that run in any case: not those of blocks, nor after ``exit``."""
-    for line in re.sub(r"\\\n\s*", " ", text).splitlines():
-        if line[:1].isspace() or line.startswith("#"):
-            continue
-        words = shlex.shlex(line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
-        try:
-            split = [_expanded(word, env) for word in words]
-        except ValueError:  # a quoted text of several lines
-            continue
-        for program, *arguments in _simple_commands(split):
-            if program == "exit":
-                return
+    if any(tool in text for tool in _TOOLS):
+        for program, *arguments in commands_of_script(text, env):
             yield program.rpartition("/")[2], arguments
-
-
-def _simple_commands(words: Sequence[str]) -> Iterator[list[str]]:
-    """The commands of a line, each up to its first redirection; none behind a pipe."""
-    command: list[str] = []
-    is_open = True
-    for word in (*words, ";"):
-        if word in ("&&", ";"):
-            if command:
-                yield command
-            command, is_open = [], True
-        elif word in ("|", "||", "&"):
-            if command:
-                yield command
-            return
-        elif set(word) <= set("<>()|&;"):
-            is_open = False
-        elif is_open:
-            command.append(word)
-
-
-def _expanded(word: str, env: Mapping[str, str]) -> str:
-    return re.sub(r"\$(?:(\w+)|{(\w+)})", lambda one: env.get(one[1] or one[2], one[0]), word)
 
 
 def _command(arguments: Sequence[str]) -> _Command:
