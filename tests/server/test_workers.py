@@ -429,12 +429,12 @@ class TestOwnBuilds:
         assert put(step=1) == put(step=-1) == 400
         assert put(time="2999-01-01T00:00:00") == put(id="x") == put(projectId="q") == 400
         assert put(deployment={**target, "target": "no target"}) == 400
-        assert server.store.deployments.of_build(build) == []
+        assert server.store.deployments.of_build(build).deployments == ()
         begin = now()
         assert put() == put() == 204
         target = {"target": "run://p/r/t"}
         assert put(deployment=target, time="1970-01-01T00:00:00Z") == 204
-        early, late = server.store.deployments.of_build(build)
+        early, late = server.store.deployments.of_build(build).deployments
         assert encode_instant(early.time) == before["createTime"]
         assert begin <= late.time <= now()
         assert (late.project_id, late.build_id, late.step_id) == ("p", build, "deploy")
