@@ -31,7 +31,7 @@ from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.protocols import SecretResolver
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.errors import BuildrunnerError, EngineError, UsageError
+from buildrunner.errors import BuildrunnerError, EngineError, SourceError, UsageError
 from buildrunner.metadata import MetadataServer
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, project_number
 from buildrunner.plan.compile import git_source_of
@@ -200,9 +200,15 @@ class ServerProgram:
         self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
     ) -> Workspace:
         """The source in its place, kept for later builds; or what was kept of another one."""
-        if self._keeping is None:
-            return opened.workspace(source)
         from_build = stored.labels.get(FROM_BUILD, "")
+        if self._keeping is None:
+            if from_build and not watch.is_resumed:
+                raise SourceError(
+                    f"the build goes on with the workspace of build {from_build}, and none is "
+                    "kept here",
+                    hint="retry the whole build",
+                )
+            return opened.workspace(source)
         folder = self._keeping.of(from_build) if from_build else ""
         begins_with = RestoredWorkspace(folder, from_build) if from_build else source
         if watch.is_resumed:

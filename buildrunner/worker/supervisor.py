@@ -324,8 +324,9 @@ class Supervisor:
     def _look_at_remote(self, stored: ClaimedBuild) -> None:
         """A build of a worker on another host, which may be lost.
 
-        If no step has begun, the build is run again at once, and once. If steps have begun, the
-        worker has time to come back: the network to it may be cut.
+        If no step has begun, the build is run again at once, and once. A claim that no process
+        began does not count as a run, and may happen `MAX_ATTEMPTS` times. If steps have begun,
+        the worker has time to come back: the network to it may be cut.
         """
         now = self._with.now()
         if self._closed or stored.lease_until is None:
@@ -341,13 +342,15 @@ class Supervisor:
         reason = (
             f"its worker {name} was lost: it was last heard of at {heard:%Y-%m-%d %H:%M:%S} UTC"
         )
-        if not begun and LOST_WORKER not in build.labels:
+        tries_again = bool(stored.process) or build.attempts < MAX_ATTEMPTS
+        if not begun and LOST_WORKER not in build.labels and tries_again:
             with suppress(Conflict):  # another server was quicker, or it has ended just now
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)
                 _log.warning("build %s runs again: %s", stored.id, reason)
         elif now >= ended + _COMES_BACK:
-            self._give_up_for(stored, reason)
+            never = "" if stored.process else f"workers claimed it {build.attempts} times: "
+            self._give_up_for(stored, f"{never}{reason}")
 
     def _look_at_foreign(self, stored: ClaimedBuild) -> None:
         """A build of another server on the same database, which may be gone for good."""

@@ -32,6 +32,7 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.access import AccessToken, AuditEntry, Session
 from buildrunner.store.model.builds import (
     LOST_WORKER,
+    WITHOUT_POOL,
     BuildPage,
     ClaimScope,
     Lease,
@@ -81,9 +82,14 @@ def with_status(build: StoredBuild, status: str, **more: Any) -> dict[str, Any]:
 
 
 def claim(
-    store: ServerStore, worker: str = "w", *, limit: int = 100, now: datetime = NOW
+    store: ServerStore,
+    worker: str = "w",
+    *,
+    limit: int = 100,
+    now: datetime = NOW,
+    scope: ClaimScope = WITHOUT_POOL,
 ) -> tuple[StoredBuild, Lease]:
-    claimed = store.queue.claim(worker, now=now, lease_s=LEASE_S, limit=limit)
+    claimed = store.queue.claim(worker, now=now, lease_s=LEASE_S, limit=limit, scope=scope)
     assert claimed is not None
     return claimed
 
@@ -593,6 +599,38 @@ class TestLease:
         later, second = claim(store)
         assert (later.id, later.attempts) == ("a1", 1)
         assert second.fence > lease.fence
+
+    def test_the_server_that_claims_a_build_again_has_its_log(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1"))
+        remote = "worker:w1/host"
+        _, lease = claim(store, remote, scope=ClaimScope(uploads_of="first"))
+        assert store.servers.log_home("a1") == "first"
+        store.queue.run_again("a1", instead_of=lease.fence, now=at(1), reason="gone")
+        assert store.servers.log_home("a1") == ""
+        _, lease = claim(store, remote, scope=ClaimScope(uploads_of="second"))
+        assert store.servers.log_home("a1") == "second"
+        store.builds.request_cancel("p", "a1", now=NOW, reason="cancelled by ann")
+        store.queue.run_again("a1", instead_of=lease.fence, now=at(2), reason="gone")
+        assert store.servers.log_home("a1") == "second"  # nobody claims it any more
+
+    def test_claims_that_nobody_began_are_counted(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1"))
+        for attempt in (1, 2, 3):
+            build, lease = claim(store)
+            assert build.attempts == attempt
+            store.queue.run_again("a1", instead_of=lease.fence, now=at(1), reason="")
+
+    def test_a_build_that_goes_on_with_a_kept_workspace_is_for_its_server_alone(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(
+            new_build("a1", only_worker="server", labels={"from_build": "a0", "from_step": "1"})
+        )
+        scope = ClaimScope(uploads_of="server")
+        for name in ("worker:w1/host", "worker:w1/server"):
+            found = store.queue.claim(name, now=NOW, lease_s=LEASE_S, limit=9, scope=scope)
+            assert found is None
+        assert claim(store, "server")[0].id == "a1"
 
     def test_a_build_of_a_lost_worker_that_somebody_cancelled_is_cancelled(
         self, store: ServerStore

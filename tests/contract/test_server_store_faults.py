@@ -24,7 +24,7 @@ from sqlalchemy import MetaData, insert, text
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
 from buildrunner.server.services.known_triggers import trigger_problems
 from buildrunner.store.model.access import AccessToken
-from buildrunner.store.model.builds import NewBuild
+from buildrunner.store.model.builds import ClaimScope, NewBuild
 from buildrunner.store.sql.database import Database, parse_url
 from buildrunner.store.sql.migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql.schema import metadata
@@ -396,6 +396,7 @@ ROWS["0018"] = ROWS["0017"]
 ROWS["0019"] = ROWS["0018"]
 ROWS["0020"] = ROWS["0019"]
 ROWS["0021"] = ROWS["0020"]
+ROWS["0022"] = ROWS["0021"]
 
 
 def check_rows(store: ServerStore) -> None:
@@ -434,6 +435,24 @@ class TestMigrations:
         if revision:
             check_rows(store)
         assert store.builds.create(new_build("new")).id == "new"
+        store.close()
+
+    def test_a_build_that_waits_for_a_kept_workspace_stays_with_its_server(
+        self, address: str
+    ) -> None:
+        database = Database(address)
+        migrate(database, to="0021")
+        row = {**BUILD_0001, "only_worker": "w", "labels": b'{"from_build":"a0"}'}
+        with database.write() as connection:
+            tables = MetaData()
+            tables.reflect(connection)
+            connection.execute(insert(tables.tables["builds"]), [row])
+        database.close()
+        store = open_store(address)
+        asked: dict[str, Any] = {"now": NOW, "lease_s": 1, "limit": 1}
+        scope = ClaimScope(uploads_of="w")
+        assert store.queue.claim("worker:w1/host", scope=scope, **asked) is None
+        assert store.queue.claim("w", **asked) is not None
         store.close()
 
     def test_what_deliveries_said_of_repositories_is_not_trusted_but_told(

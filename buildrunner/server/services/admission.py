@@ -180,7 +180,7 @@ def _pool(build: Build, arrival: Arrival) -> str:
     The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
     """
     options = build.options
-    if options is None:
+    if options is None or arrival.is_tied:  # no worker has the kept workspace
         return ""
     named = (options.pool.name if options.pool else "") or options.worker_pool
     name = named.rpartition("/")[2]

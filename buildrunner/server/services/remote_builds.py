@@ -56,6 +56,7 @@ from buildrunner.store.model.remote import (
     WorkerDeployment,
     WorkerIdentity,
 )
+from buildrunner.store.records import FROM_BUILD
 
 _WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _MOST_BUILDS: Final = 1000
@@ -117,6 +118,8 @@ class RemoteBuilds:
             )
         if stored.pool != worker.pool:
             raise Conflict(f"build {build_id} is not for workers of the pool {worker.pool or '-'}")
+        if FROM_BUILD in stored.labels:
+            raise Conflict(f"build {build_id} goes on with a workspace that its server has")
 
     def held(self, worker: WorkerIdentity, name: str) -> list[ClaimedBuild]:
         """Return the builds that a worker holds."""

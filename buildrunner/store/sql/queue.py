@@ -56,7 +56,7 @@ from buildrunner.store.sql.schema import (
     project_turns,
     superseded,
 )
-from buildrunner.store.sql.servers import note_log_home
+from buildrunner.store.sql.servers import forget_log_home, note_log_home
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 _EXPIRED_AT_ONCE = 1000
@@ -74,25 +74,19 @@ class SqlQueue(SqlPart, BuildQueue):
         limit: int,
         scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
-        uploads = {"", worker_name, scope.uploads_of}
+        claimable = _claimable(worker_name, scope)
+        mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
-            if connection.execute(select(builds.c.id).where(is_waiting).limit(1)).first() is None:
+            if connection.execute(select(builds.c.id).where(claimable).limit(1)).first() is None:
+                return None
+            if connection.execute(mine).scalar_one() >= limit:
                 return None
         with self._database.write() as connection:
             fence = lock_queue(connection) + 1
-            mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
             if connection.execute(mine).scalar_one() >= limit:
                 return None
             running = connection.execute(_running).all()
-            candidates = select(builds.c.id).where(
-                is_waiting,
-                builds.c.id.not_in(select(superseded.c.build_id)),
-                builds.c.only_worker.in_(uploads),
-                builds.c.pool == scope.pool,
-                not_(_in_full_group(running)),
-                not_(builds.c.untrusted) if scope.trusted_only else true(),
-                builds.c.id == scope.build_id if scope.build_id else true(),
-            )
+            candidates = select(builds.c.id).where(claimable, not_(_in_full_group(running)))
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
             for turn in _turns(connection, running):
                 if scope.projects and turn.project not in scope.projects:
@@ -140,6 +134,7 @@ class SqlQueue(SqlPart, BuildQueue):
         """Queue a claimed build again: its worker is lost, and none of its steps began.
 
         It may wait as long as at first. A build that somebody wants cancelled is CANCELLED.
+        The server that claims the build next has its log from then on.
 
         Args:
             build_id: the build.
@@ -174,7 +169,8 @@ class SqlQueue(SqlPart, BuildQueue):
                     worker="",
                     process="",
                     lease_until=None,
-                    attempts=0,
+                    # A claim that no process began counts: `supervisor` gives up after some.
+                    attempts=0 if reason else build.attempts,
                     labels=msgspec.json.encode(labels),
                     expires_at=microseconds(now) + row.expires_at - row.create_time,
                 )
@@ -182,6 +178,8 @@ class SqlQueue(SqlPart, BuildQueue):
             if build.cancel_requested:
                 detail = f"{build.cancel_reason} before it began"
                 end_waiting(connection, build_id, columns["document"], "CANCELLED", now, detail)
+            else:
+                forget_log_home(connection, build_id)
             of_id = select(*COLUMNS).where(builds.c.id == build_id)
             return stored_build(connection.execute(of_id).one())
 
@@ -308,6 +306,21 @@ class SqlQueue(SqlPart, BuildQueue):
             if row.phase != WAITING:
                 return None
             return _reason(connection, row, limit)
+
+
+def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
+    """Whether a build waits that a worker may claim, but for the limit of its group."""
+    is_remote = worker_name.startswith(REMOTE)
+    return and_(
+        is_waiting,
+        builds.c.id.not_in(select(superseded.c.build_id)),
+        builds.c.only_worker.in_({"", worker_name, scope.uploads_of}),
+        builds.c.from_build == "" if is_remote else true(),  # no worker has a kept workspace
+        builds.c.pool == scope.pool,
+        builds.c.project_id.in_(scope.projects) if scope.projects else true(),
+        not_(builds.c.untrusted) if scope.trusted_only else true(),
+        builds.c.id == scope.build_id if scope.build_id else true(),
+    )
 
 
 class _Turn(NamedTuple):

@@ -55,3 +55,8 @@ class SqlServers(SqlPart):
 def note_log_home(connection: Connection, build_id: str, server: str) -> None:
     """Note which server takes the log of a build. The first one keeps it."""
     insert_new(connection, log_homes, {"build_id": build_id, "server": server})
+
+
+def forget_log_home(connection: Connection, build_id: str) -> None:
+    """Let the next server that a build is claimed from take its log, from the beginning."""
+    connection.execute(delete(log_homes).where(log_homes.c.build_id == build_id))

@@ -4,14 +4,14 @@ import pytest
 
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancellation import CancelToken
-from buildrunner.errors import EngineError
+from buildrunner.errors import EngineError, SourceError
 from buildrunner.plan.build_plan import BuildOrigin
 from buildrunner.sandboxes.host import HostPlace
 from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.identity import BuildIdentities
-from buildrunner.worker.program import ServerProgram, _Metadata
+from buildrunner.worker.program import ServerProgram, _Metadata, _Watch
 
 
 class NoSandbox:
@@ -60,3 +60,11 @@ def test_builds_that_share_an_engine_get_no_identity_tokens_and_are_told_why(aud
     assert (metadata.env, metadata.hosts, metadata.warnings) == ((), (), warnings)
     metadata.start(BuildOrigin())
     metadata.close()
+
+
+def test_a_build_that_goes_on_with_a_workspace_fails_where_none_is_kept():
+    stored = StoredBuild(document={"id": "b"}, request={}, labels={"from_build": "a"})
+    program = ServerProgram(NoSandbox(), Settings(), {})
+    watch = _Watch(run=None, log_upload=None)
+    with pytest.raises(SourceError, match="the workspace of build a, and none is kept here"):
+        program._kept(stored, source=None, opened=None, watch=watch)

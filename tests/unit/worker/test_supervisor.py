@@ -482,7 +482,7 @@ def test_time_without_any_server_does_not_count(server, supervise, clock):
     assert server.store.builds.find(build).worker == "worker:w1/host"
 
 
-def test_a_claim_that_no_process_began_is_taken_back_as_often_as_needed(server, supervise, clock):
+def test_a_claim_that_no_process_began_is_taken_back_some_times(server, supervise, clock):
     build, _ = of_remote_worker(server, clock, process="")
     queue = server.store.queue
     Turns(supervise, clock, queue)
@@ -492,6 +492,12 @@ def test_a_claim_that_no_process_began_is_taken_back_as_often_as_needed(server, 
         assert LOST_WORKER not in server.store.builds.find(build).labels
         queue.claim("worker:w1/host", now=clock(), lease_s=30, limit=9)
     assert supervise.given_up == []
+    clock.move(31 + 45)
+    until(lambda: supervise.given_up)
+    assert supervise.given_up[0][0] == build
+    assert (
+        f"workers claimed it {MAX_ATTEMPTS} times: its worker w1/host" in (supervise.given_up[0][1])
+    )
 
 
 def test_a_build_that_is_not_ours_any_more_leaves_no_folder(server, processes, supervise):
