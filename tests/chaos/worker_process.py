@@ -28,7 +28,9 @@ def main():
             data=folder.path, database=database, sandbox=sandbox, sources="files"
         )
         options = WorkerOptions(max_builds=int(max_builds), spare_sandboxes=int(spares))
-        worker = ServerWorker(settings, store, folder, options, environ=os.environ)
+        worker = ServerWorker(
+            settings, store.queue, store.builds.find, folder, options, environ=os.environ
+        )
         worker.start()
         signal.signal(signal.SIGUSR1, lambda *_: worker.wake())
         print("ready", flush=True)
