@@ -15,6 +15,7 @@ import pytest
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.server.http import changes
 from buildrunner.server.http.tokens import new_token
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import StoredBuild
@@ -95,6 +96,42 @@ class TestClaim:
         waits.join()
         assert answers[0].json()["document"]["id"] == build
         assert time.monotonic() - begin < 5
+
+    def test_the_waiting_requests_of_a_token_are_limited(
+        self, server: ApiServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(changes, "MOST_WAITS", 2)
+        mine, other = worker(server), worker(server, "w2")
+        client = user(server)
+        answers: list[httpx.Response] = []
+        waits = [
+            threading.Thread(
+                target=lambda name=name: answers.append(claim(mine, worker=name, waitS=20))
+            )
+            for name in ("a", "b")
+        ]
+        for one in waits:
+            one.start()
+        while len(server.app.state.changes._waiting) < 2:
+            time.sleep(0.01)
+        refused = claim(mine, worker="c", waitS=20)
+        assert refused.status_code == 429
+        assert "2 requests of w1 wait already" in refused.json()["error"]["message"]
+        assert claim(other).status_code == 204
+        create(client)
+        create(client)
+        for one in waits:
+            one.join()
+        assert [one.status_code for one in answers] == [200, 200]
+        assert claim(mine, worker="c").status_code == 204
+
+    def test_a_claim_of_another_scope_takes_no_lock(self, server: ApiServer) -> None:
+        create(user(server))
+        arm = worker(server, pool="arm")
+        with server.store._database.write():  # nobody else gets the lock for as long as this lasts
+            begin = time.monotonic()
+            assert claim(arm).status_code == 204
+            assert time.monotonic() - begin < 2
 
     def test_a_worker_runs_no_more_builds_than_it_says(self, server: ApiServer) -> None:
         client, mine = user(server), worker(server)
@@ -439,6 +476,25 @@ class TestOwnBuilds:
         assert begin <= late.time <= now()
         assert (late.project_id, late.build_id, late.step_id) == ("p", build, "deploy")
         assert len(late.id) == 16
+
+    @pytest.mark.parametrize("route", ["log", "events"])
+    def test_log_and_events_have_a_limit_and_leave_space_on_the_disk(
+        self, tmp_path: Path, route: str
+    ) -> None:
+        with api_server(tmp_path, max_log_bytes=1 << 20) as server:
+            server.create()
+            mine = worker(server)
+            path, lease = begun(mine)
+            far = {**lease, "offset": 3 << 20}
+            refused = mine.put(f"{path}/{route}", params=far, content=b"{}\n")
+            assert refused.status_code == 400
+            assert "would be larger than 1 MiB" in refused.json()["error"]["message"]
+            full = msgspec.structs.replace(server.context.settings, min_free_bytes=1 << 60)
+            msgspec.structs.force_setattr(server.context, "settings", full)
+            here = {**lease, "offset": 0}
+            late = mine.put(f"{path}/{route}", params=here, content=b"{}\n")
+            assert late.status_code == 503
+            assert "MiB are free" in late.json()["error"]["message"]
 
     def test_secrets_are_those_that_the_plan_names(self, server: ApiServer) -> None:
         from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan

@@ -74,7 +74,9 @@ def _routes_of_leases(
         """Claim a build; 204 if there is none for the worker within ``waitS`` seconds."""
         request = _decoded(body, ClaimRequest)
         look = partial(run_in_threadpool, builds.claim, worker, request)
-        stored = await changes.wait_for(look, min(request.wait_s, _LONGEST_WAIT_S))
+        stored = await changes.wait_for(
+            look, min(request.wait_s, _LONGEST_WAIT_S), caller=_caller(worker)
+        )
         return Response(status_code=204) if stored is None else json_response(stored)
 
     def held(
@@ -123,7 +125,8 @@ def _routes_of_leases(
             )
             return wanted or None
 
-        return json_response({"cancel": bool(await changes.wait_for(look, wait))})
+        found = await changes.wait_for(look, wait, caller=_caller(worker))
+        return json_response({"cancel": bool(found)})
 
     return [
         _Route("POST", "/builds:claim", claim, documented(body="WorkerClaim")),
@@ -262,6 +265,11 @@ def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
         raise ApiError(409, str(error), details=[{"reason": "LEASE_LOST"}]) from error
     except OffsetMismatch as error:
         raise ApiError(409, str(error), details=[{"offset": error.size}]) from error
+
+
+def _caller(worker: WorkerIdentity) -> str:
+    """The caller whose waiting requests are counted: a token, or a pod of one build."""
+    return f"{worker.name} for {worker.build_id}" if worker.build_id else worker.name
 
 
 def _decoded(body: bytes, kind: type[Result]) -> Result:

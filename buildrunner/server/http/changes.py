@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+from buildrunner.server.http.errors import ApiError
 from buildrunner.server.loop import Signal
 
 Found = TypeVar("Found")
 
 _LOOK_S = 1.0
+MOST_WAITS = 200
+"""Requests of one caller that wait at the same time: each looks every second."""
 
 
 class Changes:
@@ -24,21 +28,29 @@ class Changes:
     def __init__(self, changed: Signal) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Event] = set()
+        self._waits: Counter[str] = Counter()
         self._closed = False
         changed.connect(self._notify)
 
     async def wait_for(
-        self, look: Callable[[], Awaitable[Found | None]], seconds: float
+        self, look: Callable[[], Awaitable[Found | None]], seconds: float, *, caller: str
     ) -> Found | None:
         """Return what ``look`` finds, which is called at once and after each change.
 
         Without a change it is called every second: a change may go unnoticed where another server
         makes it. Returns None if it finds nothing for that many seconds, or the server stops.
+
+        Raises:
+            ApiError: 429 if `MOST_WAITS` requests of the caller wait already.
         """
+        if self._waits[caller] >= MOST_WAITS:
+            message = f"{MOST_WAITS} requests of {caller} wait already: try again later"
+            raise ApiError(429, message, headers={"Retry-After": "10"})
         self._loop = loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         changed = asyncio.Event()
         self._waiting.add(changed)
+        self._waits[caller] += 1
         try:
             while True:
                 changed.clear()
@@ -50,6 +62,9 @@ class Changes:
                     await asyncio.wait_for(changed.wait(), min(left, _LOOK_S))
         finally:
             self._waiting.discard(changed)
+            self._waits[caller] -= 1
+            if not self._waits[caller]:
+                del self._waits[caller]
 
     def close(self) -> None:
         """End all waits: the server stops. Called in the event loop."""

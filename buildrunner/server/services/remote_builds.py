@@ -31,6 +31,7 @@ from buildrunner.server.http.errors import (
     failed_precondition,
     invalid_argument,
     permission_denied,
+    unavailable,
 )
 from buildrunner.server.services.worker_documents import decoded_build, reported
 from buildrunner.sources.policy import policy_text
@@ -288,18 +289,25 @@ class RemoteBuilds:
         Raises:
             LeaseLost: see `begin`.
             OffsetMismatch: the log has another size.
-            StoreError: the piece is none, the log is too large, or the disk is full.
+            ApiError: the log is too large, or the disk is full.
+            StoreError: the piece is none, or can't be written.
         """
         self._own(worker, lease)
-        limit = self._context.settings.max_log_bytes
-        if 0 < limit < offset + len(piece) - 2 * _OWN_LINES_BYTES:
-            raise invalid_argument(f"the build's log is larger than {limit >> 20} MiB")
+        self._check_room("log", offset + len(piece))
         return append_to_log(self._folder(lease), offset, piece)
 
     def append_events(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
         """Append a piece to the events of a build; see `append_log`."""
         self._own(worker, lease)
+        self._check_room("events", offset + len(piece))
         return append_to_events(self._folder(lease), offset, piece)
+
+    def _check_room(self, what: str, size: int) -> None:
+        limit = self._context.settings.max_log_bytes
+        if 0 < limit < size - 2 * _OWN_LINES_BYTES:
+            raise invalid_argument(f"the build's {what} would be larger than {limit >> 20} MiB")
+        if problem := self._context.disk_problem():
+            raise unavailable(f"the build's {what} can't be kept on the server: {problem}")
 
     def log_folder(self, worker: WorkerIdentity, lease: Lease) -> str:
         """Return the folder of a build's log. Raises `LeaseLost`."""

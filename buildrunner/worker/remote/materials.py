@@ -10,17 +10,22 @@ from typing import Any
 
 import httpx
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.client.http import ServerConnection
 from buildrunner.errors import (
     BuildrunnerError,
+    Conflict,
+    LeaseLost,
     SecretError,
+    ServerUnavailable,
     StorageError,
     StoreError,
 )
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.sources.uploads import is_upload_of
 from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.results import Priority, Warning_
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
@@ -53,6 +58,8 @@ class RemoteUpload:
         self._query = {"fence": lease.fence}
         self._project = project
         self._name = source.object
+        self._digest = hashlib.sha256()
+        self._summed = 0
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
@@ -88,25 +95,35 @@ class RemoteUpload:
         )
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """See `ObjectStore.read`. The sum of the whole archive must be that of its name."""
-        digest = hashlib.sha256()
+        """See `ObjectStore.read`. The sum of the whole archive must be that of its name.
+
+        A read from a later byte on goes on with the sum of the reads before.
+        """
+        if not offset:
+            self._digest, self._summed = hashlib.sha256(), 0
+        elif offset != self._summed:
+            raise StorageError(f"{found.url} was read up to byte {self._summed}, not {offset}")
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         try:
             with self._server.http.stream(
                 "GET", self._path, params=self._query, headers=headers
             ) as answer:
                 self._server.check(answer)
+                _check_range(answer, found, offset)
                 for piece in answer.iter_bytes(_PIECE_BYTES):
                     if cancel.is_set():
                         raise StorageError(f"{found.url} is not wanted any more")
-                    digest.update(piece)
+                    self._digest.update(piece)
+                    self._summed += len(piece)
                     yield piece
         except (BuildrunnerError, httpx.TransportError) as error:
             raise self._failed(found.url, error) from error
+        if self._summed < found.size_bytes:
+            return  # the reader finds out, and tries again
         named = os.path.basename(found.name).partition(".")[0]
-        if offset == 0 and digest.hexdigest() != named:
+        if (told := self._digest.hexdigest()) != named:
             raise StorageError(
-                f"{found.url} is not what was uploaded: its SHA-256 sum is {digest.hexdigest()}",
+                f"{found.url} is not what was uploaded: its SHA-256 sum is {told}",
                 hint="submit again, which uploads it again",
             )
 
@@ -130,7 +147,18 @@ class RemoteUpload:
     def _failed(self, url: str, error: Exception) -> StorageError:
         if isinstance(error, StorageError):
             return error
-        return StorageError(f"{url} can't be fetched from {self._server.url}: {error}")
+        transient = isinstance(error, httpx.TransportError | ServerUnavailable)
+        message = f"{url} can't be fetched from {self._server.url}: {error}"
+        return StorageError(message, transient=transient)
+
+
+def _check_range(answer: httpx.Response, found: StoredObject, offset: int) -> None:
+    if not offset:
+        return
+    expected = f"bytes {offset}-{found.size_bytes - 1}/{found.size_bytes}"
+    told = answer.headers.get("content-range", "")
+    if answer.status_code != 206 or told != expected:
+        raise StorageError(f"{found.url} comes from another byte than asked for: {told or 'all'}")
 
 
 class RemoteSecrets:
@@ -190,15 +218,24 @@ def store_log(
     """Have the server store the log of a finished build where the Build wants it.
 
     Returns:
-        The Build, with a warning if that failed.
+        The Build, with a warning if that failed: then the server did not answer for some minutes,
+        or refused.
 
     Raises:
         LeaseLost: the lease is somebody else's.
-        StoreError: the server does not take the log.
+        Conflict: the build has ended already.
     """
     until_answered(send_rest)
     content = msgspec.json.encode(encode_message(build))
-    answer = until_answered(
-        lambda: queue.call("POST", lease, ":storeLog", content=content, answer_s=_STORE_S)
-    )
-    return decode_message(Build, decoded(answer, dict[str, Any])).value
+    try:
+        answer = patiently(
+            lambda: queue.call("POST", lease, ":storeLog", content=content, answer_s=_STORE_S),
+            patience_s=_STORE_S,
+        )
+        return decode_message(Build, decoded(answer, dict[str, Any])).value
+    except (LeaseLost, Conflict):
+        raise
+    except StoreError as error:
+        text = f"the log is not stored in its bucket: {error}"
+        warning = Warning_(text=text, priority=Priority.WARNING)
+        return replace(build, warnings=(*build.warnings, warning))
