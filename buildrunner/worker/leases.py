@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TypeVar
 
-from buildrunner.errors import Conflict, LeaseLost, StoreError, StoreUnavailable
+from buildrunner.errors import Conflict, InvalidRecord, LeaseLost, StoreError, StoreUnavailable
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import LEASE_S, BuildQueue, Lease
 from buildrunner.store.model.deployments import RecordedDeployment
@@ -188,6 +188,8 @@ class LeasedRecord:
             self._queue.record_deployments(self._lease, self._deployed)
         except LeaseLost:
             self._on_lost()
+        except InvalidRecord as error:  # another try would be refused, too
+            _log.error("deployments of %s are not recorded: %s", self._lease.build_id, error)
         except StoreError as error:
             _log.warning("deployments of %s can't be recorded now: %s", self._lease.build_id, error)
             return False

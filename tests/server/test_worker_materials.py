@@ -3,11 +3,13 @@
 import hashlib
 import threading
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from buildrunner.client.http import ServerConnection
+from buildrunner.engine.deployments import Deployment
 from buildrunner.errors import LeaseLost, StorageError
 from buildrunner.sources.uploads import ARCHIVES, ENDINGS
 from buildrunner.spec.model.build import Build, Status
@@ -15,6 +17,9 @@ from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import Lease
+from buildrunner.store.model.deployments import recorded
+from buildrunner.store.model.remote import BegunBuild
+from buildrunner.worker.leases import LeasedRecord
 from buildrunner.worker.remote import materials
 from buildrunner.worker.remote.materials import RemoteUpload, store_log
 from buildrunner.worker.remote.queue import RemoteQueue
@@ -32,6 +37,9 @@ def answering(answer):
             answer(self)
 
         def do_POST(self):
+            answer(self)
+
+        def do_PUT(self):
             answer(self)
 
         def log_message(self, *_):
@@ -122,6 +130,30 @@ def test_a_log_that_the_server_does_not_store_is_a_warning(monkeypatch, status):
         stored = store_log(queue, LEASE, lambda: sent.append(1), None, build)
     assert (stored.status, sent) == (Status.SUCCESS, [1])
     assert "the log is not stored in its bucket" in stored.warnings[0].text
+
+
+def test_deployments_that_the_server_refuses_hold_up_no_end_of_a_build():
+    def answer(request):
+        request.rfile.read(int(request.headers["Content-Length"]))
+        request.send_response(400 if "deployments" in request.path else 204)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    made = recorded(
+        Deployment(target="run://p/r/s"),
+        project_id="p",
+        build_id="b",
+        step=0,
+        step_id="",
+        time=datetime.now(UTC),
+    )
+    with answering(answer) as connection:
+        queue = RemoteQueue(connection, send_log=lambda *_: None)
+        queue._begun[LEASE] = BegunBuild()
+        record = LeasedRecord(queue, LEASE, on_lost=lambda: None)
+        record.save_deployments([made])
+        record.finish({"id": "b", "status": "SUCCESS"})
+    assert record._finished
 
 
 def test_a_lease_that_was_lost_is_no_warning():

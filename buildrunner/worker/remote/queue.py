@@ -17,6 +17,7 @@ from buildrunner.client.http import ServerConnection
 from buildrunner.errors import (
     AuthError,
     Conflict,
+    InvalidRecord,
     LeaseLost,
     NotFound,
     ServerError,
@@ -214,7 +215,7 @@ class RemoteQueue(BuildQueue):
                 raise OffsetRefused(str(error), int(offsets[0])) from error
             raise StoreError(str(error)) from error
         except UsageError as error:
-            raise StoreError(f"the server refuses what this worker sends: {error}") from error
+            raise InvalidRecord(f"the server refuses what this worker sends: {error}") from error
 
 
 _NO_PROCESS = "0:"
