@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -179,14 +178,11 @@ class NestedStarter:
 
     def tell(self, build_id: str, pushed: Origins, state: DaemonState) -> None:
         """Tell a build's engine, before its first push, of registries that have layers."""
-        with suppress(OSError):  # it is only about speed
+        with suppress(OSError, EngineError):  # it is only about speed
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
+            # A first step can push as soon as it runs: the engine has the notes before that.
             if pushed and state.mode == "user-namespace":
-                threading.Thread(target=self._take_origins, args=(state.id,), daemon=True).start()
-
-    def _take_origins(self, container: str) -> None:
-        with suppress(EngineError):
-            self._daemons.execute(container, ("take-origins",))
+                self._daemons.execute(state.id, ("take-origins",))
 
     def _start_with_images(self, spec: DaemonSpec, *, with_images: bool) -> SandboxImages:
         """Start it with what the cache offers now."""
