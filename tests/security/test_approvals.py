@@ -145,7 +145,7 @@ def test_the_page_says_that_it_is_a_fork_s_and_whose_and_what_it_gets(place: Pla
         "Source fork mallory/app, branch feat",
         "Into acme/app, branch main",
         "Author mallory",
-        "Asked for in a comment by wendy",
+        "Requested by a comment of wendy",
         "Code of a fork, mallory/app by mallory",
         "Trust: none .",
         "It gets no secret and no login of the server",
@@ -260,7 +260,7 @@ def test_a_build_that_is_run_again_is_the_same_stranger_s(place: Place) -> None:
     assert "approver" not in facts
     with signed_in(place.server, "read") as browser:
         said = words(browser.get(f"/builds/p/{again}"))
-    assert "Asked for in a comment by wendy" in said
+    assert "Requested by a comment of wendy" in said
     assert "By root" in said
 
 
@@ -306,7 +306,7 @@ def test_a_terminal_says_the_same(place: Place) -> None:
     lines = approval_lines(client.approval_of(build))
     assert lines[:4] == [
         "Of a fork's pull request #7 by mallory, from mallory/app, branch feat into acme/app",
-        "Asked for in a comment by wendy",
+        "Requested by a comment of wendy",
         f"{place.forge.url}/acme/app/pulls/7",
         "Trust: none. Once it is approved:",
     ]

@@ -281,6 +281,6 @@ def test_a_forge_in_clear_is_no_silent_loss_of_statuses(
     labels = {"forge": "gitea", "repository": "acme/app", "commit": SHA, "forge_url": url}
     with caplog.at_level("INFO", "buildrunner.server"):
         assert reporter.waiting(labels, "p", "t", url="", key="k") is None
-    assert "no statuses are sent to http://git.example.com: a token is never sent in clear" in (
+    assert "no statuses are sent to http://git.example.com: a token is never sent unencrypted" in (
         caplog.text
     )

@@ -94,7 +94,7 @@ def test_whoever_began_a_build_may_not_approve_it_but_may_give_it_up(place: Plac
     build = place.build("eve")
     answer = place.decide("eve", build)
     assert answer.status_code == 403
-    assert answer.json()["error"]["message"].startswith("eve began this build")
+    assert answer.json()["error"]["message"].startswith("eve started this build")
     assert place.decide("eve", build, REJECT).status_code == 200
     assert place.document(build)["statusDetail"] == "rejected by eve"
     assert place.decide("alice", place.build("eve")).status_code == 200
