@@ -853,4 +853,4 @@ def test_a_build_that_never_began_has_its_reason_in_place_of_a_log(
     code, out, told = run("builds", "log", build)
     assert (code, out) == (2, "")
     assert f"build {build} has no log" in told
-    assert "it never began: cancelled by local before it began" in told
+    assert "it never started: cancelled by local before it began" in told
