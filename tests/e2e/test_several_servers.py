@@ -67,10 +67,13 @@ def test_builds_run_on_both_and_each_answers_for_all(pair):
         assert answer.status_code == 200
         assert ended.wait(60)  # the stream through the other server tells of the end
         viewer.join()
-        status = httpx.get(f"{elsewhere}{BUILDS}/{build}", timeout=30).json()["status"]
-        assert status == "CANCELLED"
+        assert status(elsewhere, build) == "CANCELLED"
         logs = {httpx.get(f"{url}{OWN}/{build}/log", timeout=30).content for url in urls.values()}
         assert len(logs) == 1
+
+
+def status(url, build):
+    return httpx.get(f"{url}{BUILDS}/{build}", timeout=30).json()["status"]
 
 
 def watch(build_url, ended):
@@ -102,4 +105,7 @@ def test_a_server_that_stops_ends_the_streams_that_it_passes_on(serve, address, 
     viewer.join(30)
     assert not viewer.is_alive()
     assert (code, "Traceback" in errors) == (0, False), errors
+    # The process of a build outlives its server and its database: it would wait for ever.
     httpx.post(f"{home.url}{BUILDS}/{build}:cancel", json={}, timeout=30)
+    wait_until(lambda: status(home.url, build) == "CANCELLED")
+    home.stop()
