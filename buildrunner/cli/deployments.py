@@ -242,7 +242,7 @@ def earlier(target: str, history: Iterator[Document]) -> Document:
 
 
 def _facts(deployment: Document) -> tuple[object, ...]:
-    """What ran: the images, or for a deployment without images the build that made it."""
+    """Return the images that ran, or for a deployment without images the build that made it."""
     return tuple(deployment["images"]) or (deployment["buildId"],)
 
 

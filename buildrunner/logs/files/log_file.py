@@ -34,7 +34,7 @@ def log_folder(data_folder: str, build_id: str) -> str:
 
 
 class BadPiece(StoreError):
-    """What is to be appended to a copy of a log or of events does not continue it."""
+    """A piece does not continue the copy of a log or of events that it is appended to."""
 
     http_status = 400
 

@@ -1,4 +1,4 @@
-"""What builds deployed, and where. Nothing is changed here: a rollback is a retry of a build."""
+"""Routes of deployments, which only read: a rollback is a retry of a build."""
 
 from __future__ import annotations
 

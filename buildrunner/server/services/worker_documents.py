@@ -29,7 +29,7 @@ _OUTCOME: Final = (
     "warnings",
     "failure_info",
 )
-# What a config in the source decides, and what substitutions from a commit may be in.
+# Fields that a config in the source decides, or that substitutions from a commit may be in.
 _CONFIG: Final = (
     "steps",
     "timeout",

@@ -42,7 +42,7 @@ _TRIES = 3
 _MOST_ANSWER = 4 << 20
 _ACCESS_S = 120.0  # how long what a server said by ssh is used; most say that it holds for longer
 _SSH = '!sh -c "$GIT_SSH_COMMAND \\"\\$@\\"" ssh'
-# What git-lfs starts: it passes lines between git-lfs and this process, one answer for each.
+# The program that git-lfs starts. It passes lines on, one answer for each.
 _AGENT = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as made:

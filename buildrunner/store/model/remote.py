@@ -62,7 +62,7 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a worker needs to run a build that it has begun.
+    """The facts with which a worker runs a build that it has begun.
 
     Attributes:
         log_bytes: bytes of the log that the server has.
