@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.types import AddressRange, ContainerSpec
 from buildrunner.errors import EngineError
 from tests.contract.test_container_engine import is_podman
 
@@ -41,6 +41,20 @@ def test_one_that_vanishes_before_a_container_is_made_is_made_again(
     container = docker_engine.create_container(spec)
     assert b"".join(docker_engine.start_container(container, attach=True)) == b"hello\n"
     assert docker_engine.wait_container(container).code == 0
+
+
+def test_one_that_is_made_again_has_the_addresses_of_before(docker_engine, busybox, build_labels):
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    asked = AddressRange("198.51.100.0/24", "198.51.100.254")
+    docker_engine.ensure_network(name, build_labels, address_range=asked)
+    docker_engine.ensure_network(name, build_labels)
+    lose(name)
+    spec = ContainerSpec(image=busybox, cmd=("ip", "route"), network=name, labels=build_labels)
+    container = docker_engine.create_container(spec)
+    route = b"".join(docker_engine.start_container(container, attach=True))
+    docker_engine.remove_container(container)
+    assert docker_engine.remove_network(name)
+    assert b"default via 198.51.100.254" in route
 
 
 @pytest.mark.usefixtures("removes_used_networks")

@@ -38,7 +38,8 @@ class DockerResources:
     ) -> None:
         self._api = api
         self._network_turn = network_turn
-        self._networks: dict[str, dict[str, str]] = {}  # ensured here: name -> labels
+        # Ensured here, by name: the labels, and the addresses that somebody asked for.
+        self._networks: dict[str, tuple[dict[str, str], AddressRange | None]] = {}
         self._network_lock = threading.Lock()
 
     def ensure_network(
@@ -46,10 +47,11 @@ class DockerResources:
     ) -> None:
         """See `Resources.ensure_network`. Some 70 ms when it has to be made, else under 1 ms."""
         with self._network_lock:
+            address_range = address_range or self._networks.get(name, ({}, None))[1]
             if not self._has_network(name):
                 with self._network_turn():
                     self._make_network(name, labels, address_range)
-            self._networks[name] = dict(labels)
+            self._networks[name] = (dict(labels), address_range)
 
     def _make_network(
         self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
@@ -127,9 +129,9 @@ class DockerResources:
         Another build (or ``docker network prune``) may remove it between our ensuring it and a
         container's creation (Podman) or start (Docker). Returns whether a second try makes sense.
         """
-        for name, labels in tuple(self._networks.items()):
+        for name, (labels, _) in tuple(self._networks.items()):
             if any(form.format(name) in message for form in _NETWORK_IS_GONE):
-                self.ensure_network(name, labels)
+                self.ensure_network(name, labels)  # with the addresses of before
                 return True
         return False
 
