@@ -59,7 +59,7 @@ own:
 5. `build_run/execution.py` chooses the workspace for the source and calls `run_build` of `engine/build_loop.py`.
 6. The loop there owns all state of the running build (`engine/running_build.py`). Its threads do the blocking work and report to
    `engine/inbox.py`.
-7. `engine/build_setup.py` prepares volumes, workspace and secrets at the same time. `engine/image_pulls.py` pulls each
+7. `BuildSetup` in the same module prepares volumes, workspace and secrets at the same time. `engine/image_pulls.py` pulls each
    missing image once.
 8. `plan/step_graph.py` decides which steps may run; `engine/step_runs.py` starts them. `engine/step_run.py` runs one
    step: image, container, output, exit code.

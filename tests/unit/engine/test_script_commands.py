@@ -7,8 +7,7 @@ import tracemalloc
 
 import pytest
 
-from buildrunner.engine.deploy_commands import suggested
-from buildrunner.engine.script_commands import commands_of_script
+from buildrunner.engine.deploy_commands import commands_of_script, suggested
 from buildrunner.plan.build_plan import StepPlan
 
 KUBECTL = "kubectl apply -f k8s"
