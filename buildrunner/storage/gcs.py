@@ -2,11 +2,13 @@
 
 Who we are is what the client finds: the application default credentials, or nobody for public
 buckets where there are none. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
-that uses the client.
+that uses the client. `refusal` and `reason` turn errors of the client into one sentence each.
 """
 
 from __future__ import annotations
 
+import http.client
+import json
 import os
 import queue
 import re
@@ -16,23 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit
+from xml.sax.saxutils import unescape
 
 from requests.adapters import HTTPAdapter
 
 from buildrunner.errors import StorageError
-from buildrunner.retry import LONGEST_WAIT_S
-from buildrunner.storage.gcs_errors import (
-    LOG_IN,
-    OUT_OF_STEP,
-    TO_ANYONE,
-    is_untrusted,
-    reason,
-    refusal,
-    sentence,
-    status_of,
-    wait_asked_for,
-    why_upload_lost,
-)
+from buildrunner.retry import LONGEST_WAIT_S, asked_wait_s
 from buildrunner.storage.object_reader import has_arrived
 from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject
 
@@ -45,6 +36,28 @@ _OK = 200
 # Errors that the client raises on JSON of another form, because it does not check an answer.
 _NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
 _DAMAGED = "its checksum is wrong after the transfer"
+
+OUT_OF_STEP = (400, 409, 416)
+"""Statuses with which servers refuse a piece of an upload that is not the next one."""
+
+TO_ANYONE = " to anyone without credentials"
+LOG_IN = (
+    "log in with `gcloud auth application-default login`, or name a service account's key in "
+    "GOOGLE_APPLICATION_CREDENTIALS"
+)
+_LET_IN = (
+    "give the account of your credentials a role that may do it, such as roles/storage.objectUser, "
+    "or be another: `gcloud auth application-default login`"
+)
+
+_XML_MESSAGE = re.compile(r"<Error>.*?<Message>([^<]+)</Message>", re.DOTALL)
+_FORGOTTEN = (404, 410)
+_RESUME_INCOMPLETE = 308
+_NO_REASON = "it gives no reason"
+_METHOD = re.compile(r"(?:GET|POST|PUT) https?://\S*: ")
+_OF_THE_CLIENT = re.compile(
+    r":? *\('(?:Request failed with status code|Response headers must).*", re.DOTALL
+)
 
 
 class GoogleStore:
@@ -332,7 +345,7 @@ def _described(blob: Any, url: str) -> StoredObject:
     )
 
 
-_GO_ON, _BROKEN = 308, 500
+_BROKEN = 500
 _KEPT = re.compile(r"bytes=0-(\d+)")
 _ASKED = re.compile(r"bytes=(\d+)-")
 
@@ -388,7 +401,7 @@ class AnswerReader(HTTPAdapter):
         answer = super().send(request, *arguments, **options)
         if again and answer.status_code in OUT_OF_STEP:
             kept = super().send(_question_about(request), *arguments, **options)
-            answer = kept if kept.status_code in (_OK, _GO_ON) else answer
+            answer = kept if kept.status_code in (_OK, _RESUME_INCOMPLETE) else answer
         self._transfer.in_doubt = answer.status_code >= _BROKEN
         return answer
 
@@ -398,7 +411,7 @@ class AnswerReader(HTTPAdapter):
         if location:
             response.headers["Location"] = _place(response.url, location)
         content = getattr(self._transfer, "content", None)
-        if content is not None and response.status_code == _GO_ON:
+        if content is not None and response.status_code == _RESUME_INCOMPLETE:
             _go_on_with(content, response)
         into = getattr(self._transfer, "into", None)
         asked = _ASKED.match(response.request.headers.get("Range") or "")
@@ -571,3 +584,114 @@ class Pipe:
                 continue
             return
         raise Abandoned
+
+
+def status_of(error: BaseException | None) -> int:
+    """The HTTP status that an error of the client stands for; 0 for none."""
+    response = getattr(error, "response", None)
+    return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
+
+
+def wait_asked_for(error: BaseException | None) -> float:
+    """Return the seconds that the server asks to wait before a retry; 0 if it does not ask."""
+    response = getattr(error, "response", None)
+    headers = getattr(response, "headers", None) or {}
+    return asked_wait_s(headers.items())
+
+
+def why_upload_lost(error: BaseException) -> str:
+    """Why a server can't go on with an upload that it has begun; empty for another error.
+
+    It has forgotten it, or does not take a piece twice. A 404 to the question that begins an upload
+    is about the bucket.
+    """
+    request = getattr(getattr(error, "response", None), "request", None)
+    status = status_of(error)
+    if status not in _FORGOTTEN + OUT_OF_STEP or getattr(request, "method", "") != "PUT":
+        return ""
+    if status in _FORGOTTEN:
+        return "the server has lost the upload"
+    return f"the server answers {status}: {sentence(getattr(error, 'message', error))}"
+
+
+def sentence(error: object) -> str:
+    """The first line of an error, without the request's address, which the caller has named."""
+    arguments = error.args if isinstance(error, BaseException) else ()
+    first = arguments[0] if arguments and isinstance(arguments[0], str) else str(error)
+    body = _OF_THE_CLIENT.sub("", _METHOD.sub("", first.strip(), count=1))
+    lines = _said_in(body).splitlines()
+    nothing = type(error).__name__ if isinstance(error, BaseException) else _NO_REASON
+    text = lines[0].rstrip(".") if lines else nothing
+    return text[:300]
+
+
+def _said_in(body: str) -> str:
+    """The message in an answer's body: in JSON, in XML, or in plain words."""
+    if body.startswith("<"):  # without a message: a page for people, of a proxy most often
+        found = _XML_MESSAGE.search(body)
+        return unescape(found[1]).strip() if found else _NO_REASON
+    try:
+        return str(json.loads(body)["error"]["message"]).strip()
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return body
+
+
+def is_untrusted(error: BaseException | None) -> bool:
+    """Whether an error means that the server's certificate is not trusted."""
+    import ssl
+
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def reason(error: BaseException | None, host: str) -> str:
+    """Why there was no answer: what the system said, below what libraries wrapped around it."""
+    inner = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.errno and inner.strerror:
+            if is_untrusted(inner):
+                return f"the TLS certificate of {host} can't be trusted"
+            return f"no connection to {host}: {inner.strerror}"
+        if isinstance(inner, TimeoutError):
+            return f"{host} does not answer in time"
+        if isinstance(inner, http.client.HTTPException):  # IncompleteRead, RemoteDisconnected
+            return f"the connection to {host} broke off"
+        if isinstance(inner, json.JSONDecodeError):
+            return f"the answer of {host} is not JSON"
+        inner = inner.__cause__ or inner.__context__
+    return sentence(error)
+
+
+def refusal(
+    what: str, status: int, message: str, error: BaseException, anonymous: bool
+) -> StorageError:
+    """The error about ``what`` for an answer that is none of those that were hoped for.
+
+    Args:
+        what: the object or bucket.
+        status: of the answer.
+        message: what it says.
+        error: the client's.
+        anonymous: we have no credentials.
+    """
+    said = sentence(message)
+    if status in _FORGOTTEN:
+        return StorageError(f"{what}: not found", missing=True)
+    if status in (401, 403):
+        who = TO_ANYONE if anonymous else ""
+        known = status == 403 and not anonymous
+        return StorageError(
+            f"{what}: access denied{who}: {said}",
+            unauthorized=True,
+            hint=_LET_IN if known else LOG_IN,
+        )
+    if status == _RESUME_INCOMPLETE:  # to the whole content: the server has lost what it was sent
+        return StorageError(f"{what}: the server has lost a part of it", corrupt=True)
+    return StorageError(
+        f"{what}: the server answers {status}: {said}",
+        transient=status in (408, 429) or status >= 500,
+        retry_after_s=wait_asked_for(error),
+    )

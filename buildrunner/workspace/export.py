@@ -17,7 +17,7 @@ from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
-from buildrunner.workspace.archive import workspace_members
+from buildrunner.workspace.files import workspace_members
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.tree_writer import write_tree
 from buildrunner.workspace.volume import create_carrier

@@ -2,6 +2,9 @@
 
 Everything goes through the engine's archive call on a container that never starts, so that links
 lead nowhere but inside the workspace, and any engine will do.
+
+A step can replace the engine of its sandbox and send any archive in the place of this one. So
+`workspace_members` checks members like those of an uploaded source.
 """
 
 from __future__ import annotations
@@ -16,11 +19,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import Member
+from buildrunner.archives.members import SPECIAL, Member, Members
 from buildrunner.archives.reader import chunk_reader
+from buildrunner.archives.rules import Guard
 from buildrunner.archives.tar_reader import TarReader
+from buildrunner.archives.tar_writer import HARD_LINK
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
@@ -227,3 +233,34 @@ def _target(link: str, target: str) -> str:
     if not whole.startswith(f"{WORKSPACE}/"):
         raise UploadError(f"{link} is a link to {target}, outside of {WORKSPACE}")
     return whole.removeprefix(f"{WORKSPACE}/")
+
+
+def workspace_members(chunks: Iterator[bytes], guard: Guard, left_out: list[str]) -> Members:
+    """Yield the members of an engine's archive, with their paths in the workspace.
+
+    Args:
+        chunks: the archive.
+        guard: checks the members.
+        left_out: gets the paths of members that are no file, folder or link; they are not yielded.
+
+    Raises:
+        SourceError: the archive is damaged, or a member is refused.
+    """
+    reader = TarReader(chunk_reader(chunks))
+    hidden = set()
+    for found in reader.members():
+        path, target = _path_in_workspace(found.path), found.link_target
+        if found.kind == HARD_LINK:
+            target = _path_in_workspace(target)
+        if found.kind in SPECIAL or (found.kind == HARD_LINK and target in hidden):
+            hidden.add(path)
+            left_out.append(path)
+            continue
+        member = guard.admit(replace(found, path=path, link_target=target))
+        if member is not None:
+            yield member, reader.content()
+
+
+def _path_in_workspace(name: str) -> str:
+    """A member's path in the workspace: the engine puts the folder's own name before it."""
+    return name.partition("/")[2].strip("/")

@@ -30,7 +30,7 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.workspace.archive import workspace_members
+from buildrunner.workspace.files import workspace_members
 from buildrunner.workspace.protocol import (
     BELOW,
     WORKSPACE,

@@ -7,7 +7,7 @@ import pytest
 
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.containers.types import EngineInfo
-from buildrunner.engine.build_setup import mounting_steps
+from buildrunner.engine.build_loop import mounting_steps
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import PreparedWorkspace
 from tests.unit.engine.conftest import Build, step
