@@ -207,8 +207,12 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             NotFound: no such build.
         """
-        limit = self.settings.max_builds
-        reason = self.store.queue.why_waiting(build_id, now=self.clock(), limit=limit)
+        reason = self.store.queue.why_waiting(
+            build_id,
+            now=self.clock(),
+            limit=self.settings.max_builds,
+            worker=self.settings.worker,
+        )
         held = self.worker_holds_back()
         if not held and (forks := self.worker_holds_forks_back()):
             held = forks if self.store.builds.find(build_id).untrusted else ""

@@ -29,7 +29,7 @@ from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepStarted
 from buildrunner.engine.log.pipeline import LogSink
 from buildrunner.engine.outcome import BuildOutcome, text_of
-from buildrunner.errors import BuildrunnerError, LeaseLost, StoreError
+from buildrunner.errors import BuildrunnerError, InvalidRecord, LeaseLost, StoreError
 from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, LogFileSink
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.spec.model.build import Build, Status
@@ -74,6 +74,7 @@ def execute(
 
     Raises:
         StoreError: nothing could be begun: neither folder nor database.
+        InvalidRecord: the server refuses whatever end the build has.
     """
     _take(job)
     cancel = CancelToken()
@@ -103,6 +104,7 @@ def give_up(job: Execution, reason: str) -> None:
 
     Raises:
         StoreError: its log or its notes can't be written.
+        InvalidRecord: see `execute`.
     """
     process = _Process(job, CancelToken())
     if recovery_of(process.notes) is Recovery.STORE_END:
@@ -278,8 +280,25 @@ class _Process:
             build = self._job.program.store_log(
                 self._job.stored, build, os.path.join(self._log_folder, LOG_NAME)
             )
-        self.writer.finish(encode_message(build))
+        try:
+            self.writer.finish(encode_message(build))
+        except InvalidRecord as error:
+            return self._end_refused(build, error)
         return build.status
+
+    def _end_refused(self, build: Build, error: InvalidRecord) -> Status:
+        """End a build whose end the server refuses: as it was last stored, with the reason."""
+        reason = f"the build ended with {build.status.name}, which can't be recorded: {error}"
+        _logger.error("build %s: %s", self._id, reason)
+        now = self._job.now()
+        with suppress(StoreError):
+            log = LogFileSink(self._log_folder)
+            log.write(end_of_log(reason, now))
+            log.close()
+        stored = decode_message(Build, self.writer.taken or self._job.stored.document).value
+        ended = ended_so(stored, reason, now)
+        self.writer.finish(encode_message(ended))
+        return ended.status
 
 
 def planned(

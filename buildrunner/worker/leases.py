@@ -114,14 +114,18 @@ class LeasedRecord:
     """The one writer of a build's document. Its methods are called by one thread.
 
     `save` writes at once, so that what is announced is stored before it is done. When the database
-    does not take it, the build goes on: the newest document is written again until it is taken, and
-    what recovery must know is in the build's own notes on this disk by then.
+    does not answer, the build goes on: the newest document is written again until it is taken, and
+    what recovery must know is in the build's own notes on this disk by then. A document that the
+    server refuses is not written again: another try would be refused, too.
 
     Args:
         queue: where the build is.
         lease: our right to write it.
         on_lost: the lease is somebody else's. May be called from any thread; must end the process
             or raise.
+
+    Attributes:
+        taken: the last document that was stored; None before the first one.
     """
 
     def __init__(self, queue: BuildQueue, lease: Lease, *, on_lost: Callable[[], None]) -> None:
@@ -135,9 +139,14 @@ class LeasedRecord:
         self._closing = threading.Event()
         self._ending = threading.Lock()
         self._finished = False
+        self.taken: Document | None = None
 
     def save(self, document: Document) -> None:
-        """Store the document now; later if the database is away."""
+        """Store the document now; later if the database is away.
+
+        Raises:
+            InvalidRecord: the server refuses the document.
+        """
         with self._lock:
             if self._due is not None:  # a thread is at it already, and will take this one
                 self._due = document
@@ -146,7 +155,7 @@ class LeasedRecord:
             self._write_later(document)
 
     def save_plan(self, plan: bytes) -> None:
-        """Store the compiled plan; a database that is away goes without it."""
+        """Store the compiled plan; a database that is away or refuses it goes without it."""
         try:
             self._queue.record_plan(self._lease, plan)
         except LeaseLost:
@@ -163,6 +172,9 @@ class LeasedRecord:
         """Store a final document. Returns when it is stored, however long the database is away.
 
         A build that has ended already stays as it is: the first writer of a final status wins.
+
+        Raises:
+            InvalidRecord: the server refuses the document.
         """
         self._closing.set()
         if self._again is not None:
@@ -213,24 +225,30 @@ class LeasedRecord:
             attempt += 1
             with self._lock:
                 document = self._due
-            if document is None or not self._try(document):
-                continue
+            try:
+                if document is None or not self._try(document):
+                    continue
+            except InvalidRecord as error:  # the next document may be taken
+                _log.error("build %s can't be recorded: %s", self._lease.build_id, error)
             with self._lock:
                 if self._due is document:
                     self._due = None
                     return
 
     def _try(self, document: Document) -> bool:
-        """Whether nothing is left to write."""
+        """Whether nothing is left to write. Raises `InvalidRecord`."""
         try:
             self._queue.record(self._lease, document)
         except LeaseLost:
             self._on_lost()
         except Conflict:
             return True
+        except InvalidRecord:
+            raise
         except StoreError as error:
             _log.warning("build %s can't be recorded now: %s", self._lease.build_id, error)
             return False
+        self.taken = document
         return True
 
 

@@ -26,6 +26,7 @@ from buildrunner.containers.process_owner import is_alive
 from buildrunner.errors import (
     BuildrunnerError,
     Conflict,
+    InvalidRecord,
     LeaseLost,
     NotFound,
     StoreError,
@@ -65,6 +66,7 @@ class Supervisor:
         self._exits: dict[str, int] = {}  # build id -> pidfd
         self._died: dict[str, str] = {}  # build id -> how, until it is looked after
         self._giving_up: set[str] = set()
+        self._left: set[str] = set()  # builds whose ends the server refuses
         self._poked: set[str] = set()
         self._failed: set[str] = set()  # builds that a bug kept from being looked at
         self._chores = Chores(options.chores)
@@ -271,6 +273,11 @@ class Supervisor:
                 self._with.give_up(stored, lease, how)
                 self._with.folder.drop_run_folder(stored.id)
                 self._tell_of_end(stored.id)
+            except InvalidRecord as error:
+                _log.error("build %s is left to the server: %s", stored.id, error)
+                self._left.add(stored.id)  # nobody renews its lease, so the server ends it
+                if self._with.on_gone:
+                    self._with.on_gone(stored.id)
             except BuildrunnerError as error:
                 _log.warning("build %s can't be ended now: %s", stored.id, error)
             finally:
@@ -314,7 +321,7 @@ class Supervisor:
         elif stored.worker != self._with.worker_name:
             self._look_at_foreign(stored)
         elif stored.id not in self._running:
-            if stored.id not in self._giving_up and stored.id not in self._died:
+            if stored.id not in self._giving_up | self._left and stored.id not in self._died:
                 self._died[stored.id] = ""  # an earlier try to end or take it went wrong
         elif stored.cancel_requested and stored.process and stored.id not in self._poked:
             # One that has not said yet who it is will look anyway once it has.

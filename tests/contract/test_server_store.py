@@ -765,6 +765,16 @@ class TestWaiting:
         reason = store.queue.why_waiting("a1", now=NOW, limit=0)
         assert reason is not None
         assert (reason.kind, reason.position) == ("no_worker", 1)
+        assert "waits for a worker on another machine" in reason.text
+
+    def test_builds_of_other_workers_do_not_fill_the_server(self, store: ServerStore) -> None:
+        for build_id in ("a1", "a2", "a3"):
+            store.builds.create(new_build(build_id))
+        store.queue.claim("worker:w1/host", now=NOW, lease_s=30, limit=1)
+        why = partial(store.queue.why_waiting, "a3", now=NOW, limit=1, worker="server")
+        assert why().kind == "turn"
+        store.queue.claim("server", now=NOW, lease_s=30, limit=1)
+        assert (why().kind, why().ahead) == ("server_limit", ("a2",))
 
 
 def ids(page: BuildPage) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buildrunner.client.http import ServerConnection
-from buildrunner.errors import Conflict, LeaseLost
+from buildrunner.errors import Conflict, InvalidRecord, LeaseLost
 from buildrunner.server.http.tokens import new_token
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
@@ -159,3 +159,30 @@ def test_a_worker_claims_as_many_builds_as_it_runs(place: Place) -> None:
     assert first.id != second.id
     assert place.queue.claim(WORKER, now=now(), lease_s=30, limit=2) is None
     assert len(place.queue.claimed(WORKER)) == 2
+
+
+def test_an_operation_that_the_server_does_not_have_is_refused_at_once(place: Place) -> None:
+    if not isinstance(place.queue, RemoteQueue):
+        pytest.skip("a database has no routes")
+    place.server.create()
+    _, lease = place.claim()
+    with pytest.raises(InvalidRecord, match=r"PUT .*/novelty"):
+        place.queue.call("PUT", lease, "/novelty")
+
+
+def test_a_log_that_the_server_refuses_does_not_hold_the_end_up(place: Place) -> None:
+    if not isinstance(place.queue, RemoteQueue):
+        pytest.skip("a database takes no log")
+
+    def refuse(*_: object) -> None:
+        raise InvalidRecord("the build's log would be larger than 1 MiB")
+
+    place.queue._send_log = refuse
+    build_id = place.server.create()
+    stored, lease = place.claim()
+    place.queue.set_process(lease, "1:1")
+    place.queue.record(lease, working(stored))
+    place.queue.record(lease, working(stored, "SUCCESS"))
+    document = place.server.store.builds.find(build_id).document
+    assert document["status"] == "SUCCESS"
+    assert "larger than 1 MiB" in document["warnings"][-1]["text"]

@@ -307,7 +307,7 @@ class TestOwnBuilds:
         build = create(client, steps=steps, **asked)
         path, lease = begun(mine)
         before = mine.get(path).json()["document"]
-        at = "2026-01-02T03:04:05Z"
+        at = encode_instant(now())
         done = {"status": "WORKING", "startTime": at, "statusDetail": "it works", "x": 1}
         states = [{"status": "SUCCESS", "exitCode": 0}, {"status": "WORKING"}]
         changed = {
@@ -337,6 +337,50 @@ class TestOwnBuilds:
             ],
         }
         assert server.store.builds.find(build).document == expected
+
+    def test_the_clock_of_a_worker_sets_no_time_outside_the_build(self, server: ApiServer) -> None:
+        client, mine = user(server), worker(server)
+        build = create(client)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        old, late = "2001-01-01T00:00:00Z", "2040-01-01T00:00:00Z"
+        step = {"timing": {"startTime": late, "endTime": old}, "pullTiming": {"startTime": old}}
+        changed = {
+            **before,
+            "status": "SUCCESS",
+            "startTime": old,
+            "finishTime": late,
+            "timing": {"BUILD": {"startTime": old, "endTime": late}},
+            "steps": [{**before["steps"][0], "status": "SUCCESS", **step}],
+            "results": {"pythonPackages": [{"uri": "x", "pushTiming": {"endTime": late}}]},
+        }
+        assert mine.put(f"{path}/document", params=lease, json=changed).status_code == 204
+        shown = server.store.builds.find(build).document
+        first, last = shown["createTime"], shown["finishTime"]
+        assert first <= last <= encode_instant(now())
+        assert shown["startTime"] == first
+        assert shown["timing"] == {"BUILD": {"startTime": first, "endTime": last}}
+        (step,) = shown["steps"]
+        assert step["timing"] == {"startTime": last, "endTime": last}
+        assert step["pullTiming"] == {"startTime": first}
+        (package,) = shown["results"]["pythonPackages"]
+        assert package["pushTiming"] == {"endTime": last}
+
+    def test_a_finish_is_never_before_the_start(self, server: ApiServer) -> None:
+        build = create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        before = mine.get(path).json()["document"]
+        start = encode_instant(now())
+        changed = {
+            **before,
+            "status": "SUCCESS",
+            "startTime": start,
+            "finishTime": "2001-01-01T00:00:00Z",
+        }
+        assert mine.put(f"{path}/document", params=lease, json=changed).status_code == 204
+        shown = server.store.builds.find(build).document
+        assert (shown["startTime"], shown["finishTime"]) == (start, start)
 
     def test_a_config_in_the_source_is_the_worker_s_until_a_step_begins(
         self, server: ApiServer

@@ -216,7 +216,8 @@ class RemoteBuilds:
     def _reported(self, lease: Lease, sent: Build) -> Document:
         if sent.id != lease.build_id:
             raise invalid_argument("this is the document of another build", field="id")
-        return reported(sent, self._context.store.builds.find(lease.build_id))
+        stored = self._context.store.builds.find(lease.build_id)
+        return reported(sent, stored, self._context.clock())
 
     def _record(self, lease: Lease, document: Document) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -9,6 +10,7 @@ from msgspec.structs import replace
 from buildrunner.server.http.errors import invalid_argument, invalid_config
 from buildrunner.server.services.admission import depends_on_commit
 from buildrunner.spec.model.build import Build, BuildStep, Status
+from buildrunner.spec.model.message import Message
 from buildrunner.spec.model.results import Artifacts
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
@@ -55,15 +57,17 @@ def decoded_build(document: Document) -> Build:
     return loaded.value
 
 
-def reported(sent: Build, stored: StoredBuild) -> Document:
+def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
     """Return the document to store: the stored build with the outcome that its worker reports.
 
     A worker decides the config of a build only if the server does not know it, and only until a
     step begins: the config is in the source, or has substitutions whose values come from a commit.
+    The clock of the worker may be wrong: no time is before the build was created, or in the future.
 
     Args:
         sent: by the worker.
         stored: the build.
+        now: the time of the server.
 
     Raises:
         ApiError: a worker may not set this status, or these are not the steps of the build.
@@ -71,6 +75,7 @@ def reported(sent: Build, stored: StoredBuild) -> Document:
     if sent.status in _OF_QUEUE:
         raise invalid_argument(f"no worker sets the status {sent.status.name}", field="status")
     before = decode_message(Build, stored.document).value
+    sent = _within(sent, before.create_time or now, now)
     changes: dict[str, Any] = {name: getattr(sent, name) for name in _OUTCOME}
     is_in_source = CONFIG_LABEL in stored.labels
     begun = steps_begun(encode_message(before), reused_steps_of(stored.labels))
@@ -85,6 +90,26 @@ def reported(sent: Build, stored: StoredBuild) -> Document:
         changes["steps"] = _with_states(before.steps, sent.steps)
         changes["artifacts"] = _with_timing(before.artifacts, sent.artifacts)
     return encode_message(replace(before, **changes))
+
+
+def _within(found: Any, first: datetime, last: datetime) -> Any:
+    """A value of a message with all its times between two times, and no end before its start."""
+    match found:
+        case datetime():
+            return min(max(found, first), last)
+        case tuple():
+            return tuple(_within(one, first, last) for one in found)
+        case dict():
+            return {key: _within(one, first, last) for key, one in found.items()}
+        case Message():
+            fields = {name: getattr(found, name) for name in found.__struct_fields__}
+            fields = {name: _within(one, first, last) for name, one in fields.items()}
+            for start, end in (("start_time", "end_time"), ("start_time", "finish_time")):
+                if fields.get(start) and fields.get(end):
+                    fields[end] = max(fields[start], fields[end])
+            return replace(found, **fields)
+        case _:
+            return found
 
 
 def _settled(substitutions: dict[str, str]) -> dict[str, str]:

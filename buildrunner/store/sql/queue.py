@@ -285,8 +285,25 @@ class SqlQueue(SqlPart, BuildQueue):
         with self._database.read() as connection:
             return int(connection.execute(select(func.count()).where(is_claimed)).scalar_one())
 
-    def why_waiting(self, build_id: str, *, now: datetime, limit: int) -> WaitReason | None:  # noqa: ARG002
-        """Why it has not begun; None when it has. Raises `NotFound`."""
+    def why_waiting(
+        self,
+        build_id: str,
+        *,
+        now: datetime,  # noqa: ARG002
+        limit: int,
+        worker: str = "",
+    ) -> WaitReason | None:
+        """Why it has not begun; None when it has.
+
+        Args:
+            build_id: the build.
+            now: the time.
+            limit: how many builds the server runs at the same time; 0 if it runs none.
+            worker: the name under which the server runs builds; empty: all running builds count.
+
+        Raises:
+            NotFound: no such build.
+        """
         found = select(
             builds.c.id,
             builds.c.phase,
@@ -305,7 +322,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 return WaitReason(kind="approval", text="It waits for an approval.")
             if row.phase != WAITING:
                 return None
-            return _reason(connection, row, limit)
+            return _reason(connection, row, limit, worker)
 
 
 def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
@@ -441,7 +458,7 @@ def _refused(connection: Connection, lease: Lease) -> StoreError:
 _NAMED = 10
 
 
-def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
+def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> WaitReason:
     before = _before(row)
     # All of them, and chosen from here: they are few, and SQLite would take a worse index.
     running = connection.execute(_running).all()
@@ -452,7 +469,7 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
         text = f"It waits for a worker of the pool {row.pool}."
         return WaitReason(kind="pool", text=text, position=position)
     if limit <= 0:
-        text = "No worker takes builds now."
+        text = "It waits for a worker on another machine, since this server runs no builds."
         return WaitReason(kind="no_worker", text=text, position=position)
     in_group = [one.id for one in running if _group(one) == _group(row)]
     if row.group_name and 0 < row.group_limit <= len(in_group):
@@ -464,12 +481,13 @@ def _reason(connection: Connection, row: AnyRow, limit: int) -> WaitReason:
             ahead=_ahead(connection, in_group, before & same),
             position=position,
         )
-    if len(running) >= limit:
+    here = [one.id for one in running if worker in ("", one.worker)]
+    if len(here) >= limit:
         return WaitReason(
             kind="server_limit",
-            text=f"{_running_builds(len(running))}, as many as the server lets; it is number"
+            text=f"{_running_builds(len(here))}, as many as the server lets; it is number"
             f" {position} in the queue.",
-            ahead=_ahead(connection, [one.id for one in running], before),
+            ahead=_ahead(connection, here, before),
             position=position,
         )
     text = "It is next." if position == 1 else f"It is number {position} in the queue."
@@ -496,7 +514,7 @@ def _position(turns: Sequence[_Turn], project: str, rank: int) -> int:
 
 
 _running = (
-    select(builds.c.id, builds.c.project_id, builds.c.group_name)
+    select(builds.c.id, builds.c.project_id, builds.c.group_name, builds.c.worker)
     .where(is_claimed)
     .order_by(*QUEUE_ORDER)
 )

@@ -126,14 +126,27 @@ class RemoteQueue(BuildQueue):
         return str(decoded(answer, dict[str, str]).get("cancel", ""))
 
     def record(self, lease: Lease, document: Document) -> None:
-        """See `BuildQueue.record`. Before a final status, the rest of the log is sent."""
+        """See `BuildQueue.record`. Before a final status, the rest of the log is sent.
+
+        A log that the server refuses does not hold the end up, which then has a warning.
+        """
         if document.get("status") in FINAL_STATUSES:
-            self._send_log(lease, self.begun(lease))
+            document = self._with_log_sent(lease, document)
         if self._knows_steps:
             self._put_document(lease, document)
         else:
             until_answered(lambda: self._put_document(lease, document))
             self._knows_steps = steps_begun(document)
+
+    def _with_log_sent(self, lease: Lease, document: Document) -> Document:
+        try:
+            self._send_log(lease, self.begun(lease))
+        except InvalidRecord as error:
+            _log.error("the end of the log of %s can't be sent: %s", lease.build_id, error)
+            text = f"the server does not have the end of the log: {error}"
+            warning = {"text": text, "priority": "WARNING"}
+            return {**document, "warnings": [*document.get("warnings", ()), warning]}
+        return document
 
     def _put_document(self, lease: Lease, document: Document) -> None:
         self.call("PUT", lease, "/document", content=msgspec.json.encode(document))
@@ -188,10 +201,14 @@ class RemoteQueue(BuildQueue):
             Conflict: the build has ended.
             OffsetRefused: a piece does not continue the copy on the server.
             StoreUnavailable: the server does not answer now, or refuses the token.
+            InvalidRecord: the server refuses what is sent, or has no such operation.
         """
         path = f"/worker/v1/builds/{lease.build_id}{operation}"
         asked = {"fence": lease.fence, **(query or {})}
-        return self.ask(method, path, query=asked, content=content, answer_s=answer_s)
+        try:
+            return self.ask(method, path, query=asked, content=content, answer_s=answer_s)
+        except NotFound as error:  # a build that is not held is answered like a lost lease
+            raise InvalidRecord(f"{method} {path}: {error}", hint=_SAME_VERSION) from error
 
     def ask(
         self,
@@ -213,16 +230,17 @@ class RemoteQueue(BuildQueue):
             offsets = [one["offset"] for one in error.details if isinstance(one, dict)]
             if error.code == 409 and offsets:
                 raise OffsetRefused(str(error), int(offsets[0])) from error
-            raise StoreError(str(error)) from error
+            raise InvalidRecord(str(error), hint=_SAME_VERSION) from error
         except UsageError as error:
             raise InvalidRecord(f"the server refuses what this worker sends: {error}") from error
 
 
+_SAME_VERSION = "run the same version of buildrunner on the server and on the worker"
 _NO_PROCESS = "0:"
 """The incarnation under which no process runs (see `containers.process_owner`)."""
 
 
-class OffsetRefused(StoreError):
+class OffsetRefused(InvalidRecord):
     """A piece of a log does not continue its copy on the server, which has ``size`` bytes."""
 
     def __init__(self, message: str, size: int) -> None:
@@ -241,7 +259,7 @@ def decoded(answer: httpx.Response, kind: type[Answer]) -> Answer:
     except (msgspec.DecodeError, RecursionError) as error:
         raise StoreError(
             f"{answer.url} does not answer as the server of a worker does: {error}",
-            hint="run the same version of buildrunner on the server and on the worker",
+            hint=_SAME_VERSION,
         ) from error
 
 

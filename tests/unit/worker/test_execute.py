@@ -7,7 +7,13 @@ import pytest
 
 from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.events import StepFinished, StepRunning, StepStarted
-from buildrunner.errors import ConfigError, EngineUnavailable, LeaseLost, StoreError
+from buildrunner.errors import (
+    ConfigError,
+    EngineUnavailable,
+    InvalidRecord,
+    LeaseLost,
+    StoreError,
+)
 from buildrunner.logs.files.events import EventLog
 from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Status
@@ -245,6 +251,57 @@ def test_the_end_waits_for_a_database_that_is_away(server):
     thread.join(30)
     assert ended == [Status.SUCCESS]
     assert server.document(build_id)["status"] == "SUCCESS"
+
+
+class RefusingQueue:
+    """A queue of another version, which refuses documents of some statuses."""
+
+    def __init__(self, server, *refused):
+        self._queue = server.store.queue
+        self._refused = refused
+        self.tries = 0
+
+    def __getattr__(self, name):
+        return getattr(self._queue, name)
+
+    def record(self, lease, document):
+        if document["status"] in self._refused:
+            self.tries += 1
+            raise InvalidRecord("steps[0].newField: no field of a step")
+        self._queue.record(lease, document)
+
+
+def test_an_end_that_the_server_refuses_is_recorded_with_the_reason(server):
+    build_id = server.create({})
+    queue = RefusingQueue(server, "SUCCESS")
+    assert run(server.job(server.claim(), queue=queue)) is Status.INTERNAL_ERROR
+    document = server.document(build_id)
+    reason = (
+        "the build ended with SUCCESS, which can't be recorded: steps[0].newField: no field of a "
+        "step"
+    )
+    assert (document["status"], document["statusDetail"]) == ("INTERNAL_ERROR", reason)
+    assert server.log(build_id).endswith(f"PUSH\nDONE\nERROR\nERROR: {reason}\n")
+    assert queue.tries == 1
+
+
+def test_a_build_whose_state_the_server_refuses_ends_at_once(server):
+    build_id = server.create({}, {"env": ["OUTPUT=second\n"]})
+    queue = RefusingQueue(server, "WORKING")
+    assert run(server.job(server.claim(), queue=queue)) is Status.INTERNAL_ERROR
+    assert "no field of a step" in server.document(build_id)["statusDetail"]
+    assert "second" not in server.log(build_id)
+    assert queue.tries == 1
+
+
+def test_a_process_ends_if_the_server_refuses_every_end(server):
+    build_id = server.create({})
+    stored, lease = server.claim()
+    queue = RefusingQueue(server, "SUCCESS", "INTERNAL_ERROR")
+    with pytest.raises(InvalidRecord, match="no field of a step"):
+        run(server.job((stored, lease), queue=queue))
+    assert queue.tries == 2
+    assert BuildNotes(server.folder.run_folder(build_id)).final()["status"] == "SUCCESS"
 
 
 def test_a_build_whose_process_died_before_any_step_begins_again(server):

@@ -11,7 +11,7 @@ from datetime import timedelta
 import pytest
 
 from buildrunner.containers.process_owner import _start_of
-from buildrunner.errors import EngineUnavailable, LeaseLost, NotFound, StoreError
+from buildrunner.errors import EngineUnavailable, InvalidRecord, LeaseLost, NotFound, StoreError
 from buildrunner.store.model.builds import LOST_WORKER
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
@@ -161,6 +161,30 @@ def test_a_process_that_dies_is_followed_by_one_that_goes_on(server, processes, 
     assert lease.fence > processes.spawned[0][0].fence
     notes = BuildNotes(server.folder.run_folder(build_id))
     assert notes.death() == "it was killed by signal 9 (SIGKILL)"
+
+
+def test_a_build_whose_every_end_is_refused_is_left_to_the_server(server, processes, supervise):
+    build_id = server.create({})
+    tries, gone, swept = [], [], threading.Event()
+
+    def give_up(stored, lease, reason):
+        tries.append(lease)
+        raise InvalidRecord("no such field")
+
+    supervise(
+        give_up=give_up,
+        on_gone=gone.append,
+        chores=(Chore(name="turn", every_s=0.0, run=lambda: swept.set() if gone else None),),
+    )
+    for number in range(MAX_ATTEMPTS):
+        until(lambda wanted=number + 1: len(processes.spawned) == wanted)
+        processes.end(number, code=3)
+    until(lambda: gone)
+    swept.clear()
+    assert swept.wait(DEADLINE_S)  # further turns leave the build alone
+    assert (gone, len(tries), len(processes.spawned)) == ([build_id], 1, MAX_ATTEMPTS)
+    [held] = server.store.queue.claimed()
+    assert held.fence == tries[0].fence
 
 
 def test_a_build_whose_processes_all_die_is_given_up(server, processes, supervise):
