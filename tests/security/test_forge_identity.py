@@ -227,6 +227,32 @@ def test_a_hook_of_a_project_fires_no_trigger_of_another(place: Place) -> None:
     assert (len(place.builds("ours")), len(place.builds("theirs"))) == (0, 1)
 
 
+def test_a_hook_that_is_bound_to_no_project_fires_triggers_of_every_project(place: Place) -> None:
+    place.trigger(project="ours")
+    place.trigger(project="theirs")
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    place.push("gitea", gitea_push("acme/app", place.good))
+    assert (len(place.builds("ours")), len(place.builds("theirs"))) == (1, 1)
+
+
+def test_a_repository_is_known_by_its_name_and_not_by_its_number(place: Place) -> None:
+    place.trigger()
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    for number, commit in ((1, place.good), (2, place.home.commit("acme/app", "of a new owner"))):
+        body = gitea_push("acme/app", commit)
+        body["repository"]["id"] = number
+        place.push("gitea", body)
+    assert [place.code(build) for build in place.builds()] == ["of a new owner", "good"]
+
+
+def test_a_disabled_trigger_builds_nothing_of_a_push(place: Place) -> None:
+    place.trigger(disabled=True)
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    outcome = place.push("gitea", gitea_push("acme/app", place.good))
+    assert "disabled" in json.dumps(outcome)
+    assert place.builds() == []
+
+
 def test_a_hook_that_is_bound_to_nothing_fires_nothing_until_it_is_bound(place: Place) -> None:
     place.trigger()
     place.server.secrets["hooks-gitea"] = SECRET

@@ -588,6 +588,56 @@ docker run --rm {RIGHTS} -v {CACHE}:/cache {busybox} sh -c '
     assert "WROTE" not in said, said
 
 
+@pytest.mark.parametrize("places", ["capabilities"], indirect=True)
+def test_with_capabilities_a_step_changes_shared_images_and_may_change_the_kernel(
+    places: Places, busybox: str
+) -> None:
+    """The page on security says so; nothing is written to the kernel here."""
+    engine = places.open()
+    engine.have_image(busybox, threading.Event())  # type: ignore[attr-defined]
+    said = run_in(
+        engine,
+        f"""\
+docker run --rm {RIGHTS} -v {CACHE}:/cache {busybox} sh -c '
+  mount -o remount,bind,rw /cache; touch /cache/x && echo WROTE && rm /cache/x
+  mkdir /fresh && mount -t proc proc /fresh &&
+  (exec 3> /fresh/sys/kernel/core_pattern) && echo OPENED' 2>&1
+""",
+    )
+    assert {"WROTE", "OPENED"} <= set(said.split()), said
+
+
+def test_sandboxes_share_the_kernel_of_the_machine(places: Places) -> None:
+    boot_id = "/proc/sys/kernel/random/boot_id"
+    assert run_in(places.open(), f"cat {boot_id}") == Path(boot_id).read_text()
+
+
+def test_a_step_hides_a_file_from_the_measure_of_the_disk(places: Places) -> None:
+    """Where no file system of its own keeps the limit."""
+    build_id = f"test-{uuid.uuid4()}"
+    engine = places.open(build_id)
+    script = IN_FLIGHT.replace("  sleep 300", '  print "SENT\\n"; STDOUT->flush; sleep 300')
+    container = engine.create_container(
+        ContainerSpec(
+            image="buildrunner/docker",
+            entrypoint=("sh", "-c"),
+            cmd=(script,),
+            mounts=(Mount(source="/", target="/sandbox", bind=True),),
+        )
+    )
+    output = engine.start_container(container, attach=True)
+    assert "SENT" in bytes(next(iter(output))).decode()
+    measured = subprocess.run(
+        ["docker", "exec", container_name(build_id), *disk_watch._MEASURE],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    engine.kill_container(container)
+    named, _, nameless, _ = map(int, measured.stdout.split())
+    assert named + nameless < 100_000_000
+
+
 @pytest.mark.parametrize("measure", [("false",), ("true",), ("echo", "1")])
 def test_a_build_whose_disk_can_not_be_measured_is_ended_and_told_why(
     tmp_path: Path,

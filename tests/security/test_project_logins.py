@@ -124,6 +124,18 @@ def test_a_build_sees_no_private_image_that_is_on_the_machine(
     assert "I am private" not in said
 
 
+def test_projects_without_logins_share_the_images_of_the_machine(
+    settings: Settings, tmp_path: Path, private: str, docker_engine: DockerEngine
+) -> None:
+    login = settings.of_project("shop").logins_environ({})
+    with closing(DockerEngine(docker_engine.endpoint, environ=login)) as engine:
+        engine.pull_image(private, on_progress=lambda _: None, cancel=threading.Event())
+    request: dict[str, object] = {"steps": [{"name": private, "args": ["echo", "I am private"]}]}
+    outcome, said = build(settings, tmp_path / "data", "neither", request)
+    assert outcome.status is Status.SUCCESS, said
+    assert "I am private" in said
+
+
 def test_a_build_whose_logins_are_not_there_does_not_act_with_those_of_the_server(
     settings: Settings, tmp_path: Path
 ) -> None:

@@ -515,6 +515,32 @@ def test_each_caller_is_answered_as_the_table_says(place: Place, row: Row) -> No
     assert state_of(place) == before
 
 
+REACHED_BY_STRANGERS = {
+    "the sign-in page": {"/login", "/logout", "/"},
+    "what every browser needs": {"/static/{version}/{name}"},
+    "the description of the API": {"/openapi.json", "/docs", "/docs/assets/{name}"},
+    "whether the server is well": {"/healthz", "/readyz"},
+    "public keys": {
+        "/buildrunner/v1/provenance-key",
+        "/.well-known/openid-configuration",
+        "/.well-known/jwks.json",
+    },
+    "webhooks": {
+        "/hooks/{forge}",
+        "/hooks/{forge}/",
+        "/hooks/{forge}/{name}",
+        "/v1/projects/{project}/triggers/{trigger}:webhook",
+    },
+}
+
+
+def test_a_stranger_reaches_what_the_page_says() -> None:
+    """Beside that, the table has what is public of a public project, and refuses all others."""
+    without_token = {row.path for row in ROWS if not row.scopes and row.door != "worker"}
+    without_token -= {"/buildrunner/v1/whoami"}  # tells of a token, or of a public project
+    assert without_token == set().union(*REACHED_BY_STRANGERS.values())
+
+
 OBJECTS = ("{build}", "{trigger}", "{notifier}", "{message}", "{operation}")
 OF_OBJECTS = [
     row for row in ROWS if row.where == "project" and any(name in row.path for name in OBJECTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import sys
 import tarfile
 import threading
@@ -131,6 +132,15 @@ def test_syft_gets_no_login_and_nothing_of_the_servers_environment(
     make(job(tmp_path, image))
     assert "oci-dir:" in seen.read_text()
     assert "s3cret" not in seen.read_text()
+
+
+def test_syft_runs_as_the_user_of_the_server(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    replace_syft(tmp_path, monkeypatch, f"id -u > {seen}; exit 1")
+    make(job(tmp_path, SbomImage(pushed(registry, 1 << 20))))
+    assert int(seen.read_text()) == os.getuid()
 
 
 def test_a_document_without_an_end_is_not_read(

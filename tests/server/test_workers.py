@@ -382,6 +382,19 @@ class TestOwnBuilds:
         shown = server.store.builds.find(build).document
         assert (shown["startTime"], shown["finishTime"]) == (start, start)
 
+    def test_a_log_is_what_the_worker_says(self, server: ApiServer, tmp_path: Path) -> None:
+        client, mine = user(server), worker(server)
+        build = create(client)
+        path, lease = begun(mine)
+        sink = LogFileSink(str(tmp_path / "log"))
+        sink.write(LogChunk(b"all tests passed\n", None, now()))
+        sink.close()
+        piece, _ = log_piece(str(tmp_path / "log"), 0)
+        put = mine.put(f"{path}/log", params={**lease, "offset": 0}, content=piece)
+        assert put.status_code == 200, put.text
+        log = client.get(f"/buildrunner/v1/projects/p/builds/{build}/log")
+        assert log.text == "all tests passed\n"
+
     def test_a_config_in_the_source_is_the_worker_s_until_a_step_begins(
         self, server: ApiServer
     ) -> None:

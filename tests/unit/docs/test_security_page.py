@@ -1,4 +1,4 @@
-"""Each statement of the page on security names tests, and they are there."""
+"""Each statement of the page on security ends with the tests that prove it, and they exist."""
 
 import ast
 import re
@@ -6,20 +6,59 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.server.http.tokens import SCOPES, WORKER
+
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "docs" / "explanation" / "security.md"
-NAMED = re.compile(r"`((?:security|unit|contract|server)/[\w/]+)::([\w:]+)`")
+SERVER_PAGE = ROOT / "docs" / "how-to" / "server.md"
+NAMED = re.compile(r"`([a-z0-9]+/[\w/]+)::([\w:]+)`")
+TESTS = rf"{NAMED.pattern}(?:,\s+{NAMED.pattern})*"
+LEAD = re.compile(rf"(?:.*{NAMED.pattern}\.\s)?[^.`]*:", re.DOTALL)
 
 
-def statements() -> list[str]:
-    """The list items below the headings that say what an actor can't do."""
-    text = PAGE.read_text().partition("\n## ")[2]
-    return re.findall(r"^- (.*?)(?=\n- |\n\n)", text, re.MULTILINE | re.DOTALL)
+def statements(text: str) -> list[str]:
+    """The paragraphs, list items and cells of tables of a page, without its title.
+
+    Gaps that are known are no statements of what holds.
+    """
+    text = text.partition("\n## Known gaps\n")[0]
+    blocks = re.split(r"\n\s*\n|\n(?=[-#|] ?)", text)
+    found = []
+    for block in map(str.strip, blocks[1:]):
+        if block.startswith("|"):
+            cells = [cell.strip() for cell in block.strip("|").split("|")]
+            is_head = cells[0] == "scope" or set(block) <= {"|", "-"}
+            found += [] if is_head else cells[1:]
+        elif block and not block.startswith("#"):
+            found.append(block)
+    return found
 
 
-@pytest.mark.parametrize("statement", statements(), ids=lambda text: text[:60])
-def test_a_statement_names_its_tests(statement: str) -> None:
-    assert NAMED.search(statement), statement
+def unproved(text: str) -> list[str]:
+    """The statements of a page that do not end with the names of tests.
+
+    The words that lead to a list, which end with a colon, are proved by its items.
+    """
+    return [
+        one
+        for one in statements(text)
+        if not re.search(rf"{TESTS}\.?\Z", one)
+        and not (LEAD.fullmatch(one) and f"{one}\n\n- " in text)
+    ]
+
+
+def test_a_statement_ends_with_its_tests() -> None:
+    assert unproved(PAGE.read_text()) == []
+
+
+@pytest.mark.parametrize("number", range(len(statements(PAGE.read_text()))))
+def test_a_statement_without_its_tests_is_found(number: int) -> None:
+    text = PAGE.read_text()
+    statement = statements(text)[number]
+    without = re.sub(rf":?\s*{TESTS}\.?$", ".", statement)
+    if without == statement:  # it leads to a list
+        without = f"{statement} Another statement."
+    assert unproved(text.replace(statement, without, 1)) == [without]
 
 
 @pytest.mark.parametrize(("module", "name"), sorted(set(NAMED.findall(PAGE.read_text()))))
@@ -29,3 +68,11 @@ def test_a_test_that_is_named_exists(module: str, name: str) -> None:
         node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     assert set(name.split("::")) <= names
+
+
+def test_the_scopes_of_the_page_on_servers_are_those_of_the_code() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", SERVER_PAGE.read_text(), re.MULTILINE)
+    scopes = (*SCOPES, WORKER)
+    told = dict(rows[: len(scopes)])
+    assert set(told) == set(scopes)
+    assert "root on the server's machine" in told["submit"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,15 @@ def test_good_provenance_is_verified(tmp_path):
     assert (found.builder, found.repository, found.commit) == (BUILDER, REPOSITORY, COMMIT)
     assert (found.ref, found.config) == ("refs/heads/main", "cloudbuild.yaml")
     assert found.key == key(tmp_path).keyid
+
+
+def test_the_age_of_provenance_does_not_count(tmp_path):
+    began = datetime(2001, 1, 1, tzinfo=UTC)
+    old = outcome(started_at=began, finished_at=began + timedelta(seconds=1))
+    changed = provenance_statement(BUILD, PLAN, old, builder_id=BUILDER)
+    assert "2001-01-01" in json.dumps(changed)
+    assert changed is not None
+    assert check(tmp_path, envelope(tmp_path, changed)).commit == COMMIT
 
 
 def test_one_good_attestation_among_bad_ones_is_enough(tmp_path):

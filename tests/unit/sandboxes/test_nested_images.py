@@ -628,6 +628,20 @@ def test_an_image_that_a_project_pulled_with_its_logins_is_left_to_no_other() ->
     assert nest.inner.find_image(PRIVATE) is not None
 
 
+def test_while_a_project_s_image_is_pulled_the_machine_has_it() -> None:
+    nest = alone()
+    nest.host.untag_image(PRIVATE)
+    seen: list[bool] = []
+
+    def copy(*_: object) -> str:
+        seen.append(nest.host.find_image(PRIVATE) is not None)
+        return nest.inside(PRIVATE).id
+
+    nest.copy_image = copy  # type: ignore[method-assign]
+    nest.pull(anonymous=False)
+    assert (seen, nest.host.find_image(PRIVATE)) == ([True], None)
+
+
 def test_a_tag_that_a_project_s_pull_moved_names_the_image_of_before(tmp_path: Path) -> None:
     nest = alone()
     nest.host_pulls = HostPulls(nest.host, str(tmp_path / "pulled"), None)
