@@ -238,15 +238,11 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
             f"--build={build.id}",
             "--once",
             "--sandbox=pod",
+            f"--pod-isolation={pool.isolation}",
         ],
         "env": [
             {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"},
             {"name": "HOME", "value": HOME_FOLDER},
-            {"name": "BUILDRUNNER_ISOLATION", "value": pool.isolation},
-            {
-                "name": "BUILDRUNNER_INCARNATION",
-                "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}},
-            },
         ],
         "resources": {"limits": _WORKER_LIMITS, "requests": _WORKER_REQUESTS},
         "securityContext": {

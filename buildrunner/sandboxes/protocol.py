@@ -1,8 +1,8 @@
 """The seam between a worker and the place where one build's containers live.
 
-`host` (sandbox_host.py) is the engine at hand, which builds share. `nested` (sandbox_nested.py) is
-an engine of the build's own, in a container of the engine at hand: what its steps name, tag, fill
-or break is gone with it.
+`host` is the engine at hand, which builds share. `nested` is an engine of the build's own, in a
+container of the engine at hand: what its steps name, tag, fill or break is gone with it. `pod` is
+the engine in the Pod of the worker.
 
 The order, in the process that runs one build::
 
@@ -142,7 +142,7 @@ class Sandbox(Protocol):
     """A kind of place. Thread-safe; several processes may use it at the same time."""
 
     name: str
-    """``host`` or ``nested``, as ``--sandbox`` says it."""
+    """``host``, ``nested``, ``pod`` or ``none``, as ``--sandbox`` names it."""
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> OpenSandbox:
         """Make the build's place, or find the one that a crash left. Idempotent.

@@ -79,11 +79,12 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         data: the server's folder.
         database: URL of its database; may hold a password. Empty for a worker on another host.
-        sandbox: ``host``, ``nested``, or ``none`` for a server that runs no builds itself.
+        sandbox: ``host``, ``nested``, ``pod``, or ``none`` for a server that runs no builds itself.
         max_builds: how many builds share the machine; 0 when that is not known.
         sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
         keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
-        isolation: how strongly the builds of forks must be isolated; see `worker.sandbox`.
+        isolation: how strongly the builds of forks must be isolated; with ``pod``, how the Pod
+            isolates builds. See `sandboxes.protocol.ISOLATIONS`.
         disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
         log_gib: what the log of one build may take; 0 sets no limit.
         public_url: address of the server, which provenance names as the builder.

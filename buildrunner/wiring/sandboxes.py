@@ -34,13 +34,14 @@ def sandbox(
     """Return the sandboxes of builds, on the engine that the ``docker`` command would use.
 
     Args:
-        name: ``host``, ``nested`` or ``none``.
+        name: ``host``, ``nested``, ``pod`` or ``none``.
         data_folder: folder for what this machine keeps of sandboxes.
         labels: what everything made on the engine carries, besides the build's own label.
         settings: for which networks nested sandboxes reach, and which logins count.
         limits: of each nested sandbox; None for its share.
         builds: how many builds share the machine; 0 when that is nobody's business.
-        isolation: what the builds of forks must have; see `worker.sandbox.ISOLATIONS`.
+        isolation: what the builds of forks must have; see `sandboxes.protocol.ISOLATIONS`. For
+            ``pod``, what the Pod has.
         disk_gib: what each nested sandbox may take of the disk; 0 sets no limit.
         reporter: shows how the image of nested engines is made; None logs it.
 
@@ -56,6 +57,10 @@ def sandbox(
         from buildrunner.sandboxes.host import HostSandbox
 
         return HostSandbox(container_engine(logins), labels)
+    if name == "pod":
+        from buildrunner.sandboxes.pod import PodSandbox
+
+        return PodSandbox(container_engine(logins), labels, isolation)
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")
     # Imported here: most commands need none of it, and it takes httpx along.

@@ -13,6 +13,7 @@ from functools import partial
 from buildrunner.cli.serve.settings import spare_sandboxes
 from buildrunner.cli.serve.worker import ServerWorker, WorkerOptions
 from buildrunner.errors import EXIT_SUCCESS, AuthError, ServerUnavailable, UsageError
+from buildrunner.sandboxes.protocol import ISOLATIONS
 from buildrunner.settings import WorkerSettings, data_folder, server_variables
 from buildrunner.spec.model.build import Build
 from buildrunner.store.model.builds import Lease, StoredBuild
@@ -59,10 +60,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="run one build, then end")
     parser.add_argument(
         "--sandbox",
-        choices=("nested", "host"),
+        choices=("nested", "host", "pod"),
         default="nested",
         help="nested: each build gets a container engine of its own; host: builds share this"
-        " machine's engine (default: nested)",
+        " machine's engine; pod: this is a Pod whose engine shares /workspace (default: nested)",
+    )
+    parser.add_argument(
+        "--pod-isolation",
+        choices=ISOLATIONS,
+        default="host",
+        help="with --sandbox pod: how the Pod isolates its builds (default: host)",
     )
     parser.add_argument(
         "--max-builds",
@@ -102,6 +109,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("a worker needs a server", hint="name it with --server URL")
     if args.max_builds < 1:
         raise UsageError(f"--max-builds takes a number from 1 on, not {args.max_builds}")
+    is_pod = args.sandbox == "pod"
+    if is_pod and args.max_builds > 1:
+        raise UsageError("--sandbox pod runs one build at a time: builds would share /workspace")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     folder = DataFolder(os.path.abspath(args.data or os.path.join(data_folder(), "worker")))
     ca_file = args.ca_file or variables.ca_file
@@ -109,6 +119,7 @@ def run(args: argparse.Namespace) -> int:
         data=folder.path,
         database="",
         sandbox=args.sandbox,
+        isolation=args.pod_isolation if is_pod else "",
         disk_gib=args.max_build_disk_gib,
         server=url,
         token_file=os.path.abspath(args.token_file),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from datetime import timedelta
 
 import kubernetes_validate
 import pytest
 
+from buildrunner.cli.serve import remote_worker
 from buildrunner.kubernetes.manifest import (
     ENGINE,
     LABEL_BUILD,
@@ -234,3 +236,14 @@ def test_a_job_of_a_queue_of_kueue_waits_until_it_is_admitted():
 
 def test_a_mirror_is_told_to_the_engine():
     assert "--registry-mirror=http://mirror:5000" in engine(mirror="http://mirror:5000")["args"]
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_the_command_of_the_worker_takes_the_arguments_of_the_job(isolation):
+    parser = argparse.ArgumentParser()
+    remote_worker.configure(parser)
+    program, *arguments = worker(isolation=isolation)["args"]
+    args = parser.parse_args(arguments)
+    assert program == "worker"
+    assert (args.sandbox, args.pod_isolation, args.once) == ("pod", isolation, True)
+    assert (args.build, args.pool) == (BUILD.id, "ci")

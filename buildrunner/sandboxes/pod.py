@@ -1,0 +1,156 @@
+"""The sandbox of a worker in a Pod: the engine beside the worker, which shares ``/workspace``.
+
+One folder is ``/workspace`` of the worker, of the engine's own file system, and of every step. So
+``docker run -v /workspace:/workspace`` in a step means what it means on the hosted service.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+
+from msgspec.structs import replace
+
+from buildrunner.containers.forwarding import Answer, ForwardingEngine
+from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.types import EngineInfo
+from buildrunner.errors import EngineError
+from buildrunner.sandboxes.host import HostPlace, HostSandbox
+from buildrunner.sandboxes.nested.container import PRIVILEGED_STEPS
+from buildrunner.sources.fetched_files import FetchReport
+from buildrunner.workspace.protocol import (
+    WORKSPACE,
+    PreparedWorkspace,
+    Workspace,
+    WrappedWorkspace,
+)
+from buildrunner.workspace.volume import volume_name
+
+
+class PodSandbox(HostSandbox):
+    """Implements `Sandbox` with the engine of a Pod that runs one build at a time.
+
+    Args:
+        engine: the engine of the Pod. Closed with the sandbox.
+        labels: see `HostSandbox`.
+        isolation: how the Pod isolates its builds; one of `protocol.ISOLATIONS`.
+        folder: the shared folder, as this process sees it.
+    """
+
+    name = "pod"
+
+    def __init__(
+        self,
+        engine: ContainerEngine,
+        labels: Mapping[str, str],
+        isolation: str,
+        folder: str = WORKSPACE,
+    ) -> None:
+        super().__init__(engine, labels)
+        self._isolation = isolation
+        self._folder = folder
+
+    def open(
+        self,
+        build_id: str,  # noqa: ARG002
+        *,
+        project: str = "",  # noqa: ARG002
+        trusted: bool = True,  # noqa: ARG002
+    ) -> PodPlace:
+        """See `Sandbox.open`: Kubernetes has made the Pod."""
+        return PodPlace(self._engine, self._isolation in PRIVILEGED_STEPS, self._folder)
+
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`."""
+        return self._isolation
+
+
+class PodPlace(HostPlace):
+    """Implements `OpenSandbox`.
+
+    Args:
+        engine: the engine of the Pod.
+        privileged_steps: see `OpenSandbox`.
+        folder: see `PodSandbox`.
+    """
+
+    def __init__(self, engine: ContainerEngine, privileged_steps: bool, folder: str) -> None:
+        super().__init__(engine)
+        self.privileged_steps = privileged_steps
+        self._folder = folder
+
+    def workspace(self, source: Workspace) -> Workspace:
+        """See `OpenSandbox.workspace`."""
+        return _PodWorkspace(source, self._folder)
+
+
+class _PodWorkspace(WrappedWorkspace):
+    """A workspace in the shared folder. Implements `Workspace`."""
+
+    def __init__(self, source: Workspace, folder: str) -> None:
+        super().__init__(source)
+        self._folder = folder
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        shared = _SharedVolume(engine, volume_name(build_id), self._folder)
+        prepared = self._workspace.prepare(shared, build_id, labels, cancel, report)
+        return replace(prepared, volume=WORKSPACE, bind=True)
+
+
+class _SharedVolume(ForwardingEngine):
+    """The engine of the Pod while its shared folder is filled.
+
+    The volume of the workspace is the folder under another name: what is unpacked into the volume
+    is in the folder.
+    """
+
+    def __init__(self, engine: ContainerEngine, volume: str, folder: str) -> None:
+        self._engine = engine
+        self._volume = volume
+        self._folder = folder
+
+    def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
+        return question(self._engine)
+
+    def info(self) -> EngineInfo:
+        """See `ContainerEngine.info`: the folders of the engine's volumes are not ours."""
+        return replace(super().info(), local=False)
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """See `Resources.create_volume`. What an earlier process or build left is removed.
+
+        Raises:
+            EngineError: something can't be removed.
+        """
+        if name != self._volume:
+            return super().create_volume(name, labels, options=options)
+        _empty(self._folder)
+        bound = {"type": "none", "o": "bind", "device": WORKSPACE}
+        return super().create_volume(name, labels, options=bound)
+
+
+def _empty(folder: str) -> None:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+    except OSError as error:
+        raise EngineError(
+            f"the workspace of the Pod can't be emptied: {error.filename}: {error.strerror}",
+            hint="mount the same volume at /workspace of the worker and of the engine",
+        ) from error

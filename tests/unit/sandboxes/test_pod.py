@@ -1,0 +1,78 @@
+"""The sandbox of a worker in a Pod: its engine shares the folder of the workspace."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from buildrunner.containers.fake import FakeEngine
+from buildrunner.errors import EngineError
+from buildrunner.sandboxes.pod import PodSandbox
+from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
+
+
+class Engine(FakeEngine):
+    """An engine that notes the options of its volumes."""
+
+    def __init__(self):
+        super().__init__()
+        self.options = {}
+
+    def create_volume(self, name, labels, *, options=None):
+        self.options[name] = options
+        return super().create_volume(name, labels, options=options)
+
+
+def prepared(engine, folder, source):
+    place = PodSandbox(engine, {}, "capabilities", str(folder)).open("b1")
+    return place.workspace(source).prepare(engine, "b1", {}, threading.Event())
+
+
+def test_steps_get_the_folder_that_the_worker_and_the_engine_share(tmp_path):
+    engine = Engine()
+    made = prepared(engine, tmp_path, EmptyWorkspace())
+    assert (made.volume, made.bind) == ("/workspace", True)
+    assert engine.options == {
+        "buildrunner-b1-workspace": {"type": "none", "o": "bind", "device": "/workspace"}
+    }
+
+
+def test_a_source_is_unpacked_by_the_engine_whose_folders_the_worker_does_not_see(tmp_path):
+    engine = Engine()
+    source, shared = tmp_path / "source", tmp_path / "shared"
+    source.mkdir()
+    shared.mkdir()
+    (source / "file").write_text("text")
+    made = prepared(engine, shared, FolderWorkspace(LocalFolder(str(source))))
+    assert (made.way, made.files) == ("archive", 1)
+    assert "the engine does not share our file system" in made.log[-1]
+
+
+def test_what_an_earlier_process_left_in_the_workspace_is_removed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_text("stays")
+    shared = tmp_path / "shared"
+    (shared / "folder" / "below").mkdir(parents=True)
+    (shared / "folder" / "below" / "file").write_text("x")
+    (shared / "link").symlink_to(outside)
+    prepared(Engine(), shared, EmptyWorkspace())
+    assert list(shared.iterdir()) == []
+    assert outside.read_text() == "stays"
+
+
+def test_a_worker_without_the_shared_folder_says_what_is_missing(tmp_path):
+    with pytest.raises(EngineError, match="can't be emptied") as caught:
+        prepared(Engine(), tmp_path / "nothing", EmptyWorkspace())
+    assert "mount the same volume" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("isolation", "privileged"),
+    [("user-namespace", True), ("capabilities", False), ("privileged", True), ("host", False)],
+)
+def test_steps_are_privileged_where_the_isolation_of_the_pod_allows_it(isolation, privileged):
+    sandbox = PodSandbox(FakeEngine(), {}, isolation)
+    assert sandbox.isolation() == isolation
+    assert sandbox.open("b1").privileged_steps is privileged
