@@ -22,6 +22,7 @@
     │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
     │   └── ImagePushError     an image can't be pushed
+    ├── KubernetesError        a cluster refused or does not answer
     ├── ServerError            a buildrunner server refused or broke
     │   ├── ServerUnavailable  it does not answer
     │   └── AuthError          it does not know us, or does not let us
@@ -287,6 +288,21 @@ class ImagePushError(EngineError):
         self.transient = transient
         self.unauthorized = unauthorized
         self.retry_after_s = retry_after_s
+
+
+class KubernetesError(BuildrunnerError):
+    """A cluster of Kubernetes refused something, or does not answer.
+
+    Attributes:
+        reason: the cluster's own word for it (``Forbidden``, ``NotFound``), or ours: ``Quota``,
+            ``NoNamespace``, ``Unavailable``. Empty if there is none.
+    """
+
+    http_status = 503
+
+    def __init__(self, message: str, *, reason: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason
 
 
 class ServerError(BuildrunnerError):

@@ -16,11 +16,12 @@ import msgspec
 from buildrunner.kubernetes.pool import Pool, parse_toleration
 from buildrunner.plan.build_plan import ResourceLimits
 
-MANAGER: Final = "buildrunner"
 LABEL_BUILD: Final = "buildrunner.dev/build"
 LABEL_POOL: Final = "buildrunner.dev/pool"
-LABEL_SERVER: Final = "buildrunner.dev/server"
-"""Labels of Jobs and Pods: the build, its pool, and the server whose database has the build."""
+"""Labels of Jobs and Pods: the build and its pool."""
+
+LABELS: Final = {"app.kubernetes.io/managed-by": "buildrunner"}
+"""Labels of all Jobs and Pods of builds."""
 
 WORKER: Final = "worker"
 ENGINE: Final = "engine"
@@ -73,7 +74,7 @@ def job_name(build_id: str) -> str:
     return f"build-{build_id}"
 
 
-def job_manifest(build: PodBuild, pool: Pool, server: str) -> dict[str, Any]:
+def job_manifest(build: PodBuild, pool: Pool) -> dict[str, Any]:
     """Return the Job that runs one build, once.
 
     A Job never runs a build again: the server decides about that, because it knows whether a step
@@ -82,14 +83,12 @@ def job_manifest(build: PodBuild, pool: Pool, server: str) -> dict[str, Any]:
     Args:
         build: the build.
         pool: where it runs.
-        server: identity of the server, for the label by which it finds its Jobs.
     """
     labels = {
         "app.kubernetes.io/name": "buildrunner-build",
-        "app.kubernetes.io/managed-by": MANAGER,
+        **LABELS,
         LABEL_BUILD: build.id,
         LABEL_POOL: pool.name,
-        LABEL_SERVER: server,
     }
     job: dict[str, Any] = {
         "apiVersion": "batch/v1",

@@ -48,7 +48,7 @@ def job_that_runs(script, build_id, cluster, **settings):
         **settings,
     )
     build = PodBuild(id=build_id, timeout=timedelta(minutes=5))
-    manifest = job_manifest(build, pool, "tests")
+    manifest = job_manifest(build, pool)
     (worker,) = manifest["spec"]["template"]["spec"]["containers"]
     worker["command"] = ["sh", "-c", script]
     del worker["args"]

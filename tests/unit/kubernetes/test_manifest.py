@@ -13,7 +13,6 @@ from buildrunner.kubernetes.manifest import (
     ENGINE,
     LABEL_BUILD,
     LABEL_POOL,
-    LABEL_SERVER,
     SOCKET,
     WORKER,
     PodBuild,
@@ -38,7 +37,7 @@ def pool(**settings):
 
 
 def job(build=BUILD, **settings):
-    return job_manifest(build, pool(**settings), "server-1")
+    return job_manifest(build, pool(**settings))
 
 
 def pod(build=BUILD, **settings):
@@ -105,7 +104,7 @@ def test_the_deadline_of_the_job_is_behind_the_timeout_of_the_build():
 
 def test_job_and_pod_carry_the_labels_by_which_the_server_finds_them():
     manifest = job()
-    wanted = {LABEL_BUILD: BUILD.id, LABEL_POOL: "ci", LABEL_SERVER: "server-1"}
+    wanted = {LABEL_BUILD: BUILD.id, LABEL_POOL: "ci"}
     for metadata in (manifest["metadata"], manifest["spec"]["template"]["metadata"]):
         assert wanted.items() <= metadata["labels"].items()
 
