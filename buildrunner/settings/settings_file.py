@@ -12,6 +12,7 @@ import msgspec
 
 from buildrunner.addresses import Egress
 from buildrunner.errors import ConfigError, UsageError
+from buildrunner.kubernetes.pool import Pool, pool_problems
 from buildrunner.problem import Problem
 from buildrunner.settings.environment import config_folder
 from buildrunner.settings.folder_trust import (
@@ -127,6 +128,19 @@ KEYS: dict[str, dict[str, type]] = {
         "certificate": str,
     },
 }
+_POOL_TYPES: dict[str, type] = {
+    "max_builds": int,
+    "cpu_request_percent": int,
+    "node_selector": dict,
+    "tolerations": list,
+    "pull_secrets": list,
+}
+POOL_KEYS: dict[str, type] = {
+    name: _POOL_TYPES.get(name, str) for name in Pool.__struct_fields__ if name != "name"
+}
+"""The keys of a table ``[pools.NAME]``."""
+
+_POOL_NEEDS = ("server", "worker_image", "engine_image")
 TYPE_NAMES = {
     str: "a string",
     bool: "true or false",
@@ -158,6 +172,7 @@ _USER_ONLY = (
     "policy",
     "provenance",
     "projects",
+    "pools",
     "images.untrusted",
 )
 _KEY_PLACES = ("file", "keyring")
@@ -182,6 +197,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
         *_server_problems(path, tree),
         *_login_problems(path, tree),
         *_projects_problems(path, tree.get("projects", {})),
+        *_pools_problems(path, tree.get("pools", {})),
         *_egress_problems(path, tree, is_own=is_own),
         *_provenance_problems(path, tree),
     ]
@@ -189,7 +205,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
 
 def _shape_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
     problems = []
-    known = [*KEYS, "secrets", "projects"]
+    known = [*KEYS, "secrets", "projects", "pools"]
     for table, content in tree.items():
         if table not in known:
             problems.append(_unknown(path, table, known, "table"))
@@ -223,13 +239,48 @@ def _projects_problems(path: str, projects: Any) -> list[Problem]:
     return problems
 
 
-def _key_problems(path: str, table: str, content: dict[str, Any], above: str = "") -> list[Problem]:
+def _pools_problems(path: str, pools: Any) -> list[Problem]:
+    """Problems of the tables ``[pools.NAME]``."""
+    problems = []
+    for name, table in pools.items() if isinstance(pools, dict) else ():
+        place = f"pools.{name}"
+        if not isinstance(table, dict):
+            problems.append(Problem("must be a table", path=place, file=path))
+            continue
+        found = _key_problems(path, place, table, keys=POOL_KEYS)
+        found += [
+            Problem("is missing", path=f"{place}.{key}", file=path, hint="every pool needs it")
+            for key in _POOL_NEEDS
+            if key not in table
+        ]
+        if not found:
+            found = [
+                Problem(text, path=place if key == "name" else f"{place}.{key}", file=path)
+                for key, text in pool_problems(_pool(name, table))
+            ]
+        problems += found
+    return problems
+
+
+def _pool(name: str, table: dict[str, Any]) -> Pool:
+    return msgspec.convert({**table, "name": name}, type=Pool)
+
+
+def _key_problems(
+    path: str,
+    table: str,
+    content: dict[str, Any],
+    above: str = "",
+    *,
+    keys: Mapping[str, type] | None = None,
+) -> list[Problem]:
+    keys = KEYS[table] if keys is None else keys
     problems = []
     for key, value in content.items():
         place = f"{above}{table}.{key}"
-        kind = KEYS[table].get(key)
+        kind = keys.get(key)
         if kind is None:
-            known = [f"{above}{table}.{name}" for name in KEYS[table]]
+            known = [f"{above}{table}.{name}" for name in keys]
             problems.append(_unknown(path, place, known, "key"))
         elif not _is_a(value, kind) or not _all_strings(value):
             problems.append(Problem(f"must be {TYPE_NAMES[kind]}", path=place, file=path))
@@ -420,6 +471,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             the server makes and rotates.
         policy: CEL rules that the builds of a server must fulfil, by name; see `worker.policy`.
         keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
+        pools: name -> the place on a Kubernetes cluster where a server runs the pool's builds.
         projects: for one project, fields that win over the others; see `of_project`.
     """
 
@@ -451,6 +503,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     identity_key: str = ""
     policy: dict[str, str] = {}
     keep_builds: dict[str, str] = {}
+    pools: dict[str, Pool] = {}
     projects: dict[str, dict[str, Any]] = {}
 
     def logins_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
@@ -653,6 +706,7 @@ def _fields(path: str, tree: dict[str, Any]) -> dict[str, Any]:
     fields["image_aliases"] = tree.get("images", {}).get("aliases", {})
     if "untrusted" in tree.get("images", {}):
         fields["untrusted_images"] = tuple(tree["images"]["untrusted"])
+    fields["pools"] = {name: _pool(name, table) for name, table in tree.get("pools", {}).items()}
     fields["projects"] = {
         project: _fields(path, own) for project, own in tree.get("projects", {}).items()
     }

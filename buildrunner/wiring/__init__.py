@@ -7,6 +7,7 @@ same reason, the modules of this package are imported with the first use of a na
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from buildrunner.wiring.clusters import kubernetes_api, pod_tokens
     from buildrunner.wiring.databases import (
         backup_database,
         build_store,
@@ -75,9 +76,11 @@ __all__ = [
     "home_files",
     "identity_keys",
     "image_factory",
+    "kubernetes_api",
     "metadata_addresses",
     "metadata_hosts",
     "nested_guardian",
+    "pod_tokens",
     "public_key",
     "publisher",
     "restore_database",
@@ -94,6 +97,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "clusters": ("kubernetes_api", "pod_tokens"),
     "databases": (
         "backup_database",
         "build_store",

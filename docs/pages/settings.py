@@ -6,7 +6,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from buildrunner.settings import FILE_NAME
-from buildrunner.settings.settings_file import KEYS, TYPE_NAMES
+from buildrunner.settings.settings_file import KEYS, POOL_KEYS, TYPE_NAMES
 from pages.markdown import code, table
 
 if TYPE_CHECKING:
@@ -65,9 +65,11 @@ def keys() -> dict[str, str]:
         for name, entries in KEYS.items()
         for key, kind in entries.items()
     }
+    pools = {f"pools.NAME.{key}": TYPE_NAMES[kind] for key, kind in POOL_KEYS.items()}
     return found | {
         "secrets.NAME": "a string that starts with `env:` or `file:`",
         "projects.NAME.TABLE": "a table",
+        **pools,
     }
 
 

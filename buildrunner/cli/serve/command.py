@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         StoreError: the folder or the database can't be used, or another server uses it.
         ConfigError: a settings file is wrong.
         EngineError: the engine can't have the sandboxes that are wanted.
+        KubernetesError: the settings have pools, and the access to the cluster can't be used.
     """
     serve_settings.check_flags(args)
     from buildrunner.server.http.listener import listen_on
@@ -127,6 +128,7 @@ def _serve(
     )
     worker.check_engine()
     keeping = keeping_of(worker_settings)
+    cluster = wiring.kubernetes_api() if settings.pools else None
     wake = Signal()
     wake.connect(worker.wake)
     context = ServerContext(
@@ -146,6 +148,8 @@ def _serve(
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=wake,
+        pools=frozenset(settings.pools),
+        worker_tokens=(wiring.pod_tokens(cluster, settings, store),) if cluster else (),
         build_settings=partial(settings_for_workers, settings),
         store_log=worker.store_log,
         build_started=worker.started,

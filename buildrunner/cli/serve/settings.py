@@ -365,6 +365,7 @@ _KEYS = {
     "server.keep_builds": "keep_builds",
     "identity.kms_key": "identity_key",
     "policy.rules": "policy",
+    "pools": "pools",
     "projects": "projects",
 }
 _ENGINE_S = 15.0

@@ -275,3 +275,52 @@ def test_a_project_has_logins_of_its_own(tmp_path):
     assert settings.of_project("web").logins_environ(environ) == environ
     found = settings.of_project("shop").logins_environ(environ)
     assert found == {"HOME": f"{tmp_path}/config/buildrunner/shop", "PATH": "/bin"}
+
+
+POOL = """
+[pools.arm]
+server = "http://ci"
+worker_image = "worker"
+engine_image = "engine"
+"""
+
+
+def with_pools(folder, text):
+    (folder / "buildrunner").mkdir()
+    (folder / "buildrunner" / "config.toml").write_text(text)
+    return own_settings({"XDG_CONFIG_HOME": str(folder)})
+
+
+def test_a_pool_on_kubernetes_is_a_table_of_the_own_file(tmp_path):
+    more = 'namespace = "builds"\nmax_builds = 3\ntolerations = ["spot"]\nnode_selector = {a = "b"}'
+    settings = with_pools(tmp_path, POOL + more)
+    assert list(settings.pools) == ["arm"]
+    pool = settings.pools["arm"]
+    assert (pool.name, pool.namespace, pool.max_builds) == ("arm", "builds", 3)
+    assert (pool.tolerations, pool.node_selector) == (("spot",), {"a": "b"})
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("[pools.arm]\nserver = 'http://ci'\nworker_image = 'w'", "engine_image", "is missing"),
+        ("pools = 1", "pools", "must be a table"),
+        ("[pools]\narm = 1", "pools.arm", "must be a table"),
+        (f"{POOL}max_build = 3", "pools.arm.max_build", "did you mean pools.arm.max_builds"),
+        (f"{POOL}max_builds = '3'", "pools.arm.max_builds", "must be a whole number"),
+        (f"{POOL}max_builds = 0", "pools.arm.max_builds", "is a number from 1"),
+        (f"{POOL}memory = 'much'", "pools.arm.memory", "is a quantity"),
+        (f"{POOL}tolerations = ['a:b:c']", "pools.arm.tolerations", "has another form"),
+        (POOL.replace("arm", "Arm"), "pools.Arm", "small letters"),
+    ],
+)
+def test_what_is_wrong_with_a_pool_is_said_with_its_place(tmp_path, text, place, message):
+    with pytest.raises(ConfigError) as caught:
+        with_pools(tmp_path, text)
+    assert place in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_a_project_s_file_has_no_pools(tmp_path):
+    with pytest.raises(ConfigError, match=r"pools: is not for a project's file"):
+        load(tmp_path, POOL)

@@ -1,0 +1,110 @@
+"""Verifies tokens by which the workers of Pods show who they are.
+
+Kubernetes writes a token into each Pod, for the audience `AUDIENCE` and for an hour. It says in
+which Pod it is, and so for which build: the name of a Job has the id of its build.
+
+Source: https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import jwt
+
+from buildrunner.kubernetes.manifest import AUDIENCE, job_name
+from buildrunner.kubernetes.pool import Pool
+from buildrunner.store.model.remote import WorkerIdentity
+
+_POD: Final = re.compile(
+    job_name(r"(?P<build>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[a-z0-9]+")
+)
+_ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
+_CLOCKS_DIFFER_S: Final = 30
+_KEYS_HOLD_S: Final = 3600.0
+_PAUSE_S: Final = 10.0
+
+AccountKeys = Callable[[], tuple[str, Mapping[str, Any]]]
+
+
+class PodTokens:
+    """Returns the worker of a token, and None for tokens that no Pod of ours has. Thread-safe.
+
+    Args:
+        account_keys: see `KubernetesApi.account_keys`.
+        pools: the pools of the settings, by name.
+        pool_of: returns the pool of a build; empty if the build has none or does not exist.
+        clock: seconds that only go forward.
+    """
+
+    def __init__(
+        self,
+        account_keys: AccountKeys,
+        pools: Mapping[str, Pool],
+        pool_of: Callable[[str], str],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account_keys = account_keys
+        self._pools = pools
+        self._pool_of = pool_of
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._issuer = ""
+        self._keys: dict[str, jwt.PyJWK] = {}
+        self._fetched_at = float("-inf")
+
+    def __call__(self, token: str) -> WorkerIdentity | None:
+        """Return the worker of a token.
+
+        Raises:
+            KubernetesError: the cluster does not give the keys now.
+        """
+        claims = self._claims(token)
+        facts = claims.get("kubernetes.io")
+        if not isinstance(facts, dict):
+            return None
+        pod, account = facts.get("pod") or {}, facts.get("serviceaccount") or {}
+        name = _POD.fullmatch(str(pod.get("name", "")))
+        if name is None or not pod.get("uid"):
+            return None
+        pool = self._pools.get(self._pool_of(name["build"]))
+        if pool is None or pool.namespace != facts.get("namespace"):
+            return None
+        if pool.service_account != account.get("name"):
+            return None
+        return WorkerIdentity(name=f"pod:{pod['uid']}", pool=pool.name, build_id=name["build"])
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        try:
+            key_id = jwt.get_unverified_header(token).get("kid", "")
+            issuer, key = self._key(str(key_id))
+            if key is None:
+                return {}
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                key,
+                algorithms=_ALGORITHMS,
+                audience=AUDIENCE,
+                issuer=issuer,
+                leeway=_CLOCKS_DIFFER_S,
+                options={"require": ["exp"]},
+            )
+        except jwt.PyJWTError:
+            return {}
+        return claims
+
+    def _key(self, key_id: str) -> tuple[str, jwt.PyJWK | None]:
+        """The issuer, and a key, which a cluster may replace at any time."""
+        with self._lock:
+            age_s = self._clock() - self._fetched_at
+            if age_s > _KEYS_HOLD_S or (key_id not in self._keys and age_s > _PAUSE_S):
+                self._issuer, found = self._account_keys()
+                known = jwt.PyJWKSet.from_dict(dict(found)).keys
+                self._keys = {str(key.key_id): key for key in known}
+                self._fetched_at = self._clock()
+            return self._issuer, self._keys.get(key_id)
