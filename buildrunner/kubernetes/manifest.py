@@ -103,7 +103,6 @@ def job_manifest(build: PodBuild, pool: Pool) -> dict[str, Any]:
             "completions": 1,
             "parallelism": 1,
             "ttlSecondsAfterFinished": _TTL_S,
-            "activeDeadlineSeconds": int((build.timeout + _BACKSTOP).total_seconds()),
             "podFailurePolicy": {
                 "rules": [
                     {
@@ -145,6 +144,8 @@ def _pod(build: PodBuild, pool: Pool) -> dict[str, Any]:
     ]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
+        # Counted from the start on a node: a Pod may wait for a node as long as its build waits.
+        "activeDeadlineSeconds": int((build.timeout + _BACKSTOP).total_seconds()),
         "serviceAccountName": pool.service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import jwt
 
+from buildrunner.kubernetes.decisions import POD
 from buildrunner.kubernetes.manifest import AUDIENCE, job_name
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.store.model.remote import WorkerIdentity
@@ -77,7 +78,7 @@ class PodTokens:
             return None
         if pool.service_account != account.get("name"):
             return None
-        return WorkerIdentity(name=f"pod:{pod['uid']}", pool=pool.name, build_id=name["build"])
+        return WorkerIdentity(name=f"{POD}{pod['uid']}", pool=pool.name, build_id=name["build"])
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:

@@ -33,7 +33,7 @@ from buildrunner.spec.model.results import (
     Warning_,
 )
 from buildrunner.store.build_store import BuildStore, Document
-from buildrunner.store.model.builds import CANCELLED_BY, LOST_WORKER
+from buildrunner.store.model.builds import CANCELLED_BY, LOST_WORKER, WAITS_FOR
 from buildrunner.store.model.deployments import RecordedDeployment, recorded
 
 _UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
@@ -278,7 +278,7 @@ PINNED_IMAGES: Final = "pinned_images"
 # A later attempt does not inherit them.
 OF_ONE_ATTEMPT: Final = frozenset(
     {
-        *(ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, LOST_WORKER, REUSED_STEPS),
+        *(ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, LOST_WORKER, REUSED_STEPS, WAITS_FOR),
         *(ROLLBACK_TO, ROLLBACK_STEP, PINNED_IMAGES),
     }
 )

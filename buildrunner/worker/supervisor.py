@@ -67,6 +67,7 @@ class Supervisor:
         self._died: dict[str, str] = {}  # build id -> how, until it is looked after
         self._giving_up: set[str] = set()
         self._left: set[str] = set()  # builds whose ends the server refuses
+        self._reported: dict[Lease, str] = {}
         self._poked: set[str] = set()
         self._failed: set[str] = set()  # builds that a bug kept from being looked at
         self._chores = Chores(options.chores)
@@ -102,6 +103,11 @@ class Supervisor:
     def holds_back(self) -> str:
         """See `BeginGate.reason`."""
         return self._gate.reason()
+
+    def report_lost(self, lease: Lease, reason: str) -> None:
+        """Note that the worker of a build on another host is gone for good, and why."""
+        self._reported[lease] = reason
+        self.wake()
 
     def running(self) -> tuple[str, ...]:
         """Builds whose processes are watched now."""
@@ -333,20 +339,22 @@ class Supervisor:
 
         If no step has begun, the build is run again at once, and once. A claim that no process
         began does not count as a run, and may happen `MAX_ATTEMPTS` times. If steps have begun,
-        the worker has time to come back: the network to it may be cut.
+        the worker has time to come back, unless it was reported lost: the network to it may be
+        cut.
         """
+        reported = self._reported.pop(Lease(stored.id, stored.fence), "")
         now = self._with.now()
         if self._closed or stored.lease_until is None:
             return
         # Nobody could renew a lease while no server was up.
         ended = max(stored.lease_until, self._up_since + timedelta(seconds=LEASE_S))
-        if now < ended:
+        if now < ended and not reported:
             return
         build = self._with.find(stored.id)
         begun = steps_begun(build.document, reused_steps_of(build.labels))
         name = stored.worker.removeprefix(REMOTE)
         heard = stored.lease_until - timedelta(seconds=LEASE_S)
-        reason = (
+        reason = reported or (
             f"its worker {name} was lost: it was last heard of at {heard:%Y-%m-%d %H:%M:%S} UTC"
         )
         tries_again = bool(stored.process) or build.attempts < MAX_ATTEMPTS
@@ -355,7 +363,7 @@ class Supervisor:
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)
                 _log.warning("build %s runs again: %s", stored.id, reason)
-        elif now >= ended + _COMES_BACK:
+        elif reported or now >= ended + _COMES_BACK:
             never = "" if stored.process else f"workers claimed it {build.attempts} times: "
             self._give_up_for(stored, f"{never}{reason}")
 

@@ -38,6 +38,7 @@ from buildrunner.store.model.builds import (
     Lease,
     NewBuild,
     StoredBuild,
+    WaitingBuild,
     WaitReason,
 )
 from buildrunner.store.model.identity import IdentityKey
@@ -775,6 +776,36 @@ class TestWaiting:
         assert why().kind == "turn"
         store.queue.claim("server", now=NOW, lease_s=30, limit=1)
         assert (why().kind, why().ahead) == ("server_limit", ("a2",))
+
+    def test_the_builds_of_pools_wait_in_the_order_of_the_queue(self, store: ServerStore) -> None:
+        for name, pool, facts in (
+            ("a1", "arm", {"group": "g", "group_limit": 2}),
+            ("a2", "arm", {"priority": 5}),
+            ("a3", "x86", {}),
+            ("a4", "", {}),
+        ):
+            store.builds.create(new_build(name, created=int(name[1]), pool=pool, **facts))
+        assert store.queue.waiting_in(["arm"]) == [
+            WaitingBuild(id="a2", project="p", pool="arm"),
+            WaitingBuild(id="a1", project="p", pool="arm", group="g", group_limit=2),
+        ]
+        store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=ClaimScope(pool="arm"))
+        assert [one.id for one in store.queue.waiting_in(["arm", "x86"])] == ["a1", "a3"]
+        (claimed,) = store.queue.claimed()
+        assert (claimed.pool, claimed.group) == ("arm", "")
+
+    def test_a_noted_reason_is_why_a_build_of_a_pool_waits(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1", pool="arm", labels={"team": "a"}))
+        store.queue.note_wait("a1", "No node.")
+        reason = store.queue.why_waiting("a1", now=NOW, limit=9)
+        assert reason is not None
+        assert (reason.kind, reason.text) == ("pool", "No node.")
+        assert [one.waits_for for one in store.queue.waiting_in(["arm"])] == ["No node."]
+        assert store.builds.find("a1").labels == {"team": "a", "waits_for": "No node."}
+        store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=ClaimScope(pool="arm"))
+        store.queue.note_wait("a1", "Late.")
+        store.queue.note_wait("nobody", "Late.")
+        assert store.builds.find("a1").labels["waits_for"] == "No node."
 
 
 def ids(page: BuildPage) -> list[str]:

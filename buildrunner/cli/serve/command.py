@@ -89,6 +89,7 @@ def _serve(
     from buildrunner.server.http.listener import Listener
     from buildrunner.server.loop import Signal
     from buildrunner.server.metrics import Metrics
+    from buildrunner.server.services.provisioner import Provisioner
     from buildrunner.sources.uploads import SourceUploads
     from buildrunner.store.model.servers import KnownServer
     from buildrunner.worker.policy import check_rules
@@ -159,7 +160,12 @@ def _serve(
         worker_holds_forks_back=worker.holds_untrusted_back,
     )
     _tell_of_unused(wiring.ServerSecrets(settings))
-    loops = ServerLoops(context, settings, args.reconcile_every)
+    provisioner = (
+        Provisioner(store, cluster, settings.pools, worker.report_lost, utc_now)
+        if cluster
+        else None
+    )
+    loops = ServerLoops(context, settings, args.reconcile_every, provisioner)
 
     def drain() -> None:
         _say("Stopping: no new builds begin.")

@@ -1,4 +1,4 @@
-"""The loops of ``buildrunner serve``: deliveries, missed pushes, schedules, approvals, outbox."""
+"""The loops of ``serve``: deliveries, missed pushes, schedules, approvals, outbox, Jobs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.builds import ApprovalExpiry
 from buildrunner.server.services.known_triggers import hook_bindings
+from buildrunner.server.services.provisioner import Provisioner
 from buildrunner.settings import Settings
 
 
@@ -43,9 +44,17 @@ class ServerLoops:
         context: the server's.
         settings: credentials for Git servers.
         reconcile_s: pause between two looks at the repositories; 0 never looks.
+        provisioner: makes the Jobs of builds; None without pools on Kubernetes.
     """
 
-    def __init__(self, context: ServerContext, settings: Settings, reconcile_s: float) -> None:
+    def __init__(
+        self,
+        context: ServerContext,
+        settings: Settings,
+        reconcile_s: float,
+        provisioner: Provisioner | None = None,
+    ) -> None:
+        self._provisioner = provisioner
         self._scheduler = Scheduler(context)
         self._approvals = ApprovalExpiry(context)
         outbox, desk = context.store.outbox, NotificationDesk(context)
@@ -74,6 +83,8 @@ class ServerLoops:
             self._reconcile = ReconcileLoop(Reconciler(context, remote), reconcile_s)
         self._changes = context.store.listener(self._builds_changed)
         self._wake_worker = context.wake
+        if provisioner is not None:
+            context.wake.connect(provisioner.wake)
         context.schedule_changed.connect(self._scheduler.wake)
         context.hook_arrived.connect(self._deliveries.wake)
 
@@ -86,10 +97,14 @@ class ServerLoops:
         self._deliveries.start()
         if self._reconcile is not None:
             self._reconcile.start()
+        if self._provisioner is not None:
+            self._provisioner.start()
 
     def stop(self) -> None:
         """Finish the current work and stop. The rest is in the database. Idempotent."""
         self._changes.stop()
+        if self._provisioner is not None:
+            self._provisioner.stop()
         if self._reconcile is not None:
             self._reconcile.stop()
         self._remotes.stop()

@@ -176,6 +176,10 @@ class ServerWorker:
         """Return how builds are isolated here; see `Sandbox.isolation`."""
         return self._sandbox.isolation()
 
+    def report_lost(self, lease: Lease, reason: str) -> None:
+        """See `Supervisor.report_lost`."""
+        self._supervisor.report_lost(lease, reason)
+
     def started(self, stored: StoredBuild) -> None:
         """A worker has claimed a build."""
         self._spares.build_began()

@@ -17,6 +17,9 @@ CANCELLED_BY: Final = "cancelled_by"
 LOST_WORKER: Final = "lost_worker"
 """The label of a build that begins again, since its worker was lost before any step began."""
 
+WAITS_FOR: Final = "waits_for"
+"""The label of a build of a pool that says why it waits, as a sentence."""
+
 TRIGGER_GROUP: Final = "trigger:"
 """And a trigger's id: the group of its builds, unless it names another."""
 
@@ -137,7 +140,8 @@ class ClaimedBuild(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id, project, status: of the build.
         start_time: when its process recorded WORKING; None before that.
-        worker, process, fence, lease_until, cancel_requested, labels: see `StoredBuild`.
+        worker, process, fence, lease_until, cancel_requested, labels, pool, group: see
+            `StoredBuild`.
     """
 
     id: str
@@ -150,6 +154,25 @@ class ClaimedBuild(msgspec.Struct, frozen=True, kw_only=True):
     lease_until: datetime | None
     cancel_requested: bool
     labels: dict[str, str]
+    pool: str = ""
+    group: str = ""
+
+
+class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that waits for a worker, without its document.
+
+    Attributes:
+        id, project: of the build.
+        pool, group, group_limit: see `NewBuild`.
+        waits_for: see `WAITS_FOR`.
+    """
+
+    id: str
+    project: str
+    pool: str
+    group: str = ""
+    group_limit: int = 0
+    waits_for: str = ""
 
 
 class Lease(msgspec.Struct, frozen=True):

@@ -123,9 +123,15 @@ class Database:
             finally:
                 self._turn.release()
 
+    @property
+    def driver_error(self) -> type[Exception]:
+        """The errors of the driver, which connections of `apart` raise."""
+        found: type[Exception] = self._engine.dialect.loaded_dbapi.Error
+        return found
+
     @contextmanager
-    def listening(self, channel: str) -> Iterator[Any]:
-        """A connection of psycopg, outside of the pool, that listens on a channel of PostgreSQL."""
+    def apart(self) -> Iterator[Any]:
+        """A connection of psycopg to PostgreSQL, outside of the pool and of transactions."""
         connection: Any = None
         with self._translated():
             try:
@@ -133,14 +139,20 @@ class Database:
                 connection = pooled.driver_connection
                 pooled.detach()
                 connection.autocommit = True
-                connection.execute(f"LISTEN {channel}")
                 yield connection
             # SQLAlchemy passes on what the driver raises here.
-            except self._engine.dialect.loaded_dbapi.Error as error:
+            except self.driver_error as error:
                 raise self.explained(error) from error
             finally:
                 if connection is not None:
                     connection.close()
+
+    @contextmanager
+    def listening(self, channel: str) -> Iterator[Any]:
+        """A connection of psycopg, outside of the pool, that listens on a channel of PostgreSQL."""
+        with self.apart() as connection:
+            connection.execute(f"LISTEN {channel}")
+            yield connection
 
     def use_write_ahead_log(self) -> None:
         """On SQLite: let readers and one writer work at the same time. It stays with the file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -16,12 +16,14 @@ from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
     LOST_WORKER,
     TRIGGER_GROUP,
+    WAITS_FOR,
     WITHOUT_POOL,
     BuildQueue,
     ClaimedBuild,
     ClaimScope,
     Lease,
     StoredBuild,
+    WaitingBuild,
     WaitReason,
     cancel_reason,
 )
@@ -60,6 +62,7 @@ from buildrunner.store.sql.servers import forget_log_home, note_log_home
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 _EXPIRED_AT_ONCE = 1000
+_LISTED_AT_ONCE = 1000
 
 
 class SqlQueue(SqlPart, BuildQueue):
@@ -275,6 +278,50 @@ class SqlQueue(SqlPart, BuildQueue):
                     expired.append(build_id)
         return expired
 
+    def waiting_in(self, pools: Collection[str]) -> list[WaitingBuild]:
+        """Return the builds of some pools that wait for a worker, in the order of the queue."""
+        found = (
+            select(
+                builds.c.id,
+                builds.c.project_id,
+                builds.c.pool,
+                builds.c.group_name,
+                builds.c.group_limit,
+                builds.c.labels,
+            )
+            .where(
+                is_waiting,
+                builds.c.pool.in_(list(pools)),
+                builds.c.id.not_in(select(superseded.c.build_id)),
+            )
+            .order_by(*QUEUE_ORDER)
+            .limit(_LISTED_AT_ONCE)
+        )
+        with self._database.read() as connection:
+            return [
+                WaitingBuild(
+                    id=row.id,
+                    project=row.project_id,
+                    pool=row.pool,
+                    group=row.group_name,
+                    group_limit=row.group_limit,
+                    waits_for=msgspec.json.decode(row.labels).get(WAITS_FOR, ""),
+                )
+                for row in connection.execute(found)
+            ]
+
+    def note_wait(self, build_id: str, text: str) -> None:
+        """Note why a build of a pool waits, as a sentence. Does nothing once it is claimed."""
+        waiting = (builds.c.id == build_id) & is_waiting
+        with self._database.write() as connection:
+            found = select(builds.c.labels).where(waiting).with_for_update()
+            labels = connection.execute(found).scalar()
+            if labels is not None:
+                noted = {**msgspec.json.decode(labels), WAITS_FOR: text}
+                connection.execute(
+                    update(builds).where(waiting).values(labels=msgspec.json.encode(noted))
+                )
+
     def length(self) -> int:
         """Count the builds that are QUEUED and unclaimed."""
         with self._database.read() as connection:
@@ -313,6 +360,7 @@ class SqlQueue(SqlPart, BuildQueue):
             builds.c.group_name,
             builds.c.group_limit,
             builds.c.pool,
+            builds.c.labels,
         ).where(builds.c.id == build_id)
         with self._database.read() as connection:
             row = connection.execute(found).first()
@@ -466,7 +514,8 @@ def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> Wai
     rank = int(connection.execute(waiting).scalar_one())
     position = _position(_turns(connection, running), row.project_id, rank)
     if row.pool:
-        text = f"It waits for a worker of the pool {row.pool}."
+        noted = msgspec.json.decode(row.labels, type=dict[str, str]).get(WAITS_FOR)
+        text = noted or f"It waits for a worker of the pool {row.pool}."
         return WaitReason(kind="pool", text=text, position=position)
     if limit <= 0:
         text = "It waits for a worker on another machine, since this server runs no builds."

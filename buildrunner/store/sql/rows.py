@@ -71,6 +71,8 @@ CLAIMED_COLUMNS = (
     builds.c.lease_until,
     builds.c.cancel_requested,
     builds.c.labels,
+    builds.c.pool,
+    builds.c.group_name,
 )
 
 
@@ -220,6 +222,8 @@ def claimed_build(row: AnyRow) -> ClaimedBuild:
         lease_until=_instant(row.lease_until),
         cancel_requested=row.cancel_requested,
         labels=msgspec.json.decode(row.labels),
+        pool=row.pool,
+        group=row.group_name,
     )
 
 

@@ -29,6 +29,7 @@ from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.deployments import SqlDeployments
 from buildrunner.store.sql.filter import PageTokens
 from buildrunner.store.sql.identity import SqlIdentityKeys
+from buildrunner.store.sql.leadership import Leadership
 from buildrunner.store.sql.listening import ChangeListener
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
@@ -100,6 +101,10 @@ class ServerStore:
     def listener(self, heard: Callable[[], None]) -> ChangeListener:
         """Return a listener, not started, that calls ``heard`` after changes of builds."""
         return ChangeListener(self._database, heard)
+
+    def leadership(self, name: str) -> Leadership:
+        """Return the wish of this server to be the one that does a task; not yet granted."""
+        return Leadership(self._database, name)
 
     def close(self) -> None:
         """Close the database. Idempotent."""

@@ -159,7 +159,7 @@ def test_workers_have_the_engine_that_the_pods_of_builds_have(helm):
             disk="50Gi",
         )
         build = PodBuild(id="1", timeout=timedelta(minutes=10))
-        wanted = job_manifest(build, pool, "s")["spec"]["template"]["spec"]
+        wanted = job_manifest(build, pool)["spec"]["template"]["spec"]
         engine, wanted_engine = found["initContainers"][0], wanted["initContainers"][0]
         for field in ("args", "env", "securityContext", "volumeMounts", "restartPolicy"):
             assert engine[field] == wanted_engine[field]

@@ -98,8 +98,12 @@ def test_kubernetes_never_runs_a_build_again_by_itself():
     assert rule["action"] == "FailJob"
 
 
-def test_the_deadline_of_the_job_is_behind_the_timeout_of_the_build():
-    assert job()["spec"]["activeDeadlineSeconds"] == (10 + 15) * 60
+def test_the_deadline_of_the_pod_is_behind_the_timeout_of_the_build():
+    assert pod()["activeDeadlineSeconds"] == (10 + 15) * 60
+
+
+def test_a_job_waits_for_a_node_without_a_deadline():
+    assert "activeDeadlineSeconds" not in job()["spec"]
 
 
 def test_job_and_pod_carry_the_labels_by_which_the_server_finds_them():

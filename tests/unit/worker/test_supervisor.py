@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner.containers.process_owner import _start_of
 from buildrunner.errors import EngineUnavailable, InvalidRecord, LeaseLost, NotFound, StoreError
-from buildrunner.store.model.builds import LOST_WORKER
+from buildrunner.store.model.builds import LOST_WORKER, Lease
 from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.child_process import SpawnedProcess, child_environment
 from buildrunner.worker.chores import Chore
@@ -420,7 +420,9 @@ class Turns:
     def __init__(self, supervise, clock, queue):
         self.count = 0
         chore = Chore(name="count", every_s=0.0, run=self._turned)
-        supervise(max_builds=0, now=clock, run_again=queue.run_again, chores=(chore,))
+        self.supervisor = supervise(
+            max_builds=0, now=clock, run_again=queue.run_again, chores=(chore,)
+        )
 
     def _turned(self):
         self.count += 1
@@ -495,6 +497,28 @@ def test_a_build_whose_document_can_not_be_read_holds_up_no_other(server, superv
     clock.move(24 * 3600)
     until(lambda: server.store.builds.find(waiting).status == "EXPIRED")
     assert server.store.builds.find(build).worker == "worker:w1/host"
+
+
+@pytest.mark.parametrize("step", ["QUEUED", "WORKING"])
+def test_a_worker_that_is_reported_lost_is_not_waited_for(server, supervise, clock, step):
+    build, lease = of_remote_worker(server, clock, step=step)
+    supervisor = Turns(supervise, clock, server.store.queue).supervisor
+    supervisor.report_lost(lease, "its Pod was evicted")
+    if step == "QUEUED":
+        until(lambda: server.store.builds.find(build).status == "QUEUED")
+        assert server.store.builds.find(build).labels[LOST_WORKER] == "its Pod was evicted"
+    else:
+        until(lambda: supervise.given_up)
+        assert supervise.given_up == [(build, "its Pod was evicted")]
+
+
+def test_a_report_on_an_earlier_worker_of_a_build_changes_nothing(server, supervise, clock):
+    build, lease = of_remote_worker(server, clock)
+    queue = server.store.queue
+    turns = Turns(supervise, clock, queue)
+    turns.supervisor.report_lost(Lease(build, lease.fence - 1), "its Pod was evicted")
+    turns.pass_by()
+    assert queue.renew(lease, now=clock(), lease_s=30) == ""
 
 
 def test_time_without_any_server_does_not_count(server, supervise, clock):

@@ -1,0 +1,189 @@
+"""What became of a Job, in words, from the objects of the cluster. Pure.
+
+Source: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/ and
+https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD
+
+Object = Mapping[str, Any]
+
+_DISRUPTIONS: Final = {
+    "PreemptionByScheduler": "was preempted by a Pod with a higher priority",
+    "EvictionByEvictionAPI": "was evicted, as when a node is drained",
+    "DeletionByTaintManager": "was deleted: its node is lost, or has a new taint",
+    "DeletionByPodGC": "was deleted: its node does not exist any more",
+    "TerminationByKubelet": "was stopped by its node",
+}
+_PARTS: Final = {ENGINE: "the engine in its Pod"}
+_WORKER: Final = "the worker in its Pod"
+
+
+class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
+    """The Job of a build as it is in the cluster.
+
+    Attributes:
+        build_id: the build.
+        namespace, name: of the Job.
+        ended_at: when it completed or failed; None while it is active.
+        reason: why the Job has failed, or why its Pod does not run; empty for nothing.
+    """
+
+    build_id: str
+    namespace: str
+    name: str
+    ended_at: datetime | None = None
+    reason: str = ""
+
+
+def build_jobs(
+    jobs: Iterable[Object], pods: Iterable[Object], warnings: Iterable[Object]
+) -> list[BuildJob]:
+    """Return the Jobs of builds.
+
+    Args:
+        jobs: Jobs of one namespace.
+        pods: Pods of that namespace.
+        warnings: events of that namespace.
+    """
+    pods, warnings = list(pods), list(warnings)
+    found = []
+    for job in jobs:
+        metadata = job["metadata"]
+        build_id = (metadata.get("labels") or {}).get(LABEL_BUILD, "")
+        if not build_id or metadata.get("deletionTimestamp"):
+            continue
+        own = [pod for pod in pods if _owner(pod) == metadata["name"]]
+        pod = max(own, key=lambda one: str(one["metadata"].get("creationTimestamp")), default=None)
+        found.append(
+            BuildJob(
+                build_id=build_id,
+                namespace=metadata["namespace"],
+                name=metadata["name"],
+                ended_at=_ended_at(job),
+                reason=_reason(job, pod, warnings),
+            )
+        )
+    return found
+
+
+def _owner(pod: Object) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return str(labels.get("batch.kubernetes.io/job-name") or labels.get("job-name", ""))
+
+
+def _ended_at(job: Object) -> datetime | None:
+    for condition in _true_conditions(job):
+        if condition["type"] in ("Complete", "Failed", "FailureTarget"):
+            return _instant(condition.get("lastTransitionTime"))
+    return None
+
+
+def _instant(value: object) -> datetime | None:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+
+
+def _reason(job: Object, pod: Object | None, warnings: Sequence[Object]) -> str:
+    failed = {one["type"]: one for one in _true_conditions(job)}.get("Failed")
+    if pod is not None and (text := _pod_reason(pod)):
+        return text
+    if failed is not None and pod is None:
+        message = failed.get("message", "")
+        is_disrupted = failed.get("reason") == "PodFailurePolicy"
+        return f"its Pod was deleted: {message}" if is_disrupted else "its Pod was deleted"
+    if failed is not None:
+        return f"its Job failed: {failed.get('message') or failed.get('reason')}"
+    if (job.get("spec") or {}).get("suspend"):
+        labels = job["metadata"].get("labels") or {}
+        queue = labels.get("kueue.x-k8s.io/queue-name", "")
+        return f"its Job waits for the queue {queue} of Kueue" if queue else "its Job is suspended"
+    about = job["metadata"]["name"] if pod is None else pod["metadata"]["name"]
+    if pod is None or (pod.get("status") or {}).get("phase") == "Pending":
+        return _last_warning(about, warnings)
+    return ""
+
+
+def _pod_reason(pod: Object) -> str:
+    """What is wrong with a Pod; empty for nothing."""
+    status = pod.get("status") or {}
+    node = (pod.get("spec") or {}).get("nodeName", "")
+    containers = [
+        *(status.get("initContainerStatuses") or ()),
+        *(status.get("containerStatuses") or ()),
+    ]
+    if text := _out_of_memory(pod, containers):
+        return text
+    if status.get("reason") == "DeadlineExceeded":
+        return "its Pod ran longer than the timeout of the build, and was stopped"
+    if status.get("reason") == "Evicted":
+        where = f" from the node {node}" if node else ""
+        return _with(f"its Pod was evicted{where}", status.get("message"))
+    for condition in _true_conditions(pod):
+        if condition["type"] == "DisruptionTarget":
+            found = _DISRUPTIONS.get(condition.get("reason", ""), "was disrupted")
+            where = f" (node {node})" if node else ""
+            return _with(f"its Pod {found}{where}", condition.get("message"))
+    if text := _container_reason(containers):
+        return text
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("status") == "False":
+            return _with("its Pod can't be scheduled", condition.get("message"))
+    return _with("its Pod failed", status.get("message")) if status.get("phase") == "Failed" else ""
+
+
+def _container_reason(statuses: Sequence[Object]) -> str:
+    for container in statuses:
+        state = container.get("state") or {}
+        part = _PARTS.get(container["name"], _WORKER)
+        ended, waiting = state.get("terminated"), state.get("waiting")
+        if ended and ended.get("exitCode"):
+            text = f"{part} ended with exit code {ended['exitCode']}"
+            return _with(text, ended.get("message"))
+        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing", None):
+            text = f"{part} does not start: {waiting['reason']}"
+            return _with(text, waiting.get("message"))
+    return ""
+
+
+def _out_of_memory(pod: Object, statuses: Sequence[Object]) -> str:
+    spec = pod.get("spec") or {}
+    specs = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    for container in statuses:
+        for state in (container.get("state") or {}, container.get("lastState") or {}):
+            if (state.get("terminated") or {}).get("reason") != "OOMKilled":
+                continue
+            limits = (
+                (one.get("resources") or {}).get("limits") or {}
+                for one in specs
+                if one["name"] == container["name"]
+            )
+            memory = next(limits, {}).get("memory", "")
+            limit = f" (its limit is {memory})" if memory else ""
+            return f"{_PARTS.get(container['name'], _WORKER)} ran out of memory{limit}"
+    return ""
+
+
+def _last_warning(name: str, warnings: Sequence[Object]) -> str:
+    own = [one for one in warnings if (one.get("involvedObject") or {}).get("name") == name]
+    if not own:
+        return ""
+    last = max(own, key=lambda one: str(one.get("lastTimestamp") or one.get("eventTime")))
+    return _with("its Pod does not start", last.get("message") or last.get("reason"))
+
+
+def _true_conditions(found: Object) -> list[Object]:
+    conditions = (found.get("status") or {}).get("conditions") or ()
+    return [one for one in conditions if one.get("status") == "True"]
+
+
+def _with(text: str, message: object) -> str:
+    words = " ".join(str(message or "").split()).rstrip(".")
+    return f"{text}: {words}" if words else text

@@ -1,0 +1,208 @@
+"""Makes the Jobs of builds whose pool is on Kubernetes, and compares them with the queue.
+
+One of several servers does it. `decisions` says what is to be done; this module does it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Final, Protocol
+
+from buildrunner.errors import KubernetesError, NotFound
+from buildrunner.kubernetes.decisions import Decisions, Situation, decide, sentence
+from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
+from buildrunner.kubernetes.pool import Pool
+from buildrunner.kubernetes.reasons import BuildJob, build_jobs
+from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, MACHINE_LIMITS
+from buildrunner.server.loop import Loop
+from buildrunner.spec.model.build import FINAL_STATUSES, Build, BuildOptions
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.store.model.builds import ClaimedBuild, Lease, StoredBuild, WaitingBuild
+from buildrunner.store.sql.store import ServerStore
+
+TASK: Final = "kubernetes jobs"
+"""Name of the task that one of several servers does."""
+
+_LOOK_S: Final = 2.0
+# These hold for every Job of the namespace.
+_OF_NAMESPACE: Final = ("Quota", "NoNamespace", "Forbidden", "Unavailable")
+
+_log = logging.getLogger("buildrunner.server")
+
+
+class Cluster(Protocol):
+    """The part of `KubernetesApi` that the provisioner uses."""
+
+    def create_job(self, manifest: Mapping[str, Any]) -> None:
+        """See `KubernetesApi.create_job`."""
+        ...
+
+    def delete_job(self, namespace: str, name: str) -> None:
+        """See `KubernetesApi.delete_job`."""
+        ...
+
+    def jobs(self, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """See `KubernetesApi.jobs`."""
+        ...
+
+    def pods(self, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
+        """See `KubernetesApi.pods`."""
+        ...
+
+    def warnings(self, namespace: str) -> list[dict[str, Any]]:
+        """See `KubernetesApi.warnings`."""
+        ...
+
+
+class Provisioner:
+    """The loop. `start` and `stop` once; `wake` from any thread.
+
+    Args:
+        store: the server's.
+        cluster: where the Jobs are.
+        pools: the pools of the settings, by name.
+        report_lost: called with the lease of a build whose Pod is gone, and the reason.
+        clock: the time, aware UTC.
+    """
+
+    def __init__(
+        self,
+        store: ServerStore,
+        cluster: Cluster,
+        pools: Mapping[str, Pool],
+        report_lost: Callable[[Lease, str], None],
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._cluster = cluster
+        self._pools = pools
+        self._report_lost = report_lost
+        self._clock = clock
+        self._leadership = store.leadership(TASK)
+        self._problem = ""
+        self._loop = Loop("provisioner", self.turn, _LOOK_S)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._loop.start()
+
+    def wake(self) -> None:
+        """Look at the queue at once. Cheap."""
+        self._loop.wake()
+
+    def stop(self) -> None:
+        """Finish the current turn and leave the task to another server. Idempotent."""
+        self._loop.stop()
+        self._leadership.close()
+
+    def turn(self) -> None:
+        """Compare builds and Jobs once, and do what is to be done.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        if not self._leadership.leads():
+            return
+        queue = self._store.queue
+        waiting, claimed = queue.waiting_in(self._pools), queue.claimed()
+        try:
+            jobs = self._jobs()
+        except KubernetesError as error:
+            self._note_problem(str(error))
+            self._note_waits(waiting, dict.fromkeys((one.id for one in waiting), str(error)))
+            return
+        self._note_problem("")
+        situation = Situation(
+            pools=self._pools,
+            waiting=waiting,
+            claimed=claimed,
+            jobs=jobs,
+            ended=self._ended(waiting, claimed, jobs),
+            now=self._clock(),
+        )
+        self._do(decide(situation), waiting)
+
+    def _jobs(self) -> list[BuildJob]:
+        found = []
+        for namespace in sorted({pool.namespace for pool in self._pools.values()}):
+            jobs = self._cluster.jobs(namespace, LABELS)
+            if jobs:
+                pods = self._cluster.pods(namespace, LABELS)
+                found += build_jobs(jobs, pods, self._cluster.warnings(namespace))
+        return found
+
+    def _ended(
+        self, waiting: list[WaitingBuild], claimed: list[ClaimedBuild], jobs: list[BuildJob]
+    ) -> dict[str, datetime]:
+        known = {one.id for one in waiting} | {one.id for one in claimed}
+        ended = {}
+        for job in jobs:
+            if job.ended_at is not None or job.build_id in known:
+                continue
+            try:
+                build = self._store.builds.find(job.build_id)
+            except NotFound:
+                continue
+            at = build.document.get("finishTime")
+            if build.status in FINAL_STATUSES and at:
+                ended[build.id] = datetime.fromisoformat(str(at))
+        return ended
+
+    def _do(self, decisions: Decisions, waiting: list[WaitingBuild]) -> None:
+        for build, reason in decisions.lost:
+            _log.warning("build %s has lost its Pod: %s", build.id, reason)
+            self._report_lost(Lease(build.id, build.fence), reason)
+        for job in decisions.delete:
+            try:
+                self._cluster.delete_job(job.namespace, job.name)
+            except KubernetesError as error:
+                self._note_problem(str(error))
+        waits = dict(decisions.waits)
+        full: dict[str, str] = {}
+        for chosen in decisions.create:
+            pool = self._pools[chosen.pool]
+            if pool.namespace not in full:
+                refused = self._create(chosen, pool)
+                if refused is not None and refused.reason in _OF_NAMESPACE:
+                    full[pool.namespace] = str(refused)
+                waits[chosen.id] = str(refused) if refused else "its Pod starts"
+            else:
+                waits[chosen.id] = full[pool.namespace]
+        self._note_waits(waiting, waits)
+
+    def _create(self, waiting: WaitingBuild, pool: Pool) -> KubernetesError | None:
+        try:
+            stored = self._store.builds.find(waiting.id)
+            self._cluster.create_job(job_manifest(pod_build(stored), pool))
+        except NotFound:
+            return None  # it was deleted just now
+        except KubernetesError as error:
+            self._note_problem(str(error))
+            return error
+        return None
+
+    def _note_waits(self, waiting: list[WaitingBuild], waits: Mapping[str, str]) -> None:
+        for build in waiting:
+            text = waits.get(build.id, "")
+            text = sentence(text) if text and not text.endswith(".") else text
+            if text and text != build.waits_for:
+                self._store.queue.note_wait(build.id, text)
+
+    def _note_problem(self, text: str) -> None:
+        if text and text != self._problem:
+            _log.warning("Kubernetes: %s; it is tried again", text)
+        self._problem = text
+
+
+def pod_build(stored: StoredBuild) -> PodBuild:
+    """Return the facts of a build that its Job needs."""
+    build = decode_message(Build, stored.document).value
+    options = build.options or BuildOptions()
+    return PodBuild(
+        id=stored.id,
+        timeout=build.timeout or timedelta(seconds=DEFAULT_TIMEOUT_S),
+        limits=MACHINE_LIMITS[options.machine_type],
+        disk_gb=options.disk_size_gb,
+    )

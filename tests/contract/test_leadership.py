@@ -1,0 +1,68 @@
+"""One of several servers of a database does a task, until its connection ends."""
+# ruff: noqa: F811  (fixtures are imported, and named again by the tests that use them)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from buildrunner.errors import StoreError
+from buildrunner.store.sql.leadership import Leadership
+from buildrunner.store.sql.store import ServerStore
+from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
+    open_another,
+    postgres,
+    postgres_template,
+)
+from tests.fixtures_postgres import PostgresServer
+
+
+@pytest.fixture
+def address(postgres: PostgresServer, postgres_template: str) -> str:
+    return postgres.make_database(like=postgres_template)
+
+
+def test_another_server_leads_once_the_first_one_has_left(
+    open_another: Callable[[], ServerStore],
+) -> None:
+    first, second = (open_another().leadership("task") for _ in range(2))
+    assert first.leads()
+    assert first.leads()
+    assert not second.leads()
+    first.close()
+    first.close()
+    assert second.leads()
+    assert not first.leads()
+    second.close()
+    first.close()
+
+
+def test_tasks_are_led_apart(open_another: Callable[[], ServerStore]) -> None:
+    store = open_another()
+    one, other = store.leadership("one"), store.leadership("other")
+    assert one.leads()
+    assert other.leads()
+    one.close()
+    other.close()
+
+
+def test_a_server_whose_connection_broke_leads_no_more_until_it_is_asked_again(
+    open_another: Callable[[], ServerStore],
+) -> None:
+    first, second = open_another().leadership("task"), open_another().leadership("task")
+    assert first.leads()
+    break_connection(first)
+    assert second.leads()
+    with pytest.raises(StoreError):
+        first.leads()
+    assert not first.leads()
+    second.close()
+    assert first.leads()
+    first.close()
+
+
+def break_connection(leadership: Leadership) -> None:
+    process = leadership._connection.info.backend_pid
+    with leadership._database.apart() as connection:
+        connection.execute("SELECT pg_terminate_backend(%s, 10000)", (process,))

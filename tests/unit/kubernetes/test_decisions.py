@@ -1,0 +1,170 @@
+"""Builds and Jobs against each other: what is created, what is deleted, which build is lost."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from msgspec.structs import replace
+
+from buildrunner.kubernetes.decisions import Situation, decide
+from buildrunner.kubernetes.pool import Pool
+from buildrunner.kubernetes.reasons import BuildJob
+from buildrunner.store.model.builds import ClaimedBuild, WaitingBuild
+
+NOW = datetime(2026, 12, 1, 12, 0, tzinfo=UTC)
+POOL = Pool(name="arm", server="http://ci", worker_image="w", engine_image="e", max_builds=3)
+
+
+def waiting(build_id, project="p", **facts):
+    return WaitingBuild(id=build_id, project=project, **{"pool": "arm", **facts})
+
+
+def claimed(build_id, worker="worker:pod:u1/host/1", renewed_s=10, **facts):
+    return ClaimedBuild(
+        id=build_id,
+        **{"project": "p", "pool": "arm", **facts},
+        status="QUEUED",
+        start_time=None,
+        worker=worker,
+        process="1:1",
+        fence=7,
+        lease_until=NOW + timedelta(seconds=30 - renewed_s),
+        cancel_requested=False,
+        labels={},
+    )
+
+
+def job(build_id, ended_s=None, reason=""):
+    ended_at = None if ended_s is None else NOW - timedelta(seconds=ended_s)
+    name = f"build-{build_id}"
+    return BuildJob(build_id=build_id, namespace="ci", name=name, ended_at=ended_at, reason=reason)
+
+
+def decided(waits=(), held=(), jobs=(), ended=None, **pool):
+    ended = {name: NOW - timedelta(seconds=ago) for name, ago in (ended or {}).items()}
+    return decide(
+        Situation(
+            pools={"arm": replace(POOL, **pool), "x86": replace(POOL, name="x86")},
+            waiting=waits,
+            claimed=held,
+            jobs=jobs,
+            ended=ended,
+            now=NOW,
+        )
+    )
+
+
+def created(*args, **kwargs):
+    return [build.id for build in decided(*args, **kwargs).create]
+
+
+class TestCreate:
+    def test_every_waiting_build_gets_a_job(self):
+        assert created([waiting("a"), waiting("b", pool="x86")]) == ["a", "b"]
+
+    def test_a_build_has_one_job(self):
+        assert created([waiting("a")], jobs=[job("a")]) == []
+        assert created([waiting("a")], jobs=[job("a", ended_s=90)]) == []
+
+    @pytest.mark.parametrize(
+        ("waits", "held", "jobs", "chosen"),
+        [
+            ("abcd", "", "", "abc"),
+            ("abcd", "xy", "xy", "a"),
+            ("abcd", "xyz", "xyz", ""),
+            ("abcd", "", "bc", "a"),
+            ("abcd", "x", "xbc", ""),
+        ],
+    )
+    def test_builds_and_starting_pods_together_are_no_more_than_the_pool_has(
+        self, waits, held, jobs, chosen
+    ):
+        found = decided(list(map(waiting, waits)), list(map(claimed, held)), list(map(job, jobs)))
+        assert "".join(build.id for build in found.create) == chosen
+        for build in set(waits) - set(chosen) - set(jobs):
+            assert found.waits[build] == "No more than 3 builds of the pool arm may run."
+
+    def test_pools_do_not_count_for_each_other(self):
+        held = [claimed(one, pool="x86") for one in "xyz"]
+        assert created([waiting("a")], held, [job(one) for one in "xyz"]) == ["a"]
+
+    def test_a_worker_of_the_pool_that_is_no_pod_takes_no_place(self):
+        held = [claimed(one, worker="worker:builder-1/host/1") for one in "xyz"]
+        assert created([waiting("a")], held) == ["a"]
+
+    def test_a_group_gets_no_pods_that_could_not_begin(self):
+        group = {"group": "g", "group_limit": 1}
+        found = decided([waiting("a", **group), waiting("b", **group), waiting("c")])
+        assert [build.id for build in found.create] == ["a", "c"]
+        assert found.waits["b"] == "No more than 1 build of its group may run."
+        assert created([waiting("b", **group)], [claimed("x", group="g")], [job("x")]) == []
+        assert created([waiting("b", **group)], jobs=[job("b")]) == []
+
+    def test_projects_take_turns(self):
+        waits = [waiting("a1", "a"), waiting("a2", "a"), waiting("a3", "a"), waiting("b1", "b")]
+        assert created(waits) == ["a1", "b1", "a2"]
+        assert created(waits, [claimed("x", project="a")], [job("x")]) == ["b1", "a1"]
+
+
+class TestDelete:
+    @pytest.mark.parametrize(
+        ("one", "ended", "goes"),
+        [
+            (job("a"), {"a": 14}, False),
+            (job("a"), {"a": 15}, True),
+            (job("a", ended_s=100), {"a": 100}, False),
+            (job("a"), {}, False),
+        ],
+        ids=["ends now", "does not end", "has ended: Kubernetes deletes it", "of another server"],
+    )
+    def test_the_job_of_a_build_that_is_over_ends_by_itself_or_is_deleted(self, one, ended, goes):
+        assert decided(jobs=[one], ended=ended).delete == ((one,) if goes else ())
+
+    @pytest.mark.parametrize(("ended_s", "goes"), [(29, False), (30, True)])
+    def test_a_job_that_ended_before_its_build_began_is_replaced_after_a_pause(self, ended_s, goes):
+        failed = job("a", ended_s, "its Pod was evicted")
+        found = decided([waiting("a")], jobs=[failed])
+        assert found.delete == ((failed,) if goes else ())
+        assert found.create == ()
+        assert found.waits == {"a": "Its Pod was evicted. Another Pod follows."}
+
+    def test_a_job_whose_build_runs_or_waits_stays(self):
+        found = decided([waiting("a")], [claimed("b")], [job("a"), job("b")])
+        assert found.delete == found.lost == ()
+
+
+class TestLost:
+    @pytest.mark.parametrize(
+        ("jobs", "reason"),
+        [
+            ([], "its Job was deleted"),
+            ([job("a", 1, "its Pod was preempted")], "its Pod was preempted"),
+            ([job("a", 1)], "its Pod ended before the build"),
+        ],
+    )
+    def test_a_running_build_without_a_pod_is_lost(self, jobs, reason):
+        assert decided(held=[claimed("a")], jobs=jobs).lost == ((claimed("a"), reason),)
+
+    @pytest.mark.parametrize(
+        "build",
+        [
+            claimed("a", worker="worker:builder-1/host/1"),
+            claimed("a", worker="host/1"),
+            claimed("a", pool="of-tokens"),
+            claimed("a", renewed_s=9),
+        ],
+    )
+    def test_builds_elsewhere_and_those_of_live_workers_are_not_lost(self, build):
+        assert decided(held=[build]).lost == ()
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        ("", "Its Pod starts."),
+        ("its Pod can't be scheduled: no node", "Its Pod can't be scheduled: no node."),
+    ],
+)
+def test_a_build_waits_for_what_its_pod_waits_for(reason, text):
+    assert decided([waiting("a")], jobs=[job("a", reason=reason)]).waits == {"a": text}

@@ -1,0 +1,208 @@
+"""The provisioner between a real queue and a server that answers as Kubernetes does."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from buildrunner.kubernetes.api import KubernetesApi
+from buildrunner.kubernetes.pool import Pool
+from buildrunner.server.services.provisioner import Provisioner
+from buildrunner.store.model.builds import ClaimScope, Lease, NewBuild
+from tests.conftest import wait_until
+from tests.fake_cluster import fake_cluster
+from tests.server_databases import new_store
+
+POOL = Pool(
+    name="arm", server="http://ci", worker_image="w", engine_image="e", namespace="ci", max_builds=2
+)
+
+
+@pytest.fixture
+def cluster():
+    with fake_cluster() as running:
+        yield running
+
+
+class World:
+    """A queue, a cluster, and the provisioner between them."""
+
+    def __init__(self, store, cluster, api):
+        self.store, self.cluster, self.api = store, cluster, api
+        self.now = datetime(2026, 12, 1, 12, tzinfo=UTC)
+        self.lost = []
+        self.provisioner = self.another()
+
+    def another(self):
+        def report(lease, reason):
+            self.lost.append((lease, reason))
+
+        pools = {"arm": POOL}
+        return Provisioner(self.store, self.api, pools, report, lambda: self.now)
+
+    def build(self, pool="arm", **fields):
+        build_id = str(uuid.uuid4())
+        document = {"id": build_id, "projectId": "p", "status": "QUEUED", "steps": [], **fields}
+        document["createTime"] = "2026-12-01T12:00:00Z"
+        expires = self.now + timedelta(hours=1)
+        self.store.builds.create(
+            NewBuild(document=document, request={}, expires_at=expires, pool=pool)
+        )
+        return build_id
+
+    def claim(self, build_id):
+        found = self.store.queue.claim(
+            "worker:pod:u1/host/1",
+            now=self.now,
+            lease_s=30,
+            limit=1,
+            scope=ClaimScope(pool="arm", build_id=build_id),
+        )
+        return found[1]
+
+    def end(self, lease, status="SUCCESS"):
+        document = self.store.builds.find(lease.build_id).document
+        ended = f"{self.now:%Y-%m-%dT%H:%M:%SZ}"
+        self.store.queue.record(lease, {**document, "status": status, "finishTime": ended})
+
+    def why(self, build_id):
+        return self.store.queue.why_waiting(build_id, now=self.now, limit=0).text
+
+    def turn(self, seconds=0):
+        self.now += timedelta(seconds=seconds)
+        self.provisioner.turn()
+
+    def jobs(self):
+        return [job["metadata"]["name"].removeprefix("build-") for job in self.cluster.of("jobs")]
+
+
+@pytest.fixture
+def world(cluster, tmp_path):
+    store = new_store(str(tmp_path / "server"))
+    api = KubernetesApi({"KUBECONFIG": cluster.kubeconfig(tmp_path)})
+    yield World(store, cluster, api)
+    api.close()
+    store.close()
+
+
+def test_a_build_of_the_pool_gets_a_job_of_its_size(world):
+    world.build(pool="")
+    options = {"machineType": "E2_HIGHCPU_8", "diskSizeGb": "200"}
+    build = world.build(options=options, timeout="120s")
+    world.turn()
+    world.turn()
+    assert world.jobs() == [build]
+    (job,) = world.cluster.of("jobs")
+    pod = job["spec"]["template"]["spec"]
+    assert pod["initContainers"][0]["resources"]["limits"]["cpu"] == "8"
+    assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "200G"}
+    assert pod["activeDeadlineSeconds"] == (2 + 15) * 60
+    assert world.why(build) == "Its Pod starts."
+
+
+def test_a_pool_runs_as_many_builds_as_it_may(world):
+    builds = [world.build() for _ in range(3)]
+    world.turn()
+    assert len(world.jobs()) == 2
+    (last,) = set(builds) - set(world.jobs())
+    assert world.why(last) == "No more than 2 builds of the pool arm may run."
+    done = world.jobs()[0]
+    world.end(world.claim(done))
+    world.turn()
+    assert last in world.jobs()
+
+
+def test_what_a_pod_waits_for_is_why_its_build_waits(world):
+    build = world.build()
+    world.turn()
+    (pod,) = world.cluster.of("pods")
+    condition = {"type": "PodScheduled", "status": "False", "message": "0/1 nodes: no cpu"}
+    pod["status"]["conditions"] = [condition]
+    world.turn()
+    assert world.why(build) == "Its Pod can't be scheduled: 0/1 nodes: no cpu."
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (lambda cluster: setattr(cluster, "quota", 0), "The quota of the namespace ci is used up"),
+        (lambda cluster: cluster.namespaces.clear(), "The cluster has no namespace ci."),
+        (lambda cluster: cluster.refused.add("create"), "does not allow the server to create"),
+        (lambda cluster: cluster.refused.add("list"), "does not allow the server to list Jobs"),
+        (lambda cluster: setattr(cluster, "broken", (503, "")), "can't list Jobs in the namespace"),
+    ],
+)
+def test_a_cluster_that_refuses_jobs_loses_no_build(world, broken, text):
+    builds = [world.build(), world.build()]
+    before = dict(vars(world.cluster))
+    saved = {"quota": None, "namespaces": {"ci"}, "refused": set(), "broken": None}
+    broken(world.cluster)
+    world.turn()
+    assert world.jobs() == []
+    assert sum(one.startswith("POST") for one in world.cluster.requests) <= 1
+    for build in builds:
+        assert text in world.why(build)
+    vars(world.cluster).update({**before, **saved})
+    world.turn()
+    assert sorted(world.jobs()) == sorted(builds)
+
+
+def test_a_running_build_whose_job_was_deleted_is_reported_lost(world):
+    build = world.build()
+    world.turn()
+    lease = world.claim(build)
+    world.cluster.remove_job("ci", f"build-{build}")
+    world.turn(9)
+    assert world.lost == []
+    world.turn(1)
+    assert world.lost == [(Lease(build, lease.fence), "its Job was deleted")]
+
+
+def test_a_build_that_is_queued_again_gets_another_job(world):
+    build = world.build()
+    world.turn()
+    lease = world.claim(build)
+    (job,) = world.cluster.of("jobs")
+    failed = f"{world.now:%Y-%m-%dT%H:%M:%SZ}"
+    condition = {"type": "Failed", "status": "True", "lastTransitionTime": failed}
+    job["status"]["conditions"] = [condition]
+    world.store.queue.run_again(build, instead_of=lease.fence, now=world.now, reason="lost")
+    world.turn(29)
+    assert "Another Pod follows" in world.why(build)
+    world.turn(1)
+    assert world.jobs() == []
+    world.turn()
+    assert world.jobs() == [build]
+
+
+def test_the_job_of_a_cancelled_build_is_deleted(world):
+    build = world.build()
+    world.turn()
+    world.store.builds.request_cancel("p", build, now=world.now)
+    world.turn(14)
+    assert world.jobs() == [build]
+    world.turn(1)
+    assert world.jobs() == []
+
+
+def test_a_job_of_another_server_stays(world):
+    world.build()
+    world.turn()
+    (job,) = world.cluster.of("jobs")
+    job["metadata"]["labels"]["buildrunner.dev/build"] = str(uuid.uuid4())
+    world.store.builds.request_cancel("p", world.jobs()[0], now=world.now)
+    world.turn(3600)
+    assert len(world.jobs()) == 1
+
+
+def test_the_loop_makes_a_job_as_soon_as_it_is_woken(world, cluster):
+    provisioner = world.provisioner
+    provisioner.start()
+    world.build()
+    provisioner.wake()
+    wait_until(lambda: bool(cluster.of("jobs")))
+    provisioner.stop()
+    provisioner.stop()
+    assert len(world.jobs()) == 1
