@@ -12,6 +12,7 @@ import yaml
 
 from buildrunner.kubernetes.manifest import PodBuild, job_manifest
 from buildrunner.kubernetes.pool import ISOLATIONS, Pool
+from buildrunner.settings import own_settings
 
 ROOT = Path(__file__).parents[3]
 CHART = ROOT / "deploy" / "helm" / "buildrunner"
@@ -25,6 +26,16 @@ EVERYTHING = {
     "settings": '[project]\nid = "shop"\n',
     "secretEnv": [{"name": "GIT_TOKEN", "secret": "forge", "key": "token"}],
     "imagePullSecrets": ["registry"],
+    "pools": {
+        "arm": {
+            "namespace": "builds",
+            "max_builds": 3,
+            "tolerations": ["spot"],
+            "node_selector": {"kubernetes.io/arch": "arm64"},
+            "worker_image": 'w"1',
+        },
+        "x86": None,
+    },
     "workers": {
         "replicas": 3,
         "tokenSecret": "workers",
@@ -70,7 +81,11 @@ def rendered(helm, values):
     )
     if done.returncode:
         return done.stderr
-    return {one["kind"]: one for one in yaml.safe_load_all(done.stdout) if one}
+    return {one["kind"]: one for one in all_objects(done.stdout)}
+
+
+def all_objects(text):
+    return [one for one in yaml.safe_load_all(text) if one]
 
 
 def server(objects):
@@ -118,7 +133,7 @@ def test_every_value_reaches_an_object(helm):
         if "valueFrom" in one
     }
     assert secrets == {"BUILDRUNNER_DATABASE": "buildrunner-database", "GIT_TOKEN": "forge"}
-    assert objects["ConfigMap"]["data"]["config.toml"] == EVERYTHING["settings"]
+    assert objects["ConfigMap"]["data"]["config.toml"].startswith(EVERYTHING["settings"])
     assert objects["Ingress"]["spec"]["rules"][0]["host"] == "builds.example.com"
     assert objects["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
     claim = objects["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]
@@ -143,6 +158,66 @@ def test_new_settings_start_the_server_anew(helm):
         return template["metadata"]["annotations"]
 
     assert annotations("") != annotations('[project]\nid = "shop"\n')
+
+
+def settings_of(objects, folder):
+    """The settings as the server reads them."""
+    (folder / "buildrunner").mkdir()
+    text = objects["ConfigMap"]["data"]["config.toml"]
+    (folder / "buildrunner" / "config.toml").write_text(text)
+    return own_settings({"XDG_CONFIG_HOME": str(folder)})
+
+
+def test_pools_become_settings_of_the_server(helm, tmp_path):
+    settings = settings_of(rendered(helm, EVERYTHING), tmp_path)
+    assert settings.project_id == "shop"
+    common = {
+        "server": "http://buildrunner.ci.svc:80",
+        "engine_image": "buildrunner/engine:latest",
+        "pull_secrets": ("registry",),
+    }
+    assert settings.pools == {
+        "arm": Pool(
+            name="arm",
+            namespace="builds",
+            max_builds=3,
+            tolerations=("spot",),
+            node_selector={"kubernetes.io/arch": "arm64"},
+            worker_image='w"1',
+            **common,
+        ),
+        "x86": Pool(name="x86", namespace="ci", worker_image="buildrunner/worker:latest", **common),
+    }
+
+
+def test_the_server_may_do_what_it_does_in_the_namespaces_of_pools_and_nothing_else(helm):
+    assert not {"Role", "RoleBinding"} & set(rendered(helm, {}))
+    values = yaml.safe_dump({"pools": EVERYTHING["pools"]})
+    text = subprocess.run(
+        [helm, "template", "buildrunner", CHART, "--namespace=ci", "--values=-"],
+        input=values,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    roles = [one for one in all_objects(text) if one["kind"] == "Role"]
+    assert [one["metadata"]["namespace"] for one in roles] == ["builds", "ci"]
+    may = {
+        (resource, verb)
+        for rule in roles[0]["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert may == {
+        *(("jobs", verb) for verb in ("create", "list", "delete")),
+        *((resource, "list") for resource in ("pods", "events")),
+    }
+
+
+def test_the_server_has_a_token_of_the_cluster_only_where_it_has_pools(helm):
+    for values, has_one in (({}, False), ({"pools": {"arm": {}}}, True)):
+        account = rendered(helm, values)["ServiceAccount"]
+        assert account["automountServiceAccountToken"] is has_one
 
 
 def test_workers_have_the_engine_that_the_pods_of_builds_have(helm):
@@ -181,6 +256,8 @@ def test_workers_have_the_engine_that_the_pods_of_builds_have(helm):
         ({"database": {"url": "mysql://db"}}, "url"),
         ({"workers": {"replicas": 1}}, "tokenSecret"),
         ({"workers": {"isolation": "none"}}, "isolation"),
+        ({"pools": {"Arm": {}}}, "Arm"),
+        ({"pools": {"arm": {"max_builds": 1.5}}}, "max_builds"),
         ({"publicUrl": "builds.example.com"}, "publicUrl"),
         ({"persistence": {"size": "much"}}, "size"),
     ],
