@@ -64,7 +64,7 @@ class FakeCluster(ThreadingHTTPServer):
 
     def of(self, kind: str) -> list[dict[str, Any]]:
         """All objects of a kind."""
-        return [one for (found, _, _), one in self.objects.items() if found == kind]
+        return [one for (found, _, _), one in list(self.objects.items()) if found == kind]
 
     def add(self, kind: str, namespace: str, manifest: dict[str, Any]) -> None:
         """Keep an object, as Kubernetes stores it."""
@@ -149,7 +149,7 @@ class _Api(BaseHTTPRequestHandler):
         kinds = [one.split("=") for one in asked.get("fieldSelector", [""])[0].split(",") if one]
         items = [
             one
-            for (found, space, _), one in self.server.objects.items()
+            for (found, space, _), one in list(self.server.objects.items())
             if (found, space) == (kind, namespace)
             and all(one["metadata"].get("labels", {}).get(key) == value for key, value in wanted)
             and all(one.get(key) == value for key, value in kinds)
@@ -160,7 +160,7 @@ class _Api(BaseHTTPRequestHandler):
         self, namespace: str, _kind: str, _name: str, _query: str, body: dict[str, Any]
     ) -> None:
         name = body["metadata"]["name"]
-        jobs = [space for kind, space, _ in self.server.objects if kind == "jobs"]
+        jobs = [space for kind, space, _ in list(self.server.objects) if kind == "jobs"]
         if namespace not in self.server.namespaces:
             details = {"name": namespace, "kind": "namespaces"}
             self.refuse(404, "NotFound", f'namespaces "{namespace}" not found', details)
