@@ -42,6 +42,7 @@ _BACKSTOP = timedelta(minutes=15)
 _GRACE_S = 30
 _NODE_LOST_S = 30
 _TOKEN_S = 3600
+_LAST_WORDS = "FallbackToLogsOnError"  # the end of its log says why a container failed
 _WORKER_LIMITS = {"cpu": "1", "memory": "512Mi"}
 _WORKER_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 
@@ -172,6 +173,7 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "image": pool.engine_image,
         "imagePullPolicy": pool.pull_policy,
         "restartPolicy": "Always",  # what makes it a sidecar
+        "terminationMessagePolicy": _LAST_WORDS,
         "args": [
             "--host=unix:///var/run/docker.sock",
             f"--host=unix://{SOCKET}",
@@ -229,6 +231,7 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
     return {
         "name": WORKER,
         "image": pool.worker_image,
+        "terminationMessagePolicy": _LAST_WORDS,
         "imagePullPolicy": pool.pull_policy,
         "args": [
             "worker",

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import jwt
 
+from buildrunner.errors import KubernetesError
 from buildrunner.kubernetes.decisions import POD
 from buildrunner.kubernetes.manifest import AUDIENCE, job_name
 from buildrunner.kubernetes.pool import Pool
@@ -57,7 +58,7 @@ class PodTokens:
         self._lock = threading.Lock()
         self._issuer = ""
         self._keys: dict[str, jwt.PyJWK] = {}
-        self._fetched_at = float("-inf")
+        self._fetched_at = self._asked_at = float("-inf")
 
     def __call__(self, token: str) -> WorkerIdentity | None:
         """Return the worker of a token.
@@ -100,12 +101,33 @@ class PodTokens:
         return claims
 
     def _key(self, key_id: str) -> tuple[str, jwt.PyJWK | None]:
-        """The issuer, and a key, which a cluster may replace at any time."""
+        """The issuer, and a key, which a cluster may replace at any time.
+
+        Keys hold on while the cluster does not answer, so that running builds keep their leases.
+        """
+        now = self._clock()
         with self._lock:
-            age_s = self._clock() - self._fetched_at
-            if age_s > _KEYS_HOLD_S or (key_id not in self._keys and age_s > _PAUSE_S):
-                self._issuer, found = self._account_keys()
-                known = jwt.PyJWKSet.from_dict(dict(found)).keys
-                self._keys = {str(key.key_id): key for key in known}
-                self._fetched_at = self._clock()
+            known = self._keys.get(key_id)
+            is_old = known is None or now - self._fetched_at > _KEYS_HOLD_S
+            asks = is_old and now - self._asked_at > _PAUSE_S
+            is_asked = self._asked_at > self._fetched_at
+            if asks:
+                self._asked_at = now
+        if known is None and not asks and is_asked:
+            raise KubernetesError("the keys of the cluster are not read yet")
+        if asks:
+            try:
+                self._fetch(now)
+            except KubernetesError:
+                if known is None:
+                    raise
+        with self._lock:
             return self._issuer, self._keys.get(key_id)
+
+    def _fetch(self, now: float) -> None:
+        issuer, found = self._account_keys()
+        keys = jwt.PyJWKSet.from_dict(dict(found)).keys
+        with self._lock:
+            self._issuer = issuer
+            self._keys = {str(key.key_id): key for key in keys}
+            self._fetched_at = now

@@ -23,6 +23,7 @@ _DISRUPTIONS: Final = {
     "DeletionByPodGC": "was deleted: its node does not exist any more",
     "TerminationByKubelet": "was stopped by its node",
 }
+_MOST: Final = 500
 _PARTS: Final = {ENGINE: "the engine in its Pod"}
 _WORKER: Final = "the worker in its Pod"
 
@@ -186,4 +187,6 @@ def _true_conditions(found: Object) -> list[Object]:
 
 def _with(text: str, message: object) -> str:
     words = " ".join(str(message or "").split()).rstrip(".")
+    if len(words) > _MOST:  # the end of a log says more than its beginning
+        words = f"…{words[-_MOST:]}"
     return f"{text}: {words}" if words else text

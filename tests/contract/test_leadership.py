@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from buildrunner.errors import StoreError
+from buildrunner.kubernetes.api import KubernetesApi
+from buildrunner.kubernetes.pool import Pool
+from buildrunner.server.context import utc_now
+from buildrunner.server.services.provisioner import Provisioner
 from buildrunner.store.sql.leadership import Leadership
 from buildrunner.store.sql.store import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
@@ -15,6 +21,7 @@ from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     postgres,
     postgres_template,
 )
+from tests.fake_cluster import fake_cluster
 from tests.fixtures_postgres import PostgresServer
 
 
@@ -60,6 +67,29 @@ def test_a_server_whose_connection_broke_leads_no_more_until_it_is_asked_again(
     second.close()
     assert first.leads()
     first.close()
+
+
+def test_one_of_two_servers_makes_jobs(
+    open_another: Callable[[], ServerStore], tmp_path: Path
+) -> None:
+    pool = Pool(name="arm", server="http://ci", worker_image="w", engine_image="e")
+    with (
+        fake_cluster() as cluster,
+        closing(KubernetesApi({"KUBECONFIG": cluster.kubeconfig(tmp_path)})) as api,
+    ):
+        first, second = (
+            Provisioner(open_another(), api, {"arm": pool}, lambda *_: None, utc_now)
+            for _ in range(2)
+        )
+        first.turn()
+        asked = len(cluster.requests)
+        assert asked
+        second.turn()
+        assert len(cluster.requests) == asked
+        first.stop()
+        second.turn()
+        assert len(cluster.requests) > asked
+        second.stop()
 
 
 def break_connection(leadership: Leadership) -> None:

@@ -194,6 +194,8 @@ def _serve(
     finally:
         loops.stop()
         worker.stop()
+        if cluster:
+            cluster.close()
 
 
 def kept_times(args: argparse.Namespace, settings: Settings) -> KeptTimes:

@@ -128,9 +128,10 @@ class Provisioner:
         found = []
         for namespace in sorted({pool.namespace for pool in self._pools.values()}):
             jobs = self._cluster.jobs(namespace, LABELS)
-            if jobs:
-                pods = self._cluster.pods(namespace, LABELS)
-                found += build_jobs(jobs, pods, self._cluster.warnings(namespace))
+            pods = self._cluster.pods(namespace, LABELS) if jobs else []
+            start = len(pods) < len(jobs) or any(map(_is_pending, pods))
+            # A namespace may have many events, and all else is told by the Pods.
+            found += build_jobs(jobs, pods, self._cluster.warnings(namespace) if start else ())
         return found
 
     def _ended(
@@ -194,6 +195,10 @@ class Provisioner:
         if text and text != self._problem:
             _log.warning("Kubernetes: %s; it is tried again", text)
         self._problem = text
+
+
+def _is_pending(pod: Mapping[str, Any]) -> bool:
+    return (pod.get("status") or {}).get("phase") == "Pending"
 
 
 def pod_build(stored: StoredBuild) -> PodBuild:

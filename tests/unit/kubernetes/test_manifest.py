@@ -250,3 +250,8 @@ def test_the_command_of_the_worker_takes_the_arguments_of_the_job(isolation):
     assert program == "worker"
     assert (args.sandbox, args.pod_isolation, args.once) == ("pod", isolation, True)
     assert (args.build, args.pool) == (BUILD.id, "ci")
+
+
+def test_the_end_of_a_container_s_log_says_why_it_failed():
+    for container in (worker(), engine()):
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 
 import jwt
@@ -131,8 +132,67 @@ def test_keys_are_asked_for_again_where_the_cluster_has_a_new_one(cluster, api, 
 
 
 def test_a_cluster_that_does_not_answer_refuses_nobody(cluster, api, signer):
-    verify = tokens(cluster, api, signer)
+    now = [100.0]
+    verify = tokens(cluster, api, signer, clock=lambda: now[0])
     cluster.broken = (503, "busy")
-    with pytest.raises(KubernetesError) as caught:
-        verify(signer.sign(claims()))
-    assert caught.value.http_status == 503
+    for seconds in (0, 5):  # the second one does not ask the cluster again
+        now[0] += seconds
+        with pytest.raises(KubernetesError) as caught:
+            verify(signer.sign(claims()))
+        assert caught.value.http_status == 503
+    assert len(cluster.requests) == 1
+    cluster.broken = None
+    now[0] += 6
+    assert verify(signer.sign(claims())) is not None
+
+
+def test_known_keys_hold_while_the_cluster_does_not_answer(cluster, api, signer):
+    now = [100.0]
+    verify = tokens(cluster, api, signer, clock=lambda: now[0])
+    assert verify(signer.sign(claims())) is not None
+    cluster.broken = (503, "busy")
+    now[0] += 7200
+    before = len(cluster.requests)
+    for _ in range(3):
+        assert verify(signer.sign(claims())) is not None
+    assert len(cluster.requests) == before + 1
+
+
+def test_keys_that_the_cluster_has_no_more_are_forgotten_in_an_hour(cluster, api, signer):
+    now = [100.0]
+    verify = tokens(cluster, api, signer, clock=lambda: now[0])
+    assert verify(signer.sign(claims())) is not None
+    cluster.keys.clear()
+    now[0] += 3601
+    assert verify(signer.sign(claims())) is None
+
+
+def test_while_one_request_reads_new_keys_others_do_not_wait(cluster, api, signer):
+    now = [100.0]
+    asked, answer = threading.Event(), threading.Event()
+
+    def slowly():
+        asked.set()
+        assert answer.wait(30)
+        return api.account_keys()
+
+    cluster.keys = [signer.public()]
+    verify = PodTokens(slowly, {"arm": POOL}, lambda _: "arm", clock=lambda: now[0])
+    token, found = signer.sign(claims()), []
+    first = threading.Thread(target=lambda: found.append(verify(token)))
+    first.start()
+    assert asked.wait(30)
+    with pytest.raises(KubernetesError, match="not read yet"):
+        verify(token)
+    answer.set()
+    first.join()
+    assert found[0] is not None
+    asked.clear()
+    answer.clear()
+    now[0] += 3601
+    again = threading.Thread(target=lambda: found.append(verify(token)))
+    again.start()
+    assert asked.wait(30)
+    assert verify(token) is not None
+    answer.set()
+    again.join()

@@ -92,6 +92,20 @@ WARNING = {
         ),
         (
             the_pod(
+                containerStatuses=[
+                    container(
+                        "worker",
+                        "terminated",
+                        exitCode=2,
+                        message=f"{'x' * 600}\nerror: the token is no worker's\n",
+                    )
+                ]
+            ),
+            "the worker in its Pod ended with exit code 2: "
+            f"…{'x' * 468} error: the token is no worker's",
+        ),
+        (
+            the_pod(
                 initContainerStatuses=[
                     {
                         **container("engine", "running"),

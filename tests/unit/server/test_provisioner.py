@@ -124,6 +124,25 @@ def test_what_a_pod_waits_for_is_why_its_build_waits(world):
     assert world.why(build) == "Its Pod can't be scheduled: 0/1 nodes: no cpu."
 
 
+def test_events_are_read_while_a_pod_is_pending(world):
+    build = world.build()
+    world.turn()
+    (pod,) = world.cluster.of("pods")
+    event = {
+        "metadata": {"name": "e"},
+        "involvedObject": {"name": pod["metadata"]["name"]},
+        "type": "Warning",
+        "message": "no such volume",
+    }
+    world.cluster.add("events", "ci", event)
+    world.turn()
+    assert world.why(build) == "Its Pod does not start: no such volume."
+    pod["status"]["phase"] = "Running"
+    world.cluster.requests.clear()
+    world.turn()
+    assert not [one for one in world.cluster.requests if one.endswith("/events")]
+
+
 @pytest.mark.parametrize(
     ("broken", "text"),
     [
@@ -197,9 +216,11 @@ def test_a_job_of_another_server_stays(world):
     assert len(world.jobs()) == 1
 
 
-def test_the_loop_makes_a_job_as_soon_as_it_is_woken(world, cluster):
-    provisioner = world.provisioner
+def test_the_loop_makes_a_job_as_soon_as_it_is_woken(world, cluster, monkeypatch):
+    monkeypatch.setattr("buildrunner.server.services.provisioner._LOOK_S", 600)
+    provisioner = world.another()
     provisioner.start()
+    wait_until(lambda: bool(cluster.requests))
     world.build()
     provisioner.wake()
     wait_until(lambda: bool(cluster.of("jobs")))
