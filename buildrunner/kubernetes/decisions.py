@@ -37,6 +37,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
         jobs: the Jobs of builds in the namespaces of the pools.
         ended: when a build ended, for builds of active Jobs that neither wait nor are claimed.
         now: the time.
+        too_weak: the pools that isolate builds less than the server demands for forks.
     """
 
     pools: Mapping[str, Pool]
@@ -45,6 +46,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     jobs: Sequence[BuildJob]
     ended: Mapping[str, datetime]
     now: datetime
+    too_weak: frozenset[str] = frozenset()
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,13 +139,18 @@ def _new_jobs(
     of_project = Counter(build.project for build in now.claimed)
     of_group = Counter((build.project, build.group) for build in now.claimed)
     candidates = []
+    waits: dict[str, str] = {}
     for build in now.waiting:
         if build.id in jobs:
             _count(build, of_pool, of_project, of_group)
+        elif build.untrusted and build.pool in now.too_weak:
+            waits[build.id] = (
+                f"The pool {build.pool} isolates builds by {now.pools[build.pool].isolation}, which"
+                " is too weak for builds of forks."
+            )
         else:
             candidates.append(build)
     chosen: list[WaitingBuild] = []
-    waits: dict[str, str] = {}
     while candidates:
         full = {name for name, pool in now.pools.items() if of_pool[name] >= pool.max_builds}
         for build in candidates:

@@ -796,15 +796,15 @@ class TestWaiting:
 
     def test_a_noted_reason_is_why_a_build_of_a_pool_waits(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1", pool="arm", labels={"team": "a"}))
-        store.queue.note_wait("a1", "No node.")
+        store.queue.note_waits({"a1": "No node."})
         reason = store.queue.why_waiting("a1", now=NOW, limit=9)
         assert reason is not None
         assert (reason.kind, reason.text) == ("pool", "No node.")
         assert [one.waits_for for one in store.queue.waiting_in(["arm"])] == ["No node."]
         assert store.builds.find("a1").labels == {"team": "a", "waits_for": "No node."}
         store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=ClaimScope(pool="arm"))
-        store.queue.note_wait("a1", "Late.")
-        store.queue.note_wait("nobody", "Late.")
+        store.queue.note_waits({"a1": "Late.", "nobody": "Late."})
+        store.queue.note_waits({})
         assert store.builds.find("a1").labels["waits_for"] == "No node."
 
 

@@ -160,11 +160,12 @@ def _serve(
         worker_holds_forks_back=worker.holds_untrusted_back,
     )
     _tell_of_unused(wiring.ServerSecrets(settings))
-    provisioner = (
-        Provisioner(store, cluster, settings.pools, worker.report_lost, utc_now)
-        if cluster
-        else None
-    )
+    provisioner = None
+    if cluster:
+        provisioner = Provisioner(
+            *(store, cluster, settings.pools, worker.report_lost, utc_now),
+            isolation=server.isolation,
+        )
     loops = ServerLoops(context, settings, args.reconcile_every, provisioner)
 
     def drain() -> None:

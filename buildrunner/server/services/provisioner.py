@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
+from msgspec.structs import replace
+
 from buildrunner.errors import KubernetesError, NotFound
 from buildrunner.kubernetes.decisions import Decisions, Situation, decide, sentence
 from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.kubernetes.reasons import BuildJob, build_jobs
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, MACHINE_LIMITS
+from buildrunner.sandboxes.protocol import isolates
 from buildrunner.server.loop import Loop
 from buildrunner.spec.model.build import FINAL_STATUSES, Build, BuildOptions
 from buildrunner.spec.reading.decode import decode_message
@@ -65,6 +68,7 @@ class Provisioner:
         pools: the pools of the settings, by name.
         report_lost: called with the lease of a build whose Pod is gone, and the reason.
         clock: the time, aware UTC.
+        isolation: what the builds of forks must have; see `ServerSettings.isolation`.
     """
 
     def __init__(
@@ -74,7 +78,12 @@ class Provisioner:
         pools: Mapping[str, Pool],
         report_lost: Callable[[Lease, str], None],
         clock: Callable[[], datetime],
+        *,
+        isolation: str = "",
     ) -> None:
+        self._too_weak = frozenset(
+            name for name, pool in pools.items() if not isolates(pool.isolation, isolation)
+        )
         self._store = store
         self._cluster = cluster
         self._pools = pools
@@ -121,6 +130,7 @@ class Provisioner:
             jobs=jobs,
             ended=self._ended(waiting, claimed, jobs),
             now=self._clock(),
+            too_weak=self._too_weak,
         )
         self._do(decide(situation), waiting)
 
@@ -176,7 +186,7 @@ class Provisioner:
     def _create(self, waiting: WaitingBuild, pool: Pool) -> KubernetesError | None:
         try:
             stored = self._store.builds.find(waiting.id)
-            self._cluster.create_job(job_manifest(pod_build(stored), pool))
+            self._cluster.create_job(job_manifest(pod_build(stored), self._reached(pool, stored)))
         except NotFound:
             return None  # it was deleted just now
         except KubernetesError as error:
@@ -184,12 +194,22 @@ class Provisioner:
             return error
         return None
 
+    def _reached(self, pool: Pool, stored: StoredBuild) -> Pool:
+        """The pool with the address of the server that has the upload of a build, if one has it."""
+        servers = self._store.servers.all() if stored.only_worker else []
+        for server in servers if len(servers) > 1 else ():
+            if server.name == stored.only_worker:
+                return replace(pool, server=server.url)
+        return pool
+
     def _note_waits(self, waiting: list[WaitingBuild], waits: Mapping[str, str]) -> None:
+        texts = {}
         for build in waiting:
             text = waits.get(build.id, "")
             text = sentence(text) if text and not text.endswith(".") else text
             if text and text != build.waits_for:
-                self._store.queue.note_wait(build.id, text)
+                texts[build.id] = text
+        self._store.queue.note_waits(texts)
 
     def _note_problem(self, text: str) -> None:
         if text and text != self._problem:

@@ -163,7 +163,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id, project: of the build.
-        pool, group, group_limit: see `NewBuild`.
+        pool, group, group_limit, untrusted: see `NewBuild`.
         waits_for: see `WAITS_FOR`.
     """
 
@@ -172,6 +172,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
     pool: str
     group: str = ""
     group_limit: int = 0
+    untrusted: bool = False
     waits_for: str = ""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -287,6 +287,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 builds.c.pool,
                 builds.c.group_name,
                 builds.c.group_limit,
+                builds.c.untrusted,
                 builds.c.labels,
             )
             .where(
@@ -305,22 +306,23 @@ class SqlQueue(SqlPart, BuildQueue):
                     pool=row.pool,
                     group=row.group_name,
                     group_limit=row.group_limit,
+                    untrusted=row.untrusted,
                     waits_for=msgspec.json.decode(row.labels).get(WAITS_FOR, ""),
                 )
                 for row in connection.execute(found)
             ]
 
-    def note_wait(self, build_id: str, text: str) -> None:
-        """Note why a build of a pool waits, as a sentence. Does nothing once it is claimed."""
-        waiting = (builds.c.id == build_id) & is_waiting
+    def note_waits(self, texts: Mapping[str, str]) -> None:
+        """Note why builds of pools wait: id -> sentence. Leaves out those that are claimed."""
+        if not texts:
+            return
+        waiting = is_waiting & builds.c.id.in_(list(texts))
+        found = select(builds.c.id, builds.c.labels).where(waiting).order_by(builds.c.id)
         with self._database.write() as connection:
-            found = select(builds.c.labels).where(waiting).with_for_update()
-            labels = connection.execute(found).scalar()
-            if labels is not None:
-                noted = {**msgspec.json.decode(labels), WAITS_FOR: text}
-                connection.execute(
-                    update(builds).where(waiting).values(labels=msgspec.json.encode(noted))
-                )
+            for row in connection.execute(found.with_for_update(skip_locked=True)).all():
+                labels = {**msgspec.json.decode(row.labels), WAITS_FOR: texts[row.id]}
+                mine = update(builds).where(builds.c.id == row.id)
+                connection.execute(mine.values(labels=msgspec.json.encode(labels)))
 
     def length(self) -> int:
         """Count the builds that are QUEUED and unclaimed."""

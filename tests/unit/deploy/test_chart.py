@@ -107,6 +107,14 @@ def test_without_values_one_server_keeps_a_database_on_its_volume(helm):
     assert "BUILDRUNNER_DATABASE" not in {one["name"] for one in server(objects)["env"]}
 
 
+def test_one_of_several_servers_is_reached_by_the_address_of_its_pod(helm):
+    assert "POD_IP" not in str(rendered(helm, {}))
+    container = server(rendered(helm, EVERYTHING))
+    assert "--internal-url=http://$(POD_IP):8080" in container["args"]
+    (address,) = (one for one in container["env"] if one["name"] == "POD_IP")
+    assert address["valueFrom"] == {"fieldRef": {"fieldPath": "status.podIP"}}
+
+
 def test_the_server_runs_no_builds_in_its_own_pod(helm):
     objects = rendered(helm, {})
     assert "--sandbox=none" in server(objects)["args"]
@@ -130,12 +138,19 @@ def test_every_value_reaches_an_object(helm):
     secrets = {
         one["name"]: one["valueFrom"]["secretKeyRef"]["name"]
         for one in container["env"]
-        if "valueFrom" in one
+        if "secretKeyRef" in one.get("valueFrom", {})
     }
     assert secrets == {"BUILDRUNNER_DATABASE": "buildrunner-database", "GIT_TOKEN": "forge"}
     assert objects["ConfigMap"]["data"]["config.toml"].startswith(EVERYTHING["settings"])
     assert objects["Ingress"]["spec"]["rules"][0]["host"] == "builds.example.com"
-    assert objects["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"namespaceSelector": {}}]
+    peers = objects["NetworkPolicy"]["spec"]["ingress"][0]["from"]
+    assert peers[0] == {"namespaceSelector": {}}
+    assert [one["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for one in peers[1:]] == [
+        "buildrunner",
+        *["buildrunner-build"] * 2,
+    ]
+    namespaces = [one["namespaceSelector"]["matchLabels"] for one in peers[2:]]
+    assert namespaces == [{"kubernetes.io/metadata.name": name} for name in ("builds", "ci")]
     claim = objects["StatefulSet"]["spec"]["volumeClaimTemplates"][0]["spec"]
     assert claim["storageClassName"] == "fast"
 

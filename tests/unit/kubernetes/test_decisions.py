@@ -41,7 +41,7 @@ def job(build_id, ended_s=None, reason=""):
     return BuildJob(build_id=build_id, namespace="ci", name=name, ended_at=ended_at, reason=reason)
 
 
-def decided(waits=(), held=(), jobs=(), ended=None, **pool):
+def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), **pool):
     ended = {name: NOW - timedelta(seconds=ago) for name, ago in (ended or {}).items()}
     return decide(
         Situation(
@@ -51,6 +51,7 @@ def decided(waits=(), held=(), jobs=(), ended=None, **pool):
             jobs=jobs,
             ended=ended,
             now=NOW,
+            too_weak=frozenset(too_weak),
         )
     )
 
@@ -100,6 +101,18 @@ class TestCreate:
         assert found.waits["b"] == "No more than 1 build of its group may run."
         assert created([waiting("b", **group)], [claimed("x", group="g")], [job("x")]) == []
         assert created([waiting("b", **group)], jobs=[job("b")]) == []
+
+    def test_a_fork_gets_no_pod_that_the_server_would_refuse_it(self):
+        waits = [
+            waiting("a", untrusted=True),
+            waiting("b"),
+            waiting("c", untrusted=True, pool="x86"),
+        ]
+        found = decided(waits, too_weak={"arm"}, isolation="capabilities")
+        assert [build.id for build in found.create] == ["b", "c"]
+        assert found.waits["a"] == (
+            "The pool arm isolates builds by capabilities, which is too weak for builds of forks."
+        )
 
     def test_projects_take_turns(self):
         waits = [waiting("a1", "a"), waiting("a2", "a"), waiting("a3", "a"), waiting("b1", "b")]

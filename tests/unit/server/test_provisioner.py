@@ -6,11 +6,13 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.kubernetes.api import KubernetesApi
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.server.services.provisioner import Provisioner
 from buildrunner.store.model.builds import ClaimScope, Lease, NewBuild
+from buildrunner.store.model.servers import KnownServer
 from tests.conftest import wait_until
 from tests.fake_cluster import fake_cluster
 from tests.server_databases import new_store
@@ -35,20 +37,20 @@ class World:
         self.lost = []
         self.provisioner = self.another()
 
-    def another(self):
+    def another(self, pool=POOL, **options):
         def report(lease, reason):
             self.lost.append((lease, reason))
 
-        pools = {"arm": POOL}
-        return Provisioner(self.store, self.api, pools, report, lambda: self.now)
+        pools = {"arm": pool}
+        return Provisioner(self.store, self.api, pools, report, lambda: self.now, **options)
 
-    def build(self, pool="arm", **fields):
+    def build(self, pool="arm", facts=None, **fields):
         build_id = str(uuid.uuid4())
         document = {"id": build_id, "projectId": "p", "status": "QUEUED", "steps": [], **fields}
         document["createTime"] = "2026-12-01T12:00:00Z"
         expires = self.now + timedelta(hours=1)
         self.store.builds.create(
-            NewBuild(document=document, request={}, expires_at=expires, pool=pool)
+            NewBuild(document=document, request={}, expires_at=expires, pool=pool, **(facts or {}))
         )
         return build_id
 
@@ -100,6 +102,35 @@ def test_a_build_of_the_pool_gets_a_job_of_its_size(world):
     assert pod["volumes"][0]["emptyDir"] == {"sizeLimit": "200G"}
     assert pod["activeDeadlineSeconds"] == (2 + 15) * 60
     assert world.why(build) == "Its Pod starts."
+
+
+@pytest.mark.parametrize(
+    ("demanded", "jobs"), [("", 1), ("capabilities", 1), ("user-namespace", 0)]
+)
+def test_a_fork_gets_a_pod_that_isolates_it_as_the_server_demands(world, demanded, jobs):
+    pool = replace(POOL, isolation="capabilities")
+    world.build(facts={"untrusted": True})
+    world.another(pool, isolation=demanded).turn()
+    assert len(world.jobs()) == jobs
+
+
+def test_the_worker_of_an_uploaded_source_reaches_the_server_that_has_it(world):
+    def reached():
+        (job,) = world.cluster.of("jobs")
+        return job["spec"]["template"]["spec"]["containers"][0]["args"][1]
+
+    for name, only, url in (
+        ("a", "a", "http://ci"),
+        ("b", "b", "http://b:8080"),
+        ("b", "", "http://ci"),
+    ):
+        known = KnownServer(name=name, url=f"http://{name}:8080", started_at=world.now)
+        world.store.servers.put(known)
+        build = world.build(facts={"only_worker": only})
+        world.turn()
+        assert reached() == f"--server={url}"
+        world.store.builds.request_cancel("p", build, now=world.now)
+        world.turn(15)
 
 
 def test_a_pool_runs_as_many_builds_as_it_may(world):
