@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.kubernetes.pool import Pool, parse_toleration
 from buildrunner.plan.build_plan import ResourceLimits
 
@@ -182,7 +183,10 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
             "--log-level=warn",
             *mirror,
         ],
-        "env": [{"name": "ISOLATION", "value": pool.isolation}],
+        "env": [
+            {"name": "ISOLATION", "value": pool.isolation},
+            {"name": "EGRESS_DENY", "value": " ".join(Egress().deny)},
+        ],
         "resources": _resources(build, pool),
         "securityContext": _engine_rights(pool),
         "volumeMounts": [

@@ -189,6 +189,11 @@ def test_the_engine_gets_capabilities_and_no_privilege(isolation):
     assert {"name": "ISOLATION", "value": isolation} in engine(isolation=isolation)["env"]
 
 
+def test_steps_reach_no_metadata_service_of_a_cloud():
+    (denied,) = (one["value"] for one in engine()["env"] if one["name"] == "EGRESS_DENY")
+    assert "169.254.0.0/16" in denied.split()
+
+
 def test_a_pool_can_run_privileged_engines():
     assert engine(isolation="privileged")["securityContext"] == {"privileged": True}
 
