@@ -35,7 +35,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
         waiting: the builds of these pools that wait, in the order of the queue.
         claimed: all builds that are claimed.
         jobs: the Jobs of builds in the namespaces of the pools.
-        ended: when a build ended, for builds of active Jobs that neither wait nor are claimed.
+        pods: the pool of each Pod there that has not ended, by the id of its build.
+        ended: when a build ended, for builds of active Jobs and of such Pods that neither wait nor
+            are claimed.
         now: the time.
         too_weak: the pools that isolate builds less than the server demands for forks.
     """
@@ -44,6 +46,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     waiting: Sequence[WaitingBuild]
     claimed: Sequence[ClaimedBuild]
     jobs: Sequence[BuildJob]
+    pods: Mapping[str, str]
     ended: Mapping[str, datetime]
     now: datetime
     too_weak: frozenset[str] = frozenset()
@@ -133,9 +136,12 @@ def _new_jobs(
 ) -> tuple[tuple[WaitingBuild, ...], dict[str, str]]:
     """The builds that get a Job; and why others do not.
 
-    As with claims, a build of the project that has the fewest comes first.
+    As with claims, a build of the project that has the fewest comes first. A Pod takes its place
+    in the pool until it has ended, which is later than its build.
     """
     of_pool = Counter(build.pool for build in held)
+    over = {*now.ended, *(build.id for build in now.waiting if build.id not in jobs)}
+    of_pool.update(pool for build_id, pool in now.pods.items() if build_id in over)
     of_project = Counter(build.project for build in now.claimed)
     of_group = Counter((build.project, build.group) for build in now.claimed)
     candidates = []

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD
+from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD, LABEL_POOL
 
 Object = Mapping[str, Any]
 
@@ -74,6 +74,17 @@ def build_jobs(
             )
         )
     return found
+
+
+def live_pods(pods: Iterable[Object]) -> dict[str, str]:
+    """Return the pool of each Pod that has not ended, by the id of its build."""
+    live = {}
+    for pod in pods:
+        labels = pod["metadata"].get("labels") or {}
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+            live[labels.get(LABEL_BUILD, "")] = labels.get(LABEL_POOL, "")
+    live.pop("", None)
+    return live
 
 
 def _owner(pod: Object) -> str:

@@ -16,7 +16,7 @@ from buildrunner.errors import KubernetesError, NotFound
 from buildrunner.kubernetes.decisions import Decisions, Situation, decide, sentence
 from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.kubernetes.reasons import BuildJob, build_jobs
+from buildrunner.kubernetes.reasons import BuildJob, build_jobs, live_pods
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, MACHINE_LIMITS
 from buildrunner.sandboxes.protocol import isolates
 from buildrunner.server.loop import Loop
@@ -117,7 +117,7 @@ class Provisioner:
         queue = self._store.queue
         waiting, claimed = queue.waiting_in(self._pools), queue.claimed()
         try:
-            jobs = self._jobs()
+            jobs, pods = self._found()
         except KubernetesError as error:
             self._note_problem(str(error))
             self._note_waits(waiting, dict.fromkeys((one.id for one in waiting), str(error)))
@@ -128,32 +128,39 @@ class Provisioner:
             waiting=waiting,
             claimed=claimed,
             jobs=jobs,
-            ended=self._ended(waiting, claimed, jobs),
+            pods=pods,
+            ended=self._ended(waiting, claimed, jobs, pods),
             now=self._clock(),
             too_weak=self._too_weak,
         )
         self._do(decide(situation), waiting)
 
-    def _jobs(self) -> list[BuildJob]:
-        found = []
+    def _found(self) -> tuple[list[BuildJob], dict[str, str]]:
+        """The Jobs of builds, and `live_pods`."""
+        found: list[BuildJob] = []
+        live: dict[str, str] = {}
         for namespace in sorted({pool.namespace for pool in self._pools.values()}):
             jobs = self._cluster.jobs(namespace, LABELS)
-            pods = self._cluster.pods(namespace, LABELS) if jobs else []
+            pods = self._cluster.pods(namespace, LABELS)
+            live |= live_pods(pods)
             start = len(pods) < len(jobs) or any(map(_is_pending, pods))
             # A namespace may have many events, and all else is told by the Pods.
             found += build_jobs(jobs, pods, self._cluster.warnings(namespace) if start else ())
-        return found
+        return found, live
 
     def _ended(
-        self, waiting: list[WaitingBuild], claimed: list[ClaimedBuild], jobs: list[BuildJob]
+        self,
+        waiting: list[WaitingBuild],
+        claimed: list[ClaimedBuild],
+        jobs: list[BuildJob],
+        pods: Mapping[str, str],
     ) -> dict[str, datetime]:
         known = {one.id for one in waiting} | {one.id for one in claimed}
+        active = {job.build_id for job in jobs if job.ended_at is None}
         ended = {}
-        for job in jobs:
-            if job.ended_at is not None or job.build_id in known:
-                continue
+        for build_id in (active | pods.keys()) - known:
             try:
-                build = self._store.builds.find(job.build_id)
+                build = self._store.builds.find(build_id)
             except NotFound:
                 continue
             at = build.document.get("finishTime")

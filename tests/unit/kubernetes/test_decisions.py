@@ -41,7 +41,7 @@ def job(build_id, ended_s=None, reason=""):
     return BuildJob(build_id=build_id, namespace="ci", name=name, ended_at=ended_at, reason=reason)
 
 
-def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), **pool):
+def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), pods="", **pool):
     ended = {name: NOW - timedelta(seconds=ago) for name, ago in (ended or {}).items()}
     return decide(
         Situation(
@@ -49,6 +49,7 @@ def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), **pool):
             waiting=waits,
             claimed=held,
             jobs=jobs,
+            pods=dict.fromkeys(pods, "arm"),
             ended=ended,
             now=NOW,
             too_weak=frozenset(too_weak),
@@ -85,6 +86,31 @@ class TestCreate:
         assert "".join(build.id for build in found.create) == chosen
         for build in set(waits) - set(chosen) - set(jobs):
             assert found.waits[build] == "No more than 3 builds of the pool arm may run."
+
+    @pytest.mark.parametrize(
+        ("pods", "ended", "jobs", "chosen"),
+        [
+            ("xy", "xy", "xy", "a"),
+            ("xyz", "xyz", "", ""),
+            ("xy", "", "", "abc"),
+            ("ax", "x", "", "a"),
+            ("ax", "x", "a", "b"),
+            ("", "xyz", "xyz", "abc"),
+        ],
+        ids=[
+            "their builds ended",
+            "their Jobs are deleted",
+            "of another server",
+            "of a build that runs again",
+            "of a build that is about to begin",
+            "ended",
+        ],
+    )
+    def test_a_pod_takes_its_place_until_it_has_ended(self, pods, ended, jobs, chosen):
+        waits = [waiting(one) for one in "abcd"]
+        over = dict.fromkeys(ended, 1)
+        found = created(waits, jobs=list(map(job, jobs)), ended=over, pods=pods)
+        assert "".join(found) == chosen
 
     def test_pools_do_not_count_for_each_other(self):
         held = [claimed(one, pool="x86") for one in "xyz"]
