@@ -15,13 +15,8 @@ ID = "aef20688-6937-4742-bce1-5f0b81931d41"
 
 
 def manifest(build_id=ID, **settings):
-    pool = Pool(
-        name="arm",
-        server="http://buildrunner",
-        worker_image="worker",
-        engine_image="engine",
-        **{"namespace": "ci", **settings},
-    )
+    usual = {"namespace": "ci", "worker_image": "worker", "engine_image": "engine"}
+    pool = Pool(name="arm", server="http://buildrunner", **{**usual, **settings})
     return job_manifest(PodBuild(id=build_id, timeout=timedelta(minutes=10)), pool)
 
 
