@@ -45,7 +45,6 @@ from buildrunner.server.pages import deployments as deployments_page
 from buildrunner.server.pages import outbox as outbox_page
 from buildrunner.server.pages import routes as pages
 from buildrunner.server.pages import system as system_page
-from buildrunner.server.pages.builds import actions as build_actions
 from buildrunner.server.pages.builds import artifacts as artifact_list
 from buildrunner.server.pages.builds import list as builds_page
 from buildrunner.server.pages.builds import log as log_page
@@ -111,7 +110,6 @@ def create_app(context: ServerContext) -> FastAPI:
         builds_page.router(context),
         build_page.router(context),
         artifact_list.router(context),
-        build_actions.router(context),
         deployments_page.router(context),
         trigger_edit_page.router(context),
         triggers_page.router(context),

@@ -90,7 +90,7 @@ class BoundedCalls:
         """Return an operation's result. Blocks for a few seconds at most, when others wait too.
 
         Args:
-            operation: one of `operations.OPERATIONS`.
+            operation: one of `bounded_process.OPERATIONS`.
             argument: JSON.
             owner: the project that wrote what is evaluated.
             key: what is evaluated: when it has exceeded its limits three times, it is left out for

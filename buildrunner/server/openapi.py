@@ -21,9 +21,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from fastapi.routing import APIRoute
 
-from buildrunner.server.http.access import Requirement, policy
+from buildrunner.server.http.access import Requirement, WorkerAccess, policy
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.workers import WorkerAccess
 from buildrunner.server.notifications.model import Notifier
 from buildrunner.sources.uploads import SourceFile
 from buildrunner.spec.schema import build_schema, trigger_schema

@@ -19,11 +19,11 @@ from buildrunner.errors import LeaseLost
 from buildrunner.logs.files.copies import OffsetMismatch, events_piece, log_piece
 from buildrunner.server.context import MIB, ServerContext
 from buildrunner.server.events.reading import payload_of_build
+from buildrunner.server.http.access import WorkerAccess
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, parsed, raw_body
-from buildrunner.server.http.workers import WorkerAccess
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.store.model.builds import Lease

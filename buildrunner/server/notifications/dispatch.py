@@ -80,7 +80,7 @@ class NotifierWords:
         now: datetime,
         in_any_case: bool = False,
     ) -> dict[str, Any]:
-        """Return a notifier's message: see `operations.notify`; too much text is a ``problem``.
+        """Return a notifier's message (`bounded_process.notify`); too much text is a ``problem``.
 
         Raises:
             Busy: the project has too many others under way.
@@ -125,7 +125,7 @@ class NotifierWords:
 def notify_argument(
     document: dict[str, Any], facts: Facts, *, key: str, now: datetime
 ) -> dict[str, Any]:
-    """The argument for a notifier's evaluation, as JSON (`operations.NotifyArgument`)."""
+    """The argument for a notifier's evaluation, as JSON (`bounded_process.NotifyArgument`)."""
     argument = {"notifier": document, "facts": facts, "key": key, "now": now}
     found: dict[str, Any] = msgspec.to_builtins(argument)
     return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.pages.triggers.view import fires_on, trigger_view
+from buildrunner.server.pages.triggers.page import fires_on, trigger_view
 from buildrunner.triggers.settings import ForgeSetting, TriggerSettings
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

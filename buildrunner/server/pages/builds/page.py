@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
 
 from buildrunner.engine.events import StepFinished
 from buildrunner.errors import BuildrunnerError, NotFound
@@ -16,7 +18,8 @@ from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.stored import has_attestations, sbom_failures
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import project_of
+from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.errors import ApiError
 from buildrunner.server.pages.builds.artifacts import listed_files
 from buildrunner.server.pages.builds.changes import BuildHistory, changes_since, step_times
 from buildrunner.server.pages.builds.drawings import draw_graph, ticks, waterfall
@@ -25,7 +28,9 @@ from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
+from buildrunner.server.services.builds import BuildOptions, Builds
 from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.store.model.builds import StoredBuild
 
 _MANY_EVENTS = 20_000
@@ -36,12 +41,18 @@ VIEWS = ("steps", "waterfall", "graph", "inputs", "results", "compare")
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the page."""
+    """The routes of the page and of its forms."""
     pages = BuildPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
     routes.add_api_route(
         "/builds/{project}/{build}", pages.build, methods=["GET"], dependencies=viewer
+    )
+    routes.add_api_route(
+        "/builds/{project}/{build}/{action}",
+        _BuildActions(context).act,
+        methods=["POST"],
+        dependencies=viewer,
     )
     return routes
 
@@ -194,3 +205,69 @@ def depends_on(plan: BuildPlan | None, count: int) -> list[tuple[int, ...]]:
         if step.index < count:
             edges[step.index] = tuple(plan.steps[at].index for at in step.depends_on)
     return edges
+
+
+class _BuildActions:
+    """Actions on a build from its page: cancel, run again, approve, reject."""
+
+    def __init__(self, context: ServerContext) -> None:
+        self.session = Session(context)
+        self._context = context
+        self._builds = Builds(context)
+
+    async def act(self, request: Request) -> Response:
+        """Do what a form of the page asks for, and go back to it or on to what was made."""
+        viewer: Viewer = request.state.viewer
+        fields = await self.session.form(request, viewer)
+        project = project_of(request, self._context.settings.default_project)
+        check_may(viewer, "read", project)
+        build_id = request.path_params["build"]
+        stored = await run_in_threadpool(self._context.store.builds.get, project, build_id)
+        action = request.path_params["action"]
+        acts = {
+            "cancel": ("submit", self._cancel),
+            "retry": ("submit", self._retry),
+            "approve": ("approve", self._decide),
+            "reject": ("approve", self._decide),
+        }
+        if action not in acts:
+            raise NotFound(f"there is no {action} for builds")
+        scope, act = acts[action]
+        note_action(request, f"builds.{action}", f"{project}/{stored.id}")
+        check_may(viewer, scope, project)
+        path = f"/builds/{project}/{stored.id}"
+        try:
+            path = await run_in_threadpool(act, request, stored, fields)
+        except (ApiError, BuildrunnerError) as error:
+            path = f"{path}?{urlencode({'wrong': str(error)})}"
+        return RedirectResponse(path, 303)
+
+    def _cancel(self, request: Request, stored: StoredBuild, _fields: dict[str, str]) -> str:
+        self._builds.cancel(stored, request.state.viewer.caller)
+        return _path_of(stored)
+
+    def _retry(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
+        caller = request.state.viewer.caller
+        deployment = fields.get("deployment", "")
+        rollback = (
+            self._context.store.deployments.get(stored.document["projectId"], deployment)
+            if deployment
+            else None
+        )
+        step = fields.get("fromStep", "")
+        made = self._builds.retry(stored, BuildOptions(), caller, step, rollback)
+        note_target(request, made.document["projectId"], stored.id, made.id)
+        return _path_of(made)
+
+    def _decide(self, request: Request, stored: StoredBuild, fields: dict[str, str]) -> str:
+        approved = request.path_params["action"] == "approve"
+        decision = ApprovalResult(
+            decision=Decision.APPROVED if approved else Decision.REJECTED,
+            comment=fields.get("comment", ""),
+        )
+        self._builds.decide(stored, decision, request.state.viewer.caller)
+        return _path_of(stored)
+
+
+def _path_of(stored: StoredBuild) -> str:
+    return f"/builds/{stored.document['projectId']}/{stored.id}"

@@ -3,7 +3,7 @@
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.triggers.update_mask import updated
+from buildrunner.server.services.triggers import updated
 
 STORED = {
     "id": "1",
