@@ -224,9 +224,9 @@ def _can_be_had(factory: ImageFactory, image: str) -> bool:
 
 def _resolved(path: str, substitutions: Sequence[str]) -> Build:
     """The config with the values that are known."""
+    from buildrunner.cli.arguments import parse_map
     from buildrunner.plan.resolve import PlanContext, resolve
     from buildrunner.settings import load_settings
-    from buildrunner.settings.flag_values import parse_map
     from buildrunner.spec.reading.decode import load_build
     from buildrunner.spec.substitutions.variables import BuiltIns
 

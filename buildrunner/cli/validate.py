@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check every file; write problems to stdout (in the chosen format), return the exit code."""
-    from buildrunner.settings.flag_values import parse_map
+    from buildrunner.cli.arguments import parse_map
 
     given = parse_map("--substitutions", args.substitutions)
     problems: list[Problem] = []

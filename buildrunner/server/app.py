@@ -42,8 +42,8 @@ from buildrunner.server.http.request_log import Watch
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.logs.live import BuildWatches
 from buildrunner.server.pages import deployments as deployments_page
+from buildrunner.server.pages import login as login_page
 from buildrunner.server.pages import outbox as outbox_page
-from buildrunner.server.pages import routes as pages
 from buildrunner.server.pages import system as system_page
 from buildrunner.server.pages.builds import artifacts as artifact_list
 from buildrunner.server.pages.builds import list as builds_page
@@ -106,7 +106,7 @@ def create_app(context: ServerContext) -> FastAPI:
     routers = [
         *(router(context) for router in _ROUTERS),
         routes_worker.router(context, changes),
-        pages.router(context),
+        login_page.router(context),
         builds_page.router(context),
         build_page.router(context),
         artifact_list.router(context),

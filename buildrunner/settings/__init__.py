@@ -22,7 +22,6 @@ from buildrunner.settings.environment import (
     worker_settings,
 )
 from buildrunner.settings.folder_trust import ProjectFile, TrustedFiles, UntrustedFile
-from buildrunner.settings.of_workers import settings_for_workers, settings_of_worker
 from buildrunner.settings.settings_file import (
     DEFAULT_PROJECT,
     FILE_NAME,
@@ -32,6 +31,8 @@ from buildrunner.settings.settings_file import (
     own_settings,
     read_project_file,
     setting_origins,
+    settings_for_workers,
+    settings_of_worker,
 )
 
 __all__ = [

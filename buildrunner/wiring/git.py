@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from buildrunner.settings import Settings
     from buildrunner.sources.git.command import Progress
     from buildrunner.sources.git.mirror import GitMirror
-    from buildrunner.sources.git.request import GitRequest
-    from buildrunner.sources.git.source import GitCheckout, GitPlace
+    from buildrunner.sources.git.source import GitCheckout, GitPlace, GitRequest
     from buildrunner.sources.policy import SourcePolicy
     from buildrunner.spec.model.source import Source
 
@@ -60,7 +59,7 @@ def git_request(source: Source, settings: Settings) -> GitRequest:
         SourceError: nobody says where the repository is, or a token is not to be had.
     """
     from buildrunner.sources.git.checkout import GitOptions
-    from buildrunner.sources.git.request import request_of
+    from buildrunner.sources.git.source import request_of
 
     request = request_of(
         source, project_id=settings.project_id, repositories=settings.git.repositories
@@ -201,7 +200,7 @@ class GitRemotes:
                 self._asking.discard(cancel)
 
     def _request(self, url: str) -> GitRequest:
-        from buildrunner.sources.git.request import GitRequest
+        from buildrunner.sources.git.source import GitRequest
 
         return with_credentials(GitRequest(url=url), self._settings)
 

@@ -12,8 +12,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.sources.git.checkout import GitOptions
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import GitPlace, fetch_git
+from buildrunner.sources.git.source import GitPlace, GitRequest, fetch_git
 from buildrunner.spec.model.source import GitSourceDependency
 from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.volume import fill_volume

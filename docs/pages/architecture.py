@@ -79,7 +79,7 @@ own:
    `worker/program.py` makes a `BuildRequest` of the stored build, which is compiled and run as above, in a sandbox
    (`sandboxes/protocol.py`).
 4. After a crash, `worker/recovery.py` decides what becomes of the build ([crash safety](crash-safety.md)).
-5. The API, the pages (`server/pages/routes.py`) and the log viewers read the store and the log files, never the running
+5. The API, the pages (`server/pages/builds/page.py`) and the log viewers read the store and the log files, never the running
    process.
 
 A push starts a build in this way:
@@ -118,7 +118,7 @@ Two rules explain most signatures:
 | pulls and pushes of images | `engine/image_pulls.py`, `engine/publishing.py`; the engine's requests in `containers/docker/transfers.py` |
 | the form of the log | `engine/log/pipeline.py`; on the terminal `logs/console/screen.py` |
 | a route of the API | `server/api/builds.py` and its neighbours; the operation itself in `server/services/builds.py` |
-| a page of the dashboard | `server/pages/routes.py` |
+| a page of the dashboard | `server/pages/builds/page.py` and its neighbours |
 | a forge | `triggers/forges/forge.py`, whose docstring lists the parts |
 | which events fire a trigger | `triggers/matching.py` |
 | a commit status | `triggers/status_report.py` |

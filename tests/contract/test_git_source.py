@@ -22,8 +22,7 @@ from buildrunner.sources.folder.local_folder import LocalFolder
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.mirror import GitMirror
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from buildrunner.workspace.fetched import GitWorkspace
 from buildrunner.workspace.volume import FolderWorkspace
 from tests.fixtures_git import (

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import NotFound
-from buildrunner.store.model.schedules import FAILED, FIRED, MISSED, SKIPPED, WAITING, Fire
+from buildrunner.store.model.triggers import FAILED, FIRED, MISSED, SKIPPED, WAITING, Fire
 from buildrunner.store.sql.store import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,

@@ -82,8 +82,8 @@ def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInp
     if input_.note:
         warnings.append(input_.note)
     if args.triggered or args.trigger:
+        from buildrunner.cli.arguments import parse_map
         from buildrunner.cli.submit.build_input import ignore_file_of, trigger_values
-        from buildrunner.settings.flag_values import parse_map
 
         given = parse_map("--substitutions", args.substitutions)
         input_ = replace(input_, triggered=trigger_values(input_, input_.trigger, given))
@@ -158,8 +158,8 @@ def _open_place(engine_setup: EngineSetup) -> None:
 
 def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Settings:
     """The settings that hold in the source folder, with the flags in their place."""
+    from buildrunner.cli.arguments import parse_map
     from buildrunner.cli.folder_settings import folder_settings
-    from buildrunner.settings.flag_values import parse_map
 
     settings = folder_settings(input_.folder or ".")
     settings = settings.of_project(args.project or settings.project_id)

@@ -20,6 +20,7 @@ from buildrunner.build_run.request import (
     dockerfile_build,
     load_trigger_config,
 )
+from buildrunner.cli.arguments import parse_duration, parse_map
 from buildrunner.cli.submit.build_input import (
     BuildInput,
     TriggerValues,
@@ -33,7 +34,6 @@ from buildrunner.plan.privilege import Privilege
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.plan.selection import Selection
 from buildrunner.settings import Settings
-from buildrunner.settings.flag_values import parse_duration, parse_map
 from buildrunner.spec.model.build import Build, MachineType
 from buildrunner.spec.reading.decode import LoadedBuild, load_build
 from buildrunner.spec.substitutions.variables import BuiltIns

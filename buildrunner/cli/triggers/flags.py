@@ -85,7 +85,7 @@ class Pairs(argparse.Action):
         option_string: str | None = None,
     ) -> None:
         """Add what one use of the flag says."""
-        from buildrunner.settings.flag_values import parse_map
+        from buildrunner.cli.arguments import parse_map
 
         found = dict(getattr(namespace, self.dest) or {})
         found.update(parse_map(str(option_string), [str(values)]))

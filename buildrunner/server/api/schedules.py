@@ -18,7 +18,7 @@ from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PARENT, Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.schedules import Fire
+from buildrunner.store.model.triggers import Fire
 from buildrunner.triggers.schedule import fire_times
 from buildrunner.triggers.settings import read_settings
 

@@ -30,7 +30,7 @@ from buildrunner.server.loop import Loop
 from buildrunner.server.services.known_triggers import known_trigger
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
 from buildrunner.spec.model.build import FINAL_STATUSES
-from buildrunner.store.model.schedules import (
+from buildrunner.store.model.triggers import (
     FAILED,
     FIRED,
     MISSED,

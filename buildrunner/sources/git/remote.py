@@ -7,8 +7,7 @@ import tempfile
 import threading
 
 from buildrunner.sources.git.command import fetch_history, filter_arguments, format_argument
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import GitPlace, git_door
+from buildrunner.sources.git.source import GitPlace, GitRequest, git_door
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0

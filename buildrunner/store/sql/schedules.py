@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, select, update
 
 from buildrunner.errors import NotFound
-from buildrunner.store.model.schedules import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
+from buildrunner.store.model.triggers import FIRED, SKIPPED, WAITING, Fire, ScheduledTrigger
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, insert_new

@@ -18,8 +18,7 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import explain
 from buildrunner.sources.git.mirror import GitMirror
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
 

@@ -14,8 +14,7 @@ from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.mirror import GitMirror
-from buildrunner.sources.git.request import GitRequest, request_of
-from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git, request_of
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.spec.model.source import (
     ConnectedRepository,

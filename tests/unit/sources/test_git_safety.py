@@ -12,8 +12,7 @@ import pytest
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.mirror import GitMirror
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import GitCheckout, fetch_git
+from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from tests.fixtures_git import HttpServer, Repository, closing, git
 
 

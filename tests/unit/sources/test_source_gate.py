@@ -17,8 +17,7 @@ from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.lfs import LfsTransfers
-from buildrunner.sources.git.request import GitRequest
-from buildrunner.sources.git.source import fetch_git, git_door
+from buildrunner.sources.git.source import GitRequest, fetch_git, git_door
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
 from tests.fixtures_git import DaemonServer, HttpServer, Repository, SshServer, closing

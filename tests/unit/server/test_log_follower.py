@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from buildrunner.engine.events import StepStarted
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.events import EventLog
-from buildrunner.logs.files.follower import LogFollower
 from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.server.logs.live import LogFollower
 
 NOW = datetime(2024, 5, 31, tzinfo=UTC)
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from buildrunner.cli.arguments import parse_duration, parse_map
 from buildrunner.errors import UsageError
-from buildrunner.settings.flag_values import parse_duration, parse_map
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,4 @@
-"""The pages that are of nothing in particular: the first one, signing in and out, static files.
-
-Addresses are short ones for people; all that changes something is a form that comes back to the
-page it stands on.
-"""
+"""Pages before a user has signed in: the first page, signing in and out, and static files."""
 
 from __future__ import annotations
 
