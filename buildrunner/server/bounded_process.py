@@ -28,8 +28,7 @@ import msgspec
 from buildrunner.server.notifications.dispatch import verdict_of
 from buildrunner.server.notifications.facts import Facts
 from buildrunner.server.notifications.messages import made_message
-from buildrunner.server.notifications.model import Notifier
-from buildrunner.server.notifications.notifier import problems_of
+from buildrunner.server.notifications.notifier import Notifier, problems_of
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.spec.model.message import import_all
 from buildrunner.spec.reading.findings import suggestion

@@ -23,7 +23,7 @@ from fastapi.routing import APIRoute
 
 from buildrunner.server.http.access import Requirement, WorkerAccess, policy
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.notifications.model import Notifier
+from buildrunner.server.notifications.notifier import Notifier
 from buildrunner.sources.uploads import SourceFile
 from buildrunner.spec.schema import build_schema, trigger_schema
 from buildrunner.triggers.hook_binding import HookBinding

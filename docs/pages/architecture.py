@@ -122,7 +122,7 @@ Two rules explain most signatures:
 | a forge | `triggers/forges/forge.py`, whose docstring lists the parts |
 | which events fire a trigger | `triggers/matching.py` |
 | a commit status | `triggers/status_report.py` |
-| a kind of notifier | `server/notifications/model.py`, `server/notifications/notifier.py`, `server/notifications/messages.py` |
+| a kind of notifier | `server/notifications/notifier.py`, `server/notifications/messages.py` |
 | a column of the server's database | `store/sql/schema.py`, with a revision in `store/sql/migrations/` |
 
 [CONTRIBUTING.md](../../CONTRIBUTING.md) lists the steps and tests of common changes.

@@ -1,5 +1,5 @@
 """Notifiers: which builds they report, to whom, and in which words.
 
-`model` and `notifier` are the resource; `dispatch` decides which messages are sent; `messages` and
-`templates` write the text, in a bounded process.
+`notifier` is the resource; `dispatch` decides which messages are sent; `messages` and `templates`
+write the text, in a bounded process.
 """

@@ -24,8 +24,7 @@ from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.pinned import NotDelivered
 from buildrunner.server.notifications.facts import BAD, BROKEN, FIXED, GOOD, Facts
 from buildrunner.server.notifications.messages import address_of, target_of
-from buildrunner.server.notifications.model import Notifier
-from buildrunner.server.notifications.notifier import config_error, notifier_of
+from buildrunner.server.notifications.notifier import Notifier, config_error, notifier_of
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.triggers.build_filter import build_rule
 from buildrunner.triggers.events import Rule, Verdict

@@ -11,8 +11,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buildrunner.server.notifications.facts import BAD, GOOD, Facts, template_values
-from buildrunner.server.notifications.model import CHAT, MAIL, PUBSUB, SLACK, Notifier
-from buildrunner.server.notifications.notifier import template_type
+from buildrunner.server.notifications.notifier import (
+    CHAT,
+    MAIL,
+    PUBSUB,
+    SLACK,
+    Notifier,
+    template_type,
+)
 from buildrunner.server.notifications.templates import (
     Escapes,
     TemplateProblem,

@@ -27,8 +27,10 @@ from markupsafe import Markup
 
 from buildrunner.errors import BuildrunnerError
 from buildrunner.server.notifications.facts import MessageView
-from buildrunner.server.notifications.model import GOLANG
 from buildrunner.spec.reading.findings import suggestion
+
+GOLANG: Final = "golang"
+JINJA: Final = "jinja2"
 
 MOST_CHARACTERS: Final = 256 * 1024
 _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")

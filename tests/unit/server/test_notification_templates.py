@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from buildrunner.server.notifications.facts import TEMPLATE_NAMES, Facts, template_values
-from buildrunner.server.notifications.model import GOLANG, JINJA
+from buildrunner.server.notifications.notifier import GOLANG, JINJA
 from buildrunner.server.notifications.templates import (
     MOST_CHARACTERS,
     Escapes,
