@@ -55,7 +55,7 @@ class ObjectReader:
         self._pieces = self._resumed()
         self._piece = b""
         self._position = 0
-        self._count = self._told = 0
+        self._count = self._reported = 0
 
     def read(self, size: int = -1, /) -> bytes:
         """At most ``size`` bytes (all that is left when negative), none only at the end.
@@ -113,8 +113,8 @@ class ObjectReader:
         self._sum.update(piece)
         for each in self._hashes.values():
             each.update(piece)
-        if self._moved and self._count >= min(self.found.size_bytes, self._told + _STEP_BYTES):
-            self._told = self._count
+        if self._moved and self._count >= min(self.found.size_bytes, self._reported + _STEP_BYTES):
+            self._reported = self._count
             self._moved(self._count)
 
     def _wrong(self, why: str) -> StorageError:

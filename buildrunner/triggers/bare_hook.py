@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     """
     hooks = os.path.dirname(os.path.abspath(__file__))
     if arguments == ["--installed"]:
-        code, reason = _told(_settings(hooks), {"installed": True, "refs": _all_refs()})
+        code, reason = _report(_settings(hooks), {"installed": True, "refs": _all_refs()})
         sys.stdout.write(reason)
         return 0 if 200 <= code < 300 else 1
     lines = sys.stdin.buffer.read()
@@ -83,7 +83,7 @@ def _tell(hooks: str, lines: bytes) -> None:
     identity = str(uuid.uuid4())
     for pause in _PAUSES_S if refs else ():
         time.sleep(pause)
-        code, _ = _told(settings, {"id": identity, "refs": refs, "options": _push_options()})
+        code, _ = _report(settings, {"id": identity, "refs": refs, "options": _push_options()})
         if 200 <= code < 500 and code != 429:  # it has it, or will never take it
             return
 
@@ -108,7 +108,7 @@ def _settings(hooks: str) -> dict[str, str]:
     return found
 
 
-def _told(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]:
+def _report(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]:
     """Try once to tell the server; its answer's code, 0 when there is none, and what is wrong."""
     body = {
         "id": str(uuid.uuid4()),

@@ -47,7 +47,7 @@ def trial_events(
         BadDelivery: ``asked`` has none of these forms.
     """
     if asked.get("event") is not None:
-        return _told(trigger, asked, wanted, bindings)
+        return _delivered_events(trigger, asked, wanted, bindings)
     ref = text(asked, "ref")
     if not ref:
         raise BadDelivery("give either an event or a ref")
@@ -96,7 +96,7 @@ def _repository_of(wanted: TriggerRepository | None) -> Repository:
     return on_host(Repository(full_name=wanted.name), host)
 
 
-def _told(
+def _delivered_events(
     trigger: BuildTrigger,
     asked: Mapping[str, Any],
     wanted: TriggerRepository | None,

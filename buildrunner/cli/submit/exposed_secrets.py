@@ -105,8 +105,8 @@ def _refuse_source(path: str, folder: str, source: str, ignore_file: str) -> Non
         )
 
 
-def told(exported: ExportedWorkspace | None, folder: str, exit_code: int) -> int:
-    """Say what came of the copy; the exit code of the command.
+def report_export(exported: ExportedWorkspace | None, folder: str, exit_code: int) -> int:
+    """Report the copy of the workspace; return the exit code of the command.
 
     Args:
         exported: the workspace, released; None for a build that never had one.

@@ -213,9 +213,9 @@ class LocalRun:
         if executed.error is not None:  # the log and the summary have said what is wrong
             exit_code = executed.error.exit_code
         if self._write_workspace:
-            from buildrunner.cli.submit.exposed_secrets import told
+            from buildrunner.cli.submit.exposed_secrets import report_export
 
-            exit_code = told(next(iter(exported), None), self._write_workspace, exit_code)
+            exit_code = report_export(next(iter(exported), None), self._write_workspace, exit_code)
         return exit_code
 
     def _placed(

@@ -38,8 +38,8 @@ from buildrunner.server.events.facts import (
 )
 from buildrunner.server.events.reading import (
     WEBHOOK,
+    delivered_repository,
     parsed_delivery,
-    told_repository,
 )
 from buildrunner.server.events.reconcile import SeenRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
@@ -262,7 +262,7 @@ class DeliveryHandler:
         if found is not None or delivery.hook.partition("/")[0] != BARE:
             return found
         try:
-            first = read_binding(delivery.hook, {"repository": told_repository(delivery)})
+            first = read_binding(delivery.hook, {"repository": delivered_repository(delivery)})
         except ConfigError as error:
             raise BadDelivery(str(error)) from error
         document = self._context.store.hooks.add(delivery.hook, msgspec.to_builtins(first))

@@ -72,7 +72,7 @@ def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
     return parse_delivery(FORGES[forge], request)
 
 
-def told_repository(delivery: StoredDelivery) -> str:
+def delivered_repository(delivery: StoredDelivery) -> str:
     """Return the repository address that the hook of a bare repository reports; empty if none."""
     try:
         body = json_object(WebhookRequest(delivery.headers, delivery.body))

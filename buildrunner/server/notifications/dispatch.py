@@ -130,7 +130,7 @@ def notify_argument(
     return found
 
 
-_MOST_TOLD: Final = 1000
+_MOST_LOGGED: Final = 1000
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -144,7 +144,7 @@ class NotificationDesk:
 
     def __init__(self, context: ServerContext) -> None:
         self._store = context.store
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
         """The notifiers of the build's project that may have something to say of a change."""
@@ -154,7 +154,7 @@ class NotificationDesk:
             try:
                 notifier = notifier_of(document)
             except ConfigError as error:  # kept by another version
-                self._tell_once(f"notifier {name} of {change.project_id}: {error}")
+                self._log_once(f"notifier {name} of {change.project_id}: {error}")
                 continue
             if change_rule(notifier, facts).passed is False:
                 continue
@@ -199,11 +199,11 @@ class NotificationDesk:
             before = None
         return msgspec.structs.replace(facts, previous=before, overtaken=overtaken)
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            if len(self._told) >= _MOST_TOLD:
-                self._told.clear()
-            self._told.add(text)
+    def _log_once(self, text: str) -> None:
+        if text not in self._logged:
+            if len(self._logged) >= _MOST_LOGGED:
+                self._logged.clear()
+            self._logged.add(text)
             _log.warning("%s", text)
 
 

@@ -22,7 +22,7 @@ from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
 # GitLab refuses a status that it already has, which counts as delivered.
-_MOST_TOLD: Final = 1000
+_MOST_LOGGED: Final = 1000
 _KNOWN_ALREADY: Final = "Cannot transition status"
 
 _log = logging.getLogger("buildrunner.server")
@@ -47,7 +47,7 @@ class StatusReporter:
         self._secrets = secrets
         self._hooks = hooks
         self._changed_build = changed_build
-        self._told: set[str] = set()
+        self._logged: set[str] = set()
 
     def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
         """Return the message to the forge about a change; none if the forge has no token."""
@@ -122,7 +122,7 @@ class StatusReporter:
     def _may_report(self, forge: ForgeHost, repository: str, project: str) -> bool:
         if may_speak_for(self._hooks(), forge, repository, project):
             return True
-        self._tell_once(
+        self._log_once(
             f"project {project} reports no statuses to {repository} on {forge.url}: the hooks of"
             " its owner are bound to other projects"
         )
@@ -137,17 +137,17 @@ class StatusReporter:
             _log.warning("the token of %s can't be looked up: %s", host, error)
             return True
         if not has:
-            self._tell_once(f"no statuses are sent to {host}: it has no token")
+            self._log_once(f"no statuses are sent to {host}: it has no token")
         elif not is_private_to_us(base):
-            self._tell_once(f"no statuses are sent to {base}: a token is never sent unencrypted")
+            self._log_once(f"no statuses are sent to {base}: a token is never sent unencrypted")
             return False
         return has
 
-    def _tell_once(self, text: str) -> None:
-        if text not in self._told:
-            if len(self._told) >= _MOST_TOLD:
-                self._told.clear()
-            self._told.add(text)
+    def _log_once(self, text: str) -> None:
+        if text not in self._logged:
+            if len(self._logged) >= _MOST_LOGGED:
+                self._logged.clear()
+            self._logged.add(text)
             _log.info("%s", text)
 
 

@@ -123,13 +123,13 @@ class _Watched:
     def __init__(self, file: BinaryIO, moved: Callable[[int], object]) -> None:
         self._file = file
         self._moved = moved
-        self._told = 0
+        self._reported = 0
 
     def read(self, size: int = -1, /) -> bytes:
         data = self._file.read(size)
         at = self._file.tell()
-        self._moved(at - self._told)
-        self._told = at
+        self._moved(at - self._reported)
+        self._reported = at
         return data
 
     def seek(self, offset: int, whence: int = 0, /) -> int:

@@ -35,7 +35,7 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
         sha, _, name = line.partition("\t")
         if name.endswith(_PEELED) and name.removesuffix(_PEELED) in found:
             found[name.removesuffix(_PEELED)] = sha
-        elif name and _told(name) == name:
+        elif name and _readable(name) == name:
             found[name] = sha
     return found
 
@@ -82,7 +82,7 @@ def changed_files(
         listed = git.run(
             "diff-tree", "-r", "-z", "--name-only", "--no-renames", old, new, folder=folder
         )
-    return tuple(sorted(_told(name) for name in listed.split("\0") if name.strip("\n")))
+    return tuple(sorted(_readable(name) for name in listed.split("\0") if name.strip("\n")))
 
 
 def commit_message(
@@ -110,9 +110,9 @@ def commit_message(
             depth=1,
             timeout_s=_MESSAGE_TIMEOUT_S,
         )
-        return _told(git.run("log", "-1", "--format=%B", commit, folder=folder).strip())
+        return _readable(git.run("log", "-1", "--format=%B", commit, folder=folder).strip())
 
 
-def _told(text: str) -> str:
+def _readable(text: str) -> str:
     """The text, with what is not UTF-8 replaced: it is to be compared, stored and shown."""
     return os.fsencode(text).decode("utf-8", "replace")

@@ -92,7 +92,7 @@ class BuildPage:
             may_resume=build.is_over and self._context.workspace_is_kept(build.id),
             deployed=self._context.store.deployments.of_build(stored.id, page_size=_MOST_DEPLOYED),
             attempts=self._history.attempts(stored),
-            told=self._told(request.state.viewer, stored),
+            messages=self._message_count(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,
             log_size=reader.size(),
             wrong=request.query_params.get("wrong", ""),
@@ -104,7 +104,7 @@ class BuildPage:
         check_may(request.state.viewer, "read", project)
         return self._context.store.builds.get(project, request.path_params["build"])
 
-    def _told(self, viewer: Viewer, stored: StoredBuild) -> int:
+    def _message_count(self, viewer: Viewer, stored: StoredBuild) -> int:
         """Count the messages about a build; 0 for viewers without a token, since it is private."""
         if viewer.is_public:
             return 0

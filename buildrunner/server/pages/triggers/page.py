@@ -108,7 +108,7 @@ class _TriggerPages:
             trigger=trigger,
             builds=self._builds(project, trigger.id, _LAST_BUILDS),
             usual_s=self._history.usual_s(project, trigger.id),
-            deliveries=told_of(trigger.id, store.deliveries.page(limit=_LOOKED_AT))
+            deliveries=compared_deliveries(trigger.id, store.deliveries.page(limit=_LOOKED_AT))
             if everywhere
             else [],
             may_replay=everywhere and viewer.may("admin"),
@@ -198,13 +198,13 @@ def _substitutions(text: str) -> dict[str, str]:
 _MOST = 10
 
 
-class Told(msgspec.Struct, frozen=True):
+class ComparedDelivery(msgspec.Struct, frozen=True):
     """One delivery that was compared with the trigger.
 
     Attributes:
         number: of the delivery.
         at: when it came, as the API writes it.
-        event: what it told of.
+        event: the event that it reported, in words.
         verdict: as it is kept.
     """
 
@@ -214,16 +214,20 @@ class Told(msgspec.Struct, frozen=True):
     verdict: dict[str, Any]
 
 
-def told_of(trigger_id: str, deliveries: Iterable[StoredDelivery]) -> list[Told]:
+def compared_deliveries(
+    trigger_id: str, deliveries: Iterable[StoredDelivery]
+) -> list[ComparedDelivery]:
     """The deliveries that asked a trigger, in their order, not more than a page shows."""
     found = (
-        Told(one.number, encode_instant(one.received_at), event.get("event", ""), verdict)
+        ComparedDelivery(
+            one.number, encode_instant(one.received_at), event.get("event", ""), verdict
+        )
         for one in deliveries
         for event in one.outcome.get("events", ())
         for verdict in event.get("verdicts", ())
         if verdict.get("triggerId") == trigger_id
     )
-    return [told for told, _ in zip(found, range(_MOST), strict=False)]
+    return [compared for compared, _ in zip(found, range(_MOST), strict=False)]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
