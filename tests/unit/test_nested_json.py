@@ -32,7 +32,7 @@ OWN = {
     "settings/folder_trust.py",
     "sources/git/mirror.py",
     "store/sql/filter.py",
-    "triggers/hook_installation.py",
+    "cli/triggers/hook.py",
 }
 FAULTS = {"ValueError", "msgspec.DecodeError", "msgspec.MsgspecError", "json.JSONDecodeError"}
 

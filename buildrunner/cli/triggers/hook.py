@@ -1,20 +1,47 @@
-"""``buildrunner triggers install-hook``: a bare repository tells a server of its pushes."""
+"""``buildrunner triggers install-hook``: a bare repository reports its pushes to a server.
+
+The command puts our ``post-receive`` hook (`bare_hook`) into the repository. A hook that was there
+before stays: it is run first, with the same input, and is restored when ours is removed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import secrets
+import stat
+import subprocess
 import sys
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from buildrunner import wiring
 from buildrunner.cli.server.choice import chosen_server
 from buildrunner.errors import EXIT_SUCCESS, UsageError
-from buildrunner.triggers.hook_installation import HookRegister
 
 _DEFAULT_SERVER = "http://127.0.0.1:8080"
+
+_MARK: Final = "# installed by buildrunner"
+_ORIGINAL: Final = "post-receive.original"
+_PROGRAM: Final = "buildrunner_post_receive.py"
+SETTINGS_NAME: Final = "buildrunner.json"
+"""The file beside the hook that its owner may read: address, name, secret."""
+
+_SCRIPT: Final = """\
+#!/bin/sh
+{mark}: tells {server} of pushes. `buildrunner triggers remove-hook` takes it out.
+hooks=$(dirname "$0")
+for python in {python} python3; do
+  command -v "$python" >/dev/null 2>&1 && exec "$python" -I "$hooks/{program}"
+done
+echo "buildrunner: there is no python3 here: the server is not told of this push" >&2
+[ -x "$hooks/{original}" ] && exec "$hooks/{original}"
+exit 0
+"""
 
 
 def install(args: argparse.Namespace) -> int:
@@ -28,15 +55,6 @@ def install(args: argparse.Namespace) -> int:
     from buildrunner.server.events.hook_secrets import secret_name
     from buildrunner.settings import own_settings
     from buildrunner.spec.model.git_address import has_password
-    from buildrunner.triggers.hook_installation import (
-        SETTINGS_NAME,
-        HookSettings,
-        install_hook,
-        installed_settings,
-        is_bare,
-        repository_folder,
-        tell_server,
-    )
 
     folder = repository_folder(args.repository)
     before = installed_settings(args.repository)
@@ -107,12 +125,6 @@ def remove(args: argparse.Namespace) -> int:
     Raises:
         UsageError: there is no repository, or it can't be written to.
     """
-    from buildrunner.triggers.hook_installation import (
-        installed_settings,
-        remove_hook,
-        repository_folder,
-    )
-
     before = installed_settings(args.repository)
     done = remove_hook(args.repository)
     if before is not None:
@@ -169,3 +181,222 @@ def _is_stored(name: str, secret: str) -> bool:
         return resolver.resolve(SecretReference("", "secretManager", name)) == secret
     except SecretError:
         return False
+
+
+class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings of the hook.
+
+    Attributes:
+        server: address of the server.
+        name: of the repository on the server, as in ``/hooks/git/NAME``.
+        secret: what deliveries are signed with.
+        repository: where the server fetches the repository from; empty: the folder itself.
+        authorities: certificates (PEM) to trust in place of the system's; empty: the system's.
+    """
+
+    server: str
+    name: str
+    secret: str
+    repository: str = ""
+    authorities: str = ""
+
+
+def repository_folder(path: str) -> Path:
+    """The Git folder of a repository: itself when it is bare, else its ``.git``.
+
+    Raises:
+        UsageError: there is no repository.
+    """
+    command = ["git", "-C", path, "rev-parse", "--absolute-git-dir"]
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        raise UsageError(f"git can't be run: {error.strerror}") from error
+    if done.returncode:
+        raise UsageError(
+            f"{path} is no Git repository", hint="make one with `git init --bare FOLDER`"
+        )
+    return Path(done.stdout.rstrip("\n"))
+
+
+def is_bare(folder: Path) -> bool:
+    """Whether a repository has no work tree: people push to it, and nobody commits in it."""
+    command = ["git", "-C", str(folder), "rev-parse", "--is-bare-repository"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    return done.stdout.strip() == "true"
+
+
+def installed_settings(path: str) -> HookSettings | None:
+    """Return the settings of the hook in a repository; None if ours is not there.
+
+    Raises:
+        UsageError: there is no repository, or its settings can't be read.
+    """
+    hooks = _hooks(repository_folder(path))
+    settings = hooks / SETTINGS_NAME
+    if not _is_ours(hooks / "post-receive") or not settings.exists():
+        return None
+    try:
+        return msgspec.json.decode(settings.read_bytes(), type=HookSettings)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise UsageError(f"{settings} can't be read: {error}") from error
+
+
+def install_hook(path: str, settings: HookSettings) -> Path:
+    """Install the hook, or bring it up to date.
+
+    Returns:
+        The hook.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+    """
+    folder = repository_folder(path)
+    hooks = _hooks(folder)
+    hook = hooks / "post-receive"
+    facts = msgspec.structs.asdict(settings)
+    facts["repository"] = settings.repository or f"file://{folder}"
+    script = _SCRIPT.format(
+        mark=_MARK,
+        server=settings.server,
+        python=_quoted(sys.executable),
+        program=_PROGRAM,
+        original=_ORIGINAL,
+    )
+    program = Path(__file__).with_name("bare_hook.py").read_bytes()
+    try:
+        hooks.mkdir(exist_ok=True)
+        if hook.exists() and not _is_ours(hook):
+            hook.rename(hooks / _ORIGINAL)
+        _write_secret(hooks / SETTINGS_NAME, json.dumps(facts, indent=1).encode())
+        _write(hooks / _PROGRAM, program, 0o644)
+        _write(hook, script.encode(), 0o755)
+    except OSError as error:
+        raise UsageError(f"{hooks} can't be written to: {error.strerror}") from error
+    return hook
+
+
+def tell_server(path: str) -> str:
+    """Tell the server of the repository, so that it looks there; why it did not hear, or nothing.
+
+    Raises:
+        UsageError: there is no repository.
+    """
+    folder = repository_folder(path)
+    command = [sys.executable, "-I", str(_hooks(folder) / _PROGRAM), "--installed"]
+    done = subprocess.run(command, check=False, cwd=folder, capture_output=True, text=True)
+    return "" if done.returncode == 0 else done.stdout or "the hook can't be run"
+
+
+def remove_hook(path: str) -> bool:
+    """Take our hook out, and put back what was there before; whether ours was there.
+
+    Raises:
+        UsageError: there is no repository, or it can't be written to.
+    """
+    hooks = _hooks(repository_folder(path))
+    hook, original = hooks / "post-receive", hooks / _ORIGINAL
+    if not _is_ours(hook):
+        return False
+    try:
+        if original.exists():
+            original.rename(hook)
+        else:
+            hook.unlink()
+        for name in (SETTINGS_NAME, _PROGRAM):
+            (hooks / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{hooks} can't be written to: {error.strerror}") from error
+    return True
+
+
+def _hooks(folder: Path) -> Path:
+    """Return the folder in which Git looks for the repository's hooks."""
+    command = ["git", "-C", str(folder), "rev-parse", "--git-path", "hooks"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return folder / done.stdout.rstrip("\n")
+
+
+def _is_ours(hook: Path) -> bool:
+    try:
+        return _MARK.encode() in hook.read_bytes()
+    except OSError:
+        return False
+
+
+def _write(path: Path, content: bytes, mode: int) -> None:
+    """Write a file as a whole, never readable by others than ``mode`` says."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+    beside.chmod(mode)
+    beside.rename(path)
+
+
+def _write_secret(path: Path, content: bytes) -> None:
+    """Write a file for its owner only, and for the group that was let read it before."""
+    try:
+        before = path.stat()
+    except FileNotFoundError:
+        before = None
+    _write(path, content, 0o600)
+    if before is not None and before.st_mode & stat.S_IRGRP:
+        os.chown(path, -1, before.st_gid)
+        path.chmod(0o640)
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(path)
+
+
+class HookRegister:
+    """A file a name, with the folder of the repository that has it.
+
+    It only reminds: whether the repository still goes by that name is looked up there.
+
+    Args:
+        folder: of the files; made when it is needed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def other_repository(self, name: str, server: str, repository: Path) -> Path | None:
+        """The folder of another repository that tells the server of its pushes under a name."""
+        known = self._known(name)
+        if known is None or known == repository:
+            return None
+        try:
+            settings = installed_settings(str(known))
+        except UsageError:  # it is gone
+            return None
+        is_same = settings is not None and (settings.name, settings.server) == (name, server)
+        return known if is_same else None
+
+    def note(self, name: str, repository: Path) -> None:
+        """Remember whose name it is.
+
+        Raises:
+            UsageError: it can't be written down.
+        """
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._folder / name).write_bytes(bytes(repository))
+        except OSError as error:
+            raise UsageError(f"{self._folder} can't be written to: {error.strerror}") from error
+
+    def forget(self, name: str, repository: Path) -> None:
+        """The repository does not have the name any more."""
+        if self._known(name) == repository:
+            (self._folder / name).unlink(missing_ok=True)
+
+    def _known(self, name: str) -> Path | None:
+
+        try:
+            return Path((self._folder / name).read_bytes().decode("utf-8", "surrogateescape"))
+        except OSError:
+            return None

@@ -1,4 +1,4 @@
-"""A plain bare repository, whose ``post-receive`` hook is ours (`triggers.bare_hook`)."""
+"""A plain bare repository, whose ``post-receive`` hook is ours (`cli.triggers.bare_hook`)."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """The program of a bare repository's hook: reports a push to a server, signed, without waiting.
 
-This file is copied into the repository's ``hooks`` folder by `hook_installation`, and runs there
+This file is copied into the repository's ``hooks`` folder by `hook`, and runs there
 alone, perhaps on a machine without buildrunner: it uses the standard library only. Beside it lies
 ``buildrunner.json`` (readable by its owner only): the server's URL, the hook's name, the secret.
 
 The push was accepted before this runs, and whatever goes wrong here neither fails nor delays it.
-What the server was not told of, it finds by itself when it looks at the repository again.
+The server finds a push that was not reported when it checks the repository the next time.
 """
 
 from __future__ import annotations
