@@ -35,8 +35,8 @@
         ├── FilterError        the filter of a list is wrong
         └── PageTokenError     the page token of a list is not one of ours
 
-A failing step is never an exception: it is a value (`StepOutcome`). Whoever talks to a library
-translates its exceptions at that border with ``raise ... from``.
+A failing step is never an exception: it is a value (`StepOutcome`). The module that
+calls a library translates its exceptions there with ``raise ... from``.
 """
 
 from __future__ import annotations

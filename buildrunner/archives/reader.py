@@ -10,9 +10,9 @@ the workspace, however they are unpacked:
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
-Whatever breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
-archive that ends within a member, or within its gzip. One that ends between two members is whole,
-as GNU tar and so the hosted service see it.
+A member that breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
+archive that ends within a member, or within its gzip. An archive that ends between two members is
+complete, as for GNU tar and so for the hosted service.
 
 Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
 """

@@ -101,8 +101,9 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]
 def _name(info: zipfile.ZipInfo) -> str:
     """The member's name, with ``/`` between folders.
 
-    Source: unzip. What was packed on Unix has the bytes of its names in no known encoding, unless
-    it says UTF-8: they stay as they are. Some programs for Windows put backslashes between folders.
+    Source: unzip. A member that was packed on Unix has the bytes of its name in no known encoding,
+    unless it says UTF-8: the bytes stay as they are. Some programs for Windows put backslashes
+    between folders.
     """
     name = info.filename
     if info.create_system in (_FROM_UNIX, _FROM_MAC) and not info.flag_bits & _IS_UTF8:

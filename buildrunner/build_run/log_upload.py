@@ -61,9 +61,9 @@ class LogUpload:
         self._heard.set()
 
     def stored(self, build: Build, path: str, hurry: Callable[[], bool]) -> Build:
-        """Store the log; the build, with a warning when that was impossible.
+        """Store the log; return the build, with a warning when that was impossible.
 
-        What the build made is made: its status stays, and so does ``failureInfo``, which is for
+        The results of the build exist: its status stays, and so does ``failureInfo``, which is for
         builds that fail.
 
         Args:

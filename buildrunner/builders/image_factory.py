@@ -83,7 +83,7 @@ class ImageFactory(Protocol):
             arguments: for the program.
 
         Returns:
-            The exit code and the output. What can't be started has exit code 127.
+            The exit code and the output. A command that can't be started has exit code 127.
         """
         ...
 

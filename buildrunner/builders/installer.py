@@ -108,7 +108,7 @@ def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
 def is_current(factory: ImageFactory, name: str) -> bool:
     """Whether the engine has the builder image of that name as it would be made now.
 
-    What its parents are made of is not looked at: a few ms.
+    The contents of its parents are not compared, so this takes a few ms.
     """
     (builder,) = (one for one in with_parents([name]) if one.name == name)
     standing_on = {}

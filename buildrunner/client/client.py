@@ -236,7 +236,7 @@ class ServerClient:
         return self._server.json("GET", f"{self._ours(build_id)}/waiting")
 
     def approval_of(self, build_id: str) -> Document:
-        """Whose code a build is, what it may do and who decided: `ApprovalFacts` in camelCase."""
+        """The author, rights and approval of a build: `ApprovalFacts` in camelCase."""
         return self._server.json("GET", f"{self._ours(build_id)}/approval")
 
     def read_plan(self, build_id: str) -> bytes:

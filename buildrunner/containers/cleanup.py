@@ -41,7 +41,7 @@ def clean_build(
         abandoned: the build's process died; look at least twice, with a pause.
 
     Returns:
-        What could not be removed, one sentence each; empty is the normal case.
+        Problems of objects that could not be removed, one sentence each; normally empty.
     """
     problems: list[str] = []
     quiet = 0
@@ -143,8 +143,8 @@ def hold_network_lock(lock: int) -> None:
 def network_turn(state_dir: str, address: str, *, patience_s: float = _TURN_S) -> Iterator[None]:
     """Hold a lock, so that one process of this user at a time creates a network on an engine.
 
-    Who was stopped while it did so is not waited for for ever: the engine then sees two at a time,
-    which `ensure_network` bears with.
+    The wait ends after ``patience_s``, in case a process was stopped while it held the lock: the
+    engine then gets two requests at a time, which `ensure_network` handles.
     """
     lock = _open_lock(state_dir, "making-network", address)
     give_up_at = time.monotonic() + patience_s
@@ -229,7 +229,7 @@ def sweep(
     """Remove the leftovers of dead builds.
 
     Returns:
-        What was found, and what of it could not be removed, one sentence each.
+        The leftovers, and the problems of those that could not be removed, one sentence each.
     """
     found = find_leftovers(engine, is_alive)
     problems = _each(engine.remove_container, found.containers)

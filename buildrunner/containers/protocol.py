@@ -3,8 +3,8 @@
 Three protocols, so that whoever needs one does not see the others: `Images` (find, pull, push),
 `Resources` (networks, volumes, files in volumes, the sweep by label), `Containers` (one
 container's life). `ContainerEngine` is all three. `docker.py` and `fake.py` implement it and pass
-the same contract suite (tests/contract/test_container_engine.py). What they take and give is in
-types.py.
+the same contract suite (tests/contract/test_container_engine.py). Their arguments and results are
+in types.py.
 
 Rules for every implementation:
 
@@ -233,7 +233,7 @@ class Containers(Protocol):
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """Unpack a tar stream at ``path`` in a created or running container.
 
-        What lies on a mount below ``path`` does not reach the mount on every engine.
+        A member whose place is on a mount below ``path`` does not reach the mount on every engine.
         """
         ...
 

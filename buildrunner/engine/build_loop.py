@@ -395,7 +395,7 @@ class BuildSetup:
         """Return the containers to resume; remove those of other steps.
 
         A container may run although its step's turn has not come: its program waits behind a gate.
-        What a process asked for at its last moment is done after its death: a container that was
+        The engine may handle the last request of a process after its death: a container that was
         only created when we looked may be one whose step begins just then.
         """
         engine = self._build.engine

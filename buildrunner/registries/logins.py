@@ -72,7 +72,7 @@ class DockerLogins:
 
 
 def parse_docker_config(data: bytes) -> DockerLogins:
-    """The logins in a ``config.json``. What can't be understood gives no logins, and a warning."""
+    """The logins in a ``config.json``. Invalid content gives no logins, and a warning."""
     try:
         config = msgspec.json.decode(data, type=_Config)
         logins = {

@@ -1,9 +1,8 @@
 """A registry of one image, through which a build's own engine pushes it without a login.
 
 The engine in a nested sandbox is in the hands of the build's steps. A login for a registry does not
-go there. Instead, that engine pushes to a port of its loopback address. What it sends there is
-passed on with the login by this process, as far as it belongs to the push of that one image.
-See ADR 0035.
+go there. Instead, that engine pushes to a port of its loopback address. This process passes those
+requests on with the login, as far as they belong to the push of that one image. See ADR 0035.
 """
 
 from __future__ import annotations

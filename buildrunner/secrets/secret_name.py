@@ -84,8 +84,8 @@ def names_of(reference: SecretReference) -> tuple[str, ...]:
 def is_servers_own(name: str) -> bool:
     """Whether a name under which a secret is kept says that it is the server's own.
 
-    Builds of a server don't get those: else whoever may push could have the tokens of its forges.
-    What is kept under a whole name (``projects/P/secrets/status-page``) is a build's.
+    Builds of a server don't get those: else any user who may push could read the tokens of its
+    forges. A secret under a whole name (``projects/P/secrets/status-page``) is for builds.
     """
     return "/" not in name and name.startswith(SERVER_PREFIXES)
 

@@ -85,7 +85,7 @@ def create_app(context: ServerContext) -> FastAPI:
         context: what it works with; not closed.
 
     Returns:
-        The application. Whoever stops it calls ``app.state.build_watches.close()`` and
+        The application. To stop it, call ``app.state.build_watches.close()`` and
         ``app.state.passed_on.close()`` and ``app.state.changes.close()`` in its event loop, which
         end the streams of logs and the requests that wait for builds.
     """

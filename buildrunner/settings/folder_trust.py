@@ -39,7 +39,7 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
     def sha256(self) -> str:
         """Sum of all that is trusted, in hex.
 
-        What the file needs is part of it: a link beside the file changes that, and not the file.
+        The needs of the file are part of it: a link beside the file changes them, and not the file.
         """
         trusted = hashlib.sha256(self.content)
         trusted.update(json.dumps(self.needs, sort_keys=True).encode())

@@ -44,7 +44,7 @@ class FetchedSource(Protocol):
 
         Args:
             unpack: takes folders, files and links, safe to unpack as root. When called again, all
-                that was unpacked before is gone. What the members raise comes out of it.
+                that was unpacked before is gone. Errors of the members are raised.
             cancel: give up soon once it is set.
             report: told of progress.
 

@@ -1,7 +1,7 @@
 """Cloud Storage by Google's own client: the only module that imports it.
 
-Who we are is what the client finds: the application default credentials, or nobody for public
-buckets where there are none. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
+The credentials are those that the client finds: the application default credentials, or none for
+public buckets. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
 that uses the client. `refusal` and `reason` turn errors of the client into one sentence each.
 """
 
@@ -156,9 +156,9 @@ class GoogleStore:
     ) -> StoredObject:
         """See `ObjectStore.write`.
 
-        What arrived damaged is sent anew as a whole: when the connection broke behind a piece, some
-        servers keep it twice, others refuse it the second time. So is what a server has forgotten
-        half-way: Cloud Storage asks for a new upload when it answers a piece with 404 or 410.
+        An object that arrived damaged is sent anew as a whole: when the connection broke behind a
+        piece, some servers keep it twice, others refuse it the second time. So is an upload that a
+        server has forgotten: Cloud Storage answers a piece of it with 404 or 410.
         """
         tries_left = _TRIES_WHEN_DAMAGED
         while True:
@@ -481,7 +481,7 @@ class RetryPolicy:
     def retry(self, tell: Callable[[Exception], None]) -> Any:
         """Return the retry of one call: long, but short for a server that never answered.
 
-        What a busy server asks us to wait does not count, up to a minute.
+        The time that a busy server asks us to wait does not count, up to a minute.
 
         Args:
             tell: told of each error that another try follows.

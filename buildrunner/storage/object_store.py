@@ -88,8 +88,8 @@ class Content(Protocol):
 class ObjectStore(Protocol):
     """Keeps objects. Every method may be called from any thread at the same time.
 
-    Whatever goes wrong is a `StorageError`. What a retry may help is retried for up to a minute, a
-    server that has never answered for some seconds; ``retried`` is told of each time.
+    Every failure is a `StorageError`. A call that may succeed later is retried for up to a minute,
+    for some seconds if the server has never answered; ``retried`` is called each time.
     """
 
     def url_of(self, bucket: str, name: str) -> str:
@@ -99,7 +99,7 @@ class ObjectStore(Protocol):
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """Raise StorageError (``missing``) for a bucket that does not exist.
 
-        Who may write objects may not always ask this: then nothing is raised.
+        Credentials that may write objects may not always read buckets: then nothing is raised.
         """
         ...
 

@@ -62,7 +62,7 @@ def build_rule(
     others: Mapping[str, Any],
     longest_s: float = cel.LONGEST_S,
 ) -> Rule:
-    """Whether the filter lets a build pass. What can't be evaluated does not.
+    """Whether the filter lets a build pass. A filter that can't be evaluated does not.
 
     Args:
         text: the expression; empty for none.

@@ -245,7 +245,7 @@ def filter_rule(
     longest_s: float = LONGEST_S,
     now: Callable[[], float] = time.monotonic,
 ) -> Rule:
-    """Whether the filter lets a trigger fire. What can't be evaluated does not fire.
+    """Whether the filter lets a trigger fire. A filter that can't be evaluated does not.
 
     Args:
         text: the expression; empty for none.

@@ -87,8 +87,8 @@ def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
     """Whether a client is on the network, and no step of another build.
 
     Other containers and users of this machine reach the server's address, too, and all builds are
-    on one network. What a step starts on that network has no labels and is answered: it needs the
-    engine's socket.
+    on one network. A container that a step starts on that network has no labels and is answered:
+    the step needs the engine's socket for that.
     """
     from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 

@@ -104,7 +104,7 @@ def _pom(group: str, name: str, version: str, packaging: str) -> bytes:
 
 
 def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
-    """The list of versions with this one in it. What other entries it has is kept."""
+    """The list of versions with this one in it. Its other entries are kept."""
     if old is None:
         root = Xml.Element("metadata")
         _child(root, "groupId", group)

@@ -366,9 +366,9 @@ class _PendingLook:
 
 
 def _stop_at_once() -> NoReturn:
-    """The build is another process's: not one more act, not even cleaning up.
+    """Exit at once, without cleanup: the build belongs to another process.
 
-    What we started (git, a credential helper) is in our session, and ends with us.
+    Programs that we started (git, a credential helper) are in our session, and end with us.
     """
     from buildrunner.worker.execution import EXIT_LEASE_LOST
 

@@ -165,7 +165,7 @@ class ServerWorker:
         return done
 
     def stop(self) -> None:
-        """Begin nothing more. What runs goes on, and is found by the next server. Idempotent."""
+        """Begin no more builds. The next server adopts builds that still run. Idempotent."""
         self._supervisor.stop()
         self._spares.close()
         if self._network is not None:

@@ -1,8 +1,8 @@
 """Triggers in files: ``triggers import`` and ``triggers export``.
 
 Source: gcloud's ``builds triggers import``: one or several YAML documents; one with an ``id``
-changes that trigger, one with a ``name`` changes the trigger of that name or makes it. What another
-service exported has an id, and a time at which it was made there: it goes by its name, too.
+changes that trigger, one with a ``name`` changes the trigger of that name or makes it. A trigger
+that another service exported has an id and a creation time: its name counts, too.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class LogPrinter:
             else:
                 self._screen.refresh()
         except OSError as error:
-            # The build goes on, the file has it all. Whoever read a pipe is gone (`| head`), and
+            # The build goes on, the file has it all. The reader of a pipe is gone (`| head`), and
             # wants no more; a file that is cut by a full disk looks whole.
             self._screen = None
             if not isinstance(error, BrokenPipeError):

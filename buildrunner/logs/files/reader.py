@@ -99,9 +99,9 @@ class LogFileReader:
                 at = until
 
     def step_blocks(self, step: int) -> Iterator[tuple[int, bytes]]:
-        """Yield what a step wrote, in blocks of whole chunks: number of the first line, and text.
+        """Yield the output of a step in blocks of whole chunks: number of the first line, text.
 
-        What other steps wrote in between is not read.
+        The output of other steps in between is not read.
         """
         with self._opened() as index:
             if index is None:

@@ -144,7 +144,7 @@ def _span(span: timedelta) -> str:
     return f"{int(span.total_seconds())} s"
 
 
-# Whoever watches a build to its end reads the last lines a moment after it.
+# Viewers of a build read its last lines a moment after its end.
 GRACE = timedelta(seconds=10)
 _REASON = "its options say logging: NONE"
 

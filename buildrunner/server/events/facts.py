@@ -63,9 +63,9 @@ class KnownEvent:
     """An event, completed by facts that its payload lacks. Used by one thread.
 
     Args:
-        event: as the delivery tells it.
-        facts: who is asked.
-        places: asks them. What it raises beside `BuildrunnerError` ends all.
+        event: as the delivery reports it.
+        facts: has the answers.
+        places: requests them. An error other than `BuildrunnerError` is raised.
 
     Attributes:
         event: as far as it is known.

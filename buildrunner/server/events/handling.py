@@ -212,9 +212,9 @@ class DeliveryHandler:
         self._facts.stop()
 
     def handle(self, delivery: StoredDelivery, *, may_ask: bool = True) -> dict[str, Any]:
-        """Do what a delivery asks for; what came of it, for `ServerStore.finish_deliveries`.
+        """Handle a delivery; return its outcome, for `ServerStore.finish_deliveries`.
 
-        What came of it so far if `tried_again_at` says so.
+        The outcome is preliminary if `tried_again_at` says so.
 
         Args:
             delivery: which was claimed.

@@ -24,7 +24,7 @@ from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
 from buildrunner.server.loop import Loop
 from buildrunner.store.model.deliveries import HANDLED, StoredDelivery
 
-# Short: the next server waits for it. Who is slower is overtaken, which harms nothing.
+# Short: the next server waits for it. A slower server is overtaken, which harms nothing.
 _LEASE_S = 15.0
 _HELD_EVERY_S = 5.0
 _LAST_S = 5.0

@@ -1,7 +1,7 @@
 """Missed pushes: compare refs of repositories with the known ones, and deliver the changes.
 
 A ref that is not where it was last seen becomes a delivery of the hook ``reconcile``, which is
-handled as all others are. What was seen before is in the store: a server that was down finds what
+handled as all others are. The refs seen before are in the store: a server that was down finds what
 was pushed meanwhile, as one push of each ref, and a push that a forge tells of later is not built
 again. A repository that is seen for the first time is only remembered.
 

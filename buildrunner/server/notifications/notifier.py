@@ -1,7 +1,7 @@
-"""Notifiers: configs in the form of Cloud Build's own notifiers, and what we add to it. Pure.
+"""Notifiers: configs in the form of Cloud Build's own notifiers, with our additions. Pure.
 
-What we add needs ``apiVersion: buildrunner/v1``, so that a config says by itself whether it is
-understood elsewhere::
+Our additions need ``apiVersion: buildrunner/v1``, so that a config says by itself whether other
+services understand it::
 
     apiVersion: buildrunner/v1
     kind: SlackNotifier

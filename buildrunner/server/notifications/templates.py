@@ -1,9 +1,9 @@
 """The words of messages: Jinja2 in its sandbox, and the part of Go's templates that notifiers use.
 
-A template sees data and nothing else: no files, no attributes of Python's objects. What is wrong
-with it is told with its line. `translated` turns a template of Go into one of Jinja2; `FUNCTIONS`
-are its operations on values. A server evaluates templates in `bounded_process` only: even to
-compile one takes as much time and memory as its author likes.
+A template sees data and nothing else: no files, no attributes of Python's objects. A problem names
+its line. `translated` turns a template of Go into one of Jinja2; `FUNCTIONS` are its operations on
+values. A server evaluates templates in `bounded_process` only: even to compile one takes as much
+time and memory as its author likes.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/
 """

@@ -92,7 +92,7 @@ class OutboxSender:
         self._loop.wake()
 
     def stop(self) -> None:
-        """End. What is being sent has a moment to arrive, else the next server sends it again."""
+        """End. Messages in transit have a moment to arrive, else the next server resends them."""
         self._loop.stop()
         self.wait_until_idle(_LAST_S)
         self._delivery.close()

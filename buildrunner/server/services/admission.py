@@ -1,10 +1,9 @@
-"""From a Build that somebody sent to one that waits in the queue. Pure.
+"""From a Build that a caller sent to a build that waits in the queue. Pure.
 
-What is decided here, and what later: fields are read and every rule of the API is checked, so that
-a build that can't run is refused at once, with all that is wrong. Substitutions are made here when
-all values are known; a build from a Git repository is kept as it was sent, since its commit, branch
-and tag are known only once it was fetched. In both cases the worker plans from the request, never
-from what is shown.
+Fields are read and every rule of the API is checked here, so that a build that can't run is refused
+at once, with all of its problems. Substitutions are made here when all values are known; a build
+from a Git repository is kept as it was sent, since its commit, branch and tag are known only once
+it was fetched. In both cases the worker plans from the request, never from what is shown.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     """The facts of a build; those of its pull request also where it needs no approval.
 
-    What others wrote is printable: it turns around no text that stands beside it.
+    Texts of other people are printable: they reverse no text that stands beside them.
     """
     labels = {name: printable(text) for name, text in stored.labels.items()}
     approval = stored.document.get("approval", {})

@@ -368,7 +368,7 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
         policy: the trigger's.
         labels: the build's.
         who: name of the token, and of the person on the forge who goes by that name.
-        approves: he wants it to run. Whoever began a build may always give it up.
+        approves: the caller wants the build to run. The starter of a build may always reject it.
     """
     if policy.approvers and who not in policy.approvers:
         names = ", ".join(policy.approvers)

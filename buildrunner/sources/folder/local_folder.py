@@ -349,12 +349,12 @@ def walk_folder(
     """Everything below ``root``, each directory before what it holds, names in order.
 
     Symbolic links are never followed; a broken one is left out, as gcloud leaves it out. So are
-    sockets, pipes and devices. What vanishes while we look is left out with a reason. The root
+    sockets, pipes and devices. A file that vanishes meanwhile is left out with a reason. The root
     itself is not reported.
 
     Args:
         root: an existing folder.
-        rules: what to leave out. What they ignore is not descended into.
+        rules: which files to leave out. Ignored folders are not descended into.
         cancel: ends the walk early, without an error, when set.
         broken_links: they belong to the source, too.
 

@@ -50,7 +50,7 @@ _CONFIG: dict[str, str] = {
     "protocol.http.allow": "always",
     "protocol.ssh.allow": "always",
     "protocol.git.allow": "always",
-    # What could harm us is refused; what is only untidy (and common in old repositories) is not.
+    # Harmful objects are refused; those that are only untidy (common in old repositories) are not.
     "fetch.fsckObjects": "true",
     "fetch.fsck.badDate": "warn",
     "fetch.fsck.badDateOverflow": "warn",

@@ -37,7 +37,7 @@ REMOTE: frozenset[Kind] = frozenset(
 """Kinds that say nothing about the files we have."""
 
 _TAIL_CHARACTERS = 400
-# What git adds when a program it has started (ssh) has said why already.
+# Lines that git adds after the error of a program that it has started (ssh).
 _TRAILERS = (
     "Could not read from remote repository.",
     "Please make sure you have the correct access rights",

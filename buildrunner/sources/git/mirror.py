@@ -387,7 +387,7 @@ def forget_state(home: str, number: str) -> None:
 
 
 def discard(root: str, home: str, number: str) -> None:
-    """Remove a checkout. Whoever holds its lock may make it anew."""
+    """Remove a checkout. The holder of its lock may make it anew."""
     forget_state(home, number)
     path = os.path.join(home, number)
     if not os.path.exists(path):

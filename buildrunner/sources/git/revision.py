@@ -17,7 +17,7 @@ _SILENT_S = 300.0
 _BRANCHES_SHOWN = 5
 _FULL_SHA = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?")
 _SHORT_SHA = re.compile(r"[0-9a-fA-F]{4,63}")
-# What no ref name may hold (git-check-ref-format), and what would mean something else to git.
+# Characters that no ref name may hold (git-check-ref-format), or that git would read otherwise.
 _NOT_A_NAME = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-+/]|/$|\.$|\.lock$|^@$")
 
 

@@ -225,8 +225,8 @@ def fetch_git(
 ) -> GitCheckout:
     """Resolve the revision to a commit, and fetch exactly that, at once or after some tries.
 
-    The commit is asked for by its SHA: a push in between changes nothing. What can't be had so
-    (old servers) is resolved again until both agree. Runs in any thread.
+    The commit is requested by its SHA: a push in between changes nothing. If a server can't do that
+    (old servers), the revision is resolved again until both agree. Runs in any thread.
 
     Args:
         request: what to fetch.

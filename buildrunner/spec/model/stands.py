@@ -1,9 +1,9 @@
 """The support of every field of the API by buildrunner.
 
 Modelled fields stand as their class says (`OUTPUT_ONLY`, `REFUSED`) or as listed in `_RECORDED`;
-all others are implemented, those in `_DIFFERS` not quite as on the hosted service. What is never
-filled in of the fields that say what came of a build is in `_NEVER_SET`. Fields of the service that
-we do not model are listed in `_UNMODELLED`.
+all others are implemented, those in `_DIFFERS` not quite as on the hosted service. Output fields
+that are never filled in are in `_NEVER_SET`. Fields of the service that we do not model are listed
+in `_UNMODELLED`.
 
 The compatibility page of the manual is made from these tables.
 """

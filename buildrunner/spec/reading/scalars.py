@@ -222,7 +222,7 @@ def read_int64(node: Node, findings: Findings) -> int | None:
 
 
 def read_duration(node: Node, findings: Findings) -> timedelta | None:
-    """Seconds with an ``s`` behind: "600s", "1.5s". What lies under a microsecond is cut off.
+    """Seconds with an ``s`` behind: "600s", "1.5s". Fractions of a microsecond are cut off.
 
     ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read all the same.
     """
@@ -258,7 +258,7 @@ def _go_duration(text: str) -> timedelta | None:
 
 
 def read_instant(node: Node, findings: Findings) -> datetime | None:
-    """An RFC 3339 time with its offset. What lies under a microsecond is cut off."""
+    """An RFC 3339 time with its offset. Fractions of a microsecond are cut off."""
     kind = kind_of(node)
     if kind == NULL:
         return None

@@ -1,7 +1,7 @@
 """Payload bindings: ``$(body.ref)`` in the substitutions of a trigger, filled from its event.
 
-What a binding finds is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is ever
-looked at again, wherever it lands, also inside a bash-style expression.
+The value of a binding is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is
+ever expanded again, also inside a bash-style expression.
 
 Source: Cloud Build "Using payload bindings". The path after the root is JSONPath.
 One that can lead to several places is filled with the list of what it finds (our choice).

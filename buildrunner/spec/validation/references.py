@@ -59,7 +59,7 @@ def attachment_refusal(tag: str) -> str:
     """Return why no image is pushed to a tag; empty if one may be.
 
     Registries have signatures and attestations of an image under a tag with the image's digest.
-    Whoever sets that tag decides what others find there.
+    An author of that tag decides which signatures others find there.
 
     Source: the OCI distribution specification 1.1, "Referrers Tag Schema" (``sha256-DIGEST``), and
     cosign, which writes ``sha256-DIGEST.att``, ``.sig`` and ``.sbom``.

@@ -1,8 +1,8 @@
-"""The seam between what happens to builds and those who must hear of it.
+"""Changes of builds, and the messages about them that wait to be delivered.
 
-A build's change of status is written down in the transaction that makes it. Somebody turns changes
-into messages, and a sender delivers them: at least once, in order within a *lane*, whatever dies
-meanwhile. What was delivered or given up stays for a while, so that it can be looked at.
+A build's change of status is stored in the transaction that makes it. A dispatcher turns changes
+into messages, and a sender delivers them: at least once, in order within a *lane*, also after a
+crash. Messages that were delivered or given up stay for a while, so that users can see them.
 
 Rules as in `server_store`; contract suite: tests/contract/test_outbox_store.py.
 """
