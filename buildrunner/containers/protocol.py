@@ -226,7 +226,11 @@ class Containers(Protocol):
         """Remove the one of that id or name, unless it was started; whether it is gone.
 
         Decided by the engine itself: a start that somebody else has asked for comes before, and
-        then nothing is removed, or behind, and then it fails.
+        then nothing is removed, or behind, and then it fails. The caller may rely on a removed
+        container never having run.
+
+        Raises:
+            EngineError: the container ran and ended at the very moment of its removal. It is gone.
         """
         ...
 

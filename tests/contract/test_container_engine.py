@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
+from docker import APIClient
 from msgspec.structs import replace
 
 from buildrunner.containers import start_gate
@@ -264,21 +265,37 @@ class TestOneContainersLife:
     def test_what_is_being_started_is_either_removed_before_or_not_at_all(
         self, bench: Bench
     ) -> None:
-        """Whoever removes it can rely on that: it never ran, and never will.
-
-        Not on Podman, which also removes what has started and ended since it was looked at.
-        """
-        if is_podman(bench.engine):
-            return
-        with ThreadPoolExecutor(1) as pool:
+        """Whoever removes it can rely on that: it never ran, and never will."""
+        with ThreadPoolExecutor(2) as pool:
             for _ in range(8):
                 container = bench.engine.create_container(bench.spec("EXIT_CODE=3"))
                 starting = pool.submit(bench.engine.start_container, container, attach=False)
-                if bench.engine.remove_unstarted(container):
+                removing = pool.submit(bench.engine.remove_unstarted, container)
+                if (error := removing.exception(30)) is not None:
+                    assert "its result is lost" in str(error)
+                    starting.result(30)
+                elif removing.result():
                     assert starting.exception(30) is not None
                 else:
                     starting.result(30)
                     assert bench.engine.wait_container(container).code == 3
+
+    def test_one_that_starts_and_ends_right_before_its_removal_is_not_taken_for_unstarted(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if isinstance(bench.engine, FakeEngine):
+            pytest.skip("looks and removes under one lock")
+        container = bench.engine.create_container(bench.spec("EXIT_CODE=0"))
+        remove = APIClient.remove_container
+
+        def remove_late(client: APIClient, container_id: str, **options: bool) -> None:
+            bench.engine.start_container(container_id, attach=False)
+            bench.engine.wait_container(container_id)
+            remove(client, container_id, **options)
+
+        monkeypatch.setattr(APIClient, "remove_container", remove_late)
+        with pytest.raises(EngineError, match="ran while it was removed"):
+            bench.engine.remove_unstarted(container)
 
     def test_a_kill_releases_the_reader_and_every_waiter(self, bench: Bench) -> None:
         container = bench.engine.create_container(bench.spec("OUTPUT=up", "SLEEP=x"))

@@ -31,7 +31,7 @@ NEWEST_VERSION = (1, 44)
 """The API version of this code. Newer engines still speak it; Docker 29 speaks nothing older."""
 
 OLDEST_VERSION = (1, 30)
-"""``wait?condition=next-exit`` came with it (Docker 17.06)."""
+"""The version of Docker 17.06. Docker 20.10 is the oldest that the tests run on."""
 
 _PING_TIMEOUT_S = 10.0
 _LOOK_S = 0.1

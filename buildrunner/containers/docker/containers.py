@@ -96,7 +96,7 @@ class DockerContainers:
         self._api = api
         self._restore_network = restore_network
         self._ends: dict[str, _End] = {}
-        self._prepared: dict[str, tuple[OutputStream, _End]] = {}
+        self._prepared: dict[str, tuple[OutputStream, _End | None]] = {}
         self._killed: set[str] = set()  # by us, and not removed yet
         self._refusals: dict[str, bytes] = {}  # of the gates of containers that have one
         self._ahead: set[str] = set()  # started, and their programs wait
@@ -134,10 +134,9 @@ class DockerContainers:
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`.
 
-        Also opens the request that `wait_container` will read, so that the news of the end needs
-        no further question. With Docker that is the stream of events: it tells of the death at
-        once, where ``wait`` answers only after the engine has torn the container's network down
-        (20 to 50 ms later, measured; the next step's start overlaps with that now).
+        With Docker, also opens the stream of events that `wait_container` will read: it tells of
+        the death at once, where ``wait`` answers only after the engine has torn the container's
+        network down (20 to 50 ms later, measured; the next step's start overlaps with that now).
         """
         if container_id in self._ahead:
             return self._let_go(container_id)
@@ -167,11 +166,12 @@ class DockerContainers:
         """Run the program that waits behind the gate."""
         self._ahead.discard(container_id)
         stream, end = self._prepared.pop(container_id)
-        if end.is_known(0):
-            stream.close()
-            end.close()
-            raise GateRefused("the container has ended before its turn")
-        self._ends[container_id] = end
+        if end is not None:
+            if end.is_known(0):
+                stream.close()
+                end.close()
+                raise GateRefused("the container has ended before its turn")
+            self._ends[container_id] = end
         self._open_gate(container_id)
         return start_gate.checked_output(stream, self._refusals[container_id])
 
@@ -196,8 +196,8 @@ class DockerContainers:
         if self._api.capabilities().attach_is_passive and container_id not in self._prepared:
             self._prepared[container_id] = self._listen(container_id)
 
-    def _listen(self, container_id: str) -> tuple[OutputStream, _End]:
-        """Attach and ask for the end. Before the start, so that nothing is missed.
+    def _listen(self, container_id: str) -> tuple[OutputStream, _End | None]:
+        """Attach and listen for the end. Before the start, so that nothing is missed.
 
         Raises:
             Refusal: an engine that sets a container up when it is attached to says why the
@@ -228,26 +228,30 @@ class DockerContainers:
                 raise
             raise refusal.as_error("the container's output can't be followed") from refusal
 
-    def _await_end(self, container_id: str) -> _End:
-        """Send the request whose answer comes when the container ends."""
+    def _await_end(self, container_id: str) -> _End | None:
+        """Listen for the container's end, where the engine's events are complete.
+
+        Podman's are not: its ``/events`` leaves some out, and ``wait?condition=next-exit``, which
+        reads them, begins to listen after it has sent the head of its answer (until Podman 6;
+        containers/podman#28514). The end of a short container is missed then, and the answer never
+        comes. So Podman is asked for the exit code once the container has been started.
+        """
+        if not self._api.capabilities().death_events:
+            return None
+        # since=0: an event that came before the engine listened to us counts, too
+        chosen = filters(container=[container_id], event=["die"])
         try:
-            if self._api.capabilities().death_events:
-                # since=0: an event that came before the engine listened to us counts, too
-                chosen = filters(container=[container_id], event=["die"])
-                query: dict[str, Any] = {"since": 0, "filters": chosen}
-                return _End(self._api.stream("GET", "/events", params=query))
-            # next-exit: for a container that is not running yet "not-running" holds already
-            path = f"/containers/{quote(container_id)}/wait"
-            return _End(self._api.stream("POST", path, params={"condition": "next-exit"}))
+            query = {"since": 0, "filters": chosen}
+            return _End(self._api.stream("GET", "/events", params=query))
         except Refusal as refusal:
             raise refusal.as_error("the container can't be waited for") from refusal
 
-    def _runs_on(self, container_id: str, end: _End) -> bool:
+    def _runs_on(self, container_id: str, end: _End | None) -> bool:
         """Whether a container still runs whose attached connection the engine has ended.
 
         Docker keeps it until the container ends. Podman ends it when the step closes its output.
         """
-        if not self._api.capabilities().death_events or end.is_known(_NEWS_OF_END_S):
+        if end is None or end.is_known(_NEWS_OF_END_S):
             return False
         return self._status(container_id) in _ALIVE
 
@@ -270,13 +274,14 @@ class DockerContainers:
         else:
             end = self._await_end(container_id)
         with contextlib.ExitStack() as undo:
-            undo.callback(end.close)
-            if stream:
-                undo.callback(stream.close)
+            for listening in (stream, end):
+                if listening is not None:
+                    undo.callback(listening.close)
             with self._api.client() as client:
                 client.start(container_id)
             undo.pop_all()
-        self._ends[container_id] = end
+        if end is not None:
+            self._ends[container_id] = end
         return stream or iter(())
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
@@ -316,12 +321,26 @@ class DockerContainers:
         )
 
     def _torn_down(self, container_id: str) -> int:
-        """Wait until the engine is through with the container's end; its exit code."""
+        """Wait until the engine is through with the container's end; its exit code.
+
+        Podman knows the exit code of a container for some minutes after its removal, too.
+        """
         try:
+            if not self._api.capabilities().death_events:
+                return self._exit_code(container_id)
             with self._api.client() as client:
                 return int(client.wait(container_id)["StatusCode"])
         except Refusal as refusal:
             raise refusal.as_error("the container can't be waited for") from refusal
+
+    def _exit_code(self, container_id: str) -> int:
+        """Wait for the exit code of a container of Podman, which may be removed by now.
+
+        Raises:
+            Refusal: 404: there is no container of that id, and none of it has ever ended.
+        """
+        path = f"/libpod/containers/{quote(container_id)}/wait"
+        return int(self._api.send("POST", path, timeout_s=None))
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
         """See `Containers.kill_container`."""
@@ -346,16 +365,28 @@ class DockerContainers:
     def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`.
 
-        Lists tell of a container as it was before a start that is under way. Looking at it alone
-        waits until that is through, and so does removing it, which without force the engine
-        refuses when it runs then.
+        Lists report a container as it was before a start that is under way. An engine waits with
+        the answer to ``inspect``, and with a removal, until that start is through. Without force,
+        it then refuses to remove a container that runs. But it removes one that has ended, and no
+        request makes it refuse that: a container that both starts and ends between the look and
+        the removal is removed. So the engine's record of the container decides afterwards.
         """
         try:
-            with self._api.client() as client:
-                if client.inspect_container(container)["State"]["Status"] != "created":
+            with self._api.client() as client, contextlib.ExitStack() as opened:
+                found = client.inspect_container(container)
+                if found["State"]["Status"] != "created":
                     return False
-                self._forget_prepared(container)
-                client.remove_container(container, v=True)
+                container_id = str(found["Id"])
+                has_run = self._record_of_starts(container_id, opened)
+                self._forget_prepared(container_id)
+                client.remove_container(container_id, v=True)
+                if has_run():
+                    raise EngineError(
+                        f"the container {container} ran while it was removed as one that never "
+                        "started, and its result is lost",
+                        hint="The step may have done its work, and does not run a second time. "
+                        "Check what it did, then submit the build again.",
+                    )
         except Refusal as refusal:
             if refusal.status == 409 or "cannot be removed without force" in refusal.message:
                 return False
@@ -364,11 +395,37 @@ class DockerContainers:
         self._forget_prepared(container)
         return True
 
+    def _record_of_starts(
+        self, container_id: str, opened: contextlib.ExitStack
+    ) -> Callable[[], bool]:
+        """Begin to record whether a container starts; the result is known once it is removed.
+
+        Docker's events of a container come in their order, and its removal is the last one.
+        Podman's may be missing, but it keeps the exit code of whatever has ended.
+        """
+        if self._api.capabilities().death_events:
+            chosen = filters(container=[container_id], event=["start", "destroy"])
+            events = self._api.stream("GET", "/events", params={"since": 0, "filters": chosen})
+            opened.callback(events.close)
+            return lambda: json.loads(next(events.lines(_LINE_LIMIT), b""))["Action"] == "start"
+
+        def has_ended() -> bool:
+            try:
+                self._exit_code(container_id)
+            except Refusal as refusal:
+                if refusal.status != 404:
+                    raise
+                return False
+            return True
+
+        return has_ended
+
     def _forget_prepared(self, container_id: str) -> None:
         self._ahead.discard(container_id)
         if prepared := self._prepared.pop(container_id, None):
             for listening in prepared:
-                listening.close()
+                if listening is not None:
+                    listening.close()
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """See `Containers.put_archive`; ``tar`` may be compressed (gzip, bzip2, xz)."""
