@@ -26,6 +26,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
         log_driver: what keeps a container's output so that another process can read it.
+        follows_logs_to_the_end: a log that is followed lacks no line of a container that has ended.
         attach_is_passive: a container can be attached to long before its start. Podman sets the
             container up then, and reports what a start would report.
         removes_joined: a container can be removed while others share its network namespace.
@@ -47,6 +48,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     stable_id: bool
     names_its_socket: bool
     log_driver: str
+    follows_logs_to_the_end: bool
     attach_is_passive: bool
     removes_joined: bool
     mounts_unstarted: bool
@@ -65,6 +67,7 @@ DOCKER = Capabilities(
     stable_id=True,
     names_its_socket=False,
     log_driver="local",
+    follows_logs_to_the_end=True,
     attach_is_passive=True,
     removes_joined=True,
     mounts_unstarted=True,
@@ -83,6 +86,7 @@ PODMAN = Capabilities(
     stable_id=False,
     names_its_socket=True,
     log_driver="k8s-file",
+    follows_logs_to_the_end=False,
     attach_is_passive=False,
     removes_joined=False,
     mounts_unstarted=False,

@@ -219,7 +219,7 @@ class TestOneContainersLife:
     def test_another_process_reads_the_output_and_the_end_of_what_has_ended(
         self, bench: Bench
     ) -> None:
-        text = "0123456789\n" * 9_000
+        text = "".join(f"{number:010}\n" for number in range(9_000))  # no line is like another
         container = bench.engine.create_container(
             bench.spec(f"OUTPUT={text}", "ERRORS=bad", "EXIT_CODE=3", keep_log=True)
         )

@@ -24,6 +24,7 @@ _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000
 _ORIGINS = frozenset((0x00000000, 0x01000000, _STDERR))
 _READ_SIZE = 256 * 1024
+_ENDED = ("stopped", "exited", "removing")  # as Podman calls it
 
 
 class FrameDemultiplexer:
@@ -161,6 +162,10 @@ def follow(
     The engine's following answer may end before the last bytes (seen in 4 of 24 containers on
     Docker 20.10). So the log is read once more then, and what is new in it given too.
 
+    Podman leaves out any lines of the following answer that it has not sent 250 ms after the end
+    of the container (seen in 59 of 60 containers with 9,000 lines on Podman 5.4). So a part of it
+    counts only while the container runs, and the rest comes from the second reading.
+
     Args:
         api: the engine.
         container_id: the container.
@@ -170,12 +175,25 @@ def follow(
     for following in (True, False):
         passed = {False: 0, True: 0}
         for chunk in _read(api, container_id, follow=following):
+            if following and not _is_faithful(api, container_id):
+                break
             error = isinstance(chunk, ErrorOutput)
             new = chunk[max(0, known[error] - passed[error]) :]
             passed[error] += len(chunk)
             known[error] = max(known[error], passed[error])
             if new:
                 yield ErrorOutput(new) if error else new
+
+
+def _is_faithful(api: DockerApi, container_id: str) -> bool:
+    """Whether what the engine has sent until now of a log that it follows is without gaps."""
+    if api.capabilities().follows_logs_to_the_end:
+        return True
+    try:
+        with api.client() as client:
+            return client.inspect_container(container_id)["State"]["Status"] not in _ENDED
+    except Refusal as refusal:
+        raise refusal.as_error("the container's log can't be followed") from refusal
 
 
 def rest_of_broken(api: DockerApi, container_id: str, given: Mapping[bool, int]) -> Iterator[bytes]:
