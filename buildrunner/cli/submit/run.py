@@ -1,4 +1,7 @@
-"""Run a submitted build in this process: planned before, or once its source is here."""
+"""Run a submitted build in this process: planned before, or once its source is here.
+
+With ``--write-workspace``, the workspace is copied to a folder at the end.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,11 @@ from buildrunner.build_run.execution import BuildExecution, source_workspace
 from buildrunner.build_run.request import BuildRequest
 from buildrunner.cli.submit.build_input import BuildInput
 from buildrunner.cli.submit.request import Submission, compile_submission
-from buildrunner.cli.submit.session import BuildSession, JsonOutput, Output, TextOutput
+from buildrunner.cli.submit.session import BuildSession, JsonOutput, Output, TextOutput, say
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import EXIT_INFRASTRUCTURE, EXIT_SUCCESS, UsageError
+from buildrunner.logs.console.wording import count, size
 from buildrunner.plan.build_plan import BuildPlan, project_number
 from buildrunner.spec.model.build import Build, LoggingMode
 from buildrunner.workspace.protocol import Workspace
@@ -38,8 +43,9 @@ if TYPE_CHECKING:
     from buildrunner.workspace.export import ExportedWorkspace
 
 _STEP_FLAGS = frozenset({"--step", "--from", "--until", "--skip"})
-# The workspace of --write-workspace may be large.
-_COPY_LIMIT_S = 24 * 3600.0
+_FLAG = "--write-workspace"
+_COPY_LIMIT_S = 24 * 3600.0  # the workspace may be large
+_SHOWN = 3
 
 
 def warn(texts: list[str]) -> None:
@@ -164,8 +170,6 @@ class LocalRun:
         """The request with the folders that the flags want."""
         args = self._args
         if args.write_workspace:
-            from buildrunner.cli.submit.exposed_secrets import prepare_folder
-
             folder = request.local.folder if request.local else None
             self._write_workspace = prepare_folder(args.write_workspace, folder, args.ignore_file)
         git_folder = self._engine_setup.git_folder() if args.no_git_cache else ""
@@ -213,8 +217,6 @@ class LocalRun:
         if executed.error is not None:  # the log and the summary have said what is wrong
             exit_code = executed.error.exit_code
         if self._write_workspace:
-            from buildrunner.cli.submit.exposed_secrets import report_export
-
             exit_code = report_export(next(iter(exported), None), self._write_workspace, exit_code)
         return exit_code
 
@@ -260,3 +262,75 @@ def _command_again(argv: list[str]) -> str:
             kept.append(argument)
     # A password in a URL is for the source's host only.
     return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1@", shlex.join(["buildrunner", *kept]))
+
+
+def prepare_folder(folder: str, source: str | None, ignore_file: str) -> str:
+    """Make the folder where it is not there yet; its absolute path.
+
+    Args:
+        folder: as given.
+        source: the folder that is built; None for a source of another kind.
+        ignore_file: ``--ignore-file``.
+
+    Raises:
+        UsageError: it is not empty, can't be written, or would become a part of the source.
+        SourceError: the ignore rules can't be read.
+    """
+    path = os.path.abspath(folder)
+    if source is not None:
+        _refuse_source(path, folder, source, ignore_file)
+    try:
+        os.makedirs(path, exist_ok=True)
+        is_empty = not os.listdir(path)
+    except OSError as error:
+        raise UsageError(f"{_FLAG} {folder} can't be made: {error.strerror}") from error
+    if not is_empty:
+        raise UsageError(
+            f"{_FLAG} {folder} is not empty",
+            hint="name a new or empty folder: the copy never mixes with other files",
+        )
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UsageError(f"{_FLAG} {folder} can't be written to: Permission denied")
+    return path
+
+
+def _refuse_source(path: str, folder: str, source: str, ignore_file: str) -> None:
+    root = os.path.realpath(source)
+    inside = os.path.relpath(os.path.realpath(path), root)
+    if inside.split(os.sep, 1)[0] == os.pardir:
+        return
+    if inside == os.curdir:
+        raise UsageError(f"{_FLAG} {folder} is the source itself", hint="name another folder")
+    from buildrunner.cli.submit.exposed_secrets import is_left_out
+    from buildrunner.sources.folder.ignore_rules import load_ignore_rules
+
+    rules = load_ignore_rules(root, ignore_file=ignore_file)
+    if not is_left_out(inside, rules, is_directory=True):
+        raise UsageError(
+            f"{_FLAG} {folder} lies in the source, and the next build would have it as a part",
+            hint=f"name a folder outside of it, or leave it out: /{inside}/ in .gcloudignore",
+        )
+
+
+def report_export(exported: ExportedWorkspace | None, folder: str, exit_code: int) -> int:
+    """Report the copy of the workspace; return the exit code of the command.
+
+    Args:
+        exported: the workspace, released; None for a build that never had one.
+        folder: where it went.
+        exit_code: that of the build.
+    """
+    from buildrunner.workspace.export import NO_WORKSPACE
+
+    if exported is None or exported.error:
+        why = exported.error if exported else NO_WORKSPACE
+        say(f"error: the workspace is not in {folder}: {why}\n")
+        return EXIT_INFRASTRUCTURE if exit_code == EXIT_SUCCESS else exit_code
+    if exported.left_out:
+        names = ", ".join(exported.left_out[:_SHOWN])
+        more = len(exported.left_out) - _SHOWN
+        names += f" and {more} more" if more > 0 else ""
+        say(f"warning: {names} can't be copied: neither file, folder nor link\n")
+    said = f"{count(exported.files, 'file')}, {size(exported.size_bytes)}"
+    say(f"Workspace written to {folder}: {said}\n")
+    return exit_code

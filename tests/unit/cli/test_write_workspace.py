@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from buildrunner.cli.submit.exposed_secrets import prepare_folder
+from buildrunner.cli.submit.run import prepare_folder
 from buildrunner.errors import UsageError
 
 
