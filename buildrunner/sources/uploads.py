@@ -490,63 +490,27 @@ OpenUpload = Callable[[str, StorageSource], ObjectStore]
 """Given the project and the uploaded source of a build, returns the store that has the source."""
 
 
-class UploadedSource:
-    """Implements `ObjectStore` for the archive that a build names as its source.
+class SourceUpload:
+    """The archive that a build names as its source, as the only object of a store.
+
+    The methods of `ObjectStore` that do not depend on where the archive is; subclasses have `find`
+    and `read`.
 
     Args:
-        folder: the server's folder of uploads; empty where there is no server.
         project: the project of the build.
         source: what the build names.
     """
 
-    def __init__(self, folder: str, project: str, source: StorageSource) -> None:
-        self._folder = folder
+    def __init__(self, project: str, source: StorageSource) -> None:
         self._project = project
         self._name = source.object
-        self._store = _UploadFolder(folder)
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
-        return self._store.url_of(bucket, name)
+        return f"gs://{bucket}/{name}"
 
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """See `ObjectStore.check_bucket`: the bucket is always there."""
-
-    def find(
-        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
-    ) -> StoredObject:
-        """See `ObjectStore.find`."""
-        url = self.url_of(bucket, name)
-        own = name == self._name and is_upload_of(self._project, name)
-        if bucket != UPLOADS_BUCKET or not self._folder or not own:
-            raise StorageError(
-                f"{url} was not uploaded for this build's project, {self._project}",
-                unauthorized=True,
-            )
-        found = self._store.find(bucket, name, generation, retried=retried)
-        if not found.size_bytes:  # of an empty object nothing is read
-            list(self.read(found, 0, threading.Event()))
-        return found
-
-    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """See `ObjectStore.read`. A damaged archive is removed, so that it can be sent again.
-
-        Raises:
-            StorageError: it can't be read, or its sum is not that of its name.
-        """
-        digest = hashlib.sha256()
-        for piece in self._store.read(found, offset, cancel):
-            digest.update(piece)
-            yield piece
-        named = os.path.basename(found.name).partition(".")[0]
-        if offset == 0 and digest.hexdigest() != named:
-            for name in (found.name, blob_name(self._project, named)):
-                with suppress(OSError):
-                    os.unlink(os.path.join(self._folder, name))
-            raise StorageError(
-                f"{found.url} is not what was uploaded: its SHA-256 sum is {digest.hexdigest()}",
-                hint="submit again, which uploads it again",
-            )
 
     def write(
         self,
@@ -564,3 +528,68 @@ class UploadedSource:
             StorageError: always.
         """
         raise StorageError(f"{self.url_of(bucket, name)} can't be written", unauthorized=True)
+
+    def _is_own(self, bucket: str, name: str) -> bool:
+        own = name == self._name and is_upload_of(self._project, name)
+        return bucket == UPLOADS_BUCKET and own
+
+    def _not_own(self, bucket: str, name: str) -> StorageError:
+        return StorageError(
+            f"{self.url_of(bucket, name)} was not uploaded for this build's project,"
+            f" {self._project}",
+            unauthorized=True,
+        )
+
+    def _damaged(self, found: StoredObject, sha256: str) -> StorageError:
+        return StorageError(
+            f"{found.url} is not what was uploaded: its SHA-256 sum is {sha256}",
+            hint="submit again, which uploads it again",
+        )
+
+
+def sum_in_name(name: str) -> str:
+    """Return the SHA-256 sum that an uploaded archive must have, which is in its name."""
+    return os.path.basename(name).partition(".")[0]
+
+
+class UploadedSource(SourceUpload):
+    """Implements `ObjectStore` for the archive that a build names as its source.
+
+    Args:
+        folder: the server's folder of uploads; empty where there is no server.
+        project: the project of the build.
+        source: what the build names.
+    """
+
+    def __init__(self, folder: str, project: str, source: StorageSource) -> None:
+        super().__init__(project, source)
+        self._folder = folder
+        self._store = _UploadFolder(folder)
+
+    def find(
+        self, bucket: str, name: str, generation: int = 0, *, retried: Retried | None = None
+    ) -> StoredObject:
+        """See `ObjectStore.find`."""
+        if not self._folder or not self._is_own(bucket, name):
+            raise self._not_own(bucket, name)
+        found = self._store.find(bucket, name, generation, retried=retried)
+        if not found.size_bytes:  # of an empty object nothing is read
+            list(self.read(found, 0, threading.Event()))
+        return found
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`. A damaged archive is removed, so that it can be sent again.
+
+        Raises:
+            StorageError: it can't be read, or its sum is not that of its name.
+        """
+        digest = hashlib.sha256()
+        for piece in self._store.read(found, offset, cancel):
+            digest.update(piece)
+            yield piece
+        named = sum_in_name(found.name)
+        if offset == 0 and digest.hexdigest() != named:
+            for name in (found.name, blob_name(self._project, named)):
+                with suppress(OSError):
+                    os.unlink(os.path.join(self._folder, name))
+            raise self._damaged(found, digest.hexdigest())

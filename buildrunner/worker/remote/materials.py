@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,14 +22,13 @@ from buildrunner.errors import (
     StoreError,
 )
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
-from buildrunner.sources.uploads import is_upload_of
+from buildrunner.sources.uploads import SourceUpload, sum_in_name
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import Priority, Warning_
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
-from buildrunner.storage.object_store import Content, Retried, StoredObject
-from buildrunner.storage.stores import UPLOADS_BUCKET
+from buildrunner.storage.object_store import Retried, StoredObject
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.remote import RemoteSecret
 from buildrunner.worker.leases import patiently
@@ -40,7 +38,7 @@ _PIECE_BYTES = 1 << 20
 _STORE_S = 180.0
 
 
-class RemoteUpload:
+class RemoteUpload(SourceUpload):
     """Implements `ObjectStore` for the uploaded archive that a build names as its source.
 
     Args:
@@ -53,20 +51,12 @@ class RemoteUpload:
     def __init__(
         self, server: ServerConnection, lease: Lease, project: str, source: StorageSource
     ) -> None:
+        super().__init__(project, source)
         self._server = server
         self._path = f"/worker/v1/builds/{lease.build_id}/source"
         self._query = {"fence": lease.fence}
-        self._project = project
-        self._name = source.object
         self._digest = hashlib.sha256()
         self._summed = 0
-
-    def url_of(self, bucket: str, name: str) -> str:
-        """See `ObjectStore.url_of`."""
-        return f"gs://{bucket}/{name}"
-
-    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
-        """See `ObjectStore.check_bucket`: the bucket is always there."""
 
     def find(
         self,
@@ -77,13 +67,9 @@ class RemoteUpload:
         retried: Retried | None = None,  # noqa: ARG002
     ) -> StoredObject:
         """See `ObjectStore.find`."""
+        if not self._is_own(bucket, name):
+            raise self._not_own(bucket, name)
         url = self.url_of(bucket, name)
-        own = name == self._name and is_upload_of(self._project, name)
-        if bucket != UPLOADS_BUCKET or not own:
-            raise StorageError(
-                f"{url} was not uploaded for this build's project, {self._project}",
-                unauthorized=True,
-            )
         try:
             with self._server.http.stream("GET", self._path, params=self._query) as answer:
                 self._server.check(answer)
@@ -120,29 +106,8 @@ class RemoteUpload:
             raise self._failed(found.url, error) from error
         if self._summed < found.size_bytes:
             return  # the reader finds out, and tries again
-        named = os.path.basename(found.name).partition(".")[0]
-        if (told := self._digest.hexdigest()) != named:
-            raise StorageError(
-                f"{found.url} is not what was uploaded: its SHA-256 sum is {told}",
-                hint="submit again, which uploads it again",
-            )
-
-    def write(
-        self,
-        bucket: str,
-        name: str,
-        content: Content,  # noqa: ARG002
-        size_bytes: int,  # noqa: ARG002
-        *,
-        content_type: str,  # noqa: ARG002
-        retried: Retried | None = None,  # noqa: ARG002
-    ) -> StoredObject:
-        """See `ObjectStore.write`: a build changes no uploads.
-
-        Raises:
-            StorageError: always.
-        """
-        raise StorageError(f"{self.url_of(bucket, name)} can't be written", unauthorized=True)
+        if self._digest.hexdigest() != sum_in_name(found.name):
+            raise self._damaged(found, self._digest.hexdigest())
 
     def _failed(self, url: str, error: Exception) -> StorageError:
         if isinstance(error, StorageError):
