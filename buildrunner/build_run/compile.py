@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -200,6 +201,8 @@ class BuildPlace(msgspec.Struct, frozen=True, kw_only=True):
         sandbox: the build's own sandbox; None if it has none.
         policy: where builds may fetch from; None: anywhere.
         config: path of the config on this machine, for advice; empty for none.
+        identity_token: returns a token for an audience, of the build that a plan's origin is about;
+            None: builds have none.
     """
 
     engine: ContainerEngine
@@ -208,6 +211,7 @@ class BuildPlace(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: OpenSandbox | None = None
     policy: SourcePolicy | None = None
     config: str = ""
+    identity_token: Callable[[BuildOrigin, str], str] | None = None
 
 
 def planned_build(
@@ -247,7 +251,8 @@ def planned_build(
         options = place.sandbox.options(options)
     publisher, attester = None, None
     if options.push:
-        attester = wiring.attester(build, plan, settings, options.disk_bytes)
+        token = partial(place.identity_token, plan.origin) if place.identity_token else None
+        attester = wiring.attester(build, plan, settings, options.disk_bytes, token)
         publisher = wiring.publisher(plan, settings, engine, place.sandbox, options.disk_bytes)
     return PlannedBuild(
         build=build, plan=plan, options=options, publisher=publisher, attester=attester

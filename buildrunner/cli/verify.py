@@ -23,7 +23,10 @@ verify reads the provenance of IMAGE from its registry, and that of FILE from FI
 A policy is a file:
 
     keys: [ci.pub]                                # one of these keys has signed,
-    authorities: [ca.pem]                         # or one with a certificate of these authorities
+    authorities: [ca.pem]                         # or one with a certificate of these authorities,
+    identities:                                   # or one of these identities, by Sigstore
+    - {issuer: "https://ci.example.com", subject: "https://ci.example.com/shop/*"}
+    sigstore: trust.json                          # of this instance (default: the public one)
     builders: ["https://ci.example.com"]          # one of these servers built it
     sources: ["https://github.com/acme/*"]        # from one of these repositories,
     refs: ["refs/heads/main", "refs/tags/v*"]     # from one of these branches or tags,
@@ -100,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     server_key = _server_key(args)
     trust = _trust(policy, server_key)
     name, digest, attestations = _subject(args)
-    if not (trust.keys or trust.authorities):
+    if not (trust.keys or trust.authorities or trust.identities):
         claims = claimed(digest, attestations)
         if claims is None:
             raise UsageError(f"{name} is not verified: it has no provenance, and there is no key")
@@ -159,6 +162,7 @@ def _policy(args: argparse.Namespace) -> Policy:
 
 
 def _trust(policy: Policy, server_key: bytes) -> Trust:
+    from buildrunner.provenance.keyless import PUBLIC, trusted_root
     from buildrunner.provenance.signing import read_certificates, read_public_key
     from buildrunner.provenance.verification import Trust
 
@@ -172,6 +176,8 @@ def _trust(policy: Policy, server_key: bytes) -> Trust:
             for path in policy.authorities
             for certificate in read_certificates(_content(path, "the authority"), path)
         ],
+        identities=policy.identities,
+        sigstore=trusted_root(policy.sigstore or PUBLIC) if policy.identities else None,
     )
 
 
@@ -219,9 +225,13 @@ def _shown(form: str, name: str, found: Verified) -> str:
     if form == "json":
         from msgspec.structs import asdict
 
-        facts = {"artifact": name, "verified": bool(found.key), **asdict(found)}
+        facts = {"artifact": name, "verified": bool(found.key or found.identity), **asdict(found)}
+        if found.identity:
+            facts["identity"] = asdict(found.identity)
         return json.dumps(facts, indent=2) + "\n"
-    verdict = "is verified" if found.key else "is not verified. Its provenance claims:"
+    verdict = (
+        "is verified" if found.key or found.identity else "is not verified. Its provenance claims:"
+    )
     facts = {
         "source": _source(found),
         "config": _config(found),
@@ -229,6 +239,7 @@ def _shown(form: str, name: str, found: Verified) -> str:
         "build": found.invocation + (f", trigger {found.trigger}" if found.trigger else ""),
         "finished": found.finished,
         "key": found.key,
+        "identity": f"{found.identity.subject} ({found.identity.issuer})" if found.identity else "",
     }
     lines = [f"  {label:9} {_on_one_line(value)}" for label, value in facts.items() if value]
     return "\n".join([f"{name} {verdict}", *lines]) + "\n"

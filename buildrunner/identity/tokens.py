@@ -17,6 +17,8 @@ from buildrunner.errors import IdentityRefused
 from buildrunner.metadata import AccessToken
 
 LIFETIME: Final = timedelta(minutes=10)
+SIGNING_LIFETIME: Final = timedelta(minutes=20)
+"""Lifetime of tokens for signatures, in which an SBOM is made, too."""
 AUDIENCES_FRESH_FOR: Final = timedelta(seconds=1)
 """Time for which a build keeps its trigger's audiences before it reads the database again."""
 
@@ -73,7 +75,13 @@ def subject(facts: BuildFacts) -> str:
 
 
 def token_claims(
-    facts: BuildFacts, *, issuer: str, audience: str, now: datetime, token_id: str
+    facts: BuildFacts,
+    *,
+    issuer: str,
+    audience: str,
+    now: datetime,
+    token_id: str,
+    lifetime: timedelta = LIFETIME,
 ) -> dict[str, Any]:
     """Return the claims of a token. Pure."""
     issued = int(now.timestamp())
@@ -83,7 +91,7 @@ def token_claims(
         "aud": audience,
         "iat": issued,
         "nbf": issued,
-        "exp": issued + int(LIFETIME.total_seconds()),
+        "exp": issued + int(lifetime.total_seconds()),
         "jti": token_id,
         "project_id": facts.project,
         "build_id": facts.build,
@@ -156,12 +164,27 @@ class BuildIdentity:
                 f"the trigger of this build does not allow tokens for the audience {audience!r}: "
                 "`buildrunner schedules settings TRIGGER --audience URL` allows one"
             )
+        return self._token(audience, LIFETIME)
+
+    def signing_token(self, audience: str) -> str:
+        """Return a token for the build's own process, which signs provenance with it.
+
+        No trigger has to allow it: no step gets it.
+
+        Raises:
+            IdentityError: the token can't be signed.
+            StoreError: the database does not answer.
+        """
+        return self._token(audience, SIGNING_LIFETIME)
+
+    def _token(self, audience: str, lifetime: timedelta) -> str:
         claims = token_claims(
             self._facts,
             issuer=self._issuer,
             audience=audience,
             now=self._clock(),
             token_id=secrets.token_urlsafe(16),
+            lifetime=lifetime,
         )
         return signed_token(claims, self._key())
 

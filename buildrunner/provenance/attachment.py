@@ -3,7 +3,7 @@
 An attestation is attached twice: as a referrer (OCI 1.1), in the form of a Sigstore bundle, which
 cosign 3 and others look for; and in the tag scheme of cosign 2, ``sha256-DIGEST.att``. `cosign
 verify` of version 3 accepts the bundle as a signature; version 2 and policy controllers look for
-the tag ``sha256-DIGEST.sig``.
+the tag ``sha256-DIGEST.sig``. Keyless attestations are bundles, and attached as referrers only.
 
 Source: https://github.com/sigstore/cosign/blob/main/specs/ATTESTATION_SPEC.md, BUNDLE_SPEC.md and
 SIGNATURE_SPEC.md.
@@ -18,7 +18,13 @@ from typing import Any, Final
 from securesystemslib.signer import Signer, SSlibKey
 
 from buildrunner.errors import RegistryError
-from buildrunner.provenance.signing import image_claim, is_signature, signature_of
+from buildrunner.provenance.signing import (
+    envelope_in,
+    image_claim,
+    is_keyless,
+    is_signature,
+    signature_of,
+)
 from buildrunner.registries.distribution import (
     INDEX,
     MANIFEST,
@@ -38,20 +44,24 @@ _SIGNATURE = "dev.cosignproject.cosign/signature"
 _MOST_REFERRERS = 100
 
 
-def attach(repository: Repository, image: Manifest, envelope: bytes) -> None:
-    """Store an attestation of an image beside it, in both forms.
+def attach(repository: Repository, image: Manifest, attestation: bytes) -> None:
+    """Store an attestation of an image beside it, in all forms that it can have.
 
     Args:
         repository: where the image is.
         image: its manifest.
-        envelope: a DSSE envelope of an in-toto statement about the image, as JSON.
+        attestation: a DSSE envelope of an in-toto statement about the image, as JSON; or a Sigstore
+            bundle of one.
 
     Raises:
         RegistryError: the registry does not take it.
     """
-    predicate = _predicate_of(envelope)
-    _attach_referrer(repository, image, envelope, predicate)
-    _attach_tag(repository, image, envelope, predicate)
+    predicate = _predicate_of(attestation)
+    keyless = is_keyless(attestation)
+    bundle = attestation if keyless else bundle_of(attestation)
+    _attach_referrer(repository, image, bundle, predicate)
+    if not keyless:
+        _attach_tag(repository, image, attestation, predicate)
 
 
 def attach_signature(repository: Repository, image: Manifest, signer: Signer) -> None:
@@ -74,7 +84,7 @@ def attach_signature(repository: Repository, image: Manifest, signer: Signer) ->
 
 
 def attached(repository: Repository, digest: str) -> list[bytes]:
-    """Return the DSSE envelopes that are attached to an image, each once.
+    """Return the attestations of an image, each once: DSSE envelopes, and keyless bundles.
 
     Raises:
         RegistryError: the registry refuses or breaks.
@@ -84,8 +94,8 @@ def attached(repository: Repository, digest: str) -> list[bytes]:
         # Some registries report the type of the empty config in place of the artifact's.
         if one.get("artifactType", "") in (BUNDLE_TYPE, _EMPTY_TYPE, ""):
             for blob in _layers(repository, str(one.get("digest", "")), BUNDLE_TYPE):
-                if envelope := _envelope_of(blob):
-                    found[envelope] = None
+                if attestation := _attestation_in(blob):
+                    found[attestation] = None
     for blob in _layers(repository, _tag(digest, "att"), ENVELOPE_TYPE):
         found[_canonical(blob)] = None
     return list(found)
@@ -111,9 +121,8 @@ def bundle_of(envelope: bytes) -> bytes:
 
 
 def _attach_referrer(
-    repository: Repository, image: Manifest, envelope: bytes, predicate: str
+    repository: Repository, image: Manifest, bundle: bytes, predicate: str
 ) -> None:
-    bundle = bundle_of(envelope)
     annotations = {
         "dev.sigstore.bundle.content": "dsse-envelope",
         "dev.sigstore.bundle.predicateType": predicate,
@@ -218,9 +227,11 @@ def _layers(repository: Repository, reference: str, media_type: str) -> list[byt
     return [repository.blob(digest) for digest in layers]
 
 
-def _envelope_of(bundle: bytes) -> bytes | None:
-    """Return the envelope in a bundle; None for a bundle of another kind."""
+def _attestation_in(bundle: bytes) -> bytes | None:
+    """Return a keyless bundle as it is, and the envelope of another; None without an envelope."""
     try:
+        if is_keyless(bundle):
+            return bundle
         return _dump(json.loads(bundle)["dsseEnvelope"])
     except (ValueError, RecursionError, LookupError, TypeError):
         return None
@@ -237,9 +248,9 @@ def _dump(envelope: Any) -> bytes:
     return json.dumps(envelope, separators=(",", ":")).encode()
 
 
-def _predicate_of(envelope: bytes) -> str:
+def _predicate_of(attestation: bytes) -> str:
     try:
-        return str(json.loads(b64decode(json.loads(envelope)["payload"]))[_PREDICATE])
+        return str(json.loads(b64decode(envelope_in(attestation)["payload"]))[_PREDICATE])
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise RegistryError("an attestation without a statement can't be attached") from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from msgspec.structs import replace
 from securesystemslib.signer import Signer
@@ -24,7 +24,6 @@ from buildrunner.errors import (
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.attachment import attach, attach_signature
 from buildrunner.provenance.sbom import SbomImage
-from buildrunner.provenance.signing import signed_envelope
 from buildrunner.provenance.statement import provenance_statement
 from buildrunner.registries.distribution import Manifest, Repository
 from buildrunner.registries.logins import DockerLogins
@@ -40,8 +39,8 @@ class ProvenanceAttester:
         build: with its substitutions made.
         plan: its plan.
         builder_id: URI of the server that runs the build.
-        open_signer: opens the signing key; called when the build has published something.
-        certificates: returns the certificate of the key, and those above it, as PEM text.
+        sign: returns the attestation of a statement: a DSSE envelope or a Sigstore bundle.
+        open_signer: opens the key that also signs images; None: no key does.
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
@@ -56,9 +55,9 @@ class ProvenanceAttester:
         plan: BuildPlan,
         *,
         builder_id: str,
-        open_signer: Callable[[], Signer],
+        sign: Callable[[dict[str, Any], threading.Event], bytes],
+        open_signer: Callable[[], Signer] | None,
         required: bool,
-        certificates: Callable[[], str] = lambda: "",
         user_login: Callable[[str], RegistryLogin | None] = lambda _: None,
         push: bool = False,
         egress: Egress | None = None,
@@ -67,8 +66,8 @@ class ProvenanceAttester:
         self._build = build
         self._plan = plan
         self._builder_id = builder_id
+        self._sign = sign
         self._open_signer = open_signer
-        self._certificates = certificates
         self._required = required
         self._user_login = user_login
         self._push = push
@@ -95,17 +94,16 @@ class ProvenanceAttester:
         if statement is None:
             return Attested()
         try:
-            signer = self._open_signer()
-            envelope = signed_envelope(statement, signer, self._certificates())
+            attestation = self._sign(statement, cancel)
         except AttestationError as error:
             if self._required:
                 raise
             return Attested(warnings=(f"the build has no provenance: {_text(error)}",))
         images = _images(outcome)
-        warnings = self._attach_all(images, envelope, signer, logins, cancel) if self._push else []
+        warnings = self._attach_all(images, attestation, logins, cancel) if self._push else []
         if self._start_sbom is not None and images:
             warnings += self._sbom_failures(images, logins, cancel)
-        return Attested((envelope,), tuple(warnings))
+        return Attested((attestation,), tuple(warnings))
 
     def _sbom_failures(
         self, images: list[ImageName], logins: DockerLogins, cancel: threading.Event
@@ -123,8 +121,7 @@ class ProvenanceAttester:
     def _attach_all(
         self,
         images: list[ImageName],
-        envelope: bytes,
-        signer: Signer,
+        attestation: bytes,
         logins: DockerLogins,
         cancel: threading.Event,
     ) -> list[str]:
@@ -137,8 +134,9 @@ class ProvenanceAttester:
                 try:
                     with self._opened(image, logins, deadline) as repository:
                         manifest = _manifest(repository, image)
-                        attach(repository, manifest, envelope)
-                        attach_signature(repository, manifest, signer)
+                        attach(repository, manifest, attestation)
+                        if self._open_signer is not None:
+                            attach_signature(repository, manifest, self._open_signer())
                 except (AttestationError, CredentialsError, RegistryError) as error:
                     text = f"the provenance of {image} is not in its registry: {_text(error)}"
                     if self._required:

@@ -32,6 +32,7 @@ from buildrunner.deadline import Deadline
 from buildrunner.errors import AttestationError, BuildrunnerError, RegistryError
 from buildrunner.provenance.attachment import attach
 from buildrunner.provenance.image_layout import save_image
+from buildrunner.provenance.keyless import Keyless, keyless_bundle
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import STATEMENT_TYPE
 from buildrunner.provenance.stored import (
@@ -79,6 +80,7 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
         formats: names of `FORMATS`.
         project: the build's project; empty without a server.
         key, key_folder: the signing key, as `open_signer` takes it.
+        keyless: signs in place of the key; None: the key does.
         push: attach the attestations to the images.
         egress: networks that are not reached for builds.
         limit_bytes: how much disk the job may take.
@@ -90,6 +92,7 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
     project: str = ""
     key: str
     key_folder: str
+    keyless: Keyless | None = None
     push: bool
     egress: Egress = Egress()
     limit_bytes: int = LARGEST_BYTES
@@ -208,7 +211,6 @@ def _of_image(job: SbomJob, image: SbomImage, until: float, most_bytes: int) -> 
 
 def _in_time(job: SbomJob, image: SbomImage, deadline: Deadline, most_bytes: int) -> list[bytes]:
     name = ImageName.parse(image.name)
-    signer = open_signer(job.key, job.key_folder)
     algorithm, _, value = name.digest.partition(":")
     with Repository(name, image.login, job.egress, deadline=deadline) as repository:
         manifest = repository.manifest(name.digest)
@@ -222,7 +224,11 @@ def _in_time(job: SbomJob, image: SbomImage, deadline: Deadline, most_bytes: int
                 "predicateType": FORMATS[kind][1],
                 "predicate": document,
             }
-            envelopes.append(signed_envelope(statement, signer))
+            envelopes.append(
+                keyless_bundle(statement, job.keyless)
+                if job.keyless is not None
+                else signed_envelope(statement, open_signer(job.key, job.key_folder))
+            )
         if sum(map(len, envelopes)) > most_bytes:
             raise AttestationError(f"the SBOMs of a build take more than {_TEXT_BYTES >> 20} MiB")
         for envelope in envelopes if job.push else ():

@@ -52,6 +52,7 @@ PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 KEY_NAME: Final = "provenance-key.pem"
 KMS_SCHEMES: Final = ("awskms", "azurekms", "gcpkms", "hv")
 """Schemes of `SIGNER_FOR_URI_SCHEME` that name a key of a KMS."""
+_CERTIFICATES: Final = ("certificate", "x509CertificateChain")  # in a Sigstore bundle
 _RSA_SCHEMES = ("rsa-pkcs1v15-sha256", "rsassa-pss-sha256")  # cosign verifies only the first
 
 
@@ -95,6 +96,28 @@ def signed_envelope(statement: dict[str, Any], signer: Signer, certificates: str
     if certificates:
         document["signatures"][0]["cert"] = certificates
     return json.dumps(document, separators=(",", ":")).encode()
+
+
+def envelope_in(attestation: bytes) -> dict[str, Any]:
+    """Return the DSSE envelope that an attestation is, or that a Sigstore bundle has.
+
+    Raises:
+        ValueError: the attestation is neither.
+    """
+    try:
+        document = json.loads(attestation)
+        return dict(document.get("dsseEnvelope", document))
+    except (RecursionError, TypeError, AttributeError) as error:
+        raise ValueError("neither a DSSE envelope nor a Sigstore bundle") from error
+
+
+def is_keyless(attestation: bytes) -> bool:
+    """Return whether an attestation is a Sigstore bundle with a certificate in place of a key."""
+    try:
+        material = json.loads(attestation).get("verificationMaterial", {})
+    except (ValueError, RecursionError, TypeError, AttributeError):
+        return False
+    return isinstance(material, dict) and not material.keys().isdisjoint(_CERTIFICATES)
 
 
 def image_claim(repository: str, digest: str) -> bytes:

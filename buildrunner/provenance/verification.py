@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
@@ -19,21 +20,36 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from buildrunner.errors import AttestationError, ConfigError, UsageError, VerificationError
 from buildrunner.problem import Problem
+from buildrunner.provenance.keyless import BadBundle, Identity, verified_payload
 from buildrunner.provenance.signing import (
     PAYLOAD_TYPE,
     BadCertificate,
     certified_key,
+    envelope_in,
+    is_keyless,
     is_signature,
     read_certificates,
 )
 from buildrunner.provenance.statement import BUILD_TYPE, PROVENANCE_TYPE, STATEMENT_TYPE
 from buildrunner.spec.reading.nodes import compose, position
 
-KEYS: Final = ("keys", "authorities", "builders", "sources", "refs", "configs", "forks")
+KEYS: Final = (
+    "keys",
+    "authorities",
+    "identities",
+    "sigstore",
+    "builders",
+    "sources",
+    "refs",
+    "configs",
+    "forks",
+)
+_IDENTITY: Final = ("issuer", "subject")
+_IDENTITY_SHAPE: Final = "must be a list of mappings with `issuer` and `subject`"
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Demands on provenance. An empty field allows every value, but there must be a key.
+    """Demands on provenance. An empty field allows every value, but there must be a signer.
 
     In patterns ``*`` stands for any characters but a slash, ``**`` for any characters.
 
@@ -41,6 +57,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
         keys: paths of public keys, one of which must have signed.
         authorities: paths of certificates of authorities, one of which must have certified the key
             that signed, unless it is one of ``keys``.
+        identities: issuer and pattern of the subject of identities, one of which must have signed
+            by Sigstore, unless one of ``keys`` or ``authorities`` has.
+        sigstore: path of the trust config or the trusted root of an instance of Sigstore; empty
+            for the public one.
         builders: patterns of builder ids.
         sources: patterns of URLs of source repositories.
         refs: patterns of refs: ``refs/heads/main``, ``refs/tags/v*``.
@@ -50,6 +70,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
     keys: tuple[str, ...] = ()
     authorities: tuple[str, ...] = ()
+    identities: tuple[Identity, ...] = ()
+    sigstore: str = ""
     builders: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     refs: tuple[str, ...] = ()
@@ -86,6 +108,8 @@ def read_policy(path: str) -> Policy:
     folder = os.path.dirname(path)
     for name in ("keys", "authorities"):
         fields[name] = tuple(os.path.join(folder, file) for file in fields.get(name, ()))
+    if "sigstore" in fields:
+        fields["sigstore"] = os.path.join(folder, fields["sigstore"])
     return Policy(**fields)
 
 
@@ -104,6 +128,17 @@ def _fields(path: str, root: MappingNode, problems: list[Problem]) -> Iterator[t
                 problems.append(_wrong(path, name, value, "must be true or false"))
             else:
                 yield name, value.value == "true"
+        elif name == "identities":
+            identities = _identities(value)
+            if identities is None:
+                problems.append(_wrong(path, name, value, _IDENTITY_SHAPE))
+            else:
+                yield name, identities
+        elif name == "sigstore":
+            if not isinstance(value, ScalarNode) or not value.value:
+                problems.append(_wrong(path, name, value, "must be the path of a file"))
+            else:
+                yield name, value.value
         elif (texts := _texts(value)) is None:
             problems.append(_wrong(path, name, value, "must be a list of strings"))
         else:
@@ -116,6 +151,22 @@ def _texts(node: Node) -> tuple[str, ...] | None:
     if not all(isinstance(one, ScalarNode) and one.value for one in nodes):
         return None
     return tuple(str(one.value) for one in nodes)
+
+
+def _identities(node: Node) -> tuple[Identity, ...] | None:
+    """Return a list of mappings as identities; None for anything else."""
+    found = []
+    for one in node.value if isinstance(node, SequenceNode) else [node]:
+        parts = one.value if isinstance(one, MappingNode) else []
+        texts = {
+            key.value: value.value
+            for key, value in parts
+            if isinstance(key, ScalarNode) and isinstance(value, ScalarNode)
+        }
+        if len(parts) != len(_IDENTITY) or not all(texts.get(name) for name in _IDENTITY):
+            return None
+        found.append(Identity(**texts))
+    return tuple(found)
 
 
 def _wrong(path: str, name: str, node: Node, message: str) -> Problem:
@@ -139,7 +190,8 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """The claims of an artifact's provenance, once it is verified.
 
     Attributes:
-        key: id of the key that signed.
+        key: id of the key that signed; empty if an identity did.
+        identity: the identity that signed by Sigstore; None if a key did.
         statement: the whole statement.
         builder: id of the builder.
         repository, commit, ref: the source; empty if it is no Git repository.
@@ -154,6 +206,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     key: str
+    identity: Identity | None = None
     statement: dict[str, Any]
     builder: str
     repository: str
@@ -184,11 +237,15 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         keys: public keys.
         authorities: authorities whose certificates name further keys.
+        identities: identities that may sign by Sigstore; their subjects are patterns.
+        sigstore: the trusted root of the instance of Sigstore; needed with ``identities`` only.
         now: the time at which certificates must be valid.
     """
 
     keys: Sequence[SSlibKey] = ()
     authorities: Sequence[Certificate] = ()
+    identities: Sequence[Identity] = ()
+    sigstore: Any = None
     now: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -197,9 +254,9 @@ def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: P
 
     Args:
         digest: of the artifact: ``sha256:HEX``.
-        attestations: DSSE envelopes.
-        trust: who may have signed.
-        policy: what the provenance must say; its ``keys`` and ``authorities`` are not looked at.
+        attestations: DSSE envelopes, and Sigstore bundles.
+        trust: the accepted signers.
+        policy: what the provenance must say; the signers in it are not looked at.
 
     Raises:
         VerificationError: there is no good provenance; says why.
@@ -217,27 +274,35 @@ def claimed(digest: str, attestations: Sequence[bytes]) -> Verified | None:
     """Return what provenance claims about an artifact, without a look at its signature."""
     for attestation in attestations:
         try:
-            statement = _statement(_envelope(attestation))
+            envelope = envelope_in(attestation)
+            statement = _statement(b64decode(envelope["payload"]), envelope["payloadType"])
             _check_subject(statement, digest)
-            return _facts(statement, "")
+            return _facts(statement, "", None)
+        except (ValueError, LookupError, TypeError):
+            continue
         except _Refused:
             continue
     return None
 
 
 def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> Verified:
-    envelope = _envelope(attestation)
-    key = _signed_by(envelope, trust.keys) or _certified(envelope, trust)
-    statement = _statement(envelope)
+    key, identity = "", None
+    if is_keyless(attestation):
+        payload, kind, identity = _identified(attestation, trust)
+    else:
+        envelope = _envelope(attestation)
+        key = _signed_by(envelope, trust.keys) or _certified(envelope, trust)
+        payload, kind = envelope.payload, envelope.payload_type
+    statement = _statement(payload, kind)
     _check_subject(statement, digest)
-    found = _facts(statement, key)
+    found = _facts(statement, key, identity)
     _check_policy(found, policy)
     return found
 
 
 def _envelope(attestation: bytes) -> Envelope:
     try:
-        return Envelope.from_dict(json.loads(attestation))
+        return Envelope.from_dict(envelope_in(attestation))
     except (
         ValueError,
         RecursionError,
@@ -247,6 +312,34 @@ def _envelope(attestation: bytes) -> Envelope:
         FormatError,
     ) as error:
         raise _Refused(1, "its provenance is not a signed DSSE envelope") from error
+
+
+def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:
+    """Return what an allowed identity signed by Sigstore, the type of that, and the identity."""
+    if not trust.identities:
+        raise _Refused(
+            2,
+            "its provenance is signed by an identity, not by a key",
+            "name the identity below `identities:` in the policy",
+        )
+    try:
+        payload, kind, identity = verified_payload(bundle, trust.sigstore)
+    except BadBundle as error:
+        raise _Refused(3, str(error)) from error
+    of_issuer = [one for one in trust.identities if one.issuer == identity.issuer]
+    if not of_issuer:
+        raise _Refused(
+            3,
+            f"its provenance is signed by an identity of another issuer: {identity.issuer}",
+            f"allowed: {', '.join(dict.fromkeys(one.issuer for one in trust.identities))}",
+        )
+    if not allows((one.subject for one in of_issuer), identity.subject):
+        raise _Refused(
+            3,
+            f"its provenance is signed by another identity: {identity.subject or 'no subject'}",
+            f"allowed: {', '.join(one.subject for one in of_issuer)}",
+        )
+    return payload, kind, identity
 
 
 def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
@@ -289,14 +382,14 @@ def _certified(envelope: Envelope, trust: Trust) -> str:
     raise _Refused(
         2,
         f"its provenance is signed by another key: {', '.join(claimed) or 'none'}",
-        f"allowed: {', '.join(sorted(known))}",
+        f"allowed: {', '.join(sorted(known))}" if known else "",
     )
 
 
-def _statement(envelope: Envelope) -> dict[str, Any]:
+def _statement(payload: bytes, payload_type: str) -> dict[str, Any]:
     try:
-        statement = json.loads(envelope.payload)
-        kind = statement["_type"], statement["predicateType"], envelope.payload_type
+        statement = json.loads(payload)
+        kind = statement["_type"], statement["predicateType"], payload_type
         build_type = (
             statement["predicate"]["buildDefinition"]["buildType"]
             if kind[1] == PROVENANCE_TYPE
@@ -322,7 +415,7 @@ def _check_subject(statement: dict[str, Any], digest: str) -> None:
         raise _Refused(5, f"its provenance is about another artifact: {others}, not {digest}")
 
 
-def _facts(statement: dict[str, Any], key: str) -> Verified:
+def _facts(statement: dict[str, Any], key: str, identity: Identity | None) -> Verified:
     try:
         predicate = statement["predicate"]
         definition, details = predicate["buildDefinition"], predicate["runDetails"]
@@ -333,6 +426,7 @@ def _facts(statement: dict[str, Any], key: str) -> Verified:
         uris = [str(one["uri"]) for one in definition.get("resolvedDependencies", ())]
         return Verified(
             key=key,
+            identity=identity,
             statement=statement,
             builder=str(details["builder"]["id"]),
             repository=repository,

@@ -149,6 +149,8 @@ KEYS: dict[str, dict[str, type]] = {
         "builder": str,
         "key": str,
         "certificate": str,
+        "sigstore": str,
+        "identity_token": str,
     },
 }
 _POOL_TYPES: dict[str, type] = {
@@ -489,6 +491,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
         provenance_certificate: path of the certificate of the key, and of those above it.
+        provenance_sigstore: sign by Sigstore instead of a key: ``public``, or the path of the trust
+            config of another instance; empty to sign with the key.
+        provenance_identity_token: path of an identity token for Sigstore; empty for the token of
+            the server, or of the CI service or cloud that `submit` runs on.
         provenance_folder: data folder of the server; empty for that of the user. Not in files.
         identity_key: URI of the KMS key that signs identity tokens; empty for keys in files, which
             the server makes and rotates.
@@ -522,6 +528,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provenance_builder: str = ""
     provenance_key: str = ""
     provenance_certificate: str = ""
+    provenance_sigstore: str = ""
+    provenance_identity_token: str = ""
     provenance_folder: str = ""
     identity_key: str = ""
     policy: dict[str, str] = {}
@@ -754,11 +762,14 @@ def _provenance_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
     fields = {names.get(key, f"provenance_{key}"): value for key, value in table.items()}
     if "sbom" in table:
         fields["provenance_sbom"] = tuple(table["sbom"])
-    key = fields.get("provenance_key", "")
-    if key and not _URI.match(key):
-        fields["provenance_key"] = os.path.join(folder, os.path.expanduser(key))
-    if certificate := fields.get("provenance_certificate", ""):
-        fields["provenance_certificate"] = os.path.join(folder, os.path.expanduser(certificate))
+    paths = ["provenance_certificate", "provenance_identity_token"]
+    if not _URI.match(fields.get("provenance_key", "")):
+        paths.append("provenance_key")
+    if fields.get("provenance_sigstore", "public") not in ("", "public"):
+        paths.append("provenance_sigstore")
+    for name in paths:
+        if path := fields.get(name, ""):
+            fields[name] = os.path.join(folder, os.path.expanduser(path))
     return fields
 
 

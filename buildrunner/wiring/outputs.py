@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from datetime import UTC, datetime
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
-from buildrunner.errors import AttestationError, ConfigError
+from buildrunner.errors import AttestationError, ConfigError, IdentityError, StoreError
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.problem import Problem
 from buildrunner.settings import Settings, data_folder
@@ -17,7 +17,7 @@ from buildrunner.wiring.engines import build_labels
 from buildrunner.wiring.secrets import google_token
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from securesystemslib.signer import Signer
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
     from buildrunner.identity.keys import IdentityKeys
     from buildrunner.plan.build_plan import BuildPlan
+    from buildrunner.provenance.keyless import Keyless
     from buildrunner.provenance.sbom import SbomImage
     from buildrunner.sandboxes.protocol import OpenSandbox
     from buildrunner.storage.stores import Stores
@@ -104,7 +105,11 @@ def publisher(
 
 
 def attester(
-    build: Build, plan: BuildPlan, settings: Settings, limit_bytes: int | None
+    build: Build,
+    plan: BuildPlan,
+    settings: Settings,
+    limit_bytes: int | None,
+    identity_token: Callable[[str], str] | None = None,
 ) -> Attester | None:
     """Attests what the build publishes; None for a build that publishes nothing.
 
@@ -113,6 +118,7 @@ def attester(
         plan: its plan.
         settings: of the user or the server.
         limit_bytes: what the build may write to the disk; None sets no limit.
+        identity_token: returns a token of the build for an audience; None: it has none.
 
     Raises:
         ConfigError: the build must have provenance, and the settings turn it off.
@@ -128,18 +134,30 @@ def attester(
     from buildrunner.provenance.attester import ProvenanceAttester
     from buildrunner.provenance.statement import LOCAL_BUILDER
 
+    open_signer = cache(partial(_signer, settings))
+
+    def sign(statement: dict[str, Any], cancel: threading.Event) -> bytes:
+        if settings.provenance_sigstore:
+            from buildrunner.provenance.keyless import keyless_bundle
+
+            return keyless_bundle(statement, _keyless(settings, identity_token), cancel)
+        from buildrunner.provenance.signing import signed_envelope
+
+        certificates = _certificates(settings.provenance_certificate)
+        return signed_envelope(statement, open_signer(), certificates)
+
     return ProvenanceAttester(
         build,
         plan,
         builder_id=settings.provenance_builder or LOCAL_BUILDER,
-        open_signer=partial(_signer, settings),
-        certificates=partial(_certificates, settings.provenance_certificate),
+        sign=sign,
+        open_signer=None if settings.provenance_sigstore else open_signer,
         required=verified,
         user_login=partial(_user_login, environ=settings.logins_environ(os.environ)),
         push=settings.provenance_push,
         egress=settings.egress,
         start_sbom=(
-            partial(_start_sbom, build.id, build.project_id, settings, limit_bytes)
+            partial(_start_sbom, build.id, build.project_id, settings, limit_bytes, identity_token)
             if settings.provenance_sbom
             else None
         ),
@@ -151,6 +169,7 @@ def _start_sbom(
     project: str,
     settings: Settings,
     limit_bytes: int | None,
+    identity_token: Callable[[str], str] | None,
     images: tuple[SbomImage, ...],
     cancel: threading.Event,
 ) -> list[str]:
@@ -164,12 +183,31 @@ def _start_sbom(
         project=project,
         key=settings.provenance_key,
         key_folder=os.path.abspath(folder),
+        keyless=_keyless(settings, identity_token) if settings.provenance_sigstore else None,
         push=settings.provenance_push,
         egress=settings.egress,
         limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),
     )
     process = start(job, cancel)
     return wait(process, job.folder, cancel) if settings.provenance_sbom_wait else []
+
+
+def _keyless(settings: Settings, identity_token: Callable[[str], str] | None) -> Keyless:
+    from buildrunner.provenance.keyless import AUDIENCE, Keyless
+
+    token = ""
+    if identity_token is not None and not settings.provenance_identity_token:
+        try:
+            token = identity_token(AUDIENCE)
+        except (IdentityError, StoreError) as error:
+            raise AttestationError(
+                f"the server gives the build no identity token: {error}", hint=error.hint
+            ) from error
+    return Keyless(
+        sigstore=settings.provenance_sigstore,
+        token=token,
+        token_file=settings.provenance_identity_token,
+    )
 
 
 def _certificates(path: str) -> str:

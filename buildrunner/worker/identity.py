@@ -66,20 +66,36 @@ class BuildIdentities:
             stored: the build.
             origin: what the server fetched for it.
         """
-        project, trigger = _names(stored)
-        facts = BuildFacts(
-            project=project,
-            build=stored.id,
-            trigger=trigger,
-            trigger_name=origin.trigger_name,
-            repository=origin.repository,
-            ref=origin.ref,
-            commit=origin.commit,
-            fork=stored.untrusted,
-        )
         return BuildIdentity(
-            self._issuer, facts, lambda: self.audiences(stored), self._key, self._clock
+            self._issuer,
+            _facts(stored, origin),
+            lambda: self.audiences(stored),
+            self._key,
+            self._clock,
         )
+
+    def signing_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:
+        """Return a token by which the build's own process signs provenance.
+
+        Raises:
+            IdentityError: the token can't be signed.
+            StoreError: the database does not answer.
+        """
+        return self.of_build(stored, origin).signing_token(audience)
+
+
+def _facts(stored: StoredBuild, origin: BuildOrigin) -> BuildFacts:
+    project, trigger = _names(stored)
+    return BuildFacts(
+        project=project,
+        build=stored.id,
+        trigger=trigger,
+        trigger_name=origin.trigger_name,
+        repository=origin.repository,
+        ref=origin.ref,
+        commit=origin.commit,
+        fork=stored.untrusted,
+    )
 
 
 def project_facts(stored: StoredBuild) -> ProjectFacts:

@@ -248,6 +248,9 @@ class ServerProgram:
             options=options,
             sandbox=opened,
             policy=self._sources.policy,
+            identity_token=(
+                partial(self._identities.signing_token, stored) if self._identities else None
+            ),
         )
 
     def _resume(

@@ -10,6 +10,7 @@ from base64 import b64decode
 from contextlib import closing
 from pathlib import Path
 
+import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from sigstore.dsse import Envelope, _verify
@@ -19,8 +20,11 @@ from tests.e2e.submit_bench import Bench
 from tests.e2e.test_remote_submit import Serving, until
 from tests.fixtures_git import HttpServer, Repository
 from tests.registry_servers import Fault, faulty_proxy
+from tests.sigstore_server import sigstore_server
 
 pytestmark = pytest.mark.docker
+
+VERIFIED = {"requestedVerifyOption": "VERIFIED"}
 
 
 class ProofBench(Bench):
@@ -198,6 +202,71 @@ def test_a_server_signs_with_its_own_key_and_names_itself(bench, registry, tmp_p
     assert details["builder"]["id"] == serving.url
     assert details["metadata"]["invocationId"].endswith(f"/builds/{done.build_id}")
     assert oct((tmp_path / "server" / "provenance-key.pem").stat().st_mode)[-3:] == "600"
+
+
+def test_a_server_signs_by_sigstore_for_its_own_identity(bench, registry, tmp_path):
+    settings = tmp_path / "config" / "buildrunner" / "config.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[provenance]\npush = true\nsigstore = 'trust.json'\n")
+    serving = Serving(
+        Path(tmp_path / "server"),
+        {
+            **os.environ,
+            "XDG_DATA_HOME": str(tmp_path / "other"),
+            "XDG_CONFIG_HOME": str(tmp_path / "config"),
+            "DOCKER_CONFIG": str(tmp_path / "docker"),
+        },
+    )
+    with sigstore_server() as sigstore:
+        trust = sigstore.write_trust(settings.parent)
+        serving.start()
+        try:
+            bench.environ["BUILDRUNNER_SERVER"] = serving.url
+            bench.environ["BUILDRUNNER_TOKEN"] = serving.token
+            image = bench.image_at(registry.address)
+            bench.write("cloudbuild.yaml", bench.config(image, options=VERIFIED))
+            done = bench.run("submit", ".")
+            assert done.code == 0, done.err
+            assert "warning" not in done.err
+            policy = "sigstore: {}\nidentities:\n- {{issuer: {}, subject: {}/{}}}\n"
+            shop = policy.format(trust, serving.url, serving.url, "project:*:trigger::no-ref")
+            bench.write("policy.yaml", shop)
+            checked = bench.run("verify", image, "--policy", "policy.yaml")
+            assert checked.code == 0, checked.err
+            assert f"  identity  {serving.url}/project:" in checked.out
+            shown = bench.run("verify", image, "--policy", "policy.yaml", "--format", "json")
+            facts = json.loads(shown.out)
+            assert (facts["verified"], facts["identity"]["issuer"]) == (True, serving.url)
+            statement = json.loads(
+                bench.run("builds", "provenance", done.build_id, "--statement").out
+            )
+            assert statement == facts["statement"]
+            bench.write("policy.yaml", shop.replace("project:*", "project:other"))
+            refused = bench.run("verify", image, "--policy", "policy.yaml")
+            assert refused.code == 1
+            assert "is refused: its provenance is signed by another identity: " in refused.err
+        finally:
+            serving.stop()
+
+
+def test_without_sigstore_a_build_succeeds_with_a_warning_and_a_verified_one_fails(bench, registry):
+    token = {"iss": "https://i", "sub": "s", "aud": "sigstore", "iat": 1, "exp": 1 << 33}
+    (bench.folder / "token").write_text(jwt.encode(token, "k" * 32))
+    with sigstore_server() as gone:
+        trust = gone.write_trust(bench.folder)
+    bench.write_own_settings(
+        f"[provenance]\nsigstore = '{trust}'\nidentity_token = '{bench.folder / 'token'}'\n"
+    )
+    bench.write("cloudbuild.yaml", bench.config(bench.image_at(registry.address)))
+    done = bench.run("submit", ".")
+    assert done.code == 0
+    reason = "no certificate of Fulcio for the provenance: "
+    assert f"the build has no provenance: {reason}" in done.err
+    assert "Connection refused" in done.err
+    bench.write("cloudbuild.yaml", bench.config(bench.image_at(registry.address), options=VERIFIED))
+    done = bench.run("submit", ".")
+    assert done.code == 1
+    assert f"ERROR: {reason}" in done.out
 
 
 def pushing(bench: Bench) -> None:

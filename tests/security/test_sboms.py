@@ -22,7 +22,7 @@ from buildrunner.errors import AttestationError
 from buildrunner.provenance import attester, sbom
 from buildrunner.provenance.attester import ProvenanceAttester
 from buildrunner.provenance.sbom import SbomImage, SbomJob, make, start
-from buildrunner.provenance.signing import open_signer
+from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.stored import sbom_failures
 from buildrunner.registries.distribution import MANIFEST, Repository, sha256
 from buildrunner.registries.logins import DockerLogins
@@ -199,6 +199,7 @@ def test_a_registry_that_drips_does_not_hold_up_the_build_whose_provenance_it_ge
             BUILD,
             PLAN,
             builder_id=BUILDER,
+            sign=lambda statement, _: signed_envelope(statement, open_signer("", str(tmp_path))),
             open_signer=lambda: open_signer("", str(tmp_path)),
             required=False,
             push=True,

@@ -91,16 +91,18 @@ def show_log(store: BuildStore, data_folder: str, build_id: str, *, follow: bool
     return EXIT_SUCCESS
 
 
-def print_provenance(envelopes: bytes, *, statement: bool) -> int:
-    """Print DSSE envelopes unchanged, or their statements as indented JSON."""
+def print_provenance(attestations: bytes, *, statement: bool) -> int:
+    """Print attestations unchanged, or their statements as indented JSON."""
     if not statement:
-        sys.stdout.write(envelopes.decode())
+        sys.stdout.write(attestations.decode())
         return EXIT_SUCCESS
     import base64
     import json
 
-    for envelope in envelopes.splitlines():
-        payload = base64.b64decode(json.loads(envelope)["payload"])
+    from buildrunner.provenance.signing import envelope_in
+
+    for attestation in attestations.splitlines():
+        payload = base64.b64decode(envelope_in(attestation)["payload"])
         sys.stdout.write(json.dumps(json.loads(payload), indent=2) + "\n")
     return EXIT_SUCCESS
 

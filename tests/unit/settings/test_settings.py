@@ -249,6 +249,20 @@ def test_provenance_is_set_by_the_user_and_for_each_project(tmp_path, monkeypatc
     )
 
 
+def test_sigstore_is_the_public_instance_or_a_file_beside_the_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "buildrunner"
+    folder.mkdir()
+    (folder / "config.toml").write_text(
+        "[provenance]\nsigstore = 'public'\nidentity_token = '/run/token'\n"
+        "[projects.shop.provenance]\nsigstore = 'trust.json'\n"
+    )
+    settings = own_settings()
+    assert settings.provenance_sigstore == "public"
+    assert settings.provenance_identity_token == "/run/token"
+    assert settings.of_project("shop").provenance_sigstore == str(folder / "trust.json")
+
+
 def test_the_key_of_a_kms_is_no_path(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     (tmp_path / "buildrunner").mkdir()
