@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.engine.deployments import Deployment
+from buildrunner.engine.deployments import MOST_OF_STEP, Deployment
 from buildrunner.engine.image_pulls import split_reference
 from buildrunner.plan.build_plan import StepPlan
 
@@ -84,6 +84,8 @@ class _Command(NamedTuple):
 def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
     """Return the deployments that the commands of a step suggest; empty for most steps.
 
+    The first hundred targets count, as in a report.
+
     Args:
         step: a step that succeeded.
         project: the build's project, which the tools use unless a command names another.
@@ -104,6 +106,8 @@ def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
             found[one.target] = msgspec.convert(checked, Deployment)
         except msgspec.ValidationError:
             continue
+        if len(found) == MOST_OF_STEP:
+            break
     return tuple(found.values())
 
 

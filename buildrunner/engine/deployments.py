@@ -15,7 +15,11 @@ from msgspec.structs import replace
 REPORT: Final = "deployments.jsonl"
 """The file of ``$BUILDER_OUTPUT`` with a deployment a line."""
 
-_MOST: Final = 100
+MOST_OF_STEP: Final = 100
+"""Targets of one step that count."""
+
+MOST_OF_BUILD: Final = 1000
+"""Deployments of one build that are recorded."""
 
 _Target = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*://[!-~]+\Z", max_length=512)]
 _Image = Annotated[str, Meta(pattern=r"^[!-~]+\Z", max_length=512)]
@@ -69,8 +73,8 @@ def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             problem = problem or f"line {number} of $BUILDER_OUTPUT/{REPORT} can't be read: {error}"
             continue
-        if len(found) == _MOST and one.target not in found:
-            problem = problem or f"$BUILDER_OUTPUT/{REPORT} has more than {_MOST} targets"
+        if len(found) == MOST_OF_STEP and one.target not in found:
+            problem = problem or f"$BUILDER_OUTPUT/{REPORT} has more than {MOST_OF_STEP} targets"
             break
         found[one.target] = replace(one, reported=True)
     return tuple(found.values()), problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import text
 
 from buildrunner.engine.deployments import Deployment
 from buildrunner.errors import InvalidRecord, LeaseLost, NotFound, PageTokenError
@@ -103,6 +105,39 @@ def test_recording_again_changes_nothing(store: ServerStore) -> None:
     for at in (1, 2):
         store.queue.record_deployments(lease, [deployed("b1", WEB, ONE, at=at)])
     assert store.deployments.of_build("b1").deployments == (deployed("b1", WEB, ONE, at=1),)
+
+
+def test_a_build_has_a_thousand_deployments_at_most(store: ServerStore) -> None:
+    lease = claimed(store, "b1")
+    made = [deployed("b1", f"run://p/r/{number}", at=1) for number in range(1001)]
+    with pytest.raises(InvalidRecord, match="a build has at most 1,000 deployments"):
+        store.queue.record_deployments(lease, made)
+    assert store.deployments.of_build("b1").deployments == ()
+    for _ in range(2):  # again changes nothing
+        store.queue.record_deployments(lease, made[:1000])
+    with pytest.raises(InvalidRecord, match="a build has at most 1,000 deployments"):
+        store.queue.record_deployments(lease, made[1000:])
+
+
+def test_others_write_between_the_deployments_of_a_build(store: ServerStore) -> None:
+    """Issue: one transaction for all kept every other writer waiting for minutes."""
+    lease = claimed(store, "b1")
+    made = [deployed("b1", f"run://p/r/{number}", at=1) for number in range(100)]
+    written: list[int] = []
+    write = store.queue._database.write
+
+    @contextmanager
+    def counted() -> Iterator[Any]:
+        with write() as connection:
+            before = connection.execute(text("SELECT count(*) FROM deployments")).scalar_one()
+            yield connection
+            after = connection.execute(text("SELECT count(*) FROM deployments")).scalar_one()
+            written.append(after - before)
+
+    store.queue._database.write = counted  # type: ignore[method-assign]
+    store.queue.record_deployments(lease, made)
+    assert sum(written) == 100
+    assert max(written) <= 25
 
 
 def test_only_the_holder_of_the_lease_records_and_only_for_its_build(store: ServerStore) -> None:

@@ -534,6 +534,20 @@ class TestOwnBuilds:
         assert (late.project_id, late.build_id, late.step_id) == ("p", build, "deploy")
         assert len(late.id) == 16
 
+    def test_many_deployments_at_once_are_refused(self, server: ApiServer) -> None:
+        """Issue: 40,000 of them locked the database of all projects for minutes."""
+        create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        at = "2026-01-01T00:00:00Z"
+        many = [
+            {"step": 0, "time": at, "deployment": {"target": f"a://{number}"}}
+            for number in range(40_000)
+        ]
+        refused = mine.put(f"{path}/deployments", params=lease, json=many)
+        assert refused.status_code == 400
+        assert "1000" in refused.json()["error"]["message"]
+
     @pytest.mark.parametrize("route", ["log", "events"])
     def test_log_and_events_have_a_limit_and_leave_space_on_the_disk(
         self, tmp_path: Path, route: str

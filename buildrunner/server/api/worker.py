@@ -27,7 +27,7 @@ from buildrunner.server.http.requests import as_mapping, parsed, raw_body
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.store.model.builds import Lease
-from buildrunner.store.model.remote import ClaimRequest, WorkerDeployment, WorkerIdentity
+from buildrunner.store.model.remote import ClaimRequest, WorkerDeployments, WorkerIdentity
 
 _LONGEST_WAIT_S = 60.0
 _MOST_PIECE_BYTES = 16 * MIB
@@ -173,7 +173,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
     ) -> Response:
         """Record the deployments that steps of the build made."""
-        made = _decoded(body, list[WorkerDeployment])
+        made = _decoded(body, WorkerDeployments)
         _of_lease(builds.record_deployments, worker, Lease(build, fence), made)
         return Response(status_code=204)
 

@@ -321,7 +321,8 @@ class BuildQueue(Protocol):
 
         Raises:
             LeaseLost: the lease is another worker's.
-            InvalidRecord: a record breaks a rule of `Deployment`; none is recorded.
+            InvalidRecord: a record breaks a rule of `Deployment`, or the build would have more
+                than `MOST_OF_BUILD`; none is recorded.
         """
         ...
 

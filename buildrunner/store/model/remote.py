@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
-from buildrunner.engine.deployments import Deployment
+from buildrunner.engine.deployments import MOST_OF_BUILD, Deployment
 
 REMOTE: Final = "worker:"
 """Prefix of the names under which workers that reach the server over HTTPS hold builds. The name of
@@ -95,6 +95,9 @@ class WorkerDeployment(
     step: Annotated[int, msgspec.Meta(ge=0)]
     time: Annotated[datetime, msgspec.Meta(tz=True)]
     deployment: Deployment
+
+
+WorkerDeployments = Annotated[list[WorkerDeployment], msgspec.Meta(max_length=MOST_OF_BUILD)]
 
 
 class RemoteSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

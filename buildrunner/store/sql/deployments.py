@@ -96,6 +96,12 @@ class SqlDeployments(SqlPart):
         return DeploymentPage(tuple(_read(row.document) for row in rows), token)
 
 
+def ids_of_build(connection: Connection, build_id: str) -> set[str]:
+    """Return the ids of the deployments of a build that are recorded."""
+    found = select(deployments.c.id).where(deployments.c.build_id == build_id)
+    return set(connection.execute(found).scalars())
+
+
 def record(connection: Connection, made: RecordedDeployment) -> None:
     """Record a deployment, with what the record knows of the one before. Idempotent."""
     before = (

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
 
-from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError
+from buildrunner.engine.deployments import MOST_OF_BUILD
+from buildrunner.errors import Conflict, InvalidRecord, LeaseLost, NotFound, StoreError
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
@@ -32,6 +33,7 @@ from buildrunner.store.model.remote import REMOTE
 from buildrunner.store.records import microseconds
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
+from buildrunner.store.sql.deployments import ids_of_build
 from buildrunner.store.sql.deployments import record as record_deployment
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
@@ -59,6 +61,9 @@ from buildrunner.store.sql.schema import (
     superseded,
 )
 from buildrunner.store.sql.servers import forget_log_home, note_log_home
+
+# Other requests can write in between.
+_DEPLOYMENTS_AT_ONCE = 25
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 _EXPIRED_AT_ONCE = 1000
@@ -238,15 +243,24 @@ class SqlQueue(SqlPart, BuildQueue):
 
     def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
         held = select(builds.c.project_id, builds.c.untrusted).where(_held(lease))
-        with self._database.write() as connection:
-            row = connection.execute(held.with_for_update()).first()
-            if row is None:
-                raise _lost(lease)
-            if row.untrusted:
-                return
-            for one in made:
-                own = checked(one, project_id=row.project_id, build_id=lease.build_id)
-                record_deployment(connection, own)
+        with self._database.read() as connection:
+            row = connection.execute(held).first()
+            known = ids_of_build(connection, lease.build_id)
+        if row is None:
+            raise _lost(lease)
+        if row.untrusted:
+            return
+        own = [checked(one, project_id=row.project_id, build_id=lease.build_id) for one in made]
+        new = [one for one in own if one.id not in known]
+        _check_number(len(known) + len(new))
+        for begin in range(0, len(new), _DEPLOYMENTS_AT_ONCE):
+            few = new[begin : begin + _DEPLOYMENTS_AT_ONCE]
+            with self._database.write() as connection:
+                if connection.execute(held.with_for_update()).first() is None:
+                    raise _lost(lease)
+                _check_number(len(ids_of_build(connection, lease.build_id)) + len(few))
+                for one in few:
+                    record_deployment(connection, one)
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         found = select(*CLAIMED_COLUMNS).where(is_claimed).order_by(builds.c.fence)
@@ -373,6 +387,11 @@ class SqlQueue(SqlPart, BuildQueue):
             if row.phase != WAITING:
                 return None
             return _reason(connection, row, limit, worker)
+
+
+def _check_number(deployments: int) -> None:
+    if deployments > MOST_OF_BUILD:
+        raise InvalidRecord(f"a build has at most {MOST_OF_BUILD:,} deployments that count")
 
 
 def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:

@@ -194,3 +194,10 @@ def test_a_report_has_a_hundred_targets_at_most() -> None:
     found, problem = read_report(b"".join(line(target=f"run://p/r/{n}") for n in range(101)))
     assert len(found) == 100
     assert problem == "$BUILDER_OUTPUT/deployments.jsonl has more than 100 targets"
+
+
+def test_the_commands_of_a_step_suggest_a_hundred_targets_at_most() -> None:
+    """Issue: a script suggested 24,000, each of which the server recorded."""
+    lines = (f"kubectl set image deployment/a{number} x=y\n" for number in range(24_000))
+    step = StepPlan(index=0, image="alpine", script="".join(lines))
+    assert len(suggested(step, "p")) == 100
