@@ -695,6 +695,16 @@ class TestLease:
             store.queue.record(Lease("nothing", lease.fence), {**other.document, "id": "nothing"})
         assert store.builds.find("a2") == other
 
+    @pytest.mark.parametrize("field", ["projectId", "buildTriggerId"])
+    def test_a_lease_changes_neither_project_nor_trigger(
+        self, store: ServerStore, field: str
+    ) -> None:
+        store.builds.create(new_build("a1"))
+        build, lease = claim(store)
+        with pytest.raises(StoreError, match="of another project or trigger than this document"):
+            store.queue.record(lease, with_status(build, "WORKING", **{field: "another"}))
+        assert store.builds.find("a1").document == build.document
+
     def test_a_document_that_is_none_is_refused(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1"))
         build, lease = claim(store)

@@ -39,7 +39,7 @@ from buildrunner.server.http.errors import (
 from buildrunner.server.services.admission import depends_on_commit
 from buildrunner.sources.policy import policy_text
 from buildrunner.sources.uploads import is_upload_of
-from buildrunner.spec.model.build import Build, BuildStep, Status
+from buildrunner.spec.model.build import FINAL_STATUSES, Build, BuildStep, Status
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.model.results import Artifacts
 from buildrunner.spec.reading.decode import decode_message
@@ -232,17 +232,28 @@ class RemoteBuilds:
             LeaseLost: see `begin`.
             Conflict: the build has ended already.
         """
-        sent = decoded_build(document)
         if (held := self._queue.holder(lease)) is None:
-            if sent.id != lease.build_id:
-                raise _lost(lease)
-            self._record(lease, encode_message(sent))  # refuses: it has ended, or is another's
-            return
+            raise self._why_nobody_holds(worker, lease)
         self._own(worker, lease, held=held)
+        sent = decoded_build(document)
         changed = self._reported(lease, sent)
         self._record(lease, changed)
         if sent.status.is_final:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
+
+    def _why_nobody_holds(self, worker: WorkerIdentity, lease: Lease) -> StoreError:
+        """Say that the build has ended, if it ended under this lease and the worker may claim such.
+
+        A worker whose last report was stored, and whose answer was lost, reports once more.
+        """
+        try:
+            stored = self._context.store.builds.find(lease.build_id)
+        except NotFound:
+            return _lost(lease)
+        ended = stored.fence == lease.fence and stored.status in FINAL_STATUSES
+        if not ended or not worker.may_claim(stored):
+            return _lost(lease)
+        return Conflict(f"build {lease.build_id} has ended already, with status {stored.status}")
 
     def _reported(self, lease: Lease, sent: Build) -> Document:
         if sent.id != lease.build_id:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from buildrunner.engine.deployments import MOST_OF_BUILD, Deployment
+from buildrunner.store.model.builds import StoredBuild
 
 REMOTE: Final = "worker:"
 """Prefix of the names under which workers that reach the server over HTTPS hold builds. The name of
@@ -39,6 +40,14 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
     def holds(self, holder: str) -> bool:
         """Whether a name is that of a worker with this token."""
         return holder.startswith(self.holder(""))
+
+    def may_claim(self, build: StoredBuild) -> bool:
+        """Whether the token is for builds of that project and pool."""
+        return (
+            build.pool == self.pool
+            and (not self.projects or build.document["projectId"] in self.projects)
+            and self.build_id in ("", build.id)
+        )
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -222,10 +222,15 @@ class SqlQueue(SqlPart, BuildQueue):
         del columns["create_time"]  # as it was created
         if columns["status"] in FINAL_STATUSES:
             columns.update(phase=ENDED, worker="", process="", lease_until=None)
+        # Both decide what a build may do, so no holder of a lease changes them.
+        same = (
+            builds.c.project_id == document.get("projectId", ""),
+            builds.c.trigger_id == columns["trigger_id"],
+        )
         with self._database.write() as connection:
             note_change(connection, _held(lease), columns)
             changed = connection.execute(
-                update(builds).where(_held(lease)).values(columns)
+                update(builds).where(_held(lease), *same).values(columns)
             ).rowcount
             if not changed:
                 raise _refused(connection, lease)
@@ -517,9 +522,12 @@ def _lost(lease: Lease) -> LeaseLost:
 
 def _refused(connection: Connection, lease: Lease) -> StoreError:
     """Why a document could not be written."""
-    found = select(builds.c.fence, builds.c.status).where(builds.c.id == lease.build_id)
-    row = connection.execute(found).first()
+    found = select(builds.c.fence, builds.c.status, builds.c.phase)
+    row = connection.execute(found.where(builds.c.id == lease.build_id)).first()
     if row is not None and row.fence == lease.fence:
+        if row.phase == CLAIMED:
+            text = f"build {lease.build_id} is of another project or trigger than this document"
+            return StoreError(text)
         return Conflict(f"build {lease.build_id} has ended already, with status {row.status}")
     return _lost(lease)
 

@@ -1,0 +1,106 @@
+"""A token of a worker opens the builds that its workers hold, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.store.model.builds import ClaimedBuild, Lease
+from tests.api_server import ApiServer, api_server
+from tests.server.test_workers import begun, claim, claimed, create, user, worker
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path, auth=True) as found:
+        yield found
+
+
+def document(server: ApiServer, build_id: str) -> dict[str, Any]:
+    return server.store.builds.find(build_id).document
+
+
+def looks_before(
+    server: ApiServer, then: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let something happen right after the server looked who holds a lease."""
+    look = server.store.queue.holder
+
+    def holder(lease: Lease) -> ClaimedBuild | None:
+        found = look(lease)
+        monkeypatch.setattr(server.store.queue, "holder", look)
+        then()
+        return found
+
+    monkeypatch.setattr(server.store.queue, "holder", holder)
+
+
+def test_a_document_for_the_next_lease_is_not_written_when_that_lease_is_taken_meanwhile(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = worker(server, projects=("a",))
+    build = create(user(server), "a")
+    path, lease = claimed(mine)
+    next_lease = {"fence": lease["fence"] + 1}
+    forged = {
+        **document(server, build),
+        "projectId": "b",
+        "buildTriggerId": "t",
+        "status": "WORKING",
+    }
+
+    def take_over() -> None:
+        answer = mine.post(f"{path}:takeOver", params={**lease, "worker": "host/1"})
+        assert answer.json()["fence"] == next_lease["fence"]
+
+    looks_before(server, take_over, monkeypatch)
+    refused = mine.put(f"{path}/document", params=next_lease, json=forged)
+    assert refused.status_code == 409
+    assert document(server, build)["projectId"] == "a"
+    assert "buildTriggerId" not in document(server, build)
+
+
+def test_a_worker_changes_neither_project_nor_trigger_nor_name_of_its_build(
+    server: ApiServer,
+) -> None:
+    mine = worker(server)
+    build = create(user(server), "a")
+    path, lease = begun(mine)
+    before = document(server, build)
+    forged = {
+        **before,
+        "status": "WORKING",
+        "projectId": "b",
+        "buildTriggerId": "t",
+        "name": "projects/b/locations/global/builds/x",
+        "createTime": "2020-01-01T00:00:00Z",
+        "approval": {"state": "APPROVED"},
+    }
+    assert mine.put(f"{path}/document", params=lease, json=forged).status_code == 204
+    kept = ("projectId", "buildTriggerId", "name", "createTime", "approval")
+    after = document(server, build)
+    assert [after.get(name) for name in kept] == [before.get(name) for name in kept]
+
+
+@pytest.mark.parametrize("token", [{"projects": ("b",)}, {"pool": "arm"}], ids=str)
+def test_an_ended_build_of_another_scope_looks_like_one_that_does_not_exist(
+    server: ApiServer, token: dict[str, Any]
+) -> None:
+    mine, other = worker(server), worker(server, "w2", **token)
+    build = create(user(server), "a")
+    path, lease = begun(mine)
+    ended = {**document(server, build), "status": "SUCCESS"}
+    assert mine.put(f"{path}/document", params=lease, json=ended).status_code == 204
+
+    once_more = mine.put(f"{path}/document", params=lease, json=ended)
+    assert "has ended already, with status SUCCESS" in once_more.json()["error"]["message"]
+    nothing = f"/worker/v1/builds/{'0' * 8}-0000-0000-0000-{'0' * 12}/document"
+    found, missing = (
+        other.put(one, params=lease, json=ended).json()["error"]
+        for one in (f"{path}/document", nothing)
+    )
+    assert found["message"].replace(build, "ID") == missing["message"].replace(nothing[18:54], "ID")
+    assert claim(other).status_code == 204
