@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -253,6 +253,29 @@ def test_an_entry_that_the_log_refuses_is_named(keyless, sigstore):
     assert failure(keyless) == (
         f"the provenance can't be logged by Rekor: {sigstore.url} answers 400: entry too large"
     )
+
+
+def test_a_signature_without_a_date_gives_no_provenance(keyless, sigstore):
+    # Rekor 2 dates no entry: an authority does, and this one is not there.
+    config = json.loads(Path(keyless.sigstore).read_text())
+    signing = config["signingConfig"]
+    signing["rekorTlogUrls"][0]["majorApiVersion"] = 2
+    signing["tsaUrls"] = [{**signing["caUrls"][0], "url": "http://127.0.0.1:9"}]
+    Path(keyless.sigstore).write_text(json.dumps(config))
+    text = b64encode(b"x" * 32).decode()
+    proof = {"logIndex": "0", "rootHash": text, "treeSize": "1", "hashes": []}
+    entry = {
+        "logIndex": "0",
+        "logId": {"keyId": text},
+        "kindVersion": {"kind": "hashedrekord", "version": "0.0.2"},
+        "inclusionProof": {**proof, "checkpoint": {"envelope": "x"}},
+        "canonicalizedBody": text,
+    }
+    sigstore.faults = {"/api/v2/log/entries": [(201, json.dumps(entry).encode())] * 3}
+    assert failure(keyless).startswith(
+        "no timestamp authority dated the signature of the provenance: "
+    )
+    assert sigstore.faults == {"/api/v2/log/entries": []}
 
 
 def test_an_instance_that_is_not_there_is_named(keyless, sigstore, tmp_path):
