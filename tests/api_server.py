@@ -130,10 +130,27 @@ class ApiServer:
         return claimed
 
     def deploy(
-        self, target: str, *images: str, more: Sequence[str] = (), **fields: Any
+        self,
+        target: str,
+        *images: str,
+        more: Sequence[str] = (),
+        status: str = "SUCCESS",
+        back_to: str = "",
+        **fields: Any,
     ) -> RecordedDeployment:
-        """Run a build whose last step deploys, to more targets too; the first deployment."""
+        """Run a build whose second step deploys, to more targets too; the first deployment.
+
+        Args:
+            target: the target.
+            images: what it deploys.
+            more: further targets.
+            status: of the build at its end.
+            back_to: the image that a third step deploys to the target; empty for none.
+            fields: of the deployment.
+        """
         steps = [{"name": "busybox"}, {"name": "busybox", "id": "deploy"}]
+        if back_to:
+            steps.append({"name": "busybox", "id": "roll-back"})
         build_id = self.create(steps=steps)
         stored, lease = self._claimed(build_id)
         made = [
@@ -147,9 +164,21 @@ class ApiServer:
             )
             for one in (target, *more)
         ]
+        if back_to:
+            back = Deployment(target=target, images=(back_to,), reported=True)
+            made.append(
+                recorded(
+                    back,
+                    project_id="p",
+                    build_id=build_id,
+                    step=2,
+                    step_id="roll-back",
+                    time=now(),
+                )
+            )
         self.store.queue.record_deployments(lease, made)
         at = encode_instant(now())
-        ended = {**stored.document, "status": "SUCCESS", "startTime": at, "finishTime": at}
+        ended = {**stored.document, "status": status, "startTime": at, "finishTime": at}
         self.store.queue.record(lease, ended)
         self.kept_workspaces.add(build_id)
         return self.store.deployments.get("p", made[0].id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -62,7 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="",
         metavar="ID",
-        help="the deployment to go back to (default: the last one with other images)",
+        help="the deployment to go back to (default: the last one with other images, of a build"
+        " that succeeded)",
     )
     for part in (parser, listing, describe, rollback):
         add_server_flags(part)
@@ -191,7 +192,8 @@ def _roll_back(args: argparse.Namespace, client: ServerClient) -> int:
     if args.to:
         chosen = _find(client, args.to, target)
     else:
-        chosen = earlier(target, _deployments(client, target=target))
+        history = _deployments(client, target=target)
+        chosen = earlier(target, history, lambda build: _succeeded(client, build))
     images = ", ".join(map(with_short_digest, chosen["images"])) or "what it deployed"
     sys.stderr.write(f"Rolling back {target} to {images} of build {chosen['buildId']}.\n")
     made = client.retry_build(chosen["buildId"], deployment=chosen["id"])
@@ -221,24 +223,37 @@ def _target(client: ServerClient, text: str) -> str:
     return ending[0]
 
 
-def earlier(target: str, history: Iterator[Document]) -> Document:
-    """Return the deployment of a target that ran before its latest one.
+def earlier(target: str, history: Iterator[Document], succeeded: Callable[[str], bool]) -> Document:
+    """Return the last good deployment of a target with other images than its latest one.
+
+    A deployment was good if its build succeeded, and deployed nothing else there afterwards: a
+    build whose check fails may deploy the images before by itself.
 
     Args:
         target: the target.
         history: its deployments, newest first.
+        succeeded: returns whether a build succeeded.
 
     Raises:
-        NotFound: no other images or version are known to have run there.
+        NotFound: no such deployment is recorded.
     """
     latest = next(history, None)
+    replaced = {latest["buildId"]} if latest is not None else set()
     for one in history:
-        if latest is not None and _facts(one) != _facts(latest):
+        build = one["buildId"]
+        differs = latest is not None and _facts(one) != _facts(latest)
+        if differs and build not in replaced and succeeded(build):
             return one
+        replaced.add(build)
     raise NotFound(
-        f"no earlier deployment to {target} with other images is recorded",
+        f"no earlier deployment to {target} with other images, of a build that succeeded, is "
+        "recorded",
         hint="--to ID names any deployment of `buildrunner deployments list`",
     )
+
+
+def _succeeded(client: ServerClient, build: str) -> bool:
+    return bool(client.get_build(build)["status"] == "SUCCESS")
 
 
 def _facts(deployment: Document) -> tuple[object, ...]:

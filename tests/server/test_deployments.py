@@ -263,6 +263,36 @@ def test_a_rollback_goes_to_the_last_deployment_with_other_images(
     assert rolled_back("web", "--to", second.id[:8])["rollback_to"] == second.id
 
 
+@pytest.mark.parametrize("status", ["SUCCESS", "FAILURE"])
+def test_after_an_automatic_rollback_the_failed_image_is_not_deployed_again(
+    server: ApiServer, run: Run, status: str
+) -> None:
+    good = server.deploy(WEB, THREE)
+    server.deploy(WEB, ONE)
+    server.deploy(WEB, TWO, back_to=ONE, status=status)
+    code, out, err = run("rollback", WEB)
+    assert code == 0, err
+    assert server.store.builds.find(out.strip()).labels["rollback_to"] == good.id
+
+
+def test_a_rollback_passes_over_builds_that_failed(server: ApiServer, run: Run) -> None:
+    good = server.deploy(WEB, ONE)
+    server.deploy(WEB, TWO, status="FAILURE")
+    server.deploy(WEB, THREE, status="FAILURE")
+    code, out, err = run("rollback", WEB)
+    assert code == 0, err
+    assert server.store.builds.find(out.strip()).labels["rollback_to"] == good.id
+
+
+def test_without_a_good_deployment_a_rollback_asks_for_one(server: ApiServer, run: Run) -> None:
+    server.deploy(WEB, TWO, status="FAILURE")
+    server.deploy(WEB, ONE)
+    code, _, err = run("rollback", WEB)
+    assert code == 2
+    assert "no earlier deployment to" in err
+    assert "--to ID names any deployment" in err
+
+
 def test_a_rollback_that_can_not_be_says_why(server: ApiServer, run: Run) -> None:
     assert "nothing was deployed to web" in run("rollback", "web")[2]
     server.deploy(WEB, ONE)
