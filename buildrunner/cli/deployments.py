@@ -11,7 +11,7 @@ from typing import Any
 from buildrunner import wiring
 from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server.choice import add_server_flags, chosen_server
-from buildrunner.cli.terminal.listing import formatted, is_value_form, table
+from buildrunner.cli.terminal.listing import add_format, formatted, table
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.engine.deployments import with_short_digest
 from buildrunner.errors import EXIT_SUCCESS, Conflict, NotFound, UsageError
@@ -47,10 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="maximum number of deployments (default: 50)",
     )
-    _add_format(listing, ("table", "json", "yaml"))
+    add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="print all details of a deployment")
     describe.add_argument("id", metavar="ID", help="id of the deployment")
-    _add_format(describe, ("yaml", "json"))
+    add_format(describe, ("yaml", "json"))
     rollback = actions.add_parser(
         "rollback",
         help="on a server: deploy again what ran before",
@@ -103,21 +103,6 @@ def run(args: argparse.Namespace) -> int:
         return _run_local(args, store)
     finally:
         store.close()
-
-
-def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
-    def form(text: str) -> str:
-        if text not in forms and not is_value_form(text):
-            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(forms)}, value(FIELD)")
-        return text
-
-    parser.add_argument(
-        "--format",
-        type=form,
-        default=forms[0],
-        metavar="FORM",
-        help=f"{', '.join(forms)}, or value(FIELD, ...) as in gcloud; default: {forms[0]}",
-    )
 
 
 def _run_local(args: argparse.Namespace, store: BuildStore) -> int:

@@ -60,6 +60,20 @@ def host(docker_engine: Any) -> str:
     return docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Gateway}}")
 
 
+@pytest.fixture(autouse=True)
+def images_removed(registry: Registry) -> Iterator[None]:
+    """Remove the images that the examples built."""
+    yield
+    remove_images(registry)
+
+
+def remove_images(registry: Registry) -> None:
+    """Remove the images of the examples from the engine: those of a registry."""
+    names = docker("images", "--format={{.Repository}}:{{.Tag}}", f"{registry.address}/roman")
+    for name in names.split():
+        remove_image(name)
+
+
 @pytest.fixture
 def stack() -> Iterator[ExitStack]:
     with ExitStack() as stack:
@@ -103,7 +117,7 @@ class Example:
 
     def __init__(self, name: str, folder: Path, data: Path, aliases: dict[str, str]) -> None:
         self.folder = folder
-        self._data = data
+        self.data = data
         self._aliases = aliases
         self._values: dict[str, str] = {"_PYTHON": "buildrunner/python"}
         shutil.copytree(EXAMPLES / name, folder)
@@ -114,7 +128,7 @@ class Example:
         done = buildrunner(
             *("submit", str(self.folder), "--output=json", "--project=shop", *aliases),
             f"--substitutions={substitutions}",
-            XDG_DATA_HOME=str(self._data),
+            XDG_DATA_HOME=str(self.data),
         )
         assert done.returncode == code, done.stdout[-8000:] + done.stderr[-2000:]
         return Run(done.stdout)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from buildrunner import wiring
 from buildrunner.cli.builds.local import build_table
 from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server.choice import add_server_flags, chosen_server
-from buildrunner.cli.terminal.listing import formatted, is_value_form
+from buildrunner.cli.terminal.listing import add_format, formatted
 from buildrunner.errors import EXIT_SUCCESS, UsageError
 from buildrunner.settings import data_folder, own_settings
 from buildrunner.store.build_store import BuildStore
@@ -44,10 +44,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of builds for each request to a server (default: 500)",
     )
-    _add_format(listing, ("table", "json", "yaml"))
+    add_format(listing, ("table", "json", "yaml"))
     describe = actions.add_parser("describe", help="print all details of a build")
     describe.add_argument("id", metavar="ID", help="id of the build")
-    _add_format(describe, ("yaml", "json", "table"))
+    add_format(describe, ("yaml", "json", "table"))
     log = actions.add_parser("log", help="print the log of a build")
     log.add_argument("id", metavar="ID", help="id of the build")
     log.add_argument(
@@ -139,21 +139,6 @@ def run(args: argparse.Namespace) -> int:
         return _ACTIONS[args.action](args, store)
     finally:
         store.close()
-
-
-def _add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
-    def form(text: str) -> str:
-        if text not in forms and not is_value_form(text):
-            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(forms)}, value(FIELD)")
-        return text
-
-    parser.add_argument(
-        "--format",
-        type=form,
-        default=forms[0],
-        metavar="FORM",
-        help=f"format: {', '.join(forms)}, or value(FIELD, ...) as in gcloud (default: {forms[0]})",
-    )
 
 
 def _list(args: argparse.Namespace, store: BuildStore) -> int:

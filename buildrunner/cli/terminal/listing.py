@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -14,6 +15,28 @@ _VALUE_FORM = re.compile(rf"(?:value|get)\(({_FIELD}(?:,{_FIELD})*)\)")
 def is_value_form(form: str) -> bool:
     """Whether a format is like gcloud's ``value(status, results.images[0].digest)``."""
     return _VALUE_FORM.fullmatch(form) is not None
+
+
+def add_format(parser: argparse.ArgumentParser, forms: Sequence[str]) -> None:
+    """Add ``--format``, whose default is the first of some forms, to a command.
+
+    Args:
+        parser: of the command.
+        forms: the forms that the command prints, besides ``value(FIELD, ...)``.
+    """
+
+    def form(text: str) -> str:
+        if text not in forms and not is_value_form(text):
+            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(forms)}, value(FIELD)")
+        return text
+
+    parser.add_argument(
+        "--format",
+        type=form,
+        default=forms[0],
+        metavar="FORM",
+        help=f"format: {', '.join(forms)}, or value(FIELD, ...) as in gcloud (default: {forms[0]})",
+    )
 
 
 def formatted(value: Any, form: str) -> str:
