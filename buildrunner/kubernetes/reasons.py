@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -46,7 +47,10 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_jobs(
-    jobs: Iterable[Object], pods: Iterable[Object], warnings: Iterable[Object]
+    jobs: Iterable[Object],
+    pods: Iterable[Object],
+    warnings: Iterable[Object],
+    disrupted: Mapping[str, str] = MappingProxyType({}),
 ) -> list[BuildJob]:
     """Return the Jobs of builds.
 
@@ -54,6 +58,7 @@ def build_jobs(
         jobs: Jobs of one namespace.
         pods: Pods of that namespace.
         warnings: events of that namespace.
+        disrupted: what `disruptions` said before; the Pods may be gone since then.
     """
     pods, warnings = list(pods), list(warnings)
     found = []
@@ -70,7 +75,7 @@ def build_jobs(
                 namespace=metadata["namespace"],
                 name=metadata["name"],
                 ended_at=_ended_at(job),
-                reason=_reason(job, pod, warnings),
+                reason=_reason(job, pod, warnings, disrupted.get(build_id, "")),
             )
         )
     return found
@@ -85,6 +90,15 @@ def live_pods(pods: Iterable[Object]) -> dict[str, str]:
             live[labels.get(LABEL_BUILD, "")] = labels.get(LABEL_POOL, "")
     live.pop("", None)
     return live
+
+
+def disruptions(pods: Iterable[Object]) -> dict[str, str]:
+    """Return why Kubernetes ends Pods, by the id of their build."""
+    found = {}
+    for pod in pods:
+        if text := _disruption(pod):
+            found[(pod["metadata"].get("labels") or {}).get(LABEL_BUILD, "")] = text
+    return found
 
 
 def _owner(pod: Object) -> str:
@@ -103,10 +117,12 @@ def _instant(value: object) -> datetime | None:
     return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
 
 
-def _reason(job: Object, pod: Object | None, warnings: Sequence[Object]) -> str:
+def _reason(job: Object, pod: Object | None, warnings: Sequence[Object], disrupted: str) -> str:
     failed = {one["type"]: one for one in _true_conditions(job)}.get("Failed")
     if pod is not None and (text := _pod_reason(pod)):
         return text
+    if pod is None and disrupted and _ended_at(job):
+        return disrupted
     if failed is not None and pod is None:
         message = failed.get("message", "")
         is_disrupted = failed.get("reason") == "PodFailurePolicy"
@@ -126,7 +142,6 @@ def _reason(job: Object, pod: Object | None, warnings: Sequence[Object]) -> str:
 def _pod_reason(pod: Object) -> str:
     """What is wrong with a Pod; empty for nothing."""
     status = pod.get("status") or {}
-    node = (pod.get("spec") or {}).get("nodeName", "")
     containers = [
         *(status.get("initContainerStatuses") or ()),
         *(status.get("containerStatuses") or ()),
@@ -135,6 +150,20 @@ def _pod_reason(pod: Object) -> str:
         return text
     if status.get("reason") == "DeadlineExceeded":
         return "its Pod ran longer than the timeout of the build, and was stopped"
+    if text := _disruption(pod):
+        return text
+    if text := _container_reason(containers):
+        return text
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("status") == "False":
+            return _with("its Pod can't be scheduled", condition.get("message"))
+    return _with("its Pod failed", status.get("message")) if status.get("phase") == "Failed" else ""
+
+
+def _disruption(pod: Object) -> str:
+    """Why Kubernetes ends a Pod; empty if it does not."""
+    status = pod.get("status") or {}
+    node = (pod.get("spec") or {}).get("nodeName", "")
     if status.get("reason") == "Evicted":
         where = f" from the node {node}" if node else ""
         return _with(f"its Pod was evicted{where}", status.get("message"))
@@ -143,12 +172,7 @@ def _pod_reason(pod: Object) -> str:
             found = _DISRUPTIONS.get(condition.get("reason", ""), "was disrupted")
             where = f" (node {node})" if node else ""
             return _with(f"its Pod {found}{where}", condition.get("message"))
-    if text := _container_reason(containers):
-        return text
-    for condition in status.get("conditions") or ():
-        if condition["type"] == "PodScheduled" and condition.get("status") == "False":
-            return _with("its Pod can't be scheduled", condition.get("message"))
-    return _with("its Pod failed", status.get("message")) if status.get("phase") == "Failed" else ""
+    return ""
 
 
 def _container_reason(statuses: Sequence[Object]) -> str:

@@ -16,7 +16,7 @@ from buildrunner.errors import KubernetesError, NotFound
 from buildrunner.kubernetes.decisions import Decisions, Situation, decide, sentence
 from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.kubernetes.reasons import BuildJob, build_jobs, live_pods
+from buildrunner.kubernetes.reasons import BuildJob, build_jobs, disruptions, live_pods
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, MACHINE_LIMITS
 from buildrunner.sandboxes.protocol import isolates
 from buildrunner.server.loop import Loop
@@ -91,6 +91,7 @@ class Provisioner:
         self._clock = clock
         self._leadership = store.leadership(TASK)
         self._problem = ""
+        self._disrupted: dict[str, str] = {}  # the Pod is gone soon after it has said why
         self._loop = Loop("provisioner", self.turn, _LOOK_S)
 
     def start(self) -> None:
@@ -143,9 +144,13 @@ class Provisioner:
             jobs = self._cluster.jobs(namespace, LABELS)
             pods = self._cluster.pods(namespace, LABELS)
             live |= live_pods(pods)
+            self._disrupted |= disruptions(pods)
             start = len(pods) < len(jobs) or any(map(_is_pending, pods))
             # A namespace may have many events, and all else is told by the Pods.
-            found += build_jobs(jobs, pods, self._cluster.warnings(namespace) if start else ())
+            warnings = self._cluster.warnings(namespace) if start else ()
+            found += build_jobs(jobs, pods, warnings, self._disrupted)
+        known = {job.build_id for job in found}
+        self._disrupted = {one: why for one, why in self._disrupted.items() if one in known}
         return found, live
 
     def _ended(

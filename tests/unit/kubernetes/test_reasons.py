@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from buildrunner.kubernetes.manifest import LABELS
-from buildrunner.kubernetes.reasons import build_jobs
+from buildrunner.kubernetes.manifest import LABEL_BUILD, LABEL_POOL, LABELS
+from buildrunner.kubernetes.reasons import build_jobs, disruptions, live_pods
 from tests.unit.kubernetes.test_api import ID, manifest
 
 NAME = f"build-{ID}"
@@ -215,6 +215,28 @@ def test_other_jobs_and_jobs_that_are_being_deleted_do_not_count():
     going = the_job()
     going["metadata"]["deletionTimestamp"] = "2026-12-01T12:00:00Z"
     assert build_jobs([other, going], [], []) == []
+
+
+def test_a_pod_that_is_gone_was_disrupted_as_it_said():
+    message = "Pod ci/x has condition DisruptionTarget matching FailJob rule at index 0"
+    failed = the_job(condition("Failed", "PodFailurePolicy", message))
+    evicted = the_pod(conditions=[condition("DisruptionTarget", "EvictionByEvictionAPI")])
+    evicted["metadata"]["labels"][LABEL_BUILD] = ID
+    known = disruptions([evicted, the_pod(phase="Running")])
+    assert known == {ID: "its Pod was evicted, as when a node is drained (node n1)"}
+    assert build_jobs([failed], [], [])[0].reason == f"its Pod was deleted: {message}"
+    assert build_jobs([failed], [], [], known)[0].reason == known[ID]
+    assert build_jobs([the_job()], [], [], known)[0].reason == ""
+
+
+@pytest.mark.parametrize(
+    ("phase", "live"),
+    [("Pending", True), ("Running", True), ("Succeeded", False), ("Failed", False)],
+)
+def test_a_pod_lives_until_it_has_ended(phase, live):
+    pod = the_pod(phase=phase)
+    pod["metadata"]["labels"] |= {LABEL_BUILD: ID, LABEL_POOL: "arm"}
+    assert live_pods([pod]) == ({ID: "arm"} if live else {})
 
 
 def test_jobs_come_from_lightkube_in_the_same_form(api, cluster):

@@ -214,6 +214,25 @@ def test_a_running_build_whose_job_was_deleted_is_reported_lost(world):
     assert world.lost == [(Lease(build, lease.fence), "its Job was deleted")]
 
 
+def test_a_build_whose_pod_was_evicted_is_lost_for_that_reason(world):
+    build = world.build()
+    world.turn()
+    world.claim(build)
+    (pod,) = world.cluster.of("pods")
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
+    pod["status"] = {"phase": "Running", "conditions": [disrupted]}
+    world.turn()
+    (job,) = world.cluster.of("jobs")
+    at = f"{world.now:%Y-%m-%dT%H:%M:%SZ}"
+    job["status"]["conditions"] = [
+        {"type": "Failed", "status": "True", "lastTransitionTime": at, "reason": "PodFailurePolicy"}
+    ]
+    del world.cluster.objects["pods", "ci", pod["metadata"]["name"]]
+    world.turn(10)
+    ((_, reason),) = world.lost
+    assert reason == "its Pod was evicted, as when a node is drained"
+
+
 def test_a_build_that_is_queued_again_gets_another_job(world):
     build = world.build()
     world.turn()
