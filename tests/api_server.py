@@ -90,8 +90,8 @@ class ApiServer:
         self._thread.join()
         self.store.close()
 
-    def token(self, name: str, *scopes: str, projects: tuple[str, ...] = ()) -> str:
-        text, stored = new_token(name, scopes, projects, now=now())
+    def token(self, name: str, *scopes: str, projects: tuple[str, ...] = (), pool: str = "") -> str:
+        text, stored = new_token(name, scopes, projects, pool=pool, now=now())
         self.store.tokens.create(stored)
         return text
 

@@ -28,6 +28,7 @@ from buildrunner.server.api import triggers as routes_triggers
 from buildrunner.server.api import unsupported as routes_refused
 from buildrunner.server.api import webhooks as routes_webhooks
 from buildrunner.server.api import worker as routes_worker
+from buildrunner.server.api import worker_pools as routes_worker_pools
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
 from buildrunner.server.http.caller_slots import (
@@ -67,6 +68,7 @@ _ROUTERS = (
     routes_notifiers.router,
     routes_outbox.router,
     routes_badges.router,
+    routes_worker_pools.router,
     routes_refused.router,
     routes_builds.own_router,
     routes_provenance.router,

@@ -73,7 +73,11 @@ PATCH  /v1/projects/{project}/triggers/{trigger}              api   admin   proj
 DELETE /v1/projects/{project}/triggers/{trigger}              api   admin   project  404
 POST   /v1/projects/{project}/triggers/{trigger}:run          api   submit  project  404
 GET    /v1/projects/{project}/locations/{location}/defaultServiceAccount api read project+ 200
-*      /v1/projects/{project}/workerPools                     api   read    project+ 405
+GET    /v1/projects/{project}/workerPools                     api   read    project+ 200
+POST   /v1/projects/{project}/workerPools                     api   read    project+ 405
+PATCH  /v1/projects/{project}/workerPools                     api   read    project+ 405
+DELETE /v1/projects/{project}/workerPools                     api   read    project+ 405
+GET    /v1/projects/{project}/workerPools/{pool}              api   read    project+ 404
 *      /v1/projects/{project}/workerPools/{rest:path}         api   read    project+ 405
 *      /v1/projects/{project}/githubEnterpriseConfigs         api   read    project+ 405
 *      /v1/projects/{project}/githubEnterpriseConfigs/{rest:path} api read  project+ 405
@@ -362,6 +366,7 @@ class Place:
             "delivery": str(kept.number),
             "operation": operation,
             "operation:path": f"build/{MINE}/{operation}",
+            "pool": "none",
             "rest:path": "x/y",
             "folder:path": "f",
             "bucket": "buildrunner-logs",

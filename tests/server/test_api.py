@@ -177,7 +177,7 @@ def test_a_body_of_very_many_values_is_refused_at_once(http):
         ("POST", "/v1/projects/p/builds?priority=high", 400, "INVALID_ARGUMENT"),
         ("POST", "/v1/projects/p/builds?supersede=all", 400, "INVALID_ARGUMENT"),
         ("POST", "/v1/projects/p/builds?push=maybe", 400, "INVALID_ARGUMENT"),
-        ("GET", "/v1/projects/p/locations/global/workerPools", 405, "UNIMPLEMENTED"),
+        ("GET", "/v1/projects/p/locations/global/workerPools/none", 404, "NOT_FOUND"),
         ("POST", "/v1/projects/p/locations/global/workerPools/w", 405, "UNIMPLEMENTED"),
         ("GET", "/v1/projects/p/locations/l/gitLabConfigs/g/repos", 405, "UNIMPLEMENTED"),
         ("GET", "/v1/projects/p/githubEnterpriseConfigs", 405, "UNIMPLEMENTED"),
@@ -194,7 +194,7 @@ def test_every_refusal_has_the_same_shape(http, method, path, code, status):
         ("GET", "/v2/projects/p/locations/l/connections", 404, "no Cloud Build v2 API"),
         ("POST", "/v2/projects/p/locations/l/connections", 404, "no Cloud Build v2 API"),
         ("GET", "/nonsense", 404, "this server has no /nonsense: /docs lists what it has"),
-        ("GET", "/v1/projects/p/locations/l/workerPools", 405, "workerPools are not supported"),
+        ("GET", "/v1/projects/p/gitLabConfigs", 405, "gitLabConfigs are not supported"),
     ],
 )
 def test_what_there_is_not_is_a_page_for_browsers_and_a_reason_for_programs(

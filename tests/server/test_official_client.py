@@ -333,9 +333,16 @@ def test_a_webhook_takes_the_wrapped_payload(client):
         client.receive_trigger_webhook(request=request)
 
 
-def test_worker_pools_are_refused_in_words(client):
-    with pytest.raises(exceptions.MethodNotAllowed, match="builds run where this server runs"):
-        list(client.list_worker_pools(parent="projects/p/locations/global"))
+def test_worker_pools_are_listed_and_are_not_changed(server, client):
+    server.token("arm-1", "worker", pool="arm")
+    parent = "projects/p/locations/europe-west1"
+    (pool,) = client.list_worker_pools(parent=parent)
+    assert (pool.name, pool.state.name) == (f"{parent}/workerPools/arm", "RUNNING")
+    assert client.get_worker_pool(name=pool.name) == pool
+    with pytest.raises(exceptions.NotFound):
+        client.get_worker_pool(name=f"{parent}/workerPools/x86")
+    with pytest.raises(exceptions.MethodNotAllowed, match="in the settings of the server"):
+        client.delete_worker_pool(name=pool.name)
 
 
 def test_the_account_of_builds_can_be_asked_for(client):

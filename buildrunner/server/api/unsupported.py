@@ -13,12 +13,13 @@ from buildrunner.server.http.errors import unimplemented
 from buildrunner.server.http.requests import address_of
 from buildrunner.server.openapi import documented
 
+WORKER_POOLS: Final = "workerPools"
 _METHODS: Final = (
     (["GET", "DELETE"], documented()),
     (["POST", "PATCH"], documented(body="Empty")),
 )
 _REASONS: Final = {
-    "workerPools": "private pools are machines of Google Cloud: builds run where this server runs",
+    WORKER_POOLS: "a pool is changed in the settings of the server",
     "githubEnterpriseConfigs": "connections to forges are made in the triggers of this server",
     "bitbucketServerConfigs": "connections to forges are made in the triggers of this server",
     "gitLabConfigs": "connections to forges are made in the triggers of this server",
@@ -49,8 +50,10 @@ def router(context: ServerContext) -> APIRouter:
         shown = f"/v1/projects/{{project}}/locations/{{location}}/{kind}"
         older = f"/v1/projects/{{project}}/{kind}"
         for methods, extra in _METHODS:
+            # `worker_pools` has the route that lists pools.
+            refused = [one for one in methods if (kind, one) != (WORKER_POOLS, "GET")]
             routes.add_api_route(
-                shown, refuse, methods=methods, dependencies=may_read, openapi_extra=extra
+                shown, refuse, methods=refused, dependencies=may_read, openapi_extra=extra
             )
         for path in (f"{shown}/{{rest:path}}", older, f"{older}/{{rest:path}}"):
             routes.add_api_route(

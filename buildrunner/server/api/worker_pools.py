@@ -1,0 +1,47 @@
+"""Routes of Cloud Build that list worker pools: those of the settings and of workers' tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from buildrunner.errors import NotFound
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.access import Access
+from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.requests import address_of
+
+_FORMS = (
+    "/v1/projects/{project}/workerPools",
+    "/v1/projects/{project}/locations/{location}/workerPools",
+)
+
+
+def router(context: ServerContext) -> APIRouter:
+    """The routes of pools. Pools are the same for all projects and locations."""
+    access = Access(context)
+    routes = APIRouter(tags=["worker pools"])
+    may_read = [Depends(access.may("read"))]
+
+    def shown(request: Request, name: str) -> dict[str, Any]:
+        address = address_of(context, request)
+        location = "global" if address.any_location else address.location
+        path = f"projects/{address.project}/locations/{location}/workerPools/{name}"
+        return {"name": path, "displayName": name, "state": "RUNNING"}
+
+    def list_pools(request: Request) -> Response:
+        """List the pools that ``options.pool.name`` may select."""
+        pools = context.pools | context.store.tokens.pools()
+        return json_response({"workerPools": [shown(request, name) for name in sorted(pools)]})
+
+    def get_pool(request: Request, pool: str) -> Response:
+        """Return a pool."""
+        if not context.is_pool(pool):
+            raise NotFound(f"this server has no worker pool {pool}")
+        return json_response(shown(request, pool))
+
+    for form in _FORMS:
+        routes.add_api_route(form, list_pools, methods=["GET"], dependencies=may_read)
+        routes.add_api_route(f"{form}/{{pool}}", get_pool, methods=["GET"], dependencies=may_read)
+    return routes
