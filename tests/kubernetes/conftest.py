@@ -162,9 +162,9 @@ def mirror(registry, busybox, tmp_path_factory):
     server.server_close()
 
 
-@pytest.fixture
-def cluster(kubeconfig, tools):
-    """A namespace of its own for each test."""
+@contextmanager
+def namespace(kubeconfig, tools):
+    """A namespace of the cluster, until the end."""
     found = Cluster(kubeconfig, tools, f"test-{uuid.uuid4().hex[:8]}")
     found.kubectl("create", "namespace", found.namespace)
     try:
@@ -178,7 +178,14 @@ def cluster(kubeconfig, tools):
 
 
 @pytest.fixture
-def volume(cluster):
+def cluster(kubeconfig, tools):
+    """A namespace of its own for each test."""
+    with namespace(kubeconfig, tools) as found:
+        yield found
+
+
+@contextmanager
+def volume_class(cluster):
     """The storage class of the server's volume: that of the cluster, else a folder of the node."""
     if cluster.find("storageclasses")["items"]:
         yield ""
@@ -204,6 +211,13 @@ def volume(cluster):
     )
     yield name
     cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+
+
+@pytest.fixture
+def volume(cluster):
+    """See `volume_class`."""
+    with volume_class(cluster) as name:
+        yield name
 
 
 def values(volume, **others):

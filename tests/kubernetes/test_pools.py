@@ -2,58 +2,129 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import httpx
 import pytest
 
-from tests.kubernetes.conftest import forwarded, image, install, token, values
+from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD, LABEL_POOL, TOKEN_FOLDER, WORKER
+from tests.kubernetes.conftest import (
+    SCRIPT,
+    forwarded,
+    image,
+    install,
+    namespace,
+    token,
+    values,
+    volume_class,
+)
 from tests.kubernetes.test_workers import ended, found, submitted
 
-POOL = {"pool": {"name": "projects/shop/locations/global/workerPools/linux"}}
+LINES = 2000
+SPEAKS = f"for i in $(seq 0 {LINES - 1}); do echo line $i; [ $((i % 20)) -gt 0 ] || sleep 0.2; done"
+
+
+@pytest.fixture(scope="module")
+def cluster(kubeconfig, tools):
+    """One namespace for all tests of the module: a server takes half a minute."""
+    with namespace(kubeconfig, tools) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def installed(cluster, mirror):
+    """A server with two pools. No node has the engine of the pool `broken`."""
+    with volume_class(cluster) as volume:
+        install(cluster, values(volume))
+        address = cluster.find("service", "ci-buildrunner")["spec"]["clusterIP"]
+        pool = {
+            "server": f"http://{address}",  # clusters that tests make may have no DNS
+            "mirror": mirror,
+            "cpu": "1",
+            "cpu_request_percent": 10,
+            "memory": "768Mi",
+            "max_builds": 2,
+        }
+        images = {
+            name: dict(zip(("repository", "tag"), image(program).rsplit(":", 1), strict=True))
+            for name, program in (("image", "worker"), ("engine", "engine"))
+        }
+        pools = {"linux": pool, "broken": {**pool, "engine_image": image("no-such-engine")}}
+        bearer = token(cluster)
+        install(cluster, values(volume, pools=pools, workers=images))
+        yield bearer
+
+
+def client(url, installed):
+    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {installed}"})
 
 
 @pytest.fixture
-def server(cluster, volume, mirror):
-    """A client of the API of a server with a pool."""
-    install(cluster, values(volume))
-    address = cluster.find("service", "ci-buildrunner")["spec"]["clusterIP"]
-    pool = {
-        "server": f"http://{address}",  # clusters that tests make may have no DNS
-        "mirror": mirror,
-        "cpu": "1",
-        "cpu_request_percent": 10,
-        "memory": "768Mi",
-        "max_builds": 2,
-    }
-    images = {
-        name: dict(zip(("repository", "tag"), image(program).rsplit(":", 1), strict=True))
-        for name, program in (("image", "worker"), ("engine", "engine"))
-    }
-    bearer = {"Authorization": f"Bearer {token(cluster)}"}
-    install(cluster, values(volume, pools={"linux": pool}, workers=images))
-    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=bearer) as http:
+def server(cluster, installed):
+    """A client of the server's API."""
+    with forwarded(cluster) as url, client(url, installed) as http:
         yield http
 
 
-def of_pool(*steps, **fields):
-    return {"steps": list(steps), "options": POOL, **fields}
+def of_pool(*steps, pool="linux", **options):
+    chosen = {"pool": {"name": f"projects/shop/locations/global/workerPools/{pool}"}}
+    return {"steps": list(steps), "options": {**chosen, **options}}
 
 
-def pods(cluster):
-    chosen = "app.kubernetes.io/name=buildrunner-build"
+def pods(cluster, build_id="", pool="linux"):
+    """The Pods of a build, else of a pool."""
+    chosen = f"{LABEL_BUILD}={build_id}" if build_id else f"{LABEL_POOL}={pool}"
     return cluster.find("pods", "--selector", chosen)["items"]
 
 
-def running(cluster, server):
+def pod_of(cluster, build_id):
+    """The name of a build's Pod."""
+
+    def names():
+        return [pod["metadata"]["name"] for pod in pods(cluster, build_id)]
+
+    (name,) = cluster.until(names, "a Pod", 30)
+    return name
+
+
+def phases(cluster, build_id):
+    return [pod["status"]["phase"] for pod in pods(cluster, build_id)]
+
+
+def works(cluster, server, build_id):
+    """Wait until the first step of a build runs."""
+    cluster.until(
+        lambda: found(server, build_id)["steps"][0].get("status") == "WORKING",
+        "the step runs",
+        120,
+    )
+
+
+def running(cluster, server, script="exec sleep 300"):
     """A build whose step runs, and the name of its Pod."""
-    build_id = submitted(server, of_pool({"name": "busybox", "args": ["sleep", "300"]}))
+    build_id = submitted(server, of_pool({"name": "busybox", "script": script}))
+    works(cluster, server, build_id)
+    return build_id, pod_of(cluster, build_id)
 
-    def begun():
-        (step,) = found(server, build_id)["steps"]
-        return step.get("status") == "WORKING"
 
-    cluster.until(begun, "the step runs", 120)
-    (pod,) = pods(cluster)
-    return build_id, pod["metadata"]["name"]
+def lines(log):
+    return [line for line in log.splitlines() if line.startswith("line ")]
+
+
+def waits_for(cluster, server, build_id, reason):
+    """Wait until the server gives a reason for which a build waits."""
+    path = f"/buildrunner/v1/projects/shop/builds/{build_id}/waiting"
+    cluster.until(lambda: reason in server.get(path).text, f"the reason: {reason}", 60)
+
+
+def kill(cluster, pod, container, words):
+    """Kill the processes of a container whose command line has some words."""
+    script = f"""\
+for each in /proc/[0-9]*; do
+  if tr '\\0' ' ' < $each/cmdline | grep -q '{words}'; then kill -9 "${{each#/proc/}}"; fi
+done"""
+    cluster.kubectl("exec", pod, "-c", container, "--", "sh", "-c", script)
 
 
 def test_a1_a3_a_build_runs_in_a_pod_of_its_own_as_on_cloud_build(cluster, server):
@@ -67,16 +138,12 @@ docker build -q -t made .
 docker run --rm --network cloudbuild busybox echo on the network
 """
     steps = [{"name": "tests/docker", "script": script}, {"name": "made"}]
-    build, log = ended(cluster, server, submitted(server, of_pool(*steps)))
+    build_id = submitted(server, of_pool(*steps))
+    build, log = ended(cluster, server, build_id)
     assert build["status"] == "SUCCESS", log
     for said in ("Step #0: kept", "on the network", "Step #1: made by a step"):
         assert said in log
-
-    def completed():
-        (pod,) = pods(cluster)
-        return pod["status"]["phase"] == "Succeeded"
-
-    cluster.until(completed, "the Pod ended by itself", 30)
+    cluster.until(lambda: phases(cluster, build_id) == ["Succeeded"], "the Pod ended by itself", 30)
 
 
 def test_a5_a_cancelled_build_leaves_no_running_pod(cluster, server):
@@ -84,9 +151,23 @@ def test_a5_a_cancelled_build_leaves_no_running_pod(cluster, server):
     server.post(f"/v1/projects/shop/builds/{build_id}:cancel")
     build, _ = ended(cluster, server, build_id, 20)
     assert build["status"] == "CANCELLED"
-    cluster.until(
-        lambda: all(pod["status"]["phase"] != "Running" for pod in pods(cluster)), "no Pod runs", 30
-    )
+    cluster.until(lambda: "Running" not in phases(cluster, build_id), "no Pod runs", 30)
+
+
+def test_a7_a_build_whose_worker_was_killed_goes_on_and_its_log_is_complete(cluster, server):
+    build_id, pod = running(cluster, server, SPEAKS)
+    kill(cluster, pod, WORKER, "[b]uildrunner execute")
+    build, log = ended(cluster, server, build_id)
+    assert build["status"] == "SUCCESS", log
+    assert lines(log) == [f"line {number}" for number in range(LINES)]
+
+
+def test_a8_a_build_whose_engine_was_killed_says_so(cluster, server):
+    build_id, pod = running(cluster, server)
+    kill(cluster, pod, ENGINE, "[d]ockerd")
+    build, log = ended(cluster, server, build_id, 60)
+    assert build["status"] == "INTERNAL_ERROR", log
+    assert "the container engine" in build["statusDetail"]
 
 
 def test_a9_a_build_whose_pod_was_deleted_says_so(cluster, server):
@@ -95,6 +176,123 @@ def test_a9_a_build_whose_pod_was_deleted_says_so(cluster, server):
     build, _ = ended(cluster, server, build_id, 60)
     assert build["status"] == "INTERNAL_ERROR"
     assert "its Pod was deleted" in build["statusDetail"]
+
+
+def test_a9_a_build_whose_pod_was_deleted_before_a_step_began_runs_in_another(cluster, server):
+    build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
+    pod = pod_of(cluster, build_id)
+    cluster.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
+    build, log = ended(cluster, server, build_id, 180)
+    assert build["status"] == "SUCCESS", log
+    assert pod_of(cluster, build_id) != pod
+
+
+def test_a11_a_build_whose_pod_was_evicted_says_so(cluster, server):
+    build_id, pod = running(cluster, server)
+    metadata = {"name": pod, "namespace": cluster.namespace}
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/eviction"
+    cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
+    build, _ = ended(cluster, server, build_id, 90)
+    assert build["status"] == "INTERNAL_ERROR"
+    assert "its Pod was evicted, as when a node is drained" in build["statusDetail"]
+
+
+def test_a12_a_step_that_runs_out_of_memory_has_failed_and_the_engine_lives(cluster, server):
+    steps = [
+        {"name": "busybox", "args": ["tail", "/dev/zero"], "allowFailure": True},
+        {"name": "busybox", "args": ["echo", "next"]},
+    ]
+    build, log = ended(cluster, server, submitted(server, of_pool(*steps)))
+    assert (build["status"], build["steps"][0]["status"]) == ("SUCCESS", "FAILURE"), log
+    assert build["steps"][0]["exitCode"] == 137
+
+
+def test_a13_an_image_of_a_step_that_is_not_there_fails_the_build(cluster, server):
+    build_id = submitted(server, of_pool({"name": "tests/no-such-image"}))
+    build, log = ended(cluster, server, build_id)
+    assert build["status"] == "FAILURE", log
+    assert "no-such-image" in build["statusDetail"]
+
+
+def test_a13_an_engine_whose_image_is_not_there_is_why_a_build_waits(cluster, server):
+    build_id = submitted(server, of_pool({"name": "busybox"}, pool="broken"))
+    waits_for(cluster, server, build_id, "no-such-engine")
+    server.post(f"/v1/projects/shop/builds/{build_id}:cancel")
+    cluster.until(lambda: not pods(cluster, build_id), "no Pod is left", 60)
+
+
+def test_a14_a_full_quota_is_why_a_build_waits_and_then_it_runs(cluster, server):
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none"},
+        "spec": {"hard": {"count/jobs.batch": "0"}},
+    }
+    cluster.apply(quota)
+    cluster.until(
+        lambda: cluster.find("resourcequota", "none").get("status"), "the quota counts", 30
+    )
+    build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
+    waits_for(cluster, server, build_id, "quota")
+    cluster.kubectl("delete", "resourcequota", "none")
+    build, log = ended(cluster, server, build_id)
+    assert build["status"] == "SUCCESS", log
+
+
+def test_a15_a_server_that_is_killed_loses_no_line_of_a_running_build(cluster, server, installed):
+    build_id, _ = running(cluster, server, SPEAKS)
+    before = cluster.find("pod", "ci-buildrunner-0")["metadata"]["uid"]
+    cluster.kubectl("delete", "pod", "ci-buildrunner-0", "--force", "--grace-period=0")
+
+    def again():
+        (pod,) = cluster.find("pods", "--selector=app.kubernetes.io/name=buildrunner")["items"]
+        ready = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
+        return pod["metadata"]["uid"] != before and ready.get("Ready") == "True"
+
+    cluster.until(again, "another server is ready", 90)
+    with forwarded(cluster) as url, client(url, installed) as http:
+        build, log = ended(cluster, http, build_id)
+    assert build["status"] == "SUCCESS", log
+    assert lines(log) == [f"line {number}" for number in range(LINES)]
+
+
+def test_a15_builds_run_on_while_the_api_of_the_cluster_is_away(cluster, server, installed):
+    if not subprocess.check_output([SCRIPT, "address"], text=True).strip():
+        pytest.skip("the API server of this cluster is not the tests' to stop")
+    build_id, _ = running(cluster, server, SPEAKS)
+    machine = [SCRIPT, "machine", "pkill"]
+    program = "kubernetes kube-apiserver"
+    subprocess.check_call([*machine, "-STOP", "-f", program])
+    try:
+        with pytest.raises(subprocess.TimeoutExpired):  # longer than the leases of builds
+            subprocess.run(["tail", "-f", "/dev/null"], timeout=45, check=False)
+    finally:
+        subprocess.check_call([*machine, "-CONT", "-f", program])
+    with forwarded(cluster) as url, client(url, installed) as http:
+        build, log = ended(cluster, http, build_id)
+        assert build["status"] == "SUCCESS", log
+        assert lines(log) == [f"line {number}" for number in range(LINES)]
+        after = submitted(http, of_pool({"name": "busybox", "args": ["true"]}))
+        assert ended(cluster, http, after)[0]["status"] == "SUCCESS"
+
+
+def test_a17_the_token_of_a_pod_opens_its_own_build_and_nothing_else(cluster, server):
+    build_id, pod = running(cluster, server)
+    script = f"cat {TOKEN_FOLDER}/token"
+    bearer = cluster.kubectl("exec", pod, "-c", WORKER, "--", "sh", "-c", script).strip()
+    other = submitted(server, of_pool({"name": "busybox", "args": ["true"]}, pool="broken"))
+    own = {"headers": {"Authorization": f"Bearer {bearer}"}}
+    assert server.get("/v1/projects/shop/builds", **own).status_code in (401, 403)
+    wanted = {"worker": "thief/1", "buildId": other}
+    assert server.post("/worker/v1/builds:claim", json=wanted, **own).status_code == 403
+    assert server.get(f"/worker/v1/builds/{other}", **own).status_code in (403, 404)
+    assert server.get(f"/worker/v1/builds/{build_id}", **own).status_code == 200
+    objects = cluster.kubectl("get", "all,secrets,configmaps,events", "-o", "yaml")
+    assert bearer not in objects
+    for one in (build_id, other):
+        server.post(f"/v1/projects/shop/builds/{one}:cancel")
+        ended(cluster, server, one, 30)
 
 
 def test_a18_a_pool_has_no_more_pods_than_it_may(cluster, server):
@@ -112,13 +310,7 @@ def test_a18_a_pool_has_no_more_pods_than_it_may(cluster, server):
 
 
 def test_a_pod_that_fits_nowhere_is_why_its_build_waits(cluster, server):
-    options = {**POOL, "machineType": "E2_HIGHCPU_32"}
-    body = {"steps": [{"name": "busybox"}], "options": options}
-    build_id = submitted(server, body)
-    path = f"/buildrunner/v1/projects/shop/builds/{build_id}/waiting"
-
-    def why():
-        answer = server.get(path)
-        return "can't be scheduled" in answer.text
-
-    cluster.until(why, "the scheduler's reason", 30)
+    steps = {"name": "busybox"}
+    build_id = submitted(server, of_pool(steps, machineType="E2_HIGHCPU_32"))
+    waits_for(cluster, server, build_id, "can't be scheduled")
+    server.post(f"/v1/projects/shop/builds/{build_id}:cancel")
