@@ -13,11 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from buildrunner import wiring
+from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested.container import container_name
+from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 from buildrunner.sandboxes.protocol import SandboxLimits
@@ -27,7 +30,6 @@ from tests.conftest import Registry, remove_image
 pytestmark = pytest.mark.docker
 
 LABELS = {"buildrunner.server": "test-spares"}
-_TRIES = 20  # other tests give images names meanwhile, which makes a spare one unfit
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +38,31 @@ def builders(docker_engine: DockerEngine) -> None:
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
 
 
+@pytest.fixture(scope="module")
+def cache(
+    builders: None, docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ImageCache]:
+    """An image cache of these tests' own.
+
+    In the user's cache, a name that another test gives to an image makes each spare sandbox unfit.
+    """
+    folder = tmp_path_factory.mktemp("images")
+    daemons = NestedDaemons(docker_engine.endpoint)
+    made = ImageCache(daemons, docker_engine.endpoint, str(folder), ENGINE_IMAGE)
+    yield made
+    daemons.remove(made.volume)
+    daemons.remove_volume(made.volume)
+    assert daemons.cache_identity(made.volume) == ""
+    daemons.close()
+
+
 class Server:
     """The sandboxes of a server, in a folder of the test's."""
 
-    def __init__(self, folder: Path, engine: DockerEngine) -> None:
+    def __init__(self, folder: Path, engine: DockerEngine, cache: ImageCache) -> None:
         self.folders = SandboxFolders(str(folder))
         self.engine = engine
+        self.cache = cache
         self.builds: list[str] = []
         self.places: list[NestedPlace] = []
         self.sandbox = self.of(SandboxLimits())
@@ -55,13 +76,14 @@ class Server:
             limits=limits,
         )
         assert isinstance(sandbox, NestedSandbox)
+        sandbox._cache = sandbox._starter._cache = sandbox._machine.cache = self.cache
+        sandbox._machine.ensure_images()
+        self.cache.update()
         return sandbox
 
     def spare(self) -> str:
         """The place of one that stands ahead and is fit."""
         self.sandbox.keep_spares(1)
-        while not self.folders.spares():  # an image got a name while it started
-            self.sandbox.keep_spares(1)
         (place,) = self.folders.spares()
         return place
 
@@ -76,19 +98,17 @@ class Server:
 
     def opened_spare(self, **options: object) -> tuple[str, str, NestedPlace]:
         """A build that got the spare one: its id, its place, and that place opened."""
-        for _ in range(_TRIES):
-            spare, build_id = self.spare(), self.new()
-            place = self.open(build_id, **options)
-            if self.folders.place(build_id) == spare:
-                return build_id, spare, place
-        raise AssertionError("no build gets the spare sandbox")
+        spare, build_id = self.spare(), self.new()
+        place = self.open(build_id, **options)
+        assert self.folders.place(build_id) == spare
+        return build_id, spare, place
 
     def cached(self, image: str) -> None:
         """Have an image in the image cache, as after a build that used it."""
         found = self.engine.find_image(image)
         assert found is not None
-        self.sandbox._cache.note_use([found.id])
-        self.sandbox._cache.update()
+        self.cache.note_use([found.id])
+        self.cache.update()
 
     def is_fit(self, sandbox: NestedSandbox | None = None) -> bool:
         """Whether a build would get the one that stands ahead."""
@@ -109,15 +129,17 @@ class Server:
 
 
 @pytest.fixture
-def server(tmp_path: Path, docker_engine: DockerEngine, builders: None) -> Iterator[Server]:
-    made = Server(tmp_path / "server", docker_engine)
+def server(tmp_path: Path, docker_engine: DockerEngine, cache: ImageCache) -> Iterator[Server]:
+    made = Server(tmp_path / "server", docker_engine, cache)
     yield made
     made.close()
 
 
 def run(place: NestedPlace, image: str, *argv: str) -> str:
+    found = place.engine.find_image(image)
+    assert found is not None
     spec = ContainerSpec(
-        image=image,
+        image=found.id,
         cmd=argv,
         network="cloudbuild",
         mounts=(Mount(source="/workspace", target="/workspace", bind=True),),
