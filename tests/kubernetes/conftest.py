@@ -25,8 +25,9 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "kubernetes.sh"
 
 
 def pytest_collection_modifyitems(items):
+    here = Path(__file__).parent
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if item.path.parent == here:
             item.add_marker(pytest.mark.kubernetes)
 
 

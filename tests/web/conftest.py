@@ -22,7 +22,7 @@ expect.set_options(timeout=30_000)
 def pytest_collection_modifyitems(items):
     """A browser is nothing for the quick tests, and breaks off when networks come and go."""
     for item in items:
-        if _HERE in item.path.parents:
+        if item.path.parent == _HERE:
             item.add_marker(pytest.mark.slow)
             item.add_marker(pytest.mark.alone)
 
