@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from buildrunner.cli.serve.credentials import ServerCredentials
 from buildrunner.engine.deployments import Deployment
 from buildrunner.identity.keys import IdentityKeys
 from buildrunner.plan.build_plan import new_build_id
@@ -22,6 +23,7 @@ from buildrunner.server.http.listener import Listener, listen_on
 from buildrunner.server.http.tokens import new_token
 from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
+from buildrunner.settings import Settings
 from buildrunner.sources.uploads import SourceUploads
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import Lease, StoredBuild
@@ -46,6 +48,7 @@ class ApiServer:
         folder: str,
         clock: Callable[[], datetime] = now,
         secrets: Any = None,
+        machine: Settings | None = None,
         **settings: Any,
     ) -> None:
         self.store = new_store(folder)
@@ -76,6 +79,13 @@ class ApiServer:
             workspace_is_kept=lambda build_id: build_id in self.kept_workspaces,
             secrets=secrets or self.secrets,
             identity_keys=lambda: self.identity_keys.published(),
+            credentials=ServerCredentials(
+                (machine or Settings()).of_server(folder, self.url),
+                self.url,
+                self.store.triggers.settings,
+                self.identity_keys.signing,
+                clock,
+            ),
         )
         self.app = create_app(self.context)
         self._listener = Listener(self.app, listening)

@@ -203,6 +203,8 @@ class BuildPlace(msgspec.Struct, frozen=True, kw_only=True):
         config: path of the config on this machine, for advice; empty for none.
         identity_token: returns a token for an audience, of the build that a plan's origin is about;
             None: builds have none.
+        attester: returns what attests the published parts of a build and its plan; None: the
+            settings decide, and the key is on this machine.
     """
 
     engine: ContainerEngine
@@ -212,6 +214,7 @@ class BuildPlace(msgspec.Struct, frozen=True, kw_only=True):
     policy: SourcePolicy | None = None
     config: str = ""
     identity_token: Callable[[BuildOrigin, str], str] | None = None
+    attester: Callable[[Build, BuildPlan], Attester | None] | None = None
 
 
 def planned_build(
@@ -252,7 +255,11 @@ def planned_build(
     publisher, attester = None, None
     if options.push:
         token = partial(place.identity_token, plan.origin) if place.identity_token else None
-        attester = wiring.attester(build, plan, settings, options.disk_bytes, token)
+        attester = (
+            place.attester(build, plan)
+            if place.attester is not None
+            else wiring.attester(build, plan, settings, options.disk_bytes, token)
+        )
         publisher = wiring.publisher(plan, settings, engine, place.sandbox, options.disk_bytes)
     return PlannedBuild(
         build=build, plan=plan, options=options, publisher=publisher, attester=attester

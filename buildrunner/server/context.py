@@ -9,16 +9,18 @@ from typing import Any, Protocol
 
 import msgspec
 
-from buildrunner.plan.build_plan import BuildPlan, SecretReference
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, SecretReference
 from buildrunner.secrets.secret_scope import Asker
 from buildrunner.server.bounded import BoundedCalls, shared_calls
 from buildrunner.server.loop import Signal
 from buildrunner.server.metrics import Metrics
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import SourceUploads
+from buildrunner.spec.model.build import Build
 from buildrunner.storage.stores import Stores
 from buildrunner.store.model.builds import StoredBuild, WaitReason
-from buildrunner.store.model.remote import WorkerIdentity
+from buildrunner.store.model.remote import Provenance, WorkerIdentity
 from buildrunner.store.sql.store import ServerStore
 
 MIB = 1 << 20
@@ -116,6 +118,51 @@ class ServerSecrets(Protocol):
         ...
 
 
+class BuildCredentials(Protocol):
+    """Makes the credentials of builds that workers run. Thread-safe. The keys stay here."""
+
+    def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
+        """The audiences for which a build may have identity tokens now. Raises `StoreError`."""
+        ...
+
+    def identity_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:
+        """A token of a build.
+
+        Raises:
+            IdentityRefused: the build may not have it.
+            IdentityError: it can't be signed.
+            StoreError: the database does not answer.
+        """
+        ...
+
+    def has_logins(self, project: str) -> bool:
+        """Whether a project has logins of its own, in place of those of the machine."""
+        ...
+
+    def login_files(self, project: str, plan: BuildPlan) -> dict[str, str]:
+        """The files with these logins, as far as the plan names their places, by path."""
+        ...
+
+    def provenance(self, project: str) -> Provenance:
+        """The provenance that builds of a project get."""
+        ...
+
+    def attestation(
+        self,
+        stored: StoredBuild,
+        build: Build,
+        plan: BuildPlan,
+        outcome: BuildOutcome,
+        masked: Callable[[str], str],
+    ) -> str:
+        """The signed provenance of a build, a line of JSON; empty if it published nothing.
+
+        Raises:
+            AttestationError: it can't be signed.
+        """
+        ...
+
+
 class ShownSetting(msgspec.Struct, frozen=True):
     """One setting on the system page: its name, value, and the origin of the value."""
 
@@ -154,6 +201,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
             it knows, and None for others. They are asked before the tokens in the database.
         build_settings: returns the fields of `Settings` that workers get for builds of a project.
+        credentials: makes the credentials of builds that workers run; None: they get none.
         store_log: stores the finished log of a build in the bucket that its document names; returns
             the document, with a warning if that failed.
         build_started, build_ended: called with the builds that other workers claim and end.
@@ -184,6 +232,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     pools: frozenset[str] = frozenset()
     worker_tokens: tuple[Callable[[str], WorkerIdentity | None], ...] = ()
     build_settings: Callable[[str], dict[str, Any]] = lambda _: {}
+    credentials: BuildCredentials | None = None
     store_log: Callable[[StoredBuild, dict[str, Any]], dict[str, Any]] = lambda _, build: build
     build_started: Callable[[StoredBuild], None] = lambda _: None
     build_ended: Callable[[StoredBuild], None] = lambda _: None

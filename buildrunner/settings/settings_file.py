@@ -793,12 +793,14 @@ def settings_for_workers(settings: Settings, project: str) -> dict[str, Any]:
     return {**fields, "git": git}
 
 
-def settings_of_worker(own: Settings, fields: dict[str, Any]) -> Settings:
+def settings_of_worker(own: Settings, fields: dict[str, Any], logins_folder: str = "") -> Settings:
     """Return the settings of a worker for one build.
 
     Args:
         own: the settings of the worker's machine.
         fields: what `settings_for_workers` returned on the server.
+        logins_folder: folder with the logins of the build's project; empty if the project has
+            none, and those of the worker's own user count.
 
     Raises:
         msgspec.ValidationError: a field has another type.
@@ -806,5 +808,7 @@ def settings_of_worker(own: Settings, fields: dict[str, Any]) -> Settings:
     known = {name: value for name, value in fields.items() if name in _OF_SERVER}
     git = {name: value for name, value in fields.get("git", {}).items() if name in _GIT_OF_SERVER}
     common = {**msgspec.to_builtins(own), **known, "projects": {}, "provenance": False}
+    if logins_folder:
+        common["logins_folder"] = logins_folder
     common["git"] = {**msgspec.to_builtins(own.git), **git}
     return msgspec.convert(common, type=Settings)

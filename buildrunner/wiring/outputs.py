@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from buildrunner.containers.protocol import ContainerEngine
     from buildrunner.containers.types import RegistryLogin
+    from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
     from buildrunner.identity.keys import IdentityKeys
     from buildrunner.plan.build_plan import BuildPlan
@@ -135,22 +137,11 @@ def attester(
     from buildrunner.provenance.statement import LOCAL_BUILDER
 
     open_signer = cache(partial(_signer, settings))
-
-    def sign(statement: dict[str, Any], cancel: threading.Event) -> bytes:
-        if settings.provenance_sigstore:
-            from buildrunner.provenance.keyless import keyless_bundle
-
-            return keyless_bundle(statement, _keyless(settings, identity_token), cancel)
-        from buildrunner.provenance.signing import signed_envelope
-
-        certificates = _certificates(settings.provenance_certificate)
-        return signed_envelope(statement, open_signer(), certificates)
-
     return ProvenanceAttester(
         build,
         plan,
         builder_id=settings.provenance_builder or LOCAL_BUILDER,
-        sign=sign,
+        sign=partial(_signed, settings, identity_token, open_signer),
         open_signer=None if settings.provenance_sigstore else open_signer,
         required=verified,
         user_login=partial(_user_login, environ=settings.logins_environ(os.environ)),
@@ -162,6 +153,48 @@ def attester(
             else None
         ),
     )
+
+
+def attestation(
+    build: Build,
+    plan: BuildPlan,
+    outcome: BuildOutcome,
+    settings: Settings,
+    masked: Callable[[str], str],
+    identity_token: Callable[[str], str],
+) -> str:
+    """The signed provenance of a build that a worker ran; empty if it published nothing.
+
+    Raises:
+        AttestationError: it can't be signed.
+    """
+    from buildrunner.provenance.statement import LOCAL_BUILDER, provenance_statement
+
+    builder = settings.provenance_builder or LOCAL_BUILDER
+    statement = provenance_statement(build, plan, outcome, builder_id=builder, masked=masked)
+    if statement is None:
+        return ""
+    open_signer = partial(_signer, settings)
+    cancel = threading.Event()
+    return _signed(settings, identity_token, open_signer, statement, cancel).decode()
+
+
+def _signed(
+    settings: Settings,
+    identity_token: Callable[[str], str] | None,
+    open_signer: Callable[[], Signer],
+    statement: dict[str, Any],
+    cancel: threading.Event,
+) -> bytes:
+    """A statement, signed as the settings say."""
+    if settings.provenance_sigstore:
+        from buildrunner.provenance.keyless import keyless_bundle
+
+        return keyless_bundle(statement, _keyless(settings, identity_token), cancel)
+    from buildrunner.provenance.signing import signed_envelope
+
+    certificates = _certificates(settings.provenance_certificate)
+    return signed_envelope(statement, open_signer(), certificates)
 
 
 def _start_sbom(
@@ -268,6 +301,20 @@ def identity_keys(data: str, owner: str, store: ServerStore, settings: Settings)
         clock=lambda: datetime.now(UTC),
         kms=settings.identity_key,
     )
+
+
+def login_files(plan: BuildPlan, settings: Settings) -> dict[str, str]:
+    """The files with the logins that a plan may need, by path below a home folder."""
+    from buildrunner.containers.registry_auth import step_docker_config
+
+    files = {}
+    images = {*plan.images, *(step.image for step in plan.steps)}
+    if config := step_docker_config(settings.logins_environ(os.environ), images):
+        files[".docker/config.json"] = config.decode()
+    for name in (".netrc", ".npmrc", ".pypirc") if plan.packages else ():
+        with suppress(FileNotFoundError), open(os.path.join(settings.logins_folder, name)) as file:
+            files[name] = file.read()
+    return files
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from buildrunner.errors import ConfigError, NotFound
 from buildrunner.identity.tokens import BuildFacts, BuildIdentity, TokenKey
-from buildrunner.metadata import HOST_NAMES, ProjectFacts
+from buildrunner.metadata import HOST_NAMES, Credentials, ProjectFacts
 from buildrunner.plan.build_plan import BuildOrigin, project_number
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.settings import IdentityPolicy, read_settings
@@ -19,8 +19,20 @@ URL: Final = (
 )
 
 
+class Identities(Protocol):
+    """The identity tokens of builds, wherever their keys are."""
+
+    def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
+        """The audiences that the build's trigger allows; none without a trigger."""
+        ...
+
+    def of_build(self, stored: StoredBuild, origin: BuildOrigin) -> Credentials:
+        """The credentials of one build, whose source is known."""
+        ...
+
+
 class BuildIdentities:
-    """Gives builds the tokens that their triggers allow. Thread-safe.
+    """Implements `Identities`: gives builds the tokens that their triggers allow. Thread-safe.
 
     Args:
         issuer: URL of the server.

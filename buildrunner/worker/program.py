@@ -29,7 +29,7 @@ from buildrunner.build_run.log_upload import LogUpload
 from buildrunner.build_run.request import BuildRequest, Event, Overrides, RepositoryConfig
 from buildrunner.engine.events import BuildEvent, StepFinished, StepStarted
 from buildrunner.engine.outcome import BuildOutcome
-from buildrunner.engine.protocols import SecretResolver
+from buildrunner.engine.protocols import Attester, SecretResolver
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import BuildrunnerError, EngineError, SourceError, UsageError
 from buildrunner.metadata import MetadataServer
@@ -52,7 +52,13 @@ from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
-from buildrunner.worker.identity import URL, URL_VARIABLE, BuildIdentities, project_facts
+from buildrunner.worker.identity import (
+    URL,
+    URL_VARIABLE,
+    BuildIdentities,
+    Identities,
+    project_facts,
+)
 from buildrunner.worker.policy import check_policy, policy_facts
 from buildrunner.worker.recovery import ResumePoint
 from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
@@ -68,6 +74,9 @@ if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
+_NOT_KEPT = (
+    "the workspace is not kept: the build ran on a worker, so it can't be retried from a step"
+)
 
 _ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
 
@@ -102,6 +111,8 @@ class ServerProgram:
         identities: gives builds identity tokens; None: no build gets any.
         secrets: resolves the secrets of a build; None: from where the settings say.
         store_log: stores the log of a build where the Build wants it; None: this process does.
+        attester: see `BuildPlace.attester`.
+        on_planned: called when the plan is stored, before anything of it is done.
     """
 
     def __init__(
@@ -112,10 +123,15 @@ class ServerProgram:
         sources: ServerSources | None = None,
         keeping: Keeping | None = None,
         payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
-        identities: BuildIdentities | None = None,
+        identities: Identities | None = None,
         secrets: SecretResolver | None = None,
         store_log: Callable[[StoredBuild, Build], Build] | None = None,
+        attester: Callable[[Build, BuildPlan], Attester | None] | None = None,
+        on_planned: Callable[[], object] = lambda: None,
     ) -> None:
+        self._on_worker = store_log is not None
+        self._attester = attester
+        self._on_planned = on_planned
         self._secrets = secrets
         self._store_log = store_log
         self._sandbox = sandbox
@@ -160,6 +176,7 @@ class ServerProgram:
 
         def on_planned(planned: PlannedBuild) -> None:
             watch.on_planned(planned, planning.note(planned))
+            self._on_planned()
             metadata.start(planned.plan.origin)
 
         try:
@@ -180,6 +197,7 @@ class ServerProgram:
                 outcome = execution.execute(request, planning.plan).outcome
             else:
                 watch.take_up(run.resume)
+                self._on_planned()
                 metadata.start(run.resume.plan.origin)
                 outcome = self._resume(execution, planning, run.resume, settings)
         except BuildrunnerError:
@@ -190,6 +208,8 @@ class ServerProgram:
             metadata.close()
             opened.close()
         warnings = (*outcome.warnings, *planning.warnings, *metadata.warnings)
+        if watch.keeps_workspace and self._on_worker:
+            warnings = (*warnings, _NOT_KEPT)
         try:
             self._sandbox.remove(stored.id)
         except EngineError as error:  # the same
@@ -248,8 +268,11 @@ class ServerProgram:
             options=options,
             sandbox=opened,
             policy=self._sources.policy,
+            attester=self._attester,
             identity_token=(
-                partial(self._identities.signing_token, stored) if self._identities else None
+                partial(self._identities.signing_token, stored)
+                if isinstance(self._identities, BuildIdentities)
+                else None
             ),
         )
 
@@ -321,7 +344,7 @@ class _Metadata:
     """
 
     def __init__(
-        self, identities: BuildIdentities | None, stored: StoredBuild, opened: OpenSandbox
+        self, identities: Identities | None, stored: StoredBuild, opened: OpenSandbox
     ) -> None:
         self._identities = identities
         self._stored = stored

@@ -1,6 +1,8 @@
 """Builds on another machine: a server without an engine, and a worker that knows no database."""
 
+import base64
 import hashlib
+import json
 import os
 import re
 import signal
@@ -148,6 +150,50 @@ def test_a_build_is_the_same_as_on_the_server_but_for_times_and_ids(
     for name in ("status", "failureInfo", "statusDetail"):
         assert remote_build.get(name) == local_build.get(name)
     assert [one["status"] for one in remote_build["steps"]] == ["SUCCESS", "SUCCESS", "FAILURE"]
+    (warning,) = remote_build["warnings"]
+    assert "workspace is not kept" in warning["text"]
+    assert "warnings" not in local_build
+
+
+def test_a_nested_build_on_a_worker_gets_what_its_server_signs(server, work, busybox, tmp_path):
+    subprocess.run([*BUILDRUNNER, "builders", "install", "engine"], check=True)
+    config = tmp_path / "config" / "buildrunner" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[storage.folders]\n"gs://made" = "file://{tmp_path}/made"\n')
+    (tmp_path / "made").mkdir()
+    serving = server()
+    home = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    work(serving, "--sandbox", "nested", env=home)
+    audience = "https://cloud.example/provider"
+    script = (
+        'wget -q -O - --header "Metadata-Flavor: Google" '
+        f'"$BUILDRUNNER_IDENTITY_URL?audience={audience}"; echo made > /workspace/made.txt'
+    )
+    with api(serving) as http:
+        objects = {"location": "gs://made/here", "paths": ["made.txt"]}
+        steps = [{"name": busybox, "script": script}]
+        build = {"steps": steps, "artifacts": {"objects": objects}}
+        trigger = {"name": "signed", "build": build}
+        made = http.post("/v1/projects/p/triggers", json=trigger).json()["id"]
+        path = f"projects/p/triggers/{made}"
+        settings = {"identity": {"audiences": [audience]}}
+        assert http.put(f"/buildrunner/v1/{path}/settings", json=settings).status_code == 200
+        started = http.post(f"/v1/{path}:run", json={}).json()
+        build = started["metadata"]["build"]["id"]
+        ended = until_status(http, build, *ENDED, seconds=240)
+        assert ended["status"] == "SUCCESS", log_of(http, build)
+        assert "warnings" not in ended
+        token = next(word for word in log_of(http, build).split() if word.startswith("eyJ"))
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        assert (claims["build_id"], claims["aud"]) == (build, audience)
+        found = http.get(f"/buildrunner/v1/projects/p/builds/{build}/provenance")
+        statement = json.loads(base64.b64decode(found.json()["payload"]))
+        (subject,) = statement["subject"]
+        assert subject["name"].startswith("gs://made/here/made.txt")
+        assert subject["digest"] == {"sha256": hashlib.sha256(b"made\n").hexdigest()}
+        trigger = statement["predicate"]["buildDefinition"]["internalParameters"]["trigger"]
+        assert trigger == {"id": made, "name": "signed"}
 
 
 def test_a_submitted_folder_and_a_secret_reach_the_worker(server, work, busybox, tmp_path):

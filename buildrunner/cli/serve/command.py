@@ -12,6 +12,7 @@ from functools import partial
 
 from buildrunner import wiring
 from buildrunner.cli.serve import settings as serve_settings
+from buildrunner.cli.serve.credentials import ServerCredentials
 from buildrunner.cli.serve.place import data_of, database_of
 from buildrunner.cli.serve.worker import WorkerOptions
 from buildrunner.errors import EXIT_SUCCESS
@@ -152,6 +153,13 @@ def _serve(
         pools=frozenset(settings.pools),
         worker_tokens=(wiring.pod_tokens(cluster, settings, store),) if cluster else (),
         build_settings=partial(settings_for_workers, settings),
+        credentials=ServerCredentials(
+            settings.of_server(folder.path, server.public_url),
+            server.public_url,
+            store.triggers.settings,
+            lambda: identity_keys().current(),
+            utc_now,
+        ),
         store_log=worker.store_log,
         build_started=worker.started,
         build_ended=worker.ended,

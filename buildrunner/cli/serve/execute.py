@@ -215,6 +215,11 @@ def _remote_build(
     from buildrunner.worker.leases import patiently
     from buildrunner.worker.program import ServerProgram, ServerSources
     from buildrunner.worker.remote.connection import connect
+    from buildrunner.worker.remote.credentials import (
+        RemoteIdentities,
+        fetch_logins,
+        remote_attester,
+    )
     from buildrunner.worker.remote.log_sender import LogSender, SentLog, fetch_copy
     from buildrunner.worker.remote.materials import (
         RemoteSecrets,
@@ -240,7 +245,10 @@ def _remote_build(
         fetch_copy(queue, lease, log_folder, begun)
     except (LeaseLost, NotFound):
         _stop_at_once()
-    settings = settings_of_worker(own_settings(), begun.settings)
+    logins = os.path.join(folder.run_folder(lease.build_id), "logins") if begun.has_logins else ""
+    if logins:
+        os.makedirs(logins, mode=0o700, exist_ok=True)  # they come with the plan
+    settings = settings_of_worker(own_settings(), begun.settings, logins)
     sender = LogSender(queue, lease, log_folder, begun)
     sender.start()
 
@@ -253,8 +261,11 @@ def _remote_build(
                 policy=policy_from(begun.sources), uploads=partial(RemoteUpload, server, lease)
             ),
             payload=lambda _: event_payload(queue, lease),
+            identities=RemoteIdentities(queue, lease) if begun.has_identity else None,
             secrets=RemoteSecrets(queue, lease),
             store_log=partial(store_log, queue, lease, sender.send_all),
+            attester=partial(remote_attester, queue, lease, begun.provenance),
+            on_planned=partial(fetch_logins, queue, lease, logins) if logins else lambda: None,
         )
         return Execution(
             queue=queue,

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Depends, Query, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
+from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.errors import LeaseLost
 from buildrunner.logs.files.copies import OffsetMismatch, events_piece, log_piece
 from buildrunner.server.context import MIB, ServerContext
@@ -25,6 +26,7 @@ from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import as_mapping, parsed, raw_body
 from buildrunner.server.openapi import BYTES, documented
+from buildrunner.server.services.build_credentials import WorkerCredentials
 from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.store.model.builds import Lease
 from buildrunner.store.model.remote import ClaimRequest, WorkerDeployments, WorkerIdentity
@@ -214,6 +216,8 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
 def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
     """Return what a worker needs to run a build."""
     worker = Depends(WorkerAccess(context))
+    published = Depends(raw_body(context, context.settings.max_body_bytes))
+    credentials = WorkerCredentials(context, builds)
 
     def get_log(build: str, fence: int, offset: int, worker: WorkerIdentity = worker) -> Response:
         """Return a piece of the log that an earlier worker of the build has written."""
@@ -240,6 +244,24 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
         stored = _of_lease(builds.begun, worker, Lease(build, fence))
         return json_response({"payload": payload_of_build(context.store.deliveries, stored)})
 
+    def identity_token(
+        build: str, fence: int, audience: str, worker: WorkerIdentity = worker
+    ) -> Response:
+        """Return an identity token of the build, or why it has none for this audience."""
+        lease = Lease(build, fence)
+        return json_response(_of_lease(credentials.identity_token, worker, lease, audience))
+
+    def logins(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the files with the project's logins for registries and packages of the plan."""
+        return json_response({"files": _of_lease(credentials.logins, worker, Lease(build, fence))})
+
+    def attest(
+        build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = published
+    ) -> Response:
+        """Sign and keep the provenance of what the build has published, and return it."""
+        outcome = _decoded(body, BuildOutcome)
+        return json_response(_of_lease(credentials.attest, worker, Lease(build, fence), outcome))
+
     def secrets(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
         """Return the secrets that the plan of the build names."""
         return json_response({"secrets": _of_lease(builds.secrets, worker, Lease(build, fence))})
@@ -250,6 +272,9 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
         _Route("GET", "/builds/{build}/source", source),
         _Route("GET", "/builds/{build}/payload", payload),
         _Route("GET", "/builds/{build}/secrets", secrets),
+        _Route("GET", "/builds/{build}/logins", logins),
+        _Route("POST", "/builds/{build}:identityToken", identity_token, documented(body="Empty")),
+        _Route("POST", "/builds/{build}:attest", attest, documented(body="Payload")),
     ]
 
 

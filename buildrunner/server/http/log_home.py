@@ -35,7 +35,9 @@ _OF_BUILD = re.compile(
     r"|/builds/[^/]+/(?P<page>[^/]+)(?:/log)?"
     r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
 )
-_OF_WORKER = re.compile(r"/worker/v1/builds/([^/:]+)(?::begin|:storeLog|/log|/events|/source)")
+_OF_WORKER = re.compile(
+    r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source)"
+)
 # A quiet stream says each 15 s that it is alive; a log takes minutes to be stored in a slow bucket.
 _TIMEOUT = httpx.Timeout(10.0, read=300.0)
 _KNOWN_S = 5.0

@@ -59,6 +59,7 @@ from buildrunner.store.model.deployments import recorded
 from buildrunner.store.model.remote import (
     BegunBuild,
     ClaimRequest,
+    Provenance,
     RemoteSecret,
     WorkerDeployment,
     WorkerIdentity,
@@ -201,7 +202,8 @@ class RemoteBuilds:
         held = self._own(worker, lease, begun=False)
         self._queue.set_process(lease, incarnation)
         log_bytes, event_bytes = copied_bytes(self._folder(lease))
-        settings = self._context.settings
+        settings, credentials = self._context.settings, self._context.credentials
+        stored = self._context.store.builds.find(lease.build_id)
         return BegunBuild(
             log_bytes=log_bytes,
             event_bytes=event_bytes,
@@ -209,6 +211,9 @@ class RemoteBuilds:
             sources=policy_text(settings.sources),
             public_url=settings.public_url,
             log_limit_bytes=settings.max_log_bytes,
+            has_identity=credentials is not None and bool(credentials.audiences(stored)),
+            has_logins=credentials is not None and credentials.has_logins(held.project),
+            provenance=credentials.provenance(held.project) if credentials else Provenance(),
         )
 
     def renew(self, worker: WorkerIdentity, lease: Lease) -> str:
@@ -376,8 +381,8 @@ class RemoteBuilds:
             raise NotFound(f"build {lease.build_id} has no uploaded source")
         return name
 
-    def secrets(self, worker: WorkerIdentity, lease: Lease) -> list[RemoteSecret]:
-        """Return the secrets that the stored plan of a build names, as far as it may have them.
+    def planned(self, worker: WorkerIdentity, lease: Lease) -> tuple[StoredBuild, BuildPlan]:
+        """Return a build that a worker has begun, and its stored plan.
 
         Raises:
             ApiError: the build has no plan yet.
@@ -387,7 +392,16 @@ class RemoteBuilds:
         found = self._context.store.builds.plan(lease.build_id)
         if found is None:
             raise failed_precondition(f"build {lease.build_id} has no plan yet")
-        plan = msgspec.json.decode(found, type=BuildPlan)
+        return stored, msgspec.json.decode(found, type=BuildPlan)
+
+    def secrets(self, worker: WorkerIdentity, lease: Lease) -> list[RemoteSecret]:
+        """Return the secrets that the stored plan of a build names, as far as it may have them.
+
+        Raises:
+            ApiError: the build has no plan yet.
+            LeaseLost: see `begin`.
+        """
+        stored, plan = self.planned(worker, lease)
         asker = build_asker(stored, self._context.settings.default_project)
         references = {
             (one.kind, one.name, one.ciphertext): one for step in plan.steps for one in step.secrets

@@ -70,6 +70,20 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     wait_s: float = 0.0
 
 
+class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The provenance of builds of a project.
+
+    Attributes:
+        enabled: builds get provenance.
+        push: it is attached to images in their registry.
+        sbom: images get a bill of materials.
+    """
+
+    enabled: bool = False
+    push: bool = False
+    sbom: bool = False
+
+
 class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """The facts with which a worker runs a build that it has begun.
 
@@ -80,6 +94,9 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         sources: where builds may fetch from, as `sources.policy.policy_from` reads it.
         public_url: address of the server in links.
         log_limit_bytes: how large steps may make the log; 0 sets no limit.
+        has_identity: the build's trigger allows identity tokens.
+        has_logins: the build's project has logins of its own, in place of those of the machine.
+        provenance: the server signs provenance, and what the settings want besides.
     """
 
     log_bytes: int = 0
@@ -88,6 +105,25 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     sources: str = ""
     public_url: str = ""
     log_limit_bytes: int = 0
+    has_identity: bool = False
+    has_logins: bool = False
+    provenance: Provenance = Provenance()
+
+
+class MadeForBuild(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A token or a signed statement that the server made for a build, or why it made none.
+
+    Attributes:
+        value: the token or statement; empty if there is an error, or nothing to state.
+        error: why there is no value; empty if there is one.
+        hint: what to do about the error.
+        refused: the build may not have the value.
+    """
+
+    value: str = ""
+    error: str = ""
+    hint: str = ""
+    refused: bool = False
 
 
 class WorkerDeployment(

@@ -1,0 +1,181 @@
+"""The credentials that a server makes for builds of workers: tokens, logins, signatures.
+
+The keys stay on the server. What a token or a provenance says about a build is what the server
+knows of it. A worker reports only facts that it alone can know: the commit that it fetched, and the
+digests of what the build published to places that its plan names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from buildrunner.engine.log.masking import Masker
+from buildrunner.engine.outcome import BuildOutcome
+from buildrunner.errors import (
+    AttestationError,
+    IdentityError,
+    IdentityRefused,
+    SourceError,
+    StoreUnavailable,
+)
+from buildrunner.logs.files.log_file import log_folder
+from buildrunner.plan.build_plan import BuildOrigin, BuildPlan
+from buildrunner.plan.compile import git_source_of
+from buildrunner.provenance.stored import store_attestations
+from buildrunner.server.context import BuildCredentials, ServerContext
+from buildrunner.server.http.errors import failed_precondition, invalid_argument
+from buildrunner.server.services.remote_builds import RemoteBuilds
+from buildrunner.sources.git.request import request_of
+from buildrunner.sources.git.url import parse_git_url
+from buildrunner.spec.model.build import Build, BuildStep
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.store.model.builds import Lease, StoredBuild
+from buildrunner.store.model.remote import MadeForBuild, WorkerIdentity
+from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
+
+
+class WorkerCredentials:
+    """The operations. Thread-safe. Every one raises `LeaseLost` as `RemoteBuilds.begin` does.
+
+    Args:
+        context: the server's.
+        builds: the builds of workers.
+    """
+
+    def __init__(self, context: ServerContext, builds: RemoteBuilds) -> None:
+        self._context = context
+        self._builds = builds
+
+    @property
+    def _credentials(self) -> BuildCredentials:
+        if self._context.credentials is None:
+            raise failed_precondition("this server gives no credentials to builds of workers")
+        return self._context.credentials
+
+    def identity_token(self, worker: WorkerIdentity, lease: Lease, audience: str) -> MadeForBuild:
+        """Return an identity token of a build.
+
+        Raises:
+            ApiError: the build has no plan yet.
+        """
+        stored, plan = self._builds.planned(worker, lease)
+        origin = self._origin(stored, plan)
+        return _made(lambda: self._credentials.identity_token(stored, origin, audience))
+
+    def logins(self, worker: WorkerIdentity, lease: Lease) -> dict[str, str]:
+        """Return the files with the logins of the build's project, by path below a home folder.
+
+        Only logins for the registries and packages that the plan names are in them.
+
+        Raises:
+            ApiError: the build has no plan yet.
+        """
+        stored, plan = self._builds.planned(worker, lease)
+        return self._credentials.login_files(str(stored.document["projectId"]), plan)
+
+    def attest(self, worker: WorkerIdentity, lease: Lease, outcome: BuildOutcome) -> MadeForBuild:
+        """Sign and keep the provenance of a build; empty if it published nothing.
+
+        Raises:
+            ApiError: the plan names no such image or file, or there is no plan yet.
+            StoreError: the provenance can't be written.
+        """
+        stored, plan = self._builds.planned(worker, lease)
+        project = str(stored.document["projectId"])
+        if stored.untrusted or not stored.push or not self._credentials.provenance(project).enabled:
+            raise failed_precondition(f"build {stored.id} gets no provenance")
+        _check_published(plan, outcome)
+        values = [one.value for one in self._builds.secrets(worker, lease)]
+        own = replace(plan, build_id=stored.id, origin=self._origin(stored, plan))
+        made = _made(
+            lambda: self._credentials.attestation(
+                stored,
+                replace(_definition(stored), project_id=project),
+                replace(own, project_id=project),
+                self._within(stored, outcome),
+                Masker(values).mask_text,
+            )
+        )
+        if made.value:
+            folder = log_folder(self._context.data_folder, stored.id)
+            store_attestations(folder, (made.value.encode(),))
+        return made
+
+    def _within(self, stored: StoredBuild, outcome: BuildOutcome) -> BuildOutcome:
+        """The outcome with its times bounded: the clock of the worker may be wrong."""
+        now = self._context.clock()
+        first = decode_message(Build, stored.document).value.create_time or now
+        start = min(max(outcome.started_at, first), now)
+        finish = min(max(outcome.finished_at, start), now)
+        return replace(outcome, started_at=start, finished_at=finish)
+
+    def _origin(self, stored: StoredBuild, plan: BuildPlan) -> BuildOrigin:
+        """The origin of a build: only commit and config are from its worker."""
+        reported, trigger = plan.origin, str(stored.document.get("buildTriggerId", ""))
+        repository = self._repository(stored)
+        return replace(
+            reported,
+            repository=repository,
+            commit=reported.commit if repository else "",
+            ref=stored.labels.get(BUILT_REF, "") if trigger else reported.ref,
+            trigger=trigger,
+            trigger_name=stored.labels.get(TRIGGER_NAME, "") if trigger else "",
+            untrusted=stored.untrusted,
+        )
+
+    def _repository(self, stored: StoredBuild) -> str:
+        """The URL of the build's Git repository, as a build process shows it; or an empty text."""
+        build = decode_message(Build, stored.document).value
+        source = git_source_of(build)
+        if source is None:
+            return ""
+        try:
+            found = request_of(
+                source, project_id=build.project_id, repositories=self._context.repositories
+            )
+            return parse_git_url(found.url).text
+        except SourceError:
+            return ""
+
+
+def _made(make: Callable[[], str]) -> MadeForBuild:
+    """What a function makes for a build, or why it makes nothing."""
+    try:
+        return MadeForBuild(value=make())
+    except IdentityRefused as error:
+        return MadeForBuild(error=str(error), hint=error.hint, refused=True)
+    except StoreUnavailable:
+        raise
+    except (AttestationError, IdentityError) as error:
+        return MadeForBuild(error=str(error), hint=error.hint)
+
+
+def _definition(stored: StoredBuild) -> Build:
+    """The build as it was planned, without states of its steps."""
+    build = decode_message(Build, stored.document).value
+    blank = BuildStep()
+    unset = {name: getattr(blank, name) for name in BuildStep.OUTPUT_ONLY}
+    return replace(build, steps=tuple(replace(step, **unset) for step in build.steps))
+
+
+def _check_published(plan: BuildPlan, outcome: BuildOutcome) -> None:
+    """Refuse to attest what the build was not to publish."""
+    planned = {_repository_of(image) for image in plan.images}
+    for image in outcome.images:
+        if _repository_of(image.name) not in planned:
+            raise invalid_argument(f"the build pushes no image {image.name}", field="images")
+    files = outcome.objects.files if outcome.objects else ()
+    for file in files:
+        if not plan.object_location or not file.url.startswith(plan.object_location):
+            raise invalid_argument(f"the build uploads no file {file.url}", field="objects")
+    if outcome.packages and not plan.packages:
+        raise invalid_argument("the build publishes no package", field="packages")
+
+
+def _repository_of(image: str) -> str:
+    """The name of an image without its tag and digest."""
+    name = image.partition("@")[0]
+    head, _, tag = name.rpartition(":")
+    return name if not head or "/" in tag else head
