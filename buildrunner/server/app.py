@@ -101,7 +101,9 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     watches = BuildWatches(context)
     app.state.build_watches = watches
-    app.state.changes = changes = Changes(context.wake)
+    app.state.changes = changes = Changes(
+        context.wake, hears_all=lambda: context.store.hears_changes
+    )
     app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from buildrunner.server.http import changes
+from buildrunner.server.loop import Signal
 from buildrunner.store.sql.store import ServerStore
 from tests.conftest import wait_until
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
@@ -75,6 +78,36 @@ def test_what_makes_others_look_is_heard_once_each(
     heard.wait(4)
     end(other, claimed)
     heard.wait(5)
+
+
+def test_a_waiting_request_looks_after_a_change_alone(
+    open_another: Callable[[], ServerStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "_LOOK_S", 0.001)
+    store, changed = open_another(), Signal()
+    listener = store.listener(changed)
+    assert not store.hears_changes
+    listener.start()
+    wait_until(lambda: store.hears_changes)
+    waits = changes.Changes(changed, hears_all=lambda: store.hears_changes)
+    looks: list[int] = []
+
+    async def look() -> str | None:
+        looks.append(1)
+        return store.builds.find("b").id if store.queue.length() else None
+
+    async def wait() -> str | None:
+        waiting = asyncio.create_task(waits.wait_for(look, LONGEST_S, caller="w"))
+        while not looks:
+            await asyncio.sleep(0)
+        other = open_another()
+        await asyncio.to_thread(other.builds.create, new_build("b"))
+        return await waiting
+
+    assert asyncio.run(wait()) == "b"
+    assert len(looks) <= 3  # at first, if the listener has just begun, and after the change
+    listener.stop()
+    assert not store.hears_changes
 
 
 def test_a_listener_whose_connection_was_ended_connects_again_and_looks(

@@ -13,9 +13,9 @@ from buildrunner.server.loop import Signal
 
 Found = TypeVar("Found")
 
-_LOOK_S = 1.0
+_LOOK_S, _SELDOM_S = 1.0, 15.0
 MOST_WAITS = 200
-"""Requests of one caller that wait at the same time: each looks every second."""
+"""Requests of one caller that wait at the same time: each looks from time to time."""
 
 
 class Changes:
@@ -23,9 +23,11 @@ class Changes:
 
     Args:
         changed: called, from any thread, after a change.
+        hears_all: returns whether it is called after every change.
     """
 
-    def __init__(self, changed: Signal) -> None:
+    def __init__(self, changed: Signal, hears_all: Callable[[], bool] = lambda: False) -> None:
+        self._hears_all = hears_all
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Event] = set()
         self._waits: Counter[str] = Counter()
@@ -37,8 +39,8 @@ class Changes:
     ) -> Found | None:
         """Return what ``look`` finds, which is called at once and after each change.
 
-        Without a change it is called every second: a change may go unnoticed where another server
-        makes it. Returns None if it finds nothing for that many seconds, or the server stops.
+        Without a change it is called every 15 seconds, or every second while a change may go
+        unnoticed. Returns None if it finds nothing for that many seconds, or the server stops.
 
         Raises:
             ApiError: 429 if `MOST_WAITS` requests of the caller wait already.
@@ -58,8 +60,9 @@ class Changes:
                 left = end - loop.time()
                 if found is not None or left <= 0 or self._closed:
                     return found
+                look_s = _SELDOM_S if self._hears_all() else _LOOK_S
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, _LOOK_S))
+                    await asyncio.wait_for(changed.wait(), min(left, look_s))
         finally:
             self._waiting.discard(changed)
             self._waits[caller] -= 1

@@ -42,11 +42,15 @@ class ChangeListener:
     Args:
         database: where the changes are made, by this process or another one.
         heard: called in the thread after a change, and after each reconnection. It must be cheap.
+
+    Attributes:
+        is_listening: whether `heard` is called after each change; False while it is not connected.
     """
 
     def __init__(self, database: Database, heard: Callable[[], None]) -> None:
         self._database = database
         self._heard = heard
+        self.is_listening = False
         self._wakes, self._wake = os.pipe()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
@@ -72,13 +76,16 @@ class ChangeListener:
             try:
                 with self._database.listening(_CHANNEL) as connection:
                     failures = 0
+                    self.is_listening = True
                     self._heard()  # whatever changed before
                     self._listen(connection)
             except StoreError as error:
                 failures += 1
                 if failures == 1:
                     _log.warning("changes: %s; the server looks for changes by itself", error)
+                self.is_listening = False
                 self._stopped.wait(backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
+        self.is_listening = False
 
     def _listen(self, connection: Any) -> None:
         poll = select.poll()

@@ -35,6 +35,7 @@ from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.deployments import ids_of_build
 from buildrunner.store.sql.deployments import record as record_deployment
+from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
     CLAIMED_COLUMNS,
@@ -188,6 +189,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 end_waiting(connection, build_id, columns["document"], "CANCELLED", now, detail)
             else:
                 forget_log_home(connection, build_id)
+                tell_others(connection)  # the status may be the same
             of_id = select(*COLUMNS).where(builds.c.id == build_id)
             return stored_build(connection.execute(of_id).one())
 

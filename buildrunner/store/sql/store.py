@@ -68,6 +68,7 @@ class ServerStore:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._listener: ChangeListener | None = None
         with database.read() as connection:
             found = {row.name: bytes(row.value) for row in connection.execute(select(keys))}
         page_tokens = PageTokens(found[PAGE_TOKENS])
@@ -100,7 +101,13 @@ class ServerStore:
 
     def listener(self, heard: Callable[[], None]) -> ChangeListener:
         """Return a listener, not started, that calls ``heard`` after changes of builds."""
-        return ChangeListener(self._database, heard)
+        self._listener = ChangeListener(self._database, heard)
+        return self._listener
+
+    @property
+    def hears_changes(self) -> bool:
+        """Whether a listener hears of every change of builds, also of those of other servers."""
+        return self._listener is not None and self._listener.is_listening
 
     def leadership(self, name: str) -> Leadership:
         """Return the wish of this server to be the one that does a task; not yet granted."""
