@@ -182,7 +182,7 @@ def test_a_nested_build_on_a_worker_gets_what_its_server_signs(server, work, bus
         build = started["metadata"]["build"]["id"]
         ended = until_status(http, build, *ENDED, seconds=240)
         assert ended["status"] == "SUCCESS", log_of(http, build)
-        assert "warnings" not in ended
+        assert ended.get("warnings", []) == []
         token = next(word for word in log_of(http, build).split() if word.startswith("eyJ"))
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -190,7 +190,7 @@ def test_a_nested_build_on_a_worker_gets_what_its_server_signs(server, work, bus
         found = http.get(f"/buildrunner/v1/projects/p/builds/{build}/provenance")
         statement = json.loads(base64.b64decode(found.json()["payload"]))
         (subject,) = statement["subject"]
-        assert subject["name"].startswith("gs://made/here/made.txt")
+        assert "/made/here/made.txt#" in subject["name"]
         assert subject["digest"] == {"sha256": hashlib.sha256(b"made\n").hexdigest()}
         trigger = statement["predicate"]["buildDefinition"]["internalParameters"]["trigger"]
         assert trigger == {"id": made, "name": "signed"}

@@ -14,6 +14,7 @@ from buildrunner.server.loop import Signal
 Found = TypeVar("Found")
 
 _LOOK_S, _SELDOM_S = 1.0, 15.0
+_LOOKS_AT_ONCE = 4
 MOST_WAITS = 200
 """Requests of one caller that wait at the same time: each looks from time to time."""
 
@@ -28,6 +29,8 @@ class Changes:
 
     def __init__(self, changed: Signal, hears_all: Callable[[], bool] = lambda: False) -> None:
         self._hears_all = hears_all
+        # A change wakes all. The first of them claims a new build, and the others see that.
+        self._looking = asyncio.Semaphore(_LOOKS_AT_ONCE)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Event] = set()
         self._waits: Counter[str] = Counter()
@@ -56,7 +59,8 @@ class Changes:
         try:
             while True:
                 changed.clear()
-                found = await look()
+                async with self._looking:
+                    found = await look()
                 left = end - loop.time()
                 if found is not None or left <= 0 or self._closed:
                     return found
