@@ -27,7 +27,7 @@ from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.context import BuildCredentials, ServerContext
 from buildrunner.server.http.errors import failed_precondition, invalid_argument
 from buildrunner.server.services.remote_builds import RemoteBuilds
-from buildrunner.sources.git.request import request_of
+from buildrunner.sources.git.source import request_of
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.spec.model.build import Build, BuildStep
 from buildrunner.spec.reading.decode import decode_message
