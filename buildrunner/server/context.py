@@ -191,7 +191,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         schedule_changed: a trigger or its settings changed.
         hook_arrived: a delivery was stored.
         repositories: where connected repositories are: name -> URL.
-        stores: where builds put files; None: nowhere that can be read.
+        stores: returns the stores where builds of a project put files; None: nothing can be read.
         workspace_is_kept: whether a later build can go on with the workspace of that one.
         facts: what the page of the server shows of its surroundings; asked each time.
         shown_settings: the settings as they hold, with where each value came from.
@@ -223,7 +223,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     schedule_changed: Signal = msgspec.field(default_factory=Signal)
     hook_arrived: Signal = msgspec.field(default_factory=Signal)
     repositories: Mapping[str, str] = {}
-    stores: Stores | None = None
+    stores: Callable[[str], Stores] | None = None
     workspace_is_kept: Callable[[str], bool] = lambda _: False
     facts: Callable[[], Mapping[str, str]] = dict
     shown_settings: tuple[ShownSetting, ...] = ()

@@ -80,12 +80,18 @@ class Stores:
 
         name, _, generation = url.removeprefix(_FILE).partition("#")
         path = posixpath.normpath(unquote(name))
-        for folder in self._folders.values():
+        for prefix, folder in self._folders.items():
+            bucket = prefix.removeprefix(SCHEME).partition("/")[0]
+            if prefix.startswith(SCHEME) and not self._may_use(bucket):
+                continue
             inside = folder.rstrip("/") + "/"
             if path.startswith(inside):
                 place = ObjectUrl("", path.removeprefix(inside), int(generation or 0))
                 return FolderStore(folder), place
         raise StorageError(f"no folder of the settings holds {url}", unauthorized=True)
+
+    def _may_use(self, bucket: str) -> bool:
+        return self._buckets is None or bucket in self._buckets
 
     def store_of(self, bucket: str, name: str) -> ObjectStore:
         """The store that has, or would have, that object.
@@ -106,7 +112,7 @@ class Stores:
                 unauthorized=True,
                 hint="name another bucket",
             )
-        if self._buckets is not None and bucket not in self._buckets:
+        if self._buckets is not None and not self._may_use(bucket):
             allowed = ", ".join(sorted(self._buckets)) or "none"
             raise StorageError(
                 f"this build may not use the bucket {SCHEME}{bucket}",

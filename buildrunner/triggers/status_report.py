@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from buildrunner.spec.model.source import is_commit
 from buildrunner.triggers.forge_host import ForgeHost
 
 _PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
@@ -149,9 +150,9 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
 
 
 def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
-    """Return the request that sends a report; None for an unknown status."""
-    if report.status not in _TEXTS:
-        return None
+    """Return the request that sends a report; None for an unknown status, or for no commit."""
+    if report.status not in _TEXTS or not is_commit(report.commit):
+        return None  # the commit becomes a part of the address
     return _FORGES[forge.kind](forge.api, report)
 
 

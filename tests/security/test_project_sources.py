@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.errors import BuildrunnerError
+from buildrunner.errors import BuildrunnerError, StorageError
 from buildrunner.server.pages.builds.artifacts import listed_files
 from buildrunner.settings import Settings
 from buildrunner.sources.uploads import SourceFile, SourceUploads, as_source
@@ -182,6 +182,10 @@ def test_a_forged_list_of_artifacts_gives_no_viewer_other_files(server, tmp_path
     urls += [f"file://{tmp_path}/outside.txt", "gs://elsewhere/b1/own.txt"]
     manifest = bucket / "b1/artifacts-b1.json"
     manifest.write_text("".join(json.dumps({"location": url}) + "\n" for url in urls))
-    context = replace(server.context, stores=Stores({"gs://bucket": f"file://{bucket}"}))
-    listed = listed_files(context, f"file://{manifest}")
+    folders = {"gs://bucket": f"file://{bucket}"}
+    of_project = {"p": Stores(folders), "q": Stores(folders, ["bucket-q"])}
+    context = replace(server.context, stores=of_project.__getitem__)
+    listed = listed_files(context, "p", f"file://{manifest}")
     assert [one.name for one in listed] == ["own.txt"]
+    with pytest.raises(StorageError, match="no folder of the settings holds"):
+        listed_files(context, "q", f"file://{manifest}")

@@ -104,3 +104,61 @@ def test_an_ended_build_of_another_scope_looks_like_one_that_does_not_exist(
     )
     assert found["message"].replace(build, "ID") == missing["message"].replace(nothing[18:54], "ID")
     assert claim(other).status_code == 204
+
+
+_URL = "https://git.example.com/acme/app"
+
+
+@pytest.mark.parametrize(
+    ("sent", "stored"),
+    [
+        ({"url": _URL, "revision": "a" * 40}, {"url": _URL, "revision": "a" * 40}),
+        (
+            {"url": "https://evil.example", "revision": "a" * 40},
+            {"url": _URL, "revision": "a" * 40},
+        ),
+        ({"url": _URL, "dir": "x", "revision": "a" * 40}, {"url": _URL, "revision": "a" * 40}),
+        ({"url": _URL, "revision": f"../../../victim/repo/statuses/{'a' * 40}"}, None),
+        ({"url": _URL, "revision": "main"}, None),
+    ],
+)
+def test_a_worker_decides_the_commit_of_its_source_and_not_its_repository(
+    server: ApiServer, sent: dict[str, str], stored: dict[str, str] | None
+) -> None:
+    mine, client = worker(server), user(server)
+    build = create(client, "a", source={"gitSource": {"url": _URL, "revision": "main"}})
+    path, lease = begun(mine)
+    ended = {
+        **document(server, build),
+        "status": "FAILURE",
+        "sourceProvenance": {
+            "resolvedGitSource": sent,
+            "resolvedRepoSource": {"repoName": "evil", "commitSha": "b" * 40},
+        },
+    }
+    assert mine.put(f"{path}/document", params=lease, json=ended).status_code == 204
+    found = document(server, build).get("sourceProvenance", {})
+    assert found == ({} if stored is None else {"resolvedGitSource": stored})
+
+
+def test_the_commit_that_a_build_names_is_the_one_it_was_built_from(server: ApiServer) -> None:
+    mine, client = worker(server), user(server)
+    build = create(client, "a", source={"gitSource": {"url": _URL, "revision": "c" * 40}})
+    path, lease = begun(mine)
+    fetched = {"resolvedGitSource": {"url": _URL, "revision": "a" * 40}}
+    sent = {**document(server, build), "status": "WORKING", "sourceProvenance": fetched}
+    assert mine.put(f"{path}/document", params=lease, json=sent).status_code == 204
+    provenance = document(server, build)["sourceProvenance"]
+    assert provenance["resolvedGitSource"]["revision"] == "c" * 40
+
+
+def test_the_status_of_a_build_goes_forward_only(server: ApiServer) -> None:
+    mine = worker(server)
+    build = create(user(server), "a")
+    path, lease = begun(mine)
+    sent = document(server, build)
+    codes = [
+        mine.put(f"{path}/document", params=lease, json={**sent, "status": status}).status_code
+        for status in ("QUEUED", "WORKING", "QUEUED", "WORKING")
+    ]
+    assert codes == [204, 204, 400, 204]

@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from functools import partial
+from functools import cache, partial
 
 from buildrunner import wiring
 from buildrunner.cli.serve import settings as serve_settings
@@ -143,7 +143,7 @@ def _serve(
         new_id=new_build_id,
         secrets=wiring.ServerSecrets(settings),
         repositories=settings.git.repositories,
-        stores=wiring.stores(settings),
+        stores=cache(lambda project: wiring.stores(settings.of_project(project))),
         workspace_is_kept=keeping.has if keeping else lambda _: False,
         facts=EngineFacts() if args.sandbox != "none" else dict,
         identity_keys=lambda: identity_keys().published(),

@@ -37,11 +37,19 @@ from buildrunner.server.http.errors import (
     unavailable,
 )
 from buildrunner.server.services.admission import depends_on_commit
+from buildrunner.sources.git.source import provenance_of
 from buildrunner.sources.policy import policy_text
 from buildrunner.sources.uploads import is_upload_of
 from buildrunner.spec.model.build import FINAL_STATUSES, Build, BuildStep, Status
 from buildrunner.spec.model.message import Message
-from buildrunner.spec.model.results import Artifacts
+from buildrunner.spec.model.results import Artifacts, SourceProvenance
+from buildrunner.spec.model.source import (
+    ConnectedRepository,
+    GitSource,
+    RepoSource,
+    Source,
+    is_commit,
+)
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_message
@@ -483,6 +491,7 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
 
     A worker decides the config of a build only if the server does not know it, and only until a
     step begins: the config is in the source, or has substitutions whose values come from a commit.
+    Of the source that it fetched, it decides the commit or the generation, if the build names none.
     The clock of the worker may be wrong: no time is before the build was created, or in the future.
 
     Args:
@@ -493,11 +502,14 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
     Raises:
         ApiError: a worker may not set this status, or these are not the steps of the build.
     """
-    if sent.status in _OF_QUEUE:
-        raise invalid_argument(f"no worker sets the status {sent.status.name}", field="status")
     before = decode_message(Build, stored.document).value
+    if sent.status in _OF_QUEUE or (
+        sent.status is Status.QUEUED and before.status is not sent.status
+    ):
+        raise invalid_argument(f"no worker sets the status {sent.status.name}", field="status")
     sent = _within(sent, before.create_time or now, now)
     changes: dict[str, Any] = {name: getattr(sent, name) for name in _OUTCOME}
+    changes["source_provenance"] = _fetched(before.source, sent.source_provenance)
     is_in_source = CONFIG_LABEL in stored.labels
     begun = steps_begun(encode_message(before), reused_steps_of(stored.labels))
     if not begun and (is_in_source or depends_on_commit(before.source)):
@@ -511,6 +523,47 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
         changes["steps"] = _with_states(before.steps, sent.steps)
         changes["artifacts"] = _with_timing(before.artifacts, sent.artifacts)
     return encode_message(replace(before, **changes))
+
+
+def _fetched(source: Source | None, sent: SourceProvenance | None) -> SourceProvenance | None:
+    """Return what a worker may say of the source that it fetched: it is the source of the build.
+
+    Retries of the build fetch this source, and its commit gets statuses.
+    """
+    if source is None or sent is None:
+        return None
+    if (archive := source.storage_source) is not None:
+        found = sent.resolved_storage_source
+        generation = archive.generation or (found.generation if found else 0)
+        resolved = replace(archive, generation=generation)
+        return SourceProvenance(resolved_storage_source=resolved, file_hashes=sent.file_hashes)
+    if (files := source.storage_source_manifest) is not None:
+        listed = sent.resolved_storage_source_manifest
+        generation = files.generation or (listed.generation if listed else 0)
+        resolved_files = replace(files, generation=generation)
+        return SourceProvenance(resolved_storage_source_manifest=resolved_files)
+    asked = (source.repo_source, source.connected_repository, source.git_source)
+    resolved_by = (
+        sent.resolved_repo_source,
+        sent.resolved_connected_repository,
+        sent.resolved_git_source,
+    )
+    for wanted, found_there in zip(asked, resolved_by, strict=True):
+        if wanted is None:
+            continue
+        commit = _commit(wanted)
+        if not is_commit(commit) and found_there is not None:
+            commit = _commit(found_there)
+        if is_commit(commit):
+            url = source.git_source.url if source.git_source else ""
+            return provenance_of(source, url, commit)
+    return None
+
+
+def _commit(source: RepoSource | ConnectedRepository | GitSource) -> str:
+    if isinstance(source, RepoSource):
+        return source.commit_sha or ""
+    return source.revision
 
 
 def _within(found: Any, first: datetime, last: datetime) -> Any:

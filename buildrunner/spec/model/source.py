@@ -146,6 +146,14 @@ BUCKET_NAME: Final = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
 """A regular expression without groups or anchors."""
 
 
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+def is_commit(text: str | None) -> bool:
+    """Whether a text is the full id of a Git commit, by SHA-1 or SHA-256."""
+    return text is not None and _COMMIT.fullmatch(text) is not None
+
+
 def is_bucket_name(text: str) -> bool:
     """Return whether ``text`` is the name of a bucket: no scheme, no folder behind it."""
     return re.fullmatch(BUCKET_NAME, text, re.ASCII) is not None

@@ -61,6 +61,12 @@ def test_every_status_has_a_state() -> None:
     assert status_request(named_forge("github"), report("STATUS_UNKNOWN")) is None
 
 
+@pytest.mark.parametrize("commit", ["", "main", f"../../../victim/repo/statuses/{SHA}", f"{SHA}\n"])
+def test_a_commit_that_is_none_becomes_no_part_of_an_address(commit: str) -> None:
+    sent = report_of("acme/app", commit, {"status": "SUCCESS"}, context_of("p", "on-push"))
+    assert status_request(named_forge("github"), sent) is None
+
+
 @pytest.mark.parametrize("status", STATES)
 @pytest.mark.parametrize("forge", BASES)
 def test_states_are_the_forge_s_own(forge: str, status: str) -> None:

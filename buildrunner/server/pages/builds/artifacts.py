@@ -18,6 +18,7 @@ from buildrunner.server.pages.rendering import HEADERS, PageRoute
 from buildrunner.server.pages.session import Session, check_may
 from buildrunner.storage.object_reader import ObjectReader
 from buildrunner.storage.object_store import StoredObject
+from buildrunner.storage.stores import Stores
 
 _MOST_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 256 << 10
@@ -53,10 +54,11 @@ def router(context: ServerContext) -> APIRouter:
         manifest = stored.document.get("results", {}).get("artifactManifest", "")
         if not manifest:
             raise NotFound(f"build {build} has uploaded no files")
-        locations = _locations(context, manifest)
+        stores = _stores(context, project)
+        locations = _locations(stores, manifest)
         if not 0 <= number < len(locations):
             raise NotFound(f"build {build} has uploaded no file {number}")
-        reader = _reader(context, locations[number])
+        reader = _reader(stores, locations[number])
         name = _name(locations[number]).rpartition("/")[2]
         return StreamingResponse(
             _pieces(reader),
@@ -79,32 +81,32 @@ def router(context: ServerContext) -> APIRouter:
     return routes
 
 
-def listed_files(context: ServerContext, manifest: str) -> tuple[UploadedFile, ...]:
-    """Return the files that a manifest lists.
+def listed_files(context: ServerContext, project: str, manifest: str) -> tuple[UploadedFile, ...]:
+    """Return the files that the manifest of a build of a project lists.
 
     Raises:
         NotFound: it is gone.
         StorageError: it can't be read.
     """
-    folder = _folder(manifest)
+    folder, stores = _folder(manifest), _stores(context, project)
     return tuple(
         UploadedFile(
             number=number,
             name=_name(location).removeprefix(folder),
             location=location,
-            size_bytes=_size(context, location) if number < _MOST_SIZES else None,
+            size_bytes=_size(stores, location) if number < _MOST_SIZES else None,
         )
-        for number, location in enumerate(_locations(context, manifest))
+        for number, location in enumerate(_locations(stores, manifest))
     )
 
 
-def _locations(context: ServerContext, manifest: str) -> list[str]:
+def _locations(stores: Stores, manifest: str) -> list[str]:
     """Return where the files are. The build uploaded them below the folder of its manifest.
 
     A build may write objects of any name, also a manifest that lists other objects: those are left
     out, since the server would read them with its own rights.
     """
-    reader = _reader(context, manifest)
+    reader = _reader(stores, manifest)
     if reader.found.size_bytes > _MOST_MANIFEST_BYTES:
         raise StorageError(f"{manifest} is too large for a page: {reader.found.size_bytes:,} bytes")
     try:
@@ -117,17 +119,20 @@ def _locations(context: ServerContext, manifest: str) -> list[str]:
         raise StorageError(f"{manifest} is no list of files") from error
 
 
-def _reader(context: ServerContext, url: str) -> ObjectReader:
+def _stores(context: ServerContext, project: str) -> Stores:
+    """Return the stores of the build's project: a worker may name a manifest of another one."""
     if context.stores is None:
         raise NotFound("this server has no storage to read from")
-    store, _ = context.stores.written(url)
-    return ObjectReader(store, _found(context, url), cancel=threading.Event())
+    return context.stores(project)
 
 
-def _found(context: ServerContext, url: str) -> StoredObject:
-    if context.stores is None:
-        raise NotFound("this server has no storage to read from")
-    store, place = context.stores.written(url)
+def _reader(stores: Stores, url: str) -> ObjectReader:
+    store, _ = stores.written(url)
+    return ObjectReader(store, _found(stores, url), cancel=threading.Event())
+
+
+def _found(stores: Stores, url: str) -> StoredObject:
+    store, place = stores.written(url)
     try:
         return store.find(place.bucket, place.name, place.generation)
     except StorageError as error:
@@ -136,12 +141,12 @@ def _found(context: ServerContext, url: str) -> StoredObject:
         raise
 
 
-def _size(context: ServerContext, url: str) -> int | None:
+def _size(stores: Stores, url: str) -> int | None:
     """Return the size of a file on this machine's disk; None elsewhere, to avoid a request."""
     if not url.startswith("file://"):
         return None
     try:
-        return _found(context, url).size_bytes
+        return _found(stores, url).size_bytes
     except (NotFound, StorageError):
         return None
 

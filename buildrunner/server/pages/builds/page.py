@@ -188,7 +188,10 @@ class BuildPage:
         if not build.manifest:
             return {"files": (), "files_problem": ""}
         try:
-            return {"files": listed_files(self._context, build.manifest), "files_problem": ""}
+            return {
+                "files": listed_files(self._context, build.project, build.manifest),
+                "files_problem": "",
+            }
         except NotFound:
             problem = f"The list of the files, {build.manifest}, is no longer there."
         except BuildrunnerError as error:
