@@ -33,7 +33,7 @@ class PinnedTransport(httpx.BaseTransport):
     def __init__(self, tls: ssl.SSLContext, proxies: Mapping[str, str] | None = None) -> None:
         self._tls = tls
         self._proxies = dict(proxies or {})
-        self._transports: dict[tuple[str, str], httpx.HTTPTransport] = {}
+        self._transports: dict[tuple[str, str, ssl.SSLContext], httpx.HTTPTransport] = {}
         self._lock = threading.Lock()
 
     @abstractmethod
@@ -57,6 +57,10 @@ class PinnedTransport(httpx.BaseTransport):
         """Return whether a host is reached without a proxy in any case."""
         return is_loopback_host(host)
 
+    def tls(self, url: httpx.URL) -> ssl.SSLContext:  # noqa: ARG002
+        """Return how the certificate of a request's host is checked."""
+        return self._tls
+
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request to an address that was judged.
 
@@ -66,10 +70,11 @@ class PinnedTransport(httpx.BaseTransport):
         """
         # In ASCII: the resolver encodes other letters by an older rule than certificates do.
         host = request.url.raw_host.decode("ascii").lower()
+        tls = self.tls(request.url)
         if proxy := self._proxy(request.url.scheme, host):
             with suppress(httpx.ConnectError):  # many networks leave the names to the proxy
                 self.addresses(request.url, host)
-            return self._transport(host, proxy).handle_request(request)
+            return self._transport(host, proxy, tls).handle_request(request)
         failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
         for address in self.addresses(request.url, host)[:_MOST_ADDRESSES]:
             pinned = httpx.Request(
@@ -81,7 +86,7 @@ class PinnedTransport(httpx.BaseTransport):
             )
             try:
                 # Not one for all hosts: a connection is for the name that its certificate has.
-                return self._transport(host, "").handle_request(pinned)
+                return self._transport(host, "", tls).handle_request(pinned)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error  # nothing was sent: the next address may answer
         raise failure
@@ -91,18 +96,16 @@ class PinnedTransport(httpx.BaseTransport):
         for transport in self._transports.values():
             transport.close()
 
-    def _transport(self, host: str, proxy: str) -> httpx.HTTPTransport:
+    def _transport(self, host: str, proxy: str, tls: ssl.SSLContext) -> httpx.HTTPTransport:
         with self._lock:
-            found = self._transports.get((host, proxy))
+            found = self._transports.get((host, proxy, tls))
             if found is None:
                 try:
-                    found = httpx.HTTPTransport(
-                        verify=self._tls, trust_env=False, proxy=proxy or None
-                    )
+                    found = httpx.HTTPTransport(verify=tls, trust_env=False, proxy=proxy or None)
                 except (ImportError, ValueError) as error:
                     # The rest of the address may hold a password.
                     raise self.wrong_proxy(proxy.partition("://")[0]) from error
-                self._transports[host, proxy] = found
+                self._transports[host, proxy, tls] = found
         return found
 
     def _proxy(self, scheme: str, host: str) -> str:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.engine.deployments import MOST_OF_STEP, Deployment
+from buildrunner.engine.deployments import MOST_OF_STEP, Deployment, is_reference
 from buildrunner.engine.image_pulls import split_reference
 from buildrunner.plan.build_plan import StepPlan
 
@@ -100,7 +100,7 @@ def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
         one = read(_command(arguments), env)
         if one is None or "$" in one.target:
             continue
-        known = tuple(image for image in one.images if not set(image) & set("$`"))
+        known = tuple(image for image in one.images if is_reference(image))
         try:  # the arguments are the author's: a deployment has rules
             checked = msgspec.to_builtins(replace(one, images=known))
             found[one.target] = msgspec.convert(checked, Deployment)

@@ -6,6 +6,7 @@ tool suggests the target; see `deploy_commands`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Final
 
 import msgspec
@@ -22,7 +23,9 @@ MOST_OF_BUILD: Final = 1000
 """Deployments of one build that are recorded."""
 
 _Target = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*://[!-~]+\Z", max_length=512)]
-_Image = Annotated[str, Meta(pattern=r"^[!-~]+\Z", max_length=512)]
+# Nothing that a shell reads: a rollback puts images into the script of a step.
+_REFERENCE: Final = r"^[A-Za-z0-9][A-Za-z0-9_./:@+-]*\Z"
+_Image = Annotated[str, Meta(pattern=_REFERENCE, max_length=512)]
 _Images = Annotated[tuple[_Image, ...], Meta(max_length=50)]
 _Version = Annotated[str, Meta(pattern=r"^[ -~]*\Z", max_length=256)]
 _Url = Annotated[str, Meta(pattern=r"^(https?://[!-~]+)?\Z", max_length=2048)]
@@ -49,6 +52,11 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     version: _Version = ""
     url: _Url = ""
     reported: bool = False
+
+
+def is_reference(image: str) -> bool:
+    """Return whether a deployment may have an image of that name."""
+    return re.match(_REFERENCE, image) is not None
 
 
 def with_short_digest(image: str) -> str:

@@ -16,6 +16,7 @@ VARIABLE: Final = "BUILDRUNNER_PINNED_IMAGES"
 them into what they deploy."""
 
 _TAG: Final = r"(?::\w[\w.-]*)?(?:@sha256:[0-9a-f]{64})?"
+_PINNED: Final = re.compile(r"[A-Za-z0-9][\w./:-]*@sha256:[0-9a-f]{64}", re.ASCII)
 _BEFORE: Final = r"(?<![\w./@:-])"
 _BEHIND: Final = r"(?![\w./@:-])"
 
@@ -40,6 +41,16 @@ def with_pinned_images(plan: BuildPlan, images: Iterable[str]) -> BuildPlan:
     return replace(plan, steps=tuple(_pinned(step, pinned) for step in plan.steps))
 
 
+def is_pinned(image: str) -> bool:
+    """Return whether an image is named by digest, in characters that no shell reads as its own."""
+    return _PINNED.fullmatch(image) is not None
+
+
+def pinned_variable(step: StepPlan) -> str:
+    """Return the entry of the environment of a step that the server adds for a rollback."""
+    return f"{VARIABLE}={' '.join(step.pinned_images)}"
+
+
 def is_other(image: str, pinned: str) -> bool:
     """Return whether an image is of the repository of a pinned one, with another digest."""
     digest = image.partition("@")[2]
@@ -55,8 +66,8 @@ def _pinned(step: StepPlan, images: tuple[str, ...]) -> StepPlan:
         script = script and _with(script, image)
         env = tuple(_with(entry, image) for entry in env)
     others = (entry for entry in env if not entry.startswith(f"{VARIABLE}="))
-    env = tuple(sorted((*others, f"{VARIABLE}={' '.join(images)}")))
-    return replace(step, args=args, script=script, env=env, pinned_images=images)
+    pinned = replace(step, args=args, script=script, pinned_images=images)
+    return replace(pinned, env=tuple(sorted((*others, pinned_variable(pinned)))))
 
 
 def _with(text: str, image: str, *, bare: bool = False) -> str:

@@ -302,7 +302,7 @@ def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> V
 
 def _envelope(attestation: bytes) -> Envelope:
     try:
-        return Envelope.from_dict(envelope_in(attestation))
+        envelope = Envelope.from_dict(envelope_in(attestation))
     except (
         ValueError,
         RecursionError,
@@ -312,6 +312,9 @@ def _envelope(attestation: bytes) -> Envelope:
         FormatError,
     ) as error:
         raise _Refused(1, "its provenance is not a signed DSSE envelope") from error
+    if not all(isinstance(one.keyid, str) for one in envelope.signatures.values()):
+        raise _Refused(1, "its provenance is not a signed DSSE envelope")
+    return envelope
 
 
 def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:

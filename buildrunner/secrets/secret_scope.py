@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from buildrunner.builders.catalog import BUILDERS, drop_in
 from buildrunner.errors import SecretNotFound
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan, project_number
+from buildrunner.plan.pinned_images import pinned_variable
 from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
 from buildrunner.secrets.provider import ProviderChain, subject_of
 from buildrunner.secrets.secret_name import (
@@ -260,7 +261,8 @@ def _image_limit(
         if step.volumes:
             text = f"{step.label} mounts volumes, which could cover its programs"
             return Refusal("image", f"{limited} as it is, and {text}")
-        if own := [key for key in map(_key, step.env) if key not in _HARMLESS]:
+        of_config = (entry for entry in step.env if entry != pinned_variable(step))
+        if own := [key for key in map(_key, of_config) if key not in _HARMLESS]:
             text = f"{step.label} sets {_listed(own)}, which could make it run another program"
             return Refusal("image", f"{limited} as it is, and {text}")
         if own := [secret.env for secret in step.secrets if secret.env not in allowed]:

@@ -19,6 +19,7 @@ from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import SecretError
 from buildrunner.plan.compile import plan_build
+from buildrunner.plan.pinned_images import with_pinned_images
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.secrets.secret_name import SecretName, parse_name
 from buildrunner.secrets.secret_scope import Scope
@@ -236,11 +237,14 @@ def asking_for(name: str, image: str = "busybox", **step: Any) -> dict[str, Any]
     }
 
 
-def resolved(settings: Settings, stored: StoredBuild) -> str:
-    """What the process of a build gets for its secret, the first if it has several."""
+def resolved(settings: Settings, stored: StoredBuild, *pinned: str) -> str:
+    """What the process of a build gets for its secret, the first if it has several.
+
+    ``pinned`` are images of a rollback.
+    """
     build = decode_message(Build, stored.request).value
     built_ins = BuiltIns(project_id="shop", project_number="1", build_id=stored.id)
-    plan = plan_build(build, context=PlanContext(built_ins=built_ins))
+    plan = with_pinned_images(plan_build(build, context=PlanContext(built_ins=built_ins)), pinned)
     reference = plan.steps[0].secrets[0]
     resolver = wiring.secret_resolver(settings, build_asker(stored, settings.project_id))
     return resolver.resolve(reference, plan)
@@ -412,6 +416,17 @@ def test_a_secret_for_an_image_goes_to_no_other_program(
     assert resolved(settings, fine) == value_of("gcloud-only")
     with pytest.raises(SecretError, match=said):
         resolved(settings, built(asking_for("gcloud-only", **step)))
+
+
+def test_a_rollback_has_the_secret_of_an_image(settings: Settings) -> None:
+    """The server sets a variable for it. A config may not, since its value could be anything."""
+    fine = built(asking_for("gcloud-only", image=GCLOUD, args=["x"]))
+    image = f"r.example/app@sha256:{'1' * 64}"
+    assert resolved(settings, fine, image) == value_of("gcloud-only")
+    env = ["BUILDRUNNER_PINNED_IMAGES=x"]
+    evil = built(asking_for("gcloud-only", image=GCLOUD, args=["x"], env=env))
+    with pytest.raises(SecretError, match="sets BUILDRUNNER_PINNED_IMAGES"):
+        resolved(settings, evil)
 
 
 @pytest.mark.parametrize("image", ["r.example/team/app", "r.example/team/app:1"])

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.errors import ConfigError, Conflict, NotFound
+from buildrunner.plan.pinned_images import is_pinned
 from buildrunner.plan.selection import reused_steps
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import (
@@ -336,7 +337,7 @@ def roll_back(old: StoredBuild, deployment: RecordedDeployment) -> dict[str, str
         raise invalid_argument(
             f"deployment {deployment.id} is not of build {old.id}", field="deployment"
         )
-    by_digest = [image for image in deployment.images if "@" in image]
+    by_digest = [image for image in deployment.images if is_pinned(image)]
     return {
         FROM_BUILD: old.id,
         FROM_STEP: deployment.step_id or f"#{deployment.step}",

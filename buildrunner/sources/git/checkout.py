@@ -398,6 +398,11 @@ def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
         return  # no such file, or one that LFS can't read either
     for entry in listed.split("\0"):
         key, _, value = entry.partition("\n")
+        if "\n" in value or "\r" in value:  # git-lfs takes each line for a setting
+            raise SourceError(
+                f"{key} in .lfsconfig of {git.url.text} has a line end in commit {commit}",
+                hint="write the setting in one line",
+            )
         if key.endswith("url"):
             git.check_host(value)
 

@@ -104,6 +104,7 @@ for word; do
   host=$last last=$word
 done
 destination=$host
+case $destination in -*) echo "no host is called $destination" >&2; exit 1;; esac
 host=$(printf %s "${{host##*@}}" | tr A-Z a-z)
 [ -n "${{{SSH_ADDRESSES}+limited}}" ] || exec ssh "$@"
 for known in ${SSH_ADDRESSES}; do

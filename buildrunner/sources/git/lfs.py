@@ -30,6 +30,7 @@ from urllib.request import getproxies
 import httpx
 import msgspec
 
+from buildrunner.deadline import Deadline
 from buildrunner.errors import SourceError
 from buildrunner.pinned_transport import PinnedTransport
 from buildrunner.sources.git.command import GitCommand
@@ -40,6 +41,9 @@ _JSON = "application/vnd.git-lfs+json"
 _TIMEOUT = httpx.Timeout(60.0, connect=30.0)
 _TRIES = 3
 _MOST_ANSWER = 4 << 20
+# How long a file may take in all: a server that sends a byte now and then is left.
+_ANSWERS_S = 300.0
+_SLOWEST_BYTES_PER_S = 32 << 10
 _ACCESS_S = 120.0  # how long what a server said by ssh is used; most say that it holds for longer
 _SSH = '!sh -c "$GIT_SSH_COMMAND \\"\\$@\\"" ssh'
 # The program that git-lfs starts. It passes lines on, one answer for each.
@@ -91,6 +95,7 @@ class LfsTransfers:
         self._git = git
         self._lock = threading.Lock()  # Git is for one thread at a time
         self._accesses: dict[str, tuple[float, _Action]] = {}
+        self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="buildrunner-lfs-")
         self._path = os.path.join(self._folder.name, "s")
         self._agent = os.path.join(self._folder.name, "agent.py")
@@ -143,22 +148,32 @@ class LfsTransfers:
         if access.href.startswith("file:"):
             shutil.copyfile(self._local(access.href, oid), path)
             return path
-        with httpx.Client(
-            transport=_GitTransport(self._git, self._lock, self._tls(access.href)),
-            timeout=_TIMEOUT,
-            trust_env=False,
-            follow_redirects=True,
-            max_redirects=3,
-            headers={"Accept-Encoding": "identity", "User-Agent": "git-lfs/buildrunner"},
-        ) as client:
-            action = self._action(client, access, oid, size)
-            answer = self._sent(client, "GET", action)
+        limit_s = _ANSWERS_S + size / _SLOWEST_BYTES_PER_S
+        with (
+            Deadline(limit_s) as deadline,
+            httpx.Client(
+                transport=_GitTransport(self._git, self._lock, self._contexts, deadline),
+                timeout=_TIMEOUT,
+                trust_env=False,
+                follow_redirects=True,
+                max_redirects=3,
+                headers={"Accept-Encoding": "identity", "User-Agent": "git-lfs/buildrunner"},
+            ) as client,
+        ):
             try:
-                _save(answer, path, oid, size)
-            except httpx.HTTPError as error:
-                raise SourceError(f"{action.href}: {_reason(error)}") from error
-            finally:
-                answer.close()
+                action = self._action(client, access, oid, size)
+                answer = self._sent(client, "GET", action)
+                try:
+                    _save(answer, path, oid, size)
+                except httpx.HTTPError as error:
+                    raise SourceError(f"{action.href}: {_reason(error)}") from error
+                finally:
+                    answer.close()
+            except SourceError as error:
+                if not deadline.is_over:
+                    raise
+                text = f"{access.href} takes longer than {limit_s:.0f} s for {size:,} bytes"
+                raise SourceError(text) from error
         return path
 
     def _local(self, url: str, oid: str) -> str:
@@ -263,6 +278,7 @@ class LfsTransfers:
 
     def _authenticated(self, folder: str, place: str, url: str) -> _Action:
         user_and_host, _, path = place.partition(":")
+        parse_git_url(f"ssh://{user_and_host}/")  # refuses what ssh would take for an option
         remote = parse_git_url(
             self._git.run("ls-remote", "--get-url", "origin", folder=folder).strip()
         )
@@ -271,7 +287,7 @@ class LfsTransfers:
         command = f"git-lfs-authenticate {shlex.quote(path)} download"
         said = self._git.run(
             *("-c", f"alias.lfs-authenticate={_SSH}", "lfs-authenticate"),
-            *(*port, user_and_host, command),
+            *(*port, "--", user_and_host, command),
             folder=folder,
             timeout_s=_ACCESS_S,
         )
@@ -301,30 +317,95 @@ class LfsTransfers:
         filled = dict(line.split("=", 1) for line in lines if "=" in line)
         return httpx.BasicAuth(filled.get("username", ""), filled.get("password", ""))
 
-    def _tls(self, url: str) -> ssl.SSLContext:
-        """Trust what Git trusts for a URL."""
-        context = ssl.create_default_context()
-        if self._setting("http.sslverify", "--type=bool", url) == "false":
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        elif file := self._setting("http.sslcainfo", "--type=path", url):
-            context.load_verify_locations(file)
-        return context
-
-    def _setting(self, name: str, kind: str, url: str) -> str:
-        """Git's setting for a URL; empty if there is none."""
-        with self._lock, suppress(GitFailed):
-            return self._git.run("config", kind, "--get-urlmatch", name, url).removesuffix("\n")
-        return ""
-
 
 class _GitTransport(PinnedTransport):
-    """Reaches the hosts that Git may reach."""
+    """Reaches the hosts that Git may reach, each with Git's settings for its URL."""
 
-    def __init__(self, git: GitCommand, lock: threading.Lock, tls: ssl.SSLContext) -> None:
-        super().__init__(tls, getproxies())
+    def __init__(
+        self,
+        git: GitCommand,
+        lock: threading.Lock,
+        contexts: dict[tuple[str, ...], ssl.SSLContext],
+        deadline: Deadline,
+    ) -> None:
+        super().__init__(ssl.create_default_context(), getproxies())
         self._git = git
         self._git_lock = lock
+        self._contexts = contexts
+        self._deadline = deadline
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        """See `PinnedTransport.handle_request`.
+
+        Raises:
+            SourceError: the time is over.
+        """
+        if self._deadline.is_over:
+            raise SourceError(f"{request.url.host} answers too slowly")
+        # Of this URL alone: a copy, since a redirect takes the headers of the request along.
+        own = [
+            (name, value)
+            for name, value in self._extra_headers(str(request.url))
+            if name.lower() not in request.headers
+        ]
+        extensions = {**request.extensions, "trace": self._deadline.trace}
+        return super().handle_request(
+            httpx.Request(
+                request.method,
+                request.url,
+                headers=[*request.headers.multi_items(), *own],
+                stream=request.stream,
+                extensions=extensions,
+            )
+        )
+
+    def tls(self, url: httpx.URL) -> ssl.SSLContext:
+        """Trust what Git trusts for a URL, with the client certificate that Git shows there.
+
+        Raises:
+            SourceError: a file that Git's settings name can't be used.
+        """
+        names = ("sslverify", "sslcainfo", "sslcert", "sslkey")
+        settings = tuple(self._setting(f"http.{name}", str(url)) for name in names)
+        context = self._contexts.get(settings)
+        if context is None:
+            context = self._contexts[settings] = _context(*settings)
+        return context
+
+    def _setting(self, name: str, url: str) -> str:
+        """Git's setting for a URL; empty if there is none."""
+        kind = "bool" if name == "http.sslverify" else "path"
+        with self._git_lock, suppress(GitFailed):
+            found = self._git.run("config", f"--type={kind}", "--get-urlmatch", name, url)
+            return found.removesuffix("\n")
+        return ""
+
+    def _extra_headers(self, url: str) -> list[tuple[str, str]]:
+        """Git's ``http.extraHeader`` for a URL.
+
+        Git sends headers without a URL to every host. They often are a login, so here they go to
+        the host of the repository only.
+        """
+        with self._git_lock:
+            try:
+                listed = self._git.run(
+                    "config", "--null", "--get-regexp", r"^http\.(.*\.)?extraheader$"
+                )
+            except GitFailed as failed:
+                if failed.kind == "cancelled":
+                    raise
+                return []  # there is none
+        found: dict[str, list[str]] = {}
+        for entry in filter(None, listed.split("\0")):
+            key, _, value = entry.partition("\n")
+            place = key.removeprefix("http.").removesuffix("extraheader").removesuffix(".")
+            place = place or self._git.url.origin
+            if place and _covers(place, url):
+                headers = found.setdefault(place, [])
+                headers.append(value) if value else headers.clear()
+        best = found.get(max(found, key=len, default=""), [])
+        split = (one.partition(":") for one in best)
+        return [(name.strip(), value.strip()) for name, colon, value in split if colon]
 
     def addresses(self, url: httpx.URL, host: str) -> Sequence[str]:  # noqa: ARG002
         """See `PinnedTransport.addresses`."""
@@ -396,3 +477,31 @@ def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _context(verify: str, authorities: str, certificate: str, key: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context()
+        if verify == "false":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        elif authorities:
+            context.load_verify_locations(authorities)
+        if certificate:
+            # Nobody is asked for a password: a key that has one can't be used.
+            context.load_cert_chain(certificate, key or None, password="")
+    except OSError as error:
+        named = ", ".join(filter(None, (authorities, certificate, key)))
+        raise SourceError(f"Git's settings http.ssl* name {named}: {error}") from error
+    return context
+
+
+def _covers(place: str, url: str) -> bool:
+    """Whether a URL is at or below a place that a Git setting names."""
+    try:
+        one, other = httpx.URL(place), httpx.URL(url)
+    except httpx.InvalidURL:
+        return False
+    same = (one.scheme, one.host, one.port) == (other.scheme, other.host, other.port)
+    path = one.path.rstrip("/")
+    return same and (other.path.rstrip("/") == path or other.path.startswith(f"{path}/"))

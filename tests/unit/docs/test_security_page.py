@@ -17,11 +17,7 @@ LEAD = re.compile(rf"(?:.*{NAMED.pattern}\.\s)?[^.`]*:", re.DOTALL)
 
 
 def statements(text: str) -> list[str]:
-    """The paragraphs, list items and cells of tables of a page, without its title.
-
-    Gaps that are known are no statements of what holds.
-    """
-    text = text.partition("\n## Known gaps\n")[0]
+    """The paragraphs, list items and cells of tables of a page, without its title."""
     blocks = re.split(r"\n\s*\n|\n(?=[-#|] ?)", text)
     found = []
     for block in map(str.strip, blocks[1:]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
-from buildrunner.plan.pinned_images import is_other, with_pinned_images
+from buildrunner.plan.pinned_images import is_other, is_pinned, with_pinned_images
 from buildrunner.plan.selection import only_step
 
 APP = "registry.example.com:5000/team/app"
@@ -57,6 +57,23 @@ def test_scripts_and_variables_are_changed_where_they_name_a_tag() -> None:
 def test_without_images_nothing_changes() -> None:
     plan = BuildPlan(build_id="b", project_id="p", steps=(StepPlan(index=0, image="i"),))
     assert with_pinned_images(plan, []) is plan
+
+
+@pytest.mark.parametrize(
+    ("image", "pinned"),
+    [
+        (PINNED, True),
+        (f"{APP}:v1.2_x@sha256:{'2' * 64}", True),
+        (f"{APP}:1", False),
+        (f"{APP}:$(id)@sha256:{'2' * 64}", False),
+        (f"{APP}@sha256:{'2' * 64};id", False),
+        (f"-x@sha256:{'2' * 64}", False),
+        (f"{APP}@sha256:{'2' * 64}\n", False),
+    ],
+)
+def test_no_text_for_a_shell_is_an_image_by_digest(image: str, pinned: bool) -> None:
+    """A record of an earlier version may have one, and a rollback would put it into a script."""
+    assert is_pinned(image) is pinned
 
 
 @pytest.mark.parametrize(

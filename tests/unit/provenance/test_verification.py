@@ -87,6 +87,16 @@ def test_one_good_attestation_among_bad_ones_is_enough(tmp_path):
     assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
 
 
+@pytest.mark.parametrize("keyid", [None, 1, 1.5, True, [], {}])
+def test_an_attestation_with_a_key_id_that_is_none_disturbs_no_other(tmp_path, keyid):
+    """Everyone who may push to the repository can attach one."""
+    bad = json.loads(envelope(tmp_path / "other"))
+    bad["signatures"][0]["keyid"] = keyid
+    lines = [json.dumps(bad).encode(), envelope(tmp_path)]
+    assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
+    assert refusal(tmp_path, lines[0]) == "its provenance is not a signed DSSE envelope"
+
+
 def test_any_of_several_keys_may_have_signed(tmp_path):
     keys = [key(tmp_path / "other"), key(tmp_path)]
     assert verified(DIGEST, [envelope(tmp_path)], Trust(keys=keys), STRICT).key == keys[1].keyid

@@ -3,20 +3,26 @@
 import hashlib
 import json
 import os
+import ssl
 import threading
+import time
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from buildrunner.addresses import in_turns
+from buildrunner.deadline import Deadline
 from buildrunner.engine.image_pulls import PublicImages
 from buildrunner.errors import ImagePullError, SourceError
-from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.sources.git import lfs as lfs_module
+from buildrunner.sources.git.checkout import GitOptions, check_lfs_hosts
 from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
-from buildrunner.sources.git.lfs import LfsTransfers
+from buildrunner.sources.git.lfs import LfsTransfers, _GitTransport
 from buildrunner.sources.git.source import GitRequest, fetch_git, git_door
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
@@ -268,16 +274,22 @@ class Victim(ThreadingHTTPServer):
     """A service of the machine itself. It notes what is requested of it."""
 
     daemon_threads = True
+    trickles = False
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), _Victim)
         self.requests = []
+        self.headers = []
 
 
 class _Victim(BaseHTTPRequestHandler):
     def _any(self):
         self.server.requests.append(f"{self.command} {self.path}")
+        self.server.headers.append(self.headers)
         self.send_response(200)
+        while self.server.trickles:
+            self.wfile.write(b"X-More: and more\r\n")
+            time.sleep(0.05)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
         self.wfile.write(CONTENT)
@@ -359,7 +371,7 @@ def test_a_server_says_by_ssh_where_files_of_lfs_are_and_with_which_login(
             path = transfers.download(folder, oid, len(CONTENT))
             assert Path(path).read_bytes() == CONTENT
     (call,) = (tmp_path / "calls").read_text().splitlines()
-    assert call.endswith("-p 2222 git@git.test git-lfs-authenticate /team/shop download")
+    assert call.endswith("-p 2222 -- git@git.test git-lfs-authenticate /team/shop download")
 
 
 def test_no_program_of_ssh_is_asked_for_files_on_a_host_that_was_not_judged(tmp_path, ssh_calls):
@@ -370,6 +382,99 @@ def test_no_program_of_ssh_is_asked_for_files_on_a_host_that_was_not_judged(tmp_
     with LfsTransfers(git) as transfers, pytest.raises(GitFailed):
         transfers.download(folder, "0" * 64, 1)
     assert ssh_calls() == ""
+
+
+@pytest.mark.parametrize("url", ["ssh://-oProxyCommand=touch%20x@git.test/x", "ssh://-Fx/x"])
+def test_no_lfs_server_is_an_option_of_ssh(tmp_path, ssh_calls, url):
+    """Issue: old versions of ssh ran the command, as the user of the server."""
+    git = git_for(SourcePolicy(hosts=("git.test",)), tmp_path, "ssh://git@git.test/x")
+    folder = str(tmp_path / "work")
+    git.run("init", "--quiet", folder)
+    git.run("remote", "add", "origin", "ssh://git@git.test/x", folder=folder)
+    Path(folder, ".lfsconfig").write_text(f"[lfs]\n\turl = {url}\n")
+    with LfsTransfers(git) as transfers, pytest.raises(SourceError):
+        transfers.download(folder, "0" * 64, 1)
+    assert ssh_calls() == ""
+
+
+def test_a_setting_of_lfs_has_one_line(tmp_path):
+    """Issue: git-lfs takes the second line for a setting of its own."""
+    repository = Repository(tmp_path / "served")
+    value = '"x\\nlfs.url=ssh://-oProxyCommand=x@git.test/x"'
+    commit = repository.commit({".lfsconfig": f"[lfs]\n\tfetchinclude = {value}\n".encode()})
+    git = git_for(SourcePolicy(hosts=("git.test",)), tmp_path, "ssh://git@git.test/x")
+    with pytest.raises(SourceError, match="has a line end"):
+        check_lfs_hosts(git, str(repository.work), commit)
+
+
+@pytest.fixture
+def transport(tmp_path, monkeypatch):
+    """What reaches LFS servers, by the Git settings of a file."""
+
+    def made(settings):
+        (tmp_path / "gitconfig").write_text(settings)
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        git = git_for(SourcePolicy(hosts=("127.0.0.1",)), tmp_path, "http://127.0.0.1/x")
+        found = _GitTransport(git, threading.Lock(), {}, stack.enter_context(Deadline(60)))
+        stack.callback(found.close)
+        return found
+
+    with ExitStack() as stack:
+        yield made
+
+
+def test_lfs_uses_the_tls_settings_of_each_host(transport):
+    """Issue: a host that an LFS server named was not verified either."""
+    used = transport('[http "https://lfs.test"]\n\tsslVerify = false\n')
+    assert used.tls(httpx.URL("https://lfs.test/x")).verify_mode == ssl.CERT_NONE
+    assert used.tls(httpx.URL("https://objects.test/x")).verify_mode == ssl.CERT_REQUIRED
+
+
+def test_lfs_shows_the_client_certificate_of_a_host_to_that_host(tmp_path, transport):
+    missing = tmp_path / "missing.pem"
+    used = transport(f'[http "https://lfs.test"]\n\tsslCert = {missing}\n')
+    with pytest.raises(SourceError, match=r"missing\.pem: .*No such file"):
+        used.tls(httpx.URL("https://lfs.test/x"))
+    used.tls(httpx.URL("https://objects.test/x"))
+
+
+def test_extra_headers_go_to_the_host_that_git_s_settings_name(tmp_path, transport, victim):
+    here = f"http://127.0.0.1:{victim.server_port}"
+    used = transport(
+        f'[http "{here}/team"]\n\textraHeader = X-Token: of the team\n'
+        "[http]\n\textraHeader = X-Token: of another host\n"
+    )
+    with httpx.Client(transport=used) as client:
+        client.get(f"{here}/team/x", headers={"X-Other": "kept"})
+        client.get(f"{here}/elsewhere")
+    seen = [headers.get("X-Token") for headers in victim.headers]
+    assert seen == ["of the team", None]
+    assert victim.headers[0]["X-Other"] == "kept"
+
+
+def test_an_extra_header_without_a_url_goes_to_the_host_of_the_repository(transport):
+    used = transport("[http]\n\textraHeader = X-Token: t\n")
+    assert used._extra_headers("http://127.0.0.1/x/info/lfs") == [("X-Token", "t")]
+    assert used._extra_headers("http://127.0.0.1:81/x/info/lfs") == []
+    assert used._extra_headers("https://objects.test/x") == []
+
+
+def test_an_lfs_server_that_trickles_is_left(tmp_path, lfs, monkeypatch):
+    monkeypatch.setattr(lfs_module, "_ANSWERS_S", 1.0)
+    monkeypatch.setattr(lfs_module, "_SLOWEST_BYTES_PER_S", 1 << 30)
+    monkeypatch.setattr(Victim, "trickles", True)
+    made = Victim()
+    thread = threading.Thread(target=made.serve_forever, args=(0.02,))
+    thread.start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(SourceError, match="takes longer than 1 s"):
+            fetch_lfs(tmp_path, lfs, f"http://{NAME}:{made.server_port}", monkeypatch)
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("trust", ["file", "fingerprint"])
