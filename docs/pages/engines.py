@@ -134,6 +134,10 @@ _NOTES = """
   `moby/buildkit`, which was not tested. In a nested sandbox, whose engine is Docker, BuildKit may not mount there
   (`failed to mount ...: operation not permitted`). Plain `docker build` works in both, on the host also with `RUN --mount`.
 - **Podman** refuses a tag in `docker build --cache-from NAME:TAG`. Write the name without a tag.
+- **Podman** may lose the names of containers for a while. Its netavark rewrites the list of names while its aardvark-dns reads
+  it, without a lock. If aardvark-dns finds the list empty, it ends, and starts with the next container. Until then, steps
+  can't look up names (`connection refused`, `timed out`): submit the build again. Seen with aardvark-dns 1.14 after 25
+  such writes in a row; the code of netavark 2.1 is the same.
 - **Without root**, an engine limits memory and processors only if control groups (version 2) are delegated to its
   user. It may refuse registries below port 1024 and privileged steps.
 - **The containerd image store and Podman** have a digest for every image. The log then says `Already have image (with
