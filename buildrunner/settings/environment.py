@@ -188,9 +188,23 @@ def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables
 def server_database(environ: Mapping[str, str] = os.environ) -> str:
     """URL of a server's database, when it is not a file in the server's folder; else empty.
 
-    In the environment, as it may hold a password, which must not be on a command line.
+    In the environment or a file, as it may hold a password, which must not be on a command line.
+
+    Raises:
+        UsageError: the file can't be read, or is empty.
     """
-    return environ.get("BUILDRUNNER_DATABASE", "")
+    path = environ.get("BUILDRUNNER_DATABASE_FILE", "")
+    if environ.get("BUILDRUNNER_DATABASE") or not path:
+        return environ.get("BUILDRUNNER_DATABASE", "")
+    try:
+        with open(path, encoding="utf-8") as file:
+            url = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UsageError(f"BUILDRUNNER_DATABASE_FILE {path} can't be read: {why}") from error
+    if not url:
+        raise UsageError(f"BUILDRUNNER_DATABASE_FILE {path} is empty: write the URL into it")
+    return url
 
 
 def traces_wanted(environ: Mapping[str, str] = os.environ) -> bool:

@@ -4,12 +4,13 @@ import os
 
 import pytest
 
-from buildrunner.errors import ConfigError
+from buildrunner.errors import ConfigError, UsageError
 from buildrunner.settings import (
     config_folder,
     data_folder,
     load_settings,
     own_settings,
+    server_database,
     terminal,
 )
 
@@ -338,3 +339,19 @@ def test_what_is_wrong_with_a_pool_is_said_with_its_place(tmp_path, text, place,
 def test_a_project_s_file_has_no_pools(tmp_path):
     with pytest.raises(ConfigError, match=r"pools: is not for a project's file"):
         load(tmp_path, POOL)
+
+
+def test_the_url_of_a_server_s_database_may_be_in_a_file(tmp_path):
+    file = tmp_path / "url"
+    named = {"BUILDRUNNER_DATABASE_FILE": str(file)}
+    with pytest.raises(UsageError, match="can't be read: No such file"):
+        server_database(named)
+    file.write_text("\n")
+    with pytest.raises(UsageError, match="is empty"):
+        server_database(named)
+    file.write_text("postgresql://u:p@db/n\n")
+    assert server_database(named) == "postgresql://u:p@db/n"
+    assert server_database({**named, "BUILDRUNNER_DATABASE": "postgresql://other"}) == (
+        "postgresql://other"
+    )
+    assert server_database({}) == ""

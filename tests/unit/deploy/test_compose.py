@@ -1,0 +1,78 @@
+"""The file for Docker Compose: Compose takes it, and every flag in it exists."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from buildrunner.cli.arguments import CommandParser
+from buildrunner.cli.serve import command, remote_worker
+
+ROOT = Path(__file__).parents[3]
+FILE = ROOT / "deploy" / "compose.yaml"
+SECRETS = ("database-password", "database-url", "worker-token")
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return dict(yaml.safe_load(FILE.read_text()))
+
+
+def test_compose_takes_the_file(tmp_path: Path) -> None:
+    program = ["docker", "compose"]
+    found = subprocess.run([*program, "version"], capture_output=True, check=False)
+    if found.returncode:
+        program = [shutil.which("docker-compose") or pytest.skip("Docker Compose is not here")]
+    shutil.copy(FILE, tmp_path)
+    (tmp_path / "secrets").mkdir()
+    for name in SECRETS:
+        (tmp_path / "secrets" / name).touch()
+    done = subprocess.run(
+        [*program, "--file", tmp_path / "compose.yaml", "config", "--quiet"],
+        capture_output=True,
+        check=False,
+        text=True,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("service", ["server", "worker-1", "worker-2"])
+def test_the_flags_of_buildrunner_exist(project: dict[str, Any], service: str) -> None:
+    name, *flags = project["services"][service]["command"]
+    parser = CommandParser(prog=f"buildrunner {name}")
+    {"serve": command, "worker": remote_worker}[name].configure(parser)
+    args = parser.parse_args(flags)
+    assert args.sandbox == ("none" if service == "server" else "pod")
+
+
+def test_each_worker_shares_the_folders_of_its_own_engine(project: dict[str, Any]) -> None:
+    services = project["services"]
+    for number in ("1", "2"):
+        worker, engine = services[f"worker-{number}"], services[f"engine-{number}"]
+        shared = {f"workspace-{number}:/workspace", f"shared-{number}:/run/buildrunner"}
+        assert shared <= set(worker["volumes"])
+        assert shared <= set(engine["volumes"])
+        assert f"engine-{number}" in worker["depends_on"]
+        socket = worker["environment"]["DOCKER_HOST"]
+        assert f"--host={socket}" in engine["command"]
+
+
+def test_no_secret_is_in_the_environment_and_steps_do_not_reach_the_database(
+    project: dict[str, Any],
+) -> None:
+    services = project["services"]
+    assert {name: one["file"] for name, one in project["secrets"].items()} == {
+        name: f"./secrets/{name}" for name in SECRETS
+    }
+    for service in services.values():
+        for name, value in service.get("environment", {}).items():
+            assert value.startswith("/run/secrets/") or "PASSWORD" not in name
+    assert services["database"]["networks"] == ["database"]
+    assert services["engine-1"]["networks"] == services["engine-2"]["networks"] == ["builds"]
