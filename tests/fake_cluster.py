@@ -27,6 +27,7 @@ class FakeCluster(ThreadingHTTPServer):
         namespaces: those that exist.
         objects: Jobs, Pods and events by kind, namespace and name.
         quota: how many Jobs a namespace may have; None for no quota.
+        denied: names of Jobs that an admission controller denies.
         refused: verbs that the server's account may not use: ``create``, ``list``, ``delete``.
         broken: HTTP status and body of every answer; None answers as Kubernetes does.
         requests: method and path of all requests.
@@ -40,6 +41,7 @@ class FakeCluster(ThreadingHTTPServer):
         self.objects: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.quota: int | None = None
         self.refused: set[str] = set()
+        self.denied: set[str] = set()
         self.broken: tuple[int, str] | None = None
         self.requests: list[str] = []
         self.keys: list[dict[str, Any]] = []
@@ -164,6 +166,8 @@ class _Api(BaseHTTPRequestHandler):
         if namespace not in self.server.namespaces:
             details = {"name": namespace, "kind": "namespaces"}
             self.refuse(404, "NotFound", f'namespaces "{namespace}" not found', details)
+        elif name in self.server.denied:
+            self.refuse(403, "Forbidden", 'webhook "limits" denied the request: too large')
         elif ("jobs", namespace, name) in self.server.objects:
             self.refuse(409, "AlreadyExists", f'jobs.batch "{name}" already exists')
         elif self.server.quota is not None and jobs.count(namespace) >= self.server.quota:

@@ -6,7 +6,7 @@ import base64
 import json
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 from urllib.parse import quote
@@ -124,6 +124,7 @@ class BuildIdentity:
         audiences: returns the audiences that its trigger allows now.
         key: returns the key that signs now.
         clock: returns the time, aware UTC.
+        reserved: audiences of tokens that are for the build's own process, and for no step.
     """
 
     email = ""
@@ -135,7 +136,10 @@ class BuildIdentity:
         audiences: Callable[[], tuple[str, ...]],
         key: Callable[[], TokenKey],
         clock: Callable[[], datetime],
+        *,
+        reserved: Collection[str] = (),
     ) -> None:
+        self._reserved = reserved
         self._issuer = issuer
         self._facts = facts
         self._audiences = audiences
@@ -159,6 +163,11 @@ class BuildIdentity:
             IdentityError: the token can't be signed.
             StoreError: the database does not answer.
         """
+        if audience in self._reserved:
+            raise IdentityRefused(
+                f"a step gets no token for the audience {audience!r}, since the provenance of this "
+                "project is signed with such tokens: sign provenance with a key, or in no step"
+            )
         if audience not in self._allowed_now():
             raise IdentityRefused(
                 f"the trigger of this build does not allow tokens for the audience {audience!r}: "

@@ -6,6 +6,7 @@ Objects come and go as plain dictionaries, in the form that the API documents.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
@@ -17,6 +18,7 @@ _OWN_FILE: Final = "~/.kube/config"
 _ACCESS_HINT: Final = (
     "in a Pod, the server uses its service account; elsewhere, name a file by KUBECONFIG"
 )
+_OF_RIGHTS: Final = re.compile(r"\bcannot \w+ resource\b")
 _ROLE_HINT: Final = "the Role of the chart has the rights that the server needs"
 
 
@@ -187,6 +189,12 @@ def _refused(
             f"the quota of the namespace {namespace} is used up: {message}", reason="Quota"
         )
     text = f": {message}" if message else f" (HTTP {code})"
+    if code == 403 and message and not _OF_RIGHTS.search(message):  # an admission controller
+        return KubernetesError(
+            f"Kubernetes at {url} refuses to {action}{text}",
+            hint="change the policy of the cluster, or the build's options",
+            reason="Denied",
+        )
     if code in (401, 403):
         hint = _ROLE_HINT if code == 403 else _ACCESS_HINT
         return KubernetesError(

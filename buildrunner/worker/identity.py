@@ -10,6 +10,7 @@ from buildrunner.errors import ConfigError, NotFound
 from buildrunner.identity.tokens import BuildFacts, BuildIdentity, TokenKey
 from buildrunner.metadata import HOST_NAMES, Credentials, ProjectFacts
 from buildrunner.plan.build_plan import BuildOrigin, project_number
+from buildrunner.provenance.keyless import AUDIENCE
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.settings import IdentityPolicy, read_settings
 
@@ -39,6 +40,7 @@ class BuildIdentities:
         trigger_settings: returns the stored settings of a trigger, by project and id.
         key: returns the key that signs now.
         clock: returns the time, aware UTC.
+        is_keyless: whether the provenance of a project is signed by Sigstore, with such tokens.
     """
 
     def __init__(
@@ -47,7 +49,10 @@ class BuildIdentities:
         trigger_settings: Callable[[str, str], Mapping[str, Any]],
         key: Callable[[], TokenKey],
         clock: Callable[[], datetime],
+        *,
+        is_keyless: Callable[[str], bool] = lambda _: False,
     ) -> None:
+        self._is_keyless = is_keyless
         self._issuer = issuer
         self._trigger_settings = trigger_settings
         self._key = key
@@ -84,6 +89,7 @@ class BuildIdentities:
             lambda: self.audiences(stored),
             self._key,
             self._clock,
+            reserved=(AUDIENCE,) if self._is_keyless(_names(stored)[0]) else (),
         )
 
     def signing_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -124,6 +126,23 @@ class TestClaim:
             one.join()
         assert [one.status_code for one in answers] == [200, 200]
         assert claim(mine, worker="c").status_code == 204
+
+    def test_a_claim_whose_client_has_hung_up_takes_no_build(self, server: ApiServer) -> None:
+        mine = worker(server)
+        token = mine.headers["Authorization"]
+        body = json.dumps({"worker": "gone", "waitS": 60}).encode()
+        for _ in range(3):
+            with socket.create_connection((mine.base_url.host, mine.base_url.port)) as connection:
+                head = (
+                    "POST /worker/v1/builds:claim HTTP/1.1\r\nHost: x\r\n"
+                    f"Authorization: {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
+                connection.sendall(head.encode() + body)
+                while not server.app.state.changes._waiting:
+                    time.sleep(0.01)
+        assert claim(mine).status_code == 204  # by then, the server has seen that they hung up
+        create(user(server))
+        assert claim(mine).status_code == 200
 
     def test_a_claim_of_another_scope_takes_no_lock(self, server: ApiServer) -> None:
         create(user(server))

@@ -165,6 +165,7 @@ def _build_of_database(
             lambda project, trigger: patiently(lambda: store.triggers.settings(project, trigger)),
             lambda: identity_keys().current(),
             _now,
+            is_keyless=lambda project: bool(settings.of_project(project).provenance_sigstore),
         )
 
         def job(sandbox: Sandbox, listeners: Listeners) -> Execution:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
@@ -72,12 +72,17 @@ def _routes_of_leases(
     worker = Depends(WorkerAccess(context))
     small = Depends(raw_body(context, context.settings.max_body_bytes))
 
-    async def claim(worker: WorkerIdentity = worker, body: bytes = small) -> Response:
+    async def claim(
+        asked: Request, worker: WorkerIdentity = worker, body: bytes = small
+    ) -> Response:
         """Claim a build; 204 if there is none for the worker within ``waitS`` seconds."""
         request = _decoded(body, ClaimRequest)
         look = partial(run_in_threadpool, builds.claim, worker, request)
         stored = await changes.wait_for(
-            look, min(request.wait_s, _LONGEST_WAIT_S), caller=_caller(worker)
+            look,
+            min(request.wait_s, _LONGEST_WAIT_S),
+            caller=_caller(worker),
+            is_gone=asked.is_disconnected,
         )
         return Response(status_code=204) if stored is None else json_response(stored)
 
@@ -114,6 +119,7 @@ def _routes_of_leases(
         return json_response({"cancel": _of_lease(builds.renew, worker, Lease(build, fence))})
 
     async def signals(
+        asked: Request,
         build: str,
         fence: int,
         wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S)] = 25.0,
@@ -127,7 +133,9 @@ def _routes_of_leases(
             )
             return wanted or None
 
-        found = await changes.wait_for(look, wait, caller=_caller(worker))
+        found = await changes.wait_for(
+            look, wait, caller=_caller(worker), is_gone=asked.is_disconnected
+        )
         return json_response({"cancel": bool(found)})
 
     return [

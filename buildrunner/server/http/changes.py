@@ -38,12 +38,27 @@ class Changes:
         changed.connect(self._notify)
 
     async def wait_for(
-        self, look: Callable[[], Awaitable[Found | None]], seconds: float, *, caller: str
+        self,
+        look: Callable[[], Awaitable[Found | None]],
+        seconds: float,
+        *,
+        caller: str,
+        is_gone: Callable[[], Awaitable[bool]],
     ) -> Found | None:
         """Return what ``look`` finds, which is called at once and after each change.
 
         Without a change it is called every 15 seconds, or every second while a change may go
-        unnoticed. Returns None if it finds nothing for that many seconds, or the server stops.
+        unnoticed.
+
+        Args:
+            look: returns None if it finds nothing.
+            seconds: how long to wait.
+            caller: whose waiting requests are counted.
+            is_gone: whether the client has hung up. Then nothing is looked for.
+
+        Returns:
+            None if nothing is found for that many seconds, or the client is gone, or the server
+            stops.
 
         Raises:
             ApiError: 429 if `MOST_WAITS` requests of the caller wait already.
@@ -60,6 +75,8 @@ class Changes:
             while True:
                 changed.clear()
                 async with self._looking:
+                    if await is_gone():
+                        return None
                     found = await look()
                 left = end - loop.time()
                 if found is not None or left <= 0 or self._closed:

@@ -186,3 +186,16 @@ def test_there_are_no_access_tokens():
     credentials = BuildIdentity("https://ci", FACTS, lambda: ("a",), NoKey, lambda: NOW)
     with pytest.raises(IdentityRefused, match="keyless"):
         credentials.access_token(())
+
+
+def test_no_step_gets_a_token_with_which_the_server_signs_provenance():
+    """Issue: a step of a trigger that allows the audience signed a statement of its own."""
+    settings = {"identity": {"audiences": ["sigstore", TWO[0]]}}
+    made = BuildIdentities(
+        "https://ci", lambda *_: settings, NoKey, lambda: NOW, is_keyless=lambda _: True
+    )
+    steps = made.of_build(stored(), BuildOrigin())
+    with pytest.raises(IdentityRefused, match="signed with such tokens"):
+        steps.identity_token("sigstore")
+    assert claims_of(steps.identity_token(TWO[0]))["aud"] == TWO[0]
+    assert claims_of(steps.signing_token("sigstore"))["aud"] == "sigstore"

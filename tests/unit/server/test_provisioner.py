@@ -203,6 +203,15 @@ def test_a_cluster_that_refuses_jobs_loses_no_build(world, broken, text):
     assert sorted(world.jobs()) == sorted(builds)
 
 
+def test_a_job_that_the_cluster_denies_holds_up_no_other(world):
+    """Issue: a build with a machine that a policy forbids stopped the pool for all projects."""
+    denied, other = world.build(), world.build()
+    world.cluster.denied.add(f"build-{denied}")
+    world.turn()
+    assert world.jobs() == [other]
+    assert "denied the request: too large" in world.why(denied)
+
+
 def test_a_running_build_whose_job_was_deleted_is_reported_lost(world):
     build = world.build()
     world.turn()
