@@ -53,6 +53,7 @@ from buildrunner.worker.recovery import MAX_ATTEMPTS, too_often_text
 _ALIVE_S = 30.0
 _GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
 _COMES_BACK = timedelta(seconds=45)  # the same for a worker on another host, once steps have begun
+_HOME_FIRST = timedelta(seconds=30)  # more, if another server has the log
 
 _log = logging.getLogger(__name__)
 
@@ -363,9 +364,14 @@ class Supervisor:
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)
                 _log.warning("build %s runs again: %s", stored.id, reason)
-        elif reported or now >= ended + _COMES_BACK:
+        elif reported or now >= ended + _COMES_BACK + self._waits_for_home(stored.id):
             never = "" if stored.process else f"workers claimed it {build.attempts} times: "
             self._give_up_for(stored, f"{never}{reason}")
+
+    def _waits_for_home(self, build_id: str) -> timedelta:
+        """How long the server that has the build's log may give it up first: the log says why."""
+        is_elsewhere = self._with.log_home(build_id) not in ("", self._with.worker_name)
+        return _HOME_FIRST if is_elsewhere else timedelta(0)
 
     def _look_at_foreign(self, stored: ClaimedBuild) -> None:
         """A build of another server on the same database, which may be gone for good."""
@@ -427,6 +433,7 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
         max_builds: how many run at once.
         now: the time.
         chores: what else is to be done.
+        log_home: returns the name of the server that has a build's log; empty for none.
         run_again: queues a build again whose worker on another host is lost (`SqlQueue.run_again`).
         on_started, on_ended: told of a build that was claimed, and of one that is over.
         on_gone: told of a build whose process has ended and that is not ours any more: it was
@@ -453,5 +460,6 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
     on_ended: Callable[[StoredBuild], None] | None = None
     on_gone: Callable[[str], None] | None = None
     run_again: Callable[..., object] = lambda *_, **__: None
+    log_home: Callable[[str], str] = lambda _: ""
     reserve_bytes: int = 256 << 20
     poll_s: float = POLL_S

@@ -117,6 +117,7 @@ def _serve(
         spare_sandboxes=serve_settings.spare_sandboxes(args),
         chores=(*kept.chores(), rotation, *_log_chores(args, folder, store)),
         run_again=store.queue.run_again,
+        log_home=store.servers.log_home,
         on_started=lambda stored: metrics.build_started(stored.document, utc_now()),
         on_ended=lambda stored: metrics.build_ended(stored.document),
     )

@@ -45,7 +45,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
         spare_sandboxes: how many sandboxes are started before their builds come.
         chores: what else is to be done from time to time.
         store_log: stores the log of a build that is given up; None: this process does.
-        run_again, on_started, on_ended, on_gone: see `SupervisorOptions`.
+        log_home, run_again, on_started, on_ended, on_gone: see `SupervisorOptions`.
     """
 
     max_builds: int = 0
@@ -53,6 +53,7 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     chores: tuple[Chore, ...] = ()
     store_log: Callable[[Lease, StoredBuild, Build], Build] | None = None
     run_again: Callable[..., object] = lambda *_, **__: None
+    log_home: Callable[[str], str] = lambda _: ""
     on_started: Callable[[StoredBuild], None] | None = None
     on_ended: Callable[[StoredBuild], None] | None = None
     on_gone: Callable[[str], None] | None = None
@@ -107,6 +108,7 @@ class ServerWorker:
                 holds_untrusted_back=self.holds_untrusted_back,
                 chores=self._chores(),
                 run_again=options.run_again,
+                log_home=options.log_home,
                 on_started=self.started,
                 on_ended=self.ended,
                 on_gone=options.on_gone,

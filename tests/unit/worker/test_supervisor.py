@@ -417,11 +417,11 @@ class Clock:
 class Turns:
     """Counts the turns of a supervisor that looks after builds of other workers."""
 
-    def __init__(self, supervise, clock, queue):
+    def __init__(self, supervise, clock, queue, **options):
         self.count = 0
         chore = Chore(name="count", every_s=0.0, run=self._turned)
         self.supervisor = supervise(
-            max_builds=0, now=clock, run_again=queue.run_again, chores=(chore,)
+            max_builds=0, now=clock, run_again=queue.run_again, chores=(chore,), **options
         )
 
     def _turned(self):
@@ -497,6 +497,18 @@ def test_a_build_whose_document_can_not_be_read_holds_up_no_other(server, superv
     clock.move(24 * 3600)
     until(lambda: server.store.builds.find(waiting).status == "EXPIRED")
     assert server.store.builds.find(build).worker == "worker:w1/host"
+
+
+def test_the_server_that_has_the_log_gives_a_lost_build_up_first(server, supervise, clock):
+    build, _ = of_remote_worker(server, clock, step="WORKING")
+    assert server.store.servers.log_home(build) == "worker:w1/host"
+    options = {"log_home": server.store.servers.log_home}
+    turns = Turns(supervise, clock, server.store.queue, **options)
+    clock.move(31 + 45)
+    turns.pass_by()
+    assert supervise.given_up == []
+    clock.move(30)
+    until(lambda: supervise.given_up)
 
 
 @pytest.mark.parametrize("step", ["QUEUED", "WORKING"])
