@@ -28,6 +28,9 @@ from buildrunner.sandboxes.nested.daemon import NestedDaemons
 
 _SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
 _ANSWER_S = 60.0
+# How long a push may take in all: a registry that sends a byte now and then is left.
+_ANSWERS_S = 600.0
+_SLOWEST_BYTES_PER_S = 64 << 10
 _INSECURE = "--insecure-registry="
 
 
@@ -65,14 +68,17 @@ class GatewayPush:
         """Push an image that ``engine`` has under ``name``, as `Images.push_image` does.
 
         Raises:
-            ImagePushError: it did not arrive, or ``cancel`` was set.
+            ImagePushError: it did not arrive, or took too long for its size, or ``cancel`` was set.
         """
         asked = ImageName.parse(name)
         path = _path(asked)
         tag = asked.tag or "latest"
         place = registry_place(asked.registry, self._daemons.facts())
+        found = engine.find_image(name)
+        limit_s = _ANSWERS_S + (found.size_bytes if found else 0) / _SLOWEST_BYTES_PER_S
         with (
-            RegistryClient(place, path, login, self._egress) as client,
+            Deadline(limit_s) as deadline,
+            RegistryClient(place, path, login, self._egress, deadline=deadline) as client,
             listening(self._folder(), _SOCKET) as listener,
             PushGateway(listener, client, path, tag) as gateway,
             self._daemons.relayed_port(self._container(), f"{FOLDER}/{_SOCKET}") as port,

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
@@ -504,6 +505,43 @@ def test_a_registry_that_tells_its_digest_byte_by_byte_is_left_at_the_deadline(
     with plain_registry.trickling(), pytest.raises(ImagePushError, match="does not tell") as caught:
         gateway.digest_of(f"{plain_registry.address}/team/app:1")
     assert caught.value.transient
+
+
+class Relayed(Facts):
+    """Stands for the daemons of a machine where engines reach the gateway by its socket."""
+
+    @contextmanager
+    def relayed_port(self, *_: object) -> Iterator[int]:
+        yield 1
+
+
+class Pushing(FakeEngine):
+    """An engine that looks for the manifest before it pushes, as engines do."""
+
+    socket = ""
+
+    def tag_image(self, image: str, name: str) -> bool:
+        found = self.find_image(image)  # real engines take a name, too
+        return found is not None and super().tag_image(found.id, name)
+
+    def push_image(self, name: str, **named: Any) -> PushedImage:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket), timeout=60) as client:
+            answer = client.get("http://gateway/v2/team/app/manifests/1")
+        raise ImagePushError(f"the gateway answers {answer.status_code}")
+
+
+def test_a_registry_that_trickles_holds_no_push_for_ever(
+    tmp_path: Path, plain_registry: PlainRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_push, "_ANSWERS_S", 1.0)
+    name = f"{plain_registry.address}/team/app:1"
+    engine = Pushing()
+    engine.add_image(name)
+    engine.socket = str(tmp_path / "push.sock")
+    gateway = GatewayPush(Relayed(), str, lambda: str(tmp_path), Egress())  # type: ignore[arg-type]
+    login = RegistryLogin(username="me", password="pw")
+    with plain_registry.trickling(), pytest.raises(ImagePushError, match="the gateway answers"):
+        gateway.push(engine, name, login, on_progress=lambda _: None, cancel=threading.Event())
 
 
 def test_no_digest_is_known_of_a_push_to_a_registry_of_a_step(unused_port: int) -> None:
