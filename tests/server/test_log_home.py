@@ -13,6 +13,7 @@ from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.log_home import PASSED_ON
+from buildrunner.store.model.builds import ClaimScope
 from buildrunner.store.model.servers import KnownServer
 from tests.log_servers import log_server, now
 
@@ -55,6 +56,23 @@ def test_another_server_answers_for_a_log_as_its_own_server_does(home, other, en
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].content == answers[1].content
     assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
+
+
+def test_the_log_of_a_lost_worker_s_build_stays_with_the_server_that_took_it(home, other):
+    written = home.build("lost")
+    queue, scope = home.store.queue, ClaimScope(uploads_of="home")
+    _, lease = queue.claim("worker:w1/x", now=now(), lease_s=1, limit=1, scope=scope)
+    queue.set_process(lease, "1:1")
+    log = LogFileSink(written.folder)
+    log.write(LogChunk(TEXT, None, now()))
+    log.close()
+    stored, taken = other.store.queue.claim_again(
+        "lost", "other", now=now(), lease_s=30, instead_of=lease.fence
+    )
+    other.store.queue.record(taken, {**stored.document, "status": "INTERNAL_ERROR"})
+    assert home.store.servers.log_home("lost") == "home"
+    answers = [httpx.get(f"{server.url}{written.path}/log") for server in (home, other)]
+    assert [answer.content for answer in answers] == [TEXT, TEXT]
 
 
 def test_ranges_and_heads_are_passed_on(other, ended):
