@@ -201,6 +201,14 @@ def test_the_logins_of_the_project_come_as_far_as_the_plan_names_them(
     assert (folder / ".docker" / "config.json").stat().st_mode & 0o777 == 0o600
 
 
+def test_the_worker_of_a_fork_s_build_gets_no_logins(server: ApiServer, tmp_path: Path) -> None:
+    mine = queue(server)
+    lease = begun(server, mine, untrusted=True)
+    fetch_logins(mine, lease, str(tmp_path / "logins"))
+    assert list(tmp_path.glob("logins/**/*.json")) == []
+    assert "cm9ib3Q6" not in mine.call("GET", lease, "/logins").text
+
+
 def test_the_server_signs_and_keeps_the_provenance_with_the_facts_that_it_knows(
     server: ApiServer,
 ) -> None:

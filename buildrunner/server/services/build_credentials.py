@@ -67,12 +67,15 @@ class WorkerCredentials:
     def logins(self, worker: WorkerIdentity, lease: Lease) -> dict[str, str]:
         """Return the files with the logins of the build's project, by path below a home folder.
 
-        Only logins for the registries and packages that the plan names are in them.
+        Only logins for the registries and packages that the plan names are in them. The builds of
+        forks get none.
 
         Raises:
             ApiError: the build has no plan yet.
         """
         stored, plan = self._builds.planned(worker, lease)
+        if stored.untrusted:
+            return {}
         return self._credentials.login_files(str(stored.document["projectId"]), plan)
 
     def attest(self, worker: WorkerIdentity, lease: Lease, outcome: BuildOutcome) -> MadeForBuild:
