@@ -96,8 +96,11 @@ def test_a_waiting_request_looks_after_a_change_alone(
         looks.append(1)
         return store.builds.find("b").id if store.queue.length() else None
 
+    async def stays() -> bool:
+        return False
+
     async def wait() -> str | None:
-        waiting = asyncio.create_task(waits.wait_for(look, LONGEST_S, caller="w"))
+        waiting = asyncio.create_task(waits.wait_for(look, LONGEST_S, caller="w", is_gone=stays))
         while not looks:
             await asyncio.sleep(0)
         other = open_another()
