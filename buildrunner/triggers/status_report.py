@@ -13,13 +13,13 @@ for commits" (7.4 and later; before, a status belonged to the commit in every re
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
 
-from buildrunner.spec.model.source import is_commit
 from buildrunner.triggers.forge_host import ForgeHost
 
 _PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
@@ -61,6 +61,8 @@ _BITBUCKET: Final = {
     "EXPIRED": "STOPPED",
 }
 _BITBUCKET_SERVER: Final = {**_BITBUCKET, "CANCELLED": "FAILED", "EXPIRED": "FAILED"}
+# Bitbucket Cloud sends the beginning of a commit.
+_COMMIT: Final = re.compile(r"[0-9A-Fa-f]{4,64}")
 _TEXTS: Final = {
     "PENDING": "Waits for an approval",
     "QUEUED": "Queued",
@@ -151,7 +153,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
 
 def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
     """Return the request that sends a report; None for an unknown status, or for no commit."""
-    if report.status not in _TEXTS or not is_commit(report.commit):
+    if report.status not in _TEXTS or not _COMMIT.fullmatch(report.commit):
         return None  # the commit becomes a part of the address
     return _FORGES[forge.kind](forge.api, report)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from buildrunner.logs.files.log_file import IndexRecord
 from buildrunner.store.model.builds import ClaimedBuild, Lease
 from tests.api_server import ApiServer, api_server
 from tests.server.test_workers import begun, claim, claimed, create, user, worker
@@ -162,3 +163,71 @@ def test_the_status_of_a_build_goes_forward_only(server: ApiServer) -> None:
         for status in ("QUEUED", "WORKING", "QUEUED", "WORKING")
     ]
     assert codes == [204, 204, 400, 204]
+
+
+def piece_of(text: bytes, *records: IndexRecord) -> bytes:
+    return b"".join((len(records).to_bytes(4, "little"), *(one.packed() for one in records), text))
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [IndexRecord(1, 0, 1, 0), IndexRecord(1, 0, 1, 0)],
+        [IndexRecord(1, 2, 1, 0)],
+        [IndexRecord(1, 0, 1 << 62, 0)],
+        [IndexRecord(1, 0, 1, (1 << 31) - 1)],
+        [IndexRecord(1, 0, 1, -2)],
+        [IndexRecord(1, 0, 1, 0, 2)],
+    ],
+    ids=["no text", "lines", "time", "many steps", "no step", "output"],
+)
+def test_a_piece_of_a_log_has_only_records_that_a_writer_makes(
+    server: ApiServer, records: list[IndexRecord]
+) -> None:
+    mine = worker(server)
+    create(user(server), "a")
+    path, lease = begun(mine)
+    put = {"url": f"{path}/log", "params": {**lease, "offset": 0}}
+    assert mine.put(**put, content=piece_of(b"x", *records)).status_code == 400
+    good = mine.put(**put, content=piece_of(b"x", IndexRecord(1, 0, 1, 0, 1)))
+    assert good.json() == {"offset": 1}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"sequence":2,"event":"buildStarted","buildId":"b","steps":1,"at":"2026-01-01T00:00:00Z"}\n',
+        b'{"sequence":0,"event":"buildStarted","buildId":"b","steps":1,"at":"2026-01-01T00:00:00Z"}\n',
+        b'{"sequence":1,"event":"buildStarted",\r"buildId":"b","steps":1,"at":"2026-01-01T00:00:00Z"}\n',
+    ],
+)
+def test_events_come_in_their_order_each_on_a_line(server: ApiServer, line: bytes) -> None:
+    mine = worker(server)
+    create(user(server), "a")
+    path, lease = begun(mine)
+    answer = mine.put(f"{path}/events", params={**lease, "offset": 0}, content=line)
+    assert answer.status_code == 400
+    assert "event 1" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("what", ["log", "events"])
+def test_an_offset_before_the_beginning_is_refused(server: ApiServer, what: str) -> None:
+    mine = worker(server)
+    create(user(server), "a")
+    path, lease = begun(mine)
+    answer = mine.get(f"{path}/{what}", params={**lease, "offset": -1})
+    assert answer.status_code == 400
+
+
+def test_a_plan_or_document_of_very_many_values_is_refused_before_it_is_decoded(
+    server: ApiServer,
+) -> None:
+    mine = worker(server)
+    create(user(server), "a")
+    path, lease = begun(mine)
+    for what, count in (("plan", 1_000_001), ("document", 100_001), ("deployments", 100_001)):
+        body = b'{"x":[' + b"1," * count + b"1]}"
+        answer = mine.put(f"{path}/{what}", params=lease, content=body)
+        assert answer.status_code == 400
+        assert "values" in answer.json()["error"]["message"]
+    assert mine.put(f"{path}/plan", params=lease, content=b" " * (17 << 20)).status_code == 413

@@ -111,6 +111,22 @@ def test_a_running_build_is_seen_through_another_server_as_it_goes(home, other):
     assert "".join(texts) == "first\nsecond\n"
 
 
+def test_a_stranger_has_nothing_passed_on_to_the_routes_of_workers(other, ended):
+    head = (
+        f"PUT /worker/v1/builds/{ended.id}/log?fence=1&offset=0 HTTP/1.1\r\n"
+        "Host: x\r\nContent-Length: 1000\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", httpx.URL(other.url).port), 30) as connection:
+        connection.sendall(head.encode())  # and no body
+        assert connection.recv(100).split()[1] in (b"401", b"403")
+
+
+def test_headers_of_any_bytes_are_passed_on(other, ended):
+    headers = [(b"Cookie", b"a=\xff"), (b"X-A", b"\xe9"), (b"X-A", b"2")]
+    answer = httpx.get(f"{other.url}{ended.path}/log", headers=headers)
+    assert (answer.status_code, answer.content) == (200, TEXT)
+
+
 def test_a_server_that_does_not_answer_is_named(home, other, ended):
     home.stop()
     answer = httpx.get(f"{other.url}{ended.path}/log")

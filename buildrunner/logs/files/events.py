@@ -92,15 +92,17 @@ class EventLog:
         """Append whole lines of a copy of this file, and flush them to the disk.
 
         Raises:
-            BadPiece: a line is no event.
+            BadPiece: a line is no event, or not the next one.
             StoreError: see `on_event`.
         """
         if not lines.endswith(b"\n"):
             raise BadPiece(f"half a line does not continue the events in {self._folder}")
         try:
-            for line in lines.split(b"\n")[:-1]:
-                _sequence_of(line)
+            for number, line in enumerate(lines.split(b"\n")[:-1], self._sequence + 1):
                 _decoder().decode(line)
+                # A carriage return would end a line of a server-sent event.
+                if _sequence_of(line) != number or b"\r" in line:
+                    raise BadPiece(f"a line is not event {number} in {self._folder}")
         except (ValueError, msgspec.MsgspecError, RecursionError) as error:
             raise BadPiece(f"a line is no event: {error}") from error
         try:

@@ -28,6 +28,14 @@ _RESERVE_BYTES = 16 << 20
 _UNWATCHED_BYTES = 1 << 20
 
 
+def index_bytes(folder: str) -> int:
+    """Return the bytes of the index in a log folder; 0 if there is none."""
+    try:
+        return os.stat(os.path.join(folder, INDEX_NAME)).st_size
+    except FileNotFoundError:
+        return 0
+
+
 def log_folder(data_folder: str, build_id: str) -> str:
     """Return the folder of a build's log in the folder of all builds."""
     return os.path.join(data_folder, "logs", build_id)
@@ -89,6 +97,8 @@ class LogFileSink:
             StoreError: the disk is full (but for the reserve) or broken, or the log is too large;
                 then nothing of the chunk is stored.
         """
+        if not chunk.data:
+            return
         last = self._last
         if chunk.output and 0 < self._limit_bytes < last.end + len(chunk.data):
             raise StoreError(
@@ -133,8 +143,8 @@ class LogFileSink:
         last = self._last
         for fields in _RECORD.iter_unpack(records):
             record = IndexRecord(*fields)
-            if record.end < last.end or record.lines < last.lines:
-                raise BadPiece(f"records that are not in order don't continue {self._folder}")
+            if not record.continues(last):
+                raise BadPiece(f"a record in the piece does not continue {self._folder}")
             last = record
         if last.end != self.size + len(text):
             raise BadPiece(f"{len(text)} bytes don't continue the log in {self._folder}")
@@ -239,6 +249,9 @@ _RECORD = struct.Struct("<QQqiI?7x")
 _HEADER = b"buildrunner log index 2\n".ljust(_RECORD.size, b"\0")
 _BATCH = 2048
 
+_MOST_STEPS = 1 << 16
+_LAST_US = 253_402_300_799_000_000  # the last second of the year 9999
+
 RECORD_BYTES = _RECORD.size
 NO_STEP = -1
 
@@ -261,6 +274,17 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
     step: int
     output: int = 0
     error: bool = False
+
+    def continues(self, before: IndexRecord) -> bool:
+        """Whether a writer can have made it behind another record: it has text of its own."""
+        size = self.end - before.end
+        return (
+            size > 0
+            and 0 <= self.lines - before.lines <= size
+            and 0 <= self.output <= size
+            and NO_STEP <= self.step < _MOST_STEPS
+            and self.at_us <= _LAST_US
+        )
 
     def packed(self) -> bytes:
         """The record's bytes."""

@@ -17,7 +17,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target, project_of
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.http.requests import as_mapping, body_pieces, json_body, raw_body
+from buildrunner.server.http.requests import as_mapping, body_pieces, json_body, json_text
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.sources.uploads import (
@@ -64,7 +64,7 @@ def router(context: ServerContext) -> APIRouter:
     def manifest(
         request: Request,
         _: Caller = Depends(access.may("submit", "sources.create")),
-        body: bytes = Depends(raw_body(context, _MAX_MANIFEST_BYTES)),
+        body: bytes = Depends(json_text(context, _MAX_MANIFEST_BYTES)),
     ) -> Response:
         """Create a source from uploaded files, or from an uploaded archive."""
         project = project_in(request)
@@ -149,7 +149,9 @@ def _manifest(body: bytes) -> _Manifest:
     Raises:
         ApiError: it is no manifest, or one of too many files.
     """
-    if body.count(b"{") > 2 * MAX_FILES:
+    # A file has one object, and seven members at most; its name may have commas.
+    marks = ((b"{", 2), (b"[", 2), (b",", 16))
+    if any(body.count(mark) > of_file * MAX_FILES for mark, of_file in marks):
         raise invalid_argument(f"a source has {MAX_FILES} files at most", field="files")
     try:
         return msgspec.json.decode(body, type=_Manifest)

@@ -24,7 +24,14 @@ from buildrunner.server.http.access import WorkerAccess
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import ApiError, invalid_argument
-from buildrunner.server.http.requests import as_mapping, parsed, raw_body
+from buildrunner.server.http.requests import (
+    MAX_PAYLOAD_VALUES,
+    MAX_VALUES,
+    as_mapping,
+    json_text,
+    parsed,
+    raw_body,
+)
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.build_credentials import WorkerCredentials
 from buildrunner.server.services.remote_builds import RemoteBuilds
@@ -33,7 +40,9 @@ from buildrunner.store.model.remote import ClaimRequest, WorkerDeployments, Work
 
 _LONGEST_WAIT_S = 60.0
 _MOST_PIECE_BYTES = 16 * MIB
-_MOST_PLAN_BYTES = 64 * MIB
+_MOST_PLAN_BYTES = 16 * MIB
+
+Offset = Annotated[int, Query(ge=0)]
 
 Result = TypeVar("Result")
 
@@ -152,9 +161,9 @@ def _routes_of_leases(
 def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
     """Store what a worker reports of a build."""
     worker = Depends(WorkerAccess(context))
-    small = Depends(raw_body(context, context.settings.max_body_bytes))
+    small = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
-    plan = Depends(raw_body(context, _MOST_PLAN_BYTES))
+    plan = Depends(json_text(context, _MOST_PLAN_BYTES, MAX_PAYLOAD_VALUES))
     raw = documented(body="Bytes", media=BYTES)
 
     def document(
@@ -190,7 +199,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     def put_log(
         build: str,
         fence: int,
-        offset: int,
+        offset: Offset,
         worker: WorkerIdentity = worker,
         body: bytes = piece,
     ) -> Response:
@@ -201,7 +210,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     def put_events(
         build: str,
         fence: int,
-        offset: int,
+        offset: Offset,
         worker: WorkerIdentity = worker,
         body: bytes = piece,
     ) -> Response:
@@ -227,13 +236,15 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
     published = Depends(raw_body(context, context.settings.max_body_bytes))
     credentials = WorkerCredentials(context, builds)
 
-    def get_log(build: str, fence: int, offset: int, worker: WorkerIdentity = worker) -> Response:
+    def get_log(
+        build: str, fence: int, offset: Offset, worker: WorkerIdentity = worker
+    ) -> Response:
         """Return a piece of the log that an earlier worker of the build has written."""
         folder = _of_lease(builds.log_folder, worker, Lease(build, fence))
         return Response(log_piece(folder, offset)[0], media_type=BYTES)
 
     def get_events(
-        build: str, fence: int, offset: int, worker: WorkerIdentity = worker
+        build: str, fence: int, offset: Offset, worker: WorkerIdentity = worker
     ) -> Response:
         """Return a piece of the events that an earlier worker of the build has written."""
         folder = _of_lease(builds.log_folder, worker, Lease(build, fence))

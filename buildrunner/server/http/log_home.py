@@ -25,7 +25,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.errors import error_response, unavailable
+from buildrunner.server.http.access import WorkerAccess
+from buildrunner.server.http.errors import ApiError, error_response, unavailable
+from buildrunner.server.http.requests import body_pieces
 
 PASSED_ON = "x-buildrunner-passed-on"
 """The header of a request that another server passed on: it is answered here, or not at all."""
@@ -41,6 +43,8 @@ _OF_WORKER = re.compile(
 # A quiet stream says each 15 s that it is alive; a log takes minutes to be stored in a slow bucket.
 _TIMEOUT = httpx.Timeout(10.0, read=300.0)
 _KNOWN_S = 5.0
+_MOST_BODY_BYTES = 16 << 20  # of a piece of a log
+_CAME_FROM = "x-forwarded-for"
 # These are of one connection, not of the request.
 _OF_CONNECTION = frozenset(
     (
@@ -100,6 +104,9 @@ class LogHome:
         if scope["type"] == "http" and PASSED_ON not in Headers(scope=scope):
             if of_worker := _OF_WORKER.fullmatch(scope["path"]):
                 url = await run_in_threadpool(self._home, of_worker[1])
+                if url and (refused := await self._refused(scope)):
+                    await error_response(refused)(scope, receive, send)
+                    return
             elif scope["method"] in ("GET", "HEAD") and (
                 found := _OF_BUILD.fullmatch(scope["path"])
             ):
@@ -125,9 +132,18 @@ class LogHome:
         except StoreError:
             return ""  # the route says so
 
+    async def _refused(self, scope: Scope) -> ApiError | None:
+        """Return why a request of a worker is not passed on: whoever sends it has no token."""
+        try:
+            await WorkerAccess(self._context)(Request(scope))
+        except ApiError as refused:
+            return refused
+        return None
+
     async def _passed_on(self, url: str, scope: Scope, receive: Receive, send: Send) -> bool:
         request = Request(scope, receive)
-        body = request.stream() if request.method in ("POST", "PUT") else None
+        has_body = request.method in ("POST", "PUT")
+        body = body_pieces(self._context, request, _MOST_BODY_BYTES) if has_body else None
         async with AsyncExitStack() as stack:
             try:
                 client = await stack.enter_async_context(self._client(url))
@@ -135,6 +151,9 @@ class LogHome:
                 answer = await stack.enter_async_context(
                     client.stream(request.method, target, headers=_headers(request), content=body)
                 )
+            except ApiError as refused:
+                await error_response(refused)(scope, receive, send)
+                return True
             except (httpx.HTTPError, httpx.InvalidURL):
                 return False
             response = StreamingResponse(self._body(answer), answer.status_code)
@@ -184,9 +203,16 @@ def _target(scope: Scope) -> bytes:
     return path + b"?" + query if query else path
 
 
-def _headers(request: Request) -> dict[str, str]:
-    passed = {name: value for name, value in request.headers.items() if name not in _OF_CONNECTION}
-    came_from = [request.client.host] if request.client else []
-    if earlier := passed.get("x-forwarded-for"):
-        came_from.insert(0, earlier)
-    return {**passed, "x-forwarded-for": ", ".join(came_from), PASSED_ON: "1"}
+def _headers(request: Request) -> list[tuple[bytes, bytes]]:
+    """The headers to pass on: any bytes, as they were sent."""
+    left_out = {*_OF_CONNECTION, _CAME_FROM}
+    passed = [
+        (name, value)
+        for name, value in request.headers.raw
+        if name.decode("latin-1").lower() not in left_out
+    ]
+    came_from = [value.encode("latin-1") for value in request.headers.getlist(_CAME_FROM)]
+    if request.client:
+        came_from.append(request.client.host.encode())
+    own = ((_CAME_FROM, b", ".join(came_from)), (PASSED_ON, b"1"))
+    return [*passed, *((name.encode(), value) for name, value in own)]

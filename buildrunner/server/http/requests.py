@@ -171,6 +171,31 @@ def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitabl
     return read
 
 
+def json_text(
+    context: ServerContext, limit: int, values: int = 0
+) -> Callable[[Request], AsyncIterator[bytes]]:
+    """A dependency behind that of the caller: the JSON text that a route decodes by itself.
+
+    Large ones of one caller are handled two at a time.
+
+    Args:
+        context: the server's.
+        limit: most bytes.
+        values: most values in it; 0 if the route looks at them by itself.
+    """
+    read_raw = raw_body(context, limit)
+
+    async def read(request: Request) -> AsyncIterator[bytes]:
+        large: CallerSlots = request.app.state.large_bodies
+        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
+            raw = await read_raw(request)
+            if values:
+                await run_in_threadpool(check_values, raw, values)
+            yield raw
+
+    return read
+
+
 def json_body(
     context: ServerContext, limit: int = 0, *, payload: bool = False
 ) -> Callable[[Request], AsyncIterator[Any]]:

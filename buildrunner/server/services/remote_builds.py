@@ -25,7 +25,7 @@ from buildrunner.errors import (
     StoreUnavailable,
 )
 from buildrunner.logs.files.copies import append_to_events, append_to_log, copied_bytes
-from buildrunner.logs.files.log_file import log_folder
+from buildrunner.logs.files.log_file import index_bytes, log_folder
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.sandboxes.protocol import ISOLATIONS, isolates
 from buildrunner.server.context import ServerContext
@@ -349,8 +349,9 @@ class RemoteBuilds:
             StoreError: the piece is none, or can't be written.
         """
         self._own(worker, lease)
-        self._check_room("log", offset + len(piece))
-        return append_to_log(self._folder(lease), offset, piece)
+        folder = self._folder(lease)
+        self._check_room("log", max(offset + len(piece), index_bytes(folder)))
+        return append_to_log(folder, offset, piece)
 
     def append_events(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
         """Append a piece to the events of a build; see `append_log`."""
