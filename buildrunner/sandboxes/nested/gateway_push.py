@@ -121,21 +121,21 @@ class GatewayPush:
         """
         asked = ImageName.parse(name)
         place = registry_place(asked.registry, self._daemons.facts())
-        try:
-            with (
-                Deadline(_ANSWER_S) as deadline,
-                RegistryClient(
+        with Deadline(_ANSWER_S) as deadline:
+            try:
+                with RegistryClient(
                     place, _path(asked), None, self._egress, deadline=deadline
-                ) as client,
-            ):
-                digest = client.digest_of(asked.tag or "latest")
+                ) as client:
+                    digest = client.digest_of(asked.tag or "latest")
                 if deadline.is_over:  # the end of the connection may look like that of the answer
                     raise httpx.ReadTimeout(f"no answer within {_ANSWER_S:g} s")
-                return digest
-        except BuildrunnerError as error:
-            raise ImagePushError(_unconfirmed(name, error), hint=error.hint) from error
-        except httpx.HTTPError as error:
-            raise ImagePushError(_unconfirmed(name, error), transient=True) from error
+            except BuildrunnerError as error:
+                raise ImagePushError(
+                    _unconfirmed(name, error), hint=error.hint, transient=deadline.is_over
+                ) from error
+            except httpx.HTTPError as error:
+                raise ImagePushError(_unconfirmed(name, error), transient=True) from error
+        return digest
 
 
 def _unconfirmed(name: str, error: Exception) -> str:

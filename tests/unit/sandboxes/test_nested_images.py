@@ -497,10 +497,11 @@ def test_an_engine_that_names_another_digest_of_a_push_without_a_login_is_not_be
         push_without_login(nest, name, foreign)
 
 
+@pytest.mark.parametrize("answer_s", [0.3, 0.0], ids=["in the answer", "before the request"])
 def test_a_registry_that_tells_its_digest_byte_by_byte_is_left_at_the_deadline(
-    plain_registry: PlainRegistry, monkeypatch: pytest.MonkeyPatch
+    plain_registry: PlainRegistry, monkeypatch: pytest.MonkeyPatch, answer_s: float
 ) -> None:
-    monkeypatch.setattr(gateway_push, "_ANSWER_S", 0.3)
+    monkeypatch.setattr(gateway_push, "_ANSWER_S", answer_s)
     gateway = GatewayPush(Facts(), str, str, Egress())  # type: ignore[arg-type]
     with plain_registry.trickling(), pytest.raises(ImagePushError, match="does not tell") as caught:
         gateway.digest_of(f"{plain_registry.address}/team/app:1")
