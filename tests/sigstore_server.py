@@ -55,6 +55,7 @@ class Sigstore:
         signed_after: how long after the certificate the log says that it got an entry.
         faults: answers, by path, to send in place of the real ones: status and body; each once.
         requests: the paths of all requests.
+        more_subjects: further names in each certificate.
     """
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class Sigstore:
         )
         self.lifetime = timedelta(minutes=10)
         self.signed_after = timedelta()
+        self.more_subjects: list[str] = []
         self.faults: dict[str, list[tuple[int, bytes]]] = {}
         self.requests: list[str] = []
         self.url = ""
@@ -95,7 +97,8 @@ class Sigstore:
         )
         now = datetime.now(UTC)
         usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CODE_SIGNING])
-        subject = x509.UniformResourceIdentifier(f"{issuer}/{claims['sub']}")
+        names = [f"{issuer}/{claims['sub']}", *self.more_subjects]
+        subjects = [x509.UniformResourceIdentifier(name) for name in names]
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key
         builder = (
             x509.CertificateBuilder()
@@ -107,7 +110,7 @@ class Sigstore:
             .not_valid_after(now + self.lifetime)
             .add_extension(_usage(digital_signature=True), critical=True)
             .add_extension(usage, critical=False)
-            .add_extension(x509.SubjectAlternativeName([subject]), critical=True)
+            .add_extension(x509.SubjectAlternativeName(subjects), critical=True)
             .add_extension(identifier(self.authority.private.public_key()), critical=False)
             .add_extension(x509.UnrecognizedExtension(_ISSUER, issuer.encode()), critical=False)
         )

@@ -336,7 +336,8 @@ def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:
             f"its provenance is signed by an identity of another issuer: {identity.issuer}",
             f"allowed: {', '.join(dict.fromkeys(one.issuer for one in trust.identities))}",
         )
-    if not allows((one.subject for one in of_issuer), identity.subject):
+    # A certificate without a subject, or with several, is nobody's, whatever a pattern allows.
+    if not identity.subject or not allows((one.subject for one in of_issuer), identity.subject):
         raise _Refused(
             3,
             f"its provenance is signed by another identity: {identity.subject or 'no subject'}",

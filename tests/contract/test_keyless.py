@@ -138,6 +138,17 @@ def test_another_identity_is_refused(keyless, server):
     )
 
 
+def test_a_certificate_of_several_subjects_is_nobody_s(keyless, server, sigstore):
+    sigstore.more_subjects = ["https://other.example/subject"]
+    try:
+        bundle = keyless_bundle(statement(), keyless)
+    finally:
+        sigstore.more_subjects = []
+    assert refusal(bundle, keyless, Identity(server.url, "**")) == (
+        "its provenance is signed by another identity: no subject"
+    )
+
+
 def test_another_issuer_is_refused_though_the_subject_fits(keyless, server):
     bundle = keyless_bundle(statement(), keyless)
     other = Identity("https://other.example", "**")
