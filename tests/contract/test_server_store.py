@@ -1104,7 +1104,18 @@ class TestAccess:
                 )
             )
         store.tokens.revoke("w1", now=NOW)
-        assert store.tokens.pools() == {"arm"}
+        store.tokens.create(
+            AccessToken(
+                name="w3",
+                hash_hex="w3",
+                scopes=("worker",),
+                projects=("q",),
+                pool="gpu",
+                create_time=NOW,
+            )
+        )
+        assert store.tokens.pools() == {"arm", "gpu"}
+        assert [store.tokens.pools(project) for project in ("p", "q")] == [{"arm"}, {"arm", "gpu"}]
         found = store.tokens.find("w2")
         assert found is not None
         assert found.pool == "arm"

@@ -19,10 +19,14 @@ _FORMS = (
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of pools. Pools are the same for all projects and locations."""
+    """The routes of pools. Pools are the same for all locations."""
     access = Access(context)
     routes = APIRouter(tags=["worker pools"])
     may_read = [Depends(access.may("read"))]
+
+    def pools(request: Request) -> frozenset[str]:
+        """Those of the settings, and those that workers serve for the project."""
+        return context.pools | context.store.tokens.pools(address_of(context, request).project)
 
     def shown(request: Request, name: str) -> dict[str, Any]:
         address = address_of(context, request)
@@ -32,12 +36,13 @@ def router(context: ServerContext) -> APIRouter:
 
     def list_pools(request: Request) -> Response:
         """List the pools that ``options.pool.name`` may select."""
-        pools = context.pools | context.store.tokens.pools()
-        return json_response({"workerPools": [shown(request, name) for name in sorted(pools)]})
+        return json_response(
+            {"workerPools": [shown(request, one) for one in sorted(pools(request))]}
+        )
 
     def get_pool(request: Request, pool: str) -> Response:
         """Return a pool."""
-        if not context.is_pool(pool):
+        if pool not in pools(request):
             raise NotFound(f"this server has no worker pool {pool}")
         return json_response(shown(request, pool))
 

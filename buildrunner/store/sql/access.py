@@ -46,11 +46,19 @@ class SqlTokens(SqlPart):
                 _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
             ]
 
-    def pools(self) -> frozenset[str]:
-        """The pools of all workers' tokens, also of revoked ones."""
-        found = select(tokens.c.pool).where(tokens.c.pool != "").distinct()
+    def pools(self, project: str = "") -> frozenset[str]:
+        """The pools of workers' tokens, also of revoked ones; of a project, those for its builds.
+
+        Args:
+            project: leave out tokens that are for other projects only; empty for all.
+        """
+        found = select(tokens.c.pool, tokens.c.projects).where(tokens.c.pool != "").distinct()
         with self._database.read() as connection:
-            return frozenset(connection.execute(found).scalars())
+            rows = connection.execute(found).all()
+        of_row = ((row.pool, msgspec.json.decode(row.projects)) for row in rows)
+        return frozenset(
+            pool for pool, projects in of_row if not (project and projects) or project in projects
+        )
 
     def revoke(self, name: str, *, now: datetime) -> None:
         """Revoke a token and end its sessions. Raises `NotFound`.
