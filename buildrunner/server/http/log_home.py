@@ -40,8 +40,9 @@ _OF_BUILD = re.compile(
 _OF_WORKER = re.compile(
     r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source)"
 )
-# A quiet stream says each 15 s that it is alive; a log takes minutes to be stored in a slow bucket.
-_TIMEOUT = httpx.Timeout(10.0, read=300.0)
+# A quiet stream says each 15 s that it is alive.
+_TIMEOUT = httpx.Timeout(10.0, read=30.0)
+_WORKER_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # a log takes minutes to get to a slow bucket
 _KNOWN_S = 5.0
 _MOST_BODY_BYTES = 16 << 20  # of a piece of a log
 _CAME_FROM = "x-forwarded-for"
@@ -146,7 +147,9 @@ class LogHome:
         body = body_pieces(self._context, request, _MOST_BODY_BYTES) if has_body else None
         async with AsyncExitStack() as stack:
             try:
-                client = await stack.enter_async_context(self._client(url))
+                client = await stack.enter_async_context(
+                    self._client(url, of_worker=scope["path"].startswith("/worker/"))
+                )
                 target = httpx.URL(url).copy_with(raw_path=_target(scope))
                 answer = await stack.enter_async_context(
                     client.stream(request.method, target, headers=_headers(request), content=body)
@@ -167,11 +170,12 @@ class LogHome:
                 await response(scope, receive, send)
             return True
 
-    def _client(self, url: str) -> httpx.AsyncClient:
+    def _client(self, url: str, *, of_worker: bool) -> httpx.AsyncClient:
         if url.startswith("https:") and self._tls is None:
             self._tls = ssl.create_default_context()
         verify: ssl.SSLContext | bool = self._tls if self._tls is not None else False
-        return httpx.AsyncClient(verify=verify, timeout=_TIMEOUT, trust_env=False)
+        timeout = _WORKER_TIMEOUT if of_worker else _TIMEOUT
+        return httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False)
 
     async def _body(self, answer: httpx.Response) -> AsyncIterator[bytes]:
         """Yield an answer as it comes. A stream of events may end early, any other answer not."""
