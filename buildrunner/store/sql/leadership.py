@@ -7,7 +7,7 @@ connection ends. A database on SQLite has one server.
 from __future__ import annotations
 
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from buildrunner.errors import StoreError
@@ -60,8 +60,13 @@ class Leadership:
         return bool(self._connection.execute(take, key).fetchone()[0])
 
     def close(self) -> None:
-        """Leave the task to another server. Idempotent."""
-        self._connection = None
+        """Leave the task to another server, which may take it at once. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # The database notices the end of a connection a moment later. One that is broken has
+            # no lock to release.
+            with suppress(self._database.driver_error):
+                connection.execute("SELECT pg_advisory_unlock_all()")
         try:
             self._stack.close()
         except StoreError:
