@@ -13,6 +13,7 @@ cd "$root"
 engines='
 docker-20              bookworm  docker              20.10
 docker-26              trixie    docker              26
+docker-26-containerd   trixie    docker-containerd   26
 docker-26-rootless     trixie    docker-rootless     26
 docker-28              sid       docker              28
 docker-28-containerd   sid       docker-containerd   28
@@ -21,6 +22,7 @@ podman-5-rootless      trixie    podman-rootless     5
 '
 # Not in Debian: compiled from the Go modules of Docker, which takes some minutes the first time.
 optional='
+docker-29              sid       docker              29
 docker-29-containerd   sid       docker-containerd   29
 '
 docker_29=v2.0.0-beta.24
