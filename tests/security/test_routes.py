@@ -167,7 +167,7 @@ GET    /worker/v1/builds/{build}/source                       worker -      -   
 GET    /worker/v1/builds/{build}/payload                      worker -      -        409
 GET    /worker/v1/builds/{build}/secrets                      worker -      -        409
 GET    /worker/v1/builds/{build}/logins                       worker -      -        409
-POST   /worker/v1/builds/{build}:identityToken                worker -      -        409
+POST   /worker/v1/builds/{build}:identityToken                worker -      -        400
 POST   /worker/v1/builds/{build}:attest                       worker -      -        400
 
 GET    /builds                                                page  read    project+ 200
