@@ -16,11 +16,13 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -61,6 +63,7 @@ _MOST_JOBS_OF_PROJECT = 2
 _MOST_IMAGES = 100
 _PATIENCE_S = 60.0
 _LOOK_S = 0.2
+_END_S = 5.0  # a killed process that nobody reaps stays in its group
 _REASON_BYTES = 1 << 16
 
 
@@ -280,6 +283,7 @@ def _run(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
+            process_group=0,
         ) as process,
     ):
         try:
@@ -290,11 +294,26 @@ def _run(
                     raise AttestationError("the SBOM takes more disk than the build may")
                 time.sleep(_LOOK_S)
         finally:
-            process.kill()
+            _end_group(process)
         errors.seek(max(0, errors.seek(0, os.SEEK_END) - _REASON_BYTES))
         lines = errors.read().decode("utf-8", "replace").strip().splitlines()
         if process.wait():
             raise AttestationError(f"syft failed: {lines[-1] if lines else process.returncode}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Kill syft, and wait until its processes are gone: what they write to is removed then.
+
+    The package of syft is a program in Python that starts the one which does the work.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + _END_S
+    with suppress(ProcessLookupError):
+        while time.monotonic() < until:
+            os.killpg(process.pid, 0)
+            time.sleep(_LOOK_S / 10)
 
 
 def _disk_use(folder: str) -> int:

@@ -121,6 +121,17 @@ def test_syft_is_ended_when_the_time_of_all_images_is_over(
     assert "the SBOM takes longer than 0.5 s" in failure(tmp_path)
 
 
+def test_nothing_that_syft_started_outlives_it(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = tmp_path / "seen"
+    replace_syft(tmp_path, monkeypatch, f"sleep 600 & echo $! > {seen}; wait")
+    monkeypatch.setattr(sbom, "_LIMIT_S", 2)
+    make(job(tmp_path, SbomImage(pushed(registry, 1 << 20))))
+    status = Path(f"/proc/{int(seen.read_text())}/status")
+    assert not status.exists() or "State:\tZ" in status.read_text()
+
+
 def test_syft_gets_no_login_and_nothing_of_the_servers_environment(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
