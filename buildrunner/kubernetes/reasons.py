@@ -1,4 +1,4 @@
-"""What became of a Job, in words, from the objects of the cluster. Pure.
+"""The fate of a Job, in words, from the objects of the cluster. Pure.
 
 Source: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/ and
 https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
@@ -140,7 +140,7 @@ def _reason(job: Object, pod: Object | None, warnings: Sequence[Object], disrupt
 
 
 def _pod_reason(pod: Object) -> str:
-    """What is wrong with a Pod; empty for nothing."""
+    """Return the fault of a Pod in words; empty if it has none."""
     status = pod.get("status") or {}
     containers = [
         *(status.get("initContainerStatuses") or ()),

@@ -40,7 +40,7 @@ _ISSUER = "1.3.6.1.4.1.57264.1.1"  # extension of Fulcio's certificates
 
 
 class Keyless(msgspec.Struct, frozen=True, kw_only=True):
-    """How to sign without a key.
+    """The settings for signatures without a key.
 
     Attributes:
         sigstore: `PUBLIC`, or the path of the trust config of another instance.

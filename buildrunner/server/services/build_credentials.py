@@ -144,7 +144,7 @@ class WorkerCredentials:
 
 
 def _made(make: Callable[[], str]) -> MadeForBuild:
-    """What a function makes for a build, or why it makes nothing."""
+    """Return the text that a function makes for a build, or the reason why it makes none."""
     try:
         return MadeForBuild(value=make())
     except IdentityRefused as error:
