@@ -53,7 +53,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to do.
+    """The actions that one turn of the provisioner takes.
 
     Attributes:
         create: builds that get a Job, in this order.

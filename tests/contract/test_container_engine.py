@@ -265,7 +265,7 @@ class TestOneContainersLife:
     def test_what_is_being_started_is_either_removed_before_or_not_at_all(
         self, bench: Bench
     ) -> None:
-        """Whoever removes it can rely on that: it never ran, and never will."""
+        """A container that was removed as unstarted never ran, and never will."""
         with ThreadPoolExecutor(2) as pool:
             for _ in range(8):
                 container = bench.engine.create_container(bench.spec("EXIT_CODE=3"))

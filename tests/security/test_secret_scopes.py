@@ -238,7 +238,7 @@ def asking_for(name: str, image: str = "busybox", **step: Any) -> dict[str, Any]
 
 
 def resolved(settings: Settings, stored: StoredBuild, *pinned: str) -> str:
-    """What the process of a build gets for its secret, the first if it has several.
+    """Return the value that the process of a build gets for its first secret.
 
     ``pinned`` are images of a rollback.
     """

@@ -1,4 +1,4 @@
-"""What the page on security calls no wall is none: each limit that it states is real."""
+"""Each limit that the page on security states as "Not a wall" is real."""
 
 from __future__ import annotations
 

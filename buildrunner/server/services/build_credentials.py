@@ -1,8 +1,8 @@
 """The credentials that a server makes for builds of workers: tokens, logins, signatures.
 
-The keys stay on the server. What a token or a provenance says about a build is what the server
-knows of it. A worker reports only facts that it alone can know: the commit that it fetched, and the
-digests of what the build published to places that its plan names.
+The keys stay on the server. A token or a provenance states what the server knows of a build. A
+worker reports only facts that it alone can know: the commit that it fetched, and the digests of
+what the build published to places that its plan names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What Kubernetes says of a Pod, in words."""
+"""The reasons that Kubernetes gives for a Pod, in words."""
 
 from __future__ import annotations
 

@@ -409,7 +409,7 @@ def test_a_setting_of_lfs_has_one_line(tmp_path):
 
 @pytest.fixture
 def transport(tmp_path, monkeypatch):
-    """What reaches LFS servers, by the Git settings of a file."""
+    """Return the headers and TLS settings for LFS servers, by the Git settings of a file."""
 
     def made(settings):
         (tmp_path / "gitconfig").write_text(settings)
