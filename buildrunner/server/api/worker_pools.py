@@ -11,6 +11,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.requests import address_of
+from buildrunner.server.openapi import PARENT, documented
 
 _FORMS = (
     "/v1/projects/{project}/workerPools",
@@ -47,6 +48,12 @@ def router(context: ServerContext) -> APIRouter:
         return json_response(shown(request, pool))
 
     for form in _FORMS:
-        routes.add_api_route(form, list_pools, methods=["GET"], dependencies=may_read)
-        routes.add_api_route(f"{form}/{{pool}}", get_pool, methods=["GET"], dependencies=may_read)
+        for path, answer in ((form, list_pools), (f"{form}/{{pool}}", get_pool)):
+            routes.add_api_route(
+                path,
+                answer,
+                methods=["GET"],
+                dependencies=may_read,
+                openapi_extra=documented(query=(PARENT,)),
+            )
     return routes
