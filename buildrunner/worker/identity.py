@@ -11,6 +11,7 @@ from buildrunner.identity.tokens import BuildFacts, BuildIdentity, TokenKey
 from buildrunner.metadata import HOST_NAMES, Credentials, ProjectFacts
 from buildrunner.plan.build_plan import BuildOrigin, project_number
 from buildrunner.provenance.keyless import AUDIENCE
+from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.settings import IdentityPolicy, read_settings
 
@@ -37,23 +38,23 @@ class BuildIdentities:
 
     Args:
         issuer: URL of the server.
+        settings: of the server. Where a project's provenance is signed by Sigstore, it is signed
+            with such tokens, and its steps get none for that audience.
         trigger_settings: returns the stored settings of a trigger, by project and id.
         key: returns the key that signs now.
         clock: returns the time, aware UTC.
-        is_keyless: whether the provenance of a project is signed by Sigstore, with such tokens.
     """
 
     def __init__(
         self,
         issuer: str,
+        settings: Settings,
         trigger_settings: Callable[[str, str], Mapping[str, Any]],
         key: Callable[[], TokenKey],
         clock: Callable[[], datetime],
-        *,
-        is_keyless: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        self._is_keyless = is_keyless
         self._issuer = issuer
+        self._settings = settings
         self._trigger_settings = trigger_settings
         self._key = key
         self._clock = clock
@@ -83,13 +84,14 @@ class BuildIdentities:
             stored: the build.
             origin: what the server fetched for it.
         """
+        settings = self._settings.of_project(_names(stored)[0])
         return BuildIdentity(
             self._issuer,
             _facts(stored, origin),
             lambda: self.audiences(stored),
             self._key,
             self._clock,
-            reserved=(AUDIENCE,) if self._is_keyless(_names(stored)[0]) else (),
+            reserved=(AUDIENCE,) if settings.provenance_sigstore else (),
         )
 
     def signing_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:

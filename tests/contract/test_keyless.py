@@ -26,6 +26,7 @@ from buildrunner.provenance.sbom import make
 from buildrunner.provenance.stored import read_attestations, sbom_failures
 from buildrunner.provenance.verification import Policy, Trust, Verified, verified
 from buildrunner.registries.distribution import Repository
+from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.identity import BuildIdentities
 from tests.api_server import ApiServer, api_server
@@ -59,6 +60,7 @@ def token_of(server: ApiServer, *, ahead: timedelta = timedelta()) -> str:
     """The token of a build of the trigger t1, on the branch main."""
     identities = BuildIdentities(
         server.url,
+        Settings(),
         server.store.triggers.settings,
         server.identity_keys.signing,
         lambda: datetime.now(UTC) + ahead,

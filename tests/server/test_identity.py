@@ -25,6 +25,7 @@ from buildrunner.cli.triggers import schedules
 from buildrunner.identity.keys import OVERLAP, SIGNS_FOR
 from buildrunner.metadata import MetadataServer, listen_on
 from buildrunner.plan.build_plan import BuildOrigin
+from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.identity import BuildIdentities, project_facts
 from tests.api_server import api_server
@@ -63,7 +64,7 @@ def stored(build="b1", *, untrusted=False):
 @pytest.fixture
 def identities(server, clock):
     return BuildIdentities(
-        server.url, server.store.triggers.settings, server.identity_keys.signing, clock
+        server.url, Settings(), server.store.triggers.settings, server.identity_keys.signing, clock
     )
 
 
@@ -156,6 +157,7 @@ def test_a_token_of_another_server_is_refused(server, tmp_path, identities):
     with api_server(tmp_path) as other:
         forged = BuildIdentities(
             server.url,
+            Settings(),
             server.store.triggers.settings,
             other.identity_keys.signing,
             lambda: datetime.now(UTC),

@@ -38,13 +38,7 @@ class ServerCredentials:
         clock: Callable[[], datetime],
     ) -> None:
         self._settings = settings
-        self._identities = BuildIdentities(
-            issuer,
-            trigger_settings,
-            key,
-            clock,
-            is_keyless=lambda project: bool(settings.of_project(project).provenance_sigstore),
-        )
+        self._identities = BuildIdentities(issuer, settings, trigger_settings, key, clock)
 
     def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
         """See `BuildCredentials.audiences`."""

@@ -162,10 +162,10 @@ def _build_of_database(
         stored = patiently(lambda: store.builds.find(lease.build_id))
         identities = BuildIdentities(
             worker.public_url,
+            settings,
             lambda project, trigger: patiently(lambda: store.triggers.settings(project, trigger)),
             lambda: identity_keys().current(),
             _now,
-            is_keyless=lambda project: bool(settings.of_project(project).provenance_sigstore),
         )
 
         def job(sandbox: Sandbox, listeners: Listeners) -> Execution:

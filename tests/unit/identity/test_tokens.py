@@ -20,6 +20,7 @@ from buildrunner.identity.tokens import (
     token_claims,
 )
 from buildrunner.plan.build_plan import BuildOrigin
+from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.identity import BuildIdentities
 
@@ -103,7 +104,7 @@ class NoKey:
 
 
 def identities(settings):
-    return BuildIdentities("https://ci", lambda *_: settings, NoKey, lambda: NOW)
+    return BuildIdentities("https://ci", Settings(), lambda *_: settings, NoKey, lambda: NOW)
 
 
 TWO = ["https://a.example", "https://b.example"]
@@ -157,7 +158,7 @@ def test_another_audience_is_refused(audience):
 def test_an_audience_that_is_taken_from_the_trigger_counts_within_a_second():
     settings = {"identity": {"audiences": TWO}}
     times = [NOW]
-    made = BuildIdentities("https://ci", lambda *_: settings, NoKey, lambda: times[-1])
+    made = BuildIdentities("https://ci", Settings(), lambda *_: settings, NoKey, lambda: times[-1])
     credentials = made.of_build(stored(), BuildOrigin())
     credentials.identity_token(TWO[0])
     settings["identity"] = {"audiences": TWO[1:]}
@@ -173,7 +174,7 @@ def test_many_requests_of_a_build_read_the_database_once_in_a_second():
         reads.append(trigger)
         return {"identity": {"audiences": TWO}}
 
-    made = BuildIdentities("https://ci", settings, NoKey, lambda: NOW)
+    made = BuildIdentities("https://ci", Settings(), settings, NoKey, lambda: NOW)
     credentials = made.of_build(stored(), BuildOrigin())
     for _ in range(50):
         credentials.identity_token(TWO[0])
@@ -191,9 +192,8 @@ def test_there_are_no_access_tokens():
 def test_no_step_gets_a_token_with_which_the_server_signs_provenance():
     """Issue: a step of a trigger that allows the audience signed a statement of its own."""
     settings = {"identity": {"audiences": ["sigstore", TWO[0]]}}
-    made = BuildIdentities(
-        "https://ci", lambda *_: settings, NoKey, lambda: NOW, is_keyless=lambda _: True
-    )
+    keyless = Settings(projects={"shop": {"provenance_sigstore": "public"}})
+    made = BuildIdentities("https://ci", keyless, lambda *_: settings, NoKey, lambda: NOW)
     steps = made.of_build(stored(), BuildOrigin())
     with pytest.raises(IdentityRefused, match="signed with such tokens"):
         steps.identity_token("sigstore")

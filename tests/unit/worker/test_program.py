@@ -53,7 +53,9 @@ def test_a_sandbox_knows_whose_build_it_is_for_and_whether_it_is_a_strangers(unt
 )
 def test_builds_that_share_an_engine_get_no_identity_tokens_and_are_told_why(audiences, warnings):
     settings = {"identity": {"audiences": audiences}}
-    identities = BuildIdentities("https://ci", lambda *_: settings, lambda: None, lambda: None)
+    identities = BuildIdentities(
+        "https://ci", Settings(), lambda *_: settings, lambda: None, lambda: None
+    )
     document = {"id": "b", "projectId": "p", "buildTriggerId": "t"}
     stored = StoredBuild(document=document, request={})
     metadata = _Metadata(identities, stored, HostPlace(FakeEngine()))
