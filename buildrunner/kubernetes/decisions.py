@@ -40,6 +40,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
             are claimed.
         now: the time.
         too_weak: the pools that isolate builds less than the server demands for forks.
+        refused: when the cluster refused the Job of a build for a reason of its own, by build id.
     """
 
     pools: Mapping[str, Pool]
@@ -50,6 +51,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     ended: Mapping[str, datetime]
     now: datetime
     too_weak: frozenset[str] = frozenset()
+    refused: Mapping[str, datetime] = {}
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -137,7 +139,9 @@ def _new_jobs(
     """The builds that get a Job; and why others do not.
 
     As with claims, a build of the project that has the fewest comes first. A Pod takes its place
-    in the pool until it has ended, which is later than its build.
+    in the pool until it has ended, which is later than its build. A build whose Job was refused
+    rests for a while; it has no place, but counts for its project: otherwise the project would
+    remain the one that has the fewest, and its next builds would be refused in the place of others.
     """
     of_pool = Counter(build.pool for build in held)
     over = {*now.ended, *(build.id for build in now.waiting if build.id not in jobs)}
@@ -149,6 +153,8 @@ def _new_jobs(
     for build in now.waiting:
         if build.id in jobs:
             _count(build, of_pool, of_project, of_group)
+        elif build.id in now.refused and now.now - now.refused[build.id] < _RETRY:
+            of_project[build.project] += 1
         elif build.untrusted and build.pool in now.too_weak:
             waits[build.id] = (
                 f"The pool {build.pool} isolates builds by {now.pools[build.pool].isolation}, which"

@@ -91,6 +91,7 @@ class Provisioner:
         self._clock = clock
         self._leadership = store.leadership(TASK)
         self._problem = ""
+        self._refused: dict[str, datetime] = {}
         self._disrupted: dict[str, str] = {}  # the Pod is gone soon after it has said why
         self._loop = Loop("provisioner", self.turn, _LOOK_S)
 
@@ -133,6 +134,7 @@ class Provisioner:
             ended=self._ended(waiting, claimed, jobs, pods),
             now=self._clock(),
             too_weak=self._too_weak,
+            refused=self._refused,
         )
         self._do(decide(situation), waiting)
 
@@ -183,6 +185,8 @@ class Provisioner:
             except KubernetesError as error:
                 self._note_problem(str(error))
         waits = dict(decisions.waits)
+        still = {build.id for build in waiting}
+        self._refused = {one: at for one, at in self._refused.items() if one in still}
         full: dict[str, str] = {}
         for chosen in decisions.create:
             pool = self._pools[chosen.pool]
@@ -190,6 +194,8 @@ class Provisioner:
                 refused = self._create(chosen, pool)
                 if refused is not None and refused.reason in _OF_NAMESPACE:
                     full[pool.namespace] = str(refused)
+                elif refused is not None:
+                    self._refused[chosen.id] = self._clock()
                 waits[chosen.id] = str(refused) if refused else "its Pod starts"
             else:
                 waits[chosen.id] = full[pool.namespace]

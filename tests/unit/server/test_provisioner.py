@@ -212,6 +212,31 @@ def test_a_job_that_the_cluster_denies_holds_up_no_other(world):
     assert "denied the request: too large" in world.why(denied)
 
 
+def test_builds_whose_jobs_are_denied_again_and_again_hold_no_place_of_the_pool(world):
+    """Issue: a project whose builds all were denied had the fewest running, so came first."""
+    denied = [world.build(projectId="a") for _ in range(6)]
+    world.cluster.denied.update(f"build-{build}" for build in denied)
+    others = [world.build(projectId="b") for _ in range(2)]
+    for _ in range(3):
+        world.turn(2)
+    assert sorted(world.jobs()) == sorted(others)
+    tried = sum(one.startswith("POST") for one in world.cluster.requests)
+    world.turn(2)
+    assert sum(one.startswith("POST") for one in world.cluster.requests) == tried
+    assert "denied the request: too large" in world.why(denied[0])
+
+
+def test_a_build_whose_job_was_denied_gets_one_once_the_policy_allows_it(world):
+    build = world.build()
+    world.cluster.denied.add(f"build-{build}")
+    world.turn()
+    world.cluster.denied.clear()
+    world.turn(29)
+    assert world.jobs() == []
+    world.turn(1)
+    assert world.jobs() == [build]
+
+
 def test_a_running_build_whose_job_was_deleted_is_reported_lost(world):
     build = world.build()
     world.turn()
