@@ -41,7 +41,7 @@ from buildrunner.errors import IdentityError
 from buildrunner.identity.tokens import base64url
 from buildrunner.provenance.signing import kms_signer
 from buildrunner.secrets.store_key import exposed_file, write_private
-from buildrunner.store.model.identity import IdentityKey
+from buildrunner.store.model.access import IdentityKey
 
 FOLDER: Final = "identity-keys"
 SIGNS_FOR: Final = timedelta(days=30)

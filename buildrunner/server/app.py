@@ -18,17 +18,12 @@ from buildrunner.server.api import health as routes_health
 from buildrunner.server.api import hooks as routes_hooks
 from buildrunner.server.api import identity as routes_identity
 from buildrunner.server.api import logs as routes_logs
-from buildrunner.server.api import notifiers as routes_notifiers
-from buildrunner.server.api import operations as routes_operations
-from buildrunner.server.api import outbox as routes_outbox
+from buildrunner.server.api import notifications as routes_notifications
 from buildrunner.server.api import provenance as routes_provenance
-from buildrunner.server.api import schedules as routes_schedules
 from buildrunner.server.api import sources as routes_sources
 from buildrunner.server.api import triggers as routes_triggers
-from buildrunner.server.api import unsupported as routes_refused
-from buildrunner.server.api import webhooks as routes_webhooks
+from buildrunner.server.api import unsupported as routes_unsupported
 from buildrunner.server.api import worker as routes_worker
-from buildrunner.server.api import worker_pools as routes_worker_pools
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
 from buildrunner.server.http.caller_slots import (
@@ -59,17 +54,17 @@ from buildrunner.store.model.outbox import GIVEN_UP, WAITING
 
 _ROUTERS = (
     routes_builds.router,
-    routes_operations.router,
+    routes_builds.operations_router,
     routes_triggers.router,
-    routes_schedules.router,
-    routes_webhooks.router,
+    routes_triggers.settings_router,
+    routes_hooks.webhooks_router,
     routes_hooks.router,
     routes_deliveries.router,
-    routes_notifiers.router,
-    routes_outbox.router,
+    routes_notifications.notifiers_router,
+    routes_notifications.outbox_router,
     routes_badges.router,
-    routes_worker_pools.router,
-    routes_refused.router,
+    routes_unsupported.pools_router,
+    routes_unsupported.router,
     routes_builds.own_router,
     routes_provenance.router,
     routes_deployments.router,

@@ -46,8 +46,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
-from buildrunner.store.asker import build_asker
-from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.builds import StoredBuild, build_asker
 from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
 from buildrunner.worker.build_notes import PlannedNote

@@ -14,7 +14,7 @@ from buildrunner.kubernetes.api import KubernetesApi
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.server.context import utc_now
 from buildrunner.server.services.provisioner import Provisioner
-from buildrunner.store.sql.leadership import Leadership
+from buildrunner.store.sql.servers import Leadership
 from buildrunner.store.sql.store import ServerStore
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     open_another,

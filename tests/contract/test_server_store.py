@@ -29,7 +29,7 @@ from buildrunner.errors import (
 )
 from buildrunner.identity.keys import IdentityKeys
 from buildrunner.spec.writing import encode_instant
-from buildrunner.store.model.access import AccessToken, AuditEntry, Session
+from buildrunner.store.model.access import AccessToken, AuditEntry, IdentityKey, Session
 from buildrunner.store.model.builds import (
     LOST_WORKER,
     WITHOUT_POOL,
@@ -41,7 +41,6 @@ from buildrunner.store.model.builds import (
     WaitingBuild,
     WaitReason,
 )
-from buildrunner.store.model.identity import IdentityKey
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres

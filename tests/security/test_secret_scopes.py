@@ -31,8 +31,7 @@ from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.substitutions.variables import BuiltIns
-from buildrunner.store.asker import build_asker
-from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.builds import StoredBuild, build_asker
 from tests.api_server import ApiServer, api_server, now
 from tests.conftest import Registry
 from tests.fixtures_google import GoogleServer

@@ -13,8 +13,7 @@ from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.log_home import PASSED_ON
-from buildrunner.store.model.builds import ClaimScope
-from buildrunner.store.model.servers import KnownServer
+from buildrunner.store.model.builds import ClaimScope, KnownServer
 from tests.log_servers import log_server, now
 
 TEXT = b"FETCHSOURCE\nBUILD\n" + b"".join(b"Step #0: line %d\n" % n for n in range(30_000))

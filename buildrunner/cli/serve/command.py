@@ -92,7 +92,7 @@ def _serve(
     from buildrunner.server.metrics import Metrics
     from buildrunner.server.services.provisioner import Provisioner
     from buildrunner.sources.uploads import SourceUploads
-    from buildrunner.store.model.servers import KnownServer
+    from buildrunner.store.model.builds import KnownServer
     from buildrunner.worker.policy import check_rules
     from buildrunner.worker.program import keeping_of
 

@@ -1,9 +1,10 @@
-"""Builds: create, get, list, cancel, retry, approve.
+"""Builds: create, get, list, cancel, retry, approve; and their operations, which clients poll.
 
 Each route has two address forms: ``projects/P/builds`` and ``projects/P/locations/L/builds``. They
 lead to the same builds; the older form finds a build by its id in any location.
 
-Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.builds
+Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.builds and
+https://cloud.google.com/build/docs/api/reference/rest/v1/operations
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import (
     as_asked,
+    build_of_operation,
     build_response,
+    id_of_operation,
     json_response,
     operation_response,
     shown_build,
@@ -28,6 +31,7 @@ from buildrunner.server.http.errors import (
     failed_precondition,
     invalid_argument,
     invalid_config,
+    permission_denied,
 )
 from buildrunner.server.http.requests import (
     address_of,
@@ -35,6 +39,7 @@ from buildrunner.server.http.requests import (
     build_body,
     flag,
     idempotency_key,
+    json_body,
     member,
     number,
     page_size,
@@ -57,6 +62,7 @@ from buildrunner.server.services.builds import BuildOptions, Builds
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import ApprovalResult, Decision
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.store.model.builds import StoredBuild
 
 _FORMS = ("/v1/projects/{project}/builds", "/v1/projects/{project}/locations/{location}/builds")
 
@@ -333,3 +339,67 @@ def made_by(document: dict[str, Any]) -> list[dict[str, Any]]:
         count = results.get("numArtifacts", "0")
         made.append({"kind": "objects", "name": manifest, "count": count})
     return made
+
+
+_REGIONAL_OPERATION = "/v1/projects/{project}/locations/{location}/operations/{operation}"
+
+
+def operations_router(context: ServerContext) -> APIRouter:
+    """The routes of operations."""
+    access = Access(context)
+    body_of = json_body(context)
+    routes = APIRouter(tags=["operations"])
+
+    def found(request: Request, caller: Caller, scope: str) -> StoredBuild:
+        stored = _build_of(context, request)
+        project = stored.document["projectId"]
+        if not caller.may(scope, project):
+            if project not in caller.projects:  # as for an operation that does not exist
+                raise NotFound(f"there is no build {stored.id} here")
+            raise permission_denied(f"token {caller.name} needs scope {scope} for this project")
+        return stored
+
+    def get(request: Request, caller: Caller = Depends(access.may("read"))) -> Response:
+        """Return the operation of a build, which is done when the build has ended."""
+        return operation_response(request, found(request, caller, "read").document)
+
+    def cancel(
+        request: Request,
+        caller: Caller = Depends(access.may("submit", "operations.cancel")),
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+    ) -> Response:
+        """Cancel the build of an operation. No effect if the build has ended."""
+        stored = found(request, caller, "submit")
+        project = stored.document["projectId"]
+        note_target(request, project, stored.id)
+        try:
+            context.store.builds.request_cancel(
+                project, stored.id, now=context.clock(), reason=f"cancelled by {caller.name}"
+            )
+        except Conflict:
+            return json_response({})  # as for any operation: too late is no error
+        context.wake()
+        return json_response({})
+
+    for form in ("/v1/operations/{operation:path}", _REGIONAL_OPERATION):
+        routes.add_api_route(
+            form + ":cancel",
+            cancel,
+            methods=["POST"],
+            openapi_extra=documented(body="Empty", answer="Empty"),
+        )
+        routes.add_api_route(
+            form, get, methods=["GET"], openapi_extra=documented(answer="Operation")
+        )
+    return routes
+
+
+def _build_of(context: ServerContext, request: Request) -> StoredBuild:
+    name: str = request.path_params["operation"]
+    project = request.path_params.get("project")
+    if project is not None:
+        return context.store.builds.get(project, id_of_operation(name))
+    place = build_of_operation(name)
+    if place is None:
+        raise NotFound(f"there is no operation {name}")
+    return context.store.builds.get(*place)

@@ -1,4 +1,8 @@
-"""Hooks: the route that takes what forges send, and the routes of what each hook is bound to."""
+"""Routes that take what other machines send: the hooks of forges, and webhook triggers.
+
+The proof of the sender is a signature or a secret, not a token. Each hook has a binding, which
+says what it may fire; the routes of bindings need a token.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,32 @@ from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from buildrunner.errors import NotFound
+from buildrunner.errors import NotFound, SecretError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import namesake, secret_name
-from buildrunner.server.events.intake import HookIntake, kept_headers
-from buildrunner.server.http.access import Access, note_target
+from buildrunner.server.events.intake import HookIntake, Refusals, kept_headers
+from buildrunner.server.events.webhook_calls import WebhookCall, WebhookCalls
+from buildrunner.server.http.access import Access, note_action, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.errors import ApiError
-from buildrunner.server.http.requests import as_mapping, client_address, json_body, parameter
+from buildrunner.server.http.errors import (
+    ApiError,
+    invalid_argument,
+    permission_denied,
+    unavailable,
+)
+from buildrunner.server.http.requests import (
+    address_of,
+    as_mapping,
+    client_address,
+    json_body,
+    parameter,
+    raw_body,
+)
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
-from buildrunner.server.openapi import Parameter, documented
+from buildrunner.server.openapi import PARENT, REQUEST_ID, Parameter, documented
 from buildrunner.server.services.known_triggers import forge_hooks
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import NewDelivery
@@ -29,7 +47,7 @@ from buildrunner.triggers.hook_binding import BARE, PUBSUB, read_binding
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MOST_SHOWN: Final = 100
 _PATH: Final = "/buildrunner/v1/hooks"
-_SECRET_PARAMETER = Parameter("secret", "string", "Of a Pub/Sub push subscription: the proof.")
+_PUSH_SECRET = Parameter("secret", "string", "Of a Pub/Sub push subscription: the proof.")
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -69,7 +87,7 @@ def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
             f"/hooks{path}",
             receive,
             methods=["POST"],
-            openapi_extra=documented(body="Payload", query=(_SECRET_PARAMETER,)),
+            openapi_extra=documented(body="Payload", query=(_PUSH_SECRET,)),
         )
     routes.add_api_route(  # as people paste addresses
         "/hooks/{forge}/", receive, methods=["POST"], include_in_schema=False
@@ -157,3 +175,78 @@ def _shown(
     shown = {"name": name, "bound": bool(binding), "secret": secret_name(name)}
     shown |= binding or {}
     return shown | ({"lastDelivery": encode_instant(heard)} if heard is not None else {})
+
+
+_REFUSED = "the trigger or its secret is not right"
+_TRIGGER_SECRET = Parameter("secret", "string", "The trigger's secret.")
+_KEY = Parameter("key", "string", "Google's API key: ignored.")
+
+_Verified = tuple[WebhookCall, dict[str, Any]]
+
+
+def webhooks_router(context: ServerContext) -> APIRouter:
+    """The route of webhooks: no token, the secret is the proof."""
+    calls = WebhookCalls(context)
+    refusals = Refusals(context.store, context.clock)
+    read = raw_body(context, context.settings.max_webhook_bytes)
+    routes = APIRouter(tags=["triggers"])
+
+    async def verified(request: Request) -> _Verified:
+        """The call and its trigger, if the caller knows the trigger's secret."""
+        call = WebhookCall(
+            address=address_of(context, request),
+            trigger=request.path_params["trigger"],
+            secret=parameter(request, "secret"),
+            request_id=parameter(request, "requestId"),
+            headers=kept_headers(request.headers),
+            client=client_address(request),
+        )
+        found = await run_in_threadpool(calls.find, call)
+        try:
+            reason = await calls.reason_to_refuse(call, found)
+        except SecretError as error:
+            reason = f"its secret can't be had now: {error}"
+            await refusals.record(calls.refused(call, found), reason)
+            raise unavailable("the call can't be verified now: send it again") from None
+        if reason:
+            await refusals.record(calls.refused(call, found), reason)
+            raise permission_denied(_REFUSED)
+        note_action(request, "triggers.webhook", found["id"])
+        name = f"webhook:{found['name']}"
+        request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
+        return call, found
+
+    async def body_of(request: Request, known: _Verified = Depends(verified)) -> bytes:
+        """The body; a body that is too large is recorded as refused."""
+        try:
+            return await read(request)
+        except ApiError as error:
+            await refusals.record(calls.refused(*known), str(error))
+            raise
+
+    def receive(
+        request: Request,
+        trigger: str,  # noqa: ARG001  (documented; `verified` reads it)
+        known: _Verified = Depends(verified),
+        body: bytes = Depends(body_of),
+    ) -> Response:
+        """Receive a payload. Its build is in the queue when this call is answered."""
+        call, found = known
+        result = calls.receive(call, found, body)
+        if result.builds:
+            note_target(request, call.address.project, found["id"], *result.builds)
+        if result.problem:
+            raise invalid_argument(result.problem)
+        return json_response({})
+
+    for form in ("", "/locations/{location}"):
+        path = f"/v1/projects/{{project}}{form}/triggers/{{trigger}}:webhook"
+        routes.add_api_route(
+            path,
+            receive,
+            methods=["POST"],
+            openapi_extra=documented(
+                body="Payload", answer="Empty", query=(PARENT, REQUEST_ID, _TRIGGER_SECRET, _KEY)
+            ),
+        )
+    return routes

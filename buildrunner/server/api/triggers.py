@@ -1,18 +1,22 @@
-"""Triggers: create, get, list, change, delete, run.
+"""Triggers: create, get, list, change, delete, run; their own settings, and their fire times.
 
 Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
 """
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from fastapi import APIRouter, Depends, Request, Response
 
+from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_asked, json_response, operation_response
 from buildrunner.server.http.errors import (
+    ApiError,
     invalid_config,
 )
 from buildrunner.server.http.requests import (
@@ -21,6 +25,7 @@ from buildrunner.server.http.requests import (
     build_body,
     flag,
     idempotency_key,
+    json_body,
     member,
     number,
     page_size,
@@ -36,12 +41,16 @@ from buildrunner.server.openapi import (
     Parameter,
     documented,
 )
-from buildrunner.server.services.queueing import RunFacts, location_of
+from buildrunner.server.services.queueing import RunFacts, TriggerQueue, location_of
 from buildrunner.server.services.triggers import Triggers
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.writing import encode_instant
+from buildrunner.store.model.triggers import Fire
+from buildrunner.triggers.schedule import fire_times
+from buildrunner.triggers.settings import read_settings
 
 Document = dict[str, Any]
 _FORMS = (
@@ -214,3 +223,108 @@ def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:
     if not loaded.ok:
         raise invalid_config(loaded.problems, prefix="source.")
     return loaded.value
+
+
+_MOST_TIMES = 1000
+_COUNT = Parameter("count", "integer", f"How many: 1 to {_MOST_TIMES}.")
+
+
+def settings_router(context: ServerContext) -> APIRouter:
+    """The routes, below each trigger."""
+    access = Access(context)
+    body_of = json_body(context)
+    queue = TriggerQueue(context)
+    routes = APIRouter(
+        prefix="/buildrunner/v1/projects/{project}/triggers/{trigger}", tags=["triggers"]
+    )
+
+    def found(request: Request, trigger: str) -> tuple[str, dict[str, Any]]:
+        project = address_of(context, request).project
+        try:
+            return project, context.store.triggers.get(project, trigger)
+        except NotFound as error:  # these routes are ours: they need no sentence of Google's
+            raise ApiError(404, str(error)) from error
+
+    def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """Return the settings beside the trigger; empty without settings."""
+        project, document = found(request, trigger)
+        return json_response(context.store.triggers.settings(project, document["id"]))
+
+    def change(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("admin", "triggers.settings")),
+        body: Any = Depends(body_of),
+    ) -> Response:
+        """Replace all settings: jitter, missed, overlap, concurrency, approval, and so on."""
+        project, document = found(request, trigger)
+        note_target(request, project, document["id"])
+        settings = as_mapping(body)
+        read_settings(settings)
+        context.store.triggers.set_settings(project, document["id"], settings)
+        context.schedule_changed()
+        return json_response(settings)
+
+    def coming(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """Return the next scheduled times of a trigger: in UTC, and in its time zone."""
+        project, document = found(request, trigger)
+        if not document.get("cron"):
+            raise ApiError(404, f'the trigger "{document["name"]}" has no schedule')
+        count = number(request, "count", low=1, high=_MOST_TIMES, default=5)
+        schedule = queue.settings(project, document["id"]).schedule(document["cron"])
+        zone = schedule.time_zone or "UTC"
+        times = fire_times(schedule, context.clock(), count)
+        answer = {
+            "schedule": schedule.cron,
+            "timeZone": zone,
+            "disabled": bool(document.get("disabled")),
+            "times": [_time(moment, zone) for moment in times],
+        }
+        if schedule.jitter_s:
+            answer["jitter"] = f"{schedule.jitter_s}s"
+        return json_response(answer)
+
+    def past(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+        """List the history of the trigger's schedule, newest first."""
+        project, document = found(request, trigger)
+        count = number(request, "count", low=1, high=_MOST_TIMES, default=50)
+        fires = context.store.schedules.fires(project, document["id"], limit=count)
+        return json_response({"fires": [_shown_fire(fire) for fire in fires]})
+
+    routes.add_api_route(
+        "/settings",
+        show,
+        methods=["GET"],
+        openapi_extra=documented(answer="TriggerSettings", query=(PARENT,)),
+    )
+    routes.add_api_route(
+        "/settings",
+        change,
+        methods=["PUT"],
+        openapi_extra=documented(body="TriggerSettings", answer="TriggerSettings", query=(PARENT,)),
+    )
+    routes.add_api_route(
+        "/next", coming, methods=["GET"], openapi_extra=documented(query=(PARENT, _COUNT))
+    )
+    routes.add_api_route(
+        "/fires", past, methods=["GET"], openapi_extra=documented(query=(PARENT, _COUNT))
+    )
+    return routes
+
+
+def _time(moment: datetime, zone: str) -> dict[str, str]:
+    return {
+        "time": encode_instant(moment),
+        "local": moment.astimezone(ZoneInfo(zone)).strftime("%Y-%m-%d %H:%M:%S %Z"),
+    }
+
+
+def _shown_fire(fire: Fire) -> dict[str, str]:
+    shown = {
+        "time": encode_instant(fire.fire_at),
+        "runTime": encode_instant(fire.run_at),
+        "state": fire.state,
+        "buildId": fire.build_id,
+        "detail": fire.detail,
+    }
+    return {name: text for name, text in shown.items() if text}

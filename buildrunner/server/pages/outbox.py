@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
-from buildrunner.server.api.outbox import find_message
+from buildrunner.server.api.notifications import find_message
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, project_of
 from buildrunner.server.http.requests import row_number

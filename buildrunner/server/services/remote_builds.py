@@ -54,7 +54,6 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
-from buildrunner.store.asker import build_asker
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import (
     LEASE_S,
@@ -62,6 +61,7 @@ from buildrunner.store.model.builds import (
     ClaimScope,
     Lease,
     StoredBuild,
+    build_asker,
 )
 from buildrunner.store.model.deployments import recorded
 from buildrunner.store.model.remote import (

@@ -1,4 +1,4 @@
-"""The seam between the server and the database: who may do what, and who did what.
+"""Values of access: tokens, sessions, the audit log, and the public keys of identity tokens.
 
 Rules as in `server_store`; contract suite: tests/contract/test_server_store.py.
 """
@@ -69,3 +69,21 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str
     address: str = ""
     id: int = 0
+
+
+class IdentityKey(msgspec.Struct, frozen=True, kw_only=True):
+    """The public half of a key that signs identity tokens.
+
+    Attributes:
+        id: its thumbprint.
+        owner: the server whose key it is; empty for a key of a KMS.
+        jwk: the key as a JSON Web Key.
+        created_at: when it was published first.
+        published_until: when no token that it signed is good any more.
+    """
+
+    id: str
+    owner: str
+    jwk: dict[str, str]
+    created_at: datetime
+    published_until: datetime

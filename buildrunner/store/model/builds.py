@@ -1,4 +1,4 @@
-"""A build as the server's store returns it, and the queue as a worker sees it."""
+"""A build as the server's store returns it, the queue as a worker sees it, and known servers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 
 CANCELLED_BY: Final = "cancelled_by"
 """The label that says who cancelled a build: ``cancelled by TOKEN``."""
@@ -339,3 +341,35 @@ class BuildQueue(Protocol):
         Source: the queue's time does not run while a build waits for an approval (O-6).
         """
         ...
+
+
+class KnownServer(msgspec.Struct, frozen=True, kw_only=True):
+    """A server that uses the database.
+
+    Attributes:
+        name: the name of its worker; the same after a restart.
+        url: where the other servers reach it, without a slash at its end.
+        started_at: when it was started last.
+    """
+
+    name: str
+    url: str
+    started_at: datetime
+
+
+def build_asker(stored: StoredBuild, default_project: str) -> Asker:
+    """Return what the server knows of a build that asks for secrets, not what its config says.
+
+    Args:
+        stored: the build.
+        default_project: the project of a build that names none.
+    """
+    trigger = str(stored.document.get("buildTriggerId", ""))
+    name = stored.labels.get(TRIGGER_NAME, "")
+    return Asker(
+        use=Use.BUILD,
+        project=str(stored.document.get("projectId", default_project)),
+        trusted=not stored.untrusted,
+        triggers=tuple(filter(None, (trigger, name))) if trigger else (),
+        ref=stored.labels.get(BUILT_REF, "") if trigger else "",
+    )

@@ -1,4 +1,4 @@
-"""Access tokens and the audit log in SQL."""
+"""Access tokens, the audit log, and the public keys of identity tokens, in SQL."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import msgspec
 from sqlalchemy import delete, insert, select, update
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.model.access import AccessToken, AuditEntry, Session
+from buildrunner.store.model.access import AccessToken, AuditEntry, IdentityKey, Session
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow
-from buildrunner.store.sql.schema import audit_log, sessions, tokens
+from buildrunner.store.sql.schema import audit_log, identity_keys, sessions, tokens
 
 
 class SqlTokens(SqlPart):
@@ -185,3 +185,40 @@ def _entry(row: AnyRow) -> AuditEntry:
         outcome=row.outcome,
         address=row.address,
     )
+
+
+class SqlIdentityKeys(SqlPart):
+    """The public keys of all servers of the database."""
+
+    def all(self) -> list[IdentityKey]:
+        """Return the keys, oldest first."""
+        found = select(identity_keys).order_by(identity_keys.c.created_at, identity_keys.c.id)
+        with self._database.read() as connection:
+            return [
+                IdentityKey(
+                    id=row.id,
+                    owner=row.owner,
+                    jwk=msgspec.json.decode(row.jwk, type=dict[str, str]),
+                    created_at=instant_of(row.created_at),
+                    published_until=instant_of(row.published_until),
+                )
+                for row in connection.execute(found)
+            ]
+
+    def put(self, key: IdentityKey) -> None:
+        """Store a key, in place of one with its id."""
+        row = {
+            "id": key.id,
+            "owner": key.owner,
+            "jwk": msgspec.json.encode(key.jwk),
+            "created_at": microseconds(key.created_at),
+            "published_until": microseconds(key.published_until),
+        }
+        with self._database.write() as connection:
+            connection.execute(delete(identity_keys).where(identity_keys.c.id == key.id))
+            connection.execute(insert(identity_keys).values(row))
+
+    def delete(self, key_id: str) -> None:
+        """Delete a key. Idempotent."""
+        with self._database.write() as connection:
+            connection.execute(delete(identity_keys).where(identity_keys.c.id == key_id))

@@ -42,7 +42,6 @@ from buildrunner.store.sql.database import (
     within_time,
 )
 from buildrunner.store.sql.filter import PageTokens, bounded
-from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.outbox import note_change, note_new
 from buildrunner.store.sql.rows import (
     COLUMNS,
@@ -77,6 +76,7 @@ from buildrunner.store.sql.schema import (
     trigger_settings,
     triggers,
 )
+from buildrunner.store.sql.servers import tell_others
 
 _WAITS_FOR = {WAITING: "in the queue", PENDING: "for an approval"}
 _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}

@@ -37,9 +37,9 @@ from buildrunner.store.model.outbox import (
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
-from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.rows import AnyRow, shown_document
 from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbox
+from buildrunner.store.sql.servers import tell_others
 
 MOST_NOTIFIERS: Final = 100
 """Of a project."""

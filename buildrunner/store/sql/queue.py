@@ -35,7 +35,6 @@ from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.deployments import ids_of_build
 from buildrunner.store.sql.deployments import record as record_deployment
-from buildrunner.store.sql.listening import tell_others
 from buildrunner.store.sql.outbox import note_change
 from buildrunner.store.sql.rows import (
     CLAIMED_COLUMNS,
@@ -61,7 +60,7 @@ from buildrunner.store.sql.schema import (
     project_turns,
     superseded,
 )
-from buildrunner.store.sql.servers import forget_log_home, note_log_home
+from buildrunner.store.sql.servers import forget_log_home, note_log_home, tell_others
 
 # Other requests can write in between.
 _DEPLOYMENTS_AT_ONCE = 25

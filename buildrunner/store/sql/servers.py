@@ -1,13 +1,32 @@
-"""The servers of a database, and which of them has the log of a build, in SQL."""
+"""Several servers on one database: addresses, common tasks, and news of changes.
+
+On PostgreSQL, a server that does a task for all servers holds an advisory lock. The database
+releases the lock as soon as the server's connection ends. A database on SQLite has one server.
+
+Every transaction that queues a build, changes a status, or asks for a cancel sends one notification
+(`tell_others`). A server that hears it looks at the database. Nothing depends on a notification:
+each loop also looks by itself from time to time, and a notification that is lost delays it until
+then. SQLite has no notifications.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, insert, select
+import logging
+import os
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from select import POLLIN, poll
+from typing import Any, Final
 
-from buildrunner.errors import NotFound
-from buildrunner.store.model.servers import KnownServer
+from sqlalchemy import Connection, delete, func, insert, select
+
+from buildrunner.errors import NotFound, StoreError
+from buildrunner.retry import backoff
+from buildrunner.store.model.builds import KnownServer
 from buildrunner.store.records import instant_of, microseconds
-from buildrunner.store.sql.database import SqlPart, insert_new
+from buildrunner.store.sql.database import Database, SqlPart, insert_new
 from buildrunner.store.sql.schema import log_homes, servers
 
 
@@ -60,3 +79,136 @@ def note_log_home(connection: Connection, build_id: str, server: str) -> None:
 def forget_log_home(connection: Connection, build_id: str) -> None:
     """Let the next server that a build is claimed from take its log, from the beginning."""
     connection.execute(delete(log_homes).where(log_homes.c.build_id == build_id))
+
+
+_SPACE: Final = 0x6272  # keeps our locks apart from those of other programs
+
+
+class Leadership:
+    """One server's wish to be the one that does a task. For one thread.
+
+    Args:
+        database: of the servers.
+        name: of the task.
+    """
+
+    def __init__(self, database: Database, name: str) -> None:
+        self._database = database
+        self._number = zlib.crc32(name.encode()) & 0x7FFFFFFF
+        self._connection: Any = None
+        self._stack = ExitStack()
+
+    def leads(self) -> bool:
+        """Return whether this server does the task now.
+
+        Raises:
+            StoreError: the database does not answer.
+        """
+        if self._database.is_sqlite:
+            return True
+        if self._connection is None:
+            self._connection = self._stack.enter_context(self._database.apart())
+        try:
+            return self._holds()
+        except self._database.driver_error as error:
+            self.close()
+            raise self._database.explained(error) from error
+
+    def _holds(self) -> bool:
+        mine = (
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            " AND classid = %s AND objid = %s AND objsubid = 2 AND pid = pg_backend_pid())"
+        )
+        key = (_SPACE, self._number)
+        if self._connection.execute(mine, key).fetchone()[0]:
+            return True
+        take = "SELECT pg_try_advisory_lock(%s::int, %s::int)"
+        return bool(self._connection.execute(take, key).fetchone()[0])
+
+    def close(self) -> None:
+        """Leave the task to another server, which may take it at once. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # The database notices the end of a connection a moment later. One that is broken has
+            # no lock to release.
+            with suppress(self._database.driver_error):
+                connection.execute("SELECT pg_advisory_unlock_all()")
+        try:
+            self._stack.close()
+        except StoreError:
+            return  # the connection was broken
+
+
+_CHANNEL = "buildrunner_builds"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
+
+_log = logging.getLogger("buildrunner.server")
+
+
+def tell_others(connection: Connection) -> None:
+    """Notify the listeners once the transaction has been committed. Does nothing on SQLite."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_notify(_CHANNEL, "")))
+
+
+class ChangeListener:
+    """A thread that listens for changes of builds. `start` and `stop` once.
+
+    Args:
+        database: where the changes are made, by this process or another one.
+        heard: called in the thread after a change, and after each reconnection. It must be cheap.
+
+    Attributes:
+        is_listening: whether `heard` is called after each change; False while it is not connected.
+    """
+
+    def __init__(self, database: Database, heard: Callable[[], None]) -> None:
+        self._database = database
+        self._heard = heard
+        self.is_listening = False
+        self._wakes, self._wake = os.pipe()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; on SQLite there is nothing to listen to."""
+        if not self._database.is_sqlite:
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and its connection. Idempotent."""
+        if self._stopped.is_set():
+            return
+        self._stopped.set()
+        os.close(self._wake)  # the thread sees the end of the pipe
+        if self._thread.is_alive():
+            self._thread.join()
+        os.close(self._wakes)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stopped.is_set():
+            try:
+                with self._database.listening(_CHANNEL) as connection:
+                    failures = 0
+                    self.is_listening = True
+                    self._heard()  # whatever changed before
+                    self._listen(connection)
+            except StoreError as error:
+                failures += 1
+                if failures == 1:
+                    _log.warning("changes: %s; the server looks for changes by itself", error)
+                self.is_listening = False
+                self._stopped.wait(backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
+        self.is_listening = False
+
+    def _listen(self, connection: Any) -> None:
+        watched = poll()
+        watched.register(connection.fileno(), POLLIN)
+        watched.register(self._wakes, POLLIN)
+        while True:
+            watched.poll()
+            if self._stopped.is_set():
+                return
+            if list(connection.notifies(timeout=0)):
+                self._heard()

@@ -22,22 +22,19 @@ from collections.abc import Callable
 
 from sqlalchemy import select
 
-from buildrunner.store.sql.access import SqlAuditLog, SqlSessions, SqlTokens
+from buildrunner.store.sql.access import SqlAuditLog, SqlIdentityKeys, SqlSessions, SqlTokens
 from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.database import BUSY_TIMEOUT_S, Database
 from buildrunner.store.sql.deliveries import SqlDeliveries, SqlRefs
 from buildrunner.store.sql.deployments import SqlDeployments
 from buildrunner.store.sql.filter import PageTokens
-from buildrunner.store.sql.identity import SqlIdentityKeys
-from buildrunner.store.sql.leadership import Leadership
-from buildrunner.store.sql.listening import ChangeListener
 from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
 from buildrunner.store.sql.queue import SqlQueue
 from buildrunner.store.sql.retention import SqlRetention
 from buildrunner.store.sql.schedules import SqlSchedules
 from buildrunner.store.sql.schema import FORMS, PAGE_TOKENS, keys
-from buildrunner.store.sql.servers import SqlServers
+from buildrunner.store.sql.servers import ChangeListener, Leadership, SqlServers
 from buildrunner.store.sql.triggers import SqlHooks, SqlTriggers
 
 

@@ -24,7 +24,7 @@ from buildrunner.identity.keys import (
     signing_key,
 )
 from buildrunner.identity.tokens import signed_token
-from buildrunner.store.model.identity import IdentityKey
+from buildrunner.store.model.access import IdentityKey
 from tests.server_databases import new_store
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)

@@ -11,8 +11,7 @@ from msgspec.structs import replace
 from buildrunner.kubernetes.api import KubernetesApi
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.server.services.provisioner import Provisioner
-from buildrunner.store.model.builds import ClaimScope, Lease, NewBuild
-from buildrunner.store.model.servers import KnownServer
+from buildrunner.store.model.builds import ClaimScope, KnownServer, Lease, NewBuild
 from tests.conftest import wait_until
 from tests.fake_cluster import fake_cluster
 from tests.server_databases import new_store

@@ -1,4 +1,4 @@
-"""Our own routes of notifiers: who is told of builds, and "would this notify?"."""
+"""Our own routes of notifications: notifiers, "would this notify?", messages of the outbox."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import NotFound
+from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.errors import ApiError, invalid_argument
-from buildrunner.server.http.requests import as_mapping, json_body, member
+from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
+from buildrunner.server.http.requests import as_mapping, json_body, member, number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.notifications.facts import BAD, Facts
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
-from buildrunner.server.openapi import documented
+from buildrunner.server.openapi import BEFORE, LIMIT, Parameter, documented
 from buildrunner.server.services.documents import shown_message
 from buildrunner.spec.model.build import Status
-from buildrunner.store.model.outbox import NewMessage
+from buildrunner.store.model.outbox import STATES, Message, NewMessage
 
-_PATH = "/buildrunner/v1/projects/{project}/notifiers"
+_NOTIFIERS = "/buildrunner/v1/projects/{project}/notifiers"
 
 
-def router(context: ServerContext) -> APIRouter:
+def notifiers_router(context: ServerContext) -> APIRouter:
     """The routes. To change notifiers needs ``admin``: they speak for everybody."""
     access = Access(context)
     body_of = json_body(context)
@@ -106,35 +106,38 @@ def router(context: ServerContext) -> APIRouter:
         asked = as_mapping(body)
         return json_response(tests.sent(project, tests.kept(project, notifier), asked))
 
-    routes.add_api_route(_PATH, listing, methods=["GET"])
+    routes.add_api_route(_NOTIFIERS, listing, methods=["GET"])
     routes.add_api_route(
-        _PATH + ":test",
+        _NOTIFIERS + ":test",
         try_unkept,
         methods=["POST"],
         openapi_extra=documented(body="NotifierTrial"),
     )
     routes.add_api_route(
-        _PATH + "/{notifier}:test",
+        _NOTIFIERS + "/{notifier}:test",
         test,
         methods=["POST"],
         openapi_extra=documented(body="NotifierTest"),
     )
     routes.add_api_route(
-        _PATH + "/{notifier}:send",
+        _NOTIFIERS + "/{notifier}:send",
         send,
         methods=["POST"],
         openapi_extra=documented(body="NotifierTest"),
     )
     routes.add_api_route(
-        _PATH + "/{notifier}", get, methods=["GET"], openapi_extra=documented(answer="Notifier")
+        _NOTIFIERS + "/{notifier}",
+        get,
+        methods=["GET"],
+        openapi_extra=documented(answer="Notifier"),
     )
     routes.add_api_route(
-        _PATH + "/{notifier}",
+        _NOTIFIERS + "/{notifier}",
         put,
         methods=["PUT"],
         openapi_extra=documented(body="Notifier", answer="Notifier"),
     )
-    routes.add_api_route(_PATH + "/{notifier}", delete, methods=["DELETE"])
+    routes.add_api_route(_NOTIFIERS + "/{notifier}", delete, methods=["DELETE"])
     return routes
 
 
@@ -231,3 +234,98 @@ class _Tests:
             return build
         said = () if status in BAD else ("failureInfo", "statusDetail")
         return {**{name: one for name, one in build.items() if name not in said}, "status": status}
+
+
+_MOST = 500
+_STATE = Parameter("state", "string", f"Only messages in this state: {', '.join(STATES)}.")
+_BUILD_ID = Parameter("buildId", "string", "Only messages about this build.")
+_OUTBOX = "/buildrunner/v1/projects/{project}/outbox"
+
+
+def outbox_router(context: ServerContext) -> APIRouter:
+    """The routes."""
+    access = Access(context)
+    routes = APIRouter(tags=["notifications"])
+
+    def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
+        """List messages, newest first; filtered by ``state`` and ``buildId``, ``before=ID``."""
+        state = parameter(request, "state")
+        if state and state not in STATES:
+            message = f"state takes {', '.join(STATES)}, not {state}"
+            raise invalid_argument(message, field="state")
+        found = context.store.outbox.page(
+            project_id=access.project_of(request),
+            build_id=parameter(request, "buildId"),
+            state=state,
+            limit=number(request, "limit", low=1, high=_MOST, default=50),
+            before=number(request, "before", low=0, high=1 << 62),
+        )
+        return json_response({"messages": [shown_message(one) for one in found]})
+
+    def get(
+        request: Request, message: int, _: Caller = Depends(access.may("read", known=True))
+    ) -> Response:
+        """Return a message with its content, which has only the names of secrets."""
+        found = find_message(context, access.project_of(request), message)
+        return json_response({**shown_message(found), "message": found.message})
+
+    def retry(
+        request: Request,
+        message: int,
+        _: Caller = Depends(access.may("admin", "outbox.retry")),
+    ) -> Response:
+        """Send a message now, even if it was given up."""
+        project = access.project_of(request)
+        note_target(request, project, str(message))
+        find_message(context, project, message)
+        try:
+            again = context.store.outbox.retry(message, now=context.clock())
+        except Conflict as error:
+            raise failed_precondition(str(error)) from error
+        return json_response(shown_message(again))
+
+    def drop(
+        request: Request,
+        message: int,
+        _: Caller = Depends(access.may("admin", "outbox.drop")),
+    ) -> Response:
+        """Delete a message without sending it."""
+        project = access.project_of(request)
+        note_target(request, project, str(message))
+        find_message(context, project, message)
+        context.store.outbox.drop(message)
+        return json_response({})
+
+    routes.add_api_route(
+        _OUTBOX,
+        listing,
+        methods=["GET"],
+        openapi_extra=documented(query=(_STATE, _BUILD_ID, LIMIT, BEFORE)),
+    )
+    routes.add_api_route(
+        _OUTBOX + "/{message}:retry",
+        retry,
+        methods=["POST"],
+        openapi_extra=documented(body="Empty"),
+    )
+    routes.add_api_route(_OUTBOX + "/{message}", get, methods=["GET"])
+    routes.add_api_route(_OUTBOX + "/{message}", drop, methods=["DELETE"])
+    return routes
+
+
+def find_message(context: ServerContext, project: str, message_id: int) -> Message:
+    """A message of a project.
+
+    Raises:
+        ApiError: there is none.
+    """
+    missing = f"there is no message {message_id} in the outbox of project {project}"
+    if message_id >= 1 << 62:
+        raise ApiError(404, missing)
+    try:
+        found = context.store.outbox.get(message_id)
+    except NotFound as error:
+        raise ApiError(404, missing) from error
+    if found.project_id != project:
+        raise ApiError(404, missing)
+    return found
