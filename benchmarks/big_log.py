@@ -12,8 +12,7 @@ from benchmarks.machine import work_folder
 from benchmarks.measure import Result, run, timed
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink
-from buildrunner.logs.files.reader import LogFileReader
-from buildrunner.logs.files.search import LogQuery, search_log
+from buildrunner.logs.files.reader import LogFileReader, LogQuery, search_log
 
 LINES = 20_000_000
 _BEGUN = datetime(2024, 1, 1, tzinfo=UTC)

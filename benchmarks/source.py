@@ -11,7 +11,7 @@ from benchmarks.machine import IMAGE, docker, make_tree, volume, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
 from buildrunner.containers.types import LABEL_BUILD
-from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.volume import FolderWorkspace
 
 FILES = 5_000

@@ -1,13 +1,21 @@
-"""Members of archives, independent of the archive's format."""
+"""Members of archives, whatever the format, and the rules for members of untrusted senders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+import posixpath
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import msgspec
 
 from buildrunner.errors import SourceError
+
+REGULAR = b"0"
+HARD_LINK = b"1"
+SYMBOLIC_LINK = b"2"
+CHARACTER_DEVICE = b"3"
+DIRECTORY = b"5"
 
 Members = Iterable[tuple["Member", Iterable[bytes]]]
 """Members with their content, which is to be read before the next member is asked for."""
@@ -75,3 +83,168 @@ class Member(msgspec.Struct, frozen=True):
     mtime_ns: int = 0
     link_target: str = ""
     owner: tuple[int, int] = (0, 0)
+
+
+_PATH_BYTES = 4096  # of Linux
+_NO_ID = 2**32 - 1  # the kernel's word for nobody
+_GIB = 1024**3
+_PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
+
+
+class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """The limits of an archive's content.
+
+    Attributes:
+        members: files, folders and links.
+        size_bytes: content of all files.
+        ratio: content of all files to bytes of the archive; text of ordinary projects stays
+            below 20, and deflate can't exceed 1032.
+        ratio_from_bytes: content up to this size may have any ratio.
+    """
+
+    members: int = 2_000_000
+    size_bytes: int = 200 * _GIB
+    ratio: float = 200.0
+    ratio_from_bytes: int = 64 * 1024 * 1024
+
+
+class Guard:
+    """Checks each member against the rules and against those before it. Not thread-safe.
+
+    Args:
+        limits: how much may come.
+        keep_owners: owners and set-id bits stay: for what steps left in a volume. Otherwise all
+            files belong to root.
+
+    Attributes:
+        limits: how much may come.
+        files: files and links so far.
+        size_bytes: content of files so far, as the members say.
+    """
+
+    def __init__(self, limits: ArchiveLimits, *, keep_owners: bool = False) -> None:
+        self.limits = limits
+        self._keep_owners = keep_owners
+        self._members = 0
+        self._bytes = 0
+        self.files = 0
+        self.size_bytes = 0
+        self._links: dict[str, str] = {}
+        self._files: set[str] = set()
+        self._digests: set[int] = set()  # of the paths in both
+
+    def admit(self, member: Member) -> Member | None:
+        """The member as it may be unpacked; None for the root itself, unless owners are kept.
+
+        Raises:
+            SourceError: it may not.
+        """
+        self._members += 1
+        if self._members > self.limits.members:
+            raise SourceError(f"the source archive has more than {self.limits.members:,} members")
+        if member.kind in SPECIAL:
+            raise not_a_source(member.path, SPECIAL[member.kind])
+        if len(os.fsencode(member.path)) > _PATH_BYTES:
+            shown = msgspec.structs.replace(member, path=f"{member.path[:100]}...")
+            raise refused(shown, f"has a path of more than {_PATH_BYTES:,} bytes")
+        path = _inside(member.path)
+        if path is None:
+            raise refused(member, "lies outside the workspace", hint=_PACK)
+        if path == "." and not (self._keep_owners and member.kind == DIRECTORY):
+            return None
+        self._check_parents(member, path)
+        if member.kind == HARD_LINK:
+            member = self._linked(member)
+        elif member.kind == SYMBOLIC_LINK:
+            _check_link(member)
+        self._remember(path, member)
+        self.files += member.kind != DIRECTORY
+        self.size_bytes += member.size
+        if not self._keep_owners:
+            return msgspec.structs.replace(
+                member, path=path, mode=member.mode & 0o777, owner=(0, 0)
+            )
+        if not all(0 <= number < _NO_ID for number in member.owner):
+            raise refused(member, f"belongs to {member.owner}, which can't be")
+        return msgspec.structs.replace(member, path=path)
+
+    def _linked(self, member: Member) -> Member:
+        """A hard link, with what it is a name of; a second name of a symbolic link is one more."""
+        target = _inside(member.link_target) or ""
+        if target not in self._files and target not in self._links:
+            raise refused(member, "is a hard link to no file of the archive before it")
+        self._check_parents(member, target)
+        if target in self._links:
+            return msgspec.structs.replace(
+                member, kind=SYMBOLIC_LINK, link_target=self._links[target]
+            )
+        return msgspec.structs.replace(member, link_target=target)
+
+    def _check_parents(self, member: Member, path: str) -> None:
+        folders = path.split("/")[:-1]
+        for depth, digest in enumerate(_digests(folders), 1):
+            if digest not in self._digests:
+                continue
+            parent = "/".join(folders[:depth])
+            if parent in self._links:
+                raise refused(member, f"would be reached through the link {parent!r}")
+            if parent in self._files:
+                raise refused(member, f"would lie below the file {parent!r}")
+
+    def _remember(self, path: str, member: Member) -> None:
+        self._links.pop(path, None)
+        self._files.discard(path)
+        if member.kind == SYMBOLIC_LINK:
+            self._links[path] = member.link_target
+        elif member.kind != DIRECTORY:
+            self._files.add(path)
+        *_, digest = _digests(path.split("/"))
+        if member.kind == DIRECTORY:
+            self._digests.discard(digest)
+        else:
+            self._digests.add(digest)
+
+    def count(self, data: bytes, archive_bytes: int) -> None:
+        """Take note of content. Raises SourceError when it is too much."""
+        self._bytes += len(data)
+        limits = self.limits
+        if self._bytes > limits.size_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.size_bytes / _GIB:.0f} GiB"
+            )
+        expands = self._bytes > limits.ratio * max(archive_bytes, 1)
+        if expands and self._bytes > limits.ratio_from_bytes:
+            raise SourceError(
+                f"the source archive unpacks to more than {limits.ratio:.0f} times its size",
+                hint="it looks like a decompression bomb",
+            )
+
+
+def _digests(names: list[str]) -> Iterator[int]:
+    """A digest of each path that begins with the names, in a time that grows as their number."""
+    digest = 0
+    for name in names:
+        digest = hash((digest, name))
+        yield digest
+
+
+def _inside(path: str) -> str | None:
+    """``path`` in its shortest form, ``.`` for the root, None when it leaves the workspace."""
+    if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        return None
+    return posixpath.normpath(path)
+
+
+def _check_link(member: Member) -> None:
+    """Check a link. Its target may be any path, since the reader never writes through a link.
+
+    Source: GNU tar, and so the hosted service, keeps such links.
+    """
+    target = member.link_target
+    if not target or "\0" in target or len(target) > _PATH_BYTES:
+        raise refused(member, "is a link to nothing")
+
+
+def refused(member: Member, why: str, *, hint: str = "") -> SourceError:
+    """The error for a member that breaks a rule."""
+    return MemberError("the source archive is refused", member.path, f" {why}", hint=hint)

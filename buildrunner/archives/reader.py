@@ -26,8 +26,14 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from buildrunner.archives.members import DamagedArchive, Member, Members, Readable
-from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.members import (
+    ArchiveLimits,
+    DamagedArchive,
+    Guard,
+    Member,
+    Members,
+    Readable,
+)
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.errors import SourceError
 

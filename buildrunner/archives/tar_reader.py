@@ -13,14 +13,17 @@ import tarfile
 from collections.abc import Iterator
 from typing import Self, cast
 
-from buildrunner.archives.members import SPECIAL, DamagedArchive, Member, Readable
-from buildrunner.archives.tar_writer import (
-    BLOCK,
+from buildrunner.archives.members import (
     DIRECTORY,
     HARD_LINK,
     REGULAR,
+    SPECIAL,
     SYMBOLIC_LINK,
+    DamagedArchive,
+    Member,
+    Readable,
 )
+from buildrunner.archives.tar_writer import BLOCK
 
 _HEADER_BYTES = 1024 * 1024
 _ALL_HEADERS_BYTES = 4 * _HEADER_BYTES

@@ -11,16 +11,16 @@ import stat
 import struct
 from collections.abc import Iterator, Mapping
 
-from buildrunner.archives.members import Members
+from buildrunner.archives.members import (
+    DIRECTORY,
+    HARD_LINK,
+    REGULAR,
+    Members,
+)
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 
-REGULAR = b"0"
-HARD_LINK = b"1"
-SYMBOLIC_LINK = b"2"
-CHARACTER_DEVICE = b"3"
-DIRECTORY = b"5"
 _PAX = b"x"
 
 _CHUNK_BYTES = 256 * 1024

@@ -12,9 +12,14 @@ from typing import BinaryIO
 
 import msgspec
 
-from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import DamagedArchive, Member
-from buildrunner.archives.rules import refused
+from buildrunner.archives.members import (
+    DIRECTORY,
+    REGULAR,
+    SYMBOLIC_LINK,
+    DamagedArchive,
+    Member,
+    refused,
+)
 from buildrunner.errors import SourceError
 
 _CHUNK_BYTES = 256 * 1024
@@ -56,25 +61,21 @@ def _members(archive: zipfile.ZipFile) -> Iterator[tuple[Member, Iterable[bytes]
         mode = info.external_attr >> 16  # zero unless it was packed on Unix
         member = Member(
             path=name.rstrip("/"),
-            kind=tar_stream.REGULAR,
+            kind=REGULAR,
             mode=mode or 0o644,
             size=info.file_size,
             mtime_ns=_time(info) * 1_000_000_000,
         )
         if name.endswith("/"):
             yield (
-                msgspec.structs.replace(
-                    member, kind=tar_stream.DIRECTORY, mode=mode or 0o755, size=0
-                ),
+                msgspec.structs.replace(member, kind=DIRECTORY, mode=mode or 0o755, size=0),
                 (),
             )
         elif stat.S_ISLNK(mode):
             with archive.open(info) as opened:
                 target = opened.read(_LINK_LIMIT + 1).decode("utf-8", "surrogateescape")
             yield (
-                msgspec.structs.replace(
-                    member, kind=tar_stream.SYMBOLIC_LINK, size=0, link_target=target
-                ),
+                msgspec.structs.replace(member, kind=SYMBOLIC_LINK, size=0, link_target=target),
                 (),
             )
         elif mode and stat.S_IFMT(mode) not in (0, stat.S_IFREG):

@@ -23,7 +23,7 @@ from buildrunner.engine.outcome import Span, UploadedFile, UploadedObjects
 from buildrunner.engine.protocols import UploadReport
 from buildrunner.errors import StorageError, UploadError
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.sources.folder.ignore_rules import BadPattern, translate_glob
+from buildrunner.sources.ignore_rules import BadPattern, translate_glob
 from buildrunner.storage.object_store import ObjectStore, ObjectUrl, Retried, StoredObject
 from buildrunner.storage.parallel import in_parallel, interruptible
 from buildrunner.storage.stores import Stores

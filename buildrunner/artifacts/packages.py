@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from buildrunner.archives import tar_writer
-from buildrunner.archives.members import Member, Members
+from buildrunner.archives.members import DIRECTORY, REGULAR, Member, Members
 from buildrunner.archives.reader import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
@@ -121,7 +121,7 @@ class PublishingContainer:
             with closing(_chunks(self._engine.get_archive(self._id, FOLDER))) as chunks:
                 reader = TarReader(chunk_reader(chunks))
                 for member in reader.members():
-                    if member.kind == tar_writer.REGULAR and member.path.endswith(ending):
+                    if member.kind == REGULAR and member.path.endswith(ending):
                         _write(path, reader.content(), limit)
                         return posixpath.basename(member.path)
         except NotFound:
@@ -154,7 +154,7 @@ def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
 def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
     """A tar archive with files in `FOLDER`."""
     members: list[tuple[Member, Iterable[bytes]]] = [
-        (Member(path=name, kind=tar_writer.REGULAR, mode=0o600, size=len(content)), (content,))
+        (Member(path=name, kind=REGULAR, mode=0o600, size=len(content)), (content,))
         for name, content in files.items()
     ]
     return tar_writer.pack((*_parents(FOLDER[1:], files), *_below(FOLDER[1:], members)))
@@ -165,7 +165,7 @@ def _copies(files: Iterable[tuple[str, WorkspaceFile]]) -> Iterator[bytes]:
     copies = dict(files)
     members = (
         (
-            Member(path=path, kind=tar_writer.REGULAR, size=file.size_bytes),
+            Member(path=path, kind=REGULAR, size=file.size_bytes),
             _content(file.copy),
         )
         for path, file in copies.items()
@@ -192,7 +192,7 @@ def _parents(folder: str, paths: Iterable[str]) -> Members:
         while parent:
             found.add(f"{folder}/{parent}")
             parent = posixpath.dirname(parent)
-    return [(Member(path=one, kind=tar_writer.DIRECTORY, mode=0o755), ()) for one in sorted(found)]
+    return [(Member(path=one, kind=DIRECTORY, mode=0o755), ()) for one in sorted(found)]
 
 
 def _content(path: str) -> Iterator[bytes]:
@@ -350,7 +350,7 @@ class ContainerPublisher:
             path = os.path.join(scratch, "package.tgz")
             manifest = self._pack(folder, path, workspace, log, cancel)
             size = os.path.getsize(path)
-            member = Member(path=_PACKED[1:], kind=tar_writer.REGULAR, size=size)
+            member = Member(path=_PACKED[1:], kind=REGULAR, size=size)
             packed = tar_writer.pack([(member, _content(path))])
             package = msgspec.structs.replace(package, paths=(_PACKED,))
             return self._run(package, repository, packed, log, cancel, manifest=manifest)

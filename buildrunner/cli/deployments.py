@@ -9,9 +9,9 @@ from itertools import islice
 from typing import Any
 
 from buildrunner import wiring
-from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server.choice import add_server_flags, chosen_server
 from buildrunner.cli.terminal.listing import add_format, formatted, table
+from buildrunner.cli.trust import folder_settings
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.engine.deployments import with_short_digest
 from buildrunner.errors import EXIT_SUCCESS, Conflict, NotFound, UsageError

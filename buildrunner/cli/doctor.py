@@ -257,7 +257,7 @@ def check_isolation(isolation: str) -> Finding:
 
 
 def _why_no_own_disk(info: EngineInfo, environ: Mapping[str, str]) -> str:
-    from buildrunner.sandboxes.nested.own_disk import why_no_own_disk
+    from buildrunner.sandboxes.nested.disk import why_no_own_disk
     from buildrunner.settings import sandbox_folder
 
     return why_no_own_disk((info.data_root, sandbox_folder(environ)))
@@ -414,7 +414,7 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
     if not has_database(database):
         return []  # imports nothing of the server, whose packages may not be installed
     from buildrunner import wiring
-    from buildrunner.server.services.known_triggers import trigger_problems
+    from buildrunner.server.services.triggers import trigger_problems
     from buildrunner.settings import load_settings
 
     try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from buildrunner.errors import EXIT_SUCCESS
-from buildrunner.plan.drawings.text import Node
+from buildrunner.plan.drawing import Node
 
 _EPILOG: Final = """\
 Time runs from top to bottom. Steps side by side may run at the same time. Edges that follow from
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _nodes(file: str) -> list[Node]:
     from buildrunner.errors import ConfigError, UsageError
-    from buildrunner.plan.drawings.text import nodes_of_build
+    from buildrunner.plan.drawing import nodes_of_build
     from buildrunner.problem import Severity
     from buildrunner.spec.reading.decode import load_build
     from buildrunner.spec.validation.check import check_build
@@ -95,16 +95,16 @@ def _content(name: str) -> bytes:
 
 def _drawn(nodes: Sequence[Node], form: str, file: str, *, unicode: bool) -> str:
     if form == "svg":
-        from buildrunner.plan.drawings.svg import draw_svg
+        from buildrunner.plan.drawing import draw_svg
 
         return draw_svg(nodes, name="" if file == "-" else os.path.basename(file))
     if form == "mermaid":
-        from buildrunner.plan.drawings.text import draw_mermaid
+        from buildrunner.plan.drawing import draw_mermaid
 
         return draw_mermaid(nodes)
     from shutil import get_terminal_size
 
-    from buildrunner.plan.drawings.text import ASCII, UNICODE, draw_text, summary
+    from buildrunner.plan.drawing import ASCII, UNICODE, draw_text, summary
 
     width = get_terminal_size().columns if sys.stdout.isatty() else 160
     drawing = draw_text(nodes, width=width, glyphs=UNICODE if unicode else ASCII)

@@ -289,7 +289,7 @@ def _asked(args: argparse.Namespace) -> Document:
 
 def tried_text(found: Document) -> str:
     """Format the result of a notifier's test for people."""
-    from buildrunner.cli.triggers.verdict import rule_lines
+    from buildrunner.cli.triggers.calls import rule_lines
     from buildrunner.logs.console.wording import printable
 
     answer = "would get a message" if found["notifies"] else "would get no message"

@@ -1,4 +1,8 @@
-"""``buildrunner trust``: let a project's settings file do what it may not do by itself."""
+"""``buildrunner trust``: let a project's settings file do what it may not do by itself.
+
+Commands read the settings of a folder here (`folder_settings`): a user at a terminal is asked about
+a file that needs trust.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +10,17 @@ import argparse
 import os
 import sys
 
-from buildrunner.cli.folder_settings import needs_text
 from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS, ConfigError, UsageError
 from buildrunner.logs.console.wording import printable
-from buildrunner.settings import FILE_NAME, TrustedFiles, read_project_file
+from buildrunner.settings import (
+    FILE_NAME,
+    ProjectFile,
+    Settings,
+    TrustedFiles,
+    load_settings,
+    read_project_file,
+)
 
 _EPILOG = f"""\
 A project's {FILE_NAME} may lower the rights of builds without your trust. It needs your trust to
@@ -102,3 +112,34 @@ def _state(trusted: TrustedFiles, path: str) -> str:
     if file is None or file.path != path:
         return "gone"
     return "trusted" if trusted.has(file) else "changed"
+
+
+def folder_settings(folder: str = ".") -> Settings:
+    """Return the settings that hold in ``folder``.
+
+    Raises:
+        ConfigError: a settings file is wrong, or the project's needs trust that it does not get.
+        StoreError: the user's trust can't be noted.
+    """
+    return load_settings(folder, confirm=_confirm)
+
+
+def needs_text(file: ProjectFile) -> str:
+    """Return what a project's file asks for, a line each, safe to show."""
+    return "".join(
+        f"  {printable(place)}: {printable(what)}\n" for place, what in file.needs.items()
+    )
+
+
+def _confirm(file: ProjectFile) -> bool:
+    if not (os.isatty(0) and os.isatty(2)):
+        return False
+    sys.stderr.write(
+        f"{printable(file.path)} has settings that need your trust:\n"
+        f"{needs_text(file)}Trust this file as it is now? [y/N] "
+    )
+    sys.stderr.flush()
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        return False
+    TrustedFiles(os.environ).add(file)
+    return True

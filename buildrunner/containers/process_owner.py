@@ -1,8 +1,14 @@
-"""The process that runs a build, named so that a later process with its number is not mistaken."""
+"""Processes of this machine as owners: named so that no later process is mistaken, and file locks.
+
+The kernel releases the locks of a process that died.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 
 
 def this_process() -> str:
@@ -55,3 +61,25 @@ def _start_by_ps(pid: int) -> str:
         ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
     )
     return "-".join(answer.stdout.split()).replace(":", ".")
+
+
+@contextlib.contextmanager
+def file_lock(path: str, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a file, which is made when it is missing.
+
+    Args:
+        path: the file.
+        shared: others may hold it shared at the same time.
+        wait: wait for others.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is false.
+        OSError: the file can't be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(descriptor, kind if wait else kind | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

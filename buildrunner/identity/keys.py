@@ -36,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from securesystemslib.signer import CryptoSigner, Signer, SSlibKey
 
-from buildrunner.containers.file_lock import file_lock
+from buildrunner.containers.process_owner import file_lock
 from buildrunner.errors import IdentityError
 from buildrunner.identity.tokens import base64url
 from buildrunner.provenance.signing import kms_signer

@@ -25,12 +25,13 @@ from __future__ import annotations
 
 import socket
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import msgspec
 
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
+from buildrunner.errors import EngineError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import Workspace
 
@@ -220,3 +221,43 @@ class Sandbox(Protocol):
             EngineError: the engine at hand does not tell.
         """
         ...
+
+
+class NoSandbox:
+    """Implements `Sandbox` for a server whose builds all run on workers elsewhere."""
+
+    name = "none"
+
+    def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NoReturn:  # noqa: ARG002
+        """See `Sandbox.open`.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError(f"this server runs no builds itself (--sandbox none): {build_id}")
+
+    def remove(self, build_id: str) -> None:
+        """See `Sandbox.remove`: nothing was made here."""
+
+    def keep_spares(self, count: int) -> None:
+        """See `Sandbox.keep_spares`: nothing is started for a build."""
+
+    def drop_spares(self) -> None:
+        """See `Sandbox.drop_spares`."""
+
+    def isolation(self) -> str:
+        """See `Sandbox.isolation`: each worker has its own."""
+        return ""
+
+    def check_engine(self) -> None:
+        """See `Sandbox.check_engine`: no engine is needed."""
+
+    def check(self) -> None:
+        """See `Sandbox.check`: no engine is needed."""
+
+    def close(self) -> None:
+        """See `Sandbox.close`."""
+
+    def builds_left(self) -> tuple[str, ...]:
+        """See `Sandbox.builds_left`: no build has anything here."""
+        return ()

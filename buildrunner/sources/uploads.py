@@ -26,6 +26,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.archives.members import DIRECTORY, REGULAR, SYMBOLIC_LINK
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.folder_store import FolderStore
@@ -392,11 +393,11 @@ class BlobReceiver:
 
 
 def _header(file: SourceFile) -> bytes:
-    kind, size = tar_stream.REGULAR, file.size
+    kind, size = REGULAR, file.size
     if file.directory:
-        kind, size = tar_stream.DIRECTORY, 0
+        kind, size = DIRECTORY, 0
     elif file.link is not None:
-        kind, size = tar_stream.SYMBOLIC_LINK, 0
+        kind, size = SYMBOLIC_LINK, 0
     return tar_stream.header(
         file.name,
         kind,

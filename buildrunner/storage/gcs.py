@@ -24,8 +24,7 @@ from requests.adapters import HTTPAdapter
 
 from buildrunner.errors import StorageError
 from buildrunner.retry import LONGEST_WAIT_S, asked_wait_s
-from buildrunner.storage.object_reader import has_arrived
-from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject
+from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject, has_arrived
 
 _CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
 _TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces

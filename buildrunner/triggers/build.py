@@ -29,8 +29,13 @@ from buildrunner.triggers.labels import (
     NOTHING_TO_BUILD,
     TRIGGER_NAME,
 )
-from buildrunner.triggers.repository import TriggerRepository, trigger_repository
-from buildrunner.triggers.source import Revision, revision_of, source_of
+from buildrunner.triggers.repository import (
+    Revision,
+    TriggerRepository,
+    revision_of,
+    source_of,
+    trigger_repository,
+)
 
 
 class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):

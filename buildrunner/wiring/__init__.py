@@ -7,7 +7,6 @@ same reason, the modules of this package are imported with the first use of a na
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from buildrunner.wiring.clusters import kubernetes_api, pod_tokens
     from buildrunner.wiring.databases import (
         backup_database,
         build_store,
@@ -20,10 +19,13 @@ if TYPE_CHECKING:
         build_labels,
         container_engine,
         guardian,
+        has_engine_image,
         image_factory,
+        kubernetes_api,
         nested_guardian,
+        pod_tokens,
+        sandbox,
     )
-    from buildrunner.wiring.git import GitRemotes, fetch_git_source, git_mirror, git_place
     from buildrunner.wiring.metadata import (
         google_credentials,
         metadata_addresses,
@@ -41,15 +43,18 @@ if TYPE_CHECKING:
         stores,
         uploader,
     )
-    from buildrunner.wiring.sandboxes import has_engine_image, sandbox
     from buildrunner.wiring.secrets import (
         ServerSecrets,
         google_token,
         secret_resolver,
         secret_store,
     )
-    from buildrunner.wiring.workspaces import (
+    from buildrunner.wiring.sources import (
+        GitRemotes,
         archive_workspace,
+        fetch_git_source,
+        git_mirror,
+        git_place,
         git_workspace,
         storage_workspace,
         with_dependencies,
@@ -101,7 +106,6 @@ __all__ = [
 ]
 
 _MODULES = {
-    "clusters": ("kubernetes_api", "pod_tokens"),
     "databases": (
         "backup_database",
         "build_store",
@@ -114,10 +118,13 @@ _MODULES = {
         "build_labels",
         "container_engine",
         "guardian",
+        "has_engine_image",
         "image_factory",
+        "kubernetes_api",
         "nested_guardian",
+        "pod_tokens",
+        "sandbox",
     ),
-    "git": ("GitRemotes", "fetch_git_source", "git_mirror", "git_place"),
     "metadata": (
         "google_credentials",
         "metadata_addresses",
@@ -135,10 +142,13 @@ _MODULES = {
         "stores",
         "uploader",
     ),
-    "sandboxes": ("has_engine_image", "sandbox"),
     "secrets": ("ServerSecrets", "google_token", "secret_resolver", "secret_store"),
-    "workspaces": (
+    "sources": (
+        "GitRemotes",
         "archive_workspace",
+        "fetch_git_source",
+        "git_mirror",
+        "git_place",
         "git_workspace",
         "storage_workspace",
         "with_dependencies",

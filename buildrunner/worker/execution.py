@@ -37,10 +37,11 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import LOST_WORKER, BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of, rollback_of
-from buildrunner.worker.build_notes import BuildNotes, PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
 from buildrunner.worker.recovery import (
+    BuildNotes,
+    PlannedNote,
     Recovery,
     ResumePoint,
     begun_again,

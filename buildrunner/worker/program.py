@@ -49,7 +49,6 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import StoredBuild, build_asker
 from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
 from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
-from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.identity import (
     URL,
@@ -59,7 +58,7 @@ from buildrunner.worker.identity import (
     project_facts,
 )
 from buildrunner.worker.policy import check_policy, policy_facts
-from buildrunner.worker.recovery import ResumePoint
+from buildrunner.worker.recovery import PlannedNote, ResumePoint
 from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
 from buildrunner.workspace.protocol import Workspace
 from buildrunner.workspace.resumed import (

@@ -1,13 +1,14 @@
-"""Recovery of a build whose process died.
+"""Recovery of a build whose process died, from the notes that the process left.
 
-The decision is taken from the notes that the dead process left (`BuildNotes`), by the process that
-takes the build over:
+Notes (`BuildNotes`) are on this disk, beside the log: the database may be away when it matters.
+Each note is there whole or not at all, also after a power cut, before the process does what the
+note is about. The process that takes the build over decides by the notes:
 
 * the work was done and only its end not stored: store that end (`Recovery.STORE_END`);
 * no step was ever started: remove what was made and begin again (`Recovery.RUN_AGAIN`);
-* steps have run: go on with the containers that are there, from the stored plan, workspace, events
+* steps have run: resume with the containers that are there, from the stored plan, workspace, events
   and log (`Recovery.RESUME`, see `engine.resume`);
-* steps have run, but what it takes to go on was lost: no step may run twice, so that the build is
+* steps have run, but what it takes to resume was lost: no step may run twice, so that the build is
   ended with what happened as the reason (`Recovery.GIVE_UP`).
 """
 
@@ -15,8 +16,11 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -32,8 +36,102 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.protocol import Sandbox
 from buildrunner.spec.model.build import FINAL_STATUSES, Build, Status
 from buildrunner.spec.model.results import FailureInfo, FailureType, Priority, Warning_
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.worker.build_notes import BuildNotes, PlannedNote
+from buildrunner.worker.data_folder import write_durably
+
+_STEPS_BEGUN = "steps-begun"
+_FINAL = "final.json"
+_DEATH = "death"
+_PLANNED = "planned.json"
+_WORKSPACE = "workspace.json"
+
+
+class PlannedNote(msgspec.Struct, frozen=True):
+    """The build that will run, as a later process needs it.
+
+    Attributes:
+        document: the Build with its substitutions made.
+        plan: its plan, as JSON.
+        checkout: folder of the Git checkout that the workspace stands on; empty for none.
+        commit: its commit.
+    """
+
+    document: dict[str, Any]
+    plan: msgspec.Raw
+    checkout: str = ""
+    commit: str = ""
+
+
+class BuildNotes:
+    """Notes in a build's run folder, which is there. Used by one process at a time."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    @property
+    def steps_begun(self) -> bool:
+        """A step may have been started: beginning anew could run it twice."""
+        return os.path.exists(os.path.join(self._folder, _STEPS_BEGUN))
+
+    def note_steps_begun(self) -> None:
+        """A step is about to be started."""
+        if not self.steps_begun:
+            write_durably(os.path.join(self._folder, _STEPS_BEGUN), b"")
+
+    def planned(self) -> PlannedNote | None:
+        """The plan, once it was decided."""
+        data = self._read(_PLANNED)
+        return None if data is None else msgspec.json.decode(data, type=PlannedNote)
+
+    def note_planned(self, note: PlannedNote) -> None:
+        """It is decided what is run; nothing of it was done yet."""
+        write_durably(os.path.join(self._folder, _PLANNED), msgspec.json.encode(note))
+
+    def workspace(self) -> bytes | None:
+        """The filled workspace, as `workspace_resumed.encode_prepared` wrote it."""
+        return self._read(_WORKSPACE)
+
+    def note_workspace(self, prepared: bytes) -> None:
+        """The workspace is filled; no step has seen it yet."""
+        write_durably(os.path.join(self._folder, _WORKSPACE), prepared)
+
+    def forget_all(self) -> None:
+        """Nothing is known of the build: it is another run than the one of the notes."""
+        for name in (_STEPS_BEGUN, _FINAL, _DEATH, _PLANNED, _WORKSPACE):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, name))
+
+    def forget_run(self) -> None:
+        """The build begins anew: what was decided and filled for it is gone."""
+        for name in (_PLANNED, _WORKSPACE):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._folder, name))
+
+    def final(self) -> Document | None:
+        """The finished Build, when the work is done and its log complete."""
+        data = self._read(_FINAL)
+        return None if data is None else msgspec.json.decode(data, type=dict)
+
+    def note_final(self, document: Document) -> None:
+        """The work is done, the log complete; what is left is to store both."""
+        write_durably(os.path.join(self._folder, _FINAL), msgspec.json.encode(document))
+
+    def death(self) -> str:
+        """How the process before ours ended, as far as somebody saw it; empty when nobody did."""
+        return (self._read(_DEATH) or b"").decode()
+
+    def note_death(self, how: str) -> None:
+        """Note how the build's process ended: ``it was killed by signal 9``."""
+        write_durably(os.path.join(self._folder, _DEATH), how.encode())
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with open(os.path.join(self._folder, name), "rb") as file:
+                return file.read()
+        except FileNotFoundError:
+            return None
+
 
 MAX_ATTEMPTS = 3
 

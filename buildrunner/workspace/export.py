@@ -12,8 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from typing import Final
 
-from buildrunner.archives.members import DamagedArchive, MemberError
-from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.members import ArchiveLimits, DamagedArchive, Guard, MemberError
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport

@@ -13,7 +13,7 @@ from buildrunner.archives.members import Members
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
 from buildrunner.sources.fetched_files import FetchedSource, FetchReport
-from buildrunner.sources.folder.local_folder import FolderSummary, LocalFolder, format_size
+from buildrunner.sources.local_folder import FolderSummary, LocalFolder, format_size
 from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
 from buildrunner.workspace.shared_files import FilesNotShared, open_volume
 from buildrunner.workspace.volume import WorkspaceVolume, volume_name

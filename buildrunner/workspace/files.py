@@ -21,12 +21,18 @@ from contextlib import closing
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import SPECIAL, Member, Members
+from buildrunner.archives.members import (
+    DIRECTORY,
+    HARD_LINK,
+    REGULAR,
+    SPECIAL,
+    SYMBOLIC_LINK,
+    Guard,
+    Member,
+    Members,
+)
 from buildrunner.archives.reader import chunk_reader
-from buildrunner.archives.rules import Guard
 from buildrunner.archives.tar_reader import TarReader
-from buildrunner.archives.tar_writer import HARD_LINK
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
@@ -117,11 +123,11 @@ class WorkspaceFiles:
         with closing(self._members(posixpath.join(folder, "."))) as members:
             for reader, member in members:
                 path = _inner_path(member.path)
-                if member.kind == tar_stream.DIRECTORY or not wanted(path):
+                if member.kind == DIRECTORY or not wanted(path):
                     continue
-                if member.kind == tar_stream.REGULAR:
+                if member.kind == REGULAR:
                     files.append(self._kept(path, reader.content()))
-                elif links or member.kind != tar_stream.SYMBOLIC_LINK:
+                elif links or member.kind != SYMBOLIC_LINK:
                     others.append(member)
         for link in others:
             path = _inner_path(link.path)
@@ -149,9 +155,9 @@ class WorkspaceFiles:
                 if first is None:
                     return None
                 reader, member = first
-                if member.kind == tar_stream.REGULAR:
+                if member.kind == REGULAR:
                     return self._kept(known_as, reader.content())
-            if member.kind != tar_stream.SYMBOLIC_LINK:
+            if member.kind != SYMBOLIC_LINK:
                 return None
             path = _target(path, member.link_target)
         raise UploadError(_CIRCLE.format(known_as))

@@ -20,7 +20,7 @@ from contextlib import closing, suppress
 
 import msgspec
 
-from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.members import ArchiveLimits, Guard
 from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.cleanup import remove_tree
 from buildrunner.containers.protocol import ContainerEngine

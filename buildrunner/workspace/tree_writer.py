@@ -3,8 +3,8 @@
 The outcome is what the engine makes of the same members when they are sent to it: owners, modes and
 times; folders that no member names; the last of several members of one name.
 
-`archives.rules` has checked the members. The writer itself never leaves the folder either: it looks
-up every name in an open folder and follows no link.
+`archives.members` has checked the members. The writer itself never leaves the folder either: it
+looks up every name in an open folder and follows no link.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from buildrunner.archives.members import Member, MemberError, Members
-from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR
+from buildrunner.archives.members import DIRECTORY, HARD_LINK, REGULAR, Member, MemberError, Members
 from buildrunner.errors import SourceError
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

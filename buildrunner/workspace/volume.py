@@ -18,7 +18,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import ContainerSpec, Mount
 from buildrunner.errors import NotFound, SourceError
 from buildrunner.sources.fetched_files import FetchReport
-from buildrunner.sources.folder.local_folder import FolderSummary, LocalFolder
+from buildrunner.sources.local_folder import FolderSummary, LocalFolder
 from buildrunner.workspace.overlay import OverlayVolume
 from buildrunner.workspace.protocol import BELOW, WORKSPACE, PreparedWorkspace
 

@@ -55,7 +55,7 @@ own:
    `spec/validation/check.py` returns every problem at once, or none.
 3. `spec/substitutions/variables.py` fills in values. `plan/compile.py` turns the Build into a `BuildPlan`: final commands,
    environment, mounts and edges. `--dry-run` prints the plan and stops.
-4. Meanwhile `build_run/engine_setup.py` creates the build's network in a thread.
+4. Meanwhile `cli/submit/engine_setup.py` creates the build's network in a thread.
 5. `build_run/execution.py` chooses the workspace for the source and calls `run_build` of `engine/build_loop.py`.
 6. The loop there owns all state of the running build (`engine/running_build.py`). Its threads do the blocking work and report to
    `engine/inbox.py`.
@@ -116,7 +116,7 @@ Two rules explain most signatures:
 | the error of a step, such as its timeout | `StepVerdict` in `engine/step_run.py`; its line on the terminal in `logs/console/summary.py` |
 | the error of a build | `engine/outcome.py` |
 | pulls and pushes of images | `engine/image_pulls.py`, `engine/publishing.py`; the engine's requests in `containers/docker/transfers.py` |
-| the form of the log | `engine/log/pipeline.py`; on the terminal `logs/console/screen.py` |
+| the form of the log | `engine/log/pipeline.py`; on the terminal `logs/console/outputs.py` |
 | a route of the API | `server/api/builds.py` and its neighbours; the operation itself in `server/services/builds.py` |
 | a page of the dashboard | `server/pages/builds/page.py` and its neighbours |
 | a forge | `triggers/forges/forge.py`, whose docstring lists the parts |

@@ -25,8 +25,8 @@ from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.files.events import EventLogReader
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import NewBuild
-from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.recovery import BuildNotes
 
 DEADLINE_S = 60
 PROGRAM = Path(__file__).with_name("worker_process.py")

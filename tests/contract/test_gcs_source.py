@@ -16,19 +16,18 @@ from datetime import UTC, datetime
 
 import pytest
 
-from buildrunner.archives.rules import ArchiveLimits
+from buildrunner.archives.members import ArchiveLimits
 from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.bucket.archive import StorageArchive
 from buildrunner.sources.bucket.manifest import StorageManifest
 from buildrunner.sources.bucket.staging import Staging
-from buildrunner.sources.folder.local_folder import LocalArchive, LocalFolder
+from buildrunner.sources.local_folder import LocalArchive, LocalFolder
 from buildrunner.spec.model.results import FileHashes, Hash, HashType
 from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
 from buildrunner.storage.gcs import GoogleStore
-from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import parse_object_url
+from buildrunner.storage.object_store import ObjectReader, parse_object_url
 from buildrunner.storage.stores import Stores
 from buildrunner.workspace.fetched import FetchedWorkspace
 from tests.conftest import files_of_at_most

@@ -17,8 +17,13 @@ from buildrunner.errors import SourceError
 from buildrunner.server.events.facts import may_pass
 from buildrunner.settings import Settings
 from buildrunner.sources.git.errors import GitFailed
-from buildrunner.sources.git.remote import changed_files, commit_message, list_refs
-from buildrunner.sources.git.source import GitPlace, GitRequest
+from buildrunner.sources.git.source import (
+    GitPlace,
+    GitRequest,
+    changed_files,
+    commit_message,
+    list_refs,
+)
 from buildrunner.wiring import GitRemotes
 from tests.fixtures_git import DulwichServer, PlainServer, Shop, closing, git
 

@@ -18,11 +18,11 @@ import pytest
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
-from buildrunner.sources.folder.local_folder import LocalFolder
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
+from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.fetched import GitWorkspace
 from buildrunner.workspace.volume import FolderWorkspace
 from tests.fixtures_git import (

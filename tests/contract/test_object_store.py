@@ -20,8 +20,7 @@ from buildrunner.storage import gcs as gcs_client
 from buildrunner.storage import gcs as gcs_retry
 from buildrunner.storage.folder_store import FolderStore
 from buildrunner.storage.gcs import AnswerReader, GoogleStore
-from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import ObjectUrl, StoredObject, parse_object_url
+from buildrunner.storage.object_store import ObjectReader, ObjectUrl, StoredObject, parse_object_url
 from buildrunner.storage.parallel import in_parallel
 from buildrunner.storage.stores import Stores
 from tests.fixtures_gcs import Fault, faulty, running_gcs

@@ -22,7 +22,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, insert, text
 
 from buildrunner.errors import BuildrunnerError, StoreError, StoreUnavailable, UsageError
-from buildrunner.server.services.known_triggers import trigger_problems
+from buildrunner.server.services.triggers import trigger_problems
 from buildrunner.store.model.access import AccessToken
 from buildrunner.store.model.builds import ClaimScope, NewBuild
 from buildrunner.store.sql.database import Database, parse_url

@@ -28,7 +28,7 @@ from buildrunner.archives.reader import safe_members
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineError, SourceError
-from buildrunner.sources.folder.local_folder import LocalArchive
+from buildrunner.sources.local_folder import LocalArchive
 from buildrunner.workspace.fetched import FetchedWorkspace
 
 pytestmark = pytest.mark.docker
@@ -410,7 +410,7 @@ import os, signal, sys, threading
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.workspace.fetched import FetchedWorkspace
 from tests.contract.test_unpacking import Watched
-from buildrunner.sources.folder.local_folder import LocalArchive
+from buildrunner.sources.local_folder import LocalArchive
 path, build, label = sys.argv[1:]
 source = Watched(LocalArchive(path), 200, lambda: os.kill(os.getpid(), signal.SIGKILL))
 FetchedWorkspace(source).prepare(DockerEngine(), build, {label: build}, threading.Event())

@@ -22,7 +22,7 @@ import pytest
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
-from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.overlay import white_out
 from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 from tests.conftest import needs_root
@@ -416,7 +416,7 @@ def test_a_killed_process_leaves_only_what_its_label_finds(bench, source):
         "import os, signal, sys, threading\n"
         "from buildrunner.containers.docker.engine import DockerEngine\n"
         "from buildrunner.workspace.volume import FolderWorkspace\n"
-        "from buildrunner.sources.folder.local_folder import LocalFolder\n"
+        "from buildrunner.sources.local_folder import LocalFolder\n"
         "root, build, label, copy = sys.argv[1:]\n"
         "workspace = FolderWorkspace(LocalFolder(root), copy=copy == 'archive')\n"
         "workspace.prepare(DockerEngine(), build, {label: build}, threading.Event())\n"

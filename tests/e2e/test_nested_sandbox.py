@@ -17,7 +17,8 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
-from buildrunner.sandboxes.nested import certificates, wanted_images
+from buildrunner.sandboxes.nested import host_pulls as wanted_images
+from buildrunner.sandboxes.nested import start as certificates
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox

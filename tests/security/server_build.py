@@ -21,9 +21,9 @@ from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.sources.uploads import UploadedSource
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.program import ServerProgram, ServerSources
+from buildrunner.worker.recovery import PlannedNote
 from tests.fixtures_git import Repository
 
 TEST_IMAGES = "buildrunner-tests/*"

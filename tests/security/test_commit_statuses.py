@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from buildrunner.server.outbox.status_reporter import StatusReporter
-from buildrunner.server.services.known_triggers import hook_bindings
+from buildrunner.server.services.triggers import hook_bindings
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import may_speak_for
 from buildrunner.triggers.status_report import context_of, report_of, status_request

@@ -15,7 +15,7 @@ from buildrunner.errors import SecretNotFound, ServerError
 from buildrunner.secrets.secret_name import SecretName, forge_token_name
 from buildrunner.secrets.secret_scope import Asker, Scope, Use
 from buildrunner.server.context import ServerSettings
-from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.events.facts import ForgeApi
 from buildrunner.server.http.pinned import Gates, NotDelivered, TargetGate, gates
 from buildrunner.server.outbox.http import HTTP, HttpMessage
 from buildrunner.server.outbox.sender import Delivery, OutboxSender

@@ -13,7 +13,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.errors import ConfigError
 from buildrunner.server.notifications.dispatch import NotificationDesk
-from buildrunner.server.services.known_triggers import trigger_problems
+from buildrunner.server.services.triggers import trigger_problems
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers
 from buildrunner.store.sql.triggers import index_triggers

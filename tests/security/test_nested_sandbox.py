@@ -22,7 +22,9 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
-from buildrunner.sandboxes.nested import disk_watch, folders, own_disk, start
+from buildrunner.sandboxes.nested import disk as disk_watch
+from buildrunner.sandboxes.nested import disk as own_disk
+from buildrunner.sandboxes.nested import folders, start
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_catalog import CACHE

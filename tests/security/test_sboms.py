@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.containers.file_lock import file_lock
+from buildrunner.containers.process_owner import file_lock
 from buildrunner.containers.types import RegistryLogin
 from buildrunner.errors import AttestationError
 from buildrunner.provenance import attester, sbom

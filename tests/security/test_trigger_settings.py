@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from buildrunner.server.services.known_triggers import known_trigger
+from buildrunner.server.services.triggers import known_trigger
 from tests.api_server import ApiServer, api_server
 
 APPROVERS = {"approval": {"approvers": ["alice"]}}

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import ServerError
-from buildrunner.server.events.facts import may_pass
-from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.events.facts import ForgeApi, may_pass
 from buildrunner.server.http.pinned import TargetGate
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, Repository

@@ -14,7 +14,7 @@ from buildrunner.errors import LeaseLost, StorageError
 from buildrunner.sources.uploads import ARCHIVES, ENDINGS
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.source import StorageSource
-from buildrunner.storage.object_reader import ObjectReader
+from buildrunner.storage.object_store import ObjectReader
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import Lease
 from buildrunner.store.model.deployments import recorded

@@ -22,7 +22,7 @@ ROOT = Path(buildrunner.__file__).parent
 # Files that buildrunner or its user wrote, and what buildrunner itself has signed.
 OWN = {
     "cli/doctor.py",
-    "cli/server/login_file.py",
+    "cli/server/choice.py",
     "containers/docker/endpoint.py",
     "logs/files/retention.py",
     "sandboxes/nested/folders.py",

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from buildrunner import wiring
 from buildrunner.cli.builds.local import build_table
-from buildrunner.cli.folder_settings import folder_settings
 from buildrunner.cli.server.choice import add_server_flags, chosen_server
 from buildrunner.cli.terminal.listing import add_format, formatted
+from buildrunner.cli.trust import folder_settings
 from buildrunner.errors import EXIT_SUCCESS, UsageError
 from buildrunner.settings import data_folder, own_settings
 from buildrunner.store.build_store import BuildStore

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from buildrunner.cli.terminal.listing import table
 from buildrunner.containers.process_owner import is_alive, pid_of
 from buildrunner.errors import EXIT_SUCCESS, Conflict, NotFound, StoreError
-from buildrunner.logs.console.screen import coloured, without_controls, write_all
+from buildrunner.logs.console.outputs import coloured, without_controls, write_all
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.settings import terminal

@@ -289,7 +289,7 @@ def _address(args: argparse.Namespace, listening: socket.socket) -> str:
 
 
 def _greet(args: argparse.Namespace, context: ServerContext) -> None:
-    from buildrunner.server.services.known_triggers import trigger_problems
+    from buildrunner.server.services.triggers import trigger_problems
 
     url = context.settings.public_url
     sys.stdout.write(f"buildrunner serves {url} (data in {context.data_folder})\n")

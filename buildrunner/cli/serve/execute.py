@@ -211,10 +211,10 @@ def _remote_build(
     from buildrunner.logs.files.events import EventLog
     from buildrunner.sources.policy import policy_from
     from buildrunner.store.model.builds import LOST_WORKER
-    from buildrunner.worker.build_notes import BuildNotes
     from buildrunner.worker.execution import Execution
     from buildrunner.worker.leases import patiently
     from buildrunner.worker.program import ServerProgram, ServerSources
+    from buildrunner.worker.recovery import BuildNotes
     from buildrunner.worker.remote.connection import connect
     from buildrunner.worker.remote.credentials import (
         RemoteIdentities,

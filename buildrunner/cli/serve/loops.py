@@ -6,8 +6,7 @@ import random
 
 from buildrunner import wiring
 from buildrunner.server.context import ServerContext
-from buildrunner.server.events.facts import EventFacts
-from buildrunner.server.events.forge_api import ForgeApi
+from buildrunner.server.events.facts import EventFacts, ForgeApi
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
@@ -17,8 +16,8 @@ from buildrunner.server.notifications.dispatch import NotificationDesk, Notifier
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.builds import ApprovalExpiry
-from buildrunner.server.services.known_triggers import hook_bindings
 from buildrunner.server.services.provisioner import Provisioner
+from buildrunner.server.services.triggers import hook_bindings
 from buildrunner.settings import Settings
 
 

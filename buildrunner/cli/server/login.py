@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from buildrunner.cli.server.login_file import SavedServer, load_logins, save_logins
+from buildrunner.cli.server.choice import SavedServer, load_logins, save_logins
 from buildrunner.client.client import Document
 from buildrunner.errors import EXIT_SUCCESS, AuthError, UsageError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from buildrunner.cli.server.login_file import load_logins, save_logins
+from buildrunner.cli.server.choice import load_logins, save_logins
 from buildrunner.errors import EXIT_SUCCESS, UsageError
 
 

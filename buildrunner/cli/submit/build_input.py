@@ -443,8 +443,7 @@ def _revision_facts(
     trigger: BuildTrigger, commit: FolderCommit, given: dict[str, str], warnings: list[str]
 ) -> dict[str, Any]:
     """Commit, and the branch, tag or pull request that an event would name."""
-    from buildrunner.triggers.repository import event_config
-    from buildrunner.triggers.source import literal_name
+    from buildrunner.triggers.repository import event_config, literal_name
 
     config, template = event_config(trigger), trigger.trigger_template
     push = config.push if config else None

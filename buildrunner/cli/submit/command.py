@@ -18,8 +18,8 @@ from buildrunner.cli.server.choice import chosen_server
 from buildrunner.cli.submit import flags as submit_flags
 
 if TYPE_CHECKING:  # the network is requested before other modules are imported
-    from buildrunner.build_run.engine_setup import EngineSetup
     from buildrunner.cli.submit.build_input import BuildInput
+    from buildrunner.cli.submit.engine_setup import EngineSetup
     from buildrunner.cli.submit.request import Submission
     from buildrunner.settings import Settings
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return _show_plan(_read(*_read_flags(args, warnings), args, build_id, warnings, None))
     with ExitStack() as stack:
         if args.sandbox == "host":
-            from buildrunner.build_run.engine_setup import EngineSetup
+            from buildrunner.cli.submit.engine_setup import EngineSetup
 
             engine_setup = EngineSetup(build_id, metadata=args.metadata_server)
             stack.enter_context(engine_setup)
@@ -91,14 +91,14 @@ def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInp
         args.ignore_file = ignore_file_of(input_, args)
     settings = _effective_settings(input_, args)
     if settings.secrets and input_.folder is not None:
-        from buildrunner.cli.submit.exposed_secrets import exposed_secrets
+        from buildrunner.sources.ignore_rules import exposed_secrets
 
         warnings += exposed_secrets(input_.folder, args.ignore_file, settings.secrets)
     return input_, settings
 
 
 def _nested_engine_setup(build_id: str, settings: Settings) -> EngineSetup:
-    from buildrunner.build_run.engine_setup import NestedEngineSetup
+    from buildrunner.cli.submit.engine_setup import NestedEngineSetup
 
     return NestedEngineSetup(build_id, settings)
 
@@ -159,7 +159,7 @@ def _open_place(engine_setup: EngineSetup) -> None:
 def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Settings:
     """The settings that hold in the source folder, with the flags in their place."""
     from buildrunner.cli.arguments import parse_map
-    from buildrunner.cli.folder_settings import folder_settings
+    from buildrunner.cli.trust import folder_settings
 
     settings = folder_settings(input_.folder or ".")
     settings = settings.of_project(args.project or settings.project_id)

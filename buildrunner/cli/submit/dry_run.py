@@ -14,7 +14,7 @@ import msgspec
 from buildrunner.cli.submit.build_input import BuildInput
 from buildrunner.engine.image_pulls import serve_image
 from buildrunner.errors import EXIT_SUCCESS, EngineError
-from buildrunner.logs.console.screen import graph_columns
+from buildrunner.logs.console.outputs import graph_columns
 from buildrunner.logs.console.wording import count, seconds
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.settings import Settings

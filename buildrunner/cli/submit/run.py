@@ -24,10 +24,10 @@ from buildrunner.build_run.compile import (
     fitted_to_engine,
     planned_build,
 )
-from buildrunner.build_run.engine_setup import EngineSetup
 from buildrunner.build_run.execution import BuildExecution, source_workspace
 from buildrunner.build_run.request import BuildRequest
 from buildrunner.cli.submit.build_input import BuildInput
+from buildrunner.cli.submit.engine_setup import EngineSetup
 from buildrunner.cli.submit.request import Submission, compile_submission
 from buildrunner.cli.submit.session import BuildSession, JsonOutput, Output, TextOutput, say
 from buildrunner.containers.protocol import ContainerEngine
@@ -301,8 +301,7 @@ def _refuse_source(path: str, folder: str, source: str, ignore_file: str) -> Non
         return
     if inside == os.curdir:
         raise UsageError(f"{_FLAG} {folder} is the source itself", hint="name another folder")
-    from buildrunner.cli.submit.exposed_secrets import is_left_out
-    from buildrunner.sources.folder.ignore_rules import load_ignore_rules
+    from buildrunner.sources.ignore_rules import is_left_out, load_ignore_rules
 
     rules = load_ignore_rules(root, ignore_file=ignore_file)
     if not is_left_out(inside, rules, is_directory=True):

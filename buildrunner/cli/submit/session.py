@@ -321,7 +321,7 @@ class JsonOutput:
     """Events and log lines for a machine."""
 
     def __init__(self) -> None:
-        from buildrunner.logs.console.json_events import JsonEvents
+        from buildrunner.logs.console.outputs import JsonEvents
 
         self._events = JsonEvents(1)
         self.sink: LogSink = self._events

@@ -1,12 +1,16 @@
-"""Requests about triggers that several commands send to a server."""
+"""Requests about triggers to a server: its address, a test event, and the verdict for people."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+from typing import Any
 
 from buildrunner.cli.server.choice import chosen_server
 from buildrunner.client.client import Document, ServerClient
 from buildrunner.errors import UsageError
+from buildrunner.logs.console.wording import printable
 
 
 def connected(args: argparse.Namespace) -> ServerClient:
@@ -15,7 +19,7 @@ def connected(args: argparse.Namespace) -> ServerClient:
     Raises:
         UsageError: they choose none.
     """
-    from buildrunner.cli.folder_settings import folder_settings
+    from buildrunner.cli.trust import folder_settings
 
     server = chosen_server(args)
     if server is None:
@@ -37,3 +41,70 @@ def trigger_path(name: str) -> str:
 def trigger_url(client: ServerClient, trigger: Document) -> str:
     """The address of a trigger, without the server's."""
     return f"/v1/projects/{client.project}/triggers/{trigger['id']}"
+
+
+_MARKS = {True: "yes", False: "NO", None: "-"}
+
+
+def wanted_event(args: argparse.Namespace) -> Document:
+    """Return the event that the command sends to the server for a verdict.
+
+    Raises:
+        UsageError: neither ``--event`` nor ``--ref`` says it, both do, or the file is no JSON.
+    """
+    if bool(args.event) is bool(args.ref):
+        raise UsageError("either --event FILE or --ref REF must say what happens")
+    if args.event:
+        return {"hook": args.hook, "event": _read(args.event), "headers": _headers(args.header)}
+    asked: Document = {
+        "ref": args.ref,
+        "message": args.message,
+        "comment": args.comment,
+        "baseBranch": args.base,
+        "fork": args.fork,
+        "writer": not args.outsider,
+    }
+    if args.files is not None:
+        asked["files"] = args.files
+    return asked
+
+
+def verdict_text(trigger: str, verdict: Document, *, past: bool = False) -> str:
+    """A verdict, rule by rule; ``past``: of what has happened."""
+    yes, no = ("fired", "did not fire") if past else ("would fire", "would not fire")
+    answer = yes if verdict["fires"] else no
+    if verdict.get("hold"):
+        answer += ", and its build must be approved"
+    about = f": {verdict['event']}" if verdict["event"] else ""
+    return "\n".join([f"{trigger} {answer}{about}", *rule_lines(verdict["rules"])]) + "\n"
+
+
+def rule_lines(rules: list[Document]) -> list[str]:
+    """Rules with their answers, one a line."""
+    width = max((len(rule["name"]) for rule in rules), default=0)
+    return [
+        f"  {_MARKS[rule['passed']]:<3} {rule['name']:<{width}}  {printable(rule['text'])}"
+        for rule in rules
+    ]
+
+
+def _read(path: str) -> Any:
+    try:
+        if path == "-":
+            return json.load(sys.stdin)
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+
+
+def _headers(given: list[str]) -> dict[str, str]:
+    headers = {}
+    for one in given:
+        name, colon, value = one.partition(":")
+        if not colon:
+            raise UsageError(f"--header takes NAME:VALUE, not {one}")
+        headers[name.strip()] = value.strip()
+    return headers

@@ -329,7 +329,7 @@ def _enable(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def _test(args: argparse.Namespace, client: ServerClient) -> int:
-    from buildrunner.cli.triggers.verdict import verdict_text, wanted_event
+    from buildrunner.cli.triggers.calls import verdict_text, wanted_event
 
     asked = wanted_event(args)
     path = trigger_path(args.trigger).removeprefix("/v1")

@@ -163,7 +163,7 @@ def _waiting(outcome: Document) -> list[str]:
 
 
 def _answer(verdict: Document) -> str:
-    from buildrunner.cli.triggers.verdict import verdict_text
+    from buildrunner.cli.triggers.calls import verdict_text
     from buildrunner.logs.console.wording import printable
 
     told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}

@@ -11,8 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from buildrunner.containers.capabilities import Capabilities
-from buildrunner.containers.docker.api import DockerApi
+from buildrunner.containers.docker.api import Capabilities, DockerApi
 from buildrunner.containers.docker.errors import EndlessLine, Refusal, Stopped
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.registry_auth import ANONYMOUS, login_header, registry_auth_header

@@ -1,4 +1,5 @@
 """A build on a terminal: log lines, status line, summary.
 
-Start with `console`; `wording` has the words that terminal and pages share.
+Start with `console`, which writes to one of the `outputs`; `wording` has the words that terminal
+and pages share.
 """

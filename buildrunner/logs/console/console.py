@@ -15,7 +15,7 @@ from datetime import datetime
 from buildrunner.engine.events import BuildEvent
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.console.build_view import BuildView
-from buildrunner.logs.console.screen import PipeScreen, Screen, TerminalScreen
+from buildrunner.logs.console.outputs import PipeScreen, Screen, TerminalScreen
 from buildrunner.logs.console.summary import render_summary
 from buildrunner.logs.console.wording import Look
 from buildrunner.logs.files.log_file import LOG_NAME
@@ -225,7 +225,7 @@ class Console:
         return TerminalScreen(log, status, look, self._status, _columns_of(status))
 
     def _status(self, now: datetime, width: int) -> str:
-        from buildrunner.logs.console.screen import status_line
+        from buildrunner.logs.console.outputs import status_line
 
         if self._view.finished:
             return ""

@@ -21,7 +21,7 @@ from buildrunner.logs.console.wording import (
     seconds,
     size,
 )
-from buildrunner.plan.drawings.text import display_width, padded
+from buildrunner.plan.drawing import display_width, padded
 
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
 _NO_FILE = ": no such file or directory"
@@ -108,7 +108,7 @@ def _harmless(line: str, look: Look) -> str:
     line = next((part for part in reversed(line.split("\r")) if part), "")
     if line.isprintable():
         return line
-    from buildrunner.logs.console.screen import without_colours, without_controls
+    from buildrunner.logs.console.outputs import without_colours, without_controls
 
     data = without_controls(line.encode("utf-8", "replace"))
     if look.colour:

@@ -1,4 +1,4 @@
 """Log files and their index: written once, read while they grow.
 
-`log_file` defines the format on disk; `reader` and `search` read it.
+`log_file` defines the format on disk; `reader` reads and searches it.
 """

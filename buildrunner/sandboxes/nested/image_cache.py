@@ -36,7 +36,7 @@ from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.docker.images import load_image, name_image
-from buildrunner.containers.file_lock import file_lock
+from buildrunner.containers.process_owner import file_lock
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.nested.container import (
     DATA,

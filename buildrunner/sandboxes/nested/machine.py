@@ -16,7 +16,7 @@ from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages, copy_image
-from buildrunner.containers.file_lock import file_lock
+from buildrunner.containers.process_owner import file_lock
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.registry_auth import registry_login
 from buildrunner.containers.types import RegistryLogin

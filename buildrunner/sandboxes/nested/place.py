@@ -25,11 +25,11 @@ from buildrunner.metadata import NETWORK_GATEWAY, PORT
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.sandboxes.nested.container import FOLDER, container_name
 from buildrunner.sandboxes.nested.daemon import DaemonState, NestedDaemons
-from buildrunner.sandboxes.nested.disk_watch import DiskWatch
+from buildrunner.sandboxes.nested.disk import DiskWatch
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush, listening
-from buildrunner.sandboxes.nested.host_pulls import HostPulls
+from buildrunner.sandboxes.nested.host_pulls import HostPulls, WantedImages
 from buildrunner.sandboxes.nested.layer_origins import PushMemory
 from buildrunner.sandboxes.nested.loopback import (
     LoopbackPorts,
@@ -44,7 +44,6 @@ from buildrunner.sandboxes.nested.mentioned_images import (
     mentioned_in_text,
     search_command,
 )
-from buildrunner.sandboxes.nested.wanted_images import WantedImages
 from buildrunner.sandboxes.nested.workspace import MountedVolume, NestedWorkspace
 from buildrunner.workspace.kernel_mounts import namespace_process
 from buildrunner.workspace.protocol import WORKSPACE, Workspace

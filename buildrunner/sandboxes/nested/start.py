@@ -15,7 +15,6 @@ import msgspec
 
 from buildrunner.containers.types import LABEL_BUILD
 from buildrunner.errors import EngineError, EngineUnavailable
-from buildrunner.sandboxes.nested.certificates import registry_authorities, write_authorities
 from buildrunner.sandboxes.nested.container import (
     CERTIFICATES_NAME,
     IMAGES_NAME,
@@ -28,13 +27,12 @@ from buildrunner.sandboxes.nested.container import (
     data_volume_name,
 )
 from buildrunner.sandboxes.nested.daemon import DaemonState, HostImage, NestedDaemons
-from buildrunner.sandboxes.nested.disk_watch import most_files
+from buildrunner.sandboxes.nested.disk import OPTIONS, most_files, own_disk
 from buildrunner.sandboxes.nested.engine import Running, SandboxImages
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.image_catalog import SharedImages
 from buildrunner.sandboxes.nested.layer_origins import Origins, tell_origins
 from buildrunner.sandboxes.nested.machine import NestedMachine
-from buildrunner.sandboxes.nested.own_disk import OPTIONS, own_disk
 from buildrunner.sandboxes.nested.place import ended
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import volume_name
@@ -309,3 +307,46 @@ def write_whole(path: str, data: bytes) -> None:
     with open(fresh, "wb") as file:
         file.write(data)
     os.rename(fresh, path)
+
+
+CERTIFICATES = "/etc/docker/certs.d"
+"""Docker's folder; it has one folder for each registry, called ``HOST:PORT``."""
+
+
+def registry_authorities() -> dict[str, bytes]:
+    """Certificates of the authorities that sign the registries' certificates.
+
+    Client certificates and their keys stay on this machine: steps can read all that a sandbox has.
+
+    Returns:
+        The content by path below `CERTIFICATES`, such as ``registry.example.com:5000/ca.crt``.
+        What is taken away while this function reads is missing.
+    """
+    found: dict[str, bytes] = {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for registry in sorted(os.listdir(CERTIFICATES)):
+            found.update(_authorities_of(registry))
+    return found
+
+
+def write_authorities(folder: str) -> None:
+    """Make `folder`, with a copy of `registry_authorities`.
+
+    A copy, because the engine's start fails if the folder of this machine goes meanwhile.
+    """
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    for path, content in registry_authorities().items():
+        copy = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(copy), mode=0o700, exist_ok=True)
+        with open(copy, "wb") as file:
+            file.write(content)
+
+
+def _authorities_of(registry: str) -> Mapping[str, bytes]:
+    found: dict[str, bytes] = {}
+    with suppress(FileNotFoundError, NotADirectoryError):
+        for name in sorted(os.listdir(os.path.join(CERTIFICATES, registry))):
+            if name.endswith(".crt"):
+                with open(os.path.join(CERTIFICATES, registry, name), "rb") as file:
+                    found[f"{registry}/{name}"] = file.read()
+    return found

@@ -18,8 +18,7 @@ from buildrunner.server.http.requests import address_of, as_mapping, json_body, 
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BEFORE, LIMIT, PARENT, Parameter, documented
 from buildrunner.server.services.documents import shown_delivery
-from buildrunner.server.services.known_triggers import known_trigger
-from buildrunner.server.services.triggers import Triggers
+from buildrunner.server.services.triggers import Triggers, known_trigger
 from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, payload_bytes
 
 _MOST = 500

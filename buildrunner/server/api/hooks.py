@@ -38,7 +38,7 @@ from buildrunner.server.http.requests import (
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.openapi import PARENT, REQUEST_ID, Parameter, documented
-from buildrunner.server.services.known_triggers import forge_hooks
+from buildrunner.server.services.triggers import forge_hooks
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.triggers.forges.catalog import FORGES

@@ -20,8 +20,13 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import BuildrunnerError, NotFound, StoreUnavailable, UsageError
 from buildrunner.logs.files.events import EventLogReader
-from buildrunner.logs.files.reader import LogFileReader
-from buildrunner.logs.files.search import LogQuery, SearchResult, search_log, wants_more
+from buildrunner.logs.files.reader import (
+    LogFileReader,
+    LogQuery,
+    SearchResult,
+    search_log,
+    wants_more,
+)
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
 from buildrunner.server.http.caller_slots import search_slot

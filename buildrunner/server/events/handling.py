@@ -53,13 +53,13 @@ from buildrunner.server.services.approval_facts import (
     PULL_REQUEST_URL,
     TITLE,
 )
-from buildrunner.server.services.known_triggers import (
+from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
+from buildrunner.server.services.triggers import (
     KnownTrigger,
     KnownTriggers,
     hook_binding,
     hook_bindings,
 )
-from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import WAITING, StoredDelivery
 from buildrunner.triggers.build import TriggeredBuild, event_run, failed_run, forge_labels

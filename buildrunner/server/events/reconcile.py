@@ -25,7 +25,7 @@ from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.known_triggers import KnownRepositories
+from buildrunner.server.services.triggers import KnownRepositories
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent

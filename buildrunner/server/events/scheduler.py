@@ -27,8 +27,8 @@ from buildrunner.errors import (
 )
 from buildrunner.server.context import ServerContext
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.known_triggers import known_trigger
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
+from buildrunner.server.services.triggers import known_trigger
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.triggers import (
     FAILED,
@@ -39,9 +39,9 @@ from buildrunner.store.model.triggers import (
     ScheduledTrigger,
 )
 from buildrunner.triggers.build import TriggeredBuild, known_facts, manual_run, unsourced_run
+from buildrunner.triggers.repository import Revision
 from buildrunner.triggers.schedule import BadSchedule, Overlap, due, jitter
 from buildrunner.triggers.settings import TriggerSettings, read_settings
-from buildrunner.triggers.source import Revision
 
 WHO: Final = "schedule"
 FIRE_LABEL: Final = "fire_time"

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from buildrunner.engine.deployments import with_short_digest
-from buildrunner.logs.console.screen import without_controls
+from buildrunner.logs.console.outputs import without_controls
 from buildrunner.plan.build_plan import StepPlan
 
 # A sign besides the colour: not everybody tells red from green.

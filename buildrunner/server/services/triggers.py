@@ -1,4 +1,6 @@
-"""Operations on triggers, for routes, pages and webhooks: create, find, change, run.
+"""The triggers of a server, for routes, pages and events: known, created, changed, run.
+
+A known trigger has its settings and repository beside the resource, ready for events to match.
 
 Source of update masks: google.protobuf.FieldMask. Without a mask, every field that callers may set
 is replaced.
@@ -6,7 +8,12 @@ is replaced.
 
 from __future__ import annotations
 
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
 from buildrunner.problem import Problem
@@ -14,7 +21,6 @@ from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import already_exists, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import Address, as_mapping
-from buildrunner.server.services.known_triggers import known_trigger
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, location_of
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.message import ONE, SCALARS, Message, fields_of, type_named
@@ -23,12 +29,240 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_instant, encode_message
+from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.triggers import StoredTrigger, TriggerVersion
+from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.build import manual_run
 from buildrunner.triggers.check import check_trigger
-from buildrunner.triggers.settings import read_settings
+from buildrunner.triggers.events import Event
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.hook_binding import BARE, PUBSUB, HookBinding, unbound
+from buildrunner.triggers.repository import TriggerRepository, event_keys, trigger_repository
+from buildrunner.triggers.settings import TriggerSettings, read_settings
 
-Document = dict[str, Any]
+_UNREADABLE: Final = "set the trigger's settings again, or update this server"
+
+
+class KnownTrigger(msgspec.Struct, frozen=True, kw_only=True):
+    """A trigger and all that decides what fires it.
+
+    Attributes:
+        project: the trigger's project.
+        document: the BuildTrigger as it is stored.
+        trigger: the same, decoded.
+        set_beside: its settings as they are stored.
+        settings: the same, decoded.
+        repository: the repository that it listens to; None for a trigger that listens to none.
+    """
+
+    project: str
+    document: dict[str, Any]
+    trigger: BuildTrigger
+    set_beside: dict[str, Any]
+    settings: TriggerSettings
+    repository: TriggerRepository | None
+
+
+_MOST_KEPT: Final = 32 << 20
+
+
+class KnownTriggers:
+    """The triggers that an event may fire. Thread-safe.
+
+    The database tells which triggers listen to the source of an event. A trigger that has not
+    changed since the last event is not read again, as far as `_MOST_KEPT` bytes of triggers go.
+
+    Args:
+        store: has them.
+        repositories: where connected repositories are: name -> URL.
+    """
+
+    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
+        self._store = store
+        self._repositories = repositories
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[str, str], _Kept] = OrderedDict()
+        self._bytes = 0
+
+    def listening(self, event: Event, hook: str) -> list[KnownTrigger]:
+        """The triggers that listen to the source of an event, and others of the same name.
+
+        Args:
+            event: the event.
+            hook: the hook of its delivery.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        bare = bare_repositories(self._store)
+        keys = event_keys(event, hook, repositories=self._repositories, bare=bare)
+        versions = self._store.triggers.versions(keys)
+        return [known for one in versions if (known := self._known(one, bare)) is not None]
+
+    def _known(self, wanted: TriggerVersion, bare: Mapping[str, str]) -> KnownTrigger | None:
+        """A trigger as it is now; None if it was deleted meanwhile."""
+        key = (wanted.project, wanted.id)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and (kept.version, kept.bare) == (wanted.version, bare):
+                self._kept.move_to_end(key)
+                return kept.trigger
+        stored = self._store.triggers.stored(*key)
+        known = None if stored is None else _known(stored, self._repositories, bare)
+        with self._lock:
+            before = self._kept.pop(key, None)
+            self._bytes -= before.size if before else 0
+            if stored is not None and known is not None and stored.size <= _MOST_KEPT:
+                self._kept[key] = _Kept(known, stored.version, dict(bare), stored.size)
+                self._bytes += stored.size
+            while self._bytes > _MOST_KEPT:
+                self._bytes -= self._kept.popitem(last=False)[1].size
+        return known
+
+
+class _Kept(NamedTuple):
+    """A trigger that was read, and what it was decoded by."""
+
+    trigger: KnownTrigger
+    version: int
+    bare: Mapping[str, str]
+    size: int
+
+
+class KnownRepositories:
+    """The repositories that enabled triggers listen to. For one thread.
+
+    Reads the triggers that have changed since the last time, one after the other.
+
+    Args:
+        store: has the triggers.
+        repositories: where connected repositories are: name -> URL.
+    """
+
+    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
+        self._store = store
+        self._repositories = repositories
+        self._found: dict[TriggerVersion, TriggerRepository | None] = {}
+        self._bare: dict[str, str] = {}
+
+    def all(self) -> list[TriggerRepository]:
+        """The repositories, as they are now; one of several triggers comes several times.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        bare = bare_repositories(self._store)
+        before = self._found if bare == self._bare else {}
+        self._bare = bare
+        self._found = {
+            one: before[one] if one in before else self._read(one)
+            for one in self._store.triggers.versions()
+        }
+        return [repository for repository in self._found.values() if repository is not None]
+
+    def _read(self, wanted: TriggerVersion) -> TriggerRepository | None:
+        stored = self._store.triggers.stored(wanted.project, wanted.id)
+        if stored is None or stored.document.get("disabled"):
+            return None
+        return _known(stored, self._repositories, self._bare).repository
+
+
+def known_trigger(context: ServerContext, project: str, document: Document) -> KnownTrigger:
+    """One trigger as `KnownTriggers` has it.
+
+    Raises:
+        StoreError: the database fails.
+    """
+    stored = StoredTrigger(
+        project=project,
+        version=0,
+        document=document,
+        settings=context.store.triggers.settings(project, document["id"]),
+        size=0,
+    )
+    return _known(stored, context.repositories, bare_repositories(context.store))
+
+
+def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
+    """Return the bindings of all hooks, by their names."""
+    stored = store.hooks.all()
+    return {name: msgspec.convert(document, HookBinding) for name, document in stored.items()}
+
+
+def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
+    """Return the binding of a hook; None if it is bound to nothing."""
+    try:
+        return msgspec.convert(store.hooks.get(hook), HookBinding)
+    except NotFound:
+        return None
+
+
+def bare_repositories(store: ServerStore) -> dict[str, str]:
+    """Return the bare repositories with a hook: name -> URL."""
+    return {
+        name.partition("/")[2]: one.repository
+        for name, one in hook_bindings(store).items()
+        if name.partition("/")[0] == BARE
+    }
+
+
+def _known(
+    stored: StoredTrigger, repositories: Mapping[str, str], bare: Mapping[str, str]
+) -> KnownTrigger:
+    trigger = decode_message(BuildTrigger, stored.document).value
+    try:
+        settings = read_settings(stored.settings)
+        wrong = ""
+    except ConfigError as error:  # stored by another version
+        settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
+    repository = trigger_repository(trigger, settings.forge, repositories=repositories, bare=bare)
+    if repository is not None and wrong:  # they name its forge: no other one may stand in for that
+        repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
+    return KnownTrigger(
+        project=stored.project,
+        document=stored.document,
+        trigger=trigger,
+        set_beside=stored.settings,
+        settings=settings,
+        repository=repository,
+    )
+
+
+def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> list[str]:
+    """Triggers that nothing can fire, and hooks that fire nothing; one sentence with its cure each.
+
+    Args:
+        store: of the server.
+        repositories: where connected repositories are: name -> URL.
+
+    Raises:
+        StoreError: the database fails.
+    """
+    found = []
+    bare = bare_repositories(store)
+    for stored in store.triggers.every():
+        one = _known(stored, repositories, bare)
+        if one.trigger.disabled:
+            continue
+        where = f"trigger {one.trigger.name} of project {one.project} can't fire"
+        if one.repository is not None and one.repository.problem:
+            found.append(f"{where}: {one.repository.problem}; {one.repository.hint}")
+        else:
+            passwords = git_address.trigger_problems(one.document)
+            found += [f"{where}: {problem.text()}" for problem in passwords]
+    bound = store.hooks.all()
+    heard = forge_hooks(store.hooks.heard())
+    return found + [unbound(hook) for hook in sorted(heard) if hook not in bound]
+
+
+def forge_hooks(names: Iterable[str]) -> list[str]:
+    """Return the hooks that must be bound: of forges and topics, not of webhook triggers."""
+    return [
+        name
+        for name in names
+        if (kind := name.partition("/")[0]) == PUBSUB or (kind in FORGES and kind != BARE)
+    ]
 
 
 class Triggers:

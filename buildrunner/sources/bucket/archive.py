@@ -15,15 +15,20 @@ from typing import BinaryIO
 
 import msgspec
 
-from buildrunner.archives.members import DamagedArchive, Member, Members, Readable
+from buildrunner.archives.members import (
+    ArchiveLimits,
+    DamagedArchive,
+    Guard,
+    Member,
+    Members,
+    Readable,
+)
 from buildrunner.archives.reader import Counted, safe_members, without_encoding
-from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room, scratch_file
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
-from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import ObjectStore, ObjectUrl, StoredObject
+from buildrunner.storage.object_store import ObjectReader, ObjectStore, ObjectUrl, StoredObject
 from buildrunner.storage.parallel import interruptible
 
 _PIECE_BYTES = 256 * 1024

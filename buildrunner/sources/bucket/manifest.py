@@ -17,17 +17,27 @@ from urllib.parse import unquote
 
 import msgspec
 
-from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import DamagedArchive, Member, Members
-from buildrunner.archives.rules import ArchiveLimits, Guard
+from buildrunner.archives.members import (
+    REGULAR,
+    ArchiveLimits,
+    DamagedArchive,
+    Guard,
+    Member,
+    Members,
+)
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.retry import LONGEST_WAIT_S, backoff
 from buildrunner.sources.bucket.archive import HASHLIB_NAMES, BucketSource, content_of, read_on
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSourceManifest
-from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import SCHEME, ObjectUrl, StoredObject, parse_object_url
+from buildrunner.storage.object_store import (
+    SCHEME,
+    ObjectReader,
+    ObjectUrl,
+    StoredObject,
+    parse_object_url,
+)
 from buildrunner.storage.parallel import in_parallel
 from buildrunner.storage.stores import Stores
 
@@ -254,7 +264,7 @@ def _check_sum(entry: ManifestEntry, found: StoredObject, sha1: str) -> None:
 
 
 def _admitted(entry: ManifestEntry, guard: Guard) -> Member:
-    member = guard.admit(Member(path=entry.path, kind=tar_stream.REGULAR, mode=_MODE))
+    member = guard.admit(Member(path=entry.path, kind=REGULAR, mode=_MODE))
     if member is None:
         raise SourceError(f"the manifest names {entry.path!r}, which is the workspace itself")
     return member

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.sources.bucket.archive import human_size
 from buildrunner.sources.fetched_files import no_room, scratch_file
-from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.spec.model.source import StorageSource
 from buildrunner.storage.object_store import ObjectUrl
 from buildrunner.storage.stores import Stores

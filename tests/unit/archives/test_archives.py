@@ -20,11 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.archives.members import Member
+from buildrunner.archives.members import REGULAR, SYMBOLIC_LINK, ArchiveLimits, Guard, Member
 from buildrunner.archives.reader import chunk_reader, safe_members
-from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.archives.tar_reader import TarReader
-from buildrunner.archives.tar_writer import REGULAR, SYMBOLIC_LINK, pack
+from buildrunner.archives.tar_writer import pack
 from buildrunner.errors import SourceError
 
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from buildrunner.archives.members import Member
-from buildrunner.archives.tar_writer import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK
+from buildrunner.archives.members import DIRECTORY, HARD_LINK, REGULAR, SYMBOLIC_LINK, Member
 from buildrunner.errors import SourceError
 from buildrunner.workspace.tree_writer import write_tree
 

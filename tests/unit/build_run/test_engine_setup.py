@@ -6,8 +6,8 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner import wiring
-from buildrunner.build_run.engine_setup import EngineSetup
 from buildrunner.cli.main import main
+from buildrunner.cli.submit.engine_setup import EngineSetup
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import BuildrunnerError, EngineError
 from tests.unit.containers.test_guardian import await_exit

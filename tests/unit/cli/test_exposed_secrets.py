@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from buildrunner.cli.submit.exposed_secrets import exposed_secrets
+from buildrunner.sources.ignore_rules import exposed_secrets
 
 
 def warned(folder: Path, *names: str) -> list[str]:

@@ -67,7 +67,7 @@ def test_submit_requests_the_network_before_it_imports_what_reads_configs():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     modules = set(done.stdout.split())
-    assert "buildrunner.build_run.engine_setup" in modules
+    assert "buildrunner.cli.submit.engine_setup" in modules
     assert not modules & {"yaml", "sqlite3", "tempfile", "buildrunner.client"}
     others = ("builders", "engine", "secrets", "sources", "spec.reading", "storage", "workspace")
     assert not modules & {f"buildrunner.{name}" for name in others}

@@ -5,9 +5,15 @@ import argparse
 import pytest
 
 from buildrunner.cli.main import _server_behind_command, main
-from buildrunner.cli.server.choice import add_server_flags, chosen_server
+from buildrunner.cli.server.choice import (
+    SavedServer,
+    SavedServers,
+    add_server_flags,
+    chosen_server,
+    load_logins,
+    save_logins,
+)
 from buildrunner.cli.server.login import _is_safe
-from buildrunner.cli.server.login_file import SavedServer, SavedServers, load_logins, save_logins
 from buildrunner.errors import UsageError
 
 ONE = SavedServer(url="http://one:1", token="t1", project="p1", ca_file="/ca.pem")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from buildrunner.containers.capabilities import DOCKER, PODMAN, Capabilities
+from buildrunner.containers.docker.api import DOCKER, PODMAN, Capabilities
 from buildrunner.containers.docker.errors import Refusal, message_of, start_error
 from buildrunner.containers.docker.transfers import TransferFailure, raise_pull_error
 from buildrunner.containers.image_name import ImageName

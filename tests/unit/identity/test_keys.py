@@ -11,7 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from securesystemslib.signer import SIGNER_FOR_URI_SCHEME, CryptoSigner, Signer
 
-from buildrunner.containers.file_lock import file_lock
+from buildrunner.containers.process_owner import file_lock
 from buildrunner.errors import AttestationError, IdentityError
 from buildrunner.identity.keys import (
     FOLDER,

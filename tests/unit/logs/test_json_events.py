@@ -5,7 +5,7 @@ import os
 
 from buildrunner.engine.events import StepStarted
 from buildrunner.engine.log.pipeline import LogChunk
-from buildrunner.logs.console.json_events import JsonEvents
+from buildrunner.logs.console.outputs import JsonEvents
 from tests.unit.logs.builds import at
 
 

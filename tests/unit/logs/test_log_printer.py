@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from buildrunner.engine.log.pipeline import LogChunk, TeeSink
 from buildrunner.logs.console.console import LogPrinter
-from buildrunner.logs.console.screen import PipeScreen
+from buildrunner.logs.console.outputs import PipeScreen
 from buildrunner.logs.files.log_file import LogFileSink
 
 NOW = datetime(2024, 5, 31, tzinfo=UTC)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.logs.console.screen import (
+from buildrunner.logs.console.outputs import (
     PipeScreen,
     TerminalScreen,
     coloured,

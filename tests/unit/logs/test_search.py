@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.errors import UsageError
-from buildrunner.logs.files import search
+from buildrunner.logs.files import reader as search
 from buildrunner.logs.files.log_file import LogFileSink
-from buildrunner.logs.files.reader import LogFileReader
-from buildrunner.logs.files.search import LogQuery, search_log
+from buildrunner.logs.files.reader import LogFileReader, LogQuery, search_log
 
 
 def log_of(folder, *chunks):

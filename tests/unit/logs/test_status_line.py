@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.engine import events
-from buildrunner.logs.console.screen import graph_columns, status_line
+from buildrunner.logs.console.outputs import graph_columns, status_line
 from buildrunner.logs.console.wording import Look
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
-from buildrunner.plan.drawings.text import display_width
+from buildrunner.plan.drawing import display_width
 from tests.unit.logs.builds import at, diamond, ended, running, started, view_of
 
 PLAIN = Look(colour=False, live=True, unicode=True)

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.plan.drawings.svg import draw_svg
-from buildrunner.plan.drawings.text import (
+from buildrunner.plan.drawing import (
     ASCII,
     Node,
     display_width,
     draw_mermaid,
+    draw_svg,
     draw_text,
     lay_out,
     longest_chain,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import EngineError
-from buildrunner.sandboxes.nested import disk_watch
-from buildrunner.sandboxes.nested.disk_watch import LEAST_FILES, DiskWatch, pause_after
+from buildrunner.sandboxes.nested import disk as disk_watch
+from buildrunner.sandboxes.nested.disk import LEAST_FILES, DiskWatch, pause_after
 
 GIB = 1 << 30
 MIB = 1 << 20

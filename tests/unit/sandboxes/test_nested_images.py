@@ -30,8 +30,7 @@ from buildrunner.sandboxes.nested import gateway_push, loopback
 from buildrunner.sandboxes.nested.container import HostFacts
 from buildrunner.sandboxes.nested.engine import NestedEngine, Running, SandboxImages
 from buildrunner.sandboxes.nested.gateway_push import GatewayPush
-from buildrunner.sandboxes.nested.host_pulls import UNUSED_S, HostPulls, delete_unused
-from buildrunner.sandboxes.nested.wanted_images import WantedImages
+from buildrunner.sandboxes.nested.host_pulls import UNUSED_S, HostPulls, WantedImages, delete_unused
 
 PRIVATE = "corp.example.com/team/app"
 SHARED = "shared:1"

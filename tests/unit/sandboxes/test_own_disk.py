@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import EngineError
-from buildrunner.sandboxes.nested import own_disk as module
-from buildrunner.sandboxes.nested.own_disk import own_disk, why_no_own_disk
+from buildrunner.sandboxes.nested import disk as module
+from buildrunner.sandboxes.nested.disk import own_disk, why_no_own_disk
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.pod import PodSandbox
-from buildrunner.sources.folder.local_folder import LocalFolder
+from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 
 

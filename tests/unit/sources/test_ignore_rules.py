@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildrunner.errors import SourceError, UsageError
-from buildrunner.sources.folder.ignore_rules import IgnoreRules, load_ignore_rules, parse_rules
+from buildrunner.sources.ignore_rules import IgnoreRules, load_ignore_rules, parse_rules
 
 # What gcloud's documentation promises: (files of the folder, path, is it uploaded?)
 TABLE = [

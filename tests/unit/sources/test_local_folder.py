@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from buildrunner.archives import tar_writer as tar_stream
+from buildrunner.archives.members import REGULAR
 from buildrunner.errors import SourceError, UsageError
-from buildrunner.sources.folder.local_folder import LocalFolder, format_size
+from buildrunner.sources.local_folder import LocalFolder, format_size
 
 
 def unpack(chunks):
@@ -226,7 +227,7 @@ def test_names_of_any_bytes_and_any_length_survive(tmp_path_factory, parts, cont
     ],
 )
 def test_numbers_and_names_beyond_the_old_format_survive(name, size, mtime_ns):
-    header = tar_stream.header(name, tar_stream.REGULAR, size=size, mtime_ns=mtime_ns)
+    header = tar_stream.header(name, REGULAR, size=size, mtime_ns=mtime_ns)
     with tarfile.open(fileobj=io.BytesIO(header + tar_stream.END_OF_ARCHIVE)) as tar:
         member = tarfile.TarInfo.fromtarfile(tar) if not tar.members else tar.members[0]
     assert member.name == name

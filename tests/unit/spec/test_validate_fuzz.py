@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.plan.compile import plan_build
-from buildrunner.plan.drawings.svg import draw_svg
-from buildrunner.plan.drawings.text import draw_mermaid, draw_text, nodes_of_build
+from buildrunner.plan.drawing import draw_mermaid, draw_svg, draw_text, nodes_of_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.plan.step_graph import StepGraph
 from buildrunner.spec.model.build import Build, Status

@@ -23,9 +23,9 @@ from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.records import reused_steps_of, rollback_of
-from buildrunner.worker.build_notes import PlannedNote
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
+from buildrunner.worker.recovery import PlannedNote
 from buildrunner.workspace.resumed import NotedWorkspace, encode_prepared
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.server_databases import new_store

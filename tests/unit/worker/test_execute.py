@@ -17,8 +17,8 @@ from buildrunner.errors import (
 from buildrunner.logs.files.events import EventLog
 from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Status
-from buildrunner.worker.build_notes import BuildNotes
 from buildrunner.worker.execution import execute
+from buildrunner.worker.recovery import BuildNotes
 from tests.unit.worker.conftest import WORKER, now
 
 

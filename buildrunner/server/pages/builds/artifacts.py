@@ -16,8 +16,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute
 from buildrunner.server.pages.session import Session, check_may
-from buildrunner.storage.object_reader import ObjectReader
-from buildrunner.storage.object_store import StoredObject
+from buildrunner.storage.object_store import ObjectReader, StoredObject
 from buildrunner.storage.stores import Stores
 
 _MOST_MANIFEST_BYTES = 16 << 20

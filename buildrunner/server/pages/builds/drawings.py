@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape, quoteattr
 
 import msgspec
 
-from buildrunner.plan.drawings.text import lay_out, reduced, short_image
+from buildrunner.plan.drawing import lay_out, reduced, short_image
 from buildrunner.server.pages.builds.view import StepView
 from buildrunner.server.pages.wording import duration, instant, sign, words
 

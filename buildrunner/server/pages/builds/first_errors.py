@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from buildrunner.logs.files.reader import LogFileReader, LogLine
-from buildrunner.logs.files.search import wants_more
+from buildrunner.logs.files.reader import LogFileReader, LogLine, wants_more
 from buildrunner.server.pages.wording import shown_text
 
 _SEARCH_S = 1.0

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
-from buildrunner.plan.drawings.text import short_image
+from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.spec.model.build import FINAL_STATUSES

@@ -22,9 +22,8 @@ from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
-from buildrunner.server.services.known_triggers import KnownTrigger, known_trigger
 from buildrunner.server.services.queueing import RunFacts
-from buildrunner.server.services.triggers import Triggers
+from buildrunner.server.services.triggers import KnownTrigger, Triggers, known_trigger
 from buildrunner.spec.model.git_address import masked_trigger
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.writing import encode_instant, yaml_text

@@ -1,13 +1,18 @@
-"""The outputs for a person: a pipe, or a terminal with colours and a status line at its bottom."""
+"""The outputs of a build: a pipe, a terminal with colours and a status line, or JSON."""
 
 from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
+import msgspec
+
+from buildrunner.engine.events import BuildEvent
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.console.build_view import BuildView, StepView, TransferView
 from buildrunner.logs.console.wording import (
     BOLD,
@@ -25,7 +30,7 @@ from buildrunner.logs.console.wording import (
     size,
 )
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.plan.drawings.text import display_width, fitting
+from buildrunner.plan.drawing import display_width, fitting
 
 _STEP_COLOURS = (CYAN, GREEN, YELLOW, MAGENTA, "34", "36;1")
 _LINE_FORMS = (
@@ -316,3 +321,52 @@ class _Line:
 
     def text(self) -> str:
         return "".join(self._pieces)
+
+
+class JsonEvents:
+    """Writes to a descriptor; events and chunks may come from different threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._encoder = msgspec.json.Encoder()
+        self._lock = threading.Lock()
+        self._gone = False
+        self._lost = ""
+
+    @property
+    def lost(self) -> str:
+        """Why the output took no more, while somebody may still read it; empty when it did."""
+        return self._lost
+
+    def on_event(self, event: BuildEvent) -> None:
+        """Write one event."""
+        self._write(self._encoder.encode(event) + b"\n")
+
+    def write(self, chunk: LogChunk) -> None:
+        """Write every line of a chunk."""
+        encode = self._encoder.encode
+        at = encode(chunk.at)
+        head = b'{"event":"log","at":%b,"step":%b,"text":' % (at, encode(chunk.step))
+        lines = chunk.data.decode("utf-8", "replace").split("\n")
+        if not lines[-1]:
+            lines.pop()
+        self._write(b"".join(head + encode(line) + b"}\n" for line in lines))
+
+    def result(self, build: dict[str, Any], exit_code: int) -> None:
+        """Write the last line: the Build resource and the exit code."""
+        last = {"event": "result", "exitCode": exit_code, "build": build}
+        self._write(self._encoder.encode(last) + b"\n")
+
+    def close(self) -> None:
+        """Do nothing: every line was written at once."""
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            if self._gone:
+                return
+            try:
+                write_all(self._descriptor, data)
+            except OSError as error:  # nobody reads any more, or a disk is full; the build goes on
+                self._gone = True
+                if not isinstance(error, BrokenPipeError):
+                    self._lost = error.strerror or str(error)

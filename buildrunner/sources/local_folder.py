@@ -12,12 +12,19 @@ from io import BufferedReader
 import msgspec
 
 from buildrunner.archives import tar_writer as tar_stream
-from buildrunner.archives.members import Members
+from buildrunner.archives.members import (
+    DIRECTORY,
+    HARD_LINK,
+    REGULAR,
+    SYMBOLIC_LINK,
+    ArchiveLimits,
+    Guard,
+    Members,
+)
 from buildrunner.archives.reader import safe_members
-from buildrunner.archives.rules import ArchiveLimits, Guard
 from buildrunner.errors import SourceError, UsageError
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport
-from buildrunner.sources.folder.ignore_rules import IgnoreRules, load_ignore_rules
+from buildrunner.sources.ignore_rules import IgnoreRules, load_ignore_rules
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 
 _CHUNK_BYTES = 256 * 1024
@@ -181,7 +188,7 @@ class LocalFolder:
         """
         buffer = bytearray()
         for place in _folders_to(below):
-            buffer += tar_stream.header(f"{root}{place}", tar_stream.DIRECTORY)
+            buffer += tar_stream.header(f"{root}{place}", DIRECTORY)
         start = f"{root}{below}/" if below else root
         first_names: dict[tuple[int, int], str] = {}
         for found in self._walk(cancel):
@@ -205,12 +212,12 @@ class LocalFolder:
         self, found: Sent, first_names: dict[tuple[int, int], str], start: str
     ) -> bytes:
         status = found.status
-        kind, target = tar_stream.DIRECTORY, ""
+        kind, target = DIRECTORY, ""
         if stat.S_ISREG(status.st_mode):
             first = first_names[status.st_dev, status.st_ino]
-            kind, target = tar_stream.HARD_LINK, f"{start}{first}"
+            kind, target = HARD_LINK, f"{start}{first}"
         elif stat.S_ISLNK(status.st_mode):
-            kind = tar_stream.SYMBOLIC_LINK
+            kind = SYMBOLIC_LINK
             try:
                 target = os.readlink(os.path.join(self.root, found.path))
             except OSError as error:
@@ -240,7 +247,7 @@ class LocalFolder:
             size = status.st_size
             buffer += tar_stream.header(
                 f"{start}{found.path}",
-                tar_stream.REGULAR,
+                REGULAR,
                 mode=status.st_mode,
                 size=size,
                 mtime_ns=status.st_mtime_ns,

@@ -1,1 +1,0 @@
-"""Drawings of a plan's steps: text, SVG, Mermaid. Pure."""

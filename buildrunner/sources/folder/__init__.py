@@ -1,1 +1,0 @@
-"""Sources in local folders: the walk, and the rules of .gcloudignore."""
