@@ -1,10 +1,15 @@
-"""A problem of a config, with its place."""
+"""A problem of a config, with its place and a hint; and the known word nearest to a typo."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
+from typing import Final
 
 import msgspec
+
+_MOST_CANDIDATES: Final = 400
+_LONGEST_WORD: Final = 100
 
 
 class Severity(enum.Enum):
@@ -45,3 +50,18 @@ class Problem(msgspec.Struct, frozen=True):
         parts = [part for part in (place, self.path) if part]
         parts.append(f"{self.message}; {self.hint}" if self.hint else self.message)
         return ": ".join(parts)
+
+
+def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the known word that ``word`` is most like, whatever its case; empty if none is near.
+
+    Args:
+        word: what the user wrote.
+        known: the words that would be right.
+        cutoff: how like they must be, from 0 to 1.
+    """
+    from difflib import get_close_matches  # of use only when something is wrong
+
+    by_lower = {candidate.lower(): candidate for candidate in sorted(known)[:_MOST_CANDIDATES]}
+    close = get_close_matches(word[:_LONGEST_WORD].lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[close[0]] if close else ""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from buildrunner.errors import UsageError
+from buildrunner.problem import nearest
 
 _UNIT_S = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 
@@ -49,18 +50,13 @@ class CommandParser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             # Without what may follow a "=": it may be a secret in the wrong place.
             unknown = message.partition(": ")[2].split(" ")[0].partition("=")[0]
-            near = self._nearest_flag(unknown)
+            known = [flag for action in self._actions for flag in action.option_strings]
+            near = nearest(unknown, known)
             message = f"{self.prog} has no flag or argument {unknown}"
             hint = f"did you mean {near}?" if near else hint
         else:
             message = f"{self.prog}: {message}"
         raise UsageError(message, hint=hint)
-
-    def _nearest_flag(self, unknown: str) -> str:
-        from difflib import get_close_matches
-
-        known = [flag for action in self._actions for flag in action.option_strings]
-        return next(iter(get_close_matches(unknown, known, n=1)), "")
 
 
 def parse_map(flag: str, texts: Iterable[str]) -> dict[str, str]:

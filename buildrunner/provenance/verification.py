@@ -8,7 +8,6 @@ import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from typing import Any, Final
 
 import msgspec
@@ -19,7 +18,7 @@ from securesystemslib.signer import SSlibKey
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from buildrunner.errors import AttestationError, ConfigError, UsageError, VerificationError
-from buildrunner.problem import Problem
+from buildrunner.problem import Problem, nearest
 from buildrunner.provenance.keyless import BadBundle, Identity, verified_payload
 from buildrunner.provenance.signing import (
     PAYLOAD_TYPE,
@@ -118,8 +117,8 @@ def _fields(path: str, root: MappingNode, problems: list[Problem]) -> Iterator[t
         name = key.value if isinstance(key, ScalarNode) else ""
         line, column = position(key)
         if name not in KEYS:
-            near = get_close_matches(name, KEYS, n=1)
-            hint = f"did you mean {near[0]}?" if near else _known()
+            near = nearest(name, KEYS)
+            hint = f"did you mean {near}?" if near else _known()
             problems.append(
                 Problem("unknown key", name, file=path, line=line, column=column, hint=hint)
             )

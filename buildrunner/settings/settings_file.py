@@ -22,7 +22,7 @@ import msgspec
 from buildrunner.addresses import Egress
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.kubernetes.pool import Pool, pool_problems
-from buildrunner.problem import Problem
+from buildrunner.problem import Problem, nearest
 from buildrunner.settings.environment import config_folder
 from buildrunner.settings.folder_trust import (
     ProjectFile,
@@ -448,10 +448,8 @@ def _all_strings(value: object) -> bool:
 
 
 def _unknown(path: str, place: str, known: list[str], what: str) -> Problem:
-    from difflib import get_close_matches
-
-    near = get_close_matches(place, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = nearest(place, known)
+    hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
     return Problem(f"there is no such {what}", path=place, file=path, hint=hint)
 
 

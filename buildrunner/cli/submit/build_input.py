@@ -12,6 +12,7 @@ import msgspec
 
 from buildrunner.build_run.request import CONFIG_NAMES
 from buildrunner.errors import ConfigError, SourceError, StorageError, UsageError
+from buildrunner.problem import nearest
 from buildrunner.sources.git.folder import FolderCommit
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.source import Source, StorageSource, StorageSourceManifest
@@ -210,15 +211,13 @@ def _check_config(config: str) -> None:
         raise UsageError(f"{config} is a folder, but --config takes a file")
     if os.path.exists(config):
         return
-    from difflib import get_close_matches
-
     folder = os.path.dirname(config)
     try:
         names = [name for name in os.listdir(folder or ".") if name.endswith(_CONFIG_ENDINGS)]
     except OSError:
         names = []
-    near = get_close_matches(os.path.basename(config), names, n=1)
-    hint = f"did you mean {os.path.join(folder, near[0])}?" if near else ""
+    near = nearest(os.path.basename(config), names)
+    hint = f"did you mean {os.path.join(folder, near)}?" if near else ""
     raise UsageError(f"there is no config {config}", hint=hint)
 
 

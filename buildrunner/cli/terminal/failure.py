@@ -15,20 +15,18 @@ from buildrunner.errors import (
     UsageError,
 )
 from buildrunner.logs.console.wording import printable
-from buildrunner.problem import Problem
+from buildrunner.problem import Problem, nearest
 
 
 def unknown_command(name: str, known: Iterable[str]) -> UsageError:
     """The error for a command that does not exist, with the nearest one that does."""
-    from difflib import get_close_matches
-
     if name.startswith("-"):
         return UsageError(
             f"buildrunner has no flag {name} before the command",
             hint="flags go after the command: `buildrunner submit --help`",
         )
-    near = get_close_matches(name, list(known), n=1)
-    hint = f"did you mean `buildrunner {near[0]}`?" if near else "`buildrunner --help` lists them"
+    near = nearest(name, known)
+    hint = f"did you mean `buildrunner {near}`?" if near else "`buildrunner --help` lists them"
     return UsageError(f'there is no command "{name}"', hint=hint)
 
 

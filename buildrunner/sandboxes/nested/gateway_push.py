@@ -21,8 +21,7 @@ from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
-from buildrunner.registries.push_gateway import PushGateway
-from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
+from buildrunner.registries.push_gateway import PushGateway, RegistryClient, RegistryPlace
 from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 

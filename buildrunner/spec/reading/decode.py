@@ -21,7 +21,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.findings import (
-    Findings,
+    DecodingProblems,
     camel_case,
     is_merge_key,
     locate,
@@ -103,7 +103,7 @@ def load_build(text: bytes, *, file: str, allow_source: bool = False) -> LoadedB
     root, problem = compose(text)
     if problem is not None:
         return LoadedBuild(Build(), (_in_file(problem, file),))
-    findings = Findings(file, merges=b"<<" in text)
+    findings = DecodingProblems(file, merges=b"<<" in text)
     if not isinstance(root, MappingNode):
         return LoadedBuild(Build(), (_not_a_mapping(root, file, "build config"),), root)
     build: Build = message_reader(Build, outputs=False)(root, findings) or Build()
@@ -122,7 +122,7 @@ def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]
     reader = message_reader(BuildTrigger, outputs=False)
     loaded: list[Loaded[BuildTrigger]] = []
     for root in roots:
-        findings = Findings(file, merges=b"<<" in text)
+        findings = DecodingProblems(file, merges=b"<<" in text)
         if isinstance(root, MappingNode):
             trigger = reader(root, findings) or BuildTrigger()
             loaded.append(Loaded(trigger, findings.problems(root), root))
@@ -149,14 +149,14 @@ def decode_message(message: type[M], value: object, *, outputs: bool = True) -> 
     root, problem = node_of(value)
     if problem is not None:
         return Loaded(message(), (problem,))
-    findings = Findings()
+    findings = DecodingProblems()
     if is_null(root):
         return Loaded(message(), ())
     decoded: M = message_reader(message, outputs=outputs)(root, findings) or message()
     return Loaded(decoded, findings.problems(root), root)
 
 
-def _refuse_source(root: MappingNode, findings: Findings) -> None:
+def _refuse_source(root: MappingNode, findings: DecodingProblems) -> None:
     for key, _ in root.value:
         if key.value == "source":
             findings.error(
@@ -193,7 +193,9 @@ def _in_file(problem: Problem, file: str) -> Problem:
     )
 
 
-def resolve_merges(pairs: list[tuple[Node, Node]], findings: Findings) -> list[tuple[Node, Node]]:
+def resolve_merges(
+    pairs: list[tuple[Node, Node]], findings: DecodingProblems
+) -> list[tuple[Node, Node]]:
     """``pairs`` with its merge keys resolved.
 
     The mapping's own keys win, then what is merged first. The tree is free of cycles, so this ends;
@@ -248,7 +250,7 @@ def _compile(message: type[Message], outputs: bool) -> Reader:
         table[field.json] = table[field.name] = entry
     groups = [(name, group) for name, group in message.ONEOFS.items() if len(group) > 1]
 
-    def read(node: Node, findings: Findings) -> Message | None:
+    def read(node: Node, findings: DecodingProblems) -> Message | None:
         if (type(node) is not MappingNode or node.tag is not IMPLICIT) and not is_mapping(
             node, findings
         ):
@@ -296,7 +298,7 @@ def _late_reader(type_name: str, beside: type[Message], outputs: bool) -> Reader
     """A reader that is compiled, and whose class is imported, when it is first used."""
     compiled: Reader | None = None
 
-    def read(node: Node, findings: Findings) -> Any:
+    def read(node: Node, findings: DecodingProblems) -> Any:
         nonlocal compiled
         if compiled is None:
             found = type_named(type_name, beside)
@@ -309,7 +311,7 @@ def _late_reader(type_name: str, beside: type[Message], outputs: bool) -> Reader
     return read
 
 
-def _ignore(node: Node, findings: Findings) -> None:
+def _ignore(node: Node, findings: DecodingProblems) -> None:
     if not is_null(node):
         findings.warning(
             node,
@@ -320,7 +322,7 @@ def _ignore(node: Node, findings: Findings) -> None:
 
 
 def _refused_reader(reader: Reader, json: str, reason: str) -> Reader:
-    def read(node: Node, findings: Findings) -> Any:
+    def read(node: Node, findings: DecodingProblems) -> Any:
         value = reader(node, findings)
         if value is not None:
             message = f"{json} is known to Cloud Build but not supported here"
@@ -337,7 +339,7 @@ def _other_spelling(key: Node, table: dict[str, Entry]) -> Entry | None:
     return None
 
 
-def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: Findings) -> None:
+def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: DecodingProblems) -> None:
     """Reports a second key for the same field; the first one counts."""
     if findings.full:
         findings.error(key, "", rule="two-spellings")
@@ -364,7 +366,7 @@ def _check_groups(
     pairs: list[tuple[Node, Node]],
     values: dict[str, Any],
     table: dict[str, Entry],
-    findings: Findings,
+    findings: DecodingProblems,
 ) -> None:
     """Reports every member of a oneof after the first."""
     for name, members in groups:
@@ -399,7 +401,7 @@ def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
         message: class that the field belongs to.
     """
 
-    def read(node: Node, findings: Findings) -> tuple[Any, ...] | None:
+    def read(node: Node, findings: DecodingProblems) -> tuple[Any, ...] | None:
         if type(node) is SequenceNode and (node.tag is IMPLICIT or _has_collection_tag(node)):
             items = [reader(item, findings) for item in node.value]
             if None in items:
@@ -424,7 +426,7 @@ def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
     return read
 
 
-def _report_nulls(node: SequenceNode, findings: Findings) -> None:
+def _report_nulls(node: SequenceNode, findings: DecodingProblems) -> None:
     for item in node.value:
         if is_null(item):
             findings.error(
@@ -451,7 +453,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
         default: what null stands for; None refuses it.
     """
 
-    def read(node: Node, findings: Findings) -> dict[str, Any] | None:
+    def read(node: Node, findings: DecodingProblems) -> dict[str, Any] | None:
         if (type(node) is not MappingNode or node.tag is not IMPLICIT) and not is_mapping(
             node, findings
         ):
@@ -477,7 +479,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
     return read
 
 
-def _null_value(node: Node, default: Any, findings: Findings) -> Any:
+def _null_value(node: Node, default: Any, findings: DecodingProblems) -> Any:
     """The meaning of null in a map; None for a problem that was reported already."""
     if not is_null(node):
         return None
@@ -495,7 +497,7 @@ def enum_reader(found: type[enum.Enum]) -> Reader:
     by_name = dict(found.__members__)
     by_number: dict[object, enum.Enum] = {member.value: member for member in found}
 
-    def read(node: Node, findings: Findings) -> enum.Enum | None:
+    def read(node: Node, findings: DecodingProblems) -> enum.Enum | None:
         if isinstance(node, ScalarNode) and kind_of(node) in (STRING, INTEGER):
             member = by_name.get(node.value)
             if member is None:
@@ -509,7 +511,7 @@ def enum_reader(found: type[enum.Enum]) -> Reader:
     return read
 
 
-def is_mapping(node: Any, findings: Findings) -> bool:
+def is_mapping(node: Any, findings: DecodingProblems) -> bool:
     """Whether ``node`` can be read as a mapping after all; reports when it can't."""
     if isinstance(node, MappingNode) and _has_collection_tag(node):
         return True
@@ -524,7 +526,7 @@ def _has_collection_tag(node: Any) -> bool:
     return node.tag is IMPLICIT or node.tag in _COLLECTION_TAGS
 
 
-def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: Findings) -> None:
+def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: DecodingProblems) -> None:
     """Reports a key that stands twice in one mapping; the first one counts."""
     place = ""
     if not findings.full:
@@ -538,7 +540,7 @@ def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: Findin
     )
 
 
-def merged_pairs(node: Node, findings: Findings) -> list[tuple[Node, Node]]:
+def merged_pairs(node: Node, findings: DecodingProblems) -> list[tuple[Node, Node]]:
     """The pairs of a mapping with those of its merge keys behind, where its own have no say."""
     pairs: list[tuple[Node, Node]] = node.value
     if not any(is_merge_key(key) for key, _ in pairs):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import enum
 import re
 from collections.abc import Iterable, Iterator
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from buildrunner.problem import Problem, Severity
+from buildrunner.problem import Problem, Severity, nearest
 from buildrunner.spec.model.message import Message, fields_of
 from buildrunner.spec.model.stands import Stand, stand_of
 from buildrunner.spec.reading.nodes import is_plain, position
@@ -138,7 +137,7 @@ def _key_text(key: Node, verbatim: bool) -> str:
 MAX_PROBLEMS = 100
 
 
-class Findings:
+class DecodingProblems:
     """The problems of one text.
 
     A problem is kept with the node it is about; its path is worked out at the end, so that a config
@@ -214,7 +213,7 @@ class Findings:
             self._found.append((node, Problem(message, hint=hint, rule=rule, severity=severity)))
 
 
-def report_unknown_key(key: Node, message: type[Message], findings: Findings) -> None:
+def report_unknown_key(key: Node, message: type[Message], findings: DecodingProblems) -> None:
     """Reports a key that is no field of ``message``."""
     if not isinstance(key, ScalarNode):
         findings.error(key, "a key must be a single word", rule="wrong-type")
@@ -235,7 +234,9 @@ def report_unknown_key(key: Node, message: type[Message], findings: Findings) ->
         findings.error(key, text, rule="unknown-field", hint=_hint_for_key(key.value, message))
 
 
-def report_unknown_value(node: ScalarNode, found: type[enum.Enum], findings: Findings) -> None:
+def report_unknown_value(
+    node: ScalarNode, found: type[enum.Enum], findings: DecodingProblems
+) -> None:
     """Reports a value that is no member of the enum ``found``."""
     if findings.full:
         findings.error(node, "", rule="enum-value")
@@ -255,9 +256,8 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     """``did you mean waitFor?`` when a known word is close to ``word``, else empty."""
     if len(word) > 40:
         return ""
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.7)
-    return f"did you mean {by_lower[close[0]]}?" if close else ""
+    near = nearest(word, known, cutoff=0.7)
+    return f"did you mean {near}?" if near else ""
 
 
 def _hint_for_key(key: str, message: type[Message]) -> str:

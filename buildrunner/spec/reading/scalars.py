@@ -13,7 +13,7 @@ from typing import Any
 
 from yaml.nodes import Node, ScalarNode, SequenceNode
 
-from buildrunner.spec.reading.findings import Findings, shorten
+from buildrunner.spec.reading.findings import DecodingProblems, shorten
 
 STRING = "string"
 INTEGER = "integer"
@@ -104,7 +104,7 @@ def integer_value(text: str) -> int:
     return sign * int(digits, 0)
 
 
-Reader = Callable[[Node, Findings], Any]
+Reader = Callable[[Node, DecodingProblems], Any]
 
 # Longest duration and its parts; the limit is that of the protobuf type.
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
@@ -166,7 +166,7 @@ def is_null(node: Node) -> bool:
     return isinstance(node, ScalarNode) and kind_of(node) == NULL
 
 
-def wrong_type(node: Node, findings: Findings, wanted: str, hint: str = "") -> None:
+def wrong_type(node: Node, findings: DecodingProblems, wanted: str, hint: str = "") -> None:
     """Reports that ``node`` is not what is wanted; null is no problem."""
     kind = kind_of(node)
     if kind == NULL:
@@ -175,7 +175,7 @@ def wrong_type(node: Node, findings: Findings, wanted: str, hint: str = "") -> N
     findings.error(node, f"{wanted} is wanted, but {describe(node)}", rule=rule, hint=hint)
 
 
-def read_string(node: Node, findings: Findings) -> str | None:
+def read_string(node: Node, findings: DecodingProblems) -> str | None:
     """A string; what YAML takes for anything else must be quoted."""
     if type(node) is ScalarNode:
         text: str = node.value
@@ -195,7 +195,7 @@ def read_string(node: Node, findings: Findings) -> str | None:
     return None
 
 
-def read_boolean(node: Node, findings: Findings) -> bool | None:
+def read_boolean(node: Node, findings: DecodingProblems) -> bool | None:
     """``true`` or ``false``; YAML 1.1's other words are accepted with a warning."""
     if kind_of(node) != BOOLEAN or kind_of_plain(node.value) != BOOLEAN:
         wrong_type(node, findings, "true or false", "write it without quotes")
@@ -211,17 +211,17 @@ def read_boolean(node: Node, findings: Findings) -> bool | None:
     return value
 
 
-def read_int32(node: Node, findings: Findings) -> int | None:
+def read_int32(node: Node, findings: DecodingProblems) -> int | None:
     """A whole number of 32 bits, or its decimal digits in a string."""
     return _integer(node, findings, 32)
 
 
-def read_int64(node: Node, findings: Findings) -> int | None:
+def read_int64(node: Node, findings: DecodingProblems) -> int | None:
     """A whole number of 64 bits, or its decimal digits in a string."""
     return _integer(node, findings, 64)
 
 
-def read_duration(node: Node, findings: Findings) -> timedelta | None:
+def read_duration(node: Node, findings: DecodingProblems) -> timedelta | None:
     """Seconds with an ``s`` behind: "600s", "1.5s". Fractions of a microsecond are cut off.
 
     ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read all the same.
@@ -257,7 +257,7 @@ def _go_duration(text: str) -> timedelta | None:
     return timedelta(seconds=-length if match[1] == "-" else length)
 
 
-def read_instant(node: Node, findings: Findings) -> datetime | None:
+def read_instant(node: Node, findings: DecodingProblems) -> datetime | None:
     """An RFC 3339 time with its offset. Fractions of a microsecond are cut off."""
     kind = kind_of(node)
     if kind == NULL:
@@ -274,7 +274,7 @@ def read_instant(node: Node, findings: Findings) -> datetime | None:
     return instant
 
 
-def read_bytes(node: Node, findings: Findings) -> bytes | None:
+def read_bytes(node: Node, findings: DecodingProblems) -> bytes | None:
     """Base64 in either alphabet; line breaks are allowed, padding may be left out."""
     kind = kind_of(node)
     if kind == NULL:
@@ -296,7 +296,7 @@ def read_bytes(node: Node, findings: Findings) -> bytes | None:
     return base64.b64decode(padded.replace("-", "+").replace("_", "/"))
 
 
-def _integer(node: Node, findings: Findings, bits: int) -> int | None:
+def _integer(node: Node, findings: DecodingProblems, bits: int) -> int | None:
     value = whole_number(node)
     if value is None:
         wrong_type(node, findings, "a whole number")

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from buildrunner.problem import Problem, Severity
+from buildrunner.problem import Problem, Severity, nearest
 
 _MAX_SUGGESTIONS: Final = 20
-_MAX_CANDIDATES: Final = 400
-_MAX_WORD: Final = 100
 
 
 class Findings:
@@ -44,12 +42,8 @@ class Findings:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``did you mean "x"?`` for the known word most like ``word``; empty for none."""
-    # Not at the top: the import is only worth its time when something is wrong.
-    from difflib import get_close_matches
-
-    by_lower = {candidate.lower(): candidate for candidate in sorted(known)[:_MAX_CANDIDATES]}
-    close = get_close_matches(word[:_MAX_WORD].lower(), by_lower, n=1)
-    return f'did you mean "{by_lower[close[0]]}"?' if close else ""
+    near = nearest(word, known)
+    return f'did you mean "{near}"?' if near else ""
 
 
 def shortened(text: str, limit: int = 60) -> str:

@@ -99,7 +99,7 @@ class _TriggerPages:
         settings = known.settings
         trigger = trigger_view(document, project, now=now, settings=settings)
         everywhere = not viewer.caller.projects and viewer.may("read")
-        asked = asked_of(request.query_params)
+        asked = test_event_of(request.query_params)
         verdicts, problem = self._tried(known, asked)
         return page(
             request,
@@ -145,7 +145,7 @@ class _TriggerPages:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
-    def _tried(self, known: KnownTrigger, asked: Asked) -> tuple[list[dict[str, Any]], str]:
+    def _tried(self, known: KnownTrigger, asked: TestEvent) -> tuple[list[dict[str, Any]], str]:
         """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
         if not asked.ref:
             return [], ""
@@ -229,7 +229,7 @@ def compared_deliveries(
     return [compared for compared, _ in zip(found, range(_MOST), strict=False)]
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class TestEvent(msgspec.Struct, frozen=True, kw_only=True):
     """The event of which somebody asks whether it would fire a trigger; ``ref`` is empty for none.
 
     Attributes:
@@ -260,10 +260,10 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
         }
 
 
-def asked_of(query: Mapping[str, str]) -> Asked:
+def test_event_of(query: Mapping[str, str]) -> TestEvent:
     """Return the query in the address of the page."""
     texts = {name: query.get(name, "").strip() for name in ("ref", "base", "files", "message")}
-    return Asked(**texts, fork=query.get("fork") == "true")
+    return TestEvent(**texts, fork=query.get("fork") == "true")
 
 
 class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
