@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import os
 import re
-import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
@@ -24,9 +23,12 @@ from buildrunner.containers.types import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 from buildrunner.registries.registry_transport import (
+    RegistryToken,
     RegistryTransport,
     is_loopback,
     read_bounded,
+    registry_tls,
+    token_request,
 )
 
 INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -38,7 +40,6 @@ MANIFEST_TYPES: Final = (
     "application/vnd.docker.distribution.manifest.list.v2+json",
 )
 
-_CERTIFICATES = "/etc/docker/certs.d"
 _HUB = {"docker.io": "registry-1.docker.io", "index.docker.io": "registry-1.docker.io"}
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
@@ -58,11 +59,6 @@ class Manifest(msgspec.Struct, frozen=True):
     digest: str
     media_type: str
     body: bytes
-
-
-class _Token(msgspec.Struct):
-    token: str = ""
-    access_token: str = ""
 
 
 class Repository:
@@ -94,7 +90,7 @@ class Repository:
         self._authorization = ""
         self._http = httpx.Client(
             transport=RegistryTransport(
-                host, _tls(host), egress=egress, proxies=getproxies(), deadline=deadline
+                host, registry_tls(host), egress=egress, proxies=getproxies(), deadline=deadline
             ),
             timeout=_TIMEOUT,
             trust_env=False,
@@ -303,20 +299,14 @@ class Repository:
         asked: dict[str, str] = {
             name: value for name, value in facts.items() if name in ("service", "scope")
         }
-        login = self._login
+        method, more = token_request(self._login, asked)
         try:
-            if login and login.identity_token:
-                form = {"grant_type": "refresh_token", "refresh_token": login.identity_token}
-                form |= {**asked, "client_id": "buildrunner"}
-                answer = self._request("POST", realm, data=form)
-            else:
-                auth = (login.username, login.password) if login else None
-                answer = self._request("GET", realm, params=asked, auth=auth)
+            answer = self._request(method, realm, **more)
             self._check(answer)
-            found = msgspec.json.decode(answer.content, type=_Token)
+            found = msgspec.json.decode(answer.content, type=RegistryToken)
         except (httpx.TransportError, msgspec.DecodeError, RecursionError) as error:
             raise RegistryError(f"{realm} gives no token for {self.name}: {error}") from error
-        return f"Bearer {found.token or found.access_token}"
+        return f"Bearer {found.value}"
 
     def _check(self, response: httpx.Response) -> None:
         if response.is_success:
@@ -354,14 +344,3 @@ def _reason(response: httpx.Response) -> str:
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return ""
     return f": {text}" if text else ""
-
-
-def _tls(host: str) -> ssl.SSLContext:
-    """Trust the authorities of the system, and those that Docker trusts for this registry."""
-    context = ssl.create_default_context()
-    folder = os.path.join(_CERTIFICATES, host)
-    if os.path.isdir(folder):
-        for name in sorted(os.listdir(folder)):
-            if name.endswith(".crt"):
-                context.load_verify_locations(os.path.join(folder, name))
-    return context

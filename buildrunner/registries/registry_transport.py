@@ -8,11 +8,14 @@ address: a build's registry leads this process to no address that the registry i
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import httpx
+import msgspec
 
 from buildrunner.addresses import (
     Egress,
@@ -23,9 +26,80 @@ from buildrunner.addresses import (
     look_up,
     unwrapped,
 )
+from buildrunner.containers.types import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 from buildrunner.pinned_transport import PinnedTransport
+
+_CERTIFICATES: Final = "/etc/docker/certs.d"
+_CLIENT: Final = "buildrunner"
+LEAST_TOKEN_S: Final = 60
+"""Lifetime of a token whose answer names none. Source: Docker's token specification."""
+
+
+class RegistryToken(msgspec.Struct):
+    """The answer of a registry's token service.
+
+    Attributes:
+        token: the token, or empty.
+        access_token: the token under its other name, or empty.
+        expires_in: its lifetime in seconds.
+    """
+
+    token: str = ""
+    access_token: str = ""
+    expires_in: float = LEAST_TOKEN_S
+
+    @property
+    def value(self) -> str:
+        """The token itself."""
+        return self.token or self.access_token
+
+
+def token_request(
+    login: RegistryLogin | None, scope: Mapping[str, str]
+) -> tuple[str, dict[str, Any]]:
+    """Return the method and the arguments of a request for a token.
+
+    Args:
+        login: the user to be; None for a token without a login.
+        scope: ``service`` and ``scope``, as the registry names them.
+    """
+    if login is None or not login.identity_token:
+        return "GET", {
+            "params": scope,
+            "auth": (login.username, login.password) if login is not None else None,
+        }
+    grant = {
+        "grant_type": "refresh_token",
+        "refresh_token": login.identity_token,
+        "client_id": _CLIENT,
+    }
+    return "POST", {"data": {**scope, **grant}}
+
+
+def registry_tls(registry: str, *, insecure: bool = False) -> ssl.SSLContext:
+    """Trust as Docker does: the authorities of the system, and those in the registry's folder.
+
+    A client certificate in that folder is used, too.
+
+    Args:
+        registry: ``host:port``.
+        insecure: accept every certificate.
+    """
+    context = ssl.create_default_context()
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    folder = os.path.join(_CERTIFICATES, registry)
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        stem, ending = os.path.splitext(path)
+        if ending == ".crt":
+            context.load_verify_locations(path)
+        elif ending == ".cert" and os.path.isfile(f"{stem}.key"):
+            context.load_cert_chain(path, f"{stem}.key")
+    return context
 
 
 def is_loopback(registry: str) -> bool:

@@ -17,8 +17,7 @@ import pytest
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.types import RegistryLogin
-from buildrunner.registries.push_gateway import PushGateway, Refused
-from buildrunner.registries.registry_client import RegistryClient, RegistryPlace
+from buildrunner.registries.push_gateway import PushGateway, Refused, RegistryClient, RegistryPlace
 
 DIGEST = f"sha256:{'a' * 64}"
 OF_MANIFEST = f"sha256:{hashlib.sha256(b'{}').hexdigest()}"
@@ -301,7 +300,7 @@ def test_the_login_goes_to_no_other_host(registry: FakeRegistry, tmp_path: Path)
 def test_a_token_is_requested_anew_before_it_expires(
     registry: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.registries.registry_client._FRESH", 0.0)
+    monkeypatch.setattr("buildrunner.registries.push_gateway._FRESH", 0.0)
     with gateway(registry, tmp_path) as (_, caller):
         for _ in range(2):
             caller.send("HEAD", "/v2/team/app/manifests/one")
