@@ -803,6 +803,25 @@ class TestWaiting:
         (claimed,) = store.queue.claimed()
         assert (claimed.pool, claimed.group) == ("arm", "")
 
+    def test_many_builds_of_one_project_hide_no_other_from_the_pools(
+        self, store: ServerStore
+    ) -> None:
+        """Issue: a thousand builds of one project were all that the provisioner saw."""
+        for number in range(130):
+            facts = {"priority": 9, "pool": "arm", "created": number}
+            store.builds.create(new_build(f"a{number:03}", project="a", **facts))
+        for name, pool in (("b1", "arm"), ("b2", "arm"), ("b3", "x86")):
+            facts = {"pool": pool, "created": 200 + int(name[1])}
+            store.builds.create(new_build(name, project="b", **facts))
+        found = [one.id for one in store.queue.waiting_in(["arm", "x86"])]
+        assert found[:6] == ["a000", "b1", "b3", "a001", "b2", "a002"]
+        assert len(found) == 100 + 3
+        store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=ClaimScope(pool="arm"))
+        turns = [one.id for one in store.queue.waiting_in(["arm"])]
+        assert turns[:3] == ["b1", "a001", "b2"]
+        ids = {"a129", "b3", "a000"}
+        assert [one.id for one in store.queue.waiting_in(["arm"], ids)] == ["a129"]
+
     def test_a_noted_reason_is_why_a_build_of_a_pool_waits(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1", pool="arm", labels={"team": "a"}))
         store.queue.note_waits({"a1": "No node."})

@@ -175,11 +175,12 @@ def piece_of(text: bytes, *records: IndexRecord) -> bytes:
         [IndexRecord(1, 0, 1, 0), IndexRecord(1, 0, 1, 0)],
         [IndexRecord(1, 2, 1, 0)],
         [IndexRecord(1, 0, 1 << 62, 0)],
+        [IndexRecord(1, 0, -(1 << 62), 0)],
         [IndexRecord(1, 0, 1, (1 << 31) - 1)],
         [IndexRecord(1, 0, 1, -2)],
         [IndexRecord(1, 0, 1, 0, 2)],
     ],
-    ids=["no text", "lines", "time", "many steps", "no step", "output"],
+    ids=["no text", "lines", "time", "time before all", "many steps", "no step", "output"],
 )
 def test_a_piece_of_a_log_has_only_records_that_a_writer_makes(
     server: ApiServer, records: list[IndexRecord]

@@ -283,7 +283,7 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
             and 0 <= self.lines - before.lines <= size
             and 0 <= self.output <= size
             and NO_STEP <= self.step < _MOST_STEPS
-            and self.at_us <= _LAST_US
+            and 0 <= self.at_us <= _LAST_US
         )
 
     def packed(self) -> bytes:

@@ -125,6 +125,9 @@ class Provisioner:
             self._note_waits(waiting, dict.fromkeys((one.id for one in waiting), str(error)))
             return
         self._note_problem("")
+        known = {one.id for one in waiting} | {one.id for one in claimed}
+        if hidden := ({job.build_id for job in jobs} | pods.keys()) - known:
+            waiting += queue.waiting_in(self._pools, hidden)
         situation = Situation(
             pools=self._pools,
             waiting=waiting,

@@ -68,6 +68,7 @@ _DEPLOYMENTS_AT_ONCE = 25
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
 _EXPIRED_AT_ONCE = 1000
 _LISTED_AT_ONCE = 1000
+_LISTED_OF_PROJECT = 100  # in one pool
 
 
 class SqlQueue(SqlPart, BuildQueue):
@@ -298,9 +299,23 @@ class SqlQueue(SqlPart, BuildQueue):
                     expired.append(build_id)
         return expired
 
-    def waiting_in(self, pools: Collection[str]) -> list[WaitingBuild]:
-        """Return the builds of some pools that wait for a worker, in the order of the queue."""
-        found = (
+    def waiting_in(
+        self, pools: Collection[str], ids: Collection[str] | None = None
+    ) -> list[WaitingBuild]:
+        """Return the builds of some pools that wait for a worker.
+
+        The first build of each project in each pool comes first, then the second ones, and so on:
+        as many builds as one project may have, those of others are among these. Projects come in
+        the order of their turns, builds of a project in the order of the queue.
+
+        Args:
+            pools: the pools.
+            ids: return these builds only, if they wait in such a pool.
+        """
+        of_project = (builds.c.pool, builds.c.project_id)
+        rank = func.row_number().over(partition_by=of_project, order_by=QUEUE_ORDER)
+        turn = func.coalesce(project_turns.c.fence, 0)
+        ranked = (
             select(
                 builds.c.id,
                 builds.c.project_id,
@@ -309,13 +324,24 @@ class SqlQueue(SqlPart, BuildQueue):
                 builds.c.group_limit,
                 builds.c.untrusted,
                 builds.c.labels,
+                builds.c.create_time,
+                rank.label("rank"),
+                turn.label("turn"),
             )
+            .outerjoin(project_turns, project_turns.c.project_id == builds.c.project_id)
             .where(
                 is_waiting,
                 builds.c.pool.in_(list(pools)),
                 builds.c.id.not_in(select(superseded.c.build_id)),
+                true() if ids is None else builds.c.id.in_(list(ids)),
             )
-            .order_by(*QUEUE_ORDER)
+            .subquery()
+        )
+        columns = ranked.c
+        found = (
+            select(ranked)
+            .where(columns.rank <= _LISTED_OF_PROJECT)
+            .order_by(columns.rank, columns.turn, columns.create_time, columns.id)
             .limit(_LISTED_AT_ONCE)
         )
         with self._database.read() as connection:
