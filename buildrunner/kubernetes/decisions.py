@@ -21,9 +21,11 @@ from buildrunner.store.model.remote import REMOTE
 POD: Final = "pod:"
 """Prefix of the names of workers that are in the Pod of a build; the Pod's UID follows."""
 
+RETRY: Final = timedelta(seconds=30)
+"""How long a build waits for its next Job, after one that ended or was refused."""
+
 _HELD_BY_POD: Final = f"{REMOTE}{POD}"
 _ENDS_ITSELF: Final = timedelta(seconds=15)
-_RETRY: Final = timedelta(seconds=30)
 _SILENT: Final = timedelta(seconds=LEASE_S - 10)
 
 
@@ -94,7 +96,7 @@ def decide(now: Situation) -> Decisions:
             continue
         reason = job.reason or "its Pod ended before it began the build"
         waits[build.id] = f"{sentence(reason)} Another Pod follows."
-        if now.now - job.ended_at >= _RETRY:
+        if now.now - job.ended_at >= RETRY:
             delete.append(job)
     create, limited = _new_jobs(now, jobs, held)
     return Decisions(
@@ -153,7 +155,7 @@ def _new_jobs(
     for build in now.waiting:
         if build.id in jobs:
             _count(build, of_pool, of_project, of_group)
-        elif build.id in now.refused and now.now - now.refused[build.id] < _RETRY:
+        elif build.id in now.refused and now.now - now.refused[build.id] < RETRY:
             of_project[build.project] += 1
         elif build.untrusted and build.pool in now.too_weak:
             waits[build.id] = (

@@ -822,6 +822,20 @@ class TestWaiting:
         ids = {"a129", "b3", "a000"}
         assert [one.id for one in store.queue.waiting_in(["arm"], ids)] == ["a129"]
 
+    def test_builds_that_can_not_start_hide_no_other_of_their_project(
+        self, store: ServerStore
+    ) -> None:
+        facts: dict[str, Any]
+        for number in range(120):
+            facts = {"group": "g", "group_limit": 1} if number < 40 else {"untrusted": True}
+            facts = {} if number >= 80 else facts
+            store.builds.create(new_build(f"a{number:03}", pool="arm", created=number, **facts))
+        store.builds.create(new_build("last", pool="arm", created=200))
+        resting = [f"a{number:03}" for number in range(80, 120)]
+        found = store.queue.waiting_in(["arm"], no_forks=["arm"], resting=resting)
+        assert [one.id for one in found][:3] == ["a000", "last", "a001"]
+        assert len(found) == 100
+
     def test_a_noted_reason_is_why_a_build_of_a_pool_waits(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1", pool="arm", labels={"team": "a"}))
         store.queue.note_waits({"a1": "No node."})

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from msgspec.structs import replace
 
 from buildrunner.errors import KubernetesError, NotFound
-from buildrunner.kubernetes.decisions import Decisions, Situation, decide, sentence
+from buildrunner.kubernetes.decisions import RETRY, Decisions, Situation, decide, sentence
 from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.kubernetes.reasons import BuildJob, build_jobs, disruptions, live_pods
@@ -117,7 +117,10 @@ class Provisioner:
         if not self._leadership.leads():
             return
         queue = self._store.queue
-        waiting, claimed = queue.waiting_in(self._pools), queue.claimed()
+        rested = self._clock() - RETRY
+        self._refused = {one: at for one, at in self._refused.items() if at > rested}
+        waiting = queue.waiting_in(self._pools, no_forks=self._too_weak, resting=self._refused)
+        claimed = queue.claimed()
         try:
             jobs, pods = self._found()
         except KubernetesError as error:
@@ -188,8 +191,6 @@ class Provisioner:
             except KubernetesError as error:
                 self._note_problem(str(error))
         waits = dict(decisions.waits)
-        still = {build.id for build in waiting}
-        self._refused = {one: at for one, at in self._refused.items() if one in still}
         full: dict[str, str] = {}
         for chosen in decisions.create:
             pool = self._pools[chosen.pool]

@@ -8,7 +8,19 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, and_, false, func, not_, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from buildrunner.engine.deployments import MOST_OF_BUILD
 from buildrunner.errors import Conflict, InvalidRecord, LeaseLost, NotFound, StoreError
@@ -300,22 +312,30 @@ class SqlQueue(SqlPart, BuildQueue):
         return expired
 
     def waiting_in(
-        self, pools: Collection[str], ids: Collection[str] | None = None
+        self,
+        pools: Collection[str],
+        ids: Collection[str] | None = None,
+        *,
+        no_forks: Collection[str] = (),
+        resting: Collection[str] = (),
     ) -> list[WaitingBuild]:
-        """Return the builds of some pools that wait for a worker.
+        """Return the builds of some pools that wait for a worker, at most a thousand.
 
         The first build of each project in each pool comes first, then the second ones, and so on:
         as many builds as one project may have, those of others are among these. Projects come in
-        the order of their turns, builds of a project in the order of the queue.
+        the order of their turns, builds of a project in the order of the queue. Behind them are
+        those that can't start: their groups have enough builds before them, or see below.
 
         Args:
             pools: the pools.
             ids: return these builds only, if they wait in such a pool.
+            no_forks: the pools where untrusted builds can't start.
+            resting: ids of builds that can't start.
         """
-        of_project = (builds.c.pool, builds.c.project_id)
-        rank = func.row_number().over(partition_by=of_project, order_by=QUEUE_ORDER)
         turn = func.coalesce(project_turns.c.fence, 0)
-        ranked = (
+        of_group = (builds.c.project_id, builds.c.group_name)
+        place = func.row_number().over(partition_by=of_group, order_by=QUEUE_ORDER)
+        waiting = (
             select(
                 builds.c.id,
                 builds.c.project_id,
@@ -324,8 +344,9 @@ class SqlQueue(SqlPart, BuildQueue):
                 builds.c.group_limit,
                 builds.c.untrusted,
                 builds.c.labels,
+                builds.c.priority,
                 builds.c.create_time,
-                rank.label("rank"),
+                place.label("place"),
                 turn.label("turn"),
             )
             .outerjoin(project_turns, project_turns.c.project_id == builds.c.project_id)
@@ -337,11 +358,19 @@ class SqlQueue(SqlPart, BuildQueue):
             )
             .subquery()
         )
-        columns = ranked.c
+        one = waiting.c
+        can_not_start = or_(
+            (one.group_name != "") & (one.group_limit > 0) & (one.place > one.group_limit),
+            one.untrusted & one.pool.in_(list(no_forks)),
+            one.id.in_(list(resting)),
+        )
+        order = (case((can_not_start, 1), else_=0), one.priority.desc(), one.create_time, one.id)
+        rank = func.row_number().over(partition_by=(one.pool, one.project_id), order_by=order)
+        ranked = select(waiting, rank.label("rank")).subquery()
         found = (
             select(ranked)
-            .where(columns.rank <= _LISTED_OF_PROJECT)
-            .order_by(columns.rank, columns.turn, columns.create_time, columns.id)
+            .where(ranked.c.rank <= _LISTED_OF_PROJECT)
+            .order_by(ranked.c.rank, ranked.c.turn, ranked.c.create_time, ranked.c.id)
             .limit(_LISTED_AT_ONCE)
         )
         with self._database.read() as connection:
