@@ -481,6 +481,8 @@ BUILDERS: tuple[BuilderImage, ...] = (
 )
 
 ENGINE_IMAGE = f"{REPOSITORY}/engine:latest"
+GATEWAY_PORT = 6500
+"""The port of the loopback address of a Pod's engine that leads to the worker's gateways."""
 """The image of nested engines."""
 
 DEFAULT_ALIASES: dict[str, str] = {

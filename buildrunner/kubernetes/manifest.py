@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.addresses import Egress
+from buildrunner.builders.catalog import GATEWAY_PORT
 from buildrunner.kubernetes.pool import Pool, parse_toleration
 from buildrunner.plan.build_plan import ResourceLimits
 
@@ -177,7 +178,7 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "terminationMessagePolicy": _LAST_WORDS,
         "args": [
             "--host=unix:///var/run/docker.sock",
-            f"--host=unix://{SOCKET}",
+            "--host=fd://",  # `SOCKET`, in a folder that is then read-only for the engine
             "--storage-driver=overlay2",
             "--group=0",
             "--log-level=warn",
@@ -185,6 +186,7 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
         ],
         "env": [
             {"name": "ISOLATION", "value": pool.isolation},
+            {"name": "GATEWAY_PORT", "value": str(GATEWAY_PORT)},
             {"name": "EGRESS_DENY", "value": " ".join(Egress().deny)},
         ],
         "resources": _resources(build, pool),

@@ -83,6 +83,7 @@ class RegistryClient:
         egress: networks that builds do not reach: see `RegistryTransport`.
         addresses_of: looks a name up.
         deadline: see `RegistryTransport`.
+        pulls_only: a token service is asked for no more than the right to pull.
     """
 
     def __init__(
@@ -94,7 +95,9 @@ class RegistryClient:
         *,
         addresses_of: Callable[[str], Sequence[str]] = look_up,
         deadline: Deadline | None = None,
+        pulls_only: bool = False,
     ) -> None:
+        self._actions = "pull,push" if login and not pulls_only else "pull"
         self._place = place
         # Once for all: what says that the registry has no TLS is what is connected to.
         known = lru_cache(addresses_of)
@@ -133,6 +136,8 @@ class RegistryClient:
         url: str,
         headers: Mapping[str, str],
         content: bytes | Iterable[bytes] | None,
+        *,
+        follow: bool = False,
     ) -> httpx.Response:
         """Send a request; its answer, whose body is not read yet.
 
@@ -142,6 +147,7 @@ class RegistryClient:
                 itself only.
             headers: of the request.
             content: its body.
+            follow: a redirect is followed, to another host without the login.
 
         Raises:
             CredentialsError: the token service refused the login.
@@ -155,7 +161,7 @@ class RegistryClient:
             sent["Authorization"] = self._authorization()
         request = self._http.build_request(method, full, headers=sent, content=content)
         # Without the login, to another host. No content of that comes back.
-        return self._http.send(request, stream=True, follow_redirects=method == "HEAD")
+        return self._http.send(request, stream=True, follow_redirects=follow or method == "HEAD")
 
     def digest_of(self, tag: str) -> str:
         """Return the digest of what the registry sends as a tag; empty if there is none.
@@ -223,10 +229,9 @@ class RegistryClient:
 
     def _request_token(self, wanted: Mapping[str, str]) -> RegistryToken:
         realm = wanted.get("realm", "")
-        actions = "pull,push" if self._login else "pull"
         scope = {
             "service": wanted.get("service", ""),
-            "scope": f"repository:{self._repository}:{actions}",
+            "scope": f"repository:{self._repository}:{self._actions}",
         }
         if urlsplit(realm).scheme != "https" and not self._is_insecure:
             raise CredentialsError(f"{self._place.registry} wants the login sent to {realm!r}")
@@ -274,7 +279,7 @@ _BLOB = re.compile(rf"blobs/{_DIGEST}")
 _MANIFEST = re.compile(rf"manifests/([A-Za-z0-9_][A-Za-z0-9._-]*|{_DIGEST})")
 _UPLOAD = re.compile(r"blobs/uploads/([0-9a-f]{32})")
 _SENT = ("Accept", "Content-Range", "Content-Type")
-_RETURNED = (
+_RETURNED: tuple[str, ...] = (
     "Content-Type",
     "Docker-Content-Digest",
     "Docker-Distribution-Api-Version",
@@ -310,6 +315,13 @@ class PushGateway:
         repository: the only repository that is pushed to.
         tag: the only tag that is set there.
     """
+
+    sent: tuple[str, ...] = _SENT
+    """Headers of requests that go to the registry."""
+    returned: tuple[str, ...] = _RETURNED
+    """Headers of answers that go to the engine."""
+    sends_blobs = False
+    """Blobs go to the engine, wherever the registry redirects to."""
 
     def __init__(
         self, listener: socket.socket, client: RegistryClient, repository: str, tag: str
@@ -354,6 +366,20 @@ class PushGateway:
             if upload and method in ("GET", "PATCH", "PUT") and upload[1] in self._uploads:
                 return _with_query(self._uploads[upload[1]], query)
         raise Refused(403, "DENIED", "this is not part of the push of the build's image")
+
+    def note(self, method: str, path: str, answer: httpx.Response, digest: str) -> None:
+        """Note the answer to a request.
+
+        Args:
+            method: of the request.
+            path: of the request.
+            answer: of the registry.
+            digest: of the manifest that was sent to the registry, or by it.
+        """
+        is_tag = path.endswith(f"/manifests/{self.tag}")
+        if is_tag and method == "PUT" and answer.is_success:
+            is_kept = (answer.headers.get("Docker-Content-Digest") or digest) == digest
+            self.digest = digest if is_kept else ""
 
     def _is_manifest(self, inner: str) -> bool:
         """Whether it is the manifest of the tag, or has no tag.
@@ -473,8 +499,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._answer(refused.status, {"Content-Type": "application/json"}, content)
 
     def _send_to(self, target: str) -> None:
+        gateway = self.server.gateway
         headers = {
-            name: ", ".join(values) for name in _SENT if (values := self.headers.get_all(name))
+            name: ", ".join(values)
+            for name in gateway.sent
+            if (values := self.headers.get_all(name))
         }
         length = self.headers.get("Content-Length")
         pieces = self._body(length)
@@ -489,8 +518,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif content is None and self.command in ("POST", "PUT", "PATCH"):
             headers["Content-Length"] = "0"
         try:
-            answer = self.server.gateway.client.send(self.command, target, headers, content)
+            answer = gateway.client.send(
+                self.command, target, headers, content, follow=gateway.sends_blobs
+            )
             try:
+                is_blob = self.command == "GET" and "/blobs/" in target
+                if gateway.sends_blobs and is_blob and answer.is_success:
+                    self._send_blob(answer)
+                    return
                 body = _bounded(answer)
             finally:
                 answer.close()
@@ -501,17 +536,32 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except httpx.HTTPError as error:
             reason = str(error) or type(error).__name__
             raise Refused(503, "UNAVAILABLE", f"the registry can't be reached: {reason}") from error
-        self._return(answer, body, digest)
+        self._return(answer, body, digest or sha256(body))
+
+    def _returned(self, answer: httpx.Response) -> dict[str, str]:
+        names = self.server.gateway.returned
+        return {name: value for name in names if (value := answer.headers.get(name))}
+
+    def _send_blob(self, answer: httpx.Response) -> None:
+        """Pass a blob on as it comes. One that breaks off ends the connection."""
+        self.close_connection = True
+        self.send_response_only(answer.status_code)
+        for name, value in self._returned(answer).items():
+            self.send_header(name, value)
+        if size := answer.headers.get("Content-Length"):
+            self.send_header("Content-Length", size)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with suppress(httpx.HTTPError, RegistryError):
+            for piece in answer.iter_raw(_PIECE):
+                self.wfile.write(piece)
 
     def _return(self, answer: httpx.Response, body: bytes, digest: str) -> None:
         gateway = self.server.gateway
-        headers = {name: value for name in _RETURNED if (value := answer.headers.get(name))}
+        headers = self._returned(answer)
         if (location := answer.headers.get("Location")) and self.command != "HEAD":
             headers["Location"] = gateway.location(urljoin(str(answer.url), location))
-        is_tag = urlsplit(self.path).path.endswith(f"/manifests/{gateway.tag}")
-        if is_tag and self.command == "PUT" and answer.is_success:
-            is_kept = headers.get("Docker-Content-Digest", digest) == digest
-            gateway.digest = digest if is_kept else ""
+        gateway.note(self.command, urlsplit(self.path).path, answer, digest)
         size = answer.headers.get("Content-Length") if self.command == "HEAD" else None
         self._answer(answer.status_code, headers, body, size)
 

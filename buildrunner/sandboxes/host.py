@@ -84,7 +84,8 @@ class HostPlace:
     machine_network = "host"  # a repository of packages may be on 127.0.0.1
 
     def __init__(self, engine: ContainerEngine) -> None:
-        self.engine = self.machine = engine
+        self.engine = engine
+        self.machine: ContainerEngine | None = engine
 
     def workspace(self, source: Workspace) -> Workspace:
         """See `OpenSandbox.workspace`."""

@@ -78,6 +78,7 @@ class PodPlace(HostPlace):
 
     def __init__(self, engine: ContainerEngine, privileged_steps: bool, folder: str) -> None:
         super().__init__(engine)
+        self.machine = None  # the steps control the only engine
         self.privileged_steps = privileged_steps
         self._folder = folder
 

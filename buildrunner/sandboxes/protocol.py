@@ -103,9 +103,9 @@ class OpenSandbox(Protocol):
     """The engine that runs the build. Calls may block until the sandbox is ready. They raise
     `EngineUnavailable` with the reason if the sandbox cannot start, or has ended."""
 
-    machine: ContainerEngine
+    machine: ContainerEngine | None
     """The engine of the machine. In a nested sandbox no step reaches it: what gets a login runs
-    here."""
+    here. None in a Pod, whose only engine is in the hands of the steps: no container gets one."""
 
     machine_network: str
     """The network for such containers: they reach what the build's own engine reaches."""

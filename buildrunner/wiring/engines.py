@@ -40,6 +40,17 @@ def container_engine(logins: Mapping[str, str] = os.environ) -> DockerEngine:
     return DockerEngine(endpoint, environ=logins, network_turn=_network_turn)
 
 
+def pod_engine() -> DockerEngine:
+    """The engine of this Pod, which its steps can replace: it gets no logins."""
+    from msgspec.structs import replace
+
+    from buildrunner.containers.docker.endpoint import find_endpoint
+    from buildrunner.containers.docker.engine import DockerEngine
+
+    endpoint = replace(find_endpoint(os.environ), trusted=False)
+    return DockerEngine(endpoint, use_logins=False, network_turn=_network_turn)
+
+
 def _network_turn(address: str) -> AbstractContextManager[None]:
     from buildrunner.containers.cleanup import network_turn
 
@@ -156,8 +167,14 @@ def sandbox(
         return HostSandbox(container_engine(logins), labels)
     if name == "pod":
         from buildrunner.sandboxes.pod import PodSandbox
+        from buildrunner.sandboxes.pod_engine import PodEngine, PodRelay, shared_folder
 
-        return PodSandbox(container_engine(logins), labels, isolation)
+        engine = pod_engine()
+        folder = shared_folder(engine.endpoint.socket_path)
+        relay = PodRelay(os.environ)
+        return PodSandbox(
+            PodEngine(engine, folder, logins, settings.egress, relay), labels, isolation
+        )
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")
     # Imported here: most commands need none of it, and it takes httpx along.

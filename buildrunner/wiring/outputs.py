@@ -82,6 +82,20 @@ def publisher(
     """
     if not plan.packages:
         return None
+    machine = place.machine if place else engine
+    if machine is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "packages can't be published from a Pod: its steps control the engine, and"
+                    " would see the login for the repository",
+                    path=f"artifacts ({package.label})",
+                    rule="package",
+                    hint="run the build on a worker with --sandbox nested",
+                )
+                for package in plan.packages
+            ]
+        )
     from buildrunner.artifacts.packages import LARGEST_BYTES, ContainerPublisher, PublishingPlace
     from buildrunner.registries.logins import trusted_authorities
     from buildrunner.registries.package_logins import PackageLogins
@@ -89,7 +103,7 @@ def publisher(
     made = ContainerPublisher(
         PublishingPlace(
             engine=engine,
-            machine=place.machine if place else engine,
+            machine=machine,
             network=place.machine_network if place else "host",
             labels=build_labels(plan.build_id),
             limit_bytes=min(limit_bytes or LARGEST_BYTES, LARGEST_BYTES),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextmanager
+def served_engine(path: str) -> Iterator[ReplacedEngine]:
+    """A replaced engine, which answers until the end."""
+    with ReplacedEngine(path) as replaced:
+        thread = threading.Thread(target=replaced.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield replaced
+        finally:
+            replaced.shutdown()
+            thread.join()
+
+
 def test_a_step_that_replaces_its_engine_gets_no_login(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docker_engine: DockerEngine
 ) -> None:
@@ -137,9 +151,7 @@ def test_a_step_that_replaces_its_engine_gets_no_login(
     sandbox = wiring.sandbox("nested", data_folder=str(tmp_path), labels={}, settings=Settings())
     assert isinstance(sandbox, NestedSandbox)
     never = threading.Event()
-    with ReplacedEngine(path) as replaced:
-        thread = threading.Thread(target=replaced.serve_forever, args=(0.02,))
-        thread.start()
+    with served_engine(path) as replaced:
         engine = sandbox._machine.connect(path)
         try:
             engine.push_image(f"{address}/app:one", on_progress=lambda _: None, cancel=never)
@@ -147,8 +159,6 @@ def test_a_step_that_replaces_its_engine_gets_no_login(
         finally:
             engine.close()
             sandbox.close()
-            replaced.shutdown()
-            thread.join()
     assert replaced.logins == [("push", b"{}"), ("json", b"{}"), ("create", b"{}")]
     # The machine's own engine gets it.
     login = registry_login(address, {"DOCKER_CONFIG": str(folder)})

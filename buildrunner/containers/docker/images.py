@@ -133,7 +133,7 @@ class DockerImages:
         anonymous: bool = False,
     ) -> ImageInfo:
         """See `Images.pull_image`."""
-        _check_is_pulled(name)
+        check_is_pulled(name)
         environ = None if anonymous else self._environ
         transfers.pull(self._api, environ, name, on_progress, cancel)
         image = self.find_image(name)
@@ -165,7 +165,7 @@ class DockerImages:
         )
 
 
-def _check_is_pulled(name: str) -> None:
+def check_is_pulled(name: str) -> None:
     """Refuse the names of images that buildrunner makes itself.
 
     Builds of all projects run what has such a name. Docker Hub's owner of the name could be anyone.

@@ -41,6 +41,7 @@ from buildrunner.errors import (
 from buildrunner.registries.registry_transport import is_loopback
 from buildrunner.sandboxes.nested.container import DATA
 from buildrunner.sandboxes.nested.daemon import DaemonState
+from buildrunner.sandboxes.nested.gateway_push import check_pushed
 from buildrunner.sandboxes.nested.host_pulls import HostPulls
 from buildrunner.sandboxes.nested.loopback import (
     is_registry,
@@ -346,14 +347,10 @@ class NestedEngine(ForwardingEngine):
                     name, on_progress=on_progress, cancel=cancel, login=login
                 )
             )
-            digest = "" if is_inside else self._access.digest_of(name)
-            if digest != pushed.digest and not is_inside:
-                raise ImagePushError(
-                    f"the registry has {digest or 'nothing'} as {name} after the push of "
-                    f"{pushed.digest}",
-                    transient=True,
-                )
-            pushed = replace(pushed, digest=digest)
+            if is_inside:
+                pushed = replace(pushed, digest="")
+            else:
+                check_pushed(name, pushed, self._access.digest_of(name))
         self._access.note_push()
         return pushed
 

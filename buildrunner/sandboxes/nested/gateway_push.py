@@ -11,6 +11,8 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import httpx
 from msgspec.structs import replace
@@ -23,9 +25,8 @@ from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
 from buildrunner.registries.push_gateway import PushGateway, RegistryClient, RegistryPlace
 from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
-from buildrunner.sandboxes.nested.daemon import NestedDaemons
 
-_SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
+SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
 _ANSWER_S = 60.0
 # How long a push may take in all: a registry that sends a byte now and then is left.
 _ANSWERS_S = 600.0
@@ -33,11 +34,28 @@ _SLOWEST_BYTES_PER_S = 64 << 10
 _INSECURE = "--insecure-registry="
 
 
+class GatewayRelay(Protocol):
+    """Leads the engine of a build to a gateway of this process."""
+
+    def facts(self) -> HostFacts:
+        """Return how registries are reached."""
+        ...
+
+    def relayed_port(self, container: str, socket_path: str) -> AbstractContextManager[int]:
+        """Lead a port of the engine's loopback address to a socket; give the port.
+
+        Args:
+            container: of the engine.
+            socket_path: in the container.
+        """
+        ...
+
+
 class GatewayPush:
     """Pushes images of one sandbox.
 
     Args:
-        daemons: nested engines on the machine's engine.
+        relay: leads the engine here.
         container: gives the sandbox's container, once it runs.
         folder: folder of this machine that is `FOLDER` in the sandbox.
         egress: which networks the sandbox reaches.
@@ -45,13 +63,13 @@ class GatewayPush:
 
     def __init__(
         self,
-        daemons: NestedDaemons,
+        relay: GatewayRelay,
         container: Callable[[], str],
         folder: Callable[[], str],
         egress: Egress,
     ) -> None:
         self._egress = egress
-        self._daemons = daemons
+        self._relay = relay
         self._container = container
         self._folder = folder
 
@@ -70,17 +88,17 @@ class GatewayPush:
             ImagePushError: it did not arrive, or took too long for its size, or ``cancel`` was set.
         """
         asked = ImageName.parse(name)
-        path = _path(asked)
+        path = repository_path(asked)
         tag = asked.tag or "latest"
-        place = registry_place(asked.registry, self._daemons.facts())
+        place = registry_place(asked.registry, self._relay.facts())
         found = engine.find_image(name)
         limit_s = _ANSWERS_S + (found.size_bytes if found else 0) / _SLOWEST_BYTES_PER_S
         with (
             Deadline(limit_s) as deadline,
             RegistryClient(place, path, login, self._egress, deadline=deadline) as client,
-            listening(self._folder(), _SOCKET) as listener,
+            listening(self._folder(), SOCKET) as listener,
             PushGateway(listener, client, path, tag) as gateway,
-            self._daemons.relayed_port(self._container(), f"{FOLDER}/{_SOCKET}") as port,
+            self._relay.relayed_port(self._container(), f"{FOLDER}/{SOCKET}") as port,
         ):
             ours = f"127.0.0.1:{port}"
             inner = f"{ours}/{path}:{tag}"
@@ -103,12 +121,7 @@ class GatewayPush:
             finally:
                 with contextlib.suppress(EngineError):
                     engine.untag_image(inner)
-        if pushed.digest != gateway.digest:
-            raise ImagePushError(
-                f"the registry has {gateway.digest or 'nothing'} as {name} after the push of "
-                f"{pushed.digest}",
-                transient=True,
-            )
+        check_pushed(name, pushed, gateway.digest)
         lines = (line.replace(ours, asked.registry) for line in pushed.log)
         return replace(pushed, name=f"{asked.repository}:{tag}", log=tuple(lines))
 
@@ -119,11 +132,11 @@ class GatewayPush:
             ImagePushError: the registry does not tell, or not within a minute.
         """
         asked = ImageName.parse(name)
-        place = registry_place(asked.registry, self._daemons.facts())
+        place = registry_place(asked.registry, self._relay.facts())
         with Deadline(_ANSWER_S) as deadline:
             try:
                 with RegistryClient(
-                    place, _path(asked), None, self._egress, deadline=deadline
+                    place, repository_path(asked), None, self._egress, deadline=deadline
                 ) as client:
                     digest = client.digest_of(asked.tag or "latest")
                 if deadline.is_over:  # the end of the connection may look like that of the answer
@@ -135,6 +148,19 @@ class GatewayPush:
             except httpx.HTTPError as error:
                 raise ImagePushError(_unconfirmed(name, error), transient=True) from error
         return digest
+
+
+def check_pushed(name: str, pushed: PushedImage, digest: str) -> None:
+    """Compare the report of an engine with the digest that the registry has for the image.
+
+    Raises:
+        ImagePushError: they differ.
+    """
+    if pushed.digest != digest:
+        raise ImagePushError(
+            f"the registry has {digest or 'nothing'} as {name} after the push of {pushed.digest}",
+            transient=True,
+        )
 
 
 def _unconfirmed(name: str, error: Exception) -> str:
@@ -152,8 +178,8 @@ def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:
     return RegistryPlace(registry=registry, insecure=tuple(insecure), proxies=facts.proxies)
 
 
-def _path(asked: ImageName) -> str:
-    """The name of the repository in its registry."""
+def repository_path(asked: ImageName) -> str:
+    """Return the name of the repository in its registry."""
     if asked.registry == "docker.io":
         return asked.familiar if "/" in asked.familiar else f"library/{asked.familiar}"
     return asked.repository.removeprefix(f"{asked.registry}/")

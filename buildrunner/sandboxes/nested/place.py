@@ -105,7 +105,7 @@ class NestedPlace:
         memory: PushMemory | None,
     ) -> None:
         self.privileged_steps = facts.privileged_steps
-        self.machine: ContainerEngine = machine.host
+        self.machine: ContainerEngine | None = machine.host
         self.machine_network = f"container:{container_name(facts.place)}"
         self.host: ContainerEngine = machine.host
         self.login_for = machine.login_for

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from buildrunner.addresses import Egress
+from buildrunner.builders.catalog import GATEWAY_PORT
 from buildrunner.cli.arguments import CommandParser
 from buildrunner.cli.serve import command, remote_worker
 
@@ -60,8 +62,10 @@ def test_each_worker_shares_the_folders_of_its_own_engine(project: dict[str, Any
         assert shared <= set(worker["volumes"])
         assert shared <= set(engine["volumes"])
         assert f"engine-{number}" in worker["depends_on"]
-        socket = worker["environment"]["DOCKER_HOST"]
-        assert f"--host={socket}" in engine["command"]
+        assert worker["environment"]["DOCKER_HOST"] == "unix:///run/buildrunner/docker.sock"
+        assert "--host=fd://" in engine["command"]  # by the start script, in this folder
+        assert engine["environment"]["GATEWAY_PORT"] == str(GATEWAY_PORT)
+        assert engine["environment"]["EGRESS_DENY"].split() == list(Egress().deny)
 
 
 def test_no_secret_is_in_the_environment_and_steps_do_not_reach_the_database(
