@@ -43,7 +43,7 @@ class KubernetesApi:
         except ModuleNotFoundError as error:
             raise KubernetesError(
                 "pools on Kubernetes need the package lightkube",
-                hint="pip install 'buildrunner[kubernetes]'",
+                hint="in the source folder of buildrunner: pip install '.[kubernetes]'",
             ) from error
         config, origin = _config(environ)
         self.url = str(config.cluster.server)

@@ -367,5 +367,6 @@ def _reading(path: str) -> Iterator[None]:
 def _require() -> None:
     if find_spec("sigstore") is None:
         raise AttestationError(
-            "sigstore is not installed", hint="pip install 'buildrunner[sigstore]'"
+            "sigstore is not installed",
+            hint="in the source folder of buildrunner: pip install '.[sigstore]'",
         )

@@ -334,7 +334,8 @@ def _syft() -> str:
     path = beside if os.access(beside, os.X_OK) else shutil.which("syft")
     if path is None:
         raise AttestationError(
-            "there is no SBOM: syft is not installed", hint="pip install 'buildrunner[sbom]'"
+            "there is no SBOM: syft is not installed",
+            hint="in the source folder of buildrunner: pip install '.[sbom]'",
         )
     return path
 

@@ -113,7 +113,7 @@ def test_without_syft_it_is_said_at_once_what_to_install(registry, tmp_path, mon
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(AttestationError, match="syft is not installed") as caught:
         start(job(tmp_path, "r/app@sha256:0"), threading.Event())
-    assert caught.value.hint == "pip install 'buildrunner[sbom]'"
+    assert caught.value.hint == "in the source folder of buildrunner: pip install '.[sbom]'"
 
 
 def test_the_key_of_the_build_signs(registry, tmp_path):

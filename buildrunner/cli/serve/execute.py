@@ -335,7 +335,9 @@ def _listeners(stored: StoredBuild, log_folder: str) -> Listeners:
     try:
         from buildrunner.worker.tracing import BuildTrace
     except ImportError:
-        _logger.warning("no trace: install buildrunner[otel] for OTEL_EXPORTER_OTLP_ENDPOINT")
+        _logger.warning(
+            "no trace: OTEL_EXPORTER_OTLP_ENDPOINT needs pip install '.[otel]' in the source folder"
+        )
         return ()
     facts = {"buildrunner.project": str(stored.document.get("projectId", ""))}
     if trigger := stored.document.get("buildTriggerId"):

@@ -53,7 +53,7 @@ def report_failure(error: Exception, arguments: Sequence[str]) -> int:
         if missing in SERVER_PACKAGES:
             _say(
                 f"error: this needs the Python package {missing}, which is not installed\n"
-                "  pip install 'buildrunner[server]' installs all that a server needs\n"
+                "  in the source folder of buildrunner: pip install '.[server]'\n"
             )
             return EXIT_BAD_CONFIG
     if isinstance(error, FileNotFoundError) and _is_nowhere():

@@ -23,7 +23,7 @@ def test_what_to_install_is_said(tmp_path, package, arguments):
     done = run_without([package], [*arguments, "--data", str(tmp_path)], str(tmp_path))
     assert done.returncode == 2, done.stderr
     assert f"needs the Python package {package}" in done.stderr
-    assert "pip install 'buildrunner[server]'" in done.stderr
+    assert "pip install '.[server]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
