@@ -330,7 +330,7 @@ class ServerUnavailable(ServerError):
 
 
 class AuthError(ServerError):
-    """The server wants a token, doesn't know ours, or it may not do this."""
+    """The request lacks a token, or its token is unknown or has no right to do this."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 403

@@ -291,7 +291,10 @@ def _refusal(url: str, code: int, text: str) -> Exception:
         message, status, details = f"{url} answers HTTP {code}", "", []
     if code in (401, 403):
         return AuthError(
-            message, code=code, details=details, hint=f"`buildrunner login {url}` takes a token"
+            message,
+            code=code,
+            details=details,
+            hint=f"`buildrunner login {url}` prompts for a token",
         )
     if code == 404:
         return NotFound(message if status else f"{message}; is it a buildrunner server?")

@@ -84,7 +84,7 @@ def test_a_route_needs_its_scope(call, build, who, method, path, scope):
 def test_without_a_token_nothing_is_told(call, build, method, path, scope):
     answer = call(None, method, path.format(build=build))
     assert answer.status_code == 403
-    assert "wants a token" in answer.json()["error"]["message"]
+    assert "needs a token" in answer.json()["error"]["message"]
 
 
 def test_health_needs_no_token(call):

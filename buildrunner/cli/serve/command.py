@@ -304,7 +304,7 @@ def _greet(args: argparse.Namespace, context: ServerContext) -> None:
 
 
 def _first_token(context: ServerContext) -> None:
-    """An admin's token for the very first start. It is shown here and nowhere else."""
+    """Create and print the admin token at the first start."""
     from buildrunner.server.http.tokens import new_token
     from buildrunner.store.model.access import AuditEntry
 
@@ -318,7 +318,7 @@ def _first_token(context: ServerContext) -> None:
     )
     sys.stdout.write(
         f"Admin token, shown this once: {text}\n"
-        f"  buildrunner login {context.settings.public_url} keeps it for the commands here\n"
+        f"  Store it for the commands here: buildrunner login {context.settings.public_url}\n"
     )
 
 

@@ -97,7 +97,7 @@ class Access:
             if public is not None and request.method in _READING:
                 return public
             raise permission_denied(
-                "this server wants a token: send 'Authorization: Bearer TOKEN' "
+                "this server needs a token: send 'Authorization: Bearer TOKEN' "
                 "(buildrunner tokens create makes one)"
             )
         if scheme.lower() != "bearer":
