@@ -1,8 +1,8 @@
 """Bills of materials (SBOM) of pushed images: made by syft in a process that outlives the build.
 
 The build's process starts ``python -m buildrunner.provenance.sbom`` and does not wait for it. The
-job comes on standard input, since it may hold a login. The result is `FILE_NAME` beside the log of
-the build, or `FAILED_NAME` with the reason.
+job comes on standard input, since it may hold a login. The result is `SBOM_NAME` beside the log of
+the build, or `SBOM_FAILED_NAME` with the reason.
 
 The image is the author's: syft gets a copy, no login and no network address, and all that a job
 takes has a limit. A machine runs few jobs at a time, and fewer of one project.
@@ -340,12 +340,6 @@ def _syft() -> str:
     return path
 
 
-if __name__ == "__main__":
-    os.nice(10)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
-    make(msgspec.json.decode(sys.stdin.buffer.read(), type=SbomJob))
-
-
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
@@ -418,3 +412,9 @@ def _path(blobs: str, digest: str) -> str:
 def _write(path: str, content: bytes) -> None:
     with open(path, "wb") as file:
         file.write(content)
+
+
+if __name__ == "__main__":
+    os.nice(10)
+    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES))
+    make(msgspec.json.decode(sys.stdin.buffer.read(), type=SbomJob))
