@@ -13,7 +13,7 @@ import uuid
 from benchmarks.machine import make_tree, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.settings import GitSettings, Settings
 from buildrunner.spec.model.source import GitSource, Source
 

@@ -10,7 +10,7 @@ import uuid
 from benchmarks.machine import IMAGE, docker, make_tree, volume, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.volume import FolderWorkspace
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from benchmarks.machine import docker, make_tree, volume, work_folder
 from benchmarks.measure import Result, compare, run
 from buildrunner import wiring
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.workspace.shared_files import lay_apart
 
 FILES = 5_000

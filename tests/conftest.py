@@ -27,7 +27,7 @@ import hypothesis
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.errors import EngineUnavailable
 
 # gcloud is Google's own program: where it is not installed, the tests that run it are not

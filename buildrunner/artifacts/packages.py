@@ -25,8 +25,7 @@ from buildrunner.archives import tar_writer
 from buildrunner.archives.members import DIRECTORY, REGULAR, Member, Members
 from buildrunner.archives.reader import chunk_reader
 from buildrunner.archives.tar_reader import TarReader
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Mount
 from buildrunner.engine.log.pipeline import LogPipeline
 from buildrunner.engine.outcome import PublishedPackage, Span
 from buildrunner.errors import ConfigError, NotFound, PackageError, SourceError, UploadError

@@ -13,7 +13,7 @@ import msgspec
 
 from buildrunner.cli.serve.place import add_place_flags, data_of, database_of, has_database
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 from buildrunner.errors import EXIT_BUILD_FAILED, EXIT_SUCCESS, BuildrunnerError
 
 

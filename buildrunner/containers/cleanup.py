@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from buildrunner.containers import image_name as private_names
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER, OwnedResources
+from buildrunner.containers.protocol import (
+    LABEL_BUILD,
+    LABEL_OWNER,
+    ContainerEngine,
+    OwnedResources,
+)
 from buildrunner.errors import EngineError
 
 _PASSES = 6

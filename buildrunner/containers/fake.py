@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import msgspec
 
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     AddressRange,
     ContainerExit,
     ContainerSpec,

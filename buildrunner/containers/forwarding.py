@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     AddressRange,
+    ContainerEngine,
     ContainerExit,
     ContainerSpec,
     EngineInfo,

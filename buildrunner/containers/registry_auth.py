@@ -19,7 +19,7 @@ import msgspec
 from buildrunner.containers.docker.endpoint import docker_config_dir
 from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import CredentialsError
 
 ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()

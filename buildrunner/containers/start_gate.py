@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from buildrunner.containers.types import ContainerSpec, ErrorOutput
+from buildrunner.containers.protocol import ContainerSpec, ErrorOutput
 from buildrunner.errors import GateRefused
 
 FOLDER = "/builder/gate"

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP, EngineInfo, FoundContainer
+from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP, EngineInfo, FoundContainer
 from buildrunner.engine import outcome as decisions
 from buildrunner.engine import progress as phases
 from buildrunner.engine.events import BuildStarted, SourceFetched

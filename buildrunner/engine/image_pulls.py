@@ -18,8 +18,7 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from buildrunner.containers.image_name import ImageName, is_image_id
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ImageInfo, TransferProgress
+from buildrunner.containers.protocol import ContainerEngine, ImageInfo, TransferProgress
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.events import BuildEvent, PullFinished, PullStarted, TransferMoved
 from buildrunner.engine.log.pipeline import StepLog

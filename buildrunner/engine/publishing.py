@@ -8,8 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import PushedImage
+from buildrunner.containers.protocol import ContainerEngine, PushedImage
 from buildrunner.engine import outcome as decisions
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.events import BuildEvent, ImagePushed, PushStarted

@@ -14,8 +14,7 @@ from contextlib import suppress
 from functools import partial
 
 from buildrunner.containers import start_gate
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, Mount, OwnedResources
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerEngine, Mount, OwnedResources
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.step_container import GATE_VOLUME, build_labels, files_archive
 from buildrunner.errors import BuildrunnerError, EngineError

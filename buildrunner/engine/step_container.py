@@ -10,10 +10,10 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers import start_gate
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     LABEL_BUILD,
     LABEL_STEP,
+    ContainerEngine,
     ContainerSpec,
     ImageInfo,
     Mount,

@@ -16,7 +16,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from buildrunner.containers.image_name import is_image_id
-from buildrunner.containers.types import ContainerExit, ContainerSpec, ImageInfo
+from buildrunner.containers.protocol import ContainerExit, ContainerSpec, ImageInfo
 from buildrunner.engine.deploy_commands import suggested
 from buildrunner.engine.deployments import REPORT, Deployment, read_report
 from buildrunner.engine.log.pipeline import StepLog

@@ -12,7 +12,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from buildrunner.containers.types import LABEL_STEP, FoundContainer
+from buildrunner.containers.protocol import LABEL_STEP, FoundContainer
 from buildrunner.engine.events import StepRunning, StepStarted
 from buildrunner.engine.outcome import (
     CANCELLED,

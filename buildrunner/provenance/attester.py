@@ -11,7 +11,7 @@ from securesystemslib.signer import Signer
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.protocols import Attested

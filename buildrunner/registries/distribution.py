@@ -19,7 +19,7 @@ import msgspec
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 from buildrunner.registries.registry_transport import (

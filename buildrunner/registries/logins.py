@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import PackageError
 
 _DOCKER_HUB = ("index.docker.io", "registry-1.docker.io")

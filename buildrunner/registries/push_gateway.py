@@ -28,7 +28,7 @@ import httpx
 import msgspec
 
 from buildrunner.addresses import Egress, address_of, look_up
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.errors import CredentialsError, RegistryError
 from buildrunner.registries.distribution import MANIFEST_TYPES, sha256

@@ -26,7 +26,7 @@ from buildrunner.addresses import (
     look_up,
     unwrapped,
 )
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.deadline import Deadline
 from buildrunner.errors import RegistryError
 from buildrunner.pinned_transport import PinnedTransport

@@ -15,8 +15,7 @@ from buildrunner.containers.cleanup import (
 )
 from buildrunner.containers.image_name import take_away
 from buildrunner.containers.process_owner import this_process
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER
+from buildrunner.containers.protocol import LABEL_BUILD, LABEL_OWNER, ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError
 from buildrunner.plan.build_plan import BuildPlan

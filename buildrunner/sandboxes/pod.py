@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping
 from msgspec.structs import replace
 
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import ContainerEngine, EngineInfo
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.sandboxes.nested.container import PRIVILEGED_STEPS

@@ -26,16 +26,16 @@ from buildrunner.server.api import unsupported as routes_unsupported
 from buildrunner.server.api import worker as routes_worker
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
-from buildrunner.server.http.caller_slots import (
+from buildrunner.server.http.bodies import (
     LARGE_AT_ONCE,
     SEARCHES_AT_ONCE,
     CallerSlots,
+    UnverifiedBodies,
 )
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.log_home import LogHome, PassedOnStreams
 from buildrunner.server.http.request_log import Watch
-from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.logs.live import BuildWatches
 from buildrunner.server.pages import deployments as deployments_page
 from buildrunner.server.pages import login as login_page

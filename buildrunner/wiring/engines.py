@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from buildrunner.builders.installer import Reporter
     from buildrunner.containers.docker.engine import DockerEngine
     from buildrunner.containers.docker.factory import DockerImageFactory
-    from buildrunner.containers.types import AddressRange
+    from buildrunner.containers.protocol import AddressRange
     from buildrunner.engine.image_pulls import PublicImages
     from buildrunner.kubernetes.api import KubernetesApi
     from buildrunner.kubernetes.pod_tokens import PodTokens
@@ -68,7 +68,7 @@ def build_labels(build_id: str) -> dict[str, str]:
     """Labels of everything that is made for a build: whose it is, and which process owns it."""
     from buildrunner.containers.cleanup import owner_label
     from buildrunner.containers.process_owner import this_process
-    from buildrunner.containers.types import LABEL_BUILD, LABEL_OWNER
+    from buildrunner.containers.protocol import LABEL_BUILD, LABEL_OWNER
 
     return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}
 

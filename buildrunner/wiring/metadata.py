@@ -6,7 +6,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from buildrunner.containers.types import LABEL_BUILD, AddressRange
+from buildrunner.containers.protocol import LABEL_BUILD, AddressRange
 from buildrunner.errors import EngineError, UsageError
 from buildrunner.wiring.engines import NETWORK, build_labels
 

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from securesystemslib.signer import Signer
 
-    from buildrunner.containers.protocol import ContainerEngine
-    from buildrunner.containers.types import RegistryLogin
+    from buildrunner.containers.protocol import ContainerEngine, RegistryLogin
     from buildrunner.engine.outcome import BuildOutcome
     from buildrunner.engine.protocols import Attester, ObjectUploader, PackagePublisher
     from buildrunner.identity.keys import IdentityKeys

@@ -59,14 +59,16 @@ from buildrunner.worker.identity import (
 )
 from buildrunner.worker.policy import check_policy, policy_facts
 from buildrunner.worker.recovery import PlannedNote, ResumePoint
-from buildrunner.workspace.kept import Keeping, KeptWorkspace, RestoredWorkspace
-from buildrunner.workspace.protocol import Workspace
-from buildrunner.workspace.resumed import (
+from buildrunner.workspace.kept import (
+    Keeping,
+    KeptWorkspace,
     NotedWorkspace,
+    RestoredWorkspace,
     ResumedWorkspace,
     decode_prepared,
     encode_prepared,
 )
+from buildrunner.workspace.protocol import Workspace
 
 if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout

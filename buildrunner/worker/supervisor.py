@@ -44,9 +44,9 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.remote import REMOTE
 from buildrunner.store.records import reused_steps_of, steps_begun
-from buildrunner.worker.child_process import AdoptedProcess, ChildProcess, Spawner, last_words
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
 from buildrunner.worker.data_folder import DataFolder
+from buildrunner.worker.processes import AdoptedProcess, ChildProcess, Spawner, last_words
 from buildrunner.worker.recovery import MAX_ATTEMPTS, BuildNotes, too_often_text
 
 _ALIVE_S = 30.0

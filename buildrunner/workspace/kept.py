@@ -1,8 +1,12 @@
-"""The workspace of a build that failed or deployed, kept for builds that start from its steps.
+"""Workspaces that outlive the process of a build, or the build itself.
 
-A workspace lives as long as its build. Of a kept one, ``/workspace`` and the named volumes are
-copied out as archives, as the steps left them, before they are removed; a later build begins with
-them in the place of its source. Not the home folder: logins are in it.
+If the process dies, the next one finds the workspace by a note of the first (`NotedWorkspace`,
+`ResumedWorkspace`).
+
+The workspace of a build that failed or deployed is kept for builds that start from its steps. Of a
+kept one, ``/workspace`` and the named volumes are copied out as archives, as the steps left them,
+before they are removed; a later build begins with them in the place of its source. Not the home
+folder: logins are in it.
 
 The archives come from the engine of the build, which steps can replace, and the machine's engine
 unpacks them for the later build. So each archive is read member by member, and what is stored is
@@ -19,12 +23,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 
 import msgspec
+from msgspec.structs import asdict, replace
 
 from buildrunner.archives.members import ArchiveLimits, Guard
 from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.cleanup import remove_tree
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import Mount
+from buildrunner.containers.protocol import ContainerEngine, Mount
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
@@ -41,6 +45,81 @@ from buildrunner.workspace.protocol import (
 )
 from buildrunner.workspace.shared_files import lay_apart
 from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_volume
+
+
+def encode_prepared(prepared: PreparedWorkspace) -> bytes:
+    """A prepared workspace as JSON, for `decode_prepared` of a later process."""
+    fields = asdict(replace(prepared, provenance=None, log=()))
+    if prepared.provenance is not None:
+        fields["provenance"] = encode_message(prepared.provenance)
+    return msgspec.json.encode(fields)
+
+
+def decode_prepared(data: bytes) -> PreparedWorkspace:
+    """Decode the JSON of `encode_prepared`; without the log lines, which are written by now."""
+    fields = msgspec.json.decode(data, type=dict)
+    provenance = fields.pop("provenance")
+    if provenance is not None:
+        provenance = decode_message(SourceProvenance, provenance).value
+    return PreparedWorkspace(**{**fields, "log": (), "provenance": provenance})
+
+
+class NotedWorkspace(WrappedWorkspace):
+    """A workspace that tells what was prepared before any step sees it. Implements `Workspace`.
+
+    Args:
+        workspace: does the work.
+        note: keeps what a later process needs; what it raises ends the build.
+    """
+
+    def __init__(self, workspace: Workspace, note: Callable[[PreparedWorkspace], None]) -> None:
+        super().__init__(workspace)
+        self._note = note
+
+    def prepare(
+        self,
+        engine: ContainerEngine,
+        build_id: str,
+        labels: Mapping[str, str],
+        cancel: threading.Event,
+        report: FetchReport | None = None,
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        self._note(prepared)
+        return prepared
+
+
+class ResumedWorkspace:
+    """The workspace that an earlier process prepared. Implements `Workspace`.
+
+    Its volume is removed with all else that carries the build's label.
+
+    Args:
+        prepared: as `NotedWorkspace` told it.
+    """
+
+    def __init__(self, prepared: PreparedWorkspace) -> None:
+        self._prepared = prepared
+
+    def prepare(
+        self,
+        engine: ContainerEngine,  # noqa: ARG002  (all was made before)
+        build_id: str,  # noqa: ARG002
+        labels: Mapping[str, str],  # noqa: ARG002
+        cancel: threading.Event,  # noqa: ARG002
+        report: FetchReport | None = None,  # noqa: ARG002
+    ) -> PreparedWorkspace:
+        """See `Workspace.prepare`."""
+        return self._prepared
+
+    def changed_on_host(self) -> tuple[str, ...]:
+        """See `Workspace.changed_on_host`: nobody knows any more."""
+        return ()
+
+    def release(self) -> None:
+        """See `Workspace.release`."""
+
 
 _PATIENCE_S = 60.0  # nobody waits longer for the end of a build
 _GRACE_S = 5.0  # for a copy to see that its time is over, and to remove what it made

@@ -20,8 +20,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import ContainerEngine, EngineInfo
 from buildrunner.errors import BuildrunnerError
 from buildrunner.workspace.shared_files import (
     FilesNotShared,

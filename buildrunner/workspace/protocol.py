@@ -8,8 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import Mount
+from buildrunner.containers.protocol import ContainerEngine, Mount
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 

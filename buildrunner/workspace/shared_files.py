@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 from buildrunner.errors import BuildrunnerError
 
 # linux/fs.h; where an architecture has other numbers, the kernel says that there is no such call

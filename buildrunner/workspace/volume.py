@@ -14,8 +14,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Mount
 from buildrunner.errors import NotFound, SourceError
 from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.sources.local_folder import FolderSummary, LocalFolder

@@ -72,9 +72,9 @@ own:
 
 ## One build on a server
 
-1. `server/api/builds.py` receives the request. `server/services/admission.py` checks it, and
+1. `server/api/builds.py` receives the request. `server/services/queueing.py` checks it, and
    `server/services/queueing.py` puts it into the queue (`store/sql/queue.py`).
-2. `worker/supervisor.py` claims the build under a lease and starts a process for it (`worker/child_process.py`).
+2. `worker/supervisor.py` claims the build under a lease and starts a process for it (`worker/processes.py`).
 3. `worker/execution.py` runs in that process. It stores each state before the act that the state announces.
    `worker/program.py` makes a `BuildRequest` of the stored build, which is compiled and run as above, in a sandbox
    (`sandboxes/protocol.py`).

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from buildrunner import wiring
 from buildrunner.containers.process_owner import is_alive, pid_of
-from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP
 from buildrunner.logs.files.events import EventLogReader
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import NewBuild

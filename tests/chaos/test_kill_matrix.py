@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.process_owner import is_alive, pid_of
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.worker.recovery import MAX_ATTEMPTS
 from tests.chaos.kill_bench import now, until
 from tests.fixtures_git import git

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from tests.chaos.kill_bench import KillBench
 from tests.chaos.test_kill_matrix import COUNT, RAN, VICTIMS, kill
 

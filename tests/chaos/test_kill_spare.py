@@ -3,7 +3,7 @@
 import pytest
 
 from buildrunner.containers.process_owner import is_alive
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.spare import left_spares, sweep_spares
 from tests.chaos.kill_bench import KillBench, until

@@ -10,7 +10,7 @@ import urllib.request
 
 import pytest
 
-from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP
 from buildrunner.spec.model.build import FINAL_STATUSES
 from tests.chaos.kill_bench import DEADLINE_S, until
 

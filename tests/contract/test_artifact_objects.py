@@ -13,7 +13,7 @@ import uuid
 import pytest
 
 from buildrunner.artifacts.objects import GcsUploader
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.errors import UploadError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.storage.stores import Stores

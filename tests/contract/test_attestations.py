@@ -19,7 +19,7 @@ import pytest
 from sigstore_models.bundle.v1 import Bundle
 
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import RegistryError
 from buildrunner.provenance.attachment import (
     BUNDLE_TYPE,

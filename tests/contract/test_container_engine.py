@@ -22,9 +22,9 @@ from msgspec.structs import replace
 from buildrunner.containers import start_gate
 from buildrunner.containers.docker.containers import DockerContainers
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     LABEL_BUILD,
+    ContainerEngine,
     ContainerSpec,
     ErrorOutput,
     Mount,

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.credentials import GitCredentials

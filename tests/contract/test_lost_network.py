@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import AddressRange, ContainerSpec
+from buildrunner.containers.protocol import AddressRange, ContainerSpec
 from buildrunner.errors import EngineError
 from tests.contract.test_container_engine import is_podman
 

@@ -7,7 +7,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.protocol import ContainerSpec
 from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
 from tests.contract import test_container_engine as contract

@@ -15,7 +15,7 @@ import pytest
 
 from buildrunner.containers.docker.endpoint import find_endpoint
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.containers.protocol import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.errors import ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.registry_servers import (

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from buildrunner.archives.reader import safe_members
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.local_folder import LocalArchive
 from buildrunner.workspace.fetched import FetchedWorkspace

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.overlay import white_out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.model.source import GitSource

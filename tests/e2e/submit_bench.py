@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 
 DEADLINE_S = 90.0
 

@@ -8,7 +8,7 @@ from buildrunner import wiring
 from buildrunner.build_run.compile import PlannedBuild, with_commit
 from buildrunner.build_run.execution import BuildExecution
 from buildrunner.build_run.request import BuildRequest, LocalSource
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildFinished, BuildStarted, PhaseStarted
 from buildrunner.engine.run_options import RunOptions

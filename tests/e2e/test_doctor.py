@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from buildrunner.containers.cleanup import owner_label
-from buildrunner.containers.types import LABEL_OWNER, ContainerSpec
+from buildrunner.containers.protocol import LABEL_OWNER, ContainerSpec
 
 pytestmark = pytest.mark.docker
 

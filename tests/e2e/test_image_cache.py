@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec, ImageInfo, Mount
+from buildrunner.containers.protocol import ContainerSpec, ImageInfo, Mount
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import UNUSED_S, ImageCache

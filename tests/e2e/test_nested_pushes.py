@@ -18,7 +18,7 @@ import pytest
 from buildrunner import wiring
 from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.containers.protocol import ContainerSpec, Mount
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.nested.place import NestedPlace

@@ -15,7 +15,7 @@ import pytest
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested import host_pulls as wanted_images
 from buildrunner.sandboxes.nested import start as certificates

@@ -15,7 +15,7 @@ import pytest
 from buildrunner import wiring
 from buildrunner.builders.catalog import ENGINE_IMAGE
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.daemon import NestedDaemons

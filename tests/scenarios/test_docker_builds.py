@@ -9,7 +9,7 @@ import uuid
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.events import BuildEvent, StepRunning

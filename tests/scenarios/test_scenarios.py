@@ -21,8 +21,7 @@ import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerEngine
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning

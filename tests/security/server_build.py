@@ -12,7 +12,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.plan.build_plan import BuildPlan

@@ -17,7 +17,7 @@ from buildrunner.errors import AttestationError
 from buildrunner.server.app import create_app
 from buildrunner.server.bounded import BoundedCalls
 from buildrunner.server.events.loop import MOST, MOST_OF_A_PROJECT, SlowDeliveries
-from buildrunner.server.http.caller_slots import SEARCHES_AT_ONCE
+from buildrunner.server.http.bodies import SEARCHES_AT_ONCE
 from buildrunner.sources import uploads as upload_module
 from buildrunner.sources.uploads import SourceUploads, UploadQuotaExceeded
 from buildrunner.store.sql.builds import SqlBuilds

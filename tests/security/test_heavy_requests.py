@@ -18,9 +18,14 @@ import pytest
 
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.api import logs as log_routes
-from buildrunner.server.http.caller_slots import LARGE_AT_ONCE, LARGE_BYTES, SEARCHES_AT_ONCE
+from buildrunner.server.http.bodies import (
+    LARGE_AT_ONCE,
+    LARGE_BYTES,
+    MAX_VALUES,
+    SEARCHES_AT_ONCE,
+    check_values,
+)
 from buildrunner.server.http.errors import ApiError
-from buildrunner.server.http.requests import MAX_VALUES, check_values
 from buildrunner.server.services import queueing
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists

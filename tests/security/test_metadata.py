@@ -13,7 +13,7 @@ import pytest
 
 from buildrunner import metadata
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, NetworkMember
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, NetworkMember
 from buildrunner.errors import EngineUnavailable
 from buildrunner.metadata import MetadataServer, ProjectFacts, listen_on
 from buildrunner.wiring.metadata import is_of_build

@@ -13,7 +13,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.protocol import ContainerSpec
 from buildrunner.metadata import MetadataServer, ProjectFacts
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.settings import Settings

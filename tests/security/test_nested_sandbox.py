@@ -18,8 +18,7 @@ import pytest
 from buildrunner import wiring
 from buildrunner.addresses import Egress
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerEngine, ContainerSpec, Mount
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError, EngineUnavailable, UploadError
 from buildrunner.sandboxes.nested import disk as disk_watch

@@ -14,7 +14,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, RegistryLogin
+from buildrunner.containers.protocol import LABEL_BUILD, RegistryLogin
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.errors import UsageError

@@ -15,7 +15,7 @@ import pytest
 
 from buildrunner.artifacts.packages import PublishingContainer
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec
 from buildrunner.errors import PackageError, UploadError
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace

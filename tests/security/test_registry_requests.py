@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import RegistryError
 from buildrunner.provenance.attachment import attach
 from buildrunner.registries.distribution import Manifest, Repository

@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.containers.process_owner import file_lock
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import AttestationError
 from buildrunner.provenance import attester, sbom
 from buildrunner.provenance.attester import ProvenanceAttester

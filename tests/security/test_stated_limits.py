@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec
 from buildrunner.errors import ImagePullError
 from tests.api_server import ApiServer, api_server, now
 from tests.conftest import remove_image

@@ -15,7 +15,7 @@ import pytest
 
 from buildrunner.server.api import logs
 from buildrunner.server.events.intake import MOST, MOST_OF_AN_ADDRESS
-from buildrunner.server.http.unverified_bodies import UnverifiedBodies
+from buildrunner.server.http.bodies import UnverifiedBodies
 from tests.api_server import ApiServer, api_server
 
 SECRET = "s3cret"

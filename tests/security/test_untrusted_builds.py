@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.errors import BuildrunnerError
 from buildrunner.registries.distribution import Repository
 from buildrunner.settings import GitSettings, Settings

@@ -7,7 +7,7 @@ from urllib.parse import quote
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.containers.types import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP
 from tests.web.browser import serious_findings
 from tests.web.serving import serving
 

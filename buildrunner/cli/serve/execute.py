@@ -215,7 +215,6 @@ def _remote_build(
     from buildrunner.worker.leases import patiently
     from buildrunner.worker.program import ServerProgram, ServerSources
     from buildrunner.worker.recovery import BuildNotes
-    from buildrunner.worker.remote.connection import connect
     from buildrunner.worker.remote.credentials import (
         RemoteIdentities,
         fetch_logins,
@@ -228,7 +227,7 @@ def _remote_build(
         event_payload,
         store_log,
     )
-    from buildrunner.worker.remote.queue import CancelSignals, RemoteQueue, until_answered
+    from buildrunner.worker.remote.queue import CancelSignals, RemoteQueue, connect, until_answered
 
     server = connect(worker.server, worker.token_file, worker.ca_file)
     queue = RemoteQueue(server, send_log=lambda *_: until_answered(sender.send_all))

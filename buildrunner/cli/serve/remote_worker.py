@@ -19,10 +19,9 @@ from buildrunner.spec.model.build import Build
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.remote import BegunBuild, ClaimRequest
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.remote.connection import connect
 from buildrunner.worker.remote.log_sender import send_rest
 from buildrunner.worker.remote.materials import store_log
-from buildrunner.worker.remote.queue import Claims, RemoteQueue
+from buildrunner.worker.remote.queue import Claims, RemoteQueue, connect
 
 _EPILOG = """\
 The worker needs a container engine and a token, and no database. On the server:

@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from buildrunner.worker.spares import SpareOrder
+from buildrunner.worker.processes import SpareOrder
 
 # Modules that the process of a build imports at some time; a spare has them already.
 _MODULES = (

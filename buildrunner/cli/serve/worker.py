@@ -24,13 +24,12 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
-from buildrunner.worker.child_process import child_environment
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution, give_up
+from buildrunner.worker.processes import SpareKeeper, SpareSpawner, child_environment
 from buildrunner.worker.program import ServerProgram, shared_network
 from buildrunner.worker.recovery import sweep_engine
-from buildrunner.worker.spares import SpareKeeper, SpareSpawner
 from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
 
 _SWEEP_S = 120.0

@@ -22,7 +22,7 @@ from buildrunner.containers.docker.endpoint import Endpoint, find_endpoint
 from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.docker.images import DockerImages
 from buildrunner.containers.docker.resources import DockerResources
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 from buildrunner.errors import EngineError
 
 _DEFAULT_SOCKET = "/var/run/docker.sock"

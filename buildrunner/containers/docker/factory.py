@@ -19,8 +19,7 @@ from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.endpoint import find_endpoint
 from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.protocol import ContainerEngine, ContainerSpec
 from buildrunner.errors import EngineError
 
 _BUILDERS_OWN = ("Step ", " --->", "Removing intermediate container ", "Successfully ")

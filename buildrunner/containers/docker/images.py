@@ -23,7 +23,7 @@ from buildrunner.containers.docker.api import DockerApi, filters
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.errors import Refusal
 from buildrunner.containers.image_name import ImageName, is_image_id
-from buildrunner.containers.types import ImageInfo, PushedImage, RegistryLogin, TransferProgress
+from buildrunner.containers.protocol import ImageInfo, PushedImage, RegistryLogin, TransferProgress
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 
 _MADE_HERE = "buildrunner/"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.errors import Refusal
-from buildrunner.containers.types import ErrorOutput
+from buildrunner.containers.protocol import ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:

@@ -12,7 +12,12 @@ from typing import Any
 
 from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.errors import Refusal
-from buildrunner.containers.types import AddressRange, FoundContainer, NetworkMember, OwnedResources
+from buildrunner.containers.protocol import (
+    AddressRange,
+    FoundContainer,
+    NetworkMember,
+    OwnedResources,
+)
 
 _NETWORK_TRIES = 20
 

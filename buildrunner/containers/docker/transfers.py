@@ -14,8 +14,8 @@ import msgspec
 from buildrunner.containers.docker.api import Capabilities, DockerApi
 from buildrunner.containers.docker.errors import EndlessLine, Refusal, Stopped
 from buildrunner.containers.image_name import ImageName
+from buildrunner.containers.protocol import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.containers.registry_auth import ANONYMOUS, login_header, registry_auth_header
-from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
 from buildrunner.errors import CredentialsError, ImagePullError, ImagePushError
 
 # The last line of a successful push. The containerd image store reports the digest nowhere else.

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import msgspec
 
-from buildrunner.containers.types import ErrorOutput
+from buildrunner.containers.protocol import ErrorOutput
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.log.masking import Masker
 

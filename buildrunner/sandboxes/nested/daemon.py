@@ -312,7 +312,7 @@ def _was_oom_killed(container: str, state: Mapping[str, Any]) -> bool:
     """The kernel's own record: the engine at hand may learn of it later, or not at all."""
     if state["Pid"] or state["ExitCode"] != 128 + signal.SIGKILL:
         return False
-    from buildrunner.containers.docker.oom import has_oom_kill, kernel_records
+    from buildrunner.containers.docker.containers import has_oom_kill, kernel_records
 
     return has_oom_kill(container, kernel_records())
 

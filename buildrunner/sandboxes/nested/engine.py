@@ -22,8 +22,8 @@ from msgspec.structs import replace
 from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
+    ContainerEngine,
     ContainerSpec,
     ImageInfo,
     NetworkMember,

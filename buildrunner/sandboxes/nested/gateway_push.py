@@ -19,8 +19,12 @@ from msgspec.structs import replace
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import PushedImage, RegistryLogin, TransferProgress
+from buildrunner.containers.protocol import (
+    ContainerEngine,
+    PushedImage,
+    RegistryLogin,
+    TransferProgress,
+)
 from buildrunner.deadline import Deadline
 from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
 from buildrunner.registries.push_gateway import PushGateway, RegistryClient, RegistryPlace

@@ -22,8 +22,7 @@ from contextlib import suppress
 import msgspec
 
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ImageInfo, TransferProgress
+from buildrunner.containers.protocol import ContainerEngine, ImageInfo, TransferProgress
 from buildrunner.errors import EngineError, ImagePullError
 from buildrunner.sandboxes.nested.loopback import is_of_this_machine
 

@@ -17,9 +17,8 @@ from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.docker.images import PulledImages, copy_image
 from buildrunner.containers.process_owner import file_lock
-from buildrunner.containers.protocol import ContainerEngine
+from buildrunner.containers.protocol import ContainerEngine, RegistryLogin
 from buildrunner.containers.registry_auth import registry_login
-from buildrunner.containers.types import RegistryLogin
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.protocol import SandboxLimits, fair_share

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import msgspec
 
 from buildrunner.containers import start_gate
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, Mount
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned

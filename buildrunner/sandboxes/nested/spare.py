@@ -20,8 +20,7 @@ from msgspec.structs import replace
 
 from buildrunner.containers.cleanup import owner_label
 from buildrunner.containers.process_owner import this_process
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import OwnedResources
+from buildrunner.containers.protocol import ContainerEngine, OwnedResources
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.nested.container import HostFacts
 from buildrunner.sandboxes.nested.engine import Running

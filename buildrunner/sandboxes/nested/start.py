@@ -13,7 +13,7 @@ from types import MappingProxyType
 
 import msgspec
 
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.nested.container import (
     CERTIFICATES_NAME,

@@ -11,8 +11,9 @@ from buildrunner.errors import Conflict, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import as_mapping, json_body
 from buildrunner.server.http.errors import already_exists, invalid_argument
-from buildrunner.server.http.requests import as_mapping, json_body, number
+from buildrunner.server.http.requests import number
 from buildrunner.server.http.tokens import Caller, new_token
 from buildrunner.server.openapi import BEFORE, LIMIT, documented
 from buildrunner.server.services.documents import shown_entry, shown_token

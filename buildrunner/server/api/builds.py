@@ -26,7 +26,7 @@ from buildrunner.server.http.answers import (
     operation_response,
     shown_build,
 )
-from buildrunner.server.http.caller_slots import search_slot
+from buildrunner.server.http.bodies import as_mapping, build_body, json_body, member, search_slot
 from buildrunner.server.http.errors import (
     failed_precondition,
     invalid_argument,
@@ -35,12 +35,8 @@ from buildrunner.server.http.errors import (
 )
 from buildrunner.server.http.requests import (
     address_of,
-    as_mapping,
-    build_body,
     flag,
     idempotency_key,
-    json_body,
-    member,
     number,
     page_size,
     parameter,

@@ -13,8 +13,9 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.handling import tried
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import as_mapping, json_body
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.http.requests import address_of, as_mapping, json_body, number, parameter
+from buildrunner.server.http.requests import address_of, number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BEFORE, LIMIT, PARENT, Parameter, documented
 from buildrunner.server.services.documents import shown_delivery

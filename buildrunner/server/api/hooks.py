@@ -21,22 +21,15 @@ from buildrunner.server.events.intake import HookIntake, Refusals, kept_headers
 from buildrunner.server.events.webhook_calls import WebhookCall, WebhookCalls
 from buildrunner.server.http.access import Access, note_action, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import UnverifiedBodies, as_mapping, json_body, raw_body
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_argument,
     permission_denied,
     unavailable,
 )
-from buildrunner.server.http.requests import (
-    address_of,
-    as_mapping,
-    client_address,
-    json_body,
-    parameter,
-    raw_body,
-)
+from buildrunner.server.http.requests import address_of, client_address, parameter
 from buildrunner.server.http.tokens import Caller
-from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 from buildrunner.server.openapi import PARENT, REQUEST_ID, Parameter, documented
 from buildrunner.server.services.triggers import forge_hooks
 from buildrunner.spec.writing import encode_instant

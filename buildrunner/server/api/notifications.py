@@ -10,8 +10,9 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import as_mapping, json_body, member
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.http.requests import as_mapping, json_body, member, number, parameter
+from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
 from buildrunner.server.notifications.facts import BAD, Facts

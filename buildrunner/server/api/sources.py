@@ -16,8 +16,8 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target, project_of
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import as_mapping, body_pieces, json_body, json_text
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
-from buildrunner.server.http.requests import as_mapping, body_pieces, json_body, json_text
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.sources.uploads import (

@@ -15,18 +15,15 @@ from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_asked, json_response, operation_response
+from buildrunner.server.http.bodies import as_mapping, build_body, json_body, member
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_config,
 )
 from buildrunner.server.http.requests import (
     address_of,
-    as_mapping,
-    build_body,
     flag,
     idempotency_key,
-    json_body,
-    member,
     number,
     page_size,
     parameter,

@@ -22,9 +22,7 @@ from buildrunner.server.context import MIB, ServerContext
 from buildrunner.server.events.reading import payload_of_build
 from buildrunner.server.http.access import WorkerAccess
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.changes import Changes
-from buildrunner.server.http.errors import ApiError, invalid_argument
-from buildrunner.server.http.requests import (
+from buildrunner.server.http.bodies import (
     MAX_PAYLOAD_VALUES,
     MAX_VALUES,
     as_mapping,
@@ -32,6 +30,8 @@ from buildrunner.server.http.requests import (
     parsed,
     raw_body,
 )
+from buildrunner.server.http.changes import Changes
+from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.build_credentials import WorkerCredentials
 from buildrunner.server.services.remote_builds import RemoteBuilds

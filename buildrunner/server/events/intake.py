@@ -25,8 +25,8 @@ from buildrunner.errors import SecretError, SecretNotFound, StoreError
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import HookSecrets, secret_name
+from buildrunner.server.http.bodies import QUICK_BYTES
 from buildrunner.server.http.errors import ApiError, unavailable
-from buildrunner.server.http.requests import QUICK_BYTES
 from buildrunner.store.model.deliveries import NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.forges.catalog import FORGES

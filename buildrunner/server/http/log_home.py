@@ -26,8 +26,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import WorkerAccess
+from buildrunner.server.http.bodies import body_pieces
 from buildrunner.server.http.errors import ApiError, error_response, unavailable
-from buildrunner.server.http.requests import body_pieces
 
 PASSED_ON = "x-buildrunner-passed-on"
 """The header of a request that another server passed on: it is answered here, or not at all."""

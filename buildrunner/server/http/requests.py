@@ -1,39 +1,23 @@
-"""Taking requests apart: addresses, query parameters, bodies with a limit."""
+"""Taking requests apart: addresses, query parameters, ranges of bytes."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import HTTPConnection
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import project_of
-from buildrunner.server.http.caller_slots import CallerSlots, is_large
-from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.tokens import Caller
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
-# A string that does not end reaches to the end of the body: else the search for its end would begin
-# anew at each quotation mark in it, and take quadratic time.
-_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-_MARKS: Final = (b",", b"[", b"{")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
-_MOST_DISCARDED: Final = 64 << 20
-_DISCARDING_S: Final = 10.0
-QUICK_BYTES: Final = 200_000
-"""A body of fewer bytes is parsed in the event loop."""
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 50
-MAX_VALUES: Final = 100_000
-MAX_PAYLOAD_VALUES: Final = 1_000_000
-MAX_TEXT: Final = 1 << 20
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -159,197 +143,6 @@ def number(request: Request, name: str, *, low: int, high: int, default: int = 0
 def row_number(text: str) -> int:
     """The number of a database row that a page's address names; 0 when it is none."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
-
-
-def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
-    """A dependency: the body as it came, with at most ``limit`` bytes."""
-
-    async def read(request: Request) -> bytes:
-        pieces = [piece async for piece in body_pieces(context, request, limit)]
-        return b"".join(pieces)
-
-    return read
-
-
-def json_text(
-    context: ServerContext, limit: int, values: int = 0
-) -> Callable[[Request], AsyncIterator[bytes]]:
-    """A dependency behind that of the caller: the JSON text that a route decodes by itself.
-
-    Large ones of one caller are handled two at a time.
-
-    Args:
-        context: the server's.
-        limit: most bytes.
-        values: most values in it; 0 if the route looks at them by itself.
-    """
-    read_raw = raw_body(context, limit)
-
-    async def read(request: Request) -> AsyncIterator[bytes]:
-        large: CallerSlots = request.app.state.large_bodies
-        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
-            raw = await read_raw(request)
-            if values:
-                await run_in_threadpool(check_values, raw, values)
-            yield raw
-
-    return read
-
-
-def json_body(
-    context: ServerContext, limit: int = 0, *, payload: bool = False
-) -> Callable[[Request], AsyncIterator[Any]]:
-    """A dependency behind that of the caller: the body as parsed JSON; None when it is empty.
-
-    Args:
-        context: the server's.
-        limit: most bytes; 0 for that of API calls.
-        payload: the body is that of a forge's event, which may be of many values.
-    """
-    read_raw = raw_body(context, limit or context.settings.max_body_bytes)
-
-    def parse(raw: bytes) -> Any:
-        check_values(raw, MAX_PAYLOAD_VALUES if payload else MAX_VALUES)
-        body = parsed(raw)
-        if not payload:
-            _check_texts(body)
-        return body
-
-    async def read(request: Request) -> AsyncIterator[Any]:
-        large: CallerSlots = request.app.state.large_bodies
-        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
-            raw = await read_raw(request)
-            # A thread costs more than a small body; a large one would hold up all other requests.
-            quick = len(raw) < QUICK_BYTES
-            yield parse(raw) if quick else await run_in_threadpool(parse, raw)
-
-    return read
-
-
-def build_body(context: ServerContext) -> Callable[[Request], AsyncIterator[Any]]:
-    """A dependency as `json_body`, for a build or a trigger: to check one takes long."""
-    settings = context.settings
-    return json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
-
-
-def check_values(body: bytes, most: int) -> None:
-    """Refuse JSON of very many values before it is parsed, which would take time and memory.
-
-    The largest build that the rules allow has some 60,000 values.
-
-    Raises:
-        ApiError: there are more than ``most``, or about as many.
-    """
-    if _marks(body) > most and _marks(_STRING.sub(b"", body)) > most:
-        raise invalid_argument(f"the body holds more than {most} values")
-
-
-def _marks(body: bytes) -> int:
-    """Count the values of a JSON text, except the first one of each object and list."""
-    return sum(body.count(mark) for mark in _MARKS)
-
-
-def _check_texts(body: Any) -> None:
-    """Refuse texts that take long to check: longer than a script may be, or full of references."""
-    references = 0
-    pending = [body]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending.extend(value.values())
-        elif isinstance(value, list):
-            pending.extend(value)
-        elif isinstance(value, str):
-            references += value.count("$")
-            if len(value) > MAX_TEXT:
-                raise invalid_argument(f"a text in the body is longer than {MAX_TEXT} characters")
-        if references > MAX_VALUES:
-            raise invalid_argument(f"the body holds more than {MAX_VALUES} references ($)")
-
-
-def parsed(body: bytes) -> Any:
-    """A JSON body; None when it is empty.
-
-    Raises:
-        ApiError: it is not JSON.
-    """
-    if not body.strip():
-        return None
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid_argument(f"the body is not JSON: {error}") from None
-
-
-async def body_pieces(context: ServerContext, request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it arrives.
-
-    Raises:
-        ApiError: 413 when it is longer than ``limit`` bytes, 408 when it stops coming.
-    """
-    declared = request.headers.get("content-length", "")
-    pieces = request.stream()
-    if declared.isdecimal() and int(declared) > limit:
-        if request.headers.get("expect", "").lower() != "100-continue":  # it has begun to send
-            await _discard(pieces)
-        raise _too_large(limit)
-    taken = 0
-    while True:
-        try:
-            async with asyncio.timeout(context.settings.body_timeout_s):
-                piece = await anext(pieces, None)
-        except TimeoutError:
-            raise ApiError(
-                408, "the body stopped coming", headers={"Connection": "close"}
-            ) from None
-        except ClientDisconnect:
-            raise ApiError(400, "the client hung up in the middle of the body") from None
-        if piece is None:
-            return
-        taken += len(piece)
-        if taken > limit:
-            await _discard(pieces)
-            raise _too_large(limit)
-        yield piece
-
-
-async def _discard(pieces: AsyncIterator[bytes]) -> None:
-    """Read what still comes, up to a bound.
-
-    A client that is answered while it sends may find its connection reset before it reads why.
-    """
-    left = _MOST_DISCARDED
-    try:
-        async with asyncio.timeout(_DISCARDING_S):
-            while left > 0 and (piece := await anext(pieces, None)) is not None:
-                left -= len(piece)
-    except (TimeoutError, ClientDisconnect):
-        return
-
-
-def _too_large(limit: int) -> ApiError:
-    message = f"the body is larger than {limit} bytes, which is all that is taken here"
-    return ApiError(413, message)
-
-
-def as_mapping(body: Any) -> dict[str, Any]:
-    """The body as a JSON object; empty when there is none.
-
-    Raises:
-        ApiError: it is something else.
-    """
-    if body is None:
-        return {}
-    if not isinstance(body, dict):
-        raise invalid_argument("the body must be a JSON object")
-    return body
-
-
-def member(body: dict[str, Any], name: str) -> Any:
-    """A member by its camelCase name, also in snake_case; None when it is not there."""
-    if name in body:
-        return body[name]
-    return body.get(re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name))
 
 
 _FORM: Final = re.compile(r"bytes=(\d*)-(\d*)")

@@ -16,10 +16,9 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Sessions
+from buildrunner.server.http.bodies import UnverifiedBodies, body_pieces
 from buildrunner.server.http.errors import permission_denied
-from buildrunner.server.http.requests import body_pieces
 from buildrunner.server.http.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
-from buildrunner.server.http.unverified_bodies import UnverifiedBodies
 
 _MAX_FORM_BYTES = 1 << 16
 

@@ -23,14 +23,15 @@ from buildrunner.server.http.errors import (
 from buildrunner.server.http.requests import Address
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.admission import Arrival, queue_ttl
 from buildrunner.server.services.approval_facts import AUTHOR
 from buildrunner.server.services.queueing import (
     SUBMITTER,
+    Arrival,
     TriggerQueue,
     arrival,
     known_settings,
     queue_build,
+    queue_ttl,
     reason_of,
 )
 from buildrunner.spec.model.build import FINAL_STATUSES, Build

@@ -1,21 +1,299 @@
 """The one way into the queue, for builds of callers, uploads, triggers, schedules and retries.
 
+`admit` is pure: fields are read and every rule of the API is checked there, so that a build that
+can't run is refused at once, with all of its problems. Substitutions are made there when all values
+are known; a build from a Git repository is kept as it was sent, since its commit, branch and tag
+are known only once it was fetched. In both cases the worker plans from the request, never from what
+is shown.
+
 `queue_build` admits a build and stores it; `keep_refused` stores one that can't run as a failed
 build. `TriggerQueue` adds the settings of a trigger: its group, limit, policy and approval.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError, UsageError
+from buildrunner.plan.build_plan import project_number
+from buildrunner.plan.compile import compile_build
+from buildrunner.plan.resolve import PlanContext
+from buildrunner.problem import Problem, Severity
 from buildrunner.server.context import ServerContext
-from buildrunner.server.services.admission import Arrival, admit, refused
+from buildrunner.server.http.errors import invalid_argument
+from buildrunner.sources.policy import SourcePolicy, refusals
+from buildrunner.sources.uploads import is_upload_of
+from buildrunner.spec.model.build import Build, Status
+from buildrunner.spec.model.git_address import masked_build
+from buildrunner.spec.model.results import (
+    ApprovalConfig,
+    ApprovalState,
+    BuildApproval,
+    FailureInfo,
+    Priority,
+    Warning_,
+)
+from buildrunner.spec.model.source import Source, StorageSource, StorageSourceManifest
+from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import BuiltIns
+from buildrunner.spec.validation.build import DEFAULT_LIMITS
+from buildrunner.spec.validation.check import check_build, check_values, errors_of
+from buildrunner.spec.writing import encode_message
+from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import TRIGGER_GROUP, NewBuild, StoredBuild
 from buildrunner.triggers.build import TriggeredBuild
 from buildrunner.triggers.settings import TriggerSettings, read_settings
+
+_POOL_FIELDS: Final = ("options.pool", "options.workerPool")
+DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
+DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
+
+
+class Arrival(msgspec.Struct, frozen=True, kw_only=True):
+    """The circumstances in which a build comes in.
+
+    Attributes:
+        build_id: its id.
+        project: project it belongs to.
+        location: ``global`` or a region.
+        now: when it came.
+        public_url: how people reach this server.
+        policy: where it may fetch from.
+        trigger_id: trigger that makes it; empty for none.
+        approval: it must be approved before it runs.
+        labels: free facts that are kept with it.
+        request_id: idempotency key; empty for none.
+        worker: name of this server's worker, which alone can read what is uploaded here.
+        is_tied: it needs something else that is here alone, too.
+        is_pool: whether workers of this server have a pool of that name.
+        priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
+    """
+
+    build_id: str
+    project: str
+    location: str
+    now: datetime
+    public_url: str
+    policy: SourcePolicy
+    trigger_id: str = ""
+    approval: bool = False
+    labels: dict[str, str] = {}
+    request_id: str = ""
+    worker: str = ""
+    priority: int = 0
+    group: str = ""
+    group_limit: int = 0
+    supersede: str = ""
+    push: bool = True
+    untrusted: bool = False
+    attempt_of: str = ""
+    is_tied: bool = False
+    is_pool: Callable[[str], bool] = lambda _: False
+
+    @property
+    def config_comes_later(self) -> bool:
+        """Whether the steps are in a file of the source that nobody has read yet."""
+        return "config_file" in self.labels
+
+
+def admit(body: Any, arrival: Arrival) -> NewBuild:
+    """The build to keep.
+
+    Args:
+        body: the Build as parsed JSON. Fields that only the service sets are dropped.
+        arrival: how it came.
+
+    Raises:
+        ConfigError: it can't run; holds all problems.
+        ApiError: there is no build in the body.
+    """
+    if not body:
+        raise invalid_argument("no build field was provided", field="build")
+    loaded = decode_message(Build, body, outputs=False)
+    if not loaded.ok:
+        raise ConfigError(errors_of(loaded.problems))
+    build = loaded.value
+    problems = [*refusals(arrival.policy, build), *_foreign_upload(build, arrival.project)]
+    resolved, found = _compiled(build, arrival)
+    problems += found
+    if errors_of(problems):
+        raise ConfigError(errors_of(problems))
+    pool = _pool(resolved, arrival)
+    if pool:  # what else is said of pools is that they mean nothing here
+        problems = [one for one in problems if not one.path.startswith(_POOL_FIELDS)]
+    shown = _with_facts(resolved, arrival, _warnings(problems))
+    return replace(_kept(build, shown, arrival), pool=pool)
+
+
+def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
+    """A build that `admit` does not let in, as one that failed before it began.
+
+    For what events and the clock ask for: nobody waits for an answer who could be told.
+
+    Source: semantics 9.3: a config that can't be run fails its build, and the commit shows it.
+
+    Args:
+        body: the Build that was asked for, as JSON.
+        arrival: how it came.
+        reason: why it can't run.
+    """
+    build = decode_message(Build, body, outputs=False).value
+    shown = _with_facts(build, arrival, ())
+    failed = replace(
+        shown,
+        status=Status.FAILURE,
+        status_detail=reason,
+        failure_info=FailureInfo(detail=reason),
+        finish_time=arrival.now,
+        # Lists of builds show them: what a payload put there may be as large as a payload.
+        substitutions={name: _cut(value) for name, value in build.substitutions.items()},
+        # Nobody can decide any more. That an approval is needed counts for a retry, too.
+        approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
+    )
+    # It ends here, and takes nobody else's place.
+    return replace(_kept(build, failed, arrival), expires_at=arrival.now, supersede="")
+
+
+def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
+    """The documents for the store: a build as it was requested, and as it is shown."""
+    return NewBuild(
+        document=encode_message(shown),
+        # Masked where a refused build is kept: what is admitted holds no password.
+        request=masked_build(encode_message(build)),
+        expires_at=arrival.now + queue_ttl(build),
+        location=arrival.location,
+        request_id=arrival.request_id,
+        priority=arrival.priority,
+        attempt_of=arrival.attempt_of,
+        group=arrival.group,
+        group_limit=arrival.group_limit,
+        supersede=arrival.supersede,
+        push=arrival.push,
+        untrusted=arrival.untrusted,
+        only_worker=arrival.worker if _uploads(build) or arrival.is_tied else "",
+        labels=arrival.labels,
+    )
+
+
+def _pool(build: Build, arrival: Arrival) -> str:
+    """The pool whose workers run the build; empty if it names none that this server has.
+
+    The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
+    """
+    options = build.options
+    if options is None or arrival.is_tied:  # no worker has the kept workspace
+        return ""
+    named = (options.pool.name if options.pool else "") or options.worker_pool
+    name = named.rpartition("/")[2]
+    return name if name and arrival.is_pool(name) else ""
+
+
+def _cut(value: str) -> str:
+    most = DEFAULT_LIMITS.substitution_value_bytes
+    return value if len(value) <= most else f"{value[: most - 1]}…"
+
+
+def queue_ttl(build: Build) -> timedelta:
+    """Return the time that a build may wait in the queue: its own, or an hour by default."""
+    return build.queue_ttl or DEFAULT_QUEUE_TTL
+
+
+def depends_on_commit(source: Source | None) -> bool:
+    """Whether values of substitutions come from the source's commit."""
+    if source is None:
+        return False
+    return any((source.repo_source, source.git_source, source.connected_repository))
+
+
+def _compiled(build: Build, arrival: Arrival) -> tuple[Build, list[Problem]]:
+    """The Build to show, with substitutions made if all values are known, and its problems."""
+    if arrival.config_comes_later:
+        return build, check_values(build)
+    triggered = bool(arrival.trigger_id)
+    if depends_on_commit(build.source):
+        return build, check_build(build, built_ins=None, triggered=triggered)
+    context = PlanContext(built_ins=_built_ins(arrival), triggered=triggered)
+    try:
+        compiled = compile_build(build, context)
+    except ConfigError as error:
+        return build, list(error.problems)
+    return compiled.build, list(compiled.problems)
+
+
+def _foreign_upload(build: Build, project: str) -> list[Problem]:
+    """Refuse what is no uploaded archive of the project: a caller must not read other uploads."""
+    problems = []
+    for name, where in _uploads(build):
+        if name != "storageSource" or not is_upload_of(project, where.object):
+            message = f"{where.object} is not an upload of project {project}"
+            problems.append(Problem(message, path=f"source.{name}.object", rule="source-policy"))
+    return problems
+
+
+def _uploads(build: Build) -> list[tuple[str, StorageSource | StorageSourceManifest]]:
+    """The uploaded parts of the source, by the field that names them."""
+    source = build.source
+    if source is None:
+        return []
+    named = (
+        ("storageSource", source.storage_source),
+        ("storageSourceManifest", source.storage_source_manifest),
+    )
+    return [
+        (name, where)
+        for name, where in named
+        if where is not None and where.bucket == UPLOADS_BUCKET
+    ]
+
+
+def _built_ins(arrival: Arrival) -> BuiltIns:
+    return BuiltIns(
+        project_id=arrival.project,
+        project_number=project_number(arrival.project),
+        build_id=arrival.build_id,
+        location=arrival.location,
+    )
+
+
+def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) -> Build:
+    name = f"projects/{arrival.project}/locations/{arrival.location}/builds/{arrival.build_id}"
+    approval = None
+    if arrival.approval:
+        config = ApprovalConfig(approval_required=True)
+        approval = BuildApproval(state=ApprovalState.PENDING, config=config)
+    return replace(
+        build,
+        name=name,
+        id=arrival.build_id,
+        project_id=arrival.project,
+        status=Status.PENDING if arrival.approval else Status.QUEUED,
+        create_time=arrival.now,
+        timeout=build.timeout or DEFAULT_TIMEOUT,
+        queue_ttl=queue_ttl(build),
+        build_trigger_id=arrival.trigger_id,
+        log_url=log_url(arrival.public_url, arrival.project, arrival.build_id),
+        approval=approval,
+        warnings=tuple(warnings),
+    )
+
+
+def log_url(public_url: str, project: str, build_id: str) -> str:
+    """The page where people find a build and its log, and sign in if they must."""
+    return f"{public_url}/builds/{project}/{build_id}"
+
+
+def _warnings(problems: Sequence[Problem]) -> list[Warning_]:
+    return [
+        Warning_(text=problem.text(), priority=Priority.WARNING)
+        for problem in problems
+        if problem.severity is Severity.WARNING
+    ]
+
 
 # The label that names the caller, hook or schedule that started a build.
 SUBMITTER: Final = "submitter"

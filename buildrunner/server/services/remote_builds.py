@@ -36,7 +36,7 @@ from buildrunner.server.http.errors import (
     permission_denied,
     unavailable,
 )
-from buildrunner.server.services.admission import depends_on_commit
+from buildrunner.server.services.queueing import depends_on_commit
 from buildrunner.sources.git.source import provenance_of
 from buildrunner.sources.policy import policy_text
 from buildrunner.sources.uploads import is_upload_of

@@ -19,8 +19,9 @@ from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
 from buildrunner.problem import Problem
 from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.bodies import as_mapping
 from buildrunner.server.http.errors import already_exists, failed_precondition, invalid_argument
-from buildrunner.server.http.requests import Address, as_mapping
+from buildrunner.server.http.requests import Address
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, location_of
 from buildrunner.spec.model import git_address
 from buildrunner.spec.model.message import ONE, SCALARS, Message, fields_of, type_named

@@ -32,10 +32,9 @@ from buildrunner.store.sql.migrate import migrate
 from buildrunner.store.sql.outbox import SqlNotifiers, SqlOutbox
 from buildrunner.store.sql.queue import SqlQueue
 from buildrunner.store.sql.retention import SqlRetention
-from buildrunner.store.sql.schedules import SqlSchedules
 from buildrunner.store.sql.schema import FORMS, PAGE_TOKENS, keys
 from buildrunner.store.sql.servers import ChangeListener, Leadership, SqlServers
-from buildrunner.store.sql.triggers import SqlHooks, SqlTriggers
+from buildrunner.store.sql.triggers import SqlHooks, SqlSchedules, SqlTriggers
 
 
 class ServerStore:

@@ -6,7 +6,7 @@ from buildrunner.build_run.compile import (
     with_builder_images,
 )
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ImageInfo
+from buildrunner.containers.protocol import ImageInfo
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 DOCKER = "gcr.io/cloud-builders/docker"

@@ -16,7 +16,7 @@ from buildrunner.cli.doctor import (
     check_machine,
     check_settings,
 )
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.containers.protocol import ContainerSpec, Mount
 from buildrunner.errors import ContainerStartError, EngineError
 
 HEAVY = ("asyncio", "docker", "email", "http.client", "requests", "ssl", "subprocess", "tarfile")

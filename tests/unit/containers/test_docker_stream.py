@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from buildrunner.containers.docker.output import FrameDemultiplexer
-from buildrunner.containers.types import ErrorOutput
+from buildrunner.containers.protocol import ErrorOutput
 from buildrunner.errors import EngineError
 
 

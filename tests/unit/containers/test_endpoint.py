@@ -221,7 +221,7 @@ def certificate(folder: Path) -> None:
 
 def check(engine: DockerEngine, busybox: str, labels: dict[str, str]) -> None:
     """A container's whole life over this connection."""
-    from buildrunner.containers.types import ContainerSpec
+    from buildrunner.containers.protocol import ContainerSpec
 
     spec = ContainerSpec(
         image=busybox, cmd=("sh", "-c", "echo over; exit 3"), network="none", labels=labels

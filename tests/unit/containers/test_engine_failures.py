@@ -21,7 +21,7 @@ from buildrunner.containers import cleanup
 from buildrunner.containers.docker import api as docker_api
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerExit, ContainerSpec, ErrorOutput
+from buildrunner.containers.protocol import ContainerExit, ContainerSpec, ErrorOutput
 from buildrunner.errors import EngineError, EngineUnavailable, ImagePullError, ImagePushError
 
 PING = b"HTTP/1.1 200 OK\r\nApi-Version: 1.41\r\nContent-Length: 2\r\n\r\nOK"

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ContainerSpec
+from buildrunner.containers.protocol import ContainerSpec
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 
 

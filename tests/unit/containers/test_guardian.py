@@ -17,7 +17,7 @@ import pytest
 from buildrunner.containers import cleanup
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     LABEL_BUILD,
     LABEL_OWNER,
     ContainerSpec,
@@ -31,7 +31,7 @@ DEADLINE_S = 60
 BUILD = """
 import signal, sys
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import ContainerSpec, LABEL_BUILD, Mount
+from buildrunner.containers.protocol import ContainerSpec, LABEL_BUILD, Mount
 from buildrunner.sandboxes.guardian import Guardian
 
 build, image, network, state, folder = sys.argv[1:]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.types import TransferProgress
+from buildrunner.containers.protocol import TransferProgress
 from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 from tests.conftest import Registry, remove_image, start_registry, stop
 from tests.contract.test_container_engine import keeps_manifests

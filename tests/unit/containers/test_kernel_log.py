@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.docker.oom import has_oom_kill, kernel_records
+from buildrunner.containers.docker.containers import has_oom_kill, kernel_records
 
 OUTER = "65951e2f03b4f7d522658dbd910e45a8823b88c67b0f1d52be311935630dad47"
 INNER = "a4241230e75863fc6c04014ee5b900ea025f7b71e2c77e782c099a3ca97f64a4"

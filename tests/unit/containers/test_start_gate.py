@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers import start_gate
+from buildrunner.containers.protocol import ErrorOutput
 from buildrunner.containers.start_gate import checked_output, gate_program
-from buildrunner.containers.types import ErrorOutput
 from buildrunner.errors import GateRefused
 from tests.conftest import program
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import LABEL_BUILD
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken, Clock
 from buildrunner.engine.events import BuildEvent

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ImageInfo
+from buildrunner.containers.protocol import ImageInfo
 from buildrunner.engine.events import BuildEvent, PullFinished
 from buildrunner.engine.image_pulls import ImagePulls, StepImages
 from buildrunner.errors import ImagePullError

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from buildrunner.containers.types import ErrorOutput
+from buildrunner.containers.protocol import ErrorOutput
 from buildrunner.engine.cancellation import Clock
 from buildrunner.engine.log.masking import Masker
 from buildrunner.engine.log.pipeline import LONGEST_OPEN_LINE, LogChunk, LogPipeline, StoredLog

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import ImageInfo
+from buildrunner.containers.protocol import ImageInfo
 from buildrunner.engine.image_pulls import backoff_delays, built_by_steps
 from buildrunner.engine.step_container import OUTPUT_LIMIT, argv_of, read_output
 from buildrunner.plan.build_plan import BuildPlan, StepPlan
@@ -105,7 +105,7 @@ def test_nothing_but_a_file_is_read(tmp_path: Path, make: str) -> None:
         output.symlink_to("/etc/passwd")
     else:
         os.mkfifo(output)
-    from buildrunner.containers.types import ContainerSpec
+    from buildrunner.containers.protocol import ContainerSpec
 
     container = engine.create_container(ContainerSpec(image="busybox"))
     found = read_output(engine, container, folder=str(tmp_path), volume="none", labels={})

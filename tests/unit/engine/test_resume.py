@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     LABEL_BUILD,
     LABEL_STEP,
     ContainerSpec,
@@ -33,13 +33,13 @@ from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.spec.model.build import Status
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.model.source import StorageSource
-from buildrunner.workspace.protocol import PreparedWorkspace
-from buildrunner.workspace.resumed import (
+from buildrunner.workspace.kept import (
     NotedWorkspace,
     ResumedWorkspace,
     decode_prepared,
     encode_prepared,
 )
+from buildrunner.workspace.protocol import PreparedWorkspace
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.unit.engine.conftest import BUILD_ID, HastyClock, Secrets, step
 

@@ -9,8 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from buildrunner.containers.fake import FakeContainer, FakeEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import LABEL_BUILD, ContainerSpec, ImageInfo, Mount
+from buildrunner.containers.protocol import (
+    LABEL_BUILD,
+    ContainerEngine,
+    ContainerSpec,
+    ImageInfo,
+    Mount,
+)
 from buildrunner.engine.deployments import Deployment
 from buildrunner.engine.events import (
     BuildEvent,

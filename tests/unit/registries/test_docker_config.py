@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.registries.logins import DockerLogins, parse_docker_config
 
 AUTH = base64.b64encode(b"me:pass:word").decode()

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from buildrunner.addresses import Egress
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.registries.push_gateway import PushGateway, Refused, RegistryClient, RegistryPlace
 
 DIGEST = f"sha256:{'a' * 64}"

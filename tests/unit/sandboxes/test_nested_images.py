@@ -18,7 +18,7 @@ import pytest
 
 from buildrunner.addresses import Egress
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
     ContainerSpec,
     ImageInfo,
     PushedImage,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from buildrunner.errors import BuildrunnerError, ConfigError
-from buildrunner.server.services.admission import Arrival, admit, refused
+from buildrunner.server.services.queueing import Arrival, admit, refused
 from buildrunner.server.services.triggers import updated
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.build import Build

@@ -26,7 +26,7 @@ from buildrunner.store.records import reused_steps_of, rollback_of
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.execution import Execution
 from buildrunner.worker.recovery import PlannedNote
-from buildrunner.workspace.resumed import NotedWorkspace, encode_prepared
+from buildrunner.workspace.kept import NotedWorkspace, encode_prepared
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.server_databases import new_store
 

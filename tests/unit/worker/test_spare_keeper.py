@@ -8,7 +8,7 @@ import pytest
 
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import HostSandbox
-from buildrunner.worker.spares import SpareKeeper
+from buildrunner.worker.processes import SpareKeeper
 from tests.conftest import DEADLINE_S
 
 NEVER_S = 3600

@@ -12,9 +12,8 @@ import pytest
 from buildrunner.settings import WorkerSettings, worker_environment
 from buildrunner.store.model.builds import Lease
 from buildrunner.store.sql.store import open_store
-from buildrunner.worker.child_process import LOG_NAME, child_environment
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.spares import SpareSpawner
+from buildrunner.worker.processes import LOG_NAME, SpareSpawner, child_environment
 from tests.conftest import DEADLINE_S
 
 LEASE = Lease("no-such-build", 1)
@@ -110,7 +109,7 @@ def test_it_ends_when_the_server_is_killed(folder, environ):
     server = """
 import os, signal, sys
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.spares import SpareSpawner
+from buildrunner.worker.processes import SpareSpawner
 spawner = SpareSpawner(DataFolder(sys.argv[1]), dict(os.environ))
 spawner.prepare()
 print(spawner._spare.pid, flush=True)

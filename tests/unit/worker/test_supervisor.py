@@ -13,8 +13,8 @@ import pytest
 from buildrunner.containers.process_owner import _start_of
 from buildrunner.errors import EngineUnavailable, InvalidRecord, LeaseLost, NotFound, StoreError
 from buildrunner.store.model.builds import LOST_WORKER, Lease
-from buildrunner.worker.child_process import SpawnedProcess, child_environment
 from buildrunner.worker.chores import Chore
+from buildrunner.worker.processes import SpawnedProcess, child_environment
 from buildrunner.worker.recovery import MAX_ATTEMPTS, BuildNotes
 from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
 from tests.unit.worker.conftest import WORKER, now

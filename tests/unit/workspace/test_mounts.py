@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 from buildrunner.engine.build_loop import mounting_steps
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import PreparedWorkspace

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.types import EngineInfo
+from buildrunner.containers.protocol import EngineInfo
 from buildrunner.workspace.shared_files import (
     FilesNotShared,
     check_engine,

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError, PageTokenError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.caller_slots import search_slot
+from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.caller_slots import search_slot
+from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
 from buildrunner.server.pages.builds.view import BAD, revision_of
 from buildrunner.server.pages.rendering import PageRoute, page

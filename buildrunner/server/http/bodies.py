@@ -1,0 +1,417 @@
+"""Bodies of requests, within limits of size, time and number.
+
+A large body, or a search, takes a thread of the server for seconds, and there are some forty
+threads. The costly requests of one caller wait for each other without a thread (`CallerSlots`):
+other callers find one. All callers without a token are one caller.
+
+A webhook's signature covers its whole body, so the server must hold the body before it knows the
+sender (`UnverifiedBodies`). The bodies of all unverified senders together are bounded in number,
+bytes and time. A body that does not fit displaces one of the source address that holds most: a
+stranger who sends many large bodies displaces their own, not the small ones that a forge sends
+meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any, Final
+
+import msgspec
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from buildrunner.server.context import ServerContext
+from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.requests import client_address
+
+# A string that does not end reaches to the end of the body: else the search for its end would begin
+# anew at each quotation mark in it, and take quadratic time.
+_STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_MARKS: Final = (b",", b"[", b"{")
+_MOST_DISCARDED: Final = 64 << 20
+_DISCARDING_S: Final = 10.0
+QUICK_BYTES: Final = 200_000
+"""A body of fewer bytes is parsed in the event loop."""
+MAX_VALUES: Final = 100_000
+MAX_PAYLOAD_VALUES: Final = 1_000_000
+MAX_TEXT: Final = 1 << 20
+LARGE_BYTES = 1 << 18
+"""Bytes from which on a body is large. A body whose length is not declared is large."""
+LARGE_AT_ONCE = 2
+SEARCHES_AT_ONCE = 4
+LONGEST_WAIT_S = 30.0
+_CLOSE = {"Connection": "close", "Retry-After": "10"}
+
+
+def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
+    """A dependency: the body as it came, with at most ``limit`` bytes."""
+
+    async def read(request: Request) -> bytes:
+        pieces = [piece async for piece in body_pieces(context, request, limit)]
+        return b"".join(pieces)
+
+    return read
+
+
+def json_text(
+    context: ServerContext, limit: int, values: int = 0
+) -> Callable[[Request], AsyncIterator[bytes]]:
+    """A dependency behind that of the caller: the JSON text that a route decodes by itself.
+
+    Large ones of one caller are handled two at a time.
+
+    Args:
+        context: the server's.
+        limit: most bytes.
+        values: most values in it; 0 if the route looks at them by itself.
+    """
+    read_raw = raw_body(context, limit)
+
+    async def read(request: Request) -> AsyncIterator[bytes]:
+        large: CallerSlots = request.app.state.large_bodies
+        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
+            raw = await read_raw(request)
+            if values:
+                await run_in_threadpool(check_values, raw, values)
+            yield raw
+
+    return read
+
+
+def json_body(
+    context: ServerContext, limit: int = 0, *, payload: bool = False
+) -> Callable[[Request], AsyncIterator[Any]]:
+    """A dependency behind that of the caller: the body as parsed JSON; None when it is empty.
+
+    Args:
+        context: the server's.
+        limit: most bytes; 0 for that of API calls.
+        payload: the body is that of a forge's event, which may be of many values.
+    """
+    read_raw = raw_body(context, limit or context.settings.max_body_bytes)
+
+    def parse(raw: bytes) -> Any:
+        check_values(raw, MAX_PAYLOAD_VALUES if payload else MAX_VALUES)
+        body = parsed(raw)
+        if not payload:
+            _check_texts(body)
+        return body
+
+    async def read(request: Request) -> AsyncIterator[Any]:
+        large: CallerSlots = request.app.state.large_bodies
+        async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
+            raw = await read_raw(request)
+            # A thread costs more than a small body; a large one would hold up all other requests.
+            quick = len(raw) < QUICK_BYTES
+            yield parse(raw) if quick else await run_in_threadpool(parse, raw)
+
+    return read
+
+
+def build_body(context: ServerContext) -> Callable[[Request], AsyncIterator[Any]]:
+    """A dependency as `json_body`, for a build or a trigger: to check one takes long."""
+    settings = context.settings
+    return json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
+
+
+def check_values(body: bytes, most: int) -> None:
+    """Refuse JSON of very many values before it is parsed, which would take time and memory.
+
+    The largest build that the rules allow has some 60,000 values.
+
+    Raises:
+        ApiError: there are more than ``most``, or about as many.
+    """
+    if _marks(body) > most and _marks(_STRING.sub(b"", body)) > most:
+        raise invalid_argument(f"the body holds more than {most} values")
+
+
+def _marks(body: bytes) -> int:
+    """Count the values of a JSON text, except the first one of each object and list."""
+    return sum(body.count(mark) for mark in _MARKS)
+
+
+def _check_texts(body: Any) -> None:
+    """Refuse texts that take long to check: longer than a script may be, or full of references."""
+    references = 0
+    pending = [body]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending.extend(value.values())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, str):
+            references += value.count("$")
+            if len(value) > MAX_TEXT:
+                raise invalid_argument(f"a text in the body is longer than {MAX_TEXT} characters")
+        if references > MAX_VALUES:
+            raise invalid_argument(f"the body holds more than {MAX_VALUES} references ($)")
+
+
+def parsed(body: bytes) -> Any:
+    """A JSON body; None when it is empty.
+
+    Raises:
+        ApiError: it is not JSON.
+    """
+    if not body.strip():
+        return None
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid_argument(f"the body is not JSON: {error}") from None
+
+
+async def body_pieces(context: ServerContext, request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives.
+
+    Raises:
+        ApiError: 413 when it is longer than ``limit`` bytes, 408 when it stops coming.
+    """
+    declared = request.headers.get("content-length", "")
+    pieces = request.stream()
+    if declared.isdecimal() and int(declared) > limit:
+        if request.headers.get("expect", "").lower() != "100-continue":  # it has begun to send
+            await _discard(pieces)
+        raise _too_large(limit)
+    taken = 0
+    while True:
+        try:
+            async with asyncio.timeout(context.settings.body_timeout_s):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            raise ApiError(
+                408, "the body stopped coming", headers={"Connection": "close"}
+            ) from None
+        except ClientDisconnect:
+            raise ApiError(400, "the client hung up in the middle of the body") from None
+        if piece is None:
+            return
+        taken += len(piece)
+        if taken > limit:
+            await _discard(pieces)
+            raise _too_large(limit)
+        yield piece
+
+
+async def _discard(pieces: AsyncIterator[bytes]) -> None:
+    """Read what still comes, up to a bound.
+
+    A client that is answered while it sends may find its connection reset before it reads why.
+    """
+    left = _MOST_DISCARDED
+    try:
+        async with asyncio.timeout(_DISCARDING_S):
+            while left > 0 and (piece := await anext(pieces, None)) is not None:
+                left -= len(piece)
+    except (TimeoutError, ClientDisconnect):
+        return
+
+
+def _too_large(limit: int) -> ApiError:
+    message = f"the body is larger than {limit} bytes, which is all that is taken here"
+    return ApiError(413, message)
+
+
+def as_mapping(body: Any) -> dict[str, Any]:
+    """The body as a JSON object; empty when there is none.
+
+    Raises:
+        ApiError: it is something else.
+    """
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise invalid_argument("the body must be a JSON object")
+    return body
+
+
+def member(body: dict[str, Any], name: str) -> Any:
+    """A member by its camelCase name, also in snake_case; None when it is not there."""
+    if name in body:
+        return body[name]
+    return body.get(re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name))
+
+
+class CallerSlots:
+    """The costly requests of one kind that are handled or wait. For use in one event loop.
+
+    Args:
+        what: the kind, in the plural.
+        at_once: how many of one caller are handled at the same time.
+    """
+
+    def __init__(self, what: str, at_once: int) -> None:
+        self._what = what
+        self._at_once = at_once
+        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._users: dict[str, int] = {}
+
+    @asynccontextmanager
+    async def slot(self, caller: str) -> AsyncIterator[None]:
+        """Wait until a request of a caller may be handled; it counts until the block ends.
+
+        Raises:
+            ApiError: 429 after half a minute.
+        """
+        slots = self._slots.setdefault(caller, asyncio.Semaphore(self._at_once))
+        self._users[caller] = self._users.get(caller, 0) + 1
+        try:
+            await self._acquire(slots)
+            try:
+                yield
+            finally:
+                slots.release()
+        finally:
+            self._users[caller] -= 1
+            if not self._users[caller]:
+                del self._users[caller], self._slots[caller]
+
+    async def _acquire(self, slots: asyncio.Semaphore) -> None:
+        try:
+            async with asyncio.timeout(LONGEST_WAIT_S):
+                await slots.acquire()
+        except TimeoutError:
+            message = f"{self._at_once} {self._what} of this caller are handled: try again later"
+            headers = {"Connection": "close", "Retry-After": "10"}
+            raise ApiError(429, message, headers=headers) from None
+
+
+def is_large(request: Request) -> bool:
+    """Whether the body of a request is large, or may be."""
+    length = request.headers.get("content-length", "0")
+    is_open = "transfer-encoding" in request.headers
+    return is_open or not length.isdecimal() or int(length) >= LARGE_BYTES
+
+
+def search_slot() -> Callable[[Request], AsyncIterator[None]]:
+    """Return a dependency, behind that of the caller, that bounds searches and filters."""
+
+    async def wait(request: Request) -> AsyncIterator[None]:
+        searches: CallerSlots = request.app.state.searches
+        async with searches.slot(request.state.caller.name):
+            yield
+
+    return wait
+
+
+class UnverifiedBodies:
+    """The bodies of unverified senders that are in memory now. For use in one event loop.
+
+    Args:
+        context: the server's context; its settings have the limits.
+    """
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._bodies: list[_Body] = []
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of all bodies that are held now."""
+        return sum(body.size for body in self._held())
+
+    @asynccontextmanager
+    async def read(self, request: Request, limit: int) -> AsyncIterator[bytes]:
+        """Read a body, and count it until the block ends.
+
+        Verify the sender inside the block.
+
+        Args:
+            request: the request.
+            limit: most bytes of this body.
+
+        Raises:
+            ApiError: 413 for a body over ``limit``, 408 for a slow one, 429 for a displaced one.
+        """
+        body = _Body(network_of(client_address(request)))
+        self._bodies.append(body)
+        try:
+            if len(self._held()) > self._context.settings.max_unverified_bodies:
+                self._displace(Counter(each.source for each in self._held()))
+            yield await self._read(body, request, limit)
+        finally:
+            self._bodies.remove(body)
+
+    async def _read(self, body: _Body, request: Request, limit: int) -> bytes:
+        settings = self._context.settings
+        pieces: list[bytes] = []
+        try:
+            async with asyncio.timeout(settings.unverified_body_s) as body.deadline:
+                body.check()
+                async for piece in body_pieces(self._context, request, limit):
+                    pieces.append(piece)
+                    body.size += len(piece)
+                    if self.held_bytes > settings.max_unverified_bytes:
+                        self._displace(self._bytes_by_source())
+                    body.check()
+                body.complete = True
+        except TimeoutError:
+            body.check()
+            message = f"the body took longer than {settings.unverified_body_s:g} s"
+            raise ApiError(408, message, headers=_CLOSE) from None
+        return b"".join(pieces)
+
+    def _held(self) -> list[_Body]:
+        return [body for body in self._bodies if not body.displaced]
+
+    def _bytes_by_source(self) -> Counter[str]:
+        held: Counter[str] = Counter()
+        for body in self._held():
+            held[body.source] += body.size
+        return held
+
+    def _displace(self, held: Counter[str]) -> None:
+        """Give up the largest incomplete body of the source that holds most."""
+        incomplete = [body for body in self._held() if not body.complete]
+        if incomplete:
+            max(incomplete, key=lambda body: (held[body.source], body.size)).displace()
+
+
+class _Body:
+    """One body that is being read or verified.
+
+    Attributes:
+        source: network of its sender.
+        size: bytes so far.
+        deadline: when reading it is given up; None before that began.
+        complete: all of it is there; verifying it takes too little time for a displacement.
+        displaced: it was given up in favor of others.
+    """
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.size = 0
+        self.deadline: asyncio.Timeout | None = None
+        self.complete = False
+        self.displaced = False
+
+    def displace(self) -> None:
+        """Have its reader raise, also one that waits for the next piece."""
+        self.displaced = True
+        if self.deadline is not None and not self.deadline.expired():
+            self.deadline.reschedule(asyncio.get_running_loop().time())
+
+    def check(self) -> None:
+        """Raise `ApiError` if it was displaced."""
+        if self.displaced:
+            message = "too many unverified requests at the same time: try again later"
+            raise ApiError(429, message, headers=_CLOSE)
+
+
+def network_of(address: str) -> str:
+    """The network that one sender is taken to be: an IPv4 address, or an IPv6 /64 network."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.version == 4 or parsed.ipv4_mapped is not None:
+        return address
+    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
