@@ -35,7 +35,7 @@ from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.plan.step_graph import StopReason
 from buildrunner.spec.model.build import Status
 from buildrunner.spec.model.results import SourceProvenance
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
+from buildrunner.workspace.protocol import WORKSPACE, Preparation, PreparedWorkspace
 
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
 _GIVE_UP_S = 10.0  # after the grace of killed steps: then the loop stops waiting for them
@@ -434,7 +434,7 @@ class BuildSetup:
             partial(tell, self._emit),
         )
         return self._workspace.prepare(
-            build.engine, build.plan.build_id, build.labels, build.halt, report
+            Preparation(build.engine, build.plan.build_id, build.labels, build.halt, report)
         )
 
     def _on_workspace(self, workspace: PreparedWorkspace) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
@@ -18,9 +17,9 @@ from buildrunner.containers.protocol import ContainerEngine, EngineInfo
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.sandboxes.nested.container import PRIVILEGED_STEPS
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.workspace.protocol import (
     WORKSPACE,
+    Preparation,
     PreparedWorkspace,
     Workspace,
     WrappedWorkspace,
@@ -93,17 +92,10 @@ class _PodWorkspace(WrappedWorkspace):
         super().__init__(source)
         self._folder = folder
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        shared = _SharedVolume(engine, volume_name(build_id), self._folder)
-        prepared = self._workspace.prepare(shared, build_id, labels, cancel, report)
+        shared = _SharedVolume(wanted.engine, volume_name(wanted.build_id), self._folder)
+        prepared = self._workspace.prepare(replace(wanted, engine=shared))
         return replace(prepared, volume=WORKSPACE, bind=True)
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
 
-from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import SourceError
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.source import GitPlace, GitRequest, fetch_git
 from buildrunner.spec.model.source import GitSourceDependency
-from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
+from buildrunner.workspace.protocol import (
+    BELOW,
+    Preparation,
+    PreparedWorkspace,
+    Workspace,
+    WrappedWorkspace,
+)
 from buildrunner.workspace.volume import fill_volume
 
 
@@ -54,23 +58,20 @@ class DependentWorkspace(WrappedWorkspace):
         super().__init__(workspace)
         self._dependencies = dependencies
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        prepared = self._workspace.prepare(wanted)
         lines: list[str] = []
 
         def unpack(tar: Iterable[bytes]) -> None:
-            fill_volume(engine, prepared.volume, labels, tar)
+            fill_volume(wanted.engine, prepared.volume, wanted.labels, tar)
 
         for dependency in self._dependencies:
-            dependency.place(unpack, cancel=cancel, line=report.line if report else lines.append)
+            dependency.place(
+                unpack,
+                cancel=wanted.cancel,
+                line=wanted.report.line if wanted.report else lines.append,
+            )
         return replace(prepared, log=(*prepared.log, *lines))
 
 

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Final
 
 from buildrunner.archives.members import ArchiveLimits, DamagedArchive, Guard, MemberError
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, SourceError
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.workspace.files import workspace_members
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace, WrappedWorkspace
+from buildrunner.workspace.protocol import (
+    WORKSPACE,
+    Preparation,
+    PreparedWorkspace,
+    Workspace,
+    WrappedWorkspace,
+)
 from buildrunner.workspace.tree_writer import write_tree
 from buildrunner.workspace.volume import create_carrier
 
@@ -59,17 +63,10 @@ class ExportedWorkspace(WrappedWorkspace):
         self.size_bytes = 0
         self.left_out: list[str] = []
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
-        self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
+        prepared = self._workspace.prepare(wanted)
+        self._engine, self._prepared, self._labels = wanted.engine, prepared, dict(wanted.labels)
         return prepared
 
     def release(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,15 @@ import msgspec
 from buildrunner.archives.members import Members
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
-from buildrunner.sources.fetched_files import FetchedSource, FetchReport
+from buildrunner.sources.fetched_files import FetchedSource
 from buildrunner.sources.local_folder import FolderSummary, LocalFolder, format_size
-from buildrunner.workspace.protocol import BELOW, PreparedWorkspace, Workspace, WrappedWorkspace
+from buildrunner.workspace.protocol import (
+    BELOW,
+    Preparation,
+    PreparedWorkspace,
+    Workspace,
+    WrappedWorkspace,
+)
 from buildrunner.workspace.shared_files import FilesNotShared, open_volume
 from buildrunner.workspace.volume import WorkspaceVolume, volume_name
 
@@ -39,34 +44,29 @@ class FetchedWorkspace:
         self._send = send
         self._volume = WorkspaceVolume()
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        name = volume_name(build_id)
+        name = volume_name(wanted.build_id)
         way = ""
 
         def unpack(members: Members) -> None:
             nonlocal way
             self.release()
-            mount_point = self._volume.create(engine, build_id, labels)
+            mount_point = self._volume.create(wanted.engine, wanted.build_id, wanted.labels)
             try:
-                folder = -1 if self._send else open_volume(engine.info(), name, mount_point)
+                folder = -1 if self._send else open_volume(wanted.engine.info(), name, mount_point)
             except FilesNotShared:
                 folder = -1
             if folder < 0:
                 way = "archive"
-                _send(engine, name, labels, members)
+                _send(wanted.engine, name, wanted.labels, members)
             else:
                 way = "direct"
                 _write(folder, members)
 
-        fetched = self._source.fetch(unpack, cancel=cancel, report=report or _Silent())
+        fetched = self._source.fetch(
+            unpack, cancel=wanted.cancel, report=wanted.report or _Silent()
+        )
         return PreparedWorkspace(
             volume=name,
             files=fetched.files,
@@ -152,16 +152,9 @@ class GitWorkspace(WrappedWorkspace):
         super().__init__(workspace_of(GitFolder(checkout)))
         self._checkout = checkout
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        prepared = self._workspace.prepare(wanted)
         return msgspec.structs.replace(prepared, provenance=self._checkout.provenance)
 
     def release(self) -> None:

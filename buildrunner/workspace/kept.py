@@ -30,7 +30,6 @@ from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.cleanup import remove_tree
 from buildrunner.containers.protocol import ContainerEngine, Mount
 from buildrunner.errors import EngineError, SourceError
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
@@ -38,6 +37,7 @@ from buildrunner.workspace.files import workspace_members
 from buildrunner.workspace.protocol import (
     BELOW,
     WORKSPACE,
+    Preparation,
     PreparedWorkspace,
     Workspace,
     WrappedWorkspace,
@@ -76,16 +76,9 @@ class NotedWorkspace(WrappedWorkspace):
         super().__init__(workspace)
         self._note = note
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        prepared = self._workspace.prepare(wanted)
         self._note(prepared)
         return prepared
 
@@ -102,14 +95,7 @@ class ResumedWorkspace:
     def __init__(self, prepared: PreparedWorkspace) -> None:
         self._prepared = prepared
 
-    def prepare(
-        self,
-        engine: ContainerEngine,  # noqa: ARG002  (all was made before)
-        build_id: str,  # noqa: ARG002
-        labels: Mapping[str, str],  # noqa: ARG002
-        cancel: threading.Event,  # noqa: ARG002
-        report: FetchReport | None = None,  # noqa: ARG002
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:  # noqa: ARG002
         """See `Workspace.prepare`."""
         return self._prepared
 
@@ -163,19 +149,12 @@ class KeptWorkspace(WrappedWorkspace):
         self._labels: dict[str, str] = {}
         self._carrier = ""
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`; named volumes of the build gone on from are filled, too."""
-        prepared = self._workspace.prepare(engine, build_id, labels, cancel, report)
+        prepared = self._workspace.prepare(wanted)
         if self._restored:
-            restore_volumes(engine, build_id, labels, self._restored)
-        self._engine, self._prepared, self._labels = engine, prepared, dict(labels)
+            restore_volumes(wanted.engine, wanted.build_id, wanted.labels, self._restored)
+        self._engine, self._prepared, self._labels = wanted.engine, prepared, dict(wanted.labels)
         return prepared
 
     def release(self) -> None:
@@ -387,14 +366,7 @@ class RestoredWorkspace:
         self._from = build_id
         self._volume = WorkspaceVolume()
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,  # noqa: ARG002  (a copy on one machine)
-        report: FetchReport | None = None,  # noqa: ARG002
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
         try:
             size = os.path.getsize(self._folder.archive)
@@ -403,9 +375,9 @@ class RestoredWorkspace:
                 f"the workspace of build {self._from} is no longer kept",
                 hint="run the whole build again",
             ) from error
-        self._volume.create(engine, build_id, labels)
+        self._volume.create(wanted.engine, wanted.build_id, wanted.labels)
         name = self._volume.name
-        fill_volume(engine, name, labels, pieces(self._folder.archive))
+        fill_volume(wanted.engine, name, wanted.labels, pieces(self._folder.archive))
         return PreparedWorkspace(
             volume=name,
             size_bytes=size,

@@ -55,25 +55,29 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class Preparation(msgspec.Struct, frozen=True):
+    """The engine and the build that a workspace is prepared for.
+
+    Attributes:
+        engine: where the steps will run.
+        build_id: the build; part of the name of all that is made.
+        labels: what everything made on the engine must carry.
+        cancel: set when the build ends early: give up soon, what was made is released.
+        report: told of progress, where there is much to fetch.
+    """
+
+    engine: ContainerEngine
+    build_id: str
+    labels: Mapping[str, str]
+    cancel: threading.Event
+    report: FetchReport | None = None
+
+
 class Workspace(Protocol):
     """One build's ``/workspace``: prepared once, released once."""
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """Make the volume and fill it with the source. Runs in a thread of its own.
-
-        Args:
-            engine: where the steps will run.
-            build_id: the build; part of the name of all that is made.
-            labels: what everything made on the engine must carry.
-            cancel: set when the build ends early: give up soon, what was made is released.
-            report: told of progress, where there is much to fetch.
 
         Raises:
             SourceError: the source can't be fetched, read or packed.
@@ -107,16 +111,9 @@ class WrappedWorkspace:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        return self._workspace.prepare(engine, build_id, labels, cancel, report)
+        return self._workspace.prepare(wanted)
 
     def changed_on_host(self) -> tuple[str, ...]:
         """See `Workspace.changed_on_host`."""

@@ -10,16 +10,14 @@ main thread goes on meanwhile.
 from __future__ import annotations
 
 import stat
-import threading
 import time
 from collections.abc import Iterable, Mapping
 
 from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Mount
 from buildrunner.errors import NotFound, SourceError
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.sources.local_folder import FolderSummary, LocalFolder
 from buildrunner.workspace.overlay import OverlayVolume
-from buildrunner.workspace.protocol import BELOW, WORKSPACE, PreparedWorkspace
+from buildrunner.workspace.protocol import BELOW, WORKSPACE, Preparation, PreparedWorkspace
 
 
 def volume_name(build_id: str) -> str:
@@ -65,16 +63,9 @@ class EmptyWorkspace:
     def __init__(self) -> None:
         self._volume = WorkspaceVolume()
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,  # noqa: ARG002  (a millisecond is soon enough)
-        report: FetchReport | None = None,  # noqa: ARG002
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        self._volume.create(engine, build_id, labels)
+        self._volume.create(wanted.engine, wanted.build_id, wanted.labels)
         return PreparedWorkspace(volume=self._volume.name)
 
     def changed_on_host(self) -> tuple[str, ...]:
@@ -101,26 +92,21 @@ class FolderWorkspace:
         self._overlay: OverlayVolume | None = None
         self._started_ns = 0
 
-    def prepare(
-        self,
-        engine: ContainerEngine,
-        build_id: str,
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,  # noqa: ARG002  (nothing takes long)
-    ) -> PreparedWorkspace:
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`."""
-        self._volume.begin(engine, build_id)
+        self._volume.begin(wanted.engine, wanted.build_id)
         name = self._volume.name
         self._started_ns = time.time_ns()
-        summary = self._folder.scan(cancel)
+        summary = self._folder.scan(wanted.cancel)
         log = self._folder.describe(summary)
         way = "overlay"
-        reason = self._layer(engine, name, labels, summary)
+        reason = self._layer(wanted.engine, name, wanted.labels, summary)
         if reason:
             way = "archive"
-            self._volume.create(engine, build_id, labels)
-            fill_volume(engine, name, labels, self._folder.pack(cancel, root=BELOW))
+            self._volume.create(wanted.engine, wanted.build_id, wanted.labels)
+            fill_volume(
+                wanted.engine, name, wanted.labels, self._folder.pack(wanted.cancel, root=BELOW)
+            )
             log += (f"Copied to the engine: {_printable(reason)}.",)
             log += tuple(f"WARNING: {warning}" for warning in self._folder.warnings)
         return PreparedWorkspace(

@@ -30,6 +30,7 @@ from buildrunner.storage.gcs import GoogleStore
 from buildrunner.storage.object_store import ObjectReader, parse_object_url
 from buildrunner.storage.stores import Stores
 from buildrunner.workspace.fetched import FetchedWorkspace
+from buildrunner.workspace.protocol import Preparation
 from tests.conftest import files_of_at_most
 from tests.fixtures_gcs import Fault, faulty, running_gcs
 
@@ -368,7 +369,7 @@ def test_a_full_disk_is_a_source_that_cannot_be_unpacked(server):
     workspace = FetchedWorkspace(archive("full.tgz"))
     engine = FullEngine()
     with pytest.raises(SourceError, match="disk is full"):
-        workspace.prepare(engine, "b1", {"l": "v"}, threading.Event())
+        workspace.prepare(Preparation(engine, "b1", {"l": "v"}, threading.Event()))
     workspace.release()
     owned = engine.list_owned({"l": "v"})
     assert (owned.containers, owned.volumes) == ((), ())

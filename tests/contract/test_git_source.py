@@ -24,6 +24,7 @@ from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.fetched import GitWorkspace
+from buildrunner.workspace.protocol import Preparation
 from buildrunner.workspace.volume import FolderWorkspace
 from tests.fixtures_git import (
     DaemonServer,
@@ -305,7 +306,9 @@ def test_a_step_sees_the_commit_with_a_repository_that_works(
     workspace = GitWorkspace(checkout, layers)
     build = f"test-{uuid.uuid4().hex[:12]}"
     try:
-        prepared = workspace.prepare(docker_engine, build, {LABEL_BUILD: build}, threading.Event())
+        prepared = workspace.prepare(
+            Preparation(docker_engine, build, {LABEL_BUILD: build}, threading.Event())
+        )
         assert any(shop.tip in line for line in prepared.log)
         container = docker_engine.create_container(
             ContainerSpec(

@@ -30,6 +30,7 @@ from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.errors import EngineError, SourceError
 from buildrunner.sources.local_folder import LocalArchive
 from buildrunner.workspace.fetched import FetchedWorkspace
+from buildrunner.workspace.protocol import Preparation
 
 pytestmark = pytest.mark.docker
 WAYS = ["direct", "archive"]
@@ -62,7 +63,9 @@ class Bench:
         workspace = FetchedWorkspace(source, send=way == "archive")
         self.made.append(workspace)
         return workspace.prepare(
-            engine or self.engine, build, {LABEL_BUILD: build}, cancel or threading.Event()
+            Preparation(
+                engine or self.engine, build, {LABEL_BUILD: build}, cancel or threading.Event()
+            )
         )
 
     def place(self, prepared):
@@ -409,11 +412,14 @@ KILLED = """
 import os, signal, sys, threading
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.workspace.fetched import FetchedWorkspace
+from buildrunner.workspace.protocol import Preparation
 from tests.contract.test_unpacking import Watched
 from buildrunner.sources.local_folder import LocalArchive
 path, build, label = sys.argv[1:]
 source = Watched(LocalArchive(path), 200, lambda: os.kill(os.getpid(), signal.SIGKILL))
-FetchedWorkspace(source).prepare(DockerEngine(), build, {label: build}, threading.Event())
+FetchedWorkspace(source).prepare(
+    Preparation(DockerEngine(), build, {label: build}, threading.Event())
+)
 """
 
 

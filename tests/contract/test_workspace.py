@@ -24,6 +24,7 @@ from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.overlay import white_out
+from buildrunner.workspace.protocol import Preparation
 from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 from tests.conftest import needs_root
 from tests.contract.test_container_engine import is_podman
@@ -66,7 +67,9 @@ class Bench:
         self.builds.append(build)
         self.made.append(workspace)
         return workspace.prepare(
-            engine or self.engine, build, {LABEL_BUILD: build}, cancel or threading.Event()
+            Preparation(
+                engine or self.engine, build, {LABEL_BUILD: build}, cancel or threading.Event()
+            )
         )
 
     def container(self, prepared, script):
@@ -415,11 +418,12 @@ def test_a_killed_process_leaves_only_what_its_label_finds(bench, source):
     program = (
         "import os, signal, sys, threading\n"
         "from buildrunner.containers.docker.engine import DockerEngine\n"
+        "from buildrunner.workspace.protocol import Preparation\n"
         "from buildrunner.workspace.volume import FolderWorkspace\n"
         "from buildrunner.sources.local_folder import LocalFolder\n"
         "root, build, label, copy = sys.argv[1:]\n"
         "workspace = FolderWorkspace(LocalFolder(root), copy=copy == 'archive')\n"
-        "workspace.prepare(DockerEngine(), build, {label: build}, threading.Event())\n"
+        "workspace.prepare(Preparation(DockerEngine(), build, {label: build}, threading.Event()))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     arguments = [str(source.root), build, LABEL_BUILD, source.expected_way]

@@ -14,7 +14,7 @@ from buildrunner.errors import SourceError
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.model.source import GitSource
 from buildrunner.workspace.kept import Keeping, KeptFolder, KeptWorkspace, RestoredWorkspace
-from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
+from buildrunner.workspace.protocol import Preparation, PreparedWorkspace, volume_name
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.contract.test_container_engine import is_podman
 
@@ -55,7 +55,7 @@ class Stage:
         for name in volumes:
             self.engine.create_volume(volume_name(build, f"volume-{name}"), labels)
         engine = engine(self.engine)
-        return build, made, made.prepare(engine, build, labels, threading.Event())
+        return build, made, made.prepare(Preparation(engine, build, labels, threading.Event()))
 
     def run(self, build, prepared, script, volumes=()):
         mounts = [Mount(source=prepared.volume, target="/workspace")]
@@ -129,12 +129,12 @@ def test_that_of_a_build_without_a_failure_is_not_kept(stage):
 
 def test_of_what_it_was_made_is_known_later(stage):
     class Fetched(EmptyWorkspace):
-        def prepare(self, engine, build_id, labels, cancel, report=None):
-            super().prepare(engine, build_id, labels, cancel, report)
+        def prepare(self, wanted):
+            super().prepare(wanted)
             source = GitSource(url="https://example.com/app", revision="a" * 40)
             provenance = SourceProvenance(resolved_git_source=source)
             return PreparedWorkspace(
-                volume=f"buildrunner-{build_id}-workspace", provenance=provenance
+                volume=f"buildrunner-{wanted.build_id}-workspace", provenance=provenance
             )
 
     build, workspace, prepared = stage.kept(Fetched())

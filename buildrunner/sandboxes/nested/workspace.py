@@ -17,9 +17,8 @@ from msgspec.structs import replace
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.workspace.overlay import OverlayImpossible
-from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace, Workspace
+from buildrunner.workspace.protocol import WORKSPACE, Preparation, PreparedWorkspace, Workspace
 from buildrunner.workspace.volume import volume_name
 
 
@@ -49,20 +48,18 @@ class NestedWorkspace:
         self._labels = dict(labels)
         self._on_filled = on_filled
 
-    def prepare(
-        self,
-        engine: ContainerEngine,  # noqa: ARG002  (its /workspace is filled from outside)
-        build_id: str,  # noqa: ARG002  (the volume is the sandbox's)
-        labels: Mapping[str, str],
-        cancel: threading.Event,
-        report: FetchReport | None = None,
-    ) -> PreparedWorkspace:
-        """See `Workspace.prepare`."""
+    def prepare(self, wanted: Preparation) -> PreparedWorkspace:
+        """See `Workspace.prepare`. The sandbox's own volume is filled, from outside."""
         prepared = self._source.prepare(
-            self._volume, self._place, {**labels, **self._labels}, cancel, report
+            replace(
+                wanted,
+                engine=self._volume,
+                build_id=self._place,
+                labels={**wanted.labels, **self._labels},
+            )
         )
         self._volume.attach_layers()
-        self._on_filled(cancel)
+        self._on_filled(wanted.cancel)
         return replace(prepared, volume=WORKSPACE, bind=True)
 
     def changed_on_host(self) -> tuple[str, ...]:

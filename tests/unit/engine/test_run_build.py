@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from buildrunner.containers.fake import FakeContainer, FakeEngine
 from buildrunner.containers.protocol import (
     LABEL_BUILD,
-    ContainerEngine,
     ContainerSpec,
     ImageInfo,
     Mount,
@@ -38,10 +37,9 @@ from buildrunner.errors import (
     SourceError,
 )
 from buildrunner.plan.build_plan import SecretReference, StepPlan, VolumeMount
-from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.build import Status
 from buildrunner.spec.model.results import FailureType
-from buildrunner.workspace.protocol import PreparedWorkspace, volume_name
+from buildrunner.workspace.protocol import Preparation, PreparedWorkspace, volume_name
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.unit.engine.conftest import BUILD_ID, QUICK, Build, MemorySink, Secrets, step
 
@@ -689,15 +687,8 @@ def test_a_cancel_frees_a_pull_that_hangs() -> None:
 
 def test_the_build_timeout_counts_from_the_start_of_all() -> None:
     class Slow(EmptyWorkspace):
-        def prepare(
-            self,
-            engine: ContainerEngine,
-            build_id: str,
-            labels: Mapping[str, str],
-            cancel: threading.Event,
-            report: FetchReport | None = None,
-        ) -> PreparedWorkspace:
-            assert cancel.wait(30)
+        def prepare(self, wanted: Preparation) -> PreparedWorkspace:
+            assert wanted.cancel.wait(30)
             raise SourceError("the fetch was cancelled")
 
     build = Build(step(0), timeout_s=0.05)
@@ -710,15 +701,8 @@ def test_the_build_timeout_counts_from_the_start_of_all() -> None:
 
 def test_a_source_that_cannot_be_fetched_fails_the_build() -> None:
     class Broken(EmptyWorkspace):
-        def prepare(
-            self,
-            engine: ContainerEngine,
-            build_id: str,
-            labels: Mapping[str, str],
-            cancel: threading.Event,
-            report: FetchReport | None = None,
-        ) -> PreparedWorkspace:
-            super().prepare(engine, build_id, labels, cancel)
+        def prepare(self, wanted: Preparation) -> PreparedWorkspace:
+            super().prepare(wanted)
             raise SourceError("no such commit")
 
     build = Build(step(0))

@@ -10,6 +10,7 @@ from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError
 from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.sources.local_folder import LocalFolder
+from buildrunner.workspace.protocol import Preparation
 from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 
 
@@ -27,7 +28,7 @@ class Engine(FakeEngine):
 
 def prepared(engine, folder, source):
     place = PodSandbox(engine, {}, "capabilities", str(folder)).open("b1")
-    return place.workspace(source).prepare(engine, "b1", {}, threading.Event())
+    return place.workspace(source).prepare(Preparation(engine, "b1", {}, threading.Event()))
 
 
 def test_steps_get_the_folder_that_the_worker_and_the_engine_share(tmp_path):

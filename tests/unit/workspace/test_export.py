@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner.errors import EngineError
 from buildrunner.workspace.export import ExportedWorkspace
-from buildrunner.workspace.protocol import PreparedWorkspace
+from buildrunner.workspace.protocol import Preparation, PreparedWorkspace
 
 
 class Engine:
@@ -46,7 +46,7 @@ class Workspace:
 
     released = 0
 
-    def prepare(self, engine, build_id, labels, cancel, report=None):
+    def prepare(self, wanted):
         return PreparedWorkspace(volume="some-volume")
 
     def changed_on_host(self):
@@ -98,7 +98,7 @@ def exported(tmp_path, *members, data=None, stopped=lambda: False, prepared=True
     target.mkdir()
     export = ExportedWorkspace(inner, str(target), stopped)
     if prepared:
-        export.prepare(engine, "some-id", {}, threading.Event())
+        export.prepare(Preparation(engine, "some-id", {}, threading.Event()))
     assert export.changed_on_host() == ("changed",)
     export.release()
     assert inner.released == 1

@@ -12,6 +12,7 @@ import pytest
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.workspace import kept
 from buildrunner.workspace.kept import Keeping, KeptWorkspace
+from buildrunner.workspace.protocol import Preparation
 from buildrunner.workspace.volume import EmptyWorkspace
 
 
@@ -50,7 +51,7 @@ def test_a_build_s_end_does_not_wait_for_an_archive_that_gives_nothing_to_write(
         wanted=lambda: True,
         volumes=lambda: (),
     )
-    workspace.prepare(engine, "build", {}, threading.Event())
+    workspace.prepare(Preparation(engine, "build", {}, threading.Event()))
     started = time.monotonic()
     workspace.release()
     assert time.monotonic() - started < 20
