@@ -18,7 +18,7 @@ from buildrunner.containers.docker.images import PulledImages
 from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import EngineUnavailable
 from buildrunner.sandboxes.nested import host_pulls as wanted_images
-from buildrunner.sandboxes.nested import start as certificates
+from buildrunner.sandboxes.nested import start as nested_start
 from buildrunner.sandboxes.nested.container import container_name
 from buildrunner.sandboxes.nested.place import NestedPlace
 from buildrunner.sandboxes.nested.sandbox import NestedSandbox
@@ -385,7 +385,7 @@ def test_a_sandbox_trusts_the_authorities_of_registries_and_has_no_key_of_a_clie
     registry.mkdir(parents=True)
     for name in ("ca.crt", "client.cert", "client.key"):
         (registry / name).write_text(f"content of {name}")
-    monkeypatch.setattr(certificates, "FOLDER", str(registry.parent))
+    monkeypatch.setattr(nested_start, "CERTIFICATES", str(registry.parent))
     build_id = sandboxes.new()
     place = sandboxes.sandbox.open(build_id)
     assert place.engine.info().version
@@ -398,7 +398,7 @@ def test_a_sandbox_trusts_the_authorities_of_registries_and_has_no_key_of_a_clie
 def test_a_sandbox_starts_without_any_certificates_of_registries(
     sandboxes: Sandboxes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(certificates, "FOLDER", str(tmp_path / "certs.d"))
+    monkeypatch.setattr(nested_start, "CERTIFICATES", str(tmp_path / "certs.d"))
     place = sandboxes.sandbox.open(sandboxes.new())
     assert place.engine.info().version
     place.close()

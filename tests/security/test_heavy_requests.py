@@ -45,16 +45,16 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Bodies that were parsed."""
-    from buildrunner.server.http import requests
+    from buildrunner.server.http import bodies
 
     seen: list[bytes] = []
-    real = requests.parsed
+    real = bodies.parsed
 
     def noting(body: bytes) -> object:
         seen.append(body)
         return real(body)
 
-    monkeypatch.setattr(requests, "parsed", noting)
+    monkeypatch.setattr(bodies, "parsed", noting)
     return seen
 
 

@@ -20,7 +20,7 @@ from buildrunner.engine.events import StepFinished
 from buildrunner.logs.files.events import EventLog
 from buildrunner.logs.files.log_file import log_folder
 from buildrunner.server.events.handling import DeliveryHandler
-from buildrunner.server.http import requests
+from buildrunner.server.http import bodies
 from buildrunner.server.pages.triggers import edit as trigger_texts
 from buildrunner.store.model.deliveries import NewDelivery
 from tests.api_server import ApiServer, api_server, now
@@ -496,7 +496,7 @@ def test_neither_yaml_nor_large_json_is_parsed_in_the_event_loop(
         return parse_here
 
     monkeypatch.setattr(trigger_texts, "load_triggers", watched(trigger_texts.load_triggers))
-    monkeypatch.setattr(requests, "parsed", watched(requests.parsed))
+    monkeypatch.setattr(bodies, "parsed", watched(bodies.parsed))
     form = {"csrf": csrf_of(server.http.get("/triggers/p/-/new")), "text": trigger_text}
     made = server.http.post("/triggers/p/-/new", data=form)
     changed = server.http.post(f"{made.headers['location']}/edit", data=form)
