@@ -20,15 +20,15 @@ from buildrunner.containers.docker.errors import Stopped
 from buildrunner.containers.docker.images import check_is_pulled
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.image_name import ImageName
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.registry_auth import registry_login
-from buildrunner.containers.types import (
+from buildrunner.containers.protocol import (
+    ContainerEngine,
     EngineInfo,
     ImageInfo,
     PushedImage,
     RegistryLogin,
     TransferProgress,
 )
+from buildrunner.containers.registry_auth import registry_login
 from buildrunner.errors import CredentialsError, EngineError, ImagePullError, ImagePushError
 from buildrunner.registries.pull_gateway import PullGateway
 from buildrunner.registries.push_gateway import RegistryClient

@@ -18,8 +18,7 @@ import pytest
 
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.protocol import ContainerEngine
-from buildrunner.containers.types import ContainerSpec, Mount
+from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Mount
 from buildrunner.errors import ConfigError, EngineError, ImagePullError
 from buildrunner.kubernetes.manifest import PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from buildrunner.containers.types import RegistryLogin
+from buildrunner.containers.protocol import RegistryLogin
 from buildrunner.registries.pull_gateway import PullGateway
 from buildrunner.registries.push_gateway import Refused, RegistryClient, RegistryPlace
 from tests.unit.registries.test_push_gateway import BASIC, DIGEST, Caller, served
