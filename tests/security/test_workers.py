@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from buildrunner.logs.files.log_file import IndexRecord
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
+from buildrunner.secrets.secret_scope import Asker
 from buildrunner.store.model.builds import ClaimedBuild, Lease
 from tests.api_server import ApiServer, api_server
+from tests.held_secrets import HeldSecrets
 from tests.server.test_workers import begun, claim, claimed, create, user, worker
 
 
@@ -232,3 +238,45 @@ def test_a_plan_or_document_of_very_many_values_is_refused_before_it_is_decoded(
         assert answer.status_code == 400
         assert "values" in answer.json()["error"]["message"]
     assert mine.put(f"{path}/plan", params=lease, content=b" " * (17 << 20)).status_code == 413
+
+
+class SlowSecrets(HeldSecrets):
+    """A key service that does not answer until it is let go."""
+
+    def __init__(self, **values: str) -> None:
+        super().__init__(**values)
+        self.let_go = threading.Event()
+        self.asked = threading.Semaphore(0)
+
+    def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
+        self.asked.release()
+        assert self.let_go.wait(60)
+        return super().resolve(asker, reference, plan)
+
+
+def test_a_slow_key_service_takes_no_thread_from_other_requests(tmp_path: Path) -> None:
+    """Issue: workers that waited for secrets took all threads of the server."""
+    secrets = SlowSecrets(KEY="value")
+    step = StepPlan(
+        index=0, image="busybox", secrets=(SecretReference("KEY", "secretManager", "KEY"),)
+    )
+    plan = BuildPlan(build_id="b", project_id="p", steps=(step,)).to_json()
+    with api_server(tmp_path, auth=True, secrets=secrets) as server:
+        client = user(server)
+        waiting = []
+        with ThreadPoolExecutor(50) as pool:
+            try:
+                for number in range(25):
+                    create(client)
+                    mine = worker(server, f"w{number}")
+                    path, lease = begun(mine)
+                    assert mine.put(f"{path}/plan", params=lease, content=plan).status_code == 204
+                    ask = partial(mine.get, f"{path}/secrets", params=lease)
+                    waiting += [pool.submit(ask), pool.submit(ask)]
+                for _ in range(8):
+                    assert secrets.asked.acquire(timeout=60)
+                assert client.get("/v1/projects/p/builds").status_code == 200
+                assert not any(one.done() for one in waiting)
+            finally:
+                secrets.let_go.set()
+        assert {one.result().status_code for one in waiting} == {200}

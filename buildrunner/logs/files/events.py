@@ -133,13 +133,23 @@ class EventLog:
         return True
 
     def _repaired(self) -> tuple[int, int]:
+        """Cut off half a line; return the size and the sequence number of the last event.
+
+        Only the end is read: a copy is opened for each piece that comes.
+        """
+        start, tail = os.fstat(self._file).st_size, b""
         size = sequence = 0
-        while block := os.pread(self._file, _BLOCK_BYTES, size):
-            whole = block.rfind(b"\n") + 1
-            if not whole:
+        while start > 0:
+            start -= (length := min(_BLOCK_BYTES, start))
+            tail = os.pread(self._file, length, start) + tail
+            end = tail.rfind(b"\n") + 1
+            begin = tail.rfind(b"\n", 0, max(0, end - 1)) + 1
+            if end and (begin or not start):
+                try:
+                    size, sequence = start + end, _sequence_of(tail[begin:end])
+                except ValueError:
+                    raise StoreError(f"the events in {self._folder} are damaged") from None
                 break
-            size += whole
-            sequence += block.count(b"\n")
         os.ftruncate(self._file, size)
         return size, sequence
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 import msgspec
 
 from buildrunner.engine.log.pipeline import LogChunk
-from buildrunner.errors import StoreError
+from buildrunner.errors import StoreError, StoreUnavailable
 from buildrunner.logs.console.wording import unwritable_hint
 
 LOG_NAME = "log.txt"
@@ -84,7 +84,7 @@ class LogFileSink:
             self._index = _open_append(os.path.join(folder, INDEX_NAME))
             if not _lock(self._index, patience_s):
                 self.close()
-                raise StoreError(f"another process writes the log in {folder}")
+                raise StoreUnavailable("another process writes this log")
             self._last = self._repaired()
         except OSError as error:
             self.close()

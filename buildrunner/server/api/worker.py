@@ -6,11 +6,12 @@ worker's lease (``fence``). All but ``claim`` and ``begin`` need a build that th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
+from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
@@ -23,12 +24,16 @@ from buildrunner.server.events.reading import payload_of_build
 from buildrunner.server.http.access import WorkerAccess
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.bodies import (
+    CREDENTIALS_AT_ONCE,
     MAX_PAYLOAD_VALUES,
     MAX_VALUES,
+    REPORTS_AT_ONCE,
+    CallerSlots,
     as_mapping,
     json_text,
     parsed,
     raw_body,
+    slot_of,
 )
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import ApiError, invalid_argument
@@ -41,6 +46,7 @@ from buildrunner.store.model.remote import ClaimRequest, WorkerDeployments, Work
 _LONGEST_WAIT_S = 60.0
 _MOST_PIECE_BYTES = 16 * MIB
 _MOST_PLAN_BYTES = 16 * MIB
+_CREDENTIAL_THREADS = 8
 
 Offset = Annotated[int, Query(ge=0)]
 
@@ -60,9 +66,14 @@ def router(context: ServerContext, changes: Changes) -> APIRouter:
         *_routes_of_leases(context, builds, changes),
         *_routes_that_report(context, builds),
         *_routes_that_tell(context, builds),
+        *_routes_of_credentials(context, builds),
     ):
         routes.add_api_route(
-            one.path, one.route, methods=[one.method], openapi_extra=one.documentation
+            one.path,
+            one.route,
+            methods=[one.method],
+            dependencies=one.needs,
+            openapi_extra=one.documentation,
         )
     return routes
 
@@ -72,6 +83,7 @@ class _Route(NamedTuple):
     path: str
     route: Callable[..., Any]
     documentation: dict[str, Any] | None = None
+    needs: Sequence[Any] = ()
 
 
 def _routes_of_leases(
@@ -165,6 +177,8 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
     plan = Depends(json_text(context, _MOST_PLAN_BYTES, MAX_PAYLOAD_VALUES))
     raw = documented(body="Bytes", media=BYTES)
+    # Of one token, also where it belongs to many workers: each takes a moment, unless it is abused.
+    few = (worker, Depends(slot_of(CallerSlots("reports", REPORTS_AT_ONCE))))
 
     def document(
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = small
@@ -222,19 +236,17 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
 
     return [
         _Route("PUT", "/builds/{build}/document", document, documented(body="Build")),
-        _Route("POST", "/builds/{build}:storeLog", store_log, documented(body="Build")),
+        _Route("POST", "/builds/{build}:storeLog", store_log, documented(body="Build"), few),
         _Route("PUT", "/builds/{build}/plan", put_plan, documented(body="Payload")),
         _Route("PUT", "/builds/{build}/deployments", deployments, documented(body="Payload")),
-        _Route("PUT", "/builds/{build}/log", put_log, raw),
-        _Route("PUT", "/builds/{build}/events", put_events, raw),
+        _Route("PUT", "/builds/{build}/log", put_log, raw, few),
+        _Route("PUT", "/builds/{build}/events", put_events, raw, few),
     ]
 
 
 def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Return what a worker needs to run a build."""
+    """Return what a worker needs to begin a build."""
     worker = Depends(WorkerAccess(context))
-    published = Depends(raw_body(context, context.settings.max_body_bytes))
-    credentials = WorkerCredentials(context, builds)
 
     def get_log(
         build: str, fence: int, offset: Offset, worker: WorkerIdentity = worker
@@ -263,6 +275,23 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
         stored = _of_lease(builds.begun, worker, Lease(build, fence))
         return json_response({"payload": payload_of_build(context.store.deliveries, stored)})
 
+    return [
+        _Route("GET", "/builds/{build}/log", get_log),
+        _Route("GET", "/builds/{build}/events", get_events),
+        _Route("GET", "/builds/{build}/source", source),
+        _Route("GET", "/builds/{build}/payload", payload),
+    ]
+
+
+def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+    """Give a build its secrets, logins, identity tokens and signatures."""
+    worker = Depends(WorkerAccess(context))
+    published = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
+    few = (worker, Depends(slot_of(CallerSlots("requests for credentials", CREDENTIALS_AT_ONCE))))
+    # A key service or Sigstore may take minutes to answer. Other requests need the common threads.
+    threads = CapacityLimiter(_CREDENTIAL_THREADS)
+    credentials = WorkerCredentials(context, builds)
+
     def identity_token(
         build: str, fence: int, audience: str, worker: WorkerIdentity = worker
     ) -> Response:
@@ -270,30 +299,32 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
         lease = Lease(build, fence)
         return json_response(_of_lease(credentials.identity_token, worker, lease, audience))
 
-    def logins(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
-        """Return the files with the project's logins for registries and packages of the plan."""
-        return json_response({"files": _of_lease(credentials.logins, worker, Lease(build, fence))})
+    async def in_own_thread(operation: Callable[..., Result], *args: Any) -> Result:
+        return await to_thread.run_sync(partial(_of_lease, operation, *args), limiter=threads)
 
-    def attest(
+    async def logins(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the files with the project's logins for registries and packages of the plan."""
+        files = await in_own_thread(credentials.logins, worker, Lease(build, fence))
+        return json_response({"files": files})
+
+    async def attest(
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = published
     ) -> Response:
         """Sign and keep the provenance of what the build has published, and return it."""
         outcome = _decoded(body, BuildOutcome)
-        return json_response(_of_lease(credentials.attest, worker, Lease(build, fence), outcome))
+        signed = await in_own_thread(credentials.attest, worker, Lease(build, fence), outcome)
+        return json_response(signed)
 
-    def secrets(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+    async def secrets(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
         """Return the secrets that the plan of the build names."""
-        return json_response({"secrets": _of_lease(builds.secrets, worker, Lease(build, fence))})
+        found = await in_own_thread(builds.secrets, worker, Lease(build, fence))
+        return json_response({"secrets": found})
 
     return [
-        _Route("GET", "/builds/{build}/log", get_log),
-        _Route("GET", "/builds/{build}/events", get_events),
-        _Route("GET", "/builds/{build}/source", source),
-        _Route("GET", "/builds/{build}/payload", payload),
-        _Route("GET", "/builds/{build}/secrets", secrets),
-        _Route("GET", "/builds/{build}/logins", logins),
+        _Route("GET", "/builds/{build}/secrets", secrets, None, few),
+        _Route("GET", "/builds/{build}/logins", logins, None, few),
         _Route("POST", "/builds/{build}:identityToken", identity_token, documented(body="Empty")),
-        _Route("POST", "/builds/{build}:attest", attest, documented(body="Payload")),
+        _Route("POST", "/builds/{build}:attest", attest, documented(body="Payload"), few),
     ]
 
 

@@ -45,6 +45,8 @@ LARGE_BYTES = 1 << 18
 """Bytes from which on a body is large. A body whose length is not declared is large."""
 LARGE_AT_ONCE = 2
 SEARCHES_AT_ONCE = 4
+REPORTS_AT_ONCE = 4
+CREDENTIALS_AT_ONCE = 2
 LONGEST_WAIT_S = 30.0
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
 
@@ -297,6 +299,16 @@ def search_slot() -> Callable[[Request], AsyncIterator[None]]:
     async def wait(request: Request) -> AsyncIterator[None]:
         searches: CallerSlots = request.app.state.searches
         async with searches.slot(request.state.caller.name):
+            yield
+
+    return wait
+
+
+def slot_of(slots: CallerSlots) -> Callable[[Request], AsyncIterator[None]]:
+    """Return a dependency, behind that of the caller, that waits for one of ``slots``."""
+
+    async def wait(request: Request) -> AsyncIterator[None]:
+        async with slots.slot(request.state.caller.name):
             yield
 
     return wait

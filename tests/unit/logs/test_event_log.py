@@ -4,7 +4,10 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 
+import pytest
+
 from buildrunner.engine.events import BuildStarted, StepFinished, StepStarted, TransferMoved
+from buildrunner.errors import StoreError
 from buildrunner.logs.files.events import EVENTS_NAME, EventLog, EventLogReader
 
 START = datetime(2024, 5, 31, 12, tzinfo=UTC)
@@ -54,6 +57,30 @@ def test_a_torn_event_is_not_read_and_dropped_by_the_next_writer(tmp_path):
     log.on_event(StepStarted(at=START, step=1))
     log.close()
     assert [(one.sequence, one.event().step) for one in reader.read()] == [(1, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"sequence":', b"x" * (1 << 19)])
+@pytest.mark.parametrize("sizes", [[], [10], [300_000], [10, 700_000], [262_144, 1, 5]])
+def test_the_next_writer_goes_on_behind_the_last_whole_event(tmp_path, sizes, torn):
+    log = EventLog(str(tmp_path))
+    for size in sizes:
+        log.on_event(StepFinished(at=START, step=0, status="SUCCESS", output=bytes(size)))
+    whole = log.size
+    log.close()
+    with open(tmp_path / EVENTS_NAME, "ab") as file:
+        file.write(torn)
+    log = EventLog(str(tmp_path))
+    assert log.size == whole == (tmp_path / EVENTS_NAME).stat().st_size
+    log.on_event(StepStarted(at=START, step=1))
+    log.close()
+    found = EventLogReader(str(tmp_path)).read()
+    assert [one.sequence for one in found] == list(range(1, len(sizes) + 2))
+
+
+def test_damaged_events_are_reported(tmp_path):
+    (tmp_path / EVENTS_NAME).write_bytes(b"\0" * 9 + b"\n")
+    with pytest.raises(StoreError, match="are damaged"):
+        EventLog(str(tmp_path))
 
 
 def test_of_a_transfer_two_events_a_second_are_kept_and_its_end(tmp_path):
