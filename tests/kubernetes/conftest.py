@@ -111,11 +111,23 @@ def tools():
 
 
 def relay(address, target):
-    """A server that leads connections at an address to a target; returns its port."""
+    """A server that leads connections at an address to a target; returns its port.
+
+    Args:
+        address: of this machine.
+        target: host and port, or the path of a socket.
+    """
+
+    def reach():
+        if not isinstance(target, str):
+            return socket.create_connection(target)
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(target)
+        return far
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
-            with socket.create_connection(target) as far:
+            with reach() as far:
                 back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
                 back.start()
                 copy(self.request, far)
@@ -135,9 +147,28 @@ def copy(source, target):
 
 
 @pytest.fixture(scope="session")
-def mirror(registry, busybox, tmp_path_factory):
+def here():
+    """The address of this machine as Pods reach it; empty for a cluster that was there before."""
+    return subprocess.check_output([SCRIPT, "address"], text=True).strip()
+
+
+@pytest.fixture(scope="session")
+def own_cluster(here):
+    """Skip tests that stop parts of the cluster, or that its Pods reach this machine for."""
+    if not here:
+        pytest.skip("the tests did not start this cluster: its nodes are not theirs to stop")
+
+
+def on_node(*command, check=True):
+    """Run a command on the node of a cluster that the tests started; return its output."""
+    return subprocess.run(
+        [SCRIPT, "machine", *command], check=check, stdout=subprocess.PIPE, text=True
+    ).stdout
+
+
+@pytest.fixture(scope="session")
+def mirror(registry, busybox, tmp_path_factory, here):
     """A registry with the images of steps, as a mirror of Docker Hub; empty if that is reached."""
-    here = subprocess.check_output([SCRIPT, "address"], text=True).strip()
     if not here:
         yield ""
         return
@@ -186,32 +217,34 @@ def cluster(kubeconfig, tools):
 
 
 @contextmanager
-def volume_class(cluster):
-    """The storage class of the server's volume: that of the cluster, else a folder of the node."""
+def volume_class(cluster, servers=1):
+    """The storage class of the servers' volumes: that of the cluster, else folders of the node."""
     if cluster.find("storageclasses")["items"]:
         yield ""
         return
-    name = f"{cluster.namespace}-data"
-    subprocess.check_call([SCRIPT, "machine", "mkdir", f"/var/tmp/{name}"])
+    storage_class = f"{cluster.namespace}-data"
+    names = [f"{storage_class}-{number}" for number in range(servers)]
     on_a_node = {"key": "kubernetes.io/hostname", "operator": "Exists"}
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "storageClassName": name,
-                "local": {"path": f"/var/tmp/{name}"},
-                "nodeAffinity": {
-                    "required": {"nodeSelectorTerms": [{"matchExpressions": [on_a_node]}]}
+    for name in names:
+        on_node("mkdir", f"/var/tmp/{name}")
+        cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "PersistentVolume",
+                "metadata": {"name": name},
+                "spec": {
+                    "capacity": {"storage": "1Gi"},
+                    "accessModes": ["ReadWriteOnce"],
+                    "storageClassName": storage_class,
+                    "local": {"path": f"/var/tmp/{name}"},
+                    "nodeAffinity": {
+                        "required": {"nodeSelectorTerms": [{"matchExpressions": [on_a_node]}]}
+                    },
                 },
-            },
-        }
-    )
-    yield name
-    cluster.kubectl("delete", "persistentvolume", name, "--wait=false")
+            }
+        )
+    yield storage_class
+    cluster.kubectl("delete", "persistentvolume", *names, "--wait=false")
 
 
 @pytest.fixture
@@ -238,12 +271,34 @@ def install(cluster, settings):
     )
 
 
+def pool_values(cluster, mirror, **others):
+    """The settings of a pool whose Pods fit on a small node."""
+    address = cluster.find("service", "ci-buildrunner")["spec"]["clusterIP"]
+    return {
+        "server": f"http://{address}",  # clusters that tests make may have no DNS
+        "mirror": mirror,
+        "cpu": "1",
+        "cpu_request_percent": 10,
+        "memory": "768Mi",
+        "max_builds": 2,
+        **others,
+    }
+
+
+def pod_images():
+    """The value `workers` of the chart, with the images of the Pods of builds."""
+    return {
+        name: dict(zip(("repository", "tag"), image(program).rsplit(":", 1), strict=True))
+        for name, program in (("image", "worker"), ("engine", "engine"))
+    }
+
+
 @contextmanager
-def forwarded(cluster):
+def forwarded(cluster, target="service/ci-buildrunner", port=80):
     """The URL of the server, by a port of this machine."""
     command = ["kubectl", f"--kubeconfig={cluster.kubeconfig}", f"--namespace={cluster.namespace}"]
     process = subprocess.Popen(
-        [cluster.tools / command[0], *command[1:], "port-forward", "service/ci-buildrunner", ":80"],
+        [cluster.tools / command[0], *command[1:], "port-forward", target, f":{port}"],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -258,6 +313,8 @@ def forwarded(cluster):
 
 
 def token(cluster):
-    found = re.search(r"brt_\S+", cluster.kubectl("logs", "ci-buildrunner-0"))
+    """The administrator's token: one of the servers showed it at its first start."""
+    said = cluster.kubectl("logs", "--selector=app.kubernetes.io/name=buildrunner", "--tail=-1")
+    found = re.search(r"brt_\S+", said)
     assert found is not None
     return found[0]
