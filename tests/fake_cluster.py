@@ -15,8 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 LISTS = {"jobs": "JobList", "pods": "PodList", "events": "EventList"}
 PATH = re.compile(
-    r"/(?:api/v1|apis/batch/v1)/namespaces/(?P<namespace>[^/]+)/(?P<kind>jobs|pods|events)"
-    r"(?:/(?P<name>[^/]+))?"
+    r"/(?:api/v1|apis/batch/v1|apis/rbac.authorization.k8s.io/v1)"
+    r"/namespaces/(?P<namespace>[^/]+)/(?P<kind>jobs|pods|events|roles)(?:/(?P<name>[^/]+))?"
 )
 
 
@@ -25,7 +25,7 @@ class FakeCluster(ThreadingHTTPServer):
 
     Attributes:
         namespaces: those that exist.
-        objects: Jobs, Pods and events by kind, namespace and name.
+        objects: Jobs, Pods, events and Roles by kind, namespace and name.
         quota: how many Jobs a namespace may have; None for no quota.
         denied: names of Jobs that an admission controller denies.
         refused: verbs that the server's account may not use: ``create``, ``list``, ``delete``.
@@ -145,7 +145,10 @@ class _Api(BaseHTTPRequestHandler):
         else:
             getattr(self, verb)(found["namespace"], found["kind"], found["name"], url.query, body)
 
-    def list(self, namespace: str, kind: str, _name: str, query: str, _body: object) -> None:
+    def list(self, namespace: str, kind: str, name: str, query: str, _body: object) -> None:
+        if name:
+            self.get(namespace, kind, name)
+            return
         asked = parse_qs(query)
         wanted = [one.split("=") for one in asked.get("labelSelector", [""])[0].split(",") if one]
         kinds = [one.split("=") for one in asked.get("fieldSelector", [""])[0].split(",") if one]
@@ -157,6 +160,12 @@ class _Api(BaseHTTPRequestHandler):
             and all(one.get(key) == value for key, value in kinds)
         ]
         self.show(200, {"kind": LISTS[kind], "metadata": {"resourceVersion": "1"}, "items": items})
+
+    def get(self, namespace: str, kind: str, name: str) -> None:
+        if (found := self.server.objects.get((kind, namespace, name))) is None:
+            self.refuse(404, "NotFound", f'{kind} "{name}" not found')
+        else:
+            self.show(200, found)
 
     def create(
         self, namespace: str, _kind: str, _name: str, _query: str, body: dict[str, Any]

@@ -70,6 +70,23 @@ class KubernetesApi:
             if error.reason != "AlreadyExists":
                 raise
 
+    def owner(self, namespace: str, role: str) -> dict[str, str]:
+        """Return a Role as the owner of other objects of its namespace.
+
+        Raises:
+            KubernetesError: the cluster has no such Role, refuses that, or does not answer.
+        """
+        from lightkube.resources.rbac_authorization_v1 import Role
+
+        with self._translated(f"read the Role {role} in the namespace {namespace}", namespace):
+            found: Any = self._client.get(Role, role, namespace=namespace)
+        return {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "name": role,
+            "uid": str(found.metadata.uid),
+        }
+
     def delete_job(self, namespace: str, name: str) -> None:
         """Delete a Job and its Pod. Idempotent.
 

@@ -8,6 +8,7 @@ over a socket in a shared folder.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
@@ -77,7 +78,9 @@ def job_name(build_id: str) -> str:
     return f"build-{build_id}"
 
 
-def job_manifest(build: PodBuild, pool: Pool) -> dict[str, Any]:
+def job_manifest(
+    build: PodBuild, pool: Pool, owner: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Return the Job that runs one build, once.
 
     A Job never runs a build again: the server decides about that, because it knows whether a step
@@ -86,6 +89,7 @@ def job_manifest(build: PodBuild, pool: Pool) -> dict[str, Any]:
     Args:
         build: the build.
         pool: where it runs.
+        owner: the object that the Job is deleted with; see `KubernetesApi.owner`.
     """
     labels = {
         "app.kubernetes.io/name": "buildrunner-build",
@@ -126,6 +130,8 @@ def job_manifest(build: PodBuild, pool: Pool) -> dict[str, Any]:
             },
         },
     }
+    if owner:
+        job["metadata"]["ownerReferences"] = [dict(owner)]
     if pool.queue:
         job["spec"]["suspend"] = True  # until Kueue admits it
     return job

@@ -69,6 +69,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         priority_class: of the Pods.
         queue: queue of Kueue that admits the Jobs; empty without Kueue.
         mirror: URL of a registry that the engines use as a mirror of Docker Hub.
+        owner: a Role of the namespace that owns the Jobs, so that they are deleted with it; empty
+            for none.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     priority_class: str = ""
     queue: str = ""
     mirror: str = ""
+    owner: str = ""
 
 
 def pool_problems(pool: Pool) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,18 @@ import json
 
 import httpx
 
-from tests.kubernetes.conftest import forwarded, install, token, values
+from tests.kubernetes.conftest import (
+    forwarded,
+    install,
+    pod_images,
+    pool_values,
+    token,
+    values,
+)
+from tests.kubernetes.test_pools import client, of_pool, works
+from tests.kubernetes.test_workers import ended, submitted
+
+SLEEPS = {"name": "busybox", "args": ["sleep", "300"]}
 
 
 def test_a_server_is_installed_upgraded_and_removed_without_a_trace(cluster, volume):
@@ -36,6 +47,33 @@ def test_a_server_is_installed_upgraded_and_removed_without_a_trace(cluster, vol
         ]
 
     cluster.until(lambda: not left(), "uninstalled")
+
+
+def objects(cluster):
+    """The names of all objects of the namespace, and of the cluster, but for events."""
+    found = set()
+    for namespaced in ("true", "false"):
+        asked = ("--verbs=list,get", f"--namespaced={namespaced}", "-o", "name")
+        kinds = cluster.kubectl("api-resources", *asked).split()
+        chosen = sorted(kind for kind in kinds if kind.partition(".")[0] != "events")
+        found |= set(cluster.kubectl("get", ",".join(chosen), "-o", "name").split())
+    return found
+
+
+def test_a20_an_uninstalled_chart_leaves_nothing_not_even_a_running_build(cluster, volume, mirror):
+    before = objects(cluster)
+    install(cluster, values(volume))
+    bearer = token(cluster)
+    pools = {"linux": pool_values(cluster, mirror)}
+    install(cluster, values(volume, pools=pools, workers=pod_images()))
+    with forwarded(cluster) as url, client(url, bearer) as http:
+        ids = [submitted(http, of_pool(step)) for step in ({"name": "busybox"}, SLEEPS)]
+        assert ended(cluster, http, ids[0])[0]["status"] == "SUCCESS"
+        works(cluster, http, ids[1])
+    assert len(cluster.find("jobs")["items"]) == len(ids)
+
+    cluster.run("helm", "uninstall", "ci", "--wait", "--timeout=60s")
+    cluster.until(lambda: objects(cluster) <= before, "nothing is left", 90)
 
 
 def test_the_server_is_no_root_and_has_no_token_of_the_cluster(cluster, volume):

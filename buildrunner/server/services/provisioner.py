@@ -42,6 +42,10 @@ class Cluster(Protocol):
         """See `KubernetesApi.create_job`."""
         ...
 
+    def owner(self, namespace: str, role: str) -> dict[str, str]:
+        """See `KubernetesApi.owner`."""
+        ...
+
     def delete_job(self, namespace: str, name: str) -> None:
         """See `KubernetesApi.delete_job`."""
         ...
@@ -208,7 +212,10 @@ class Provisioner:
     def _create(self, waiting: WaitingBuild, pool: Pool) -> KubernetesError | None:
         try:
             stored = self._store.builds.find(waiting.id)
-            self._cluster.create_job(job_manifest(pod_build(stored), self._reached(pool, stored)))
+            # Read each time: a Job whose owner does not exist is deleted at once.
+            owner = self._cluster.owner(pool.namespace, pool.owner) if pool.owner else None
+            place = self._reached(pool, stored)
+            self._cluster.create_job(job_manifest(pod_build(stored), place, owner))
         except NotFound:
             return None  # it was deleted just now
         except KubernetesError as error:

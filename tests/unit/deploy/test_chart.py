@@ -190,6 +190,7 @@ def test_pools_become_settings_of_the_server(helm, tmp_path):
         "server": "http://buildrunner.ci.svc:80",
         "engine_image": "buildrunner/engine:latest",
         "pull_secrets": ("registry",),
+        "owner": "buildrunner-pools",
     }
     assert settings.pools == {
         "arm": Pool(
@@ -217,6 +218,8 @@ def test_the_server_may_do_what_it_does_in_the_namespaces_of_pools_and_nothing_e
     ).stdout
     roles = [one for one in all_objects(text) if one["kind"] == "Role"]
     assert [one["metadata"]["namespace"] for one in roles] == ["builds", "ci"]
+    names = [rule["resourceNames"] for rule in roles[0]["rules"] if "roles" in rule["resources"]]
+    assert names == [[roles[0]["metadata"]["name"]]]
     may = {
         (resource, verb)
         for rule in roles[0]["rules"]
@@ -226,6 +229,7 @@ def test_the_server_may_do_what_it_does_in_the_namespaces_of_pools_and_nothing_e
     assert may == {
         *(("jobs", verb) for verb in ("create", "list", "delete")),
         *((resource, "list") for resource in ("pods", "events")),
+        ("roles", "get"),
     }
 
 

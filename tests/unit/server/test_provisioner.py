@@ -103,6 +103,29 @@ def test_a_build_of_the_pool_gets_a_job_of_its_size(world):
     assert world.why(build) == "Its Pod starts."
 
 
+def test_the_role_of_the_chart_owns_the_job_and_without_it_no_job_is_made(world):
+    provisioner = world.another(replace(POOL, owner="ci-pools"))
+    build = world.build()
+    provisioner.turn()
+    assert world.jobs() == []
+    assert world.why(build) == (
+        f"Kubernetes at {world.cluster.url} refuses to read the Role ci-pools in the namespace ci:"
+        ' roles "ci-pools" not found.'
+    )
+    world.cluster.add("roles", "ci", {"metadata": {"name": "ci-pools"}})
+    world.now += timedelta(seconds=30)
+    provisioner.turn()
+    (role,), (job,) = world.cluster.of("roles"), world.cluster.of("jobs")
+    assert job["metadata"]["ownerReferences"] == [
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "Role",
+            "name": "ci-pools",
+            "uid": role["metadata"]["uid"],
+        }
+    ]
+
+
 @pytest.mark.parametrize(
     ("demanded", "jobs"), [("", 1), ("capabilities", 1), ("user-namespace", 0)]
 )

@@ -28,7 +28,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- .Values.settings }}
 {{- range $name, $pool := .Values.pools }}
 {{- $images := dict "worker_image" (printf "%s:%s" $.Values.workers.image.repository $.Values.workers.image.tag) "engine_image" (printf "%s:%s" $.Values.workers.engine.repository $.Values.workers.engine.tag) }}
-{{- $place := dict "server" (include "buildrunner.internalUrl" $) "namespace" $.Release.Namespace }}
+{{- $place := dict "server" (include "buildrunner.internalUrl" $) "namespace" $.Release.Namespace "owner" (printf "%s-pools" (include "buildrunner.name" $)) }}
 {{- $defaults := merge $images $place }}
 {{- with $.Values.imagePullSecrets }}{{- $_ := set $defaults "pull_secrets" . }}{{- end }}
 [pools.{{ $name }}]
