@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.server
 import json
 import subprocess
+import threading
 
 import httpx
 import pytest
 
 from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD, LABEL_POOL, TOKEN_FOLDER, WORKER
 from tests.kubernetes.conftest import (
-    SCRIPT,
     forwarded,
     image,
     install,
     namespace,
+    on_node,
+    pod_images,
+    pool_values,
     token,
     values,
     volume_class,
 )
 from tests.kubernetes.test_workers import ended, found, submitted
 
+UNPRIVILEGED = ("user-namespace", "capabilities")  # tests may run where nobody may more
+FIVE_MB = bytes(range(256)) * 20_000
 LINES = 2000
 SPEAKS = f"for i in $(seq 0 {LINES - 1}); do echo line $i; [ $((i % 20)) -gt 0 ] || sleep 0.2; done"
 
@@ -37,22 +44,15 @@ def installed(cluster, mirror):
     """A server with two pools. No node has the engine of the pool `broken`."""
     with volume_class(cluster) as volume:
         install(cluster, values(volume))
-        address = cluster.find("service", "ci-buildrunner")["spec"]["clusterIP"]
-        pool = {
-            "server": f"http://{address}",  # clusters that tests make may have no DNS
-            "mirror": mirror,
-            "cpu": "1",
-            "cpu_request_percent": 10,
-            "memory": "768Mi",
-            "max_builds": 2,
+        pool = pool_values(cluster, mirror)
+        pools = {
+            "linux": pool,
+            "broken": {**pool, "engine_image": image("no-such-engine")},
+            **{name: {**pool, "isolation": name} for name in UNPRIVILEGED},
+            "wide": {**pool, "max_builds": 5},
         }
-        images = {
-            name: dict(zip(("repository", "tag"), image(program).rsplit(":", 1), strict=True))
-            for name, program in (("image", "worker"), ("engine", "engine"))
-        }
-        pools = {"linux": pool, "broken": {**pool, "engine_image": image("no-such-engine")}}
         bearer = token(cluster)
-        install(cluster, values(volume, pools=pools, workers=images))
+        install(cluster, values(volume, pools=pools, workers=pod_images()))
         yield bearer
 
 
@@ -260,18 +260,16 @@ def test_a15_a_server_that_is_killed_loses_no_line_of_a_running_build(cluster, s
     assert lines(log) == [f"line {number}" for number in range(LINES)]
 
 
+@pytest.mark.usefixtures("own_cluster")
 def test_a15_builds_run_on_while_the_api_of_the_cluster_is_away(cluster, server, installed):
-    if not subprocess.check_output([SCRIPT, "address"], text=True).strip():
-        pytest.skip("the API server of this cluster is not the tests' to stop")
     build_id, _ = running(cluster, server, SPEAKS)
-    machine = [SCRIPT, "machine", "pkill"]
     program = "kubernetes kube-apiserver"
-    subprocess.check_call([*machine, "-STOP", "-f", program])
+    on_node("pkill", "-STOP", "-f", program)
     try:
         with pytest.raises(subprocess.TimeoutExpired):  # longer than the leases of builds
             subprocess.run(["tail", "-f", "/dev/null"], timeout=45, check=False)
     finally:
-        subprocess.check_call([*machine, "-CONT", "-f", program])
+        on_node("pkill", "-CONT", "-f", program)
     with forwarded(cluster) as url, client(url, installed) as http:
         build, log = ended(cluster, http, build_id)
         assert build["status"] == "SUCCESS", log
@@ -310,6 +308,54 @@ def test_a18_a_pool_has_no_more_pods_than_it_may(cluster, server):
 
     cluster.until(over, "all builds have succeeded", 240)
     assert 0 < seen <= 2
+
+
+@pytest.fixture
+def narrow(here):
+    """The URL of 5 MB, behind a network that drops large packets and does not say so."""
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(FIVE_MB)))
+            self.end_headers()
+            self.wfile.write(FIVE_MB)
+
+    listener = http.server.ThreadingHTTPServer((here, 0), Answer)
+    threading.Thread(target=listener.serve_forever, daemon=True).start()
+    rule = ("-p", "icmp", "--icmp-type", "fragmentation-needed", "-j", "DROP")
+    for chain in ("OUTPUT", "FORWARD"):
+        on_node("iptables", "-w", "-I", chain, *rule)
+    yield f"http://{here}:{listener.server_port}/file"
+    for chain in ("OUTPUT", "FORWARD"):
+        on_node("iptables", "-w", "-D", chain, *rule)
+    listener.shutdown()
+    listener.server_close()
+
+
+@pytest.mark.usefixtures("own_cluster")
+@pytest.mark.parametrize("isolation", UNPRIVILEGED)
+def test_a21_steps_fetch_through_a_network_whose_packets_are_smaller(
+    cluster, server, narrow, isolation
+):
+    script = f"""\
+#!/bin/sh
+set -eu
+fetch="timeout 60 wget -q -O - {narrow}"
+printf 'FROM busybox\\nRUN timeout 60 wget -q -O /file {narrow}\\n' > Dockerfile
+docker build -t made .
+docker run --rm made sha256sum /file
+docker network create other
+for network in bridge cloudbuild other; do
+  docker run --rm --network $network busybox $fetch | sha256sum
+done
+"""
+    build_id = submitted(
+        server, of_pool({"name": "tests/docker", "script": script}, pool=isolation)
+    )
+    build, log = ended(cluster, server, build_id, 240)
+    assert build["status"] == "SUCCESS", log
+    assert log.count(hashlib.sha256(FIVE_MB).hexdigest()) == 4
 
 
 def test_a_pod_that_fits_nowhere_is_why_its_build_waits(cluster, server):
