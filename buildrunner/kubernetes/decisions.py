@@ -15,7 +15,7 @@ import msgspec
 
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.kubernetes.reasons import BuildJob
-from buildrunner.store.model.builds import LEASE_S, ClaimedBuild, WaitingBuild
+from buildrunner.store.model.builds import LEASE_S, RETURNS_S, ClaimedBuild, WaitingBuild
 from buildrunner.store.model.remote import REMOTE
 
 POD: Final = "pod:"
@@ -27,6 +27,8 @@ RETRY: Final = timedelta(seconds=30)
 _HELD_BY_POD: Final = f"{REMOTE}{POD}"
 _ENDS_ITSELF: Final = timedelta(seconds=15)
 _SILENT: Final = timedelta(seconds=LEASE_S - 10)
+# The network of a node may be cut for a while. The server then gives the build up anyway.
+_RETURNS: Final = timedelta(seconds=RETURNS_S - 5)
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,6 +95,8 @@ def decide(now: Situation) -> Decisions:
             continue
         if job.ended_at is None:
             waits[build.id] = sentence(job.reason or "its Pod starts")
+            if job.disrupted or job.node_lost:
+                delete.append(job)
             continue
         reason = job.reason or "its Pod ended before it began the build"
         waits[build.id] = f"{sentence(reason)} Another Pod follows."
@@ -102,7 +106,7 @@ def decide(now: Situation) -> Decisions:
     return Decisions(
         create=create,
         delete=tuple(delete),
-        lost=tuple(_lost([build for build in held if _is_silent(build, now.now)], jobs)),
+        lost=tuple(_lost(held, jobs, now.now)),
         waits={**waits, **limited},
     )
 
@@ -122,16 +126,21 @@ def _is_silent(build: ClaimedBuild, now: datetime) -> bool:
 
 
 def _lost(
-    held: Sequence[ClaimedBuild], jobs: Mapping[str, BuildJob]
+    held: Sequence[ClaimedBuild], jobs: Mapping[str, BuildJob], now: datetime
 ) -> list[tuple[ClaimedBuild, str]]:
     """The builds whose Pod is gone. A build that ends at this moment is refused later."""
     lost = []
     for build in held:
+        if build.lease_until is None or not _is_silent(build, now):
+            continue
         job = jobs.get(build.id)
+        silent = now - build.lease_until
         if job is None:
             lost.append((build, "its Job was deleted"))
         elif job.ended_at is not None:
             lost.append((build, job.reason or "its Pod ended before the build"))
+        elif (job.disrupted and silent >= timedelta(0)) or (job.node_lost and silent >= _RETURNS):
+            lost.append((build, job.reason))
     return lost
 
 

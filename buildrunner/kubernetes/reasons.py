@@ -37,6 +37,10 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
         namespace, name: of the Job.
         ended_at: when it completed or failed; None while it is active.
         reason: why the Job has failed, or why its Pod does not run; empty for nothing.
+        disrupted: whether Kubernetes ends its Pod. On a lost node, no Pod ends: its Job stays
+            active until the node returns.
+        node_lost: whether the node of its Pod is not ready. Kubernetes ends no Pod while all nodes
+            of a zone are not ready.
     """
 
     build_id: str
@@ -44,6 +48,8 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     ended_at: datetime | None = None
     reason: str = ""
+    disrupted: bool = False
+    node_lost: bool = False
 
 
 def build_jobs(
@@ -76,6 +82,8 @@ def build_jobs(
                 name=metadata["name"],
                 ended_at=_ended_at(job),
                 reason=_reason(job, pod, warnings, disrupted.get(build_id, "")),
+                disrupted=pod is not None and bool(_disruption(pod)),
+                node_lost=pod is not None and _is_node_lost(pod),
             )
         )
     return found
@@ -152,6 +160,8 @@ def _pod_reason(pod: Object) -> str:
         return "its Pod ran longer than the timeout of the build, and was stopped"
     if text := _disruption(pod):
         return text
+    if _is_node_lost(pod):
+        return f"its node {(pod.get('spec') or {}).get('nodeName', '')} is not ready"
     if text := _container_reason(containers):
         return text
     for condition in status.get("conditions") or ():
@@ -173,6 +183,18 @@ def _disruption(pod: Object) -> str:
             where = f" (node {node})" if node else ""
             return _with(f"its Pod {found}{where}", condition.get("message"))
     return ""
+
+
+def _is_node_lost(pod: Object) -> bool:
+    """Whether the node of a Pod is not ready.
+
+    The controller of nodes then says of a Pod whose containers are ready that it is not ready. No
+    kubelet says that of the Pod of a build, which has no readiness gates.
+    """
+    states = {
+        one["type"]: one.get("status") for one in (pod.get("status") or {}).get("conditions") or ()
+    }
+    return (states.get("Ready"), states.get("ContainersReady")) == ("False", "True")
 
 
 def _container_reason(statuses: Sequence[Object]) -> str:

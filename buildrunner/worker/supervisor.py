@@ -36,6 +36,7 @@ from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import (
     LEASE_S,
     LOST_WORKER,
+    RETURNS_S,
     BuildQueue,
     ClaimedBuild,
     ClaimScope,
@@ -51,7 +52,7 @@ from buildrunner.worker.recovery import MAX_ATTEMPTS, BuildNotes, too_often_text
 
 _ALIVE_S = 30.0
 _GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
-_COMES_BACK = timedelta(seconds=45)  # the same for a worker on another host, once steps have begun
+_COMES_BACK = timedelta(seconds=RETURNS_S)
 _HOME_FIRST = timedelta(seconds=30)  # more, if another server has the log
 
 _log = logging.getLogger(__name__)

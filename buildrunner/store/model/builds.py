@@ -210,6 +210,9 @@ WITHOUT_POOL: Final = ClaimScope()
 LEASE_S: Final = 30.0
 """How long a lease lasts unless its holder renews it."""
 
+RETURNS_S: Final = 45.0
+"""How long a worker on another host may stay away after its lease, once steps have begun."""
+
 
 class BuildPage(msgspec.Struct, frozen=True):
     """Some builds, newest first, and the token of the next page; empty on the last one."""

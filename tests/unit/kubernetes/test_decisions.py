@@ -35,10 +35,12 @@ def claimed(build_id, worker="worker:pod:u1/host/1", renewed_s=10, **facts):
     )
 
 
-def job(build_id, ended_s=None, reason=""):
+def job(build_id, ended_s=None, reason="", **facts):
     ended_at = None if ended_s is None else NOW - timedelta(seconds=ended_s)
     name = f"build-{build_id}"
-    return BuildJob(build_id=build_id, namespace="ci", name=name, ended_at=ended_at, reason=reason)
+    return BuildJob(
+        build_id=build_id, namespace="ci", name=name, ended_at=ended_at, reason=reason, **facts
+    )
 
 
 def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), pods="", **pool):
@@ -172,8 +174,29 @@ class TestDelete:
         found = decided([waiting("a")], [claimed("b")], [job("a"), job("b")])
         assert found.delete == found.lost == ()
 
+    @pytest.mark.parametrize("fact", ["disrupted", "node_lost"])
+    def test_a_pod_that_a_lost_node_does_not_end_makes_room_for_another(self, fact):
+        dying = job("a", reason="its node is lost", **{fact: True})
+        assert decided([waiting("a")], jobs=[dying]).delete == (dying,)
+
 
 class TestLost:
+    @pytest.mark.parametrize(
+        ("fact", "renewed_s", "lost"),
+        [
+            ("disrupted", 29, False),
+            ("disrupted", 30, True),
+            ("node_lost", 69, False),
+            ("node_lost", 70, True),  # five seconds before the server gives it up anyway
+        ],
+    )
+    def test_a_build_of_a_lost_node_ends_for_that_reason(self, fact, renewed_s, lost):
+        build = claimed("a", renewed_s=renewed_s)
+        dying = job("a", reason="its node is lost", **{fact: True})
+        found = decided(held=[build], jobs=[dying])
+        assert found.lost == (((build, "its node is lost"),) if lost else ())
+        assert found.delete == ()
+
     @pytest.mark.parametrize(
         ("jobs", "reason"),
         [

@@ -56,6 +56,13 @@ WARNING = {
 }
 
 
+READY = {"type": "Ready", "status": "True"}
+LOST = the_pod(
+    phase="Running",
+    conditions=[READY | {"status": "False"}, {"type": "ContainersReady", "status": "True"}],
+)
+
+
 @pytest.mark.parametrize(
     ("pod", "reason"),
     [
@@ -149,6 +156,8 @@ WARNING = {
             "its Pod ran longer than the timeout of the build, and was stopped",
         ),
         (the_pod(phase="Failed", message="why"), "its Pod failed: why"),
+        (LOST, "its node n1 is not ready"),
+        (the_pod(phase="Running", conditions=[READY | {"status": "False"}]), ""),
     ],
 )
 def test_a_pod_says_why_it_does_not_run(pod, reason):
@@ -227,6 +236,12 @@ def test_a_pod_that_is_gone_was_disrupted_as_it_said():
     assert build_jobs([failed], [], [])[0].reason == f"its Pod was deleted: {message}"
     assert build_jobs([failed], [], [], known)[0].reason == known[ID]
     assert build_jobs([the_job()], [], [], known)[0].reason == ""
+    (ends,) = build_jobs([the_job()], [evicted], [])
+    assert (ends.disrupted, ends.ended_at) == (True, None)
+    (lost,) = build_jobs([the_job()], [LOST], [])
+    assert (lost.disrupted, lost.node_lost) == (False, True)
+    (runs,) = build_jobs([the_job()], [the_pod(phase="Running")], [])
+    assert (runs.disrupted, runs.node_lost) == (False, False)
 
 
 @pytest.mark.parametrize(

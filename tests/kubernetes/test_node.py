@@ -1,0 +1,132 @@
+"""A node that is lost while a build runs on it, and that comes back."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from tests.conftest import drain
+from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
+from tests.kubernetes.conftest import image, on_node
+from tests.kubernetes.test_pools import client, found, of_pool, pod_of, pods, running
+from tests.kubernetes.test_workers import ended, submitted
+
+pytestmark = pytest.mark.usefixtures("own_cluster")
+
+
+@pytest.fixture
+def server(serve, cluster, here, mirror, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
+    """A client of a server outside of the cluster, which no lost node stops."""
+    with socket.create_server((here, 0)) as free:
+        port = free.getsockname()[1]
+    folder = tmp_path / "config" / "buildrunner"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(f"""\
+[pools.linux]
+server = "http://{here}:{port}"
+namespace = "{cluster.namespace}"
+worker_image = "{image("worker")}"
+engine_image = "{image("engine")}"
+mirror = "{mirror}"
+cpu = "1"
+cpu_request_percent = 10
+memory = "768Mi"
+""")
+    serving = serve(
+        f"--host={here}",
+        f"--port={port}",
+        "--sandbox=none",
+        env={"XDG_CONFIG_HOME": str(folder.parent), "KUBECONFIG": str(kubeconfig)},
+    )
+    assert serving.url, serving.stop()
+    drained = threading.Thread(target=drain, args=(serving.process.stderr,))
+    drained.start()
+    with client(f"http://{here}:{port}", serving.token) as http:
+        yield http
+    serving.process.kill()
+    drained.join()
+
+
+def is_ready(cluster):
+    (node,) = cluster.find("nodes")["items"]
+    return any(
+        one["type"] == "Ready" and one["status"] == "True" for one in node["status"]["conditions"]
+    )
+
+
+# Sends a signal to all processes of a Pod. A process may have started another one meanwhile.
+SIGNAL = """
+for pass in 1 2 3; do
+  cat $(find /sys/fs/cgroup -path "*pod$1*" -name cgroup.procs) | sort -u | xargs -r kill "$2" || :
+done
+"""
+
+
+class Node:
+    """The node of the cluster.
+
+    Args:
+        cluster: with the Pod of a build.
+        pod: the name of the Pod.
+    """
+
+    def __init__(self, cluster, pod):
+        self.cluster = cluster
+        stored = cluster.find("pod", pod)
+        self.name = stored["spec"]["nodeName"]
+        self.pod = stored["metadata"]["uid"]
+
+    @contextmanager
+    def frozen(self):
+        """Stop its kubelet and all processes of the Pod, as when the machine hangs."""
+        on_node("pkill", "-STOP", "-f", "kubernetes kubelet")
+        try:
+            on_node("bash", "-euc", SIGNAL, "bash", self.pod, "-STOP")
+            yield
+        finally:
+            on_node("bash", "-euc", SIGNAL, "bash", self.pod, "-CONT", check=False)
+            on_node("pkill", "-CONT", "-f", "kubernetes kubelet")
+            self.cluster.until(lambda: is_ready(self.cluster), "the node is ready", 60)
+
+
+def kept(server, build_id):
+    """The document of a build, and its log."""
+    own = f"/buildrunner/v1/projects/shop/builds/{build_id}"
+    return found(server, build_id), server.get(f"{own}/log").text
+
+
+def test_a10_a_node_that_was_lost_comes_back_and_its_pod_writes_nothing(cluster, server):
+    speaks = "i=0; while true; do echo tick $((i += 1)); sleep 0.1; done"
+    build_id, pod = running(cluster, server, speaks)
+    cluster.until(lambda: "tick 9\n" in kept(server, build_id)[1], "the step speaks", 30)
+    node = Node(cluster, pod)
+    with node.frozen():
+        build, _ = ended(cluster, server, build_id, 120)
+        assert build["status"] == "INTERNAL_ERROR"
+        detail = build["statusDetail"]
+        assert "its node is lost" in detail or "is not ready" in detail
+        assert node.name in detail
+        before = kept(server, build_id)
+    cluster.until(lambda: not pods(cluster, build_id), "the Pod is gone", 90)
+    assert kept(server, build_id) == before
+
+
+def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod(cluster, server):
+    build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
+    pod = pod_of(cluster, build_id)
+
+    def is_up():
+        conditions = cluster.find("pod", pod)["status"].get("conditions", ())
+        return "True" in [one["status"] for one in conditions if one["type"] == "Ready"]
+
+    def others():
+        return [one for one in pods(cluster, build_id) if one["metadata"]["name"] != pod]
+
+    cluster.until(is_up, "the worker starts", 60)
+    with Node(cluster, pod).frozen():
+        cluster.until(others, "another Pod", 120)
+    build, log = ended(cluster, server, build_id)
+    assert build["status"] == "SUCCESS", log
