@@ -9,6 +9,9 @@ import pytest
 
 from tests.kubernetes.conftest import forwarded, image, install, token, values
 
+# A build finds nothing of the one before in its workspace.
+NEXT = {"name": "busybox", "script": "ls -A /workspace; test ! -e /workspace/file"}
+
 
 @pytest.fixture
 def settings(cluster, volume, mirror):
@@ -98,12 +101,16 @@ printf 'FROM busybox\nCMD ["echo", "made by a step"]\n' > Dockerfile
 docker build -q -t made .
 docker run --rm --network cloudbuild busybox echo on the network
 docker run --rm -v /var/run/docker.sock:/engine.sock busybox test -S /engine.sock
+echo kept > file
+docker run --rm -v /workspace:/workspace busybox cat /workspace/file
 """
     steps = [{"name": "tests/docker", "script": f"#!/bin/sh\n{script}"}, {"name": "made"}]
     build, log = ended(cluster, server, submitted(server, {"steps": steps}))
     assert build["status"] == "SUCCESS", log
-    assert "on the network" in log
-    assert "made by a step" in log
+    for said in ("on the network", "Step #0: kept", "Step #1: made by a step"):
+        assert said in log
+    build, log = ended(cluster, server, submitted(server, {"steps": [NEXT]}))
+    assert build["status"] == "SUCCESS", log
 
 
 def test_a5_a_cancelled_build_ends_at_once(cluster, server):
