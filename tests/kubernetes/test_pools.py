@@ -57,7 +57,8 @@ def installed(cluster, mirror):
 
 
 def client(url, installed):
-    return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {installed}"})
+    authorization = {"Authorization": f"Bearer {installed}"}
+    return httpx.Client(base_url=url, headers=authorization, timeout=60)
 
 
 @pytest.fixture
