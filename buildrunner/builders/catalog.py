@@ -84,7 +84,7 @@ BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="base",
         folder="base",
-        summary="Debian, slim, with certificates; the others stand on it",
+        summary="Debian, slim, with certificates; base of all others",
         settings=_APT,
         stands_in_for=("debian", "ubuntu"),
         test=("bash", "-c", "test -s /etc/ssl/certs/ca-certificates.crt"),
@@ -92,7 +92,7 @@ BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="gcc",
         folder="gcc",
-        summary="the C and C++ compilers, make, git, curl; languages stand on it",
+        summary="the C and C++ compilers, make, git, curl; base of the languages",
         parents=_ON_GIT,
         settings=_APT,
         stands_in_for=("gcc", "buildpack-deps"),
@@ -119,7 +119,7 @@ BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="git",
         folder="git",
-        summary="git over https and ssh, curl, make, archives; tools stand on it",
+        summary="git over https and ssh, curl, make, archives; base of the tools",
         parents=_ON_BASE,
         settings=_APT,
         serves=(f"{_GOOGLE}/git",),

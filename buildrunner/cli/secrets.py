@@ -34,7 +34,7 @@ from buildrunner.secrets.secret_scope import (
 
 _EPILOG = """\
 NAME is api-key, or projects/P/secrets/api-key as in configs, optionally with /versions/N.
-projects/P/secrets/api-key/versions/latest in a config finds either.
+In a config, projects/P/secrets/api-key/versions/latest finds both.
 
 examples:
   buildrunner secrets set api-key                  prompts for the value without showing it

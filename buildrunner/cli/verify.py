@@ -35,7 +35,7 @@ A policy is a file:
 
 * matches all characters but a slash, ** matches all. The flags add to the policy. Without a policy,
 name at least a key, or the server that you trust: --server fetches its key, and accepts no other
-builder. Without either, the command prints what the provenance claims, and fails.
+builder. Without either, the command prints what the provenance claims, and exits with 2.
 
 Examples:
   buildrunner verify registry.example.com/app:v1 --server https://ci.example.com
@@ -67,7 +67,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--server",
         metavar="URL",
         default="",
-        help="server that may have built it; its public key is fetched from it (default: none)",
+        help="server that may have built it; the command fetches its public key (default: none)",
     )
     parser.add_argument(
         "--ca-file",
@@ -90,10 +90,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify the subject and print what is known of it.
+    """Verify the subject and print the facts in its provenance.
 
     Raises:
-        VerificationError: it is refused.
+        VerificationError: the provenance is refused.
         ConfigError, UsageError: there is no key, or the policy or a key cannot be used.
         RegistryError, ServerError: the registry or the server refuses or does not answer.
     """
@@ -131,7 +131,7 @@ def _ways_to_a_key(claims: Verified) -> str:
 
 
 def _server_key(args: argparse.Namespace) -> bytes:
-    """Fetch the public key of the server that is named; empty without one."""
+    """Return the public key of ``--server``; empty without the flag."""
     if not args.server:
         return b""
     from buildrunner.client.client import ServerClient

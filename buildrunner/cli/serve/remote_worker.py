@@ -53,7 +53,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="certificates to trust (default: those of the system)",
     )
     parser.add_argument(
-        "--pool", metavar="NAME", default="", help="pool of the token; another one is an error"
+        "--pool",
+        metavar="NAME",
+        default="",
+        help="expected pool of the token; fail on another",
     )
     parser.add_argument("--build", metavar="ID", default="", help="run this build only, then end")
     parser.add_argument("--once", action="store_true", help="run one build, then end")
