@@ -1,4 +1,4 @@
-# The door to everything: `make` lists what there is.
+# `make` lists the targets.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -8,7 +8,7 @@ BIN := .venv/bin
 .PHONY: help setup lint unit test chaos bench docs screenshots demo builders builders-test engine engines kubernetes stop clean
 
 help: ## this list
-	@echo 'buildrunner runs Cloud Build configs on your own machine. First of all: make demo'
+	@echo 'buildrunner runs Cloud Build configs on your own machine. Start with: make demo'
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
