@@ -29,9 +29,8 @@ from buildrunner.archives import tar_writer as tar_stream
 from buildrunner.archives.members import DIRECTORY, REGULAR, SYMBOLIC_LINK
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.spec.model.source import StorageSource
-from buildrunner.storage.folder_store import FolderStore
 from buildrunner.storage.object_store import Content, ObjectStore, Retried, StoredObject
-from buildrunner.storage.stores import UPLOADS_BUCKET
+from buildrunner.storage.stores import UPLOADS_BUCKET, FolderStore
 
 MAX_FILES: Final = 1_000_000
 _SUM: Final = re.compile(r"[0-9a-f]{64}")

@@ -1,4 +1,5 @@
 """Objects in buckets: Cloud Storage, or local folders that stand for buckets.
 
-Start with `object_store`, the protocol. `gcs` and `folder_store` implement it.
+Start with `object_store`, the protocol. `gcs` implements it; `stores` implements it for
+folders, and finds the store of each bucket.
 """

@@ -1,15 +1,26 @@
-"""The store of each bucket: Cloud Storage, unless a folder was named in its place."""
+"""The store of each bucket: Cloud Storage, or a folder of this machine in its place."""
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
-from collections.abc import Collection, Mapping
+import stat
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.spec.model.source import is_bucket_name
-from buildrunner.storage.object_store import SCHEME, ObjectStore, ObjectUrl, parse_object_url
+from buildrunner.storage.object_store import (
+    SCHEME,
+    Content,
+    ObjectStore,
+    ObjectUrl,
+    Retried,
+    StoredObject,
+    parse_object_url,
+)
 
 _FILE = "file://"
 UPLOADS_BUCKET: Final = "buildrunner-sources"
@@ -51,8 +62,6 @@ class Stores:
         wanted = f"{_FILE}/{folder}".rstrip("/") + "/"
         for prefix, mapped in self._folders.items():
             if wanted.startswith(prefix) and url.startswith(f"{_FILE}/"):
-                from buildrunner.storage.folder_store import FolderStore
-
                 rest = wanted.removeprefix(prefix)
                 return FolderStore(posixpath.join(mapped, rest).rstrip("/") or "/"), ObjectUrl("")
         # The folder of one build ($BUILD_ID) would let that one in, and no other.
@@ -75,8 +84,6 @@ class Stores:
             place = parse_object_url(url)
             return self.store_of(place.bucket, place.name), place
         from urllib.parse import unquote
-
-        from buildrunner.storage.folder_store import FolderStore
 
         name, _, generation = url.removeprefix(_FILE).partition("#")
         path = posixpath.normpath(unquote(name))
@@ -122,8 +129,6 @@ class Stores:
         wanted = f"{SCHEME}{bucket}/{name}/"
         for prefix, folder in self._folders.items():
             if wanted.startswith(prefix):
-                from buildrunner.storage.folder_store import FolderStore
-
                 return FolderStore(folder, prefix.removeprefix(SCHEME).partition("/")[2])
         if self._google is None:
             from buildrunner.storage.gcs import GoogleStore
@@ -143,3 +148,132 @@ def _checked(entry: tuple[str, str]) -> tuple[str, str]:
     if not place.startswith(_FILE) or not folder.startswith("/"):
         raise UsageError(f"{place} is not a place for {url}", hint="it is file:///ABSOLUTE/FOLDER")
     return (f"{_FILE}/" if url == f"{_FILE}/" else f"{url.rstrip('/')}/"), folder.rstrip("/") or "/"
+
+
+_PIECE_BYTES = 256 * 1024
+
+
+class FolderStore:
+    """Implements `ObjectStore` for the objects of one bucket below one prefix.
+
+    The generation of an object is the time of its last change in microseconds; older generations
+    are gone.
+
+    Args:
+        folder: absolute path; made by the first write.
+        prefix: start of the names it stands for: empty, or with a slash at the end.
+    """
+
+    def __init__(self, folder: str, prefix: str = "") -> None:
+        self._folder = folder
+        self._prefix = prefix
+
+    def url_of(self, bucket: str, name: str) -> str:  # noqa: ARG002  (it has one only)
+        """See `ObjectStore.url_of`."""
+        from urllib.parse import quote
+
+        rest = name.removeprefix(self._prefix)
+        return f"file://{quote(os.path.join(self._folder, rest))}"
+
+    def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
+        """See `ObjectStore.check_bucket`: a folder that is not there yet can be made."""
+
+    def find(
+        self,
+        bucket: str,
+        name: str,
+        generation: int = 0,
+        *,
+        retried: Retried | None = None,  # noqa: ARG002  (a disk is not asked twice)
+    ) -> StoredObject:
+        """See `ObjectStore.find`."""
+        url = self.url_of(bucket, name)
+        try:
+            status = os.stat(self._path(name))
+        except (FileNotFoundError, NotADirectoryError):
+            raise StorageError(f"there is no object {url}", missing=True) from None
+        except OSError as error:
+            raise _failed(url, error) from error
+        if not stat.S_ISREG(status.st_mode):
+            raise StorageError(f"{url} is not a file", missing=True)
+        found = _described(bucket, name, url, status)
+        if generation not in (0, found.generation):
+            raise StorageError(f"there is no generation {generation} of {url}", missing=True)
+        return found
+
+    def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
+        """See `ObjectStore.read`."""
+        try:
+            with open(self._path(found.name), "rb") as file:
+                now = _described(found.bucket, found.name, found.url, os.fstat(file.fileno()))
+                if now.generation != found.generation:
+                    raise StorageError(f"{found.url} has changed meanwhile", missing=True)
+                file.seek(offset)
+                while data := file.read(_PIECE_BYTES):
+                    if cancel.is_set():
+                        raise StorageError("the transfer was stopped")
+                    yield data
+        except OSError as error:
+            raise _failed(found.url, error) from error
+
+    def write(
+        self,
+        bucket: str,
+        name: str,
+        content: Content,
+        size_bytes: int,  # noqa: ARG002  (the content ends by itself)
+        *,
+        content_type: str,  # noqa: ARG002  (files have none)
+        retried: Retried | None = None,  # noqa: ARG002  (see above)
+    ) -> StoredObject:
+        """See `ObjectStore.write`: the file takes its name when it is whole."""
+        import hashlib
+        import tempfile
+        from base64 import b64encode
+
+        path = self._path(name)
+        url = self.url_of(bucket, name)
+        digest = hashlib.md5(usedforsecurity=False)
+        content.seek(0)
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=os.path.dirname(path), delete=False) as file:
+                try:
+                    while data := content.read(_PIECE_BYTES):
+                        digest.update(data)
+                        file.write(data)
+                    file.flush()
+                    os.fchmod(file.fileno(), 0o644)
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+                status = os.fstat(file.fileno())
+        except OSError as error:
+            raise _failed(url, error) from error
+        md5 = b64encode(digest.digest()).decode()
+        return _described(bucket, name, url, status, md5=md5)
+
+    def _path(self, name: str) -> str:
+        rest = name.removeprefix(self._prefix)
+        if "\0" in rest or any(part in ("", ".", "..") for part in rest.split("/")):
+            raise StorageError(f"{name!r} can't be the name of a file")
+        return os.path.join(self._folder, rest)
+
+
+def _described(
+    bucket: str, name: str, url: str, status: os.stat_result, *, md5: str = ""
+) -> StoredObject:
+    return StoredObject(
+        bucket=bucket,
+        name=name,
+        generation=status.st_mtime_ns // 1000,
+        url=url,
+        size_bytes=status.st_size,
+        md5=md5,
+    )
+
+
+def _failed(url: str, error: OSError) -> StorageError:
+    denied = isinstance(error, PermissionError)
+    return StorageError(f"{url}: {error.strerror or error}", unauthorized=denied)

@@ -8,10 +8,9 @@ suite tests/contract/test_build_store.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from buildrunner.store.model.deployments import RecordedDeployment
+from buildrunner.store.model.deployments import RecordedDeployment
 
 Document = dict[str, Any]
 

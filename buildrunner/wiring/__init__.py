@@ -18,18 +18,16 @@ if TYPE_CHECKING:
         NETWORK,
         build_labels,
         container_engine,
+        google_credentials,
         guardian,
         has_engine_image,
         image_factory,
         kubernetes_api,
+        metadata_addresses,
+        metadata_hosts,
         nested_guardian,
         pod_tokens,
         sandbox,
-    )
-    from buildrunner.wiring.metadata import (
-        google_credentials,
-        metadata_addresses,
-        metadata_hosts,
         shared_metadata_server,
     )
     from buildrunner.wiring.outputs import (
@@ -117,18 +115,16 @@ _MODULES = {
         "NETWORK",
         "build_labels",
         "container_engine",
+        "google_credentials",
         "guardian",
         "has_engine_image",
         "image_factory",
         "kubernetes_api",
+        "metadata_addresses",
+        "metadata_hosts",
         "nested_guardian",
         "pod_tokens",
         "sandbox",
-    ),
-    "metadata": (
-        "google_credentials",
-        "metadata_addresses",
-        "metadata_hosts",
         "shared_metadata_server",
     ),
     "outputs": (

@@ -1,13 +1,16 @@
-"""The machines of builds: the container engine, the sandboxes on it, and the cluster of pools."""
+"""The machines of builds: engine, sandboxes, metadata server, and the cluster of pools."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
+from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
-from buildrunner.errors import BuildrunnerError, UsageError
+from buildrunner.containers.protocol import LABEL_BUILD, AddressRange
+from buildrunner.errors import BuildrunnerError, EngineError, UsageError
 from buildrunner.settings import Settings, lock_folder
 
 if TYPE_CHECKING:
@@ -15,14 +18,19 @@ if TYPE_CHECKING:
     from buildrunner.builders.installer import Reporter
     from buildrunner.containers.docker.engine import DockerEngine
     from buildrunner.containers.docker.factory import DockerImageFactory
-    from buildrunner.containers.protocol import AddressRange
+    from buildrunner.containers.protocol import ContainerEngine
     from buildrunner.engine.image_pulls import PublicImages
     from buildrunner.kubernetes.api import KubernetesApi
     from buildrunner.kubernetes.pod_tokens import PodTokens
+    from buildrunner.metadata import (
+        Credentials,
+        GoogleCredentials,
+        MetadataServer,
+        ProjectFacts,
+    )
     from buildrunner.sandboxes.guardian import Guardian
     from buildrunner.sandboxes.protocol import Sandbox, SandboxLimits
     from buildrunner.store.sql.store import ServerStore
-
 
 NETWORK = "cloudbuild"
 
@@ -68,7 +76,7 @@ def build_labels(build_id: str) -> dict[str, str]:
     """Labels of everything that is made for a build: whose it is, and which process owns it."""
     from buildrunner.containers.cleanup import owner_label
     from buildrunner.containers.process_owner import this_process
-    from buildrunner.containers.protocol import LABEL_BUILD, LABEL_OWNER
+    from buildrunner.containers.protocol import LABEL_OWNER
 
     return {LABEL_BUILD: build_id, LABEL_OWNER: owner_label(this_process())}
 
@@ -291,3 +299,92 @@ def pod_tokens(api: KubernetesApi, settings: Settings, store: ServerStore) -> Po
             return ""
 
     return PodTokens(api.account_keys, settings.pools, pool_of)
+
+
+def metadata_addresses() -> AddressRange:
+    """Addresses of the network with which steps find the metadata server.
+
+    Raises:
+        UsageError: on a Compute Engine machine, whose own server is at that address.
+    """
+    from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
+
+    if _machine_vendor() == "Google":
+        raise UsageError(
+            "this is a Compute Engine machine: steps find its own metadata server already",
+            hint="leave out --metadata-server",
+        )
+    return AddressRange(subnet=NETWORK_SUBNET, gateway=NETWORK_GATEWAY)
+
+
+def _machine_vendor() -> str:
+    try:
+        with open("/sys/class/dmi/id/sys_vendor", encoding="utf-8") as file:
+            return file.read().strip()
+    except OSError:
+        return ""  # not Linux, or a container that must not know
+
+
+def google_credentials(key_file: str | None) -> GoogleCredentials | None:
+    """Return the Google credentials that make tokens for steps.
+
+    Args:
+        key_file: a file with credentials, or empty for the application default ones; None for none.
+
+    Raises:
+        SecretError: the credentials can't be used.
+    """
+    from buildrunner.metadata import GoogleCredentials
+
+    return GoogleCredentials(key_file) if key_file is not None else None
+
+
+def shared_metadata_server(
+    engine: ContainerEngine,
+    build_id: str,
+    facts: ProjectFacts,
+    *,
+    credentials: Credentials | None,
+) -> MetadataServer:
+    """Start the metadata server on the network of builds, which one build at a time can have.
+
+    Args:
+        engine: where the network is, or is being made.
+        build_id: the build.
+        facts: the project of the build.
+        credentials: make tokens; None for none.
+
+    Raises:
+        EngineError: the network or the address can't be had.
+    """
+    from buildrunner.metadata import MetadataServer, listen_on
+
+    engine.ensure_network(NETWORK, build_labels(build_id), address_range=metadata_addresses())
+    may_ask = partial(is_of_build, engine, build_id)
+    return MetadataServer(listen_on(), facts, credentials=credentials, may_ask=may_ask)
+
+
+def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
+    """Whether a client is on the network, and no step of another build.
+
+    Other containers and users of this machine reach the server's address, too, and all builds are
+    on one network. A container that a step starts on that network has no labels and is answered:
+    the step needs the engine's socket for that.
+    """
+    from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
+
+    is_there = ip_address(address) in ip_network(NETWORK_SUBNET) and address != NETWORK_GATEWAY
+    try:
+        return is_there and not any(
+            member.address == address and member.labels.get(LABEL_BUILD, build_id) != build_id
+            for member in engine.network_members(NETWORK)
+        )
+    except EngineError:
+        return False
+
+
+def metadata_hosts() -> tuple[str, ...]:
+    """The metadata server's names, for the hosts file of every step."""
+    from buildrunner.metadata import HOST_NAMES, NETWORK_GATEWAY
+
+    return tuple(f"{name}:{NETWORK_GATEWAY}" for name in HOST_NAMES)

@@ -18,11 +18,10 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.retry import asked_wait_s
 from buildrunner.storage import gcs as gcs_client
 from buildrunner.storage import gcs as gcs_retry
-from buildrunner.storage.folder_store import FolderStore
 from buildrunner.storage.gcs import AnswerReader, GoogleStore
 from buildrunner.storage.object_store import ObjectReader, ObjectUrl, StoredObject, parse_object_url
 from buildrunner.storage.parallel import in_parallel
-from buildrunner.storage.stores import Stores
+from buildrunner.storage.stores import FolderStore, Stores
 from tests.fixtures_gcs import Fault, faulty, running_gcs
 from tests.fixtures_google import GoogleServer
 

@@ -16,7 +16,7 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, NetworkMember
 from buildrunner.errors import EngineUnavailable
 from buildrunner.metadata import MetadataServer, ProjectFacts, listen_on
-from buildrunner.wiring.metadata import is_of_build
+from buildrunner.wiring.engines import is_of_build
 
 
 class Network:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 import msgspec
 from msgspec.structs import asdict, replace
 
 from buildrunner.engine.deployments import Deployment
 from buildrunner.errors import InvalidRecord
-from buildrunner.store.build_store import Document
 
 
 class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -64,11 +64,11 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
             reported=self.reported,
         )
 
-    def document(self) -> Document:
+    def document(self) -> dict[str, Any]:
         """Return the deployment as the API and commands show it."""
         from buildrunner.spec.writing import encode_instant
 
-        shown: Document = msgspec.json.decode(msgspec.json.encode(self))
+        shown: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
         return {**shown, "time": encode_instant(self.time)}
 
 
