@@ -264,13 +264,14 @@ def create_carrier(
     )
 
 
-def ensure_carrier_image(engine: ContainerEngine) -> None:
-    """Make the image without a file where the engine does not have it.
+def ensure_carrier_image(engine: ContainerEngine) -> str:
+    """Make the image without a file where the engine does not have it; return its id.
 
     Raises:
         EngineError: the engine refused.
     """
-    if engine.find_image(CARRIER_IMAGE) is None:
-        engine.import_image(
-            CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
-        )
+    if (image := engine.find_image(CARRIER_IMAGE)) is not None:
+        return image.id
+    return engine.import_image(
+        CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
+    )

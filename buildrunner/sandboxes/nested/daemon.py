@@ -19,7 +19,8 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -87,6 +88,10 @@ class HostImage(msgspec.Struct, frozen=True):
     names: tuple[str, ...]
 
 
+ImageListing = Callable[[], list[HostImage]]
+"""Returns the images of the host engine, once they are listed."""
+
+
 class NestedDaemons:
     """Nested engines on one host engine. Thread-safe.
 
@@ -127,6 +132,16 @@ class NestedDaemons:
                 identity = f"sha256:{image_id.removeprefix('sha256:')}"
                 found.append(HostImage(identity, tuple(sorted(names))))
         return sorted(found, key=lambda one: one.id)
+
+    def begin_host_images(self) -> ImageListing:
+        """List the images of the host engine in a thread, since the list may take long.
+
+        The containerd image store takes some 10 ms for each image.
+        """
+        thread = ThreadPoolExecutor(1, thread_name_prefix="images")
+        listed = thread.submit(self.host_images)
+        thread.shutdown(wait=False)
+        return listed.result
 
     def find(self, place: str) -> DaemonState | None:
         """The engine of that place, running or not; None when there is none."""

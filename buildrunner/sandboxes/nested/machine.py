@@ -22,7 +22,7 @@ from buildrunner.containers.registry_auth import registry_login
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.protocol import SandboxLimits, fair_share
-from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
+from buildrunner.workspace.volume import ensure_carrier_image
 
 
 class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,9 +95,7 @@ class NestedMachine:
 
     def ensure_images(self) -> None:
         """Make sure of the images that every build wants on the machine's engine."""
-        ensure_carrier_image(self.host)
-        if (image := self.host.find_image(CARRIER_IMAGE)) is not None:
-            self.cache.note_use([image.id])
+        self.cache.note_use([ensure_carrier_image(self.host)])
 
     def prepare(self, engine: ContainerEngine, labels: Mapping[str, str]) -> None:
         """Make what every build needs in a nested engine."""

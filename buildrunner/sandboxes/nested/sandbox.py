@@ -20,6 +20,7 @@ from buildrunner.engine.step_container import files_archive
 from buildrunner.errors import ContainerStartError, EngineError, EngineUnavailable
 from buildrunner.sandboxes.host import labelled_builds, remove_owned
 from buildrunner.sandboxes.nested.container import MODES, PRIVILEGED_STEPS, HostFacts
+from buildrunner.sandboxes.nested.daemon import ImageListing
 from buildrunner.sandboxes.nested.engine import Running
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.host_pulls import delete_unused, is_nearly_full
@@ -280,15 +281,16 @@ class NestedSandbox:
         with_images: bool = True,
     ) -> tuple[str, Callable[[], Running]]:
         """The mode that works here, and what starts it: tried once for each engine, and noted."""
+        host_images = self._daemons.begin_host_images() if with_images else None
         image = self._image()
         way = f"{facts.identity} {image}"
         mode = self._noted_mode(facts) if way in self._folders.modes() else ""
         if mode:
             start = partial(
-                self._starter.start, place, facts, image, mode, labels, with_images=with_images
+                self._starter.start, place, facts, image, mode, labels, host_images=host_images
             )
             return mode, partial(_as_known, self._folders.modes_file, start)
-        mode, running = self._tried(place, facts, image, labels, with_images=with_images)
+        mode, running = self._tried(place, facts, image, labels, host_images)
         write_whole(self._folders.modes_file, msgspec.json.encode({way: mode}))
         return mode, lambda: running
 
@@ -308,15 +310,14 @@ class NestedSandbox:
         facts: HostFacts,
         image: str,
         labels: Mapping[str, str],
-        *,
-        with_images: bool,
+        host_images: ImageListing | None,
     ) -> tuple[str, Running]:
         refusals = []
         for mode in MODES:
             self._cache.mode = mode
             try:
                 running = self._starter.start(
-                    place, facts, image, mode, labels, with_images=with_images
+                    place, facts, image, mode, labels, host_images=host_images
                 )
                 _try_step(running, privileged=mode in PRIVILEGED_STEPS)
             except EngineError as error:

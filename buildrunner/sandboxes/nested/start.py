@@ -26,7 +26,12 @@ from buildrunner.sandboxes.nested.container import (
     HostFacts,
     data_volume_name,
 )
-from buildrunner.sandboxes.nested.daemon import DaemonState, HostImage, NestedDaemons
+from buildrunner.sandboxes.nested.daemon import (
+    DaemonState,
+    HostImage,
+    ImageListing,
+    NestedDaemons,
+)
 from buildrunner.sandboxes.nested.disk import OPTIONS, most_files, own_disk
 from buildrunner.sandboxes.nested.engine import Running, SandboxImages
 from buildrunner.sandboxes.nested.folders import SandboxFolders
@@ -70,7 +75,7 @@ class NestedStarter:
         mode: str,
         labels: Mapping[str, str] = MappingProxyType({}),
         *,
-        with_images: bool = True,
+        host_images: ImageListing | None,
     ) -> Running:
         """Make one, and wait until it answers.
 
@@ -80,7 +85,8 @@ class NestedStarter:
             image: what to run.
             mode: one of `MODES`.
             labels: for what is made, besides those that everything has.
-            with_images: it gets to see the image cache.
+            host_images: the images of the host engine that it may get from the image cache; None
+                if it does not see the cache.
 
         Raises:
             EngineError: it can't be made, or does not answer.
@@ -107,14 +113,16 @@ class NestedStarter:
             pids=limits.pids,
             egress=self._egress,
         )
-        data_folder, images = self._start_on_disk(spec, with_images=with_images)
+        data_folder, images = self._start_on_disk(spec, host_images)
         state = self._daemons.find(place)
         if state is None:
             raise EngineUnavailable("the build's sandbox was removed while it started")
         running = self._answering(place, place, state, data_folder)
         return msgspec.structs.replace(running, images=images)
 
-    def _start_on_disk(self, spec: DaemonSpec, *, with_images: bool) -> tuple[str, SandboxImages]:
+    def _start_on_disk(
+        self, spec: DaemonSpec, host_images: ImageListing | None
+    ) -> tuple[str, SandboxImages]:
         """Start it on file systems of its own if its limit can be kept so; its data folder."""
         limit = self._machine.limits().disk_bytes
         if limit is not None and spec.mode == OWN_DISK_MODE and not self._no_own_disk:
@@ -127,13 +135,13 @@ class NestedStarter:
                     ]
                     own = msgspec.structs.replace(spec, own_disk=True)
                     data_folder = self._create_volumes(own, devices)
-                    return data_folder, self._start_with_images(own, with_images=with_images)
+                    return data_folder, self._start_with_images(own, host_images)
             except EngineError as error:
                 self._no_own_disk = str(error)
                 _log.info("the disk use of sandboxes is measured only: %s", error)
                 self._drop_volumes(spec)
         data_folder = self._create_volumes(spec)
-        return data_folder, self._start_with_images(spec, with_images=with_images)
+        return data_folder, self._start_with_images(spec, host_images)
 
     def _create_volumes(self, spec: DaemonSpec, devices: Sequence[str] = ()) -> str:
         """Create the two volumes; the data folder's path on the engine's machine."""
@@ -182,21 +190,25 @@ class NestedStarter:
             if pushed and state.mode == "user-namespace":
                 self._daemons.execute(state.id, ("take-origins",))
 
-    def _start_with_images(self, spec: DaemonSpec, *, with_images: bool) -> SandboxImages:
+    def _start_with_images(
+        self, spec: DaemonSpec, host_images: ImageListing | None
+    ) -> SandboxImages:
         """Start it with what the cache offers now."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
-        images, container = self._created(spec, with_images=with_images)
+        images, container = self._created(spec, host_images)
         self._daemons.start(container)
         return images
 
-    def _created(self, spec: DaemonSpec, *, with_images: bool) -> tuple[SandboxImages, str]:
+    def _created(
+        self, spec: DaemonSpec, host_images: ImageListing | None
+    ) -> tuple[SandboxImages, str]:
         write_authorities(os.path.join(spec.folder, CERTIFICATES_NAME))
-        if not with_images:
+        if host_images is None:
             return SandboxImages(), self._daemons.create(spec)
-        host_images = self._daemons.host_images()
+        on_host = host_images()
         with self._cache.reading() as since:
-            offered = self._cache.offered(host_images)
+            offered = self._cache.offered(on_host)
             write_whole(os.path.join(spec.folder, IMAGES_NAME), offered.files)
             labels = spec.labels
             if offered.names:
@@ -208,7 +220,7 @@ class NestedStarter:
                     image_volume=self._cache.volume if offered.names else "",
                 )
             )
-        return sandbox_images(offered, host_images), container
+        return sandbox_images(offered, on_host), container
 
     def found(self, build_id: str, state: DaemonState) -> Running:
         """Take up again what another process started.

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from buildrunner.containers.protocol import ImageInfo
 from buildrunner.errors import EngineError
 from buildrunner.workspace.export import ExportedWorkspace
 from buildrunner.workspace.protocol import Preparation, PreparedWorkspace
@@ -23,7 +24,7 @@ class Engine:
         self.containers = []
 
     def find_image(self, name):
-        return object()
+        return ImageInfo(id=name)
 
     def create_container(self, spec):
         assert [mount.read_only for mount in spec.mounts] == [True]
