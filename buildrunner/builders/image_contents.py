@@ -50,6 +50,7 @@ def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
             "engine has: `buildrunner builders install --base IMAGE`.",
         )
     argv = ["mmdebstrap", "--variant=apt", "--format=tar", "--quiet"]
+    argv += ["--include=ca-certificates"]  # the base image needs them: it runs no apt, then
     argv += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     argv += [f"--dpkgopt=path-include={_KEPT}", "--dpkgopt=force-unsafe-io"]
     argv += ['--aptopt=Acquire::Languages "none"', suite, "-"]

@@ -29,7 +29,7 @@ from buildrunner.errors import EngineError, ImagePullError, UsageError
 LABEL_CONTENT = "buildrunner.content"
 """Label with the `content_hash` of an image. The image is up to date while the hash is the same."""
 
-AT_ONCE = 3
+AT_ONCE = 4
 """Images that are made at the same time: unpacking keeps one core busy, downloads wait."""
 
 # Debian release -> the newest API version that its docker command speaks. The first release that
@@ -105,8 +105,8 @@ def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
     return tuple(ordered.values())
 
 
-def is_current(factory: ImageFactory, name: str) -> bool:
-    """Whether the engine has the builder image of that name as it would be made now.
+def current_image(factory: ImageFactory, name: str) -> StoredImage | None:
+    """The builder image of that name if the engine has it as it would be made now, else None.
 
     The contents of its parents are not compared, so this takes a few ms.
     """
@@ -115,13 +115,13 @@ def is_current(factory: ImageFactory, name: str) -> bool:
     for argument, parent in builder.parents.items():
         image = factory.find(builder_image(parent))
         if image is None:
-            return False
+            return None
         standing_on[argument] = _identity(image)
     found = factory.find(builder.image)
     content = content_hash(
         read_step_files(builder.folder), {"target": builder.target, **standing_on}
     )
-    return found is not None and found.labels.get(LABEL_CONTENT) == content
+    return found if found and found.labels.get(LABEL_CONTENT) == content else None
 
 
 class Installer:
@@ -179,7 +179,9 @@ class Installer:
         root = self._root(base)
         done: dict[str, StoredImage] = {}
         failed: dict[str, EngineError] = {}
-        sorter = TopologicalSorter(_order(builders))
+        order = _order(builders)
+        waited_for = _dependents(order)
+        sorter = TopologicalSorter(order)
         sorter.prepare()
         named = {builder.name: builder for builder in builders}
         waiting: list[str] = []
@@ -187,6 +189,7 @@ class Installer:
         running = 0
         while sorter.is_active():
             waiting += sorter.get_ready()
+            waiting.sort(key=lambda name: -waited_for[name])
             while waiting and running < AT_ONCE:
                 builder = named[waiting.pop(0)]
                 running += 1
@@ -386,6 +389,19 @@ def _order(builders: Sequence[BuilderImage]) -> dict[str, set[str]]:
             order[builder.name].add(last[builder.folder])
         last[builder.folder] = builder.name
     return order
+
+
+def _dependents(order: Mapping[str, set[str]]) -> dict[str, int]:
+    """The number of images that can't be made before each image."""
+    count = dict.fromkeys(order, 0)
+    for name in order:
+        needed, new = set[str](), {name}
+        while new:
+            new = {parent for one in new for parent in order[one]} - needed
+            needed |= new
+        for parent in needed:
+            count[parent] += 1
+    return count
 
 
 def _all_in_one(failed: Mapping[str, EngineError]) -> EngineError:

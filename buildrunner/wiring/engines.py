@@ -224,12 +224,12 @@ def has_engine_image(host: DockerEngine) -> bool:
     Raises:
         EngineUnavailable: the engine does not answer.
     """
-    from buildrunner.builders.installer import is_current
+    from buildrunner.builders.installer import current_image
     from buildrunner.containers.docker.factory import DockerImageFactory
 
     factory = DockerImageFactory(host, os.environ)
     try:
-        return is_current(factory, "engine")
+        return current_image(factory, "engine") is not None
     finally:
         factory.close()
 
@@ -249,16 +249,17 @@ class _EngineImage:
     def obtain(self) -> str:
         """Return its id. The image is made now if it is missing, which takes 20 to 60 s."""
         from buildrunner.builders.catalog import ENGINE_IMAGE
-        from buildrunner.builders.installer import is_current
+        from buildrunner.builders.installer import current_image
         from buildrunner.containers.docker.factory import DockerImageFactory
         from buildrunner.containers.process_owner import file_lock
 
         factory = DockerImageFactory(self._host, os.environ)
         try:
             with file_lock(os.path.join(lock_folder(), "engine-image.lock")):
-                if not is_current(factory, "engine"):
+                found = current_image(factory, "engine")
+                if found is None:
                     self._make(factory)
-                found = factory.find(ENGINE_IMAGE)
+                    found = factory.find(ENGINE_IMAGE)
         finally:
             factory.close()
         return found.id if found is not None else ENGINE_IMAGE

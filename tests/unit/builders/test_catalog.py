@@ -41,9 +41,9 @@ def test_a_builder_declares_what_its_dockerfile_takes(builder) -> None:
 
 def test_parents_come_before_what_stands_on_them_and_only_what_is_needed_is_made() -> None:
     names = [builder.name for builder in with_parents(["npm"])]
-    assert names == ["base", "git", "gcc", "python", "fetch", "npm"]
+    assert names == ["base", "git", "gcc", "python", "npm"]
     names = [builder.name for builder in with_parents(["npm"])]
-    assert names == ["base", "git", "gcc", "python", "fetch", "npm"]
+    assert names == ["base", "git", "gcc", "python", "npm"]
 
 
 def test_no_name_means_the_common_images_and_what_they_stand_on() -> None:

@@ -7,6 +7,7 @@ import threading
 import pytest
 from msgspec.structs import replace
 
+from buildrunner.builders import installer
 from buildrunner.builders.catalog import BUILDERS
 from buildrunner.builders.host_settings import HostSettings
 from buildrunner.builders.image_contents import find_sdk, sdk_archive
@@ -15,7 +16,7 @@ from buildrunner.builders.installer import (
     LABEL_CONTENT,
     Installer,
     LoggedInstallation,
-    is_current,
+    current_image,
     with_parents,
 )
 from buildrunner.errors import EngineError, ImagePullError
@@ -114,8 +115,8 @@ ALL = [builder.name for builder in BUILDERS]
 def install(factory, names=ALL, *, base="", settings=None, environ=None, recorder=None, **options):
     recorder = recorder or Recorder()
     settings = settings or HostSettings()
-    installer = Installer(factory, settings, environ or {"PATH": ""}, recorder, **options)
-    installer.install(with_parents(names), base)
+    made_by = Installer(factory, settings, environ or {"PATH": ""}, recorder, **options)
+    made_by.install(with_parents(names), base)
     return recorder
 
 
@@ -126,6 +127,17 @@ def test_every_image_is_made_once_after_its_parents() -> None:
     assert sorted(order) == sorted(builder.image for builder in BUILDERS)
     assert order[0] == "buildrunner/base:latest"
     assert order.index("buildrunner/python:latest") < order.index("buildrunner/node:latest")
+
+
+def test_an_image_that_others_wait_for_is_made_before_one_that_none_waits_for(
+    monkeypatch,
+) -> None:
+    monkeypatch.setattr(installer, "AT_ONCE", 1)
+    factory = FakeFactory(ROOT)
+    install(factory, ["docker", "curl", "npm"])
+    order = [build.image.removesuffix(":latest").split("/")[1] for build in factory.built]
+    assert order[:4] == ["base", "git", "gcc", "python"]
+    assert set(order[4:]) == {"npm", "docker", "curl"}
 
 
 def test_a_second_run_makes_nothing() -> None:
@@ -153,7 +165,7 @@ def test_images_are_current_in_an_image_store_that_gives_them_other_ids() -> Non
     install(factory)
     for name, image in factory.images.items():
         factory.images[name] = replace(image, id=f"other {image.id}")
-    assert is_current(factory, "engine")
+    assert current_image(factory, "engine") == factory.find("buildrunner/engine:latest")
     assert install(factory).made == []
 
 
@@ -162,7 +174,7 @@ def test_an_image_that_stands_on_another_base_is_not_current() -> None:
     install(factory, ["engine"])
     factory.images[ROOT] = stored("newer")
     install(factory, ["base"])
-    assert not is_current(factory, "engine")
+    assert current_image(factory, "engine") is None
 
 
 def test_an_image_that_someone_else_tagged_so_is_made_anew() -> None:
