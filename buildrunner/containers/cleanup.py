@@ -22,6 +22,7 @@ from buildrunner.containers.protocol import (
     OwnedResources,
 )
 from buildrunner.errors import EngineError
+from buildrunner.file_trees import remove_tree
 
 _PASSES = 6
 _PAUSE_S = 0.3
@@ -93,19 +94,6 @@ def _remove_directory(path: str) -> str:
         return f"{path} is left: {inner} is still mounted there"
     problem = remove_tree(path)
     return f"{path} can't be removed: {problem}" if problem else ""
-
-
-def remove_tree(path: str) -> str:
-    """Remove a folder with all that is in it; what went wrong, empty if it is gone.
-
-    `shutil.rmtree` calls itself for each level, and a step makes folders of thousands of levels.
-    """
-    import subprocess  # few builds leave a folder
-
-    done = subprocess.run(
-        ["rm", "-rf", "--", path], capture_output=True, text=True, errors="replace", check=False
-    )
-    return (done.stderr.strip().splitlines() or ["rm failed"])[0] if done.returncode else ""
 
 
 def _mount_below(path: str) -> str:

@@ -7,7 +7,6 @@ One folder is ``/workspace`` of the worker, of the engine's own file system, and
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
@@ -15,6 +14,7 @@ from msgspec.structs import replace
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine, EngineInfo
 from buildrunner.errors import EngineError
+from buildrunner.file_trees import remove_tree
 from buildrunner.sandboxes.host import HostPlace, HostSandbox
 from buildrunner.sandboxes.nested.container import PRIVILEGED_STEPS
 from buildrunner.workspace.protocol import (
@@ -135,14 +135,14 @@ class _SharedVolume(ForwardingEngine):
 
 def _empty(folder: str) -> None:
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+        found = os.listdir(folder)
     except OSError as error:
+        problem = f"{folder}: {error.strerror}"
+    else:
+        problems = (remove_tree(os.path.join(folder, name)) for name in found)
+        problem = next(filter(None, problems), "")
+    if problem:
         raise EngineError(
-            f"the workspace of the Pod can't be emptied: {error.filename}: {error.strerror}",
+            f"the workspace of the Pod can't be emptied: {problem}",
             hint="mount the same volume at /workspace of the worker and of the engine",
-        ) from error
+        )

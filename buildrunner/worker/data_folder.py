@@ -12,8 +12,8 @@ import re
 from contextlib import suppress
 from types import TracebackType
 
-from buildrunner.containers.cleanup import remove_tree
 from buildrunner.errors import StoreError
+from buildrunner.file_trees import remove_tree
 from buildrunner.logs.files.log_file import log_folder
 
 LABEL_SERVER = "buildrunner.server"

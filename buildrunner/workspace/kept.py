@@ -27,9 +27,9 @@ from msgspec.structs import asdict, replace
 
 from buildrunner.archives.members import ArchiveLimits, Guard
 from buildrunner.archives.tar_writer import pack
-from buildrunner.containers.cleanup import remove_tree
 from buildrunner.containers.protocol import ContainerEngine, Mount
 from buildrunner.errors import EngineError, SourceError
+from buildrunner.file_trees import remove_tree
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
-from buildrunner.containers import cleanup
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.file_trees import remove_tree
 from buildrunner.sandboxes.nested.folders import SandboxFolders
+from buildrunner.sources.git.mirror import GitMirror
+from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from buildrunner.worker.data_folder import DataFolder
+from tests.fixtures_git import Repository, git
 
 LEVELS = 3000
 
@@ -42,5 +49,46 @@ def test_a_run_folder_that_is_deep_goes_with_its_build(tmp_path: Path) -> None:
 
 def test_what_a_dead_build_left_is_removed_however_deep_it_is(tmp_path: Path) -> None:
     make_deep(tmp_path / "left")
-    assert cleanup.remove_tree(str(tmp_path / "left")) == ""
+    assert remove_tree(str(tmp_path / "left")) == ""
     assert not (tmp_path / "left").exists()
+
+
+DEEP = f"{'d/' * 1500}file"
+TOO_LONG = f"z/{'/'.join(['n' * 200] * 25)}"
+
+
+def hostile(folder: Path, *paths: str) -> str:
+    """The URL of a repository with files whose paths no tool would make."""
+    folder.mkdir()
+    repository = Repository(folder, "evil.git")
+    blob = git(repository.work, "hash-object", "-w", "--stdin")
+    for path in paths:
+        git(repository.work, "update-index", "--add", "--cacheinfo", f"100644,{blob},{path}")
+    tree = git(repository.work, "write-tree")
+    commit = git(repository.work, "commit-tree", tree, "-m", "evil")
+    repository.push(f"{commit}:refs/heads/main")
+    return f"file://{folder}/evil.git"
+
+
+def fetched(url: str, mirror: GitMirror) -> GitCheckout:
+    request = GitRequest(url=url, revision="main")
+    return fetch_git(request, mirror=mirror, cancel=threading.Event(), wait_s=0.01)
+
+
+def test_a_repository_with_deep_folders_breaks_no_build_of_another(tmp_path: Path) -> None:
+    """Issue: its remains could not be removed, and each later use of the cache failed on them."""
+    mirror = GitMirror(str(tmp_path / "cache"))
+    with pytest.raises(SourceError, match="cannot create directory"):
+        fetched(hostile(tmp_path / "evil", DEEP, TOO_LONG), mirror)
+    good = hostile(tmp_path / "good", "file")
+    for _ in range(2):
+        fetched(good, mirror).release()
+    assert not list((tmp_path / "cache").glob("trash*"))
+
+
+def test_a_checkout_with_deep_folders_leaves_the_cache_like_any_other(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    fetched(hostile(tmp_path / "evil", DEEP), GitMirror(str(folder))).release()
+    assert GitMirror(str(folder), quota_bytes=0).trim() == 0
+    (home,) = [path for path in folder.iterdir() if path.is_dir()]
+    assert not [path for path in home.iterdir() if path.is_dir()]

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 import msgspec
 
-from buildrunner.containers.cleanup import remove_tree
+from buildrunner.file_trees import remove_tree
 from buildrunner.sandboxes.nested.container import MODES, SOCKET_NAME
 
 _ENGINE = "engine"

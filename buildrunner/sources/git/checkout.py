@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.file_trees import remove_tree
 from buildrunner.sources.git.command import GitCommand, format_argument
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.lfs import LfsTransfers
@@ -309,7 +310,7 @@ class CheckoutFolder:
                 if entry.name == ".git":
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
+                    remove_tree(entry.path)
                 else:
                     os.unlink(entry.path)
         if self._written:
@@ -325,8 +326,8 @@ class CheckoutFolder:
         """The one ref that was asked for, as a fetch by a person would leave it."""
         refs = os.path.join(self.path, ".git", "refs")
         if not self._options.tags:
-            shutil.rmtree(os.path.join(refs, "tags"), ignore_errors=True)
-        shutil.rmtree(os.path.join(refs, "remotes"), ignore_errors=True)
+            remove_tree(os.path.join(refs, "tags"))
+        remove_tree(os.path.join(refs, "remotes"))
         os.makedirs(os.path.join(refs, "tags"), exist_ok=True)
         name = ""
         if revision.tag:
@@ -335,7 +336,7 @@ class CheckoutFolder:
             name = f"refs/remotes/{_REMOTE_NAME}/{revision.branch}"
         if name:
             self._plain_git.run("update-ref", name, revision.wanted, folder=self.path)
-        shutil.rmtree(os.path.join(refs, "buildrunner"), ignore_errors=True)
+        remove_tree(os.path.join(refs, "buildrunner"))
 
 
 _FILTER_KEY = re.compile(r"filter\.(.+)\.(?:clean|smudge|process|required)")
@@ -457,7 +458,7 @@ def _forget(git: GitCommand, folder: str) -> None:
     """Remove what came of the submodules: a clone at depth 1 would never fetch what lies deeper."""
     git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
     clones = git.run("rev-parse", "--git-path", "modules", folder=folder).removesuffix("\n")
-    shutil.rmtree(os.path.join(folder, clones), ignore_errors=True)
+    remove_tree(os.path.join(folder, clones))
 
 
 def _values(git: GitCommand, folder: str, pattern: str, *source: str) -> list[str]:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.file_trees import remove_tree
 from buildrunner.sources.git.checkout import CheckoutFolder, GitOptions, WrittenCommit
 from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.errors import REMOTE, GitFailed
@@ -30,6 +31,7 @@ from buildrunner.sources.git.revision import ResolvedRevision
 
 DEFAULT_QUOTA_BYTES = 20 * 1024**3
 _MANY_PACKS = 20
+_TRASH = "trash."  # the name of no home has a full stop
 # Failures that a new start would not cure.
 _OURS_TO_KEEP = REMOTE | {"cancelled", "disk", "refused"}
 
@@ -122,8 +124,8 @@ class GitMirror:
         """Remove what is beyond the quota and in nobody's use; the bytes that are kept."""
         kept: list[tuple[int, int, str, str]] = []
         for home in folders_in(self._folder):
-            if os.path.basename(home).startswith("trash-"):
-                shutil.rmtree(home, ignore_errors=True)
+            if os.path.basename(home).startswith(_TRASH):
+                remove_tree(home)
                 continue
             for number in checkout_numbers(home):
                 state = read_state(home, number)
@@ -392,9 +394,9 @@ def discard(root: str, home: str, number: str) -> None:
     path = os.path.join(home, number)
     if not os.path.exists(path):
         return
-    trash = os.path.join(root, f"trash-{os.path.basename(home)}-{number}-{os.getpid()}")
+    trash = os.path.join(root, f"{_TRASH}{os.path.basename(home)}-{number}-{os.getpid()}")
     os.rename(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
+    remove_tree(trash)
 
 
 def count_packs(folder: str) -> int:

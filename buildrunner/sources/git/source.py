@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from buildrunner.errors import SourceError
+from buildrunner.file_trees import remove_tree
 from buildrunner.sources.git.checkout import (
     CheckoutFolder,
     GitOptions,
@@ -217,9 +218,7 @@ class GitCheckout:
         if self._lease is not None:
             self._lease.release()
         else:
-            import shutil
-
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_tree(self.folder)
 
 
 def fetch_git(
@@ -357,8 +356,6 @@ def _checkout(
     if mirror is not None:
         lease = mirror.checkout(git, revision, request.options)
         return _result(request, git, revision, lease.folder, lease.written, lease)
-    import shutil
-
     path = tempfile.mkdtemp(prefix="buildrunner-git-", dir=temporary)
     try:
         os.chmod(path, 0o755)  # what a build sees as its workspace  # noqa: S103
@@ -367,7 +364,7 @@ def _checkout(
         written = folder.measure(folder.fetch(revision))
         folder.write(revision, written.commit)
     except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
+        remove_tree(path)
         raise
     return _result(request, git, revision, path, written, None)
 

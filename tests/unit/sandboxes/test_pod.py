@@ -12,6 +12,7 @@ from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.protocol import Preparation
 from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
+from tests.security.test_deep_folders import make_deep
 
 
 class Engine(FakeEngine):
@@ -61,6 +62,13 @@ def test_what_an_earlier_process_left_in_the_workspace_is_removed(tmp_path):
     prepared(Engine(), shared, EmptyWorkspace())
     assert list(shared.iterdir()) == []
     assert outside.read_text() == "stays"
+
+
+def test_deep_folders_of_an_earlier_build_stop_no_later_one(tmp_path):
+    """Issue: each later build on the worker failed, those of other projects as well."""
+    make_deep(tmp_path / "left")
+    prepared(Engine(), tmp_path, EmptyWorkspace())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_worker_without_the_shared_folder_says_what_is_missing(tmp_path):
