@@ -101,7 +101,7 @@ def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
         if one is None or "$" in one.target:
             continue
         known = tuple(image for image in one.images if is_reference(image))
-        try:  # the arguments are the author's: a deployment has rules
+        try:  # the arguments may break the rules of a deployment
             checked = msgspec.to_builtins(replace(one, images=known))
             found[one.target] = msgspec.convert(checked, Deployment)
         except msgspec.ValidationError:
@@ -112,7 +112,7 @@ def suggested(step: StepPlan, project: str) -> tuple[Deployment, ...]:
 
 
 def _commands(step: StepPlan, env: Mapping[str, str]) -> Iterable[tuple[str, Sequence[str]]]:
-    """The programs that a step runs, with their arguments, as far as its text tells."""
+    """Return the programs that a step runs, with their arguments, as far as its text shows."""
     arguments = step.args or ()
     if step.script is not None:
         return _of_script(step.script, env)

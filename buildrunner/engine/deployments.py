@@ -23,7 +23,7 @@ MOST_OF_BUILD: Final = 1000
 """Deployments of one build that are recorded."""
 
 _Target = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*://[!-~]+\Z", max_length=512)]
-# Nothing that a shell reads: a rollback puts images into the script of a step.
+# No character with a meaning in a shell: a rollback puts images into the script of a step.
 _REFERENCE: Final = r"^[A-Za-z0-9][A-Za-z0-9_./:@+-]*\Z"
 _Image = Annotated[str, Meta(pattern=_REFERENCE, max_length=512)]
 _Images = Annotated[tuple[_Image, ...], Meta(max_length=50)]
@@ -35,12 +35,12 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One deployment of a step.
 
     Attributes:
-        target: where to: ``gke://PROJECT/LOCATION/CLUSTER/NAMESPACE/KIND/NAME``,
+        target: URI of the target: ``gke://PROJECT/LOCATION/CLUSTER/NAMESPACE/KIND/NAME``,
             ``kubernetes://HOST/NAMESPACE/KIND/NAME``, ``run://PROJECT/REGION/SERVICE``,
             ``functions://PROJECT/REGION/NAME``, ``appengine://PROJECT/SERVICE``.
         images: the images that run there now, by digest if it is known.
-        previous_images: the images that ran there before; empty if there were none, or if the image
-            did not look.
+        previous_images: the images that ran there before; empty if there were none, or if the
+            step did not report them.
         version: the target's own name of what runs there now: a revision, a version.
         url: the address that serves it.
         reported: the step's image reported it. False: the step's command suggests it.

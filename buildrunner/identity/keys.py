@@ -1,8 +1,8 @@
 """The keys that sign identity tokens, and their rotation.
 
-Each server signs with keys of its own: RSA keys in files of mode 0600 in its data folder, or a key
-of a KMS. The database has the public halves. So every server of a database publishes the keys of
-all, and no private key is in the database.
+Each server signs with its own keys: RSA keys in files of mode 0600 in its data folder, or a key
+of a KMS. The database has the public keys only. Every server of a database publishes the keys of
+all its servers.
 
 A new key is published before it signs, and an old one stays published after its last token, so that
 relying parties with a cached key set accept every token.
@@ -51,7 +51,7 @@ PUBLISHED_FOR: Final = SIGNS_FOR + 2 * OVERLAP
 FRESH_FOR: Final = timedelta(minutes=1)
 """Time for which a build's process signs with a key before it checks for a rotation."""
 
-_KMS: Final = ""  # the owner of a key of a KMS: all servers that are set to it
+_KMS: Final = ""  # the owner of a key of a KMS, which several servers may use
 _RSA_BITS = 2048
 _COORDINATE_BYTES = 32
 _ALGORITHMS: Final = {"rsa-pkcs1v15-sha256": "RS256", "ecdsa-sha2-nistp256": "ES256"}

@@ -50,9 +50,9 @@ class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
         trigger_name: the name of that trigger.
         repository: URL of the repository that was fetched; empty for other sources.
         ref: ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository; empty if the
-            build is of no such ref, as that of a fork.
+            build has no such ref, for example a build of a fork.
         commit: the commit that was fetched.
-        fork: the source is a fork's.
+        fork: the source comes from a fork.
     """
 
     project: str
@@ -68,7 +68,7 @@ class BuildFacts(msgspec.Struct, frozen=True, kw_only=True):
 def subject(facts: BuildFacts) -> str:
     """Return the ``sub`` of a build's tokens, which conditions match as a whole. Pure.
 
-    The parts of a name can't be mistaken for another part: ``:`` in a name is percent-encoded.
+    ``:`` in a name is percent-encoded, so that no name can look like another part.
     """
     source = "fork" if facts.fork else f"ref:{_part(facts.ref)}" if facts.ref else "no-ref"
     return f"project:{_part(facts.project)}:trigger:{_part(facts.trigger)}:{source}"
@@ -124,7 +124,7 @@ class BuildIdentity:
         audiences: returns the audiences that its trigger allows now.
         key: returns the key that signs now.
         clock: returns the time, aware UTC.
-        reserved: audiences of tokens that are for the build's own process, and for no step.
+        reserved: audiences of tokens that the build's own process gets, and no step.
     """
 
     email = ""
@@ -198,7 +198,7 @@ class BuildIdentity:
         return signed_token(claims, self._key())
 
     def _allowed_now(self) -> tuple[str, ...]:
-        """The allowed audiences; requests that come together read them once."""
+        """Return the allowed audiences. Concurrent requests share one read."""
         with self._turn:
             now = self._clock()
             if self._allowed_at is None or now - self._allowed_at >= AUDIENCES_FRESH_FOR:
@@ -208,7 +208,7 @@ class BuildIdentity:
 
 
 def base64url(data: bytes) -> str:
-    """Return the text of bytes in tokens and keys: base64 for URLs, without padding."""
+    """Encode bytes as base64url without padding, as in tokens and keys."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 

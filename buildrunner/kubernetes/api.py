@@ -1,6 +1,6 @@
 """The API of the cluster: the only module that imports lightkube.
 
-Objects come and go as plain dictionaries, in the form that the API documents.
+Objects are plain dictionaries, in the form that the API documents.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class KubernetesApi:
         environ: environment variables.
 
     Raises:
-        KubernetesError: nothing names a cluster, or lightkube is not installed.
+        KubernetesError: no cluster is configured, or lightkube is not installed.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -104,7 +104,7 @@ class KubernetesApi:
                 raise
 
     def jobs(self, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return the Jobs with some labels.
+        """Return the Jobs with the given labels.
 
         Raises:
             KubernetesError: the cluster refuses that, or does not answer.
@@ -114,7 +114,7 @@ class KubernetesApi:
         return self._listed(Job, "Jobs", namespace, labels=dict(labels))
 
     def pods(self, namespace: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
-        """Return the Pods with some labels. Raises as `jobs`."""
+        """Return the Pods with the given labels. Raises as `jobs`."""
         from lightkube.resources.core_v1 import Pod
 
         return self._listed(Pod, "Pods", namespace, labels=dict(labels))
@@ -194,7 +194,7 @@ def _refused(
     message: str = "",
     kind: str = "",
 ) -> KubernetesError:
-    """The error for an answer that is an error."""
+    """Return the exception for an error response."""
     if code == 404 and kind == "namespaces":
         return KubernetesError(
             f"the cluster has no namespace {namespace}",
@@ -227,7 +227,7 @@ def _refused(
 
 
 def _config(environ: Mapping[str, str]) -> tuple[Any, str]:
-    """The access to the cluster, and what names it."""
+    """Return the access to the cluster, and where it is configured."""
     from lightkube.config.kubeconfig import KubeConfig
 
     named = environ.get("KUBECONFIG", "")
@@ -238,7 +238,7 @@ def _config(environ: Mapping[str, str]) -> tuple[Any, str]:
             config = KubeConfig.from_service_account(_ACCOUNT).get()
         else:
             config = KubeConfig.from_file(origin).get()
-    except Exception as error:  # whatever can be wrong with a file that others wrote
+    except Exception as error:  # a kubeconfig can be invalid in many ways
         raise _no_access(origin, error) from error
     if config is None or config.user is None:
         raise _no_access(origin, "it names no user")

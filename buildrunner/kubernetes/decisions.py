@@ -1,7 +1,7 @@
 """Which Jobs to create and to delete, and which builds are lost. Pure.
 
-Jobs in the cluster and builds in the database are compared in both directions. A Job of a build
-that this database does not know belongs to another server, and is left alone.
+The module compares Jobs in the cluster and builds in the database, in both directions. A Job of a
+build that is not in this database belongs to another server, and stays unchanged.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
-    """The actions that one turn of the provisioner takes.
+    """The actions of one pass of the provisioner.
 
     Attributes:
         create: builds that get a Job, in this order.
@@ -117,7 +117,7 @@ def sentence(text: str) -> str:
 
 
 def _is_silent(build: ClaimedBuild, now: datetime) -> bool:
-    """Whether the worker of a build missed two renewals of its lease.
+    """Return whether the worker of a build missed two renewals of its lease.
 
     A worker that renews it lives, whatever the cluster says: its Job may be in another namespace,
     which the settings named before.
@@ -128,7 +128,7 @@ def _is_silent(build: ClaimedBuild, now: datetime) -> bool:
 def _lost(
     held: Sequence[ClaimedBuild], jobs: Mapping[str, BuildJob], now: datetime
 ) -> list[tuple[ClaimedBuild, str]]:
-    """The builds whose Pod is gone. A build that ends at this moment is refused later."""
+    """Return the builds whose Pod is gone. The store refuses those that end meanwhile."""
     lost = []
     for build in held:
         if build.lease_until is None or not _is_silent(build, now):
@@ -147,12 +147,12 @@ def _lost(
 def _new_jobs(
     now: Situation, jobs: Mapping[str, BuildJob], held: Sequence[ClaimedBuild]
 ) -> tuple[tuple[WaitingBuild, ...], dict[str, str]]:
-    """The builds that get a Job; and why others do not.
+    """Return the builds that get a Job, and the reasons why others do not.
 
-    As with claims, a build of the project that has the fewest comes first. A Pod takes its place
-    in the pool until it has ended, which is later than its build. A build whose Job was refused
-    rests for a while; it has no place, but counts for its project: otherwise the project would
-    remain the one that has the fewest, and its next builds would be refused in the place of others.
+    As with claims, a build of the project that has the fewest comes first. A Pod counts
+    for the limit of its pool until it has ended, which is later than its build. A build whose Job
+    was refused waits for a while. It does not count for the pool, but for its project: otherwise
+    the project would keep the fewest builds, and its refused ones would hold back the others.
     """
     of_pool = Counter(build.pool for build in held)
     over = {*now.ended, *(build.id for build in now.waiting if build.id not in jobs)}

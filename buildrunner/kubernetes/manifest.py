@@ -1,6 +1,6 @@
 """The Job of a build: its Pod runs a worker, and a Docker engine of the build's own. Pure.
 
-The engine is a sidecar: it starts before the worker, and Kubernetes ends it after the worker. All
+The engine is a sidecar: Kubernetes starts it before the worker, and ends it after the worker. All
 steps run in its control group, so its limits are the limits of the build. The worker talks to it
 over a socket in a shared folder.
 """
@@ -64,7 +64,7 @@ class PodBuild(msgspec.Struct, frozen=True, kw_only=True):
         id: of the build.
         timeout: of the whole build.
         limits: those of ``options.machineType``.
-        disk_gb: ``options.diskSizeGb``; 0 if the build asks for no size.
+        disk_gb: ``options.diskSizeGb``; 0 if the build sets no size.
     """
 
     id: str
@@ -222,7 +222,7 @@ def _resources(build: PodBuild, pool: Pool) -> dict[str, Any]:
     memory = str(build.limits.memory_bytes) if build.limits.memory_bytes else pool.memory
     limits = {"cpu": _whole(cpu), "memory": memory}
     requests = {"cpu": _share(cpu, pool.cpu_request_percent), "memory": memory}
-    if build.disk_gb:  # a node must have the disk that a build asks for
+    if build.disk_gb:  # a node must have the disk that the build requests
         limits["ephemeral-storage"] = requests["ephemeral-storage"] = f"{build.disk_gb}G"
     return {"limits": limits, "requests": requests}
 

@@ -1,7 +1,7 @@
-"""Verifies tokens by which the workers of Pods show who they are.
+"""Verification of the tokens by which workers in Pods authenticate.
 
-Kubernetes writes a token into each Pod, for the audience `AUDIENCE` and for an hour. It says in
-which Pod it is, and so for which build: the name of a Job has the id of its build.
+Kubernetes writes a token into each Pod, for the audience `AUDIENCE` and for an hour. The token
+names its Pod, and the name of the Pod has the id of the build.
 
 Source: https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/
 """
@@ -34,7 +34,7 @@ AccountKeys = Callable[[], tuple[str, Mapping[str, Any]]]
 
 
 class PodTokens:
-    """Returns the worker of a token, and None for tokens that no Pod of ours has. Thread-safe.
+    """Finds the worker of a token. Returns None for all but tokens of the pools' Pods. Thread-safe.
 
     Args:
         account_keys: see `KubernetesApi.account_keys`.
@@ -101,9 +101,10 @@ class PodTokens:
         return claims
 
     def _key(self, key_id: str) -> tuple[str, jwt.PyJWK | None]:
-        """The issuer, and a key, which a cluster may replace at any time.
+        """Return the issuer and a key. The cluster may replace keys at any time.
 
-        Keys hold on while the cluster does not answer, so that running builds keep their leases.
+        Cached keys stay valid while the cluster does not answer, so that running builds keep
+        their leases.
         """
         now = self._clock()
         with self._lock:

@@ -57,10 +57,10 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         pull_secrets: names of Secrets with logins for the registry of these images.
         service_account: the account of the Pods. It needs no rights.
         max_builds: how many of its builds run at the same time.
-        cpu, memory: what a build gets that asks for no ``options.machineType``.
-        disk: what a build may write that asks for no ``options.diskSizeGb``; empty sets no limit.
+        cpu, memory: the resources of a build without ``options.machineType``.
+        disk: the disk space of a build without ``options.diskSizeGb``; empty sets no limit.
         cpu_request_percent: share of the processors that are reserved for a build. Builds may use
-            the others when nobody else wants them.
+            the others while no other Pod needs them.
         isolation: one of `ISOLATIONS`.
         node_selector: labels that a node must have.
         tolerations: taints of nodes that are accepted: ``KEY``, ``KEY=VALUE`` or
@@ -97,7 +97,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pool_problems(pool: Pool) -> Iterator[tuple[str, str]]:
-    """Yield each setting that no cluster accepts, with what it may be."""
+    """Yield each setting that no cluster accepts, with its allowed values."""
     for key, (form, needs) in _FORMS.items():
         if not form.fullmatch(getattr(pool, key)):
             yield key, needs

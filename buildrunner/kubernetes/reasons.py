@@ -1,4 +1,4 @@
-"""The fate of a Job, in words, from the objects of the cluster. Pure.
+"""Why a Job failed or its Pod does not run, as text, from the objects of the cluster. Pure.
 
 Source: https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle/ and
 https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
@@ -36,7 +36,7 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
         build_id: the build.
         namespace, name: of the Job.
         ended_at: when it completed or failed; None while it is active.
-        reason: why the Job has failed, or why its Pod does not run; empty for nothing.
+        reason: why the Job has failed, or why its Pod does not run; empty if there is none.
         disrupted: whether Kubernetes ends its Pod. On a lost node, no Pod ends: its Job stays
             active until the node returns.
         node_lost: whether the node of its Pod is not ready. Kubernetes ends no Pod while all nodes
@@ -148,7 +148,7 @@ def _reason(job: Object, pod: Object | None, warnings: Sequence[Object], disrupt
 
 
 def _pod_reason(pod: Object) -> str:
-    """Return the fault of a Pod in words; empty if it has none."""
+    """Return why a Pod failed or does not run, as text; empty if it is fine."""
     status = pod.get("status") or {}
     containers = [
         *(status.get("initContainerStatuses") or ()),
@@ -171,7 +171,7 @@ def _pod_reason(pod: Object) -> str:
 
 
 def _disruption(pod: Object) -> str:
-    """Why Kubernetes ends a Pod; empty if it does not."""
+    """Return why Kubernetes ends a Pod; empty if it does not."""
     status = pod.get("status") or {}
     node = (pod.get("spec") or {}).get("nodeName", "")
     if status.get("reason") == "Evicted":

@@ -54,7 +54,7 @@ def attach(repository: Repository, image: Manifest, attestation: bytes) -> None:
             bundle of one.
 
     Raises:
-        RegistryError: the registry does not take it.
+        RegistryError: the registry refuses it.
     """
     predicate = _predicate_of(attestation)
     keyless = is_keyless(attestation)
@@ -69,7 +69,7 @@ def attach_signature(repository: Repository, image: Manifest, signer: Signer) ->
 
     Raises:
         AttestationError: the signer does not sign.
-        RegistryError: the registry does not take it.
+        RegistryError: the registry refuses it.
     """
     claim = image_claim(repository.name, image.digest)
     tag = _tag(image.digest, "sig")
@@ -143,7 +143,7 @@ def _attach_referrer(
     }
     body = json.dumps(manifest, separators=(",", ":")).encode()
     if not repository.put_manifest(sha256(body), body, MANIFEST):
-        # A registry that does not say so keeps no list of referrers.
+        # Without this answer, the registry keeps no list of referrers.
         _list_referrer(repository, image.digest, body, annotations)
 
 
@@ -166,7 +166,7 @@ def _list_referrer(
 
 
 def _attach_tag(repository: Repository, image: Manifest, envelope: bytes, predicate: str) -> None:
-    """Add the envelope as a layer of cosign's manifest, after those that are there."""
+    """Add the envelope as a layer of cosign's manifest, after the existing layers."""
     layer = {
         **_stored(repository, envelope, ENVELOPE_TYPE),
         "annotations": {_SIGNATURE: "", _PREDICATE: predicate},

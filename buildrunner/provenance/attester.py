@@ -1,4 +1,4 @@
-"""Makes the provenance of a running build once everything is published."""
+"""The attester of a running build: it makes the provenance after the build has published all."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ class ProvenanceAttester:
     """Implements `Attester`.
 
     Args:
-        build: with its substitutions made.
-        plan: its plan.
+        build: the build, with its substitutions applied.
+        plan: the plan of the build.
         builder_id: URI of the server that runs the build.
         sign: returns the attestation of a statement: a DSSE envelope or a Sigstore bundle.
-        open_signer: opens the key that also signs images; None: no key does.
+        open_signer: opens the key that also signs images; None: sign no images.
         required: the build fails without provenance (``requestedVerifyOption: VERIFIED``).
         user_login: returns the user's own login at a registry.
         push: attach attestations to images in their registry.
-        egress: networks that are not reached for builds.
+        egress: networks that requests for a build must not reach.
         start_sbom: starts to make the SBOMs of images, until the build is cancelled, and returns
-            what failed by now; None: none.
+            the failures until now; None: make no SBOMs.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ def _manifest(repository: Repository, image: ImageName) -> Manifest:
 
 
 def _images(outcome: BuildOutcome) -> list[ImageName]:
-    """The images that were pushed, each digest of a repository once."""
+    """Return the pushed images, each digest of a repository once."""
     images = (
         replace(ImageName.parse(image.name), tag="", digest=image.digest)
         for image in outcome.images

@@ -1,8 +1,8 @@
 """Keyless signatures by Sigstore.
 
-Fulcio certifies a key that lives for one signature, for the identity in an OpenID Connect token.
+Fulcio certifies a key that makes one signature, for the identity in an OpenID Connect token.
 Rekor logs the signature, and a timestamp authority may date it. The result is a Sigstore bundle.
-The library `sigstore` does all of this; it is loaded by builds with such signatures only.
+The library `sigstore` does all of this; only builds with such signatures load it.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ def keyless_bundle(
 ) -> bytes:
     """Return the Sigstore bundle of a signed statement, as JSON on one line.
 
-    An instance that does not answer, or is busy, is tried again.
+    Requests to an instance that is busy, or does not answer, are retried.
 
     Args:
         statement: an in-toto statement.
-        keyless: says how to sign.
+        keyless: the settings.
         cancel: ends the wait for Sigstore.
 
     Raises:
-        AttestationError: no valid bundle can be had; says why.
+        AttestationError: Sigstore made no valid bundle. The message says why.
     """
     payload = json.dumps(statement, separators=(",", ":"), ensure_ascii=False).encode()
     halt = cancel or threading.Event()
@@ -113,7 +113,7 @@ def trusted_root(sigstore: str) -> TrustedRoot:
         sigstore: `PUBLIC`, or the path of a trust config or of a trusted root.
 
     Raises:
-        AttestationError: they can't be read or fetched.
+        AttestationError: the keys can't be read or fetched.
     """
     _require()
     from sigstore.models import TrustedRoot
@@ -128,7 +128,7 @@ def trusted_root(sigstore: str) -> TrustedRoot:
 
 
 def verified_payload(bundle: bytes, root: TrustedRoot) -> tuple[bytes, str, Identity]:
-    """Return what a bundle signs, the type of that, and the identity that signed.
+    """Return the signed payload of a bundle, its type, and the identity that signed it.
 
     The certificate must have been valid when the log or a timestamp authority saw the signature.
 
@@ -254,7 +254,7 @@ def _signed(payload: bytes, keyless: Keyless) -> bytes:
     with _asking("the provenance can't be logged by Rekor"):
         try:
             bundle = certified.sign_dsse(Statement(payload)).to_json().encode()
-        except InvalidBundle as error:  # the library passes over authorities that do not answer
+        except InvalidBundle as error:  # the library ignores authorities that do not answer
             raise _Failed(
                 f"no timestamp authority dated the signature of the provenance: {error}",
                 passes=True,
@@ -270,7 +270,7 @@ def _signed(payload: bytes, keyless: Keyless) -> bytes:
 
 @contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """Translate the errors of the library: the answer of the server says more than they do."""
+    """Translate the errors of the library. The message is that of the server, which says more."""
     import requests
 
     try:

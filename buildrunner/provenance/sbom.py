@@ -4,8 +4,8 @@ The build's process starts ``python -m buildrunner.provenance.sbom`` and does no
 job comes on standard input, since it may hold a login. The result is `SBOM_NAME` beside the log of
 the build, or `SBOM_FAILED_NAME` with the reason.
 
-The image is the author's: syft gets a copy, no login and no network address, and all that a job
-takes has a limit. A machine runs few jobs at a time, and fewer of one project.
+The image is not trusted: syft gets a copy of it, but no login and no network address. Memory, time
+and disk of a job are limited. A machine runs few jobs at a time, and fewer of one project.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ class SbomJob(msgspec.Struct, frozen=True, kw_only=True):
         formats: names of `FORMATS`.
         project: the build's project; empty without a server.
         key, key_folder: the signing key, as `open_signer` takes it.
-        keyless: signs in place of the key; None: the key does.
+        keyless: the settings for a signature by Sigstore; None: the key signs.
         push: attach the attestations to the images.
-        egress: networks that are not reached for builds.
+        egress: networks that requests for a build must not reach.
         limit_bytes: how much disk the job may take.
     """
 
@@ -146,7 +146,7 @@ def wait(process: subprocess.Popen[bytes], folder: str, cancel: threading.Event)
 def _slots(job: SbomJob, cancel: threading.Event) -> tuple[int, ...]:
     """Wait until the job may run; return the files that are locked for it.
 
-    A job needs one of the project's places first, so that no project holds all of the machine.
+    A job needs one of the project's slots first, so that no project uses all slots of the machine.
     """
     project = hashlib.sha256(job.project.encode()).hexdigest()[:16]
     until = time.monotonic() + _PATIENCE_S
@@ -243,7 +243,7 @@ def _documents(
     job: SbomJob, repository: Repository, manifest: Manifest, deadline: Deadline, most_bytes: int
 ) -> dict[str, Any]:
     """Return the documents of an image, by the names of their formats."""
-    # Not in the folder for temporary files of the build's process, which goes with it.
+    # Not in the temporary folder of the build's process, which is deleted with the process.
     with tempfile.TemporaryDirectory(prefix="sbom-", dir=job.folder) as folder:
         places = {kind: os.path.join(folder, kind) for kind in job.formats}
         copy, temporary = os.path.join(folder, "image"), os.path.join(folder, "tmp")
@@ -302,9 +302,9 @@ def _run(
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill syft, and wait until its processes are gone: what they write to is removed then.
+    """Kill syft, and wait until its processes are gone: the caller then removes their folder.
 
-    The package of syft is a program in Python that starts the one which does the work.
+    The syft of the Python package is a launcher that starts the real program.
     """
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -357,10 +357,10 @@ class _Document(msgspec.Struct):
 
 
 def save_image(repository: Repository, manifest: Manifest, folder: str, most_bytes: int) -> None:
-    """Copy an image to a folder. Of an index, that is the image for this machine's platform.
+    """Copy an image to a folder. From an index, copy the image for this machine's platform.
 
     Raises:
-        RegistryError: the image is not as it must be, or larger than ``most_bytes``.
+        RegistryError: the image is invalid, or larger than ``most_bytes``.
         OSError: the folder can't be written.
     """
     document = _document(manifest)

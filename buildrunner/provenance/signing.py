@@ -237,7 +237,7 @@ def _make_key(path: str) -> None:
 
 
 def kms_signer(uri: str) -> Signer:
-    """Return a signer for a key of a KMS, whose public key the KMS is asked for.
+    """Return a signer for a key of a KMS. The KMS supplies the public key.
 
     Raises:
         AttestationError: the key cannot be used.
@@ -286,14 +286,14 @@ def _public(key: SSlibKey) -> Any:
 
 
 class BadCertificate(Exception):
-    """A certificate does not vouch for its key. The message says why."""
+    """A certificate does not certify its key. The message says why."""
 
 
 def read_certificates(pem: bytes, place: str) -> list[x509.Certificate]:
     """Return the certificates of a PEM text, at least one.
 
     Raises:
-        AttestationError: the text holds none, or a broken one.
+        AttestationError: the text has no certificate, or an invalid one.
     """
     try:
         return x509.load_pem_x509_certificates(pem)

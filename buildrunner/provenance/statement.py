@@ -47,12 +47,12 @@ def provenance_statement(
     builder_id: str,
     masked: Callable[[str], str] = lambda text: text,
 ) -> dict[str, Any] | None:
-    """Return the statement about all that a build has published; None if it published nothing.
+    """Return the statement about the artifacts of a build; None if it published nothing.
 
     Args:
-        build: with its substitutions made.
-        plan: its plan.
-        outcome: what the build published, and what it ran on.
+        build: the build, with its substitutions applied.
+        plan: the plan of the build.
+        outcome: the published artifacts, and the images of the steps.
         builder_id: URI of the server that ran the build.
         masked: hides the values of secrets in a text.
     """
@@ -91,7 +91,7 @@ def _invocation(build: Build, plan: BuildPlan) -> str:
 
 
 def _subjects(outcome: BuildOutcome) -> Iterator[dict[str, Any]]:
-    """Images by repository and digest, files and packages by URL and digest; each once."""
+    """Yield images by repository and digest, files and packages by URL and digest; each once."""
     seen = set()
     for image in outcome.images:
         subject = (ImageName.parse(image.name).repository, image.digest)
@@ -105,7 +105,7 @@ def _subjects(outcome: BuildOutcome) -> Iterator[dict[str, Any]]:
 
 
 def _package_digest(package: PublishedPackage) -> dict[str, str]:
-    """A Go module has the sum of its list of files, which in-toto calls ``dirHash``."""
+    """Return the digest of a package. in-toto calls the sum of a Go module ``dirHash``."""
     return {"dirHash" if package.kind == "go" else "sha256": package.hash.hex()}
 
 
@@ -181,7 +181,7 @@ def _with_hashes(uri: str, resolved: SourceProvenance) -> dict[str, Any]:
 
 
 def _images(plan: BuildPlan, outcome: BuildOutcome) -> Iterator[dict[str, Any]]:
-    """The images that steps ran on, each once, with the digest if a registry knows the image."""
+    """Yield the images of the steps, each once, with the digest if a registry has the image."""
     digests = {step.index: step.image_digest for step in outcome.steps}
     seen = set()
     for step in plan.steps:

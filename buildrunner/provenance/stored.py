@@ -1,7 +1,7 @@
 """The attestations of a build on disk, beside its log: provenance, and SBOMs in another file.
 
 One DSSE envelope a line, as slsa-verifier and other tools read them. Each file is written once, and
-is deleted with the build. The files stay when the log is removed for its age.
+is deleted with the build. The files stay when the log is deleted for its age.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from buildrunner.errors import NotFound, StoreError
 FILE_NAME: Final = "attestations.intoto.jsonl"
 SBOM_NAME: Final = "sbom.intoto.jsonl"
 SBOM_FAILED_NAME: Final = "sbom.failed"
-"""Why there is no SBOM of an image, or none yet: a line for each image."""
+"""File with a line for each image that has no SBOM, or none yet. The line gives the reason."""
 
 
 def store_attestations(folder: str, envelopes: Sequence[bytes]) -> None:
-    """Write the attestations of a build into its folder. Without any, nothing is written.
+    """Write the attestations of a build into its folder. Writes no file if there are none.
 
     Raises:
         StoreError: the file cannot be written.
@@ -29,7 +29,7 @@ def store_attestations(folder: str, envelopes: Sequence[bytes]) -> None:
 
 
 def write_lines(folder: str, name: str, lines: Sequence[bytes]) -> None:
-    """Write a whole file of lines into the folder of a build. Without any, nothing is written.
+    """Write a whole file of lines into the folder of a build. Writes no file if there are none.
 
     Raises:
         StoreError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Checks signed provenance of an artifact against keys and a policy, which comes from a file."""
+"""Verification of an artifact's signed provenance against keys and the policy in a file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _IDENTITY_SHAPE: Final = "must be a list of mappings with `issuer` and `subject`
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """Demands on provenance. An empty field allows every value, but there must be a signer.
+    """The rules for provenance. An empty field allows every value, but a signer is required.
 
     In patterns ``*`` stands for any characters but a slash, ``**`` for any characters.
 
@@ -87,7 +87,7 @@ def read_policy(path: str) -> Policy:
     """Read a policy file. Paths in it are relative to the file.
 
     Raises:
-        ConfigError: the file is wrong; holds every problem with its place.
+        ConfigError: the file is invalid; lists every problem with its place.
         UsageError: the file cannot be read.
     """
     try:
@@ -180,7 +180,7 @@ def _known() -> str:
 def _compiled(pattern: str) -> re.Pattern[str]:
     texts = (
         re.escape(part) if at % 2 == 0 else "[^/]*" if part == "*" else ".*"
-        for at, part in enumerate(re.split(r"(\*+)", pattern))  # text and asterisks by turns
+        for at, part in enumerate(re.split(r"(\*+)", pattern))  # text and asterisks alternate
     )
     return re.compile("".join(texts), re.DOTALL)
 
@@ -222,7 +222,7 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Refused(Exception):
-    """One attestation is not good. The stage says how far it came."""
+    """One attestation is refused. A higher stage means that more checks passed."""
 
     def __init__(self, stage: int, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -237,7 +237,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
         keys: public keys.
         authorities: authorities whose certificates name further keys.
         identities: identities that may sign by Sigstore; their subjects are patterns.
-        sigstore: the trusted root of the instance of Sigstore; needed with ``identities`` only.
+        sigstore: the trusted root of the instance of Sigstore; required only with ``identities``.
         now: the time at which certificates must be valid.
     """
 
@@ -249,16 +249,16 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: Policy) -> Verified:
-    """Return what good provenance says about an artifact.
+    """Return the facts in the first attestation of an artifact that is signed and meets the policy.
 
     Args:
         digest: of the artifact: ``sha256:HEX``.
         attestations: DSSE envelopes, and Sigstore bundles.
         trust: the accepted signers.
-        policy: what the provenance must say; the signers in it are not looked at.
+        policy: the rules. Its signers are ignored: ``trust`` has the signers.
 
     Raises:
-        VerificationError: there is no good provenance; says why.
+        VerificationError: no attestation passes. The message says why.
     """
     worst = _Refused(0, "it has no provenance", "was it built by buildrunner, and pushed with it?")
     for attestation in attestations:
@@ -270,7 +270,7 @@ def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: P
 
 
 def claimed(digest: str, attestations: Sequence[bytes]) -> Verified | None:
-    """Return what provenance claims about an artifact, without a look at its signature."""
+    """Return the claims of provenance about an artifact, without a check of its signature."""
     for attestation in attestations:
         try:
             envelope = envelope_in(attestation)
@@ -317,7 +317,7 @@ def _envelope(attestation: bytes) -> Envelope:
 
 
 def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:
-    """Return what an allowed identity signed by Sigstore, the type of that, and the identity."""
+    """Return the payload that an allowed identity signed, its type, and the identity."""
     if not trust.identities:
         raise _Refused(
             2,
@@ -335,7 +335,7 @@ def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:
             f"its provenance is signed by an identity of another issuer: {identity.issuer}",
             f"allowed: {', '.join(dict.fromkeys(one.issuer for one in trust.identities))}",
         )
-    # A certificate without a subject, or with several, is nobody's, whatever a pattern allows.
+    # A certificate without a subject, or with several, matches no pattern, not even ``**``.
     if not identity.subject or not allows((one.subject for one in of_issuer), identity.subject):
         raise _Refused(
             3,
@@ -348,7 +348,7 @@ def _identified(bundle: bytes, trust: Trust) -> tuple[bytes, str, Identity]:
 def _signed_by(envelope: Envelope, keys: Sequence[SSlibKey]) -> str:
     """Return the id of the key that signed; empty if none did.
 
-    Every key is tried, whatever the envelope claims.
+    Tries every key: the key id in the envelope is only a claim.
     """
     signed = envelope.pae()
     signatures = [bytes.fromhex(one.signature) for one in envelope.signatures.values()]
@@ -399,7 +399,7 @@ def _statement(payload: bytes, payload_type: str) -> dict[str, Any]:
             else BUILD_TYPE
         )
     except (ValueError, RecursionError, LookupError, TypeError) as error:
-        raise _Refused(4, "what its provenance signs is no in-toto statement") from error
+        raise _Refused(4, "the content of its provenance is no in-toto statement") from error
     if kind != (STATEMENT_TYPE, PROVENANCE_TYPE, PAYLOAD_TYPE):
         raise _Refused(4, f"it has no provenance, only a statement of type {kind[1]}")
     if build_type != BUILD_TYPE:

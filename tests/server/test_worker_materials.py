@@ -111,7 +111,7 @@ def test_a_download_that_goes_on_with_other_bytes_is_refused():
 
 
 def test_a_download_that_begins_again_in_place_of_going_on_is_refused():
-    with pytest.raises(StorageError, match="comes from another byte than asked for: all"):
+    with pytest.raises(StorageError, match="begins at another byte than requested: all"):
         read(Broken(ranges=False))
 
 

@@ -38,8 +38,8 @@ class RemoteIdentities:
     """Implements `Identities` for one build, and `Credentials` of its metadata server.
 
     Args:
-        queue: the server's.
-        lease: our right to the build.
+        queue: the queue of the server.
+        lease: the lease of the build.
     """
 
     email = ""
@@ -86,7 +86,7 @@ class RemoteIdentities:
 
 
 def fetch_logins(queue: RemoteQueue, lease: Lease, folder: str) -> None:
-    """Write the logins of the build's project that its stored plan needs into an own folder.
+    """Write the logins of the build's project that its stored plan needs into a separate folder.
 
     Raises:
         CredentialsError: the server does not send them, or they can't be written.
@@ -114,7 +114,7 @@ def remote_attester(
     build: Build,
     plan: BuildPlan,
 ) -> RemoteAttester | None:
-    """Return what has the published parts of a build attested; None if it publishes nothing.
+    """Return the attester of a build; None if the build publishes nothing.
 
     Raises:
         ConfigError: the build must have provenance, and the server makes none.
@@ -135,9 +135,9 @@ class RemoteAttester:
     """Implements `Attester`: the server makes, signs and keeps the provenance.
 
     Args:
-        queue: the server's.
-        lease: our right to the build.
-        provenance: what the server's settings want.
+        queue: the queue of the server.
+        lease: the lease of the build.
+        provenance: the server's settings for provenance.
         required: the build fails without provenance.
     """
 
@@ -170,7 +170,7 @@ class RemoteAttester:
         return Attested((), tuple(warnings))
 
     def _attest(self, outcome: BuildOutcome) -> str:
-        """Have the outcome attested; return why it is not."""
+        """Request the attestation of an outcome; return the error, empty if there is none."""
         steps = tuple(
             type(step)(index=step.index, image_digest=step.image_digest) for step in outcome.steps
         )

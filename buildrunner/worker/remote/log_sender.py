@@ -1,7 +1,8 @@
 """Sends the log and the events of a build to the server while they grow.
 
-The build's own files on this disk are what is not sent yet: the log is masked in them, survives the
-process, and is read again after a failure. The server's copy is always a beginning of them.
+The build's own files on this disk have all data that is not sent yet. The log in them is masked,
+survives the process, and is read again after a failure. The server's copy is always a prefix of
+them.
 """
 
 from __future__ import annotations
@@ -41,13 +42,13 @@ _log = logging.getLogger(__name__)
 
 
 class LogSender:
-    """Sends one build's log and events. `start` once; every method from any thread.
+    """Sends one build's log and events. Call `start` once. All methods are thread-safe.
 
     Args:
-        queue: the server's.
-        lease: our right to the build.
+        queue: the queue of the server.
+        lease: the lease of the build.
         folder: the log folder of the build on this disk.
-        begun: what the server has by now.
+        begun: the sizes of the server's copies.
     """
 
     def __init__(self, queue: RemoteQueue, lease: Lease, folder: str, begun: BegunBuild) -> None:
@@ -61,11 +62,11 @@ class LogSender:
         self._ended = False
 
     def start(self) -> None:
-        """Send what there is, and what comes, from a thread."""
+        """Start the thread that sends present and later data."""
         threading.Thread(target=self._run, name="log-sender", daemon=True).start()
 
     def wake(self) -> None:
-        """There is more to send. Cheap."""
+        """Notify the thread that there is more to send. Cheap."""
         self._news.set()
 
     def wait_for_room(self, size: int) -> None:
@@ -76,12 +77,12 @@ class LogSender:
             self._moved.wait_for(lambda: self._ended or size - self._sent["log"] <= UNSENT_BYTES)
 
     def send_all(self) -> None:
-        """Send what there is. Returns when the server has all of it on its disk.
+        """Send all data. Returns when the server has all of it on its disk.
 
         Raises:
-            LeaseLost: the lease is somebody else's.
+            LeaseLost: another worker has the lease.
             StoreUnavailable: the server does not answer now.
-            StoreError: the server refuses what is sent.
+            StoreError: the server refuses the data.
         """
         with self._sending:
             flush_copy(self._folder)  # the copy must not be ahead of the original after a power cut
@@ -137,7 +138,7 @@ class SentLog:
 
     Args:
         log: the file.
-        sender: sends what is in it.
+        sender: sends the content of the file.
     """
 
     def __init__(self, log: LogFileSink, sender: LogSender) -> None:
@@ -156,11 +157,11 @@ class SentLog:
 
 
 def send_rest(queue: RemoteQueue, folder: str, lease: Lease, begun: BegunBuild) -> None:
-    """Send what the server lacks of a log, however long the server does not answer.
+    """Send the part of a log that the server lacks. Retries for as long as the server is away.
 
     Raises:
-        LeaseLost: the lease is somebody else's.
-        StoreError: the server refuses what is sent.
+        LeaseLost: another worker has the lease.
+        StoreError: the server refuses the data.
     """
     until_answered(LogSender(queue, lease, folder, begun).send_all)
 
@@ -171,7 +172,7 @@ def fetch_copy(queue: RemoteQueue, lease: Lease, folder: str, begun: BegunBuild)
     Nothing is fetched if they are on this disk: then this worker has sent them.
 
     Raises:
-        LeaseLost: the lease is somebody else's.
+        LeaseLost: another worker has the lease.
         StoreError: they can't be written.
     """
     if os.path.isdir(folder):

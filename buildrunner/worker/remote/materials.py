@@ -43,9 +43,9 @@ class RemoteUpload(SourceUpload):
 
     Args:
         server: the connection to the server. Not closed.
-        lease: our right to the build.
+        lease: the lease of the build.
         project: the project of the build.
-        source: what the build names.
+        source: the source that the build names.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RemoteUpload(SourceUpload):
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
         """See `ObjectStore.read`. The sum of the whole archive must be that of its name.
 
-        A read from a later byte on goes on with the sum of the reads before.
+        A read from a later offset continues the sum of the earlier reads.
         """
         if not offset:
             self._digest, self._summed = hashlib.sha256(), 0
@@ -98,14 +98,14 @@ class RemoteUpload(SourceUpload):
                 _check_range(answer, found, offset)
                 for piece in answer.iter_bytes(_PIECE_BYTES):
                     if cancel.is_set():
-                        raise StorageError(f"{found.url} is not wanted any more")
+                        raise StorageError(f"the fetch of {found.url} was cancelled")
                     self._digest.update(piece)
                     self._summed += len(piece)
                     yield piece
         except (BuildrunnerError, httpx.TransportError) as error:
             raise self._failed(found.url, error) from error
         if self._summed < found.size_bytes:
-            return  # the reader finds out, and tries again
+            return  # the reader notices, and retries
         if self._digest.hexdigest() != sum_in_name(found.name):
             raise self._damaged(found, self._digest.hexdigest())
 
@@ -123,15 +123,15 @@ def _check_range(answer: httpx.Response, found: StoredObject, offset: int) -> No
     expected = f"bytes {offset}-{found.size_bytes - 1}/{found.size_bytes}"
     told = answer.headers.get("content-range", "")
     if answer.status_code != 206 or told != expected:
-        raise StorageError(f"{found.url} comes from another byte than asked for: {told or 'all'}")
+        raise StorageError(f"{found.url} begins at another byte than requested: {told or 'all'}")
 
 
 class RemoteSecrets:
     """Implements `SecretResolver`: the values come from the server, once for each build.
 
     Args:
-        queue: the server's.
-        lease: our right to the build.
+        queue: the queue of the server.
+        lease: the lease of the build.
     """
 
     def __init__(self, queue: RemoteQueue, lease: Lease) -> None:
@@ -166,7 +166,7 @@ def event_payload(queue: RemoteQueue, lease: Lease) -> Mapping[str, Any]:
     """Return the payload of the event that fired a build's trigger, by root name.
 
     Raises:
-        StoreError: the server does not tell.
+        StoreError: the server does not answer.
     """
     answer = patiently(lambda: queue.call("GET", lease, "/payload"))
     payload: Mapping[str, Any] = decoded(answer, dict[str, dict[str, Any]])["payload"]
@@ -180,14 +180,14 @@ def store_log(
     stored: StoredBuild,  # noqa: ARG001  (the server knows it)
     build: Build,
 ) -> Build:
-    """Have the server store the log of a finished build where the Build wants it.
+    """Request that the server stores the log of a finished build in the bucket of the build.
 
     Returns:
         The Build, with a warning if that failed: then the server did not answer for some minutes,
         or refused.
 
     Raises:
-        LeaseLost: the lease is somebody else's.
+        LeaseLost: another worker has the lease.
         Conflict: the build has ended already.
     """
     until_answered(send_rest)

@@ -113,9 +113,9 @@ class RemoteQueue(BuildQueue):
         self._begun[lease] = decoded(answer, BegunBuild)
 
     def begun(self, lease: Lease) -> BegunBuild:
-        """Return what the server said of a build when it was begun.
+        """Return the server's answer to the begin of a build.
 
-        A build that no process of ours has begun is begun without one: the supervisor ends it.
+        If no process has begun the build, begin it without one: the supervisor is about to end it.
         """
         if lease not in self._begun:
             self.set_process(lease, _NO_PROCESS)
@@ -129,7 +129,7 @@ class RemoteQueue(BuildQueue):
     def record(self, lease: Lease, document: Document) -> None:
         """See `BuildQueue.record`. Before a final status, the rest of the log is sent.
 
-        A log that the server refuses does not hold the end up, which then has a warning.
+        If the server refuses the log, the build ends with a warning.
         """
         if document.get("status") in FINAL_STATUSES:
             document = self._with_log_sent(lease, document)
@@ -167,8 +167,8 @@ class RemoteQueue(BuildQueue):
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         """See `BuildQueue.claimed`: of this worker alone.
 
-        Without a name, the server is asked every 15 seconds, and other calls return nothing. The
-        processes of the builds hear by themselves that somebody wants them cancelled.
+        Without a name, the method sends a request at most every 15 seconds. Other calls return
+        nothing: the process of a build learns of a cancel request by itself.
         """
         name = worker_name or (self._claims.worker_name if self._claims else "")
         if worker_name is None and (not name or time.monotonic() - self._looked_at < _LOOK_S):
@@ -198,11 +198,11 @@ class RemoteQueue(BuildQueue):
         """Send a request about the build of a lease.
 
         Raises:
-            LeaseLost: the lease is somebody else's.
+            LeaseLost: another worker has the lease.
             Conflict: the build has ended.
             OffsetRefused: a piece does not continue the copy on the server.
             StoreUnavailable: the server does not answer now, or refuses the token.
-            InvalidRecord: the server refuses what is sent, or has no such operation.
+            InvalidRecord: the server refuses the data, or has no such operation.
         """
         path = f"/worker/v1/builds/{lease.build_id}{operation}"
         asked = {"fence": lease.fence, **(query or {})}
@@ -220,7 +220,7 @@ class RemoteQueue(BuildQueue):
         content: bytes | None = None,
         answer_s: float = _ANSWER_S,
     ) -> httpx.Response:
-        """Send a request; its failures are those of a store. See `call`."""
+        """Send a request; translate its failures to those of a store. See `call`."""
         try:
             return self._server.answer(
                 method, path, query=query, content=content, tries=_TRIES, answer_s=answer_s
@@ -282,11 +282,11 @@ class Claims:
 
     Args:
         server: the connection to the server.
-        request: what is asked for, but for the number of builds.
+        request: the request, without the number of builds.
         isolation: how builds are isolated here.
         arrived: called, from any thread, when `take` should be called again.
         refused: called once with the reason if the server will not give this worker a build.
-        most: how many builds are claimed at all; 0 sets no limit.
+        most: maximum number of builds to claim; 0 sets no limit.
     """
 
     def __init__(
@@ -317,7 +317,7 @@ class Claims:
         return self._request.worker
 
     def take(self, worker_name: str, limit: int) -> StoredBuild | None:
-        """Return a build that has arrived; else have the server asked for one."""
+        """Return a build that has arrived; without one, start a request for it."""
         with self._lock:
             found, self._found = self._found, None
             if found is not None:
@@ -367,12 +367,12 @@ class Claims:
 
 
 class CancelSignals:
-    """Waits in a thread for the wish to cancel a build, which the server tells at once.
+    """Waits in a thread for a request to cancel a build, which the server reports at once.
 
     Args:
-        queue: the server's.
+        queue: the queue of the server.
         lease: of the build.
-        look: called when somebody wants the build cancelled, or its lease is lost.
+        look: called if a user cancels the build, or its lease is lost.
     """
 
     def __init__(self, queue: RemoteQueue, lease: Lease, look: Callable[[], None]) -> None:
@@ -406,12 +406,12 @@ def connect(url: str, token_file: str, ca_file: str) -> ServerConnection:
 
     Args:
         url: address of the server.
-        token_file: file with the worker's token. It is read for each request, since the tokens of
-            some platforms change all the time.
+        token_file: file with the worker's token. It is read for each request, since some
+            platforms rotate their tokens.
         ca_file: certificates to trust; empty for those of the system.
 
     Raises:
-        UsageError: it is no address, or a file can't be read.
+        UsageError: the URL is invalid, or a file can't be read.
     """
     token_in(token_file)
     return ServerConnection(url, partial(token_in, token_file), ca_file, time.sleep)
