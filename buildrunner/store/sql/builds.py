@@ -332,7 +332,7 @@ class SqlBuilds(SqlPart):
             listing = listing.where(is_ongoing)  # there is an index of these few
         if page_token:
             listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
-        with self._database.read() as connection:
+        with self._database.read(streams=True) as connection:
             if condition.exact:
                 rows, goes_on = page_of(connection, listing.rows, size)
                 last = rows[-1] if goes_on else None

@@ -100,11 +100,19 @@ class Database:
         self._turn = threading.Lock()
         self._engine = self._sqlite(url) if self.is_sqlite else self._postgres(url)
         self._writing = self._engine.execution_options(**{_WRITE: True})
+        # BEGIN and COMMIT would be two more round trips, and isolate nothing (READ COMMITTED).
+        single = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
+        self._reading = self._engine.execution_options(**single)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A transaction that only reads."""
-        with self._translated(), self._engine.begin() as connection:
+    def read(self, *, streams: bool = False) -> Iterator[Connection]:
+        """A connection that only reads.
+
+        Args:
+            streams: rows are streamed, which PostgreSQL does in transactions only.
+        """
+        engine = self._engine if streams else self._reading
+        with self._translated(), engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -186,8 +194,9 @@ class Database:
         return create_engine(
             url,
             connect_args=arguments,
-            pool_size=5,
-            max_overflow=15,
+            pool_size=20,  # as many as are used at once stay open: opening one is slow
+            max_overflow=0,
+            pool_use_lifo=True,
             pool_pre_ping=True,  # a server that was restarted is noticed before it is asked
             isolation_level="READ COMMITTED",
         )

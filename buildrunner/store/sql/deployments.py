@@ -90,7 +90,7 @@ class SqlDeployments(SqlPart):
         return self._page(parent, found.order_by(*_newest_first), page_size)
 
     def _page(self, parent: Parent, found: Select[Any], page_size: int) -> DeploymentPage:
-        with self._database.read() as connection:
+        with self._database.read(streams=True) as connection:
             rows, goes_on = page_of(connection, found, bounded(page_size))
         token = self._page_tokens.write(parent, (rows[-1].at, rows[-1].id)) if goes_on else ""
         return DeploymentPage(tuple(_read(row.document) for row in rows), token)

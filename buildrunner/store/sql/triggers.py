@@ -116,7 +116,7 @@ class SqlTriggers(SqlPart):
         if page_token:
             after = self._page_tokens.read(page_token, parent, (str, str))
             found = found.where(tuple_(_name, triggers.c.id) > after)
-        with self._database.read() as connection:
+        with self._database.read(streams=True) as connection:
             rows, goes_on = page_of(connection, found, size)
         token = self._page_tokens.write(parent, tuple(rows[-1][:2])) if goes_on else ""
         return [_document(row) for row in rows], token
@@ -170,7 +170,7 @@ class SqlTriggers(SqlPart):
 
     def every(self) -> Iterator[StoredTrigger]:
         """Yield the triggers of all projects as they are read, in no certain order."""
-        with self._database.read() as connection:
+        with self._database.read(streams=True) as connection:
             for row in streamed(connection, _with_settings):
                 yield _stored(row)
 
