@@ -9,10 +9,12 @@ PostgreSQL the statements lock the rows they are about to change.
 from __future__ import annotations
 
 import os
+import select as select_module
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -33,6 +35,7 @@ from sqlalchemy.exc import (
     DataError,
     DBAPIError,
     IntegrityError,
+    InvalidatePoolError,
     SQLAlchemyError,
 )
 
@@ -191,15 +194,16 @@ class Database:
         }
         if "connect_timeout" not in url.query:
             arguments["connect_timeout"] = 10
-        return create_engine(
+        engine = create_engine(
             url,
             connect_args=arguments,
             pool_size=20,  # as many as are used at once stay open: opening one is slow
             max_overflow=0,
             pool_use_lifo=True,
-            pool_pre_ping=True,  # a server that was restarted is noticed before it is asked
             isolation_level="READ COMMITTED",
         )
+        event.listen(engine, "checkout", partial(_check_is_open, engine.dialect))
+        return engine
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -268,6 +272,22 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA foreign_keys = ON")
     # A commit is on the disk before it is answered: leases must survive a power cut.
     connection.execute("PRAGMA synchronous = FULL")
+
+
+def _check_is_open(dialect: Any, connection: Any, _record: object, _proxy: object) -> None:
+    """Have a connection to PostgreSQL replaced if the server has closed it, as a restart does.
+
+    What the server says at the close can be read already; most connections cost no round trip.
+    """
+    poll = select_module.poll()
+    if not connection.closed:
+        poll.register(connection.fileno(), select_module.POLLIN)
+        if not poll.poll(0):
+            return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise InvalidatePoolError from error
 
 
 def _begin_sqlite(connection: Connection) -> None:

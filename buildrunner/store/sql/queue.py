@@ -15,6 +15,7 @@ from sqlalchemy import (
     case,
     false,
     func,
+    insert,
     not_,
     or_,
     select,
@@ -96,17 +97,17 @@ class SqlQueue(SqlPart, BuildQueue):
         scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
         claimable = _claimable(worker_name, scope)
-        mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
         with self._database.read() as connection:  # most calls find nothing: lock nobody out
             if connection.execute(select(builds.c.id).where(claimable).limit(1)).first() is None:
                 return None
+            mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
             if connection.execute(mine).scalar_one() >= limit:
                 return None
         with self._database.write() as connection:
             fence = lock_queue(connection) + 1
-            if connection.execute(mine).scalar_one() >= limit:
-                return None
             running = connection.execute(_running).all()
+            if sum(one.worker == worker_name for one in running) >= limit:
+                return None
             candidates = select(builds.c.id).where(claimable, not_(_in_full_group(running)))
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
             for turn in _turns(connection, running):
@@ -293,6 +294,12 @@ class SqlQueue(SqlPart, BuildQueue):
         with self._database.read() as connection:
             row = connection.execute(select(*CLAIMED_COLUMNS).where(_held(lease))).first()
             return None if row is None else claimed_build(row)
+
+    def undisturbed(self) -> set[Lease]:
+        """Return the leases of claimed builds that nobody wants cancelled."""
+        found = select(builds.c.id, builds.c.fence).where(is_claimed, ~builds.c.cancel_requested)
+        with self._database.read() as connection:
+            return {Lease(row.id, row.fence) for row in connection.execute(found)}
 
     def expire(self, *, now: datetime) -> list[str]:
         end_superseded(self._database, now)
@@ -498,17 +505,16 @@ def _turns(connection: Connection, running: Sequence[AnyRow]) -> list[_Turn]:
         )
         .where(is_waiting)
         .group_by(builds.c.project_id)
+        .subquery()
     )
-    waiting = connection.execute(found).all()
-    of = project_turns.c.project_id.in_([row.project_id for row in waiting])
-    fences = {
-        row.project_id: row.fence for row in connection.execute(project_turns.select().where(of))
-    }
+    fence = func.coalesce(project_turns.c.fence, 0).label("fence")
+    joined = found.outerjoin(project_turns, project_turns.c.project_id == found.c.project_id)
+    waiting = connection.execute(select(*found.c, fence).select_from(joined)).all()
     claimed = Counter(row.project_id for row in running)
     return sorted(
         _Turn(
             running=claimed[row.project_id],
-            fence=fences.get(row.project_id, 0),
+            fence=row.fence,
             since=row.since,
             project=row.project_id,
             waiting=row.waiting,
@@ -518,9 +524,9 @@ def _turns(connection: Connection, running: Sequence[AnyRow]) -> list[_Turn]:
 
 
 def _note_turn(connection: Connection, project: str, fence: int) -> None:
-    if not insert_new(connection, project_turns, {"project_id": project, "fence": fence}):
-        mine = project_turns.c.project_id == project
-        connection.execute(update(project_turns).where(mine).values(fence=fence))
+    mine = project_turns.c.project_id == project
+    if not connection.execute(update(project_turns).where(mine).values(fence=fence)).rowcount:
+        connection.execute(insert(project_turns).values(project_id=project, fence=fence))
 
 
 def _in_full_group(running: Sequence[AnyRow]) -> ColumnElement[bool]:
