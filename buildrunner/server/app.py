@@ -97,14 +97,17 @@ def create_app(context: ServerContext) -> FastAPI:
     watches = BuildWatches(context)
     app.state.build_watches = watches
     app.state.changes = changes = Changes(
-        context.wake, hears_all=lambda: context.store.hears_changes
+        context.wake,
+        context.store.queue.undisturbed,
+        hears_all=lambda: context.store.hears_changes,
     )
     app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
+    workers = routes_worker.router(context, changes)
     routers = [
         *(router(context) for router in _ROUTERS),
-        routes_worker.router(context, changes),
+        workers,
         login_page.router(context),
         builds_page.router(context),
         build_page.router(context),
@@ -122,7 +125,8 @@ def create_app(context: ServerContext) -> FastAPI:
     ]
     app.state.routers = routers
     openapi.add_documentation(app, routers)
-    for router in routers:
+    # A request tries one router after the other, and most requests of a busy server are workers'.
+    for router in sorted(routers, key=lambda one: one is not workers):
         app.include_router(router)
     add_error_handlers(app, error_page)
     context.metrics.watch_queue(context.store.queue.length, context.store.queue.running)

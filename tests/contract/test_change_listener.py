@@ -89,7 +89,7 @@ def test_a_waiting_request_looks_after_a_change_alone(
     assert not store.hears_changes
     listener.start()
     wait_until(lambda: store.hears_changes)
-    waits = changes.Changes(changed, hears_all=lambda: store.hears_changes)
+    waits = changes.Changes(changed, set, hears_all=lambda: store.hears_changes)
     looks: list[int] = []
 
     async def look() -> str | None:
@@ -100,7 +100,9 @@ def test_a_waiting_request_looks_after_a_change_alone(
         return False
 
     async def wait() -> str | None:
-        waiting = asyncio.create_task(waits.wait_for(look, LONGEST_S, caller="w", is_gone=stays))
+        waiting = asyncio.create_task(
+            waits.wait_for(look, LONGEST_S, line="", caller="w", is_gone=stays)
+        )
         while not looks:
             await asyncio.sleep(0)
         other = open_another()

@@ -91,7 +91,7 @@ class TestClaim:
         answers: list[httpx.Response] = []
         waits = threading.Thread(target=lambda: answers.append(claim(mine, waitS=20)))
         waits.start()
-        while not server.app.state.changes._waiting:
+        while not server.app.state.changes.waiting:
             time.sleep(0.01)
         begin = time.monotonic()
         build = create(client)
@@ -114,7 +114,7 @@ class TestClaim:
         ]
         for one in waits:
             one.start()
-        while len(server.app.state.changes._waiting) < 2:
+        while server.app.state.changes.waiting < 2:
             time.sleep(0.01)
         refused = claim(mine, worker="c", waitS=20)
         assert refused.status_code == 429
@@ -138,7 +138,7 @@ class TestClaim:
                     f"Authorization: {token}\r\nContent-Length: {len(body)}\r\n\r\n"
                 )
                 connection.sendall(head.encode() + body)
-                while not server.app.state.changes._waiting:
+                while not server.app.state.changes.waiting:
                     time.sleep(0.01)
         assert claim(mine).status_code == 204  # by then, the server has seen that they hung up
         create(user(server))
@@ -622,7 +622,7 @@ class TestOwnBuilds:
 
         listens = threading.Thread(target=listen)
         listens.start()
-        while not server.app.state.changes._waiting:
+        while not server.app.state.changes.waiting:
             time.sleep(0.01)
         client.post(f"/v1/projects/p/builds/{build}:cancel", json={})
         asked = time.monotonic()

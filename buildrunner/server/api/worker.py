@@ -102,6 +102,7 @@ def _routes_of_leases(
         stored = await changes.wait_for(
             look,
             min(request.wait_s, _LONGEST_WAIT_S),
+            line=(worker, request.build_id, request.isolation),
             caller=_caller(worker),
             is_gone=asked.is_disconnected,
         )
@@ -140,23 +141,19 @@ def _routes_of_leases(
         return json_response({"cancel": _of_lease(builds.renew, worker, Lease(build, fence))})
 
     async def signals(
-        asked: Request,
         build: str,
         fence: int,
         wait: Annotated[float, Query(ge=0, le=_LONGEST_WAIT_S)] = 25.0,
         worker: WorkerIdentity = worker,
     ) -> Response:
         """Answer as soon as the build is to be cancelled, else after ``wait`` seconds."""
+        lease = Lease(build, fence)
 
         async def look() -> bool | None:
-            wanted = await run_in_threadpool(
-                _of_lease, builds.wants_cancel, worker, Lease(build, fence)
-            )
+            wanted = await run_in_threadpool(_of_lease, builds.wants_cancel, worker, lease)
             return wanted or None
 
-        found = await changes.wait_for(
-            look, wait, caller=_caller(worker), is_gone=asked.is_disconnected
-        )
+        found = await changes.wait_while_undisturbed(lease, look, wait, caller=_caller(worker))
         return json_response({"cancel": bool(found)})
 
     return [

@@ -1,22 +1,34 @@
-"""Requests that wait for a change of the queue: held open, and woken by `ServerContext.wake`."""
+"""Requests that wait for a change of the queue: held open, and woken by `ServerContext.wake`.
+
+A change costs a few reads of the database, however many requests wait: of requests that look for
+the same, the first one looks; and one read says which of the builds that run were disturbed.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
+from starlette.concurrency import run_in_threadpool
+
+from buildrunner.errors import StoreUnavailable
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.loop import Signal
+from buildrunner.store.model.builds import Lease
 
 Found = TypeVar("Found")
 
 _LOOK_S, _SELDOM_S = 1.0, 15.0
-_LOOKS_AT_ONCE = 4
-MOST_WAITS = 200
-"""Requests of one caller that wait at the same time: each looks from time to time."""
+_LOOKS_AT_ONCE = 4  # they claim, which one at a time does
+MOST_WAITS = 1000
+"""Requests of one caller that wait at the same time: each holds a connection."""
+
+
+class OnlyThis(Exception):
+    """A request finds nothing for a reason of its own: another one of its line may find it."""
 
 
 class Changes:
@@ -24,35 +36,53 @@ class Changes:
 
     Args:
         changed: called, from any thread, after a change.
-        hears_all: returns whether it is called after every change.
+        undisturbed: returns the leases of the builds that run and that nobody wants cancelled.
+        hears_all: returns whether ``changed`` is called after every change.
     """
 
-    def __init__(self, changed: Signal, hears_all: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        changed: Signal,
+        undisturbed: Callable[[], Collection[Lease]],
+        hears_all: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._undisturbed = undisturbed
         self._hears_all = hears_all
-        # A change wakes all. The first of them claims a new build, and the others see that.
         self._looking = asyncio.Semaphore(_LOOKS_AT_ONCE)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._waiting: set[asyncio.Event] = set()
+        self._lines: dict[Hashable, list[asyncio.Event]] = {}
+        self._running: dict[asyncio.Event, Lease] = {}
+        self._changed = asyncio.Event()
+        self._watch: asyncio.Task[None] | None = None
         self._waits: Counter[str] = Counter()
         self._closed = False
         changed.connect(self._notify)
+
+    @property
+    def waiting(self) -> int:
+        """The number of requests that wait."""
+        return self._waits.total()
 
     async def wait_for(
         self,
         look: Callable[[], Awaitable[Found | None]],
         seconds: float,
         *,
+        line: Hashable,
         caller: str,
         is_gone: Callable[[], Awaitable[bool]],
     ) -> Found | None:
-        """Return what ``look`` finds, which is called at once and after each change.
+        """Return what ``look`` finds, which is called at once, and again after changes.
 
-        Without a change it is called every 15 seconds, or every second while a change may go
-        unnoticed.
+        After a change, the first request of each line looks, and the next one if it finds
+        something. Without a change, the first one looks every 15 seconds, or every second while a
+        change may go unnoticed.
 
         Args:
-            look: returns None if it finds nothing.
+            look: returns None if no request of the line would find anything; raises `OnlyThis` if
+                another one might.
             seconds: how long to wait.
+            line: equal for requests that look for the same.
             caller: whose waiting requests are counted.
             is_gone: whether the client has hung up. Then nothing is looked for.
 
@@ -63,43 +93,133 @@ class Changes:
         Raises:
             ApiError: 429 if `MOST_WAITS` requests of the caller wait already.
         """
-        if self._waits[caller] >= MOST_WAITS:
-            message = f"{MOST_WAITS} requests of {caller} wait already: try again later"
-            raise ApiError(429, message, headers={"Retry-After": "10"})
-        self._loop = loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        changed = asyncio.Event()
-        self._waiting.add(changed)
-        self._waits[caller] += 1
-        try:
+        with self._counted(caller) as loop, self._in_line(line) as place:
+            end = loop.time() + seconds
             while True:
-                changed.clear()
+                place.clear()
                 async with self._looking:
                     if await is_gone():
                         return None
-                    found = await look()
+                    try:
+                        found = await look()
+                    except OnlyThis:
+                        found = None
+                        self._wake(line, self._lines[line].index(place) + 1)
                 left = end - loop.time()
                 if found is not None or left <= 0 or self._closed:
                     return found
-                look_s = _SELDOM_S if self._hears_all() else _LOOK_S
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(changed.wait(), min(left, look_s))
-        finally:
-            self._waiting.discard(changed)
-            self._waits[caller] -= 1
-            if not self._waits[caller]:
-                del self._waits[caller]
+                is_first = self._lines[line][0] is place
+                await _set_within(place, min(left, self._look_s()) if is_first else left)
+
+    async def wait_while_undisturbed(
+        self,
+        lease: Lease,
+        look: Callable[[], Awaitable[Found | None]],
+        seconds: float,
+        *,
+        caller: str,
+    ) -> Found | None:
+        """Return what ``look`` finds, which is called at once, and again once a build is disturbed.
+
+        Args:
+            lease: of the build. It is disturbed when somebody wants it cancelled, when it ends, or
+                when another worker gets it.
+            look: returns None if it finds nothing.
+            seconds: see `wait_for`.
+            caller: see `wait_for`.
+
+        Returns:
+            None if nothing is found for that many seconds, or the server stops.
+
+        Raises:
+            ApiError: see `wait_for`.
+        """
+        with self._counted(caller) as loop:
+            end = loop.time() + seconds
+            disturbed = asyncio.Event()
+            self._running[disturbed] = lease
+            if self._watch is None:
+                self._watch = loop.create_task(self._watch_running())
+            try:
+                while True:
+                    disturbed.clear()
+                    found = await look()
+                    left = end - loop.time()
+                    if found is not None or left <= 0 or self._closed:
+                        return found
+                    await _set_within(disturbed, left)
+            finally:
+                del self._running[disturbed]
 
     def close(self) -> None:
         """End all waits: the server stops. Called in the event loop."""
         self._closed = True
-        self._wake_all()
+        for event in (*self._running, *(place for line in self._lines.values() for place in line)):
+            event.set()
+        self._changed.set()
+
+    async def _watch_running(self) -> None:
+        """Look after each change which of the builds whose workers wait were disturbed."""
+        try:
+            while self._running:
+                self._changed.clear()
+                with suppress(StoreUnavailable):
+                    undisturbed = await run_in_threadpool(self._undisturbed)
+                    for disturbed, lease in self._running.items():
+                        if lease not in undisturbed:
+                            disturbed.set()
+                await _set_within(self._changed, self._look_s())
+        finally:
+            self._watch = None
+
+    @contextmanager
+    def _counted(self, caller: str) -> Iterator[asyncio.AbstractEventLoop]:
+        if self._waits[caller] >= MOST_WAITS:
+            message = f"{MOST_WAITS} requests of {caller} wait already: try again later"
+            raise ApiError(429, message, headers={"Retry-After": "10"})
+        self._loop = asyncio.get_running_loop()
+        self._waits[caller] += 1
+        try:
+            yield self._loop
+        finally:
+            self._waits[caller] -= 1
+            if not self._waits[caller]:
+                del self._waits[caller]
+
+    @contextmanager
+    def _in_line(self, line: Hashable) -> Iterator[asyncio.Event]:
+        """A place at the end of a line. Whoever is first then looks: there may be more to find."""
+        place = asyncio.Event()
+        places = self._lines.setdefault(line, [])
+        places.append(place)
+        try:
+            yield place
+        finally:
+            was_first = places[0] is place
+            places.remove(place)
+            if not places:
+                del self._lines[line]
+            elif was_first:
+                places[0].set()
+
+    def _wake(self, line: Hashable, number: int) -> None:
+        for place in self._lines[line][number : number + 1]:
+            place.set()
+
+    def _look_s(self) -> float:
+        return _SELDOM_S if self._hears_all() else _LOOK_S
 
     def _notify(self) -> None:
         if self._loop is not None:
             with suppress(RuntimeError):  # the loop is closed: the server has stopped
-                self._loop.call_soon_threadsafe(self._wake_all)
+                self._loop.call_soon_threadsafe(self._wake_first)
 
-    def _wake_all(self) -> None:
-        for changed in self._waiting:
-            changed.set()
+    def _wake_first(self) -> None:
+        for line in self._lines:
+            self._wake(line, 0)
+        self._changed.set()
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)

@@ -29,6 +29,7 @@ from buildrunner.logs.files.log_file import index_bytes, log_folder
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.sandboxes.protocol import ISOLATIONS, isolates
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.changes import OnlyThis
 from buildrunner.server.http.errors import (
     failed_precondition,
     invalid_argument,
@@ -117,9 +118,10 @@ class RemoteBuilds:
         self._queue = context.store.queue
 
     def claim(self, worker: WorkerIdentity, request: ClaimRequest) -> StoredBuild | None:
-        """Claim the next build for a worker; None if there is none for it now.
+        """Claim the next build for a worker; None if there is none for workers with its token.
 
         Raises:
+            OnlyThis: this worker has as many builds as it may; there may be one for others.
             ApiError: the request is wrong, or the token is not for that pool or build.
             NotFound: the build that it names does not exist, or is of another project.
             Conflict: the build that it names does not wait any more.
@@ -131,8 +133,9 @@ class RemoteBuilds:
         if wanted:
             self._check_waits(worker, wanted)
         settings = self._context.settings
+        holder = worker.holder(request.worker)
         claimed = self._queue.claim(
-            worker.holder(request.worker),
+            holder,
             now=self._context.clock(),
             lease_s=LEASE_S,
             limit=request.limit,
@@ -145,6 +148,8 @@ class RemoteBuilds:
             ),
         )
         if claimed is None:
+            if len(self._queue.claimed(holder)) >= request.limit:
+                raise OnlyThis
             return None
         self._context.build_started(claimed[0])
         return _shown(worker, claimed[0])
