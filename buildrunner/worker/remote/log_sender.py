@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -35,6 +36,9 @@ UNSENT_BYTES: Final = 8 << 20
 """Bytes of the log that may wait to be sent; then the build's output waits, too."""
 
 _PAUSE_S: Final = 0.05  # between two pieces, so that small chunks go together
+_PAUSE_FACTOR: Final = 4
+_LONGEST_ANSWER_PAUSE_S: Final = 1.0
+_BULK_BYTES: Final = 1 << 20
 _IDLE_S: Final = 5.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 2.0
 
@@ -112,17 +116,18 @@ class LogSender:
             while True:
                 self._news.wait(_IDLE_S)
                 self._news.clear()
-                pause_s = _PAUSE_S
+                begun, sent = time.monotonic(), self._sent["log"]
                 try:
                     self.send_all()
                     failures = 0
+                    wait_s = pause_s(time.monotonic() - begun, self._sent["log"] - sent)
                 except StoreUnavailable as error:
                     failures += 1
                     if failures == 1:
                         _log.warning("the log can't be sent now: %s", error)
-                    pause_s = backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
+                    wait_s = backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S)
                     self._news.set()
-                threading.Event().wait(pause_s)
+                threading.Event().wait(wait_s)
         except LeaseLost:
             pass  # the lease keeper ends the process
         except StoreError as error:
@@ -131,6 +136,18 @@ class LogSender:
             with self._moved:
                 self._ended = True
                 self._moved.notify_all()
+
+
+def pause_s(answer_s: float, sent_bytes: int) -> float:
+    """Return how long to wait before the next piece: a busy server is asked less often.
+
+    Args:
+        answer_s: how long the server took for the last pieces.
+        sent_bytes: what they had of the log. Of a log that grows fast, the next piece is due.
+    """
+    if sent_bytes >= _BULK_BYTES:
+        return _PAUSE_S
+    return min(max(_PAUSE_S, _PAUSE_FACTOR * answer_s), _LONGEST_ANSWER_PAUSE_S)
 
 
 class SentLog:
