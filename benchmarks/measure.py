@@ -106,3 +106,10 @@ def run(
         text = error.decode(errors="replace")[-2000:]
         raise RuntimeError(f"{argv[0]} exited {process.returncode}: {text}")
     return usage.ru_maxrss / 1024
+
+
+def processor_s(pid: int) -> float:
+    """Return the seconds of a processor that a process has used so far."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

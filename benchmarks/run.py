@@ -34,6 +34,7 @@ BENCHMARKS = {
     "viewers": ("benchmarks.viewers", "measure"),
     "chatty": ("benchmarks.chatty", "measure"),
     "big-log": ("benchmarks.big_log", "measure"),
+    "workers": ("benchmarks.workers", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
 }
 WITHOUT_ENGINE = {"startup", "validation", "store", "pages", "big-log"}

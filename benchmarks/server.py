@@ -38,7 +38,8 @@ class Server:
         os.makedirs(folder, exist_ok=True)
         output = os.path.join(folder, "serve.log")
         argv = [sys.executable, "-m", "buildrunner", "serve", "--port", "0", "--auth", "none"]
-        argv += ["--data", folder, "--sandbox", sandbox, "--max-builds", str(max_builds), *flags]
+        argv += ["--data", folder, "--sandbox", sandbox, *flags]
+        argv += ["--max-builds", str(max_builds)] if max_builds else []
         with open(output, "wb") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environ
@@ -75,6 +76,11 @@ class Server:
                 return status
             time.sleep(0.05)
         raise NotPossible(f"build {build_id} does not end")
+
+    @property
+    def pid(self) -> int:
+        """Number of the process."""
+        return self._process.pid
 
     def kill(self) -> None:
         self._process.kill()

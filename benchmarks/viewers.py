@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from benchmarks.machine import IMAGE, work_folder
-from benchmarks.measure import BUILDRUNNER, Result, compare, run
+from benchmarks.measure import BUILDRUNNER, Result, compare, processor_s, run
 from benchmarks.steps import config
 
 VIEWERS = 200
@@ -135,14 +135,9 @@ def _viewers(url: str, path: str, count: int) -> Iterator[None]:
 def _processor_s(pid: int) -> float:
     """Processor seconds that a process takes within `WATCHED_S`."""
 
-    def so_far() -> float:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    before = so_far()
+    before = processor_s(pid)
     time.sleep(WATCHED_S)
-    return so_far() - before
+    return processor_s(pid) - before
 
 
 def _memory_mib(pid: int) -> float:

@@ -26,8 +26,9 @@ class PostgresServer:
         programs: folder of the server's programs and pg_dump.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fsync: bool = False) -> None:
         self.folder = folder
+        self._fsync = fsync
         self.programs = server_programs()
         # The server refuses to run as root.
         self._user = _unprivileged_user() if os.geteuid() == 0 else None
@@ -52,7 +53,7 @@ class PostgresServer:
             "-Ddata",
             "-clisten_addresses=",
             f"-cunix_socket_directories={self.folder}",
-            "-cfsync=off",
+            f"-cfsync={'on' if self._fsync else 'off'}",
             "-clc_messages=C",
         ]
         self._process = subprocess.Popen(
@@ -123,11 +124,11 @@ def server_programs() -> Path:
     return Path(program("initdb", "postgresql")).resolve().parent
 
 
-def running_postgres() -> PostgresServer:
+def running_postgres(*, fsync: bool = False) -> PostgresServer:
     """Start a server. Its folder has a short path: a socket's may not be longer than 107 bytes."""
     folder = Path(tempfile.mkdtemp(prefix="buildrunner-postgres-"))
     try:
-        return PostgresServer(folder)
+        return PostgresServer(folder, fsync=fsync)
     except BaseException:
         shutil.rmtree(folder)
         raise
