@@ -49,7 +49,7 @@ def installed(cluster, mirror):
             "linux": pool,
             "broken": {**pool, "engine_image": image("no-such-engine")},
             **{name: {**pool, "isolation": name} for name in UNPRIVILEGED},
-            "wide": {**pool, "max_builds": 5, "cpu": "2"},
+            "wide": {**pool, "max_builds": 8, "cpu": "2"},
         }
         bearer = token(cluster)
         install(cluster, values(volume, pools=pools, workers=pod_images()))
