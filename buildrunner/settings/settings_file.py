@@ -59,6 +59,7 @@ _OF_SERVER: Final = (
     "policy",
 )
 _GIT_OF_SERVER: Final = ("submodules", "lfs", "repositories", "host_keys")
+_GIT_CREDENTIALS: Final = frozenset({"tokens", "ssh_keys"})
 
 
 class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,6 +75,8 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
         ssh_keys: host -> path of a private key.
         known_hosts: path of a file of ssh host keys, beside the user's own; empty for none.
         host_keys: host -> fingerprints of its ssh host keys, separated by spaces.
+        credentials_of: project whose own credentials are among these; empty if all projects have
+            the same. Not in files.
     """
 
     cache: str = ""
@@ -85,6 +88,7 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssh_keys: dict[str, str] = {}
     known_hosts: str = ""
     host_keys: dict[str, str] = {}
+    credentials_of: str = ""
 
 
 def git_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -562,7 +566,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name, value in self.projects.get(project, {}).items():
             common = getattr(self, name)
             if isinstance(common, GitSettings):
-                changes[name] = with_fields(common, value)
+                owner = {"credentials_of": project} if _GIT_CREDENTIALS & value.keys() else {}
+                changes[name] = with_fields(common, {**value, **owner})
             else:
                 changes[name] = {**common, **value} if isinstance(value, dict) else value
         return msgspec.structs.replace(self, **changes)

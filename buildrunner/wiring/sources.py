@@ -36,7 +36,11 @@ def git_mirror(settings: Settings) -> GitMirror:
     from buildrunner.sources.git.mirror import GitMirror
 
     folder = settings.git.cache or os.path.join(cache_folder(), "git")
-    return GitMirror(folder, quota_bytes=settings.git.cache_gib * 2**30)
+    return GitMirror(
+        folder,
+        quota_bytes=settings.git.cache_gib * 2**30,
+        credentials_of=settings.git.credentials_of,
+    )
 
 
 def git_place(

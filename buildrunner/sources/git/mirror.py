@@ -1,6 +1,6 @@
 """A cache of checkouts on this machine, so that the next build fetches only what has changed.
 
-Each repository (URL and options) has a folder of its own::
+Each repository (URL, options and owner of credentials) has a folder of its own::
 
     NAME-HASH/lock         held by who fetches or removes; one at a time
     NAME-HASH/0/           a checkout with a repository of its own, as a build gets it
@@ -65,11 +65,21 @@ class GitMirror:
         folder: where it lies; made when needed, for nobody else to read.
         quota_bytes: what it may keep; the checkouts that were not used for longest go first.
             Those in use stay, whatever they take.
+        credentials_of: project whose own credentials fetch; empty for those of all projects. Other
+            projects do not get its checkouts, which may hold submodules and LFS files that only
+            its credentials can read.
     """
 
-    def __init__(self, folder: str, *, quota_bytes: int = DEFAULT_QUOTA_BYTES) -> None:
+    def __init__(
+        self,
+        folder: str,
+        *,
+        quota_bytes: int = DEFAULT_QUOTA_BYTES,
+        credentials_of: str = "",
+    ) -> None:
         self._folder = os.path.abspath(folder)
         self._quota_bytes = quota_bytes
+        self._credentials_of = credentials_of
 
     def checkout(
         self, git: GitCommand, revision: ResolvedRevision, options: GitOptions
@@ -82,7 +92,7 @@ class GitMirror:
             GitFailed, SourceError, RevisionMoved: as `CheckoutFolder`; a new checkout that failed
                 is removed, an old one stays as it was or is marked as unfinished.
         """
-        repository = _Repository(self._folder, git, options)
+        repository = _Repository(self._folder, git, options, self._credentials_of)
         try:
             lease = repository.lease(revision)
         except OSError as error:
@@ -153,10 +163,14 @@ class GitMirror:
 class _Repository:
     """One repository's part of the cache."""
 
-    def __init__(self, root: str, git: GitCommand, options: GitOptions) -> None:
+    def __init__(
+        self, root: str, git: GitCommand, options: GitOptions, credentials_of: str
+    ) -> None:
         from hashlib import sha256
 
         key = f"{git.url.text}\0{options.depth}{options.tags}{options.submodules}{options.lfs}"
+        if credentials_of:
+            key += f"\0{credentials_of}"
         name = "".join(c if c.isalnum() else "-" for c in git.url.full_name[-40:])
         digest = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         self._root = root
