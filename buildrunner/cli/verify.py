@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -15,7 +15,11 @@ from buildrunner.errors import EXIT_SUCCESS, UsageError, VerificationError
 from buildrunner.logs.console.wording import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from buildrunner.provenance.verification import Policy, Trust, Verified
+
+_LIMIT_S: Final = 300.0  # for all attestations of an image
 
 _EPILOG: Final = """\
 verify reads the provenance of IMAGE from its registry, and that of FILE from FILE.intoto.jsonl;
@@ -102,20 +106,22 @@ def run(args: argparse.Namespace) -> int:
     policy = _policy(args)
     server_key = _server_key(args)
     trust = _trust(policy, server_key)
-    name, digest, attestations = _subject(args)
-    if not (trust.keys or trust.authorities or trust.identities):
-        claims = claimed(digest, attestations)
-        if claims is None:
-            raise UsageError(f"{name} is not verified: it has no provenance, and there is no key")
-        sys.stdout.write(_shown(args.format, name, claims))
-        raise UsageError(
-            f"{name} is not verified: there is no key to verify with",
-            hint=_ways_to_a_key(claims),
-        )
-    try:
-        found = verified(digest, attestations, trust, policy)
-    except VerificationError as error:
-        raise VerificationError(f"{name} is refused: {error}", hint=error.hint) from error
+    with _subject(args) as (name, digest, attestations):
+        if not (trust.keys or trust.authorities or trust.identities):
+            claims = claimed(digest, attestations)
+            if claims is None:
+                raise UsageError(
+                    f"{name} is not verified: it has no provenance, and there is no key"
+                )
+            sys.stdout.write(_shown(args.format, name, claims))
+            raise UsageError(
+                f"{name} is not verified: there is no key to verify with",
+                hint=_ways_to_a_key(claims),
+            )
+        try:
+            found = verified(digest, attestations, trust, policy)
+        except VerificationError as error:
+            raise VerificationError(f"{name} is refused: {error}", hint=error.hint) from error
     sys.stdout.write(_shown(args.format, name, found))
     return EXIT_SUCCESS
 
@@ -181,26 +187,35 @@ def _trust(policy: Policy, server_key: bytes) -> Trust:
     )
 
 
-def _subject(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:
-    """Return the subject's name, digest and attestations."""
-    if os.path.isfile(args.subject):
-        with open(args.subject, "rb") as file:
-            digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        path = args.provenance or f"{args.subject}.intoto.jsonl"
-        return args.subject, digest, _content(path, "the provenance").splitlines()
-    return _image(args)
+@contextmanager
+def _subject(args: argparse.Namespace) -> Iterator[tuple[str, str, Iterable[bytes]]]:
+    """The subject's name, digest and attestations, which are read while the context is open."""
+    if not os.path.isfile(args.subject):
+        with _image(args) as image:
+            yield image
+        return
+    with open(args.subject, "rb") as file:
+        digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    path = args.provenance or f"{args.subject}.intoto.jsonl"
+    yield args.subject, digest, _content(path, "the provenance").splitlines()
 
 
-def _image(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:
+@contextmanager
+def _image(args: argparse.Namespace) -> Iterator[tuple[str, str, Iterable[bytes]]]:
     from msgspec.structs import replace
 
     from buildrunner.containers.image_name import ImageName
     from buildrunner.containers.registry_auth import user_login
+    from buildrunner.deadline import Deadline
     from buildrunner.provenance.attachment import attached
     from buildrunner.registries.distribution import Repository
 
     image = ImageName.parse(args.subject)
-    with Repository(image, user_login(image.registry, os.environ)) as repository:
+    login = user_login(image.registry, os.environ)
+    with (
+        Deadline(_LIMIT_S) as deadline,
+        Repository(image, login, deadline=deadline) as repository,
+    ):
         found = repository.manifest(image.digest or image.tag or "latest")
         if found is None:
             raise UsageError(
@@ -209,8 +224,9 @@ def _image(args: argparse.Namespace) -> tuple[str, str, list[bytes]]:
             )
         name = str(replace(image, tag="", digest=found.digest))
         if args.provenance:
-            return name, found.digest, _content(args.provenance, "the provenance").splitlines()
-        return name, found.digest, attached(repository, found.digest)
+            yield name, found.digest, _content(args.provenance, "the provenance").splitlines()
+        else:
+            yield name, found.digest, attached(repository, found.digest)
 
 
 def _content(path: str, what: str) -> bytes:

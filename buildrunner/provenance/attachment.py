@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
+from typing import Any, Final, TypeVar
 
 from securesystemslib.signer import Signer, SSlibKey
 
@@ -41,7 +44,9 @@ _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _PREDICATE = "predicateType"
 _SIGNATURE = "dev.cosignproject.cosign/signature"
-_MOST_REFERRERS = 100
+_MOST_ATTESTATIONS = 1_000  # of each form
+_LARGEST_BYTES = 4 << 20
+_Read = TypeVar("_Read")
 
 
 def attach(repository: Repository, image: Manifest, attestation: bytes) -> None:
@@ -83,22 +88,34 @@ def attach_signature(repository: Repository, image: Manifest, signer: Signer) ->
     _put_layers(repository, tag, [*layers, layer])
 
 
-def attached(repository: Repository, digest: str) -> list[bytes]:
-    """Return the attestations of an image, each once: DSSE envelopes, and keyless bundles.
+def attached(repository: Repository, digest: str) -> Iterator[bytes]:
+    """Yield the attestations of an image, each once: DSSE envelopes, and keyless bundles.
+
+    Each attestation is read when the caller requests it: a caller can stop at the first good one.
+    Everybody who may push to the repository can attach more, so that unreadable attestations, and
+    those larger than 4 MiB, are passed over.
 
     Raises:
-        RegistryError: the registry refuses or breaks.
+        RegistryError: after the last attestation, if some can't be read; says why the first can't.
     """
-    found: dict[bytes, None] = {}
-    for one in repository.referrers(digest)[:_MOST_REFERRERS]:
-        # Some registries report the type of the empty config in place of the artifact's.
-        if one.get("artifactType", "") in (BUNDLE_TYPE, _EMPTY_TYPE, ""):
-            for blob in _layers(repository, str(one.get("digest", "")), BUNDLE_TYPE):
-                if attestation := _attestation_in(blob):
-                    found[attestation] = None
-    for blob in _layers(repository, _tag(digest, "att"), ENVELOPE_TYPE):
-        found[_canonical(blob)] = None
-    return list(found)
+    unread: list[RegistryError] = []
+    seen: set[str] = set()
+    for kind, layer in chain(
+        _first(_bundles(repository, digest, unread), unread),
+        _first(_envelopes(repository, digest, unread), unread),
+    ):
+        blob = _read(unread, partial(repository.blob, layer, most_bytes=_LARGEST_BYTES))
+        if blob is None:
+            continue
+        attestation = _canonical(blob) if kind == ENVELOPE_TYPE else _attestation_in(blob)
+        if attestation and sha256(attestation) not in seen:
+            seen.add(sha256(attestation))
+            yield attestation
+    if unread:
+        raise RegistryError(
+            f"not all attestations of {repository.name}@{digest} can be read: {unread[0]}",
+            hint=unread[0].hint,
+        )
 
 
 def bundle_of(envelope: bytes) -> bytes:
@@ -212,19 +229,54 @@ def _stored(repository: Repository, data: bytes, media_type: str) -> dict[str, A
     return {"mediaType": media_type, "digest": repository.put_blob(data), "size": len(data)}
 
 
-def _layers(repository: Repository, reference: str, media_type: str) -> list[bytes]:
-    found = repository.manifest(reference) if reference else None
-    if found is None:
-        return []
+def _bundles(
+    repository: Repository, digest: str, unread: list[RegistryError]
+) -> Iterator[tuple[str, str]]:
+    """Yield media type and digest of the Sigstore bundle in each referrer of an image."""
+    listed = _read(unread, partial(repository.referrers, digest)) or []
+    # Some registries report the type of the empty config in place of the artifact's.
+    for kinds in ((BUNDLE_TYPE,), (_EMPTY_TYPE, "")):
+        for one in listed:
+            if one.get("artifactType", "") in kinds:
+                reference = str(one.get("digest", ""))
+                # A referrer has one bundle.
+                yield from islice(_layers(repository, reference, BUNDLE_TYPE, unread), 1)
+
+
+def _envelopes(
+    repository: Repository, digest: str, unread: list[RegistryError]
+) -> Iterator[tuple[str, str]]:
+    """Yield media type and digest of each envelope below cosign's tag."""
+    yield from _layers(repository, _tag(digest, "att"), ENVELOPE_TYPE, unread)
+
+
+def _layers(
+    repository: Repository, reference: str, media_type: str, unread: list[RegistryError]
+) -> Iterator[tuple[str, str]]:
+    found = _read(unread, partial(repository.manifest, reference)) if reference else None
     try:
-        layers = [
-            str(one["digest"])
-            for one in json.loads(found.body)["layers"]
-            if one["mediaType"] == media_type
-        ]
+        layers = json.loads(found.body)["layers"] if found else []
+        digests = [str(one["digest"]) for one in layers if one["mediaType"] == media_type]
     except (ValueError, RecursionError, LookupError, TypeError):
-        return []
-    return [repository.blob(digest) for digest in layers]
+        return
+    yield from ((media_type, digest) for digest in digests)
+
+
+def _first(
+    layers: Iterator[tuple[str, str]], unread: list[RegistryError]
+) -> Iterator[tuple[str, str]]:
+    yield from islice(layers, _MOST_ATTESTATIONS)
+    if next(layers, None):
+        unread.append(RegistryError(f"there are more than {_MOST_ATTESTATIONS:,}"))
+
+
+def _read(unread: list[RegistryError], read: Callable[[], _Read]) -> _Read | None:
+    """Return what ``read`` returns; None if the registry refuses or breaks, which is recorded."""
+    try:
+        return read()
+    except RegistryError as error:
+        unread.append(error)
+        return None
 
 
 def _attestation_in(bundle: bytes) -> bytes | None:

@@ -17,7 +17,13 @@ from securesystemslib.exceptions import FormatError
 from securesystemslib.signer import SSlibKey
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from buildrunner.errors import AttestationError, ConfigError, UsageError, VerificationError
+from buildrunner.errors import (
+    AttestationError,
+    ConfigError,
+    RegistryError,
+    UsageError,
+    VerificationError,
+)
 from buildrunner.problem import Problem, nearest
 from buildrunner.provenance.keyless import BadBundle, Identity, verified_payload
 from buildrunner.provenance.signing import (
@@ -248,7 +254,7 @@ class Trust(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime = msgspec.field(default_factory=lambda: datetime.now(UTC))
 
 
-def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: Policy) -> Verified:
+def verified(digest: str, attestations: Iterable[bytes], trust: Trust, policy: Policy) -> Verified:
     """Return the facts in the first attestation of an artifact that is signed and meets the policy.
 
     Args:
@@ -259,17 +265,23 @@ def verified(digest: str, attestations: Sequence[bytes], trust: Trust, policy: P
 
     Raises:
         VerificationError: no attestation passes. The message says why.
+        RegistryError: the attestations can't be read.
     """
     worst = _Refused(0, "it has no provenance", "was it built by buildrunner, and pushed with it?")
-    for attestation in attestations:
-        try:
-            return _checked(digest, attestation, trust, policy)
-        except _Refused as refused:
-            worst = max(worst, refused, key=lambda one: one.stage)
+    try:
+        for attestation in attestations:
+            try:
+                return _checked(digest, attestation, trust, policy)
+            except _Refused as refused:
+                worst = max(worst, refused, key=lambda one: one.stage)
+    except RegistryError as error:  # of those that can't be read, one may be good
+        if worst.stage == 0:
+            raise
+        raise VerificationError(f"{worst} ({error})", hint=worst.hint) from error
     raise VerificationError(str(worst), hint=worst.hint)
 
 
-def claimed(digest: str, attestations: Sequence[bytes]) -> Verified | None:
+def claimed(digest: str, attestations: Iterable[bytes]) -> Verified | None:
     """Return the claims of provenance about an artifact, without a check of its signature."""
     for attestation in attestations:
         try:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies
@@ -136,13 +137,14 @@ class Repository:
         self._check(response)
         return str(response.headers.get("OCI-Subject", ""))
 
-    def blob(self, digest: str) -> bytes:
+    def blob(self, digest: str, most_bytes: int = _LARGEST_BYTES) -> bytes:
         """Return a small blob.
 
         Raises:
             RegistryError: there is none, it is too large, or its content is not that of the digest.
         """
-        response = self._send("GET", f"blobs/{digest}")
+        read = partial(read_bounded, most_bytes=most_bytes)
+        response = self._send("GET", f"blobs/{digest}", read=read)
         self._check(response)
         if sha256(response.content) != digest:
             raise RegistryError(f"{self.name}@{digest}: the registry sent another blob")

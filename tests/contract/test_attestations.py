@@ -29,7 +29,14 @@ from buildrunner.provenance.attachment import (
     bundle_of,
 )
 from buildrunner.provenance.signing import open_signer, public_key_pem
-from buildrunner.registries.distribution import MANIFEST, Manifest, Repository, sha256
+from buildrunner.registries.distribution import (
+    INDEX,
+    MANIFEST,
+    Manifest,
+    Repository,
+    referrers_tag,
+    sha256,
+)
 from tests.conftest import Registry, program, start_registry, started_when, stop
 from tests.registry_servers import (
     HTPASSWD,
@@ -88,7 +95,7 @@ def test_an_attestation_is_found_again_by_the_digest_of_its_image(address, tmp_p
     line = envelope(tmp_path)
     with Repository(name_at(address)) as repository:
         image = push(repository)
-        assert attached(repository, image.digest) == []
+        assert list(attached(repository, image.digest)) == []
         attach(repository, image, line)
         (found,) = attached(repository, image.digest)
     assert same(found, line)
@@ -100,10 +107,75 @@ def test_a_second_build_of_an_image_adds_its_attestation(address, tmp_path):
         image = push(repository)
         for line in (*lines, lines[0]):  # the first one once more: it is there once
             attach(repository, image, line)
-        found = attached(repository, image.digest)
+        found = list(attached(repository, image.digest))
     assert sorted(found) == sorted(
         json.dumps(json.loads(one), separators=(",", ":")).encode() for one in lines
     )
+
+
+def large(line: bytes) -> bytes:
+    """The attestation, longer than any that is read."""
+    return json.dumps({**json.loads(line), "more": "x" * (5 << 20)}).encode()
+
+
+def test_an_attestation_that_is_too_large_hides_no_other(address, tmp_path):
+    lines = [envelope(tmp_path / one) for one in ("a", "b")]
+    with Repository(name_at(address)) as repository:
+        image = push(repository)
+        attach(repository, image, large(lines[0]))
+        attach(repository, image, lines[1])
+        found = attached(repository, image.digest)
+        assert same(next(found), lines[1])
+        with pytest.raises(RegistryError, match=r"not all attestations .* more than 4,194,304"):
+            next(found)
+
+
+def test_an_attestation_that_the_registry_lacks_hides_no_other(registry, tmp_path):
+    lines = [envelope(tmp_path / one) for one in ("a", "b")]
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        for line in lines:
+            attach(repository, image, line)
+    fault = Fault("GET", f"/blobs/{sha256(bundle_of(lines[0]))}", 404)
+    with faulty_proxy(registry.address, fault) as proxy:
+        name = ImageName.parse(f"{proxy}/{repository.name.partition('/')[2]}")
+        with Repository(name) as behind:
+            found = attached(behind, image.digest)
+            assert same(next(found), lines[1])
+            assert same(next(found), lines[0])  # below cosign's tag
+            with pytest.raises(RegistryError, match="the registry answers 404"):
+                next(found)
+    assert fault.hits == 1
+
+
+def test_a_good_attestation_is_found_behind_many_others(registry, tmp_path):
+    other, line = (envelope(tmp_path / one) for one in ("a", "b"))
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        attach(repository, image, other)
+        tag = referrers_tag(image.digest)
+        envelopes = repository.manifest(f"{tag}.att")
+        attach(repository, image, line)
+        repository.put_manifest(f"{tag}.att", envelopes.body, MANIFEST)  # as for a keyless one
+        junk, good = json.loads(repository.manifest(tag).body)["manifests"]
+        foreign = {**junk, "artifactType": "application/vnd.example"}
+        entries = [*[foreign] * 2000, *[junk] * 150, good]
+        body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
+        repository.put_manifest(tag, body.encode(), INDEX)
+        assert any(same(one, line) for one in attached(repository, image.digest))
+
+
+def test_attestations_are_read_one_by_one(registry, tmp_path):
+    with Repository(name_at(registry.address)) as repository:
+        image = push(repository)
+        for one in ("a", "b"):
+            attach(repository, image, envelope(tmp_path / one))
+    reads = Fault("GET", "/blobs/", 500, times=0)  # counts
+    with faulty_proxy(registry.address, reads) as proxy:
+        name = ImageName.parse(f"{proxy}/{repository.name.partition('/')[2]}")
+        with Repository(name) as behind:
+            next(attached(behind, image.digest))
+    assert reads.hits == 1
 
 
 def test_a_referrer_is_a_sigstore_bundle_that_names_its_subject(address, tmp_path):
@@ -322,6 +394,6 @@ def test_a_registry_with_tokens_is_used_with_the_user_s_login(tmp_path):
         with Repository(name, RegistryLogin(username=USER, password=PASSWORD)) as repository:
             image = push(repository)
             attach(repository, image, line)
-            assert same(attached(repository, image.digest)[0], line)
+            assert same(next(attached(repository, image.digest)), line)
         with Repository(name) as stranger, pytest.raises(RegistryError, match="answers 401"):
             stranger.manifest(image.digest)

@@ -374,7 +374,7 @@ def test_a_bundle_is_attached_as_it_is_and_found_again(keyless, registry):
     with Repository(name_at(registry.address)) as repository:
         image = push(repository)
         attach(repository, image, bundle)
-        assert attached(repository, image.digest) == [bundle]
+        assert list(attached(repository, image.digest)) == [bundle]
 
 
 def test_sboms_are_signed_in_the_same_way(keyless, registry, server, tmp_path):

@@ -60,7 +60,7 @@ def test_an_image_gets_both_documents_signed_stored_and_attached(registry, tmp_p
         image = push(repository, layer())
         make(job(tmp_path, f"{repository.name}@{image.digest}"))
         assert sbom_failures(str(tmp_path / "log")) == []
-        found = attached(repository, image.digest)
+        found = list(attached(repository, image.digest))
     lines = read_attestations(str(tmp_path / "log"), "b1").splitlines()
     assert len(lines) == len(found) == 2
     spdx, cyclonedx = (payload(line) for line in lines)
@@ -120,7 +120,7 @@ def test_the_key_of_the_build_signs(registry, tmp_path):
     with Repository(name_at(registry.address)) as repository:
         image = push(repository, layer())
         make(job(tmp_path, f"{repository.name}@{image.digest}", formats=("spdx",), push=False))
-        assert attached(repository, image.digest) == []
+        assert list(attached(repository, image.digest)) == []
     (line,) = read_attestations(str(tmp_path / "log"), "b1").splitlines()
     keyid = open_signer("", str(tmp_path)).public_key.keyid
     assert json.loads(line)["signatures"][0]["keyid"] == keyid

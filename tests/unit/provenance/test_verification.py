@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.errors import ConfigError, UsageError, VerificationError
+from buildrunner.errors import ConfigError, RegistryError, UsageError, VerificationError
 from buildrunner.provenance.signing import open_signer, signed_envelope
 from buildrunner.provenance.statement import provenance_statement
 from buildrunner.provenance.verification import (
@@ -85,6 +85,22 @@ def test_the_age_of_provenance_does_not_count(tmp_path):
 def test_one_good_attestation_among_bad_ones_is_enough(tmp_path):
     lines = [b"nonsense", envelope(tmp_path / "other"), envelope(tmp_path)]
     assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
+
+
+def unreadable(*attestations):
+    """The attestations, and then another, which the registry does not deliver."""
+    yield from attestations
+    raise RegistryError("not all attestations can be read: the registry answers 404")
+
+
+def test_what_can_not_be_read_is_named_if_nothing_good_is_found(tmp_path):
+    trust = Trust(keys=[key(tmp_path)])
+    good, other = envelope(tmp_path), envelope(tmp_path / "other")
+    assert verified(DIGEST, unreadable(other, good), trust, STRICT).builder == BUILDER
+    with pytest.raises(VerificationError, match=r"another key: .*\(not all attestations can be"):
+        verified(DIGEST, unreadable(other), trust, STRICT)
+    with pytest.raises(RegistryError, match="not all attestations can be read"):
+        verified(DIGEST, unreadable(), trust, STRICT)
 
 
 @pytest.mark.parametrize("keyid", [None, 1, 1.5, True, [], {}])
