@@ -145,8 +145,8 @@ class NestedPlace:
         self._running: Running | None = None
         self._failure: EngineError | None = None
         self._end: Stream | None = None
-        # Not the first process in another network namespace: that may be a step's.
-        self._ports = LoopbackPorts(lambda: namespace_process(self.ready().state.process, "user"))
+        # The engine's: processes of steps are its descendants.
+        self._ports = LoopbackPorts(lambda: namespace_process(self.ready().state.process, "net"))
         self._plan: BuildPlan | None = None
         gateway = GatewayPush(
             machine.daemons,

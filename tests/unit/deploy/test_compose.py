@@ -18,7 +18,7 @@ from buildrunner.cli.serve import command, remote_worker
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy" / "compose.yaml"
-SECRETS = ("database-password", "database-url", "worker-token")
+SECRETS = ("database-password", "database-url", "worker-1-token", "worker-2-token")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,25 @@ def test_each_worker_shares_the_folders_of_its_own_engine(project: dict[str, Any
         assert engine["environment"]["EGRESS_DENY"].split() == list(Egress().deny)
 
 
-def test_no_secret_is_in_the_environment_and_steps_do_not_reach_the_database(
+def test_each_worker_has_a_token_of_its_own(project: dict[str, Any]) -> None:
+    for number in ("1", "2"):
+        secrets = project["services"][f"worker-{number}"]["secrets"]
+        assert secrets == [{"source": f"worker-{number}-token", "target": "worker-token"}]
+
+
+def test_an_engine_shares_no_network_and_reaches_no_metadata_service(
+    project: dict[str, Any],
+) -> None:
+    services = project["services"]
+    for number in ("1", "2"):
+        engine = services[f"engine-{number}"]
+        assert engine["networks"] == [f"steps-{number}"]
+        assert engine["environment"]["EGRESS_DENY"].split() == list(Egress().deny)
+        others = [one for name, one in services.items() if name != f"engine-{number}"]
+        assert not [one for one in others if f"steps-{number}" in one["networks"]]
+
+
+def test_no_secret_is_in_the_environment_and_only_the_server_reaches_the_database(
     project: dict[str, Any],
 ) -> None:
     services = project["services"]
@@ -79,4 +97,5 @@ def test_no_secret_is_in_the_environment_and_steps_do_not_reach_the_database(
         for name, value in service.get("environment", {}).items():
             assert value.startswith("/run/secrets/") or "PASSWORD" not in name
     assert services["database"]["networks"] == ["database"]
-    assert services["engine-1"]["networks"] == services["engine-2"]["networks"] == ["builds"]
+    near = [name for name, one in services.items() if "database" in one["networks"]]
+    assert near == ["database", "server"]
