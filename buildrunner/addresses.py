@@ -33,6 +33,42 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     deny: tuple[str, ...] = METADATA_NETWORKS
     allow: tuple[str, ...] = ()
 
+    def reached(self, other: Egress) -> tuple[str, ...]:
+        """Return the networks that another one denies, and that may be reached all the same.
+
+        The metadata services of clouds are left out. A network that several smaller ones deny
+        together counts as reached.
+        """
+        denied, allowed = _networks(self.deny), _networks(self.allow)
+        excepted = _networks(other.allow)
+        return tuple(
+            text
+            for text in other.deny
+            if text not in METADATA_NETWORKS
+            and not _is_denied(ipaddress.IPv4Network(text), denied, allowed, excepted)
+        )
+
+
+NO_WALL: Final = Egress(deny=())
+"""All networks are reached."""
+
+
+def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network]:
+    return [ipaddress.IPv4Network(text) for text in texts]
+
+
+def _is_denied(
+    network: ipaddress.IPv4Network,
+    denied: Sequence[ipaddress.IPv4Network],
+    allowed: Sequence[ipaddress.IPv4Network],
+    excepted: Sequence[ipaddress.IPv4Network],
+) -> bool:
+    """Whether a network is denied, but for what may be excepted."""
+    if not any(map(network.subnet_of, denied)) and not any(map(network.subnet_of, excepted)):
+        return False
+    open_again = [one for one in allowed if one.overlaps(network)]
+    return all(any(map(one.subnet_of, excepted)) for one in open_again)
+
 
 Kind = Literal["public", "private", "loopback", "unspecified", "none"]
 """The machines that an address may mean.

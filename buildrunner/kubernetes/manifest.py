@@ -65,12 +65,14 @@ class PodBuild(msgspec.Struct, frozen=True, kw_only=True):
         timeout: of the whole build.
         limits: those of ``options.machineType``.
         disk_gb: ``options.diskSizeGb``; 0 if the build sets no size.
+        egress: networks that the settings of its project deny.
     """
 
     id: str
     timeout: timedelta
     limits: ResourceLimits = ResourceLimits()
     disk_gb: int = 0
+    egress: Egress = Egress()
 
 
 def job_name(build_id: str) -> str:
@@ -193,7 +195,9 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "env": [
             {"name": "ISOLATION", "value": pool.isolation},
             {"name": "GATEWAY_PORT", "value": str(GATEWAY_PORT)},
-            {"name": "EGRESS_DENY", "value": " ".join(Egress().deny)},
+            {"name": "POD_DENY", "value": " ".join(Egress().deny)},
+            {"name": "EGRESS_DENY", "value": " ".join(_egress(build, pool).deny)},
+            {"name": "EGRESS_ALLOW", "value": " ".join(_egress(build, pool).allow)},
         ],
         "resources": _resources(build, pool),
         "securityContext": _engine_rights(pool),
@@ -203,6 +207,15 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
             {"name": "shared", "mountPath": SHARED_FOLDER},
         ],
     }
+
+
+def _egress(build: PodBuild, pool: Pool) -> Egress:
+    """The networks that steps do not reach.
+
+    In another isolation, a step that breaks out of the engine can change the rules: the worker then
+    refuses builds that may not reach some network.
+    """
+    return build.egress if pool.isolation == "user-namespace" else Egress()
 
 
 def _engine_rights(pool: Pool) -> dict[str, Any]:
@@ -254,6 +267,8 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
             "--once",
             "--sandbox=pod",
             f"--pod-isolation={pool.isolation}",
+            f"--pod-egress-deny={' '.join(_egress(build, pool).deny)}",
+            f"--pod-egress-allow={' '.join(_egress(build, pool).allow)}",
         ],
         "env": [
             {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"},

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
+from buildrunner.addresses import NO_WALL, Egress
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
 from buildrunner.containers.protocol import ContainerEngine, EngineInfo
 from buildrunner.errors import EngineError
@@ -34,6 +35,7 @@ class PodSandbox(HostSandbox):
         engine: the engine of the Pod. Closed with the sandbox.
         labels: see `HostSandbox`.
         isolation: how the Pod isolates its builds; one of `protocol.ISOLATIONS`.
+        egress: networks that the Pod's engine does not reach.
         folder: the shared folder, as this process sees it.
     """
 
@@ -45,8 +47,11 @@ class PodSandbox(HostSandbox):
         labels: Mapping[str, str],
         isolation: str,
         folder: str = WORKSPACE,
+        *,
+        egress: Egress = NO_WALL,
     ) -> None:
         super().__init__(engine, labels)
+        self._egress = egress
         self._isolation = isolation
         self._folder = folder
 
@@ -59,6 +64,10 @@ class PodSandbox(HostSandbox):
     ) -> PodPlace:
         """See `Sandbox.open`: Kubernetes has made the Pod."""
         return PodPlace(self._engine, self._isolation in PRIVILEGED_STEPS, self._folder)
+
+    def unenforced(self, egress: Egress) -> tuple[str, ...]:
+        """See `Sandbox.unenforced`."""
+        return self._egress.reached(egress)
 
     def isolation(self) -> str:
         """See `Sandbox.isolation`."""

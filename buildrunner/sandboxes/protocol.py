@@ -29,6 +29,7 @@ from typing import NoReturn, Protocol
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.errors import EngineError
@@ -191,6 +192,10 @@ class Sandbox(Protocol):
         """Return how builds are isolated here: one of `ISOLATIONS`; empty while it is not known."""
         ...
 
+    def unenforced(self, egress: Egress) -> tuple[str, ...]:
+        """Return the networks that ``egress`` denies and that builds reach here all the same."""
+        ...
+
     def check_engine(self) -> None:
         """Ask whether the engine at hand can have such places at all.
 
@@ -248,6 +253,10 @@ class NoSandbox:
     def isolation(self) -> str:
         """See `Sandbox.isolation`: each worker has its own."""
         return ""
+
+    def unenforced(self, egress: Egress) -> tuple[str, ...]:  # noqa: ARG002
+        """See `Sandbox.unenforced`: no step runs here."""
+        return ()
 
     def check_engine(self) -> None:
         """See `Sandbox.check_engine`: no engine is needed."""

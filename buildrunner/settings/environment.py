@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.errors import SecretError, StoreError, UsageError
 from buildrunner.logs.console.wording import Look
 
@@ -85,6 +86,8 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
         isolation: how strongly the builds of forks must be isolated; with ``pod``, how the Pod
             isolates builds. See `sandboxes.protocol.ISOLATIONS`.
+        pod_egress_deny, pod_egress_allow: networks that the engine of the Pod does not reach, and
+            exceptions, with a space between them.
         disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
         log_gib: what the log of one build may take; 0 sets no limit.
         public_url: address of the server, which provenance names as the builder.
@@ -103,9 +106,18 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
     sources: str = ""
     keep_gib: int = 0
     isolation: str = ""
+    pod_egress_deny: str = ""
+    pod_egress_allow: str = ""
     disk_gib: int = 0
     log_gib: int = 0
     public_url: str = ""
+
+    @property
+    def pod_egress(self) -> Egress:
+        """The networks that the engine of the Pod does not reach."""
+        return Egress(
+            deny=tuple(self.pod_egress_deny.split()), allow=tuple(self.pod_egress_allow.split())
+        )
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
@@ -130,6 +142,8 @@ def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
         sources=environ.get("BUILDRUNNER_SOURCES", ""),
         keep_gib=_natural(environ.get("BUILDRUNNER_KEEP_GIB", "")),
         isolation=environ.get("BUILDRUNNER_ISOLATION", ""),
+        pod_egress_deny=environ.get("BUILDRUNNER_POD_EGRESS_DENY", ""),
+        pod_egress_allow=environ.get("BUILDRUNNER_POD_EGRESS_ALLOW", ""),
         disk_gib=_natural(environ.get("BUILDRUNNER_DISK_GIB", "")),
         log_gib=_natural(environ.get("BUILDRUNNER_LOG_GIB", "")),
         public_url=environ.get("BUILDRUNNER_PUBLIC_URL", ""),
@@ -153,6 +167,8 @@ def worker_environment(settings: WorkerSettings) -> dict[str, str]:
         "BUILDRUNNER_SOURCES": settings.sources,
         "BUILDRUNNER_KEEP_GIB": str(settings.keep_gib),
         "BUILDRUNNER_ISOLATION": settings.isolation,
+        "BUILDRUNNER_POD_EGRESS_DENY": settings.pod_egress_deny,
+        "BUILDRUNNER_POD_EGRESS_ALLOW": settings.pod_egress_allow,
         "BUILDRUNNER_DISK_GIB": str(settings.disk_gib),
         "BUILDRUNNER_LOG_GIB": str(settings.log_gib),
         "BUILDRUNNER_PUBLIC_URL": settings.public_url,

@@ -9,6 +9,7 @@ from functools import partial
 from ipaddress import ip_address, ip_network
 from typing import TYPE_CHECKING
 
+from buildrunner.addresses import NO_WALL, Egress
 from buildrunner.containers.protocol import LABEL_BUILD, AddressRange
 from buildrunner.errors import BuildrunnerError, EngineError, UsageError
 from buildrunner.settings import Settings, lock_folder
@@ -144,6 +145,7 @@ def sandbox(
     limits: SandboxLimits | None = None,
     builds: int = 0,
     isolation: str = "",
+    pod_egress: Egress = NO_WALL,
     disk_gib: int = 0,
     reporter: Reporter | None = None,
 ) -> Sandbox:
@@ -158,6 +160,7 @@ def sandbox(
         builds: how many builds share the machine; 0 when that is nobody's business.
         isolation: what the builds of forks must have; see `sandboxes.protocol.ISOLATIONS`. For
             ``pod``, what the Pod has.
+        pod_egress: networks that the engine of the Pod does not reach.
         disk_gib: what each nested sandbox may take of the disk; 0 sets no limit.
         reporter: shows how the image of nested engines is made; None logs it.
 
@@ -181,7 +184,10 @@ def sandbox(
         folder = shared_folder(engine.endpoint.socket_path)
         relay = PodRelay(os.environ)
         return PodSandbox(
-            PodEngine(engine, folder, logins, settings.egress, relay), labels, isolation
+            PodEngine(engine, folder, logins, settings.egress, relay),
+            labels,
+            isolation,
+            egress=pod_egress,
         )
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")

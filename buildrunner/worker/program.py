@@ -153,6 +153,13 @@ class ServerProgram:
                 hint="the server's administrator makes it, or corrects [projects.NAME.registries] "
                 "logins",
             )
+        if reached := self._sandbox.unenforced(settings.egress):
+            raise UsageError(
+                f"the build must not reach {', '.join(reached)} ([sandbox] egress_deny), and the "
+                f"{self._sandbox.name} sandbox of this worker does not keep it from there",
+                hint="run it on a worker with --sandbox nested, or in a pool on Kubernetes whose "
+                "isolation is user-namespace",
+            )
         opened = self._sandbox.open(
             stored.id, project=project_of(stored, settings), trusted=not stored.untrusted
         )

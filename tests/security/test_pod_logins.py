@@ -10,6 +10,7 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import msgspec
 import pytest
 
 from buildrunner import wiring
+from buildrunner.addresses import Egress
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Mount
 from buildrunner.errors import ConfigError, EngineError, ImagePullError
@@ -131,21 +133,22 @@ class Pod:
         self.socket = shared / "docker.sock"
 
 
-@pytest.fixture(params=["user-namespace", "capabilities"])
-def pod(request: pytest.FixtureRequest, engine_image: str) -> Iterator[Pod]:
+@contextmanager
+def running_pod(image: str, isolation: str, egress: Egress) -> Iterator[Pod]:
     """The engine's container as the manifest of a Job has it."""
-    build = PodBuild(id=str(uuid.uuid4()), timeout=timedelta(minutes=5))
+    build_id = str(uuid.uuid4())
+    build = PodBuild(id=build_id, timeout=timedelta(minutes=5), egress=egress)
     pool = Pool(
         name="ci",
         server="http://nowhere",
         worker_image="none",
-        engine_image=engine_image,
-        isolation=request.param,
+        engine_image=image,
+        isolation=isolation,
     )
     spec = job_manifest(build, pool)["spec"]["template"]["spec"]["initContainers"][0]
     rights = spec["securityContext"]
     environ = dict(os.environ)  # tests set DOCKER_HOST
-    name = f"buildrunner-tests-{build.id}"
+    name = f"buildrunner-tests-{build_id}"
     # Not of pytest: paths of sockets are short.
     shared = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
     subprocess.run(
@@ -165,11 +168,18 @@ def pod(request: pytest.FixtureRequest, engine_image: str) -> Iterator[Pod]:
     try:
         ask = ["docker", f"--host=unix://{shared}/docker.sock", "version"]
         wait_until(lambda: not subprocess.run(ask, check=False, capture_output=True).returncode)
-        yield Pod(name, request.param, shared)
+        yield Pod(name, isolation, shared)
     finally:
         argv = ["docker", "rm", "--force", "--volumes", name]
         subprocess.run(argv, check=True, env=environ, stdout=subprocess.DEVNULL)
         subprocess.run(["rm", "-rf", shared], check=True)
+
+
+@pytest.fixture(params=["user-namespace", "capabilities"])
+def pod(request: pytest.FixtureRequest, engine_image: str) -> Iterator[Pod]:
+    """The engine of a Pod, whose project denies no network of its own."""
+    with running_pod(engine_image, request.param, Egress()) as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,14 @@ import ipaddress
 
 import pytest
 
-from buildrunner.addresses import address_of, is_loopback_host, is_public, kind_of
+from buildrunner.addresses import (
+    NO_WALL,
+    Egress,
+    address_of,
+    is_loopback_host,
+    is_public,
+    kind_of,
+)
 
 KINDS = {
     "public": """1.1.1.1 93.184.216.34 100.63.255.255 100.128.0.0 172.32.0.1 11.0.0.1 2606:4700::1
@@ -63,3 +70,29 @@ def test_an_address_is_known_in_every_form_that_resolvers_take(written, address)
 )
 def test_a_host_can_only_be_this_machine_if_it_is_written_so(host, expected):
     assert is_loopback_host(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("wall", "wanted", "reached"),
+    [
+        (Egress(), Egress(), ()),
+        (NO_WALL, Egress(), ()),  # metadata services are left out
+        (Egress(), Egress(deny=("10.0.0.0/8",)), ("10.0.0.0/8",)),
+        (Egress(deny=("10.0.0.0/8",)), Egress(deny=("10.1.0.0/16", "10.0.0.0/8")), ()),
+        (Egress(deny=("10.1.0.0/16",)), Egress(deny=("10.0.0.0/8",)), ("10.0.0.0/8",)),
+        (Egress(deny=("0.0.0.0/0",)), Egress(deny=("10.0.0.0/8", "192.0.2.1")), ()),
+        (
+            Egress(deny=("0.0.0.0/0",), allow=("10.1.2.3",)),
+            Egress(deny=("10.0.0.0/8", "192.0.2.1")),
+            ("10.0.0.0/8",),
+        ),
+        (
+            Egress(deny=("0.0.0.0/0",), allow=("10.1.2.3",)),
+            Egress(deny=("10.0.0.0/8",), allow=("10.1.2.0/24",)),
+            (),
+        ),
+        (NO_WALL, Egress(deny=("10.1.2.3",), allow=("10.1.2.0/24",)), ()),
+    ],
+)
+def test_a_wall_leaves_open_what_another_one_denies(wall, wanted, reached):
+    assert wall.reached(wanted) == reached

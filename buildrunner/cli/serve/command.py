@@ -174,6 +174,7 @@ def _serve(
         provisioner = Provisioner(
             *(store, cluster, settings.pools, worker.report_lost, utc_now),
             isolation=server.isolation,
+            egress=lambda project: settings.of_project(project).egress,
         )
     loops = ServerLoops(context, settings, args.reconcile_every, provisioner)
 

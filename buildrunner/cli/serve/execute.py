@@ -120,6 +120,7 @@ def _execute(
             settings=build.settings.of_project(project_of(build.stored, build.settings)),
             builds=worker.max_builds,
             isolation=worker.isolation,
+            pod_egress=worker.pod_egress,
             disk_gib=worker.disk_gib,
         )
         network = shared_network() if worker.sandbox == "host" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import logging
 import os
 import signal
@@ -73,6 +74,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="host",
         help="with --sandbox pod: how the Pod isolates its builds (default: host)",
     )
+    for name, what in (
+        ("deny", "networks that its engine keeps steps from, as EGRESS_DENY of the engine"),
+        ("allow", "exceptions from them, as EGRESS_ALLOW of the engine"),
+    ):
+        parser.add_argument(
+            f"--pod-egress-{name}",
+            metavar="NETWORKS",
+            type=_networks,
+            default="",
+            help=f"with --sandbox pod: {what} has them, with spaces between them",
+        )
     parser.add_argument(
         "--max-builds",
         type=int,
@@ -94,6 +106,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         help="folder of running builds (default: buildrunner/worker in your data folder)",
     )
+
+
+def _networks(text: str) -> str:
+    for network in text.split():
+        ipaddress.IPv4Network(network)
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -122,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
         database="",
         sandbox=args.sandbox,
         isolation=args.pod_isolation if is_pod else "",
+        pod_egress_deny=args.pod_egress_deny,
+        pod_egress_allow=args.pod_egress_allow,
         disk_gib=args.max_build_disk_gib,
         server=url,
         token_file=os.path.abspath(args.token_file),

@@ -209,6 +209,7 @@ class ServerWorker:
             settings=self._settings,
             builds=self._worker.max_builds,
             isolation=self._worker.isolation,
+            pod_egress=self._worker.pod_egress,
             disk_gib=self._worker.disk_gib,
         )
 

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import msgspec
 
+from buildrunner.addresses import Egress
 from buildrunner.containers import start_gate
 from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.engine.step_container import files_archive
@@ -96,6 +97,10 @@ class NestedSandbox:
         place = NestedPlace(self._machine, self._folders, facts, start, memory)
         place.begin()
         return place
+
+    def unenforced(self, egress: Egress) -> tuple[str, ...]:  # noqa: ARG002
+        """See `Sandbox.unenforced`: each sandbox is made for the settings of its project."""
+        return ()
 
     def isolation(self) -> str:
         """See `Sandbox.isolation`: known once a sandbox was started, by whichever process."""

@@ -12,6 +12,7 @@ from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
 
+from buildrunner.addresses import Egress
 from buildrunner.errors import KubernetesError, NotFound
 from buildrunner.kubernetes.decisions import RETRY, Decisions, Situation, decide, sentence
 from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
@@ -73,6 +74,7 @@ class Provisioner:
         report_lost: called with the lease of a build whose Pod is gone, and the reason.
         clock: the time, aware UTC.
         isolation: what the builds of forks must have; see `ServerSettings.isolation`.
+        egress: returns the networks that builds of a project do not reach.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Provisioner:
         clock: Callable[[], datetime],
         *,
         isolation: str = "",
+        egress: Callable[[str], Egress] = lambda _: Egress(),
     ) -> None:
+        self._egress = egress
         self._too_weak = frozenset(
             name for name, pool in pools.items() if not isolates(pool.isolation, isolation)
         )
@@ -215,7 +219,9 @@ class Provisioner:
             # Read each time: a Job whose owner does not exist is deleted at once.
             owner = self._cluster.owner(pool.namespace, pool.owner) if pool.owner else None
             place = self._reached(pool, stored)
-            self._cluster.create_job(job_manifest(pod_build(stored), place, owner))
+            egress = self._egress(str(stored.document.get("projectId", "")))
+            build = replace(pod_build(stored), egress=egress)
+            self._cluster.create_job(job_manifest(build, place, owner))
         except NotFound:
             return None  # it was deleted just now
         except KubernetesError as error:

@@ -8,6 +8,7 @@ from datetime import timedelta
 import kubernetes_validate
 import pytest
 
+from buildrunner.addresses import Egress
 from buildrunner.cli.serve import remote_worker
 from buildrunner.kubernetes.manifest import (
     ENGINE,
@@ -192,6 +193,24 @@ def test_the_engine_gets_capabilities_and_no_privilege(isolation):
 def test_steps_reach_no_metadata_service_of_a_cloud():
     (denied,) = (one["value"] for one in engine()["env"] if one["name"] == "EGRESS_DENY")
     assert "169.254.0.0/16" in denied.split()
+
+
+@pytest.mark.parametrize("isolation", ISOLATIONS)
+def test_steps_reach_no_network_that_the_project_denies_and_the_worker_does(isolation):
+    """Where steps have the worker's network, the worker knows that nothing keeps them from it."""
+    wanted = Egress(deny=(*Egress().deny, "10.0.0.0/8"), allow=("10.1.2.3",))
+    build = PodBuild(id=BUILD.id, timeout=BUILD.timeout, egress=wanted)
+    env = {one["name"]: one["value"] for one in engine(build, isolation=isolation)["env"]}
+    parser = argparse.ArgumentParser()
+    remote_worker.configure(parser)
+    args = parser.parse_args(worker(build, isolation=isolation)["args"][1:])
+    enforced = wanted if isolation == "user-namespace" else Egress()
+    for deny, allow in (
+        (env["EGRESS_DENY"], env["EGRESS_ALLOW"]),
+        (args.pod_egress_deny, args.pod_egress_allow),
+    ):
+        assert (deny.split(), allow.split()) == (list(enforced.deny), list(enforced.allow))
+    assert env["POD_DENY"].split() == list(Egress().deny)
 
 
 def test_a_pool_can_run_privileged_engines():

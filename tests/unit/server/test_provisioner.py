@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from msgspec.structs import replace
 
+from buildrunner.addresses import Egress
 from buildrunner.kubernetes.api import KubernetesApi
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.server.services.provisioner import Provisioner
@@ -124,6 +125,15 @@ def test_the_role_of_the_chart_owns_the_job_and_without_it_no_job_is_made(world)
             "uid": role["metadata"]["uid"],
         }
     ]
+
+
+def test_the_pod_of_a_build_has_the_networks_of_its_project(world):
+    denied = Egress(deny=("10.0.0.0/8",))
+    world.build()
+    world.another(egress={"p": denied}.__getitem__).turn()
+    (job,) = world.cluster.of("jobs")
+    env = job["spec"]["template"]["spec"]["initContainers"][0]["env"]
+    assert {"name": "EGRESS_DENY", "value": "10.0.0.0/8"} in env
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,13 @@
 
 import pytest
 
+from buildrunner.addresses import Egress
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancellation import CancelToken
-from buildrunner.errors import EngineError, SourceError
+from buildrunner.errors import EngineError, SourceError, UsageError
 from buildrunner.plan.build_plan import BuildOrigin
-from buildrunner.sandboxes.host import HostPlace
+from buildrunner.sandboxes.host import HostPlace, HostSandbox
+from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.settings import Settings
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.worker.execution import RunWiring
@@ -23,6 +25,46 @@ class NoSandbox:
     def open(self, build_id, *, project="", trusted=True):
         self.asked.append((build_id, project, trusted))
         raise EngineError("no")
+
+    def unenforced(self, egress):
+        return ()
+
+
+DENIED = "10.0.0.0/8"
+HOLE = Egress(deny=(DENIED,), allow=("10.1.0.0/16",))
+WIRING = RunWiring(
+    sink=None,
+    on_event=lambda _: None,
+    on_plan=lambda _: None,
+    on_workspace=lambda _: None,
+    cancel=CancelToken(),
+)
+
+
+@pytest.mark.parametrize(
+    "sandbox",
+    [
+        HostSandbox(FakeEngine(), {}),
+        PodSandbox(FakeEngine(), {}, "capabilities"),
+        PodSandbox(FakeEngine(), {}, "user-namespace", egress=Egress()),
+        PodSandbox(FakeEngine(), {}, "user-namespace", egress=HOLE),
+    ],
+    ids=["host", "pod", "another wall", "a hole"],
+)
+def test_a_build_is_refused_where_nothing_keeps_it_from_what_its_project_denies(sandbox):
+    settings = Settings(projects={"p": {"egress_deny": (DENIED,)}})
+    program = ServerProgram(sandbox, settings, {})
+    stored = StoredBuild(document={"id": "b", "projectId": "p"}, request={})
+    with pytest.raises(UsageError, match=r"must not reach 10\.0\.0\.0/8") as caught:
+        program.run(stored, WIRING)
+    assert "--sandbox nested" in caught.value.hint
+
+
+def test_a_pod_whose_engine_keeps_steps_from_what_a_project_denies_runs_its_builds():
+    wall = Egress(deny=("10.0.0.0/8", "192.168.0.0/16"), allow=("10.1.2.3",))
+    wanted = Egress(deny=(*Egress().deny, "10.2.0.0/16", "10.1.0.0/16"), allow=("10.1.2.0/24",))
+    sandbox = PodSandbox(FakeEngine(), {}, "user-namespace", egress=wall)
+    assert sandbox.unenforced(wanted) == ()
 
 
 @pytest.mark.parametrize("untrusted", [False, True])
