@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 
 
 def remove_tree(path: str) -> str:
@@ -14,7 +14,18 @@ def remove_tree(path: str) -> str:
     Returns:
         What went wrong; empty if nothing is left.
     """
-    done = subprocess.run(
-        ["rm", "-rf", "--", path], capture_output=True, text=True, errors="replace", check=False
-    )
+    import shutil  # few builds leave a folder
+    import subprocess
+
+    program = shutil.which("rm", path=os.defpath) or "rm"
+    try:
+        done = subprocess.run(
+            [program, "-rf", "--", path],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        return f"{program} can't be started: {error.strerror}"
     return (done.stderr.strip().splitlines() or ["rm failed"])[0] if done.returncode else ""

@@ -28,6 +28,7 @@ OWN = {
     "sandboxes/nested/folders.py",
     "sandboxes/nested/host_pulls.py",
     "sandboxes/nested/spare.py",
+    "sandboxes/pod_engine.py",
     "secrets/local_store.py",
     "settings/folder_trust.py",
     "sources/git/mirror.py",
