@@ -129,7 +129,7 @@ class PodEngine(ForwardingEngine):
         return question(self._engine)
 
     def info(self) -> EngineInfo:
-        """See `ContainerEngine.info`. The engine's folders are none of this process, it may say."""
+        """See `ContainerEngine.info`. This process does not see the engine's folders."""
         return replace(super().info(), local=False)
 
     def find_image(self, name: str) -> ImageInfo | None:
