@@ -15,7 +15,7 @@ import pytest
 
 from buildrunner.artifacts.packages import PublishingContainer
 from buildrunner.containers.docker.engine import DockerEngine
-from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, ImageInfo
 from buildrunner.errors import PackageError, UploadError
 from buildrunner.workspace.files import WorkspaceFiles
 from buildrunner.workspace.protocol import PreparedWorkspace
@@ -129,8 +129,8 @@ class _Engine:
     def __init__(self, archive: Iterable[bytes]) -> None:
         self.archive = archive
 
-    def find_image(self, name: str) -> str:
-        return name
+    def find_image(self, name: str) -> ImageInfo:
+        return ImageInfo(id=name)
 
     def create_container(self, _spec: ContainerSpec) -> str:
         return "one"
