@@ -12,7 +12,7 @@ def remove_tree(path: str) -> str:
     which a step or a repository makes easily. It is for folders of our own only.
 
     Returns:
-        What went wrong; empty if nothing is left.
+        The problem; empty if nothing is left.
     """
     import shutil  # few builds leave a folder
     import subprocess

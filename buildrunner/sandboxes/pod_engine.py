@@ -221,7 +221,7 @@ class PodEngine(ForwardingEngine):
     ) -> PushedImage:
         """See `Images.push_image`.
 
-        A push with a login goes through a gateway. What was pushed is known from the registry. A
+        A push with a login goes through a gateway. The registry tells what was pushed. A
         registry at a loopback address is in the hands of the steps: it gets no login but theirs,
         and the digest of the push is empty.
         """

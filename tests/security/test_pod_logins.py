@@ -71,7 +71,7 @@ def test_a_step_that_replaces_the_engine_of_its_pod_gets_no_login(
 
 
 class Eavesdropper(threading.Thread):
-    """What a step puts in the place of the engine's socket: it hears all, and passes it on."""
+    """The socket that a step puts in the place of the engine's: it hears all, and passes it on."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)

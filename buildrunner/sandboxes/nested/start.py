@@ -332,7 +332,7 @@ def registry_authorities() -> dict[str, bytes]:
 
     Returns:
         The content by path below `CERTIFICATES`, such as ``registry.example.com:5000/ca.crt``.
-        What is taken away while this function reads is missing.
+        Entries that are removed while this function reads are missing.
     """
     found: dict[str, bytes] = {}
     with suppress(FileNotFoundError, NotADirectoryError):

@@ -188,7 +188,7 @@ class Changes:
 
     @contextmanager
     def _in_line(self, line: Hashable) -> Iterator[asyncio.Event]:
-        """A place at the end of a line. Whoever is first then looks: there may be more to find."""
+        """A place at the end of a line. The first one looks then: there may be more to find."""
         place = asyncio.Event()
         places = self._lines.setdefault(line, [])
         places.append(place)

@@ -277,7 +277,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 def _check_is_open(dialect: Any, connection: Any, _record: object, _proxy: object) -> None:
     """Have a connection to PostgreSQL replaced if the server has closed it, as a restart does.
 
-    What the server says at the close can be read already; most connections cost no round trip.
+    The server's words at the close can be read already; most connections cost no round trip.
     """
     poll = select_module.poll()
     if not connection.closed:

@@ -90,7 +90,7 @@ def test_mmdebstrap_ends_with_us_and_cleans_up(tmp_path: Path, number: signal.Si
     begun, cleaned = tmp_path / "begun", tmp_path / "cleaned"
     os.mkfifo(begun)
     os.mkfifo(cleaned)
-    # What says that it has begun is the program itself: it can be ended from then on.
+    # The program itself says that it has begun: it can be ended from then on.
     script = f"trap : TERM; sh -c 'echo yes > {begun}; exec sleep 1000'; echo yes > {cleaned}"
     caller = "from buildrunner.builders.image_contents import debian_root; import os\n"
     caller += "list(debian_root('any', os.environ))"

@@ -1,4 +1,4 @@
-"""What passes the gateway of a pull, and what goes along."""
+"""Requests that pass the gateway of a pull, and the headers that go with them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a change costs the requests that wait for it, and that none of them misses it."""
+"""Requests that wait for a change: it costs few reads, and none of them misses it."""
 
 from __future__ import annotations
 
