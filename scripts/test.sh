@@ -40,8 +40,13 @@ buildrunner builders install docker git curl wget gcc python node npm yarn gsuti
   alpine busybox bash fetch engine
 say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
-# tests of Ctrl-C need it as a terminal would send it.
-run() { env --default-signal=HUP,INT,QUIT pytest "$@"; }
+# tests of Ctrl-C need it as a terminal would send it. The files of tests have a folder of their own, which stays if
+# a test fails: pytest removes its older folders by a recursion that ends in an error where a test left deep ones.
+run() {
+  local folder
+  folder=$(mktemp -d /tmp/tests.XXXXXX)
+  env --default-signal=HUP,INT,QUIT pytest --basetemp "$folder" "$@" && rm -rf "$folder"
+}
 
 if [ "$#" -gt 0 ]; then
   run "$@"
