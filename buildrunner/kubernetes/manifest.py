@@ -46,6 +46,7 @@ _GRACE_S = 30
 _NODE_LOST_S = 30
 _TOKEN_S = 3600
 _LAST_WORDS = "FallbackToLogsOnError"  # the end of its log says why a container failed
+_SHARED_SIZE = "16Mi"  # it has sockets only
 _WORKER_LIMITS = {"cpu": "1", "memory": "512Mi"}
 _WORKER_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 
@@ -235,9 +236,16 @@ def _resources(build: PodBuild, pool: Pool) -> dict[str, Any]:
     memory = str(build.limits.memory_bytes) if build.limits.memory_bytes else pool.memory
     limits = {"cpu": _whole(cpu), "memory": memory}
     requests = {"cpu": _share(cpu, pool.cpu_request_percent), "memory": memory}
-    if build.disk_gb:  # a node must have the disk that the build requests
-        limits["ephemeral-storage"] = requests["ephemeral-storage"] = f"{build.disk_gb}G"
+    if size := _disk_size(build, pool):
+        # Limits all that the Pod writes, also beside the volume: no other container has a limit. A
+        # node must have the disk that a build requests, and need not have all of the pool's limit.
+        limits["ephemeral-storage"] = size
+        requests["ephemeral-storage"] = size if build.disk_gb else "0"
     return {"limits": limits, "requests": requests}
+
+
+def _disk_size(build: PodBuild, pool: Pool) -> str:
+    return f"{build.disk_gb}G" if build.disk_gb else pool.disk
 
 
 def _whole(cpu: str) -> str:
@@ -293,13 +301,13 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
 
 def _disk(build: PodBuild, pool: Pool) -> dict[str, Any]:
     """All that the build writes: its images, containers, workspace and log."""
-    size = f"{build.disk_gb}G" if build.disk_gb else pool.disk
+    size = _disk_size(build, pool)
     return {"name": "disk", "emptyDir": {"sizeLimit": size} if size else {}}
 
 
 def _volumes() -> list[dict[str, Any]]:
     return [
-        {"name": "shared", "emptyDir": {}},
+        {"name": "shared", "emptyDir": {"sizeLimit": _SHARED_SIZE}},
         {
             "name": "token",
             "projected": {

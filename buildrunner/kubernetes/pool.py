@@ -58,7 +58,8 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         service_account: the account of the Pods. It needs no rights.
         max_builds: how many of its builds run at the same time.
         cpu, memory: the resources of a build without ``options.machineType``.
-        disk: the disk space of a build without ``options.diskSizeGb``; empty sets no limit.
+        disk: the most that the Pod of a build without ``options.diskSizeGb`` writes to the disk of
+            its node; empty sets no limit.
         cpu_request_percent: share of the processors that are reserved for a build. Builds may use
             the others while no other Pod needs them.
         isolation: one of `ISOLATIONS`.
@@ -84,7 +85,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     max_builds: int = 10
     cpu: str = "2"
     memory: str = "4Gi"
-    disk: str = ""
+    disk: str = "50Gi"
     cpu_request_percent: int = 100
     isolation: str = "user-namespace"
     node_selector: dict[str, str] = {}

@@ -24,6 +24,12 @@ _DISRUPTIONS: Final = {
     "DeletionByPodGC": "was deleted: its node does not exist any more",
     "TerminationByKubelet": "was stopped by its node",
 }
+# Source: pkg/kubelet/eviction/eviction_manager.go of Kubernetes
+_OVER_LIMIT: Final = (
+    "Pod ephemeral local storage usage exceeds the total limit",
+    "exceeded its local ephemeral storage limit",
+    "Usage of EmptyDir volume",
+)
 _MOST: Final = 500
 _PARTS: Final = {ENGINE: "the engine in its Pod"}
 _WORKER: Final = "the worker in its Pod"
@@ -175,8 +181,14 @@ def _disruption(pod: Object) -> str:
     status = pod.get("status") or {}
     node = (pod.get("spec") or {}).get("nodeName", "")
     if status.get("reason") == "Evicted":
+        message = str(status.get("message", ""))
+        if any(part in message for part in _OVER_LIMIT):
+            size = _limits(pod, ENGINE).get("ephemeral-storage", "")
+            limit = f" (its limit is {size})" if size else ""
+            text = f"the build wrote more to the disk than it may{limit}: its Pod was evicted"
+            return _with(text, message)
         where = f" from the node {node}" if node else ""
-        return _with(f"its Pod was evicted{where}", status.get("message"))
+        return _with(f"its Pod was evicted{where}", message)
     for condition in _true_conditions(pod):
         if condition["type"] == "DisruptionTarget":
             found = _DISRUPTIONS.get(condition.get("reason", ""), "was disrupted")
@@ -212,21 +224,23 @@ def _container_reason(statuses: Sequence[Object]) -> str:
 
 
 def _out_of_memory(pod: Object, statuses: Sequence[Object]) -> str:
-    spec = pod.get("spec") or {}
-    specs = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
     for container in statuses:
         for state in (container.get("state") or {}, container.get("lastState") or {}):
             if (state.get("terminated") or {}).get("reason") != "OOMKilled":
                 continue
-            limits = (
-                (one.get("resources") or {}).get("limits") or {}
-                for one in specs
-                if one["name"] == container["name"]
-            )
-            memory = next(limits, {}).get("memory", "")
+            memory = _limits(pod, container["name"]).get("memory", "")
             limit = f" (its limit is {memory})" if memory else ""
             return f"{_PARTS.get(container['name'], _WORKER)} ran out of memory{limit}"
     return ""
+
+
+def _limits(pod: Object, container: str) -> Object:
+    """Return the limits of a container of a Pod."""
+    spec = pod.get("spec") or {}
+    for one in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+        if one["name"] == container:
+            return (one.get("resources") or {}).get("limits") or {}
+    return {}
 
 
 def _last_warning(name: str, warnings: Sequence[Object]) -> str:

@@ -257,11 +257,24 @@ def test_workers_have_the_engine_that_the_pods_of_builds_have(helm):
         engine, wanted_engine = found["initContainers"][0], wanted["initContainers"][0]
         for field in ("args", "env", "securityContext", "volumeMounts", "restartPolicy"):
             assert engine[field] == wanted_engine[field]
-        assert engine["resources"]["limits"] == wanted_engine["resources"]["limits"]
+        for kind in ("limits", "requests"):
+            assert {**engine["resources"][kind], "cpu": ""} == {
+                **wanted_engine["resources"][kind],
+                "cpu": "",
+            }
+        assert engine["resources"]["limits"]["cpu"] == wanted_engine["resources"]["limits"]["cpu"]
         worker, wanted_worker = found["containers"][0], wanted["containers"][0]
         for field in ("securityContext", "volumeMounts"):
             assert worker[field] == wanted_worker[field]
-        assert found["volumes"][0] == wanted["volumes"][0]
+        assert found["volumes"][:2] == wanted["volumes"][:2]
+
+
+def test_workers_fill_no_disk_of_their_node(helm):
+    values = {"workers": {"replicas": 1, "tokenSecret": "workers"}}
+    found = rendered(helm, values)["Deployment"]["spec"]["template"]["spec"]
+    engine = found["initContainers"][0]["resources"]
+    assert engine["limits"]["ephemeral-storage"] == "100Gi"
+    assert [one["emptyDir"]["sizeLimit"] for one in found["volumes"][:2]] == ["100Gi", "16Mi"]
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,8 @@ POOL = Pool(
     worker_image="buildrunner/worker:1",
     engine_image="buildrunner/engine:1",
 )
+DISK = {"ephemeral-storage": "50Gi"}
+UNRESERVED = {"ephemeral-storage": "0"}
 RELEASES = ("1.34", "1.35", "1.36", "1.37")
 
 
@@ -119,18 +121,18 @@ def test_job_and_pod_carry_the_labels_by_which_the_server_finds_them():
     [
         (
             MachineType.UNSPECIFIED,
-            {"cpu": "2", "memory": "4Gi"},
-            {"cpu": "2000m", "memory": "4Gi"},
+            {"cpu": "2", "memory": "4Gi", **DISK},
+            {"cpu": "2000m", "memory": "4Gi", **UNRESERVED},
         ),
         (
             MachineType.E2_HIGHCPU_8,
-            {"cpu": "8", "memory": str(8 << 30)},
-            {"cpu": "8000m", "memory": str(8 << 30)},
+            {"cpu": "8", "memory": str(8 << 30), **DISK},
+            {"cpu": "8000m", "memory": str(8 << 30), **UNRESERVED},
         ),
         (
             MachineType.E2_MEDIUM,
-            {"cpu": "1", "memory": str(4 << 30)},
-            {"cpu": "1000m", "memory": str(4 << 30)},
+            {"cpu": "1", "memory": str(4 << 30), **DISK},
+            {"cpu": "1000m", "memory": str(4 << 30), **UNRESERVED},
         ),
     ],
 )
@@ -157,10 +159,29 @@ def test_the_size_of_the_disk_holds_for_all_that_the_build_writes():
         assert resources[kind]["ephemeral-storage"] == "200G"
 
 
-@pytest.mark.parametrize(("disk", "empty_dir"), [("50Gi", {"sizeLimit": "50Gi"}), ("", {})])
-def test_a_pool_limits_the_disk_of_builds_that_ask_for_no_size(disk, empty_dir):
-    assert pod(disk=disk)["volumes"][0]["emptyDir"] == empty_dir
-    assert "ephemeral-storage" not in engine(disk=disk)["resources"]["limits"]
+def test_a_build_that_asks_for_no_size_fills_no_disk_of_its_node():
+    """Attack: a step writes beside the volume, to the engine itself: `docker run -v /tmp:/x`.
+
+    The kubelet compares the sum of the limits of the containers with all that the Pod has written.
+    """
+    for settings, size in (({}, "50Gi"), ({"disk": "9Gi"}, "9Gi")):
+        found = pod(**settings)
+        containers = [*found["initContainers"], *found["containers"]]
+        sizes = [one["resources"]["limits"].get("ephemeral-storage", "") for one in containers]
+        assert [one for one in sizes if one] == [size]
+        volumes = [one["emptyDir"]["sizeLimit"] for one in found["volumes"] if "emptyDir" in one]
+        assert volumes == [size, "16Mi"]
+
+
+def test_only_the_disk_that_a_build_asks_for_is_reserved_on_its_node():
+    """A limit without a request would be one."""
+    assert engine(disk="9Gi")["resources"]["requests"]["ephemeral-storage"] == "0"
+
+
+def test_a_pool_may_set_no_limit_of_the_disk():
+    assert pod(disk="")["volumes"][0]["emptyDir"] == {}
+    for kind in ("limits", "requests"):
+        assert "ephemeral-storage" not in engine(disk="")["resources"][kind]
 
 
 def test_worker_and_engine_share_the_socket_and_the_workspace():

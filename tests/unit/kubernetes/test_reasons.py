@@ -254,6 +254,23 @@ def test_a_pod_lives_until_it_has_ended(phase, live):
     assert live_pods([pod]) == ({ID: "arm"} if live else {})
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 50Gi. ",
+        'Usage of EmptyDir volume "disk" exceeds the limit "50Gi". ',
+        'Container engine exceeded its local ephemeral storage limit "50Gi". ',
+    ],
+)
+def test_a_build_that_wrote_more_to_the_disk_than_it_may_is_told_so(message):
+    """The messages of the kubelet, in pkg/kubelet/eviction/helpers.go."""
+    pod = the_pod(phase="Failed", reason="Evicted", message=message)
+    (found,) = build_jobs([the_job(FAILED)], [pod], [])
+    words = "the build wrote more to the disk than it may (its limit is 50Gi): its Pod was evicted"
+    assert found.reason == f"{words}: {message.strip().rstrip('.')}"
+    assert disruptions([pod]) == {"": found.reason}
+
+
 def test_jobs_come_from_lightkube_in_the_same_form(api, cluster):
     api.create_job(manifest())
     (job,), (pod,) = cluster.of("jobs"), cluster.of("pods")
