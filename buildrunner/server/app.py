@@ -19,6 +19,7 @@ from buildrunner.server.api import hooks as routes_hooks
 from buildrunner.server.api import identity as routes_identity
 from buildrunner.server.api import logs as routes_logs
 from buildrunner.server.api import notifications as routes_notifications
+from buildrunner.server.api import pools as routes_pools
 from buildrunner.server.api import provenance as routes_provenance
 from buildrunner.server.api import sources as routes_sources
 from buildrunner.server.api import triggers as routes_triggers
@@ -63,7 +64,7 @@ _ROUTERS = (
     routes_notifications.notifiers_router,
     routes_notifications.outbox_router,
     routes_badges.router,
-    routes_unsupported.pools_router,
+    routes_pools.router,
     routes_unsupported.router,
     routes_builds.own_router,
     routes_provenance.router,

@@ -107,38 +107,17 @@ def notifiers_router(context: ServerContext) -> APIRouter:
         asked = as_mapping(body)
         return json_response(tests.sent(project, tests.kept(project, notifier), asked))
 
-    routes.add_api_route(_NOTIFIERS, listing, methods=["GET"])
-    routes.add_api_route(
-        _NOTIFIERS + ":test",
-        try_unkept,
-        methods=["POST"],
-        openapi_extra=documented(body="NotifierTrial"),
-    )
-    routes.add_api_route(
-        _NOTIFIERS + "/{notifier}:test",
-        test,
-        methods=["POST"],
-        openapi_extra=documented(body="NotifierTest"),
-    )
-    routes.add_api_route(
-        _NOTIFIERS + "/{notifier}:send",
-        send,
-        methods=["POST"],
-        openapi_extra=documented(body="NotifierTest"),
-    )
-    routes.add_api_route(
-        _NOTIFIERS + "/{notifier}",
-        get,
-        methods=["GET"],
-        openapi_extra=documented(answer="Notifier"),
-    )
-    routes.add_api_route(
-        _NOTIFIERS + "/{notifier}",
-        put,
-        methods=["PUT"],
-        openapi_extra=documented(body="Notifier", answer="Notifier"),
-    )
-    routes.add_api_route(_NOTIFIERS + "/{notifier}", delete, methods=["DELETE"])
+    test_body = documented(body="NotifierTest")
+    for path, answer, method, extra in (
+        ("", listing, "GET", None),
+        (":test", try_unkept, "POST", documented(body="NotifierTrial")),
+        ("/{notifier}:test", test, "POST", test_body),
+        ("/{notifier}:send", send, "POST", test_body),
+        ("/{notifier}", get, "GET", documented(answer="Notifier")),
+        ("/{notifier}", put, "PUT", documented(body="Notifier", answer="Notifier")),
+        ("/{notifier}", delete, "DELETE", None),
+    ):
+        routes.add_api_route(_NOTIFIERS + path, answer, methods=[method], openapi_extra=extra)
     return routes
 
 
@@ -297,20 +276,13 @@ def outbox_router(context: ServerContext) -> APIRouter:
         context.store.outbox.drop(message)
         return json_response({})
 
-    routes.add_api_route(
-        _OUTBOX,
-        listing,
-        methods=["GET"],
-        openapi_extra=documented(query=(_STATE, _BUILD_ID, LIMIT, BEFORE)),
-    )
-    routes.add_api_route(
-        _OUTBOX + "/{message}:retry",
-        retry,
-        methods=["POST"],
-        openapi_extra=documented(body="Empty"),
-    )
-    routes.add_api_route(_OUTBOX + "/{message}", get, methods=["GET"])
-    routes.add_api_route(_OUTBOX + "/{message}", drop, methods=["DELETE"])
+    for path, answer, method, extra in (
+        ("", listing, "GET", documented(query=(_STATE, _BUILD_ID, LIMIT, BEFORE))),
+        ("/{message}:retry", retry, "POST", documented(body="Empty")),
+        ("/{message}", get, "GET", None),
+        ("/{message}", drop, "DELETE", None),
+    ):
+        routes.add_api_route(_OUTBOX + path, answer, methods=[method], openapi_extra=extra)
     return routes
 
 

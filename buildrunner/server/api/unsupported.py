@@ -1,6 +1,6 @@
 """Routes of Cloud Build for resources that this server does not keep.
 
-Worker pools can be listed, and the default service account can be read. The other methods and
+The default service account can be read, and `pools` lists worker pools. The other methods and
 resources are refused with the reason.
 """
 
@@ -10,59 +10,12 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.errors import unimplemented
 from buildrunner.server.http.requests import address_of
-from buildrunner.server.openapi import PARENT, documented
-
-_FORMS = (
-    "/v1/projects/{project}/workerPools",
-    "/v1/projects/{project}/locations/{location}/workerPools",
-)
-
-
-def pools_router(context: ServerContext) -> APIRouter:
-    """The routes of pools. Pools are the same for all locations."""
-    access = Access(context)
-    routes = APIRouter(tags=["worker pools"])
-    may_read = [Depends(access.may("read"))]
-
-    def pools(request: Request) -> frozenset[str]:
-        """Those of the settings, and those that workers serve for the project."""
-        return context.pools | context.store.tokens.pools(address_of(context, request).project)
-
-    def shown(request: Request, name: str) -> dict[str, Any]:
-        address = address_of(context, request)
-        location = "global" if address.any_location else address.location
-        path = f"projects/{address.project}/locations/{location}/workerPools/{name}"
-        return {"name": path, "displayName": name, "state": "RUNNING"}
-
-    def list_pools(request: Request) -> Response:
-        """List the pools that ``options.pool.name`` may select."""
-        return json_response(
-            {"workerPools": [shown(request, one) for one in sorted(pools(request))]}
-        )
-
-    def get_pool(request: Request, pool: str) -> Response:
-        """Return a pool."""
-        if pool not in pools(request):
-            raise NotFound(f"this server has no worker pool {pool}")
-        return json_response(shown(request, pool))
-
-    for form in _FORMS:
-        for path, answer in ((form, list_pools), (f"{form}/{{pool}}", get_pool)):
-            routes.add_api_route(
-                path,
-                answer,
-                methods=["GET"],
-                dependencies=may_read,
-                openapi_extra=documented(query=(PARENT,)),
-            )
-    return routes
-
+from buildrunner.server.openapi import documented
 
 WORKER_POOLS: Final = "workerPools"
 _METHODS: Final = (
@@ -101,7 +54,7 @@ def router(context: ServerContext) -> APIRouter:
         shown = f"/v1/projects/{{project}}/locations/{{location}}/{kind}"
         older = f"/v1/projects/{{project}}/{kind}"
         for methods, extra in _METHODS:
-            # `pools_router` has the route that lists pools.
+            # `pools` has the route that lists pools.
             refused = [one for one in methods if (kind, one) != (WORKER_POOLS, "GET")]
             routes.add_api_route(
                 shown, refuse, methods=refused, dependencies=may_read, openapi_extra=extra
