@@ -253,14 +253,14 @@ class NestedEngine(ForwardingEngine):
         The registry decides whether the project may have the image, also if the host engine has it.
         """
         with self._access.pull_turn(name):
-            before = self._host.find_image(name)
+            before, image = self._host.find_image(name), None
             try:
                 image = self._access.host_pulls.pull(name, on_progress=on_progress, cancel=cancel)
                 self._of_host[name] = image
                 with self._copying:
                     self._take_copy(image, cancel)
             finally:
-                self._access.host_pulls.restore(name, before)
+                self._access.host_pulls.restore(name, before, image)
         return image
 
     def _on_host(self, name: str) -> ImageInfo | None:

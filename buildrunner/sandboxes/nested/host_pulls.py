@@ -95,25 +95,31 @@ class HostPulls:
                 raise self._too_large(name) from error
             raise
         if not self._take(image.size_bytes - sum(sizes.values())):
-            self.restore(name, before)
+            self.restore(name, before, image)
             self._take(-image.size_bytes)
             raise self._too_large(name)
         if before is None:
             self._note(name, image)
         return image
 
-    def restore(self, name: str, before: ImageInfo | None) -> None:
+    def restore(self, name: str, before: ImageInfo | None, pulled: ImageInfo | None = None) -> None:
         """Undo a pull: the name is again that of the image before, or of none.
+
+        A name that another program has moved to a third image since stays. The engine cannot remove
+        a name on condition, so a program that moves it in the same instant may still lose it.
 
         Args:
             name: that was pulled.
             before: what the machine's engine had under the name.
+            pulled: the image that the pull brought; None if the pull failed half-way.
         """
         now = self._host.find_image(name)
         if before is None:
             with suppress(OSError):
                 os.unlink(self._note_path(name))
         if now is None or (before is not None and before.id == now.id):
+            return
+        if pulled is not None and pulled.id != now.id:
             return
         self._host.untag_image(name)  # which removes the image with its last name
         if before is not None:

@@ -258,6 +258,16 @@ def test_an_image_beyond_the_limit_of_the_build_s_disk_does_not_stay(
     assert engine.images == set()
 
 
+def test_a_name_that_another_program_moved_after_the_pull_stays(tmp_path: Path) -> None:
+    engine = Puller([], 0)
+    pulls = engine.pulls(tmp_path, None)
+    pulled = pulls.pull("app:1", cancel=threading.Event())
+    engine.tag_image("of the user", "app:1")
+    pulls.restore("app:1", None, pulled)
+    assert engine.ids["app:1"] == "of the user"
+    assert engine.images == {"app:1"}
+
+
 def test_a_pull_that_is_too_large_leaves_the_image_that_had_the_name_before(
     tmp_path: Path,
 ) -> None:
