@@ -323,11 +323,13 @@ def check_leftovers(engine: DockerEngine) -> Finding:
     left = find_leftovers(engine, is_alive)
     spares = left_spares(engine, is_alive)
     counts = {
-        "containers": len(left.containers) + len(spares.containers),
-        "volumes": len(left.volumes) + len(spares.volumes),
-        "networks": len(left.networks),
+        "container": len(left.containers) + len(spares.containers),
+        "volume": len(left.volumes) + len(spares.volumes),
+        "network": len(left.networks),
     }
-    found = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    found = ", ".join(
+        f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items() if count
+    )
     if not found:
         return Finding("ok", "leftovers", "none")
     advice = "buildrunner doctor --clean removes them"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -43,6 +44,7 @@ def test_what_a_dead_build_left_is_told_and_cleaned(docker_engine, busybox, buil
     docker_engine.create_volume(f"left-by-{build_labels['buildrunner.build']}", labels)
     _, findings = doctor()
     assert findings["leftovers"]["verdict"] == "warn"
+    assert not re.search(r"\b1 \w+s\b", findings["leftovers"]["text"])
     assert "--clean" in findings["leftovers"]["advice"]
     doctor("--clean")
     owned = docker_engine.list_owned(labels)
