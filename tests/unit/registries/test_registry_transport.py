@@ -1,16 +1,22 @@
 """Which addresses a registry that a build names may lead requests to."""
 
+import shutil
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
 
 from buildrunner.addresses import Egress
+from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import RegistryError
+from buildrunner.registries import registry_transport
+from buildrunner.registries.distribution import Repository
 from buildrunner.registries.registry_transport import RegistryTransport, is_loopback
 
 PUBLIC = "93.184.215.14"
@@ -235,3 +241,71 @@ def test_a_proxy_of_an_unknown_kind_is_an_error_without_its_password():
 )
 def test_a_registry_is_local_by_the_way_it_is_written(registry, expected):
     assert is_loopback(registry) is expected
+
+
+def signed_by_itself(folder: Path, name: str) -> None:
+    """NAME.crt, NAME.cert and NAME.key: one self-signed certificate in all roles."""
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    argv += ["-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-keyout", f"{name}.key"]
+    argv += ["-addext", "subjectAltName=IP:127.0.0.1", "-out", f"{name}.crt"]
+    subprocess.run(argv, cwd=folder, check=True, capture_output=True)
+    shutil.copyfile(folder / f"{name}.crt", folder / f"{name}.cert")
+
+
+@pytest.fixture
+def strict(server: Named, tmp_path: Path) -> str:
+    """A registry with a certificate of its own, which wants the client's; its ``host:port``."""
+    signed_by_itself(tmp_path, "server")
+    signed_by_itself(tmp_path, "client")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    tls.load_verify_locations(tmp_path / "client.crt")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    server.socket = tls.wrap_socket(server.socket, server_side=True)
+    return f"127.0.0.1:{server.server_port}"
+
+
+@pytest.mark.parametrize(
+    ("files", "shown"),
+    [
+        (["server.crt", "client.cert", "client.key"], True),
+        (["server.crt", "client.cert"], False),  # without its key, a certificate proves nothing
+        (["server.crt"], False),
+    ],
+)
+def test_a_registry_gets_the_client_certificate_of_its_folder(
+    server: Named,
+    strict: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    files: list[str],
+    shown: bool,
+) -> None:
+    """Attestations, SBOMs and pushes of nested sandboxes go through this connection."""
+    monkeypatch.setattr(registry_transport, "_CERTIFICATES", str(tmp_path / "certs.d"))
+    folder = tmp_path / "certs.d" / strict
+    folder.mkdir(parents=True)
+    for name in files:
+        shutil.copyfile(tmp_path / name, folder / name)
+    with Repository(ImageName.parse(f"{strict}/app")) as repository:
+        if shown:
+            assert repository.manifest("1") is not None
+        else:
+            with pytest.raises(RegistryError):
+                repository.manifest("1")
+    assert (strict in server.names) is shown
+
+
+def test_no_other_registry_gets_that_certificate(
+    strict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry_transport, "_CERTIFICATES", str(tmp_path / "certs.d"))
+    of_another = tmp_path / "certs.d" / "127.0.0.1:1"
+    of_another.mkdir(parents=True)
+    for name in ("client.cert", "client.key"):
+        shutil.copyfile(tmp_path / name, of_another / name)
+    own = tmp_path / "certs.d" / strict
+    own.mkdir()
+    shutil.copyfile(tmp_path / "server.crt", own / "server.crt")
+    with Repository(ImageName.parse(f"{strict}/app")) as repository, pytest.raises(RegistryError):
+        repository.manifest("1")
