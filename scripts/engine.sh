@@ -62,8 +62,9 @@ start() {
   if [ -n "${ENGINE_DATA:-}" ]; then
     options+=(--data-root "$ENGINE_DATA/data" --exec-root "$ENGINE_DATA/exec")
   fi
-  # A session of its own: it outlives this script, and no terminal's Ctrl-C reaches it.
-  as_root setsid dockerd "${options[@]}" < /dev/null > "$log_file" 2>&1 &
+  # A session of its own: it outlives this script, and no terminal's Ctrl-C reaches it. GOGC as for nested engines
+  # (steps/engine/start-engine): containers take a third less processor time.
+  as_root setsid env GOGC=400 dockerd "${options[@]}" < /dev/null > "$log_file" 2>&1 &
   for _ in $(seq 300); do
     if answers; then
       echo "It runs. \`make stop\` ends it."
