@@ -118,15 +118,6 @@ def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
         raise ConfigError(problems)
 
 
-def plan_build(build: Build, *, context: PlanContext) -> BuildPlan:
-    """The plan of a build that has passed `spec.validate.check_build`.
-
-    Raises:
-        ConfigError: the build can't be planned; never for one that passed the checks.
-    """
-    return plan_resolved(resolve(build, context=context), context=context)
-
-
 def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan:
     """The plan of a build whose substitutions are made.
 

@@ -57,21 +57,9 @@ class StepGraph:
         return self._stop
 
     @property
-    def first_failure(self) -> int | None:
-        """The step that failed the build, if one did."""
-        return self._first_failure
-
-    @property
     def is_over(self) -> bool:
         """Whether nothing runs and nothing can start any more."""
         return not self._running and not self.ready()
-
-    @property
-    def build_status(self) -> Status:
-        """WORKING until it is over; then how the steps' part of the build ended."""
-        if not self.is_over:
-            return Status.WORKING
-        return self._stop.value if self._stop else Status.SUCCESS
 
     def ready(self) -> tuple[int, ...]:
         """The steps that may start now, in list order; none once the build has to stop."""

@@ -41,11 +41,6 @@ def encode_message(
     return encoded
 
 
-def to_yaml(message: Message) -> str:
-    """``message`` as YAML in block style; `load_build` reads it back to an equal message."""
-    return yaml_text(encode_message(message))
-
-
 def encode_duration(length: timedelta) -> str:
     """Seconds with as few of 0, 3 or 6 decimals as are needed, and an ``s``: "1.500s"."""
     microseconds = length // _MICROSECOND

@@ -30,12 +30,12 @@ from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.run_options import RunOptions
 from buildrunner.engine.running_build import RunContext
 from buildrunner.plan.build_plan import BuildPlan, ResourceLimits, SecretReference
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.spec.reading.decode import load_build
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.workspace.volume import EmptyWorkspace
 from tests.contract.test_container_engine import keeps_manifests
+from tests.plans import plan_build
 
 SCENARIOS = sorted(path.parent for path in Path(__file__).parent.glob("*/expected.json"))
 

@@ -24,7 +24,6 @@ from buildrunner.containers.protocol import ContainerEngine, ContainerSpec, Moun
 from buildrunner.errors import ConfigError, EngineError, ImagePullError
 from buildrunner.kubernetes.manifest import PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.settings import Settings
 from buildrunner.spec.model.build import Build, BuildStep
@@ -32,6 +31,7 @@ from buildrunner.spec.model.results import Artifacts, PythonPackage
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.wiring.engines import _EngineImage
 from tests.conftest import Registry, busybox_tar, needs_root, wait_until
+from tests.plans import plan_build
 from tests.registry_servers import PASSWORD, USER, tls_registry, trusted
 from tests.security.test_registry_logins import served_engine
 

@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import SecretError
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.pinned_images import with_pinned_images
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.secrets.secret_name import SecretName, parse_name
@@ -37,6 +36,7 @@ from tests.conftest import Registry
 from tests.fixtures_google import GoogleServer
 from tests.http_receivers import Receiver, receiver
 from tests.mail_receivers import mail_server
+from tests.plans import plan_build
 from tests.security.server_build import ServerBuild
 
 GCLOUD = f"gcr.io/p/gcloud@sha256:{'a' * 64}"

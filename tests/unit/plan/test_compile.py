@@ -11,7 +11,6 @@ from buildrunner.plan.build_plan import BuildPlan, ResourceLimits, SecretReferen
 from buildrunner.plan.compile import (
     DEFAULT_TIMEOUT_S,
     MACHINE_LIMITS,
-    plan_build,
     source_dir_of,
     working_directory,
 )
@@ -34,6 +33,7 @@ from buildrunner.spec.model.build import (
 from buildrunner.spec.model.results import ArtifactObjects, Artifacts
 from buildrunner.spec.model.source import GitSource, RepoSource, Source, StorageSource
 from buildrunner.spec.substitutions.variables import BuiltIns
+from tests.plans import plan_build
 
 CONTEXT = PlanContext(built_ins=BuiltIns(project_id="p1", project_number="7", build_id="b1"))
 

@@ -11,11 +11,11 @@ import yaml
 from google.cloud.devtools import cloudbuild_v1
 from google.protobuf import json_format
 
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Severity
 from buildrunner.spec.reading.decode import load_build
 from buildrunner.spec.validation.check import SAMPLE, TRIGGERED_SAMPLE, check_build, errors_of
+from tests.plans import plan_build
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 CONFIGS = sorted(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message, load_build, load_triggers
 from buildrunner.spec.reading.findings import MAX_PROBLEMS
-from buildrunner.spec.writing import encode_message, to_yaml
+from buildrunner.spec.writing import encode_message, yaml_text
 
 QUICK = settings(
     max_examples=250, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -87,7 +87,7 @@ def test_any_mutation_of_a_config_is_read_without_an_exception(
 def test_any_quoted_text_comes_through_unchanged(text: str) -> None:
     build = load_build(f"tags: [{json.dumps(text)}]".encode("utf-8", "replace"), file="f").build
     if build.tags:
-        again = load_build(to_yaml(build).encode(), file="f")
+        again = load_build(yaml_text(encode_message(build)).encode(), file="f")
         assert again.build.tags == build.tags
 
 

@@ -18,7 +18,7 @@ from buildrunner.spec.model.build import (
 )
 from buildrunner.spec.model.results import Results
 from buildrunner.spec.model.trigger import BuildTrigger, CronConfig
-from buildrunner.spec.writing import encode_instant, encode_message, to_yaml
+from buildrunner.spec.writing import encode_instant, encode_message, yaml_text
 
 NEWER = Build(
     status=Status.WORKING,
@@ -81,7 +81,7 @@ def test_yaml_is_in_block_style_and_scripts_are_literal_blocks() -> None:
         substitutions={"_A": "yes", "_B": "1.10", "_C": ""},
         timeout=timedelta(seconds=90),
     )
-    assert to_yaml(build) == (
+    assert yaml_text(encode_message(build)) == (
         "steps:\n"
         "- name: bash\n"
         "  env:\n"

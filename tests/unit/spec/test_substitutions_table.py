@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Severity
 from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, SubstitutionOption
 from buildrunner.spec.substitutions.payload import bind
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.validation.check import check_build
+from tests.plans import plan_build
 
 BOTH = ("S", "L")
 WORLD = {"_VAR": "World"}

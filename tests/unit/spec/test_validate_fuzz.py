@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
-from buildrunner.plan.compile import plan_build
 from buildrunner.plan.drawing import draw_mermaid, draw_svg, draw_text, nodes_of_build
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.plan.step_graph import StepGraph
@@ -20,6 +19,7 @@ from buildrunner.spec.reading.decode import decode_message, load_build
 from buildrunner.spec.substitutions.templates import find_references, names_in, substitute
 from buildrunner.spec.substitutions.variables import BUILT_IN, BuiltIns, is_user_variable
 from buildrunner.spec.validation.check import MAX_PROBLEMS, check_build, errors_of
+from tests.plans import plan_build
 
 QUICK = settings(
     max_examples=300, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
