@@ -18,6 +18,7 @@ from buildrunner.errors import (
     ServerUnavailable,
     UsageError,
 )
+from buildrunner.retry import backoff
 
 if TYPE_CHECKING:
     import httpx
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 
 _TRIES = 5
-_FIRST_PAUSE_S = 0.2
-_PAUSE_FACTOR = 2.5
+_FIRST_PAUSE_S = 0.35
+_LONGEST_PAUSE_S = 5.0
 _CONNECT_S = 10.0
 _ANSWER_S = 60.0
 _TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
@@ -231,7 +232,7 @@ class Tries:
         self._failures += 1
         if self._failures >= self._limit:
             raise error from (None if error is cause else cause)
-        self._sleep(_FIRST_PAUSE_S * _PAUSE_FACTOR ** (self._failures - 1))
+        self._sleep(backoff(self._failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
 
 
 def checked_url(url: str) -> str:

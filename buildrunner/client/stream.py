@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from buildrunner.errors import ServerError, ServerUnavailable
+from buildrunner.retry import backoff
 
 if TYPE_CHECKING:
     import httpx
@@ -104,11 +105,11 @@ class BuildStream:
         """See `ServerClient.follow`."""
         self._offset, self._sequence, self._chunks = offset, sequence, chunks
         lost_at: float | None = None
-        pause = _FIRST_PAUSE_S
+        failures = 0
         while not stop.is_set():
             try:
                 for item in self._connection():
-                    lost_at, pause = None, _FIRST_PAUSE_S
+                    lost_at, failures = None, 0
                     if stop.is_set():
                         return
                     yield item
@@ -123,8 +124,8 @@ class BuildStream:
                 on_lost(failure)
             if now - lost_at > patience_s:
                 raise failure
-            stop.wait(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_S)
+            failures += 1
+            stop.wait(backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
 
     def _connection(self) -> Iterator[StreamItem]:
         """The data of one connection; raises `ServerUnavailable` when the connection breaks."""

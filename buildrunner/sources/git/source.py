@@ -14,6 +14,7 @@ import msgspec
 
 from buildrunner.errors import SourceError
 from buildrunner.file_trees import remove_tree
+from buildrunner.retry import backoff
 from buildrunner.sources.git.checkout import (
     CheckoutFolder,
     GitOptions,
@@ -42,6 +43,7 @@ from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.model.source import Source
 
 _TRIES = 4
+_LONGEST_WAIT_S = 30.0
 _MOVES = 3
 
 
@@ -251,43 +253,15 @@ def fetch_git(
         SourceError: one sentence, no credentials in it; nothing is left behind.
     """
     git = git_door(request, cancel, progress, allow_host, pin)
-    try:
-        return _fetch_once(request, git, mirror, temporary)
-    except GitFailed as failed:
-        if not _may_help(failed):
-            raise
-        git.report(f"Trying again: {failed}")
-    cancel.wait(wait_s)
-    return _fetch_again(request, git, mirror, temporary, wait_s)
-
-
-def _fetch_again(
-    request: GitRequest,
-    git: GitCommand,
-    mirror: GitMirror | None,
-    temporary: str | None,
-    wait_s: float,
-) -> GitCheckout:
-    from tenacity import (
-        Retrying,
-        retry_if_exception,
-        sleep_using_event,
-        stop_after_attempt,
-        wait_exponential,
-        wait_random,
-    )
-
-    retrying = Retrying(
-        stop=stop_after_attempt(_TRIES - 1),
-        wait=wait_exponential(multiplier=2 * wait_s, max=30) + wait_random(0, wait_s),
-        sleep=sleep_using_event(git.cancel),
-        retry=retry_if_exception(_may_help),
-        before_sleep=lambda state: git.report(
-            f"Trying again: {state.outcome.exception() if state.outcome else ''}"
-        ),
-        reraise=True,
-    )
-    return retrying(_fetch_once, request, git, mirror, temporary)
+    for tries in range(1, _TRIES):
+        try:
+            return _fetch_once(request, git, mirror, temporary)
+        except GitFailed as failed:
+            if failed.kind not in TRANSIENT:
+                raise
+            git.report(f"Trying again: {failed}")
+        cancel.wait(backoff(tries, wait_s, _LONGEST_WAIT_S))
+    return _fetch_once(request, git, mirror, temporary)
 
 
 def git_door(
@@ -316,10 +290,6 @@ def git_door(
     )
     git.check_host(url.text)
     return git
-
-
-def _may_help(error: BaseException) -> bool:
-    return isinstance(error, GitFailed) and error.kind in TRANSIENT
 
 
 def _fetch_once(
