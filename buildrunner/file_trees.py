@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+_SAID_BYTES = 1 << 16
+_LONGEST = 500
+
 
 def remove_tree(path: str) -> str:
     """Remove a file or a folder with all that is in it, if it is there.
@@ -19,13 +22,19 @@ def remove_tree(path: str) -> str:
 
     program = shutil.which("rm", path=os.defpath) or "rm"
     try:
-        done = subprocess.run(
+        with subprocess.Popen(
             [program, "-rf", "--", path],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-        )
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as removing:
+            assert removing.stderr is not None  # noqa: S101  (a pipe)
+            said = removing.stderr.read(_SAID_BYTES)
+            while removing.stderr.read(_SAID_BYTES):
+                pass  # `rm` names each file that it leaves, by a path of any length
     except OSError as error:
         return f"{program} can't be started: {error.strerror}"
-    return (done.stderr.strip().splitlines() or ["rm failed"])[0] if done.returncode else ""
+    if not removing.returncode:
+        return ""
+    first = said.partition(b"\n")[0].decode(errors="replace") or "rm failed"
+    return first if len(first) <= _LONGEST else f"{first[:_LONGEST]}…"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,46 @@ def test_what_a_dead_build_left_is_removed_however_deep_it_is(tmp_path: Path) ->
     make_deep(tmp_path / "left")
     assert remove_tree(str(tmp_path / "left")) == ""
     assert not (tmp_path / "left").exists()
+
+
+def test_what_can_not_be_removed_takes_little_memory(folder_of_another: Path) -> None:
+    """Attack: `rm` names each file that it leaves, and a step makes the names as long as it likes.
+
+    The folder is of root, and the server is not root.
+    """
+    tracemalloc.start()
+    try:
+        problem = remove_tree(str(folder_of_another))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert "rm: cannot remove" in problem
+    assert len(problem) < 1000
+    assert peak < 1 << 20
+
+
+@pytest.fixture
+def folder_of_another() -> Iterator[Path]:
+    """A folder with 300 files at a path of 20 KB, which this process may not remove."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    level = os.open(folder, os.O_RDONLY)
+    for _ in range(100):
+        os.mkdir("d" * 200, dir_fd=level)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=level)
+        os.close(level)
+        level = below
+    for number in range(300):
+        os.close(os.open(str(number), os.O_CREAT | os.O_WRONLY, dir_fd=level))
+    os.fchmod(level, 0o555)
+    own = os.geteuid()
+    if own == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(own)
+    os.fchmod(level, 0o755)
+    os.close(level)
+    assert remove_tree(str(folder)) == ""
 
 
 DEEP = f"{'d/' * 1500}file"
