@@ -49,7 +49,8 @@ class PullGateway(PushGateway):
 
     def note(self, method: str, path: str, answer: httpx.Response, digest: str) -> None:
         """See `PushGateway.note`: the digest is that of the image's manifest."""
-        if not path.endswith(f"/manifests/{self.tag}") or not answer.is_success:
+        is_whole = answer.status_code == httpx.codes.OK
+        if not path.endswith(f"/manifests/{self.tag}") or not is_whole:
             return
         if method == "GET":
             self.digest = digest

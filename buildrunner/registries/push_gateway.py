@@ -500,16 +500,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _send_to(self, target: str) -> None:
         gateway = self.server.gateway
+        kind = urlsplit(target).path.rpartition("/")[0].rpartition("/")[2]
         headers = {
             name: ", ".join(values)
             for name in gateway.sent
-            if (values := self.headers.get_all(name))
+            if (values := self.headers.get_all(name)) and (name != "Range" or kind == "blobs")
         }
         length = self.headers.get("Content-Length")
         pieces = self._body(length)
         content: bytes | Iterator[bytes] | None = pieces
         digest = ""
-        if self.command == "PUT" and "/manifests/" in target:
+        if self.command == "PUT" and kind == "manifests":
             content = _manifest(pieces or ())
             length = str(len(content))
             digest = sha256(content)
@@ -522,7 +523,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self.command, target, headers, content, follow=gateway.sends_blobs
             )
             try:
-                is_blob = self.command == "GET" and "/blobs/" in target
+                is_blob = self.command == "GET" and kind == "blobs"
                 if gateway.sends_blobs and is_blob and answer.is_success:
                     self._send_blob(answer)
                     return

@@ -58,9 +58,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         content, status = MANIFEST, 200
-        if self.path == "/layer":
+        if self.path == "/layer" or self.headers["Range"]:
+            content = LAYER if self.path == "/layer" else MANIFEST
             begin = int((self.headers["Range"] or "bytes=0-")[6:-1])
-            content, status = LAYER[begin:], 206 if begin else 200
+            content, status = content[begin:], 206 if begin else 200
         self.send_response(status)
         digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
         self.send_header("Docker-Content-Digest", digest)
@@ -108,6 +109,17 @@ def test_a_manifest_comes_with_the_login_and_tells_the_digest(
     assert gateway.digest == f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
     assert registry.seen == [("GET", "/v2/team/app/manifests/one", BASIC)]
     assert "Authorization" not in headers
+
+
+def test_a_part_of_the_manifest_tells_no_digest(
+    caller: tuple[Caller, PullGateway],
+) -> None:
+    """Attack: a step requests a part of the manifest while the engine pulls."""
+    engine, gateway = caller
+    whole = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
+    assert engine.send("GET", "/v2/team/app/manifests/one")[2] == MANIFEST
+    engine.send("GET", "/v2/team/app/manifests/one", Range="bytes=3-")
+    assert gateway.digest == whole
 
 
 def test_a_layer_comes_from_where_the_registry_leads_which_gets_no_login(
