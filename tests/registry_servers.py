@@ -152,7 +152,7 @@ def _serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
         server.server_close()
 
 
-def _with_referrers(target: str) -> type[BaseHTTPRequestHandler]:
+def _with_referrers(target: str, page: int, circle: bool) -> type[BaseHTTPRequestHandler]:
     """A registry's handler with the referrers API of OCI 1.1, which Debian's registry lacks."""
     found: dict[str, list[dict[str, object]]] = {}
     forwarding: Any = _handler(target, Fault("NONE", "", 0))
@@ -190,9 +190,15 @@ def _with_referrers(target: str) -> type[BaseHTTPRequestHandler]:
             if "/referrers/" not in self.path:
                 self._forward()
                 return
-            manifests = found.get(self.path.rpartition("/")[2], [])
-            body = json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
+            path, _, query = self.path.partition("?")
+            first = int(query.removeprefix("last=") or 0)
+            manifests = found.get(path.rpartition("/")[2], [])
+            some = manifests[first : first + page]
+            body = json.dumps({"schemaVersion": 2, "manifests": some}).encode()
             self.send_response(200)
+            if circle or first + page < len(manifests):
+                following = 0 if circle else first + page
+                self.send_header("Link", f'<{path}?last={following}>; rel="next"')
             self.send_header("Content-Type", "application/vnd.oci.image.index.v1+json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -202,9 +208,37 @@ def _with_referrers(target: str) -> type[BaseHTTPRequestHandler]:
 
 
 @contextlib.contextmanager
-def referrers_proxy(target: str) -> Iterator[str]:
-    """A real registry with the referrers API in front of it; its ``127.0.0.1:PORT``."""
-    with _serving(_with_referrers(target)) as address:
+def referrers_proxy(target: str, page: int = 100, *, circle: bool = False) -> Iterator[str]:
+    """A real registry with the referrers API in front of it; its ``127.0.0.1:PORT``.
+
+    Args:
+        target: the registry.
+        page: how many referrers are on a page.
+        circle: each page leads to the first one.
+    """
+    with _serving(_with_referrers(target, page, circle)) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def registry_that_answers(status: int, body: bytes = b"") -> Iterator[str]:
+    """A registry with one answer, which leads to the same address; its ``127.0.0.1:PORT``."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def _any(self) -> None:
+            self.send_response(200 if self.path == "/v2/" else status)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_HEAD = do_POST = do_PUT = _any  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with _serving(Handler) as address:
         yield address
 
 

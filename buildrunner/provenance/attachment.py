@@ -44,7 +44,7 @@ _EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 _CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
 _PREDICATE = "predicateType"
 _SIGNATURE = "dev.cosignproject.cosign/signature"
-_MOST_ATTESTATIONS = 1_000  # of each form
+_MOST_ATTESTATIONS = 10_000  # of each form
 _LARGEST_BYTES = 4 << 20
 _Read = TypeVar("_Read")
 
@@ -233,14 +233,32 @@ def _bundles(
     repository: Repository, digest: str, unread: list[RegistryError]
 ) -> Iterator[tuple[str, str]]:
     """Yield media type and digest of the Sigstore bundle in each referrer of an image."""
-    listed = _read(unread, partial(repository.referrers, digest)) or []
     # Some registries report the type of the empty config in place of the artifact's.
-    for kinds in ((BUNDLE_TYPE,), (_EMPTY_TYPE, "")):
-        for one in listed:
-            if one.get("artifactType", "") in kinds:
-                reference = str(one.get("digest", ""))
-                # A referrer has one bundle.
-                yield from islice(_layers(repository, reference, BUNDLE_TYPE, unread), 1)
+    untyped = []
+    for one in _referrers(repository, digest, unread):
+        kind, reference = one.get("artifactType", ""), str(one.get("digest", ""))
+        if kind == BUNDLE_TYPE:
+            yield from _bundle(repository, reference, unread)
+        elif kind in (_EMPTY_TYPE, ""):
+            untyped.append(reference)
+    for reference in untyped:
+        yield from _bundle(repository, reference, unread)
+
+
+def _referrers(
+    repository: Repository, digest: str, unread: list[RegistryError]
+) -> Iterator[dict[str, Any]]:
+    try:
+        yield from repository.referrers(digest)
+    except RegistryError as error:
+        unread.append(error)
+
+
+def _bundle(
+    repository: Repository, reference: str, unread: list[RegistryError]
+) -> Iterator[tuple[str, str]]:
+    # A referrer has one bundle.
+    yield from islice(_layers(repository, reference, BUNDLE_TYPE, unread), 1)
 
 
 def _envelopes(

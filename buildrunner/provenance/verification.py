@@ -7,6 +7,7 @@ import os
 import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ KEYS: Final = (
     "configs",
     "forks",
 )
+_MOST_SIGNATURES: Final = 20  # of one attestation: each is tried with each key
 _IDENTITY: Final = ("issuer", "subject")
 _IDENTITY_SHAPE: Final = "must be a list of mappings with `issuer` and `subject`"
 
@@ -271,7 +273,8 @@ def verified(digest: str, attestations: Iterable[bytes], trust: Trust, policy: P
     try:
         for attestation in attestations:
             try:
-                return _checked(digest, attestation, trust, policy)
+                with _reading():
+                    return _checked(digest, attestation, trust, policy)
             except _Refused as refused:
                 worst = max(worst, refused, key=lambda one: one.stage)
     except RegistryError as error:  # of those that can't be read, one may be good
@@ -284,16 +287,23 @@ def verified(digest: str, attestations: Iterable[bytes], trust: Trust, policy: P
 def claimed(digest: str, attestations: Iterable[bytes]) -> Verified | None:
     """Return the claims of provenance about an artifact, without a check of its signature."""
     for attestation in attestations:
-        try:
+        with suppress(_Refused), _reading():
             envelope = envelope_in(attestation)
             statement = _statement(b64decode(envelope["payload"]), envelope["payloadType"])
             _check_subject(statement, digest)
             return _facts(statement, "", None)
-        except (ValueError, LookupError, TypeError):
-            continue
-        except _Refused:
-            continue
     return None
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Refuse an attestation on which a library fails: anybody can have made it."""
+    try:
+        yield
+    except _Refused:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise _Refused(1, f"its provenance can't be read: {type(error).__name__}") from error
 
 
 def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> Verified:
@@ -314,6 +324,7 @@ def _checked(digest: str, attestation: bytes, trust: Trust, policy: Policy) -> V
 def _envelope(attestation: bytes) -> Envelope:
     try:
         envelope = Envelope.from_dict(envelope_in(attestation))
+        envelope.pae()
     except (
         ValueError,
         RecursionError,
@@ -325,6 +336,8 @@ def _envelope(attestation: bytes) -> Envelope:
         raise _Refused(1, "its provenance is not a signed DSSE envelope") from error
     if not all(isinstance(one.keyid, str) for one in envelope.signatures.values()):
         raise _Refused(1, "its provenance is not a signed DSSE envelope")
+    if len(envelope.signatures) > _MOST_SIGNATURES:
+        raise _Refused(1, f"its provenance has more than {_MOST_SIGNATURES} signatures")
     return envelope
 
 

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
@@ -46,6 +46,7 @@ _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _TRIES = 3
 _LARGEST_BYTES = 32 << 20
+_MOST_PAGES = 1_000  # of referrers: a registry has 50 or more on a page
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -196,21 +197,30 @@ class Repository:
         self._check(self._send("PUT", place, content=data, headers=headers))
         return digest
 
-    def referrers(self, digest: str) -> list[dict[str, Any]]:
-        """Return the descriptors of the manifests whose subject is ``digest``.
+    def referrers(self, digest: str) -> Iterator[dict[str, Any]]:
+        """Yield the descriptors of the manifests whose subject is ``digest``, page by page.
 
         A registry without the referrers API has them in an index under a tag.
 
         Raises:
-            RegistryError: the registry refuses or breaks.
+            RegistryError: the registry refuses or breaks, or its pages do not end.
         """
-        response = self._send("GET", f"referrers/{digest}", headers={"Accept": INDEX})
-        if response.is_success:
-            return _descriptors(response.content)
-        if response.status_code != httpx.codes.NOT_FOUND:
+        place = f"referrers/{digest}"
+        for page in range(_MOST_PAGES):
+            response = self._send("GET", place, headers={"Accept": INDEX})
+            if response.status_code == httpx.codes.NOT_FOUND and not page:
+                found = self.manifest(referrers_tag(digest))
+                yield from _descriptors(found.body) if found else ()
+                return
             self._check(response)
-        found = self.manifest(referrers_tag(digest))
-        return _descriptors(found.body) if found else []
+            yield from _descriptors(response.content)
+            following = response.links.get("next", {}).get("url", "")
+            if not following:
+                return
+            place = urljoin(str(response.url), following)
+        raise RegistryError(
+            f"{self.name}@{digest} has more than {_MOST_PAGES:,} pages of referrers"
+        )
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -240,7 +250,7 @@ class Repository:
         for attempt in range(_TRIES):
             try:
                 response = self._request(method, url, follow=method in ("GET", "HEAD"), **more)
-            except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+            except (httpx.RequestError, httpx.InvalidURL, UnicodeError) as error:
                 if attempt == _TRIES - 1:
                     reason = str(error) or type(error).__name__
                     raise RegistryError(
@@ -306,7 +316,7 @@ class Repository:
             answer = self._request(method, realm, **more)
             self._check(answer)
             found = msgspec.json.decode(answer.content, type=RegistryToken)
-        except (httpx.TransportError, msgspec.DecodeError, RecursionError) as error:
+        except (httpx.RequestError, msgspec.DecodeError, RecursionError) as error:
             raise RegistryError(f"{realm} gives no token for {self.name}: {error}") from error
         return f"Bearer {found.value}"
 
@@ -333,10 +343,10 @@ def referrers_tag(digest: str) -> str:
 
 def _descriptors(body: bytes) -> list[dict[str, Any]]:
     try:
-        found = msgspec.json.decode(body, type=dict[str, Any]).get("manifests") or []
+        found = msgspec.json.decode(body, type=dict[str, Any]).get("manifests")
     except (msgspec.DecodeError, RecursionError):
         return []
-    return [one for one in found if isinstance(one, dict)]
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _reason(response: httpx.Response) -> str:

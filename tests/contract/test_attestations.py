@@ -10,6 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -45,6 +46,7 @@ from tests.registry_servers import (
     Fault,
     faulty_proxy,
     referrers_proxy,
+    registry_that_answers,
     tls_registry,
     trusted,
 )
@@ -163,6 +165,62 @@ def test_a_good_attestation_is_found_behind_many_others(registry, tmp_path):
         body = json.dumps({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries})
         repository.put_manifest(tag, body.encode(), INDEX)
         assert any(same(one, line) for one in attached(repository, image.digest))
+
+
+def without_tag(repository: Repository, image: Manifest) -> None:
+    """Leave the referrers alone, as of keyless attestations."""
+    body = json.dumps({**json.loads(image.body), "layers": []}).encode()
+    repository.put_manifest(f"{referrers_tag(image.digest)}.att", body, MANIFEST)
+
+
+def test_a_good_attestation_is_found_on_a_later_page_of_the_referrers(registry, tmp_path):
+    """Attack: whoever may push attaches so many that the good one is not on the first page."""
+    lines = [envelope(tmp_path / one) for one in ("a", "b", "c")]
+    with (
+        referrers_proxy(registry.address, page=1) as address,
+        Repository(name_at(address)) as repository,
+    ):
+        image = push(repository)
+        for line in lines:
+            attach(repository, image, line)
+        without_tag(repository, image)
+        found = list(attached(repository, image.digest))
+    assert len(found) == 3
+    assert all(map(same, found, lines))
+
+
+def test_pages_of_referrers_that_do_not_end_hide_no_attestation(registry, tmp_path):
+    line = envelope(tmp_path)
+    with (
+        referrers_proxy(registry.address, circle=True) as address,
+        Repository(name_at(address)) as repository,
+    ):
+        image = push(repository)
+        attach(repository, image, line)
+        without_tag(repository, image)
+        found = attached(repository, image.digest)
+        assert same(next(found), line)
+        with pytest.raises(RegistryError, match="more than 1,000 pages of referrers"):
+            next(found)
+
+
+@pytest.mark.parametrize("listed", [5, "text", {}, [5, None]])
+def test_a_list_of_referrers_that_is_none_is_read_as_an_empty_one(listed):
+    """Attack: some registries keep what whoever pushes puts below the tag of the list."""
+    body = json.dumps({"manifests": listed}).encode()
+    with registry_that_answers(200, body) as address, Repository(name_at(address)) as repository:
+        assert list(attached(repository, sha256(body))) == []
+
+
+def test_a_registry_that_redirects_in_a_circle_is_named():
+    with registry_that_answers(307) as address, Repository(name_at(address)) as repository:
+        for request in (
+            partial(repository.manifest, "1"),
+            partial(repository.put_blob, b"x"),
+            partial(list, attached(repository, sha256(b"x"))),
+        ):
+            with pytest.raises(RegistryError, match="Exceeded maximum allowed redirects"):
+                request()
 
 
 def test_attestations_are_read_one_by_one(registry, tmp_path):
@@ -306,7 +364,7 @@ def test_a_registry_that_breaks_once_is_asked_again(registry, tmp_path):
 
 def test_a_manifest_that_is_not_that_of_its_digest_is_refused(registry):
     with Repository(name_at(registry.address)) as repository:
-        image = push(repository)
+        image = push(repository, b"a layer that no other test has")
         other = push(repository, b"another layer")
     path = repository.name.partition("/")[2]
     files = registry.root / "data/docker/registry/v2/blobs/sha256"

@@ -182,6 +182,15 @@ def test_a_time_that_the_log_did_not_sign_is_refused(keyless, server):
     )
 
 
+def test_a_time_that_no_clock_has_disturbs_no_other_attestation(keyless, server):
+    good = keyless_bundle(statement(), keyless)
+    (entry,) = json.loads(good)["verificationMaterial"]["tlogEntries"]
+    bad = changed(good, tlogEntries=[{**entry, "integratedTime": str(2**63 - 1)}])
+    trust = Trust(identities=[builds_of(server)], sigstore=trusted_root(keyless.sigstore))
+    assert verified(DIGEST, [bad, good], trust, Policy()).identity
+    assert refusal(bad, keyless, builds_of(server)) == "its provenance can't be read: OSError"
+
+
 def test_a_signature_that_no_log_has_is_refused(keyless, server):
     bundle = keyless_bundle(statement(), keyless)
     assert refusal(changed(bundle, tlogEntries=[]), keyless, builds_of(server)) == (

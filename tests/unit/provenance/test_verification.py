@@ -113,6 +113,24 @@ def test_an_attestation_with_a_key_id_that_is_none_disturbs_no_other(tmp_path, k
     assert refusal(tmp_path, lines[0]) == "its provenance is not a signed DSSE envelope"
 
 
+@pytest.mark.parametrize("kind", [None, 1, 1.5, True, [], {}, "\ud800"])
+def test_an_attestation_with_a_type_that_is_none_disturbs_no_other(tmp_path, kind):
+    bad = {**json.loads(envelope(tmp_path / "other")), "payloadType": kind}
+    lines = [json.dumps(bad).encode(), envelope(tmp_path)]
+    assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
+    assert refusal(tmp_path, lines[0]) == "its provenance is not a signed DSSE envelope"
+
+
+def test_an_attestation_of_many_signatures_takes_no_time(tmp_path):
+    """Attack: each is tried with each key, so that 20,000 in each of many would take hours."""
+    bad = json.loads(envelope(tmp_path / "other"))
+    (one,) = bad["signatures"]
+    bad["signatures"] = [{**one, "keyid": f"{number}"} for number in range(21)]
+    lines = [json.dumps(bad).encode(), envelope(tmp_path)]
+    assert verified(DIGEST, lines, Trust(keys=[key(tmp_path)]), STRICT).builder == BUILDER
+    assert refusal(tmp_path, lines[0]) == "its provenance has more than 20 signatures"
+
+
 def test_any_of_several_keys_may_have_signed(tmp_path):
     keys = [key(tmp_path / "other"), key(tmp_path)]
     assert verified(DIGEST, [envelope(tmp_path)], Trust(keys=keys), STRICT).key == keys[1].keyid
