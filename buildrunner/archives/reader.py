@@ -1,7 +1,7 @@
-"""An archive from somewhere else as the source of a build: what is in it is not to be trusted.
+"""An archive as the source of a build. Its content is not trusted.
 
-`safe_members` takes a ``.tar``, ``.tar.gz`` or ``.zip`` apart into members that can't get outside
-the workspace, however they are unpacked:
+`safe_members` reads the members of a ``.tar``, ``.tar.gz`` or ``.zip``. Unpacking them cannot write
+outside the workspace:
 
 * no absolute path, no ``..``, nothing written through a link of the archive;
 * symbolic links stay as they are, wherever they point; hard links are to files or symbolic links
@@ -10,11 +10,11 @@ the workspace, however they are unpacked:
 * everything belongs to root;
 * limits on the number of members, the bytes, and how far they expand.
 
-A member that breaks a rule is a `SourceError` of one sentence, and nothing comes after it. So is an
+A member that breaks a rule raises a `SourceError` of one sentence, and ends the reading. So does an
 archive that ends within a member, or within its gzip. An archive that ends between two members is
-complete, as for GNU tar and so for the hosted service.
+complete, as for GNU tar and the hosted service.
 
-Source: the rule of refusing is ours; the hosted service's fetcher unpacks as root without it.
+Source: buildrunner alone refuses such members; the hosted service's fetcher unpacks them as root.
 """
 
 from __future__ import annotations
@@ -49,23 +49,25 @@ def safe_members(
     guard: Guard | None = None,
     encoded: bool = False,
 ) -> Iterator[tuple[Member, Iterable[bytes]]]:
-    """The archive's members with their content, safe to unpack as root.
+    """Yield the archive's members with their content, safe to unpack as root.
 
-    Memory is constant, but for the names of files and links. A zip must be seekable, for its
-    directory is at the end; everything else is read once from front to back.
+    Memory grows with the names of files and links alone. A zip must be seekable, since its
+    directory is at the end. A tar is read once from front to back.
 
     Args:
         archive: the archive's bytes.
         name: its file name: ``.zip`` is a zip, all else a tar, compressed with gzip or not.
-        limits: how much it may hold.
+        limits: the largest content that is accepted.
         cancel: ends it with an error.
-        guard: checks the members, in place of one with ``limits``; its counts are for who gave it.
-        encoded: it was stored with ``Content-Encoding: gzip``. Of a zip, that was undone before.
+        guard: checks the members instead of a new guard with ``limits``. The caller reads its
+            counts.
+        encoded: the object was stored with ``Content-Encoding: gzip``. The caller has decoded a
+            zip.
 
     Raises:
-        SourceError: it is damaged or refused, or the build was cancelled.
+        SourceError: the archive is damaged or refused, or the build was cancelled.
 
-    Source: hosted builds tell zip from tar by the object's suffix.
+    Source: hosted builds distinguish zip from tar by the suffix of the object.
     """
     guard = guard or Guard(limits or ArchiveLimits())
     counted = Counted(archive)

@@ -70,7 +70,7 @@ def build_jobs(
         jobs: Jobs of one namespace.
         pods: Pods of that namespace.
         warnings: events of that namespace.
-        disrupted: what `disruptions` said before; the Pods may be gone since then.
+        disrupted: an earlier answer of `disruptions`, for Pods that are gone by now.
     """
     pods, warnings = list(pods), list(warnings)
     found = []
@@ -200,8 +200,8 @@ def _disruption(pod: Object) -> str:
 def _is_node_lost(pod: Object) -> bool:
     """Whether the node of a Pod is not ready.
 
-    The controller of nodes then says of a Pod whose containers are ready that it is not ready. No
-    kubelet says that of the Pod of a build, which has no readiness gates.
+    The controller of nodes then marks the Pod as not ready, although its containers are ready. A
+    kubelet never does so for the Pod of a build, which has no readiness gates.
     """
     states = {
         one["type"]: one.get("status") for one in (pod.get("status") or {}).get("conditions") or ()

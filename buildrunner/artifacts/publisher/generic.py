@@ -8,7 +8,7 @@ from .repository import Refused, Repository
 
 
 def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[tuple[str, str]]:
-    """Publish the file of the request, or all below its folder; yields address and SHA-256.
+    """Publish the file of the request, or all files below its folder. Yields address and SHA-256.
 
     Where the request names a package, the files lie in ``NAME/VERSION/``.
     """
@@ -22,7 +22,10 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
 
 
 def files_below(start: str) -> list[tuple[str, str]]:
-    """Relative and full path of each file, sorted; of a file, that one. Links are left out."""
+    """Return relative and full path of each file below a folder, sorted, or of the file itself.
+
+    Links are left out.
+    """
     if os.path.isfile(start):
         return [(os.path.basename(start), start)]
     found = []

@@ -40,9 +40,9 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of ``serve`` for running builds.
 
     Attributes:
-        max_builds: how many run at once; 0 runs none.
-        spare_sandboxes: how many sandboxes are started before their builds come.
-        chores: what else is to be done from time to time.
+        max_builds: how many builds run at once; 0 runs none.
+        spare_sandboxes: how many sandboxes are started ahead of need.
+        chores: further tasks to run from time to time.
         store_log: stores the log of a build that is given up; None: this process does.
         log_home, run_again, on_started, on_ended, on_gone: see `SupervisorOptions`.
     """
@@ -59,17 +59,18 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerWorker:
-    """Runs builds of a queue. `start` once; every method from any thread.
+    """Runs builds of a queue. Call `start` once, and every method from any thread.
 
-    With the sandbox ``none`` it runs no build, and looks only after those of other workers.
+    With the sandbox ``none``, it runs no build and cleans up after builds of other
+    workers.
 
     Args:
-        worker: folder, queue, sandbox.
+        worker: settings of folder, queue and sandbox.
         queue: the same queue, open.
         find: returns the stored build of an id; raises NotFound.
-        folder: the same folder, locked by us.
-        options: see there.
-        environ: our environment; builds get a part of it.
+        folder: the same folder, locked by this process.
+        options: see `WorkerOptions`.
+        environ: the environment of this process; builds get a part of it.
     """
 
     def __init__(
@@ -115,18 +116,18 @@ class ServerWorker:
         )
 
     def check_engine(self) -> None:
-        """Ask whether the engine at hand can have the sandboxes that are wanted.
+        """Check that the engine can run the sandbox of the settings.
 
-        One that does not answer may come up later: builds wait for it.
+        An engine that does not answer may start later: builds wait for it.
 
         Raises:
-            EngineError: it can't.
+            EngineError: the engine can't run it.
         """
         with suppress(EngineUnavailable):
             self._sandbox.check_engine()
 
     def start(self) -> None:
-        """Begin with what an earlier server left, then with the queue."""
+        """Adopt the builds that an earlier server left, then run builds of the queue."""
         if self._worker.sandbox == "host":
             self._network = shared_network()
             threading.Thread(target=self._network.make, name="network", daemon=True).start()
@@ -136,11 +137,11 @@ class ServerWorker:
         self._supervisor.start()
 
     def wake(self) -> None:
-        """There may be something to start or to cancel. Cheap."""
+        """Look at the queue now: a build may have to start or to be cancelled. Cheap."""
         self._supervisor.wake()
 
     def alive(self) -> bool:
-        """Whether builds are looked after."""
+        """Return whether the supervisor runs."""
         return self._supervisor.alive()
 
     def holds_back(self) -> str:
@@ -148,7 +149,7 @@ class ServerWorker:
         return self._supervisor.holds_back()
 
     def holds_untrusted_back(self) -> str:
-        """Why no build of a fork begins, in a sentence; empty when nothing keeps one from it."""
+        """Return why builds of forks wait, as a sentence; empty if they need not wait."""
         demanded, found = self._worker.isolation, self._sandbox.isolation()
         if isolates(found, demanded):
             return ""
@@ -156,17 +157,21 @@ class ServerWorker:
         return f"Builds of forks need the isolation {demanded}, and {has}."
 
     def running(self) -> tuple[str, ...]:
-        """Builds that run."""
+        """Return the ids of the running builds."""
         return self._supervisor.running()
 
     def drain(self, timeout_s: float) -> bool:
-        """Begin nothing more, wait for what runs, `stop`; whether all had ended in time."""
+        """Start no more builds, wait for the running ones, then `stop`.
+
+        Returns:
+            Whether all builds ended in time.
+        """
         done = self._supervisor.drain(timeout_s)
         self.stop()
         return done
 
     def stop(self) -> None:
-        """Begin no more builds. The next server adopts builds that still run. Idempotent."""
+        """Start no more builds. The next server adopts builds that still run. Idempotent."""
         self._supervisor.stop()
         self._spares.close()
         if self._network is not None:
@@ -182,13 +187,13 @@ class ServerWorker:
         self._supervisor.report_lost(lease, reason)
 
     def started(self, stored: StoredBuild) -> None:
-        """A worker has claimed a build."""
+        """Take note that a worker has claimed a build."""
         self._spares.build_began()
         if self._options.on_started is not None:
             self._options.on_started(stored)
 
     def ended(self, stored: StoredBuild) -> None:
-        """A build has ended, whoever ran it."""
+        """Take note that a build has ended, in this worker or in another one."""
         self._spares.build_ended()
         self._unkept_logs.ended(stored.document, _now())
         if self._options.on_ended is not None:

@@ -31,8 +31,8 @@ class ChosenServer(msgspec.Struct, frozen=True, kw_only=True):
         url: address of the server.
         token: empty for none.
         ca_file: certificates to trust; empty for those of the system.
-        project: what the login says; empty for nothing.
-        origin: who chose it, for people.
+        project: the project of the login; empty for none.
+        origin: the flag, variable or login that chose the server, for messages.
     """
 
     url: str
@@ -42,7 +42,7 @@ class ChosenServer(msgspec.Struct, frozen=True, kw_only=True):
     origin: str
 
     def connect(self, project: str) -> ServerClient:
-        """A client for it; opens no connection yet."""
+        """Return a client for the server; opens no connection yet."""
         from buildrunner.client.client import ServerClient
 
         return ServerClient(self.url, token=self.token, project=project, ca_file=self.ca_file)
@@ -71,12 +71,12 @@ def add_server_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) 
 
 
 def chosen_server(args: argparse.Namespace) -> ChosenServer | None:
-    """The server of a command; None for this machine.
+    """Return the server of a command; None for this machine.
 
     A saved token goes to the server that it was saved for and to no other.
 
     Raises:
-        UsageError: ``--server`` and ``--local`` at once, or an address that is none.
+        UsageError: ``--server`` and ``--local`` at once, or an invalid address.
     """
     flag = getattr(args, "server", "")
     if getattr(args, "local", False):
@@ -121,7 +121,7 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def called_server(args: argparse.Namespace, command: str) -> Iterator[tuple[ServerConnection, str]]:
-    """The server of a command, and the path of its project in our own API.
+    """Return the server of a command, and the path of its project in the server's own API.
 
     Raises:
         UsageError: no server is chosen.
@@ -177,16 +177,16 @@ class SavedServers(msgspec.Struct, frozen=True, kw_only=True):
     servers: tuple[SavedServer, ...] = ()
 
     def find(self, url: str) -> SavedServer | None:
-        """The login at an address; None when there is none."""
+        """Return the login at an address; None if there is none."""
         return next((server for server in self.servers if server.url == url), None)
 
     def with_login(self, server: SavedServer) -> SavedServers:
-        """With this one as the current one."""
+        """Return these logins with another one, which becomes the current one."""
         others = tuple(one for one in self.servers if one.url != server.url)
         return SavedServers(current=server.url, servers=(*others, server))
 
     def without(self, url: str) -> SavedServers:
-        """Without the login at an address."""
+        """Return these logins without the one at an address."""
         others = tuple(one for one in self.servers if one.url != url)
         return SavedServers(current="" if self.current == url else self.current, servers=others)
 
@@ -217,7 +217,7 @@ def load_logins() -> SavedServers:
 
 
 def save_logins(logins: SavedServers) -> None:
-    """Replace what is saved.
+    """Replace the saved logins.
 
     Raises:
         StoreError: the file can't be written.

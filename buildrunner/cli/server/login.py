@@ -1,4 +1,4 @@
-"""``buildrunner login``: use a server from now on."""
+"""``buildrunner login``: use a server in later commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         AuthError: the server doesn't know the token.
-        ServerUnavailable: it does not answer.
+        ServerUnavailable: the server does not answer.
     """
     from buildrunner.client.client import checked_url
 

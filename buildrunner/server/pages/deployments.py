@@ -31,7 +31,7 @@ class _DeploymentsPage:
         self._context = context
 
     def deployments(self, request: Request) -> Response:
-        """Each target with its latest deployment; with ``target``, all of that target."""
+        """Show the latest deployment of each target, or all of the one in ``target``."""
         query = request.query_params
         viewer: Viewer = request.state.viewer
         project = query.get("project") or self.session.first_project(viewer)

@@ -21,7 +21,7 @@ _ROW, _LANE, _MARGIN, _DOT = 34, 22, 18, 6
 
 
 def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -> str:
-    """The graph; empty for a build without steps or one whose edges are not known."""
+    """Return the graph as SVG; empty for a build without steps, or with unknown edges."""
     if not steps or len(depends_on) != len(steps):
         return ""
     rows = lay_out(reduced([tuple(before) for before in depends_on]))
@@ -63,7 +63,10 @@ def _state(step: StepView) -> str:
 
 
 def _edge(x: int, y: int, to_x: int, to_y: int) -> str:
-    """A line that changes lanes where nothing stands: to the right at once, to the left at last."""
+    """Return a line between lanes that crosses no step.
+
+    A line to the right changes lanes at its start, a line to the left at its end.
+    """
     if to_x > x:
         return f"M{x} {y} C{x} {y + 20} {to_x} {y + 14} {to_x} {y + _ROW} V{to_y}"
     return f"M{x} {y} V{to_y - _ROW} C{x} {to_y - 14} {to_x} {to_y - 20} {to_x} {to_y}"
@@ -78,16 +81,15 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     """One span of work in the drawing.
 
     Attributes:
-        label: for a person.
+        label: the text beside the bar.
         kind: ``queue``, ``source``, ``setup``, ``step``, ``push`` or ``artifacts``.
         status: of a step; empty otherwise.
-        step: its index; None for what is no step.
+        step: its index; None for other work.
         start_s: seconds since the build was created.
-        end_s: the same; of what still runs, now.
-        pull_s: how much of it, from its start, was getting the image.
-        run_from_s: how much of it, from its start, was over when its container ran: ``pull_s`` and
-            the start of the container.
-        is_critical: it decided when the build ended.
+        end_s: the same; the present for work that still runs.
+        pull_s: seconds from its start until the image was pulled.
+        run_from_s: seconds from its start until its container ran.
+        is_critical: whether it decided when the build ended.
     """
 
     label: str
@@ -102,7 +104,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def seconds(self) -> float:
-        """The length of the span."""
+        """Return the length of the span in seconds."""
         return self.end_s - self.start_s
 
 
@@ -112,12 +114,12 @@ def waterfall(
     now: datetime,
     start_s: Mapping[int, float] | None = None,
 ) -> list[Bar]:
-    """The bars of a build, in the order in which they began.
+    """Return the bars of a build, in the order in which they began.
 
     Args:
         document: the Build as JSON.
-        depends_on: for each step the indexes of the steps it waits for; empty when not known.
-        now: the present, for what still runs.
+        depends_on: for each step, the indexes of the steps that it waits for; empty if unknown.
+        now: the end of work that still runs.
         start_s: how long it took to start the container of each step that ran.
     """
     axis = _Axis(document, now)
@@ -217,11 +219,11 @@ def ticks(total_s: float) -> list[float]:
 
 
 def critical_path(ends: Mapping[int, float], depends_on: Sequence[Sequence[int]]) -> set[int]:
-    """The steps that decided when the last one ended.
+    """Return the steps that decided when the last step ended.
 
     Args:
         ends: when each step that ran ended.
-        depends_on: for each step, those it waits for.
+        depends_on: for each step, the steps that it waits for.
     """
     path: set[int] = set()
     current = max(ends, key=lambda index: ends[index], default=None)
