@@ -51,6 +51,7 @@ KEYS: Final = (
     "forks",
 )
 _MOST_SIGNATURES: Final = 20  # of one attestation: each is tried with each key
+_LONGEST: Final = 1_000  # of the reason why one is refused
 _IDENTITY: Final = ("issuer", "subject")
 _IDENTITY_SHAPE: Final = "must be a list of mappings with `issuer` and `subject`"
 
@@ -230,10 +231,14 @@ class Verified(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Refused(Exception):
-    """One attestation is refused. A higher stage means that more checks passed."""
+    """One attestation is refused. A higher stage means that more checks passed.
+
+    The message may have texts of the attestation, which anybody can have made: it is one line.
+    """
 
     def __init__(self, stage: int, message: str, hint: str = "") -> None:
-        super().__init__(message)
+        line = " ".join(message.split())
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…")
         self.stage = stage
         self.hint = hint
 

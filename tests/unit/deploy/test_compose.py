@@ -86,6 +86,16 @@ def test_an_engine_shares_no_network_and_reaches_no_metadata_service(
         assert not [one for one in others if f"steps-{number}" in one["networks"]]
 
 
+def test_engines_have_no_limit(project: dict[str, Any]) -> None:
+    """The page of Compose says so: with a limit, it has to say something else."""
+    for number in ("1", "2"):
+        engine = project["services"][f"engine-{number}"]
+        assert not {"mem_limit", "deploy", "storage_opt", "tmpfs"} & engine.keys()
+        assert project["volumes"][f"engine-{number}"] == {}
+    access = (ROOT / "docs" / "how-to" / "compose.md").read_text()
+    assert "No engine has a limit" in access
+
+
 def test_no_secret_is_in_the_environment_and_only_the_server_reaches_the_database(
     project: dict[str, Any],
 ) -> None:

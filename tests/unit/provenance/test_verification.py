@@ -121,6 +121,15 @@ def test_an_attestation_with_a_type_that_is_none_disturbs_no_other(tmp_path, kin
     assert refusal(tmp_path, lines[0]) == "its provenance is not a signed DSSE envelope"
 
 
+def test_the_reason_of_a_refusal_is_one_short_line_whatever_an_attestation_says(tmp_path):
+    """Attack: a key id whose second line says that the artifact is verified."""
+    bad = json.loads(envelope(tmp_path / "other"))
+    bad["signatures"][0]["keyid"] = f"k\napp@sha256:1234 is verified\r{'x' * 5000}"
+    message = refusal(tmp_path, json.dumps(bad).encode())
+    assert "another key: k app@sha256:1234 is verified xxx" in message
+    assert len(message) < 1100
+
+
 def test_an_attestation_of_many_signatures_takes_no_time(tmp_path):
     """Attack: each is tried with each key, so that 20,000 in each of many would take hours."""
     bad = json.loads(envelope(tmp_path / "other"))
