@@ -253,16 +253,10 @@ class Supervisor:
         words = last_words(self._with.folder, stored.id) if how.startswith("it ended with") else ""
         how = f"{how} ({words})" if words else how
         _log.warning("the process of build %s died: %s", stored.id, how or "nobody saw how")
-        try:
-            taken, lease = self._with.queue.claim_again(
-                stored.id,
-                self._with.worker_name,
-                now=self._with.now(),
-                lease_s=LEASE_S,
-                instead_of=stored.fence,
-            )
-        except (Conflict, LeaseLost):
-            return  # it has ended just now
+        claimed = self._claim_again(stored)
+        if claimed is None:
+            return
+        taken, lease = claimed
         try:
             BuildNotes(self._with.folder.make_run_folder(stored.id)).note_death(how)
         except StoreError as error:  # then its end is told in less words
@@ -271,6 +265,19 @@ class Supervisor:
             self._start_giving_up(taken, lease, too_often_text(how))
         else:
             self._spawn(taken, lease, resume=True)
+
+    def _claim_again(self, stored: StoredBuild | ClaimedBuild) -> tuple[StoredBuild, Lease] | None:
+        """Take over a build; None if it has just ended, or another server was quicker."""
+        try:
+            return self._with.queue.claim_again(
+                stored.id,
+                self._with.worker_name,
+                now=self._with.now(),
+                lease_s=LEASE_S,
+                instead_of=stored.fence,
+            )
+        except (Conflict, LeaseLost):
+            return None
 
     def _start_giving_up(self, stored: StoredBuild, lease: Lease, how: str) -> None:
         self._giving_up.add(stored.id)
@@ -383,17 +390,9 @@ class Supervisor:
 
     def _give_up_for(self, stored: ClaimedBuild, reason: str) -> None:
         """End a build in place of the worker that holds it."""
-        try:
-            taken, lease = self._with.queue.claim_again(
-                stored.id,
-                self._with.worker_name,
-                now=self._with.now(),
-                lease_s=LEASE_S,
-                instead_of=stored.fence,
-            )
-        except (Conflict, LeaseLost):
-            return  # yet another server was quicker
-        self._start_giving_up(taken, lease, reason)
+        claimed = self._claim_again(stored)
+        if claimed is not None:
+            self._start_giving_up(*claimed, reason)
 
     # -- new builds --------------------------------------------------------------------------------
 
