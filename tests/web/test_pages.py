@@ -68,23 +68,41 @@ def failed(server, busybox):
     return build_id
 
 
-@pytest.fixture
-def signed_in(new_page, server):
-    """Makes pages of somebody who is signed in."""
+def sign_in(page, server):
+    page.goto(f"{server.url}/builds?project={PROJECT}")
+    page.get_by_label("Token").fill(server.token)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Builds")).to_be_visible()
 
-    def make(**options):
-        page = new_page(**options)
-        page.goto(f"{server.url}/builds?project={PROJECT}")
-        page.get_by_label("Token").fill(server.token)
-        page.get_by_role("button", name="Sign in").click()
-        expect(page.get_by_role("heading", name="Builds")).to_be_visible()
+
+@pytest.fixture(scope="module")
+def session():
+    """The cookies of somebody who is signed in, from the first test that needs them."""
+    return {}
+
+
+@pytest.fixture
+def signed_in(new_page, server, session):
+    """Makes pages of somebody who is signed in, at a path of the server."""
+
+    def make(path=f"/builds?project={PROJECT}", **options):
+        if not session:
+            page = new_page()
+            sign_in(page, server)
+            session.update(page.context.storage_state())
+        page = new_page(storage_state=session, **options)
+        page.goto(server.url + path)
         return page
 
     return make
 
 
+def at(build_id, rest=""):
+    return f"/builds/{PROJECT}/{build_id}{rest}"
+
+
 def address(server, build_id, rest=""):
-    return f"{server.url}/builds/{PROJECT}/{build_id}{rest}"
+    return server.url + at(build_id, rest)
 
 
 def let_go(docker_engine, build_id):
@@ -92,8 +110,8 @@ def let_go(docker_engine, build_id):
     subprocess.run(["docker", "exec", container, "touch", "/workspace/go"], check=True)
 
 
-def test_signing_in_keeps_the_token_where_no_script_reads_it(signed_in, server, failed):
-    page = signed_in()
+def test_signing_in_keeps_the_token_where_no_script_reads_it(page, server, failed):
+    sign_in(page, server)
     assert page.url == f"{server.url}/builds?project={PROJECT}"
     [cookie] = page.context.cookies()
     assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")
@@ -131,7 +149,10 @@ def test_the_reason_of_a_failure_stands_on_top(signed_in, server, failed):
     expect(failure).to_be_in_viewport()
     expect(failure.get_by_role("heading").first).to_contain_text("#1 unit exited with 7")
     expect(failure.locator("pre")).to_contain_text("test_cart: expected 3, got 4")
-    failure.get_by_role("link", name="All of its log").click()
+    # The page asks last for the lines of each step; before that, the key goes to what looks like
+    # an error.
+    with page.expect_request_finished(lambda request: request.url.endswith("/log/steps")):
+        failure.get_by_role("link", name="All of its log").click()
     expect(page.locator("#log[data-ready]")).to_be_attached()
     expect(page.locator(".row", has_text="test_cart: expected 3, got 4")).to_be_in_viewport()
     page.keyboard.press("e")
@@ -139,8 +160,7 @@ def test_the_reason_of_a_failure_stands_on_top(signed_in, server, failed):
 
 
 def test_the_first_error_leads_to_its_line_in_the_log(signed_in, server, failed):
-    page = signed_in()
-    page.goto(address(server, failed))
+    page = signed_in(at(failed))
     error = page.locator("#failure pre.numbered .hit")
     expect(error).to_have_text("test_cart: expected 3, got 4")
     number = page.locator("#failure .where a").inner_text().removeprefix("line ")
@@ -162,8 +182,7 @@ def test_a_build_goes_on_from_the_step_that_failed(signed_in, server, busybox):
     ]
     build_id = server.create(PROJECT, {"steps": steps})
     assert server.ended(PROJECT, build_id) == "FAILURE"
-    page = signed_in()
-    page.goto(address(server, build_id))
+    page = signed_in(at(build_id))
     page.get_by_role("button", name="Run again from #1").click()
     expect(page.locator("#head")).to_contain_text("It goes on from step unit of")
     expect(page.locator("#build-title .badge")).to_contain_text("success")
@@ -190,8 +209,7 @@ def test_what_changed_since_a_success_is_told_and_compared(signed_in, server, bu
         return build_id
 
     green, red = run("good"), run("bad")
-    page = signed_in()
-    page.goto(address(server, red))
+    page = signed_in(at(red))
     row = page.locator("#failure table.changes tr", has_text="_MODE").first
     expect(row).to_contain_text("good")
     expect(row).to_contain_text("bad")
@@ -209,8 +227,7 @@ def test_files_of_a_build_are_listed_and_downloaded(signed_in, server, busybox):
     }
     build_id = server.create(PROJECT, build)
     assert server.ended(PROJECT, build_id) == "SUCCESS"
-    page = signed_in()
-    page.goto(address(server, build_id, "?view=results"))
+    page = signed_in(at(build_id, "?view=results"))
     with page.expect_download() as download:
         page.get_by_role("link", name="<b>a file.html").click()
     assert download.value.path().read_text() == "hello\n"
@@ -221,8 +238,7 @@ def test_files_of_a_build_are_listed_and_downloaded(signed_in, server, busybox):
 
 
 def test_the_plan_is_shown_exactly_as_it_ran(signed_in, server, failed):
-    page = signed_in()
-    page.goto(address(server, failed, "?view=inputs"))
+    page = signed_in(at(failed, "?view=inputs"))
     page.locator("details.card summary", has_text="#1 unit").click()
     step = page.locator("details.card[open]")
     expect(step).to_contain_text("LEVEL=<b>1</b>")
@@ -231,8 +247,7 @@ def test_the_plan_is_shown_exactly_as_it_ran(signed_in, server, failed):
 
 
 def test_the_keyboard_goes_through_builds_and_steps(signed_in, server, failed):
-    page = signed_in()
-    page.goto(f"{server.url}/builds?project={PROJECT}&status=FAILURE")
+    page = signed_in(f"/builds?project={PROJECT}&status=FAILURE")
     page.keyboard.press("/")
     expect(page.get_by_label("Search")).to_be_focused()
     page.keyboard.press("Escape")
@@ -259,7 +274,7 @@ def test_the_keyboard_goes_through_builds_and_steps(signed_in, server, failed):
     expect(page.get_by_role("dialog", name="Keys")).to_contain_text("search the whole log")
 
 
-def test_without_scripts_everything_can_be_read(signed_in, new_page, server, failed):
+def test_without_scripts_everything_can_be_read(new_page, server, failed):
     page = new_page(java_script_enabled=False)
     page.goto(f"{server.url}/builds?project={PROJECT}")
     page.get_by_label("Token").fill(server.token)
@@ -295,8 +310,7 @@ def test_a_public_project_is_read_without_a_token_and_not_changed(new_page, serv
 
 
 def test_what_a_build_brings_along_is_nothing_but_text(signed_in, server, failed):
-    page = signed_in()
-    page.goto(address(server, failed, "?view=inputs"))
+    page = signed_in(at(failed, "?view=inputs"))
     expect(page.locator("#view")).to_contain_text("<script>window.pwned = 1</script>")
     assert page.evaluate("window.pwned") is None
 
@@ -306,9 +320,7 @@ def test_a_running_build_is_live_on_its_page_and_in_its_log(
 ):
     steps = [{"name": busybox, "script": WAITS}, {"name": busybox, "script": "echo second"}]
     build_id = server.create(PROJECT, {"steps": steps})
-    page, log = signed_in(), signed_in()
-    page.goto(address(server, build_id))
-    log.goto(address(server, build_id, "/log"))
+    page, log = signed_in(at(build_id)), signed_in(at(build_id, "/log"))
     expect(page.locator("#build-title .badge")).to_contain_text("working")
     expect(log.locator(".row", has_text="waiting")).to_be_visible()
     expect(page.locator("#step-0 .badge")).to_contain_text("working")
@@ -323,8 +335,7 @@ def test_a_build_is_cancelled_and_run_again_from_its_page(
     signed_in, server, busybox, docker_engine
 ):
     build_id = server.create(PROJECT, {"steps": [{"name": busybox, "script": WAITS}]})
-    page = signed_in()
-    page.goto(address(server, build_id))
+    page = signed_in(at(build_id))
     expect(page.locator("#step-0 .badge")).to_contain_text("working")
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#build-title .badge")).to_contain_text("cancelled")
@@ -347,8 +358,7 @@ def test_a_build_that_waits_for_approval_is_approved_on_its_page(signed_in, serv
     ran = server.http.post(f"/v1/projects/{PROJECT}/triggers/{made.json()['id']}:run", json={})
     assert ran.status_code == 200, ran.text
     build_id = ran.json()["metadata"]["build"]["id"]
-    page = signed_in()
-    page.goto(address(server, build_id))
+    page = signed_in(at(build_id))
     expect(page.locator("#build-title .badge")).to_contain_text("pending")
     page.get_by_label("Comment").fill("looks good")
     page.get_by_role("button", name="Approve").click()
@@ -366,7 +376,6 @@ def test_a_list_shows_new_builds_by_itself(signed_in, server, failed, busybox):
 
 def test_what_could_not_be_told_is_seen_with_its_reason(signed_in, server, failed):
     page = signed_in()
-    page.goto(f"{server.url}/builds?project={PROJECT}")
     page.get_by_role("link", name="Notifications").click()
     page.goto(f"{server.url}/outbox?project={PROJECT}&build={failed}")
     row = page.get_by_role("row").filter(has_text="hook: HTTPNotifier to 127.0.0.1").last
@@ -431,15 +440,15 @@ def test_what_runs_where_is_seen_and_rolled_back_from_the_pages(signed_in, serve
     expect(rows.first).to_contain_text("web@sha256:222222222222")
 
 
+def path_of(path, failed):
+    return path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
+
+
 @pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(signed_in, server, failed, axe, path, scheme):
-    page = signed_in(color_scheme=scheme)
-    page.goto(
-        server.url
-        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
-    )
+    page = signed_in(path_of(path, failed), color_scheme=scheme)
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready] .row .x").first).to_be_visible()
     assert serious_findings(page, axe) == []
@@ -448,10 +457,11 @@ def test_axe_finds_nothing_serious(signed_in, server, failed, axe, path, scheme)
 @pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 def test_a_phone_shows_everything_without_scrolling_sideways(signed_in, server, failed, path):
-    page = signed_in(viewport={"width": 375, "height": 700}, has_touch=True, is_mobile=True)
-    page.goto(
-        server.url
-        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
+    page = signed_in(
+        path_of(path, failed),
+        viewport={"width": 375, "height": 700},
+        has_touch=True,
+        is_mobile=True,
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 375
 
@@ -459,11 +469,7 @@ def test_a_phone_shows_everything_without_scrolling_sideways(signed_in, server, 
 @pytest.mark.usefixtures("rollout")
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_weighs_little_and_is_one_request_beside_its_files(signed_in, server, failed, path):
-    page = signed_in()
-    page.goto(
-        server.url
-        + path.replace("BUILD", f"/builds/{PROJECT}/{failed}").replace("HISTORY", HISTORY)
-    )
+    page = signed_in(path_of(path, failed))
     page.wait_for_load_state("load")
     if path.endswith("/log"):
         expect(page.locator("#log[data-ready]")).to_be_attached()
