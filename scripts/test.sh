@@ -54,8 +54,10 @@ else
   # Most tests wait for engines and servers: two more at a time than there are processors. Files as
   # they come: by their number of tests, the one test that waits for a minute would be the last.
   run -q -n "$(($(nproc) + 2))" --dist loadfile --no-loadscope-reorder -m 'not chaos and not alone and not kubernetes'
-  # Collecting all tests again would take longer than some of these run.
-  alone=$(grep -rl --include='*.py' 'pytest\.mark\.alone' tests)
+  # Collecting all tests again would take longer than some of these run. Those in tests/web bear each other, and would
+  # wait for one browser at a time.
+  alone=$(grep -rl --include='*.py' --exclude-dir=web 'pytest\.mark\.alone' tests)
   # shellcheck disable=SC2086  (several paths)
-  run -q -m alone ${alone//\/conftest.py/}
+  run -q -m alone $alone
+  run -q -n "$(nproc)" --dist loadfile --no-loadscope-reorder -m alone tests/web
 fi
