@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.kubernetes.reasons import BuildJob
+from buildrunner.kubernetes.reasons import BuildJob, SpareJob
 from buildrunner.store.model.builds import LEASE_S, RETURNS_S, ClaimedBuild, WaitingBuild
 from buildrunner.store.model.remote import REMOTE
 
@@ -29,6 +29,8 @@ _ENDS_ITSELF: Final = timedelta(seconds=15)
 _SILENT: Final = timedelta(seconds=LEASE_S - 10)
 # The network of a node may be cut for a while. The server then gives the build up anyway.
 _RETURNS: Final = timedelta(seconds=RETURNS_S - 5)
+# A ready spare Pod claims a build at once, unless something is wrong with it.
+_SPARE_CLAIMS: Final = timedelta(seconds=5)
 
 
 class Situation(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
         now: the time.
         too_weak: the pools that isolate builds less than the server demands for forks.
         refused: when the cluster refused the Job of a build for a reason of its own, by build id.
+        spares: the spare Jobs of these pools that have claimed no build.
+        versions: the version that spare Jobs of a pool must have, by the name of the pool.
+        fitting: ids of waiting builds that a spare Pod can run.
     """
 
     pools: Mapping[str, Pool]
@@ -56,6 +61,9 @@ class Situation(msgspec.Struct, frozen=True, kw_only=True):
     now: datetime
     too_weak: frozenset[str] = frozenset()
     refused: Mapping[str, datetime] = {}
+    spares: Sequence[SpareJob] = ()
+    versions: Mapping[str, str] = {}
+    fitting: frozenset[str] = frozenset()
 
 
 class Decisions(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,12 +74,14 @@ class Decisions(msgspec.Struct, frozen=True, kw_only=True):
         delete: Jobs to delete.
         lost: builds whose Pod is gone, each with the reason.
         waits: why builds wait, by id, as a sentence.
+        spares: the pools that get another spare Job, each as often as it gets one.
     """
 
     create: tuple[WaitingBuild, ...]
-    delete: tuple[BuildJob, ...]
+    delete: tuple[BuildJob | SpareJob, ...]
     lost: tuple[tuple[ClaimedBuild, str], ...]
     waits: Mapping[str, str]
+    spares: tuple[str, ...] = ()
 
 
 def decide(now: Situation) -> Decisions:
@@ -83,7 +93,7 @@ def decide(now: Situation) -> Decisions:
         if build.pool in now.pools and build.worker.startswith(_HELD_BY_POD)
     ]
     waits: dict[str, str] = {}
-    delete = [
+    delete: list[BuildJob | SpareJob] = [
         job
         for job in now.jobs
         if job.build_id in now.ended
@@ -102,12 +112,22 @@ def decide(now: Situation) -> Decisions:
         waits[build.id] = f"{sentence(reason)} Another Pod follows."
         if now.now - job.ended_at >= RETRY:
             delete.append(job)
-    create, limited = _new_jobs(now, jobs, held)
+    by_id = {build.id for build in held}
+    # A spare Pod has claimed the build of this Job, which is no more needed.
+    delete += [
+        job
+        for job in now.jobs
+        if job.build_id in by_id and job.ended_at is None and job is not jobs[job.build_id]
+    ]
+    plan = _Plan(now, jobs, held)
+    plan.choose()
+    delete += plan.surplus
     return Decisions(
-        create=create,
+        create=tuple(plan.chosen),
         delete=tuple(delete),
         lost=tuple(_lost(held, jobs, now.now)),
-        waits={**waits, **limited},
+        waits={**waits, **plan.waits},
+        spares=tuple(plan.spares),
     )
 
 
@@ -144,65 +164,132 @@ def _lost(
     return lost
 
 
-def _new_jobs(
-    now: Situation, jobs: Mapping[str, BuildJob], held: Sequence[ClaimedBuild]
-) -> tuple[tuple[WaitingBuild, ...], dict[str, str]]:
-    """Return the builds that get a Job, and the reasons why others do not.
+class _Plan:
+    """The builds that get a Job, the reasons why others do not, and the spare Jobs.
 
     As with claims, a build of the project that has the fewest comes first. A Pod counts
     for the limit of its pool until it has ended, which is later than its build. A build whose Job
     was refused waits for a while. It does not count for the pool, but for its project: otherwise
     the project would keep the fewest builds, and its refused ones would hold back the others.
+
+    A build that fits a spare Pod gets no Job while one is ready for it. Another build gets the
+    place of a spare Pod where its pool is full.
     """
-    of_pool = Counter(build.pool for build in held)
-    over = {*now.ended, *(build.id for build in now.waiting if build.id not in jobs)}
-    of_pool.update(pool for build_id, pool in now.pods.items() if build_id in over)
-    of_project = Counter(build.project for build in now.claimed)
-    of_group = Counter((build.project, build.group) for build in now.claimed)
-    candidates = []
-    waits: dict[str, str] = {}
-    for build in now.waiting:
-        if build.id in jobs:
-            _count(build, of_pool, of_project, of_group)
-        elif build.id in now.refused and now.now - now.refused[build.id] < RETRY:
-            of_project[build.project] += 1
-        elif build.untrusted and build.pool in now.too_weak:
-            waits[build.id] = (
-                f"The pool {build.pool} isolates builds by {now.pools[build.pool].isolation}, which"
-                " is too weak for builds of forks."
+
+    def __init__(
+        self, now: Situation, jobs: Mapping[str, BuildJob], held: Sequence[ClaimedBuild]
+    ) -> None:
+        self.chosen: list[WaitingBuild] = []
+        self.waits: dict[str, str] = {}
+        self.surplus: list[SpareJob] = []
+        self.spares: list[str] = []
+        self._now = now
+        self._jobs = jobs
+        self._active = [one for one in now.spares if one.ended_at is None]
+        self._idle = {
+            name: [
+                one
+                for one in self._active
+                if one.pool == name and not one.gone and one.version == now.versions.get(name)
+            ]
+            for name in now.pools
+        }
+        self._of_pool = Counter(build.pool for build in held)
+        over = {*now.ended, *(build.id for build in now.waiting if build.id not in jobs)}
+        self._of_pool.update(pool for build_id, pool in now.pods.items() if build_id in over)
+        self._of_pool.update(one.pool for one in self._active)
+        self._of_project = Counter(build.project for build in now.claimed)
+        self._of_group = Counter((build.project, build.group) for build in now.claimed)
+
+    def choose(self) -> None:
+        """Fill `chosen`, `waits`, `surplus` and `spares`."""
+        candidates = self._candidates()
+        while candidates:
+            full = {
+                name
+                for name, pool in self._now.pools.items()
+                if self._of_pool[name] >= pool.max_builds
+            }
+            for build in candidates:
+                if build.pool in full and not self._takes(build):
+                    most = self._now.pools[build.pool].max_builds
+                    self.waits[build.id] = (
+                        f"No more than {_builds(most)} of the pool {build.pool} may run."
+                    )
+                    if self._idle[build.pool]:  # its place is free once its Pod has ended
+                        self.surplus.append(self._idle[build.pool].pop())
+            candidates = [one for one in candidates if one.pool not in full or self._takes(one)]
+            if not candidates:
+                break
+            build = min(candidates, key=lambda one: self._of_project[one.project])
+            candidates.remove(build)
+            if build.group and 0 < build.group_limit <= self._of_group[build.project, build.group]:
+                self.waits[build.id] = (
+                    f"No more than {_builds(build.group_limit)} of its group may run."
+                )
+                continue
+            self._of_project[build.project] += 1
+            self._of_group[build.project, build.group] += 1
+            if self._takes(build):
+                spare = next(one for one in self._idle[build.pool] if one.ready)
+                self._idle[build.pool].remove(spare)
+                self.waits[build.id] = "A spare Pod of its pool takes it."
+            else:
+                self._of_pool[build.pool] += 1
+                self.chosen.append(build)
+        self._keep_spares()
+
+    def _candidates(self) -> list[WaitingBuild]:
+        candidates = []
+        for build in self._now.waiting:
+            if build.id in self._jobs:
+                self._of_pool[build.pool] += 1
+                self._of_project[build.project] += 1
+                self._of_group[build.project, build.group] += 1
+            elif self._is_refused(build):
+                self._of_project[build.project] += 1
+            elif build.untrusted and build.pool in self._now.too_weak:
+                self.waits[build.id] = (
+                    f"The pool {build.pool} isolates builds by"
+                    f" {self._now.pools[build.pool].isolation}, which is too weak for builds of"
+                    " forks."
+                )
+            else:
+                candidates.append(build)
+        return candidates
+
+    def _is_refused(self, build: WaitingBuild) -> bool:
+        refused_at = self._now.refused.get(build.id)
+        return refused_at is not None and self._now.now - refused_at < RETRY
+
+    def _takes(self, build: WaitingBuild) -> bool:
+        """Whether a spare Pod is about to claim a build."""
+        return (
+            build.id in self._now.fitting
+            and build.create_time is not None
+            and self._now.now - build.create_time < _SPARE_CLAIMS
+            and any(one.ready for one in self._idle[build.pool])
+        )
+
+    def _keep_spares(self) -> None:
+        """Replace spare Pods that were claimed, are too many, or are made of something else."""
+        now = self._now
+        for name, pool in now.pools.items():
+            idle = self._idle[name]
+            self.surplus += idle[pool.spare :]
+            self.surplus += [
+                one
+                for one in self._active
+                if one.pool == name and not one.gone and one.version != now.versions.get(name)
+            ]
+            failed = sum(
+                one.pool == name and one.ended_at is not None and now.now - one.ended_at < RETRY
+                for one in now.spares
             )
-        else:
-            candidates.append(build)
-    chosen: list[WaitingBuild] = []
-    while candidates:
-        full = {name for name, pool in now.pools.items() if of_pool[name] >= pool.max_builds}
-        for build in candidates:
-            if build.pool in full:
-                most = now.pools[build.pool].max_builds
-                waits[build.id] = f"No more than {_builds(most)} of the pool {build.pool} may run."
-        candidates = [build for build in candidates if build.pool not in full]
-        if not candidates:
-            break
-        build = min(candidates, key=lambda one: of_project[one.project])
-        candidates.remove(build)
-        if build.group and 0 < build.group_limit <= of_group[build.project, build.group]:
-            waits[build.id] = f"No more than {_builds(build.group_limit)} of its group may run."
-        else:
-            _count(build, of_pool, of_project, of_group)
-            chosen.append(build)
-    return tuple(chosen), waits
+            missing = min(pool.spare - len(idle) - failed, pool.max_builds - self._of_pool[name])
+            if not any(one.pool == name for one in self.surplus):
+                self.spares += [name] * missing
 
 
 def _builds(number: int) -> str:
     return "1 build" if number == 1 else f"{number} builds"
-
-
-def _count(
-    build: WaitingBuild,
-    of_pool: Counter[str],
-    of_project: Counter[str],
-    of_group: Counter[tuple[str, str]],
-) -> None:
-    of_pool[build.pool] += 1
-    of_project[build.project] += 1
-    of_group[build.project, build.group] += 1

@@ -7,6 +7,7 @@ over a socket in a shared folder.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -22,6 +23,10 @@ from buildrunner.plan.build_plan import ResourceLimits
 LABEL_BUILD: Final = "buildrunner.dev/build"
 LABEL_POOL: Final = "buildrunner.dev/pool"
 """Labels of Jobs and Pods: the build and its pool."""
+
+LABEL_SPARE: Final = "buildrunner.dev/spare"
+LABEL_SERVER: Final = "buildrunner.dev/server"
+"""Labels of spare Jobs: a digest of what their Pods are made of, and one of the server's URL."""
 
 LABELS: Final = {"app.kubernetes.io/managed-by": "buildrunner"}
 """Labels of all Jobs and Pods of builds."""
@@ -62,15 +67,15 @@ class PodBuild(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of a build that its Job needs.
 
     Attributes:
-        id: of the build.
-        timeout: of the whole build.
+        id: of the build; empty for a spare Pod, whose build is not known yet.
+        timeout: of the whole build; None for a spare Pod.
         limits: those of ``options.machineType``.
         disk_gb: ``options.diskSizeGb``; 0 if the build sets no size.
         egress: networks that the settings of its project deny.
     """
 
     id: str
-    timeout: timedelta
+    timeout: timedelta | None
     limits: ResourceLimits = ResourceLimits()
     disk_gb: int = 0
     egress: Egress = Egress()
@@ -79,6 +84,54 @@ class PodBuild(msgspec.Struct, frozen=True, kw_only=True):
 def job_name(build_id: str) -> str:
     """Return the name of a build's Job."""
     return f"build-{build_id}"
+
+
+def spare_name(pool: Pool, number: str) -> str:
+    """Return the name of a spare Job.
+
+    Args:
+        pool: the pool.
+        number: a UUID.
+    """
+    return f"spare-{pool_digest(pool)}-{number}"
+
+
+def pool_digest(pool: Pool) -> str:
+    """Return the part of the names of spare Jobs that names their pool: at most 63 fit."""
+    return _digest(pool.name)
+
+
+def server_digest(pool: Pool) -> str:
+    """Return the label of spare Jobs that names their server, as several may share a namespace."""
+    return _digest(pool.server)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def spare_version(pool: Pool, egress: Egress) -> str:
+    """Return a digest of what the spare Pods of a pool are made of."""
+    return _digest(repr(_pod(_spare_build(egress), pool)))
+
+
+def _spare_build(egress: Egress) -> PodBuild:
+    return PodBuild(id="", timeout=None, egress=egress)
+
+
+def spare_manifest(
+    pool: Pool, number: str, egress: Egress, owner: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return the Job that waits for a build of its pool, runs it, and ends.
+
+    Args:
+        pool: where it is.
+        number: a UUID.
+        egress: networks that the settings deny to all projects without settings of their own.
+        owner: see `job_manifest`.
+    """
+    labels = {LABEL_SPARE: spare_version(pool, egress), LABEL_SERVER: server_digest(pool)}
+    return _job(spare_name(pool, number), labels, _spare_build(egress), pool, owner)
 
 
 def job_manifest(
@@ -94,17 +147,27 @@ def job_manifest(
         pool: where it runs.
         owner: the object that the Job is deleted with; see `KubernetesApi.owner`.
     """
+    return _job(job_name(build.id), {LABEL_BUILD: build.id}, build, pool, owner)
+
+
+def _job(
+    name: str,
+    of_job: Mapping[str, str],
+    build: PodBuild,
+    pool: Pool,
+    owner: Mapping[str, str] | None,
+) -> dict[str, Any]:
     labels = {
         "app.kubernetes.io/name": "buildrunner-build",
         **LABELS,
-        LABEL_BUILD: build.id,
+        **of_job,
         LABEL_POOL: pool.name,
     }
     job: dict[str, Any] = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {
-            "name": job_name(build.id),
+            "name": name,
             "namespace": pool.namespace,
             "labels": {**labels, **_queue(pool)},
         },
@@ -156,8 +219,6 @@ def _pod(build: PodBuild, pool: Pool) -> dict[str, Any]:
     ]
     pod: dict[str, Any] = {
         "restartPolicy": "Never",
-        # Counted from the start on a node: a Pod may wait for a node as long as its build waits.
-        "activeDeadlineSeconds": int((build.timeout + _BACKSTOP).total_seconds()),
         "serviceAccountName": pool.service_account,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -168,6 +229,10 @@ def _pod(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "volumes": [_disk(build, pool), *_volumes()],
     }
     optional = {
+        # Counted from the start on a node: a Pod may wait for a node as long as its build waits.
+        "activeDeadlineSeconds": int((build.timeout + _BACKSTOP).total_seconds())
+        if build.timeout is not None
+        else 0,
         "nodeSelector": pool.node_selector,
         "runtimeClassName": pool.runtime_class,
         "priorityClassName": pool.priority_class,
@@ -271,7 +336,7 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
             f"--server={pool.server}",
             f"--token-file={TOKEN_FOLDER}/token",
             f"--pool={pool.name}",
-            f"--build={build.id}",
+            *([f"--build={build.id}"] if build.id else []),
             "--once",
             "--sandbox=pod",
             f"--pod-isolation={pool.isolation}",

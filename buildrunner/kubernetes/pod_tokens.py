@@ -1,7 +1,8 @@
 """Verification of the tokens by which workers in Pods authenticate.
 
 Kubernetes writes a token into each Pod, for the audience `AUDIENCE` and for an hour. The token
-names its Pod, and the name of the Pod has the id of the build.
+names its Pod, and the name of the Pod has the id of the build. The name of a spare Pod has the name
+of its Job, under which the server notes the build that it has claimed.
 
 Source: https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/
 """
@@ -18,13 +19,13 @@ import jwt
 
 from buildrunner.errors import KubernetesError
 from buildrunner.kubernetes.decisions import POD
-from buildrunner.kubernetes.manifest import AUDIENCE, job_name
+from buildrunner.kubernetes.manifest import AUDIENCE, job_name, pool_digest
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.store.model.remote import WorkerIdentity
 
-_POD: Final = re.compile(
-    job_name(r"(?P<build>[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})-[a-z0-9]+")
-)
+_UUID: Final = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+_POD: Final = re.compile(rf"{job_name(f'(?P<build>{_UUID})')}-[a-z0-9]+")
+_SPARE_POD: Final = re.compile(rf"(?P<job>spare-(?P<pool>[0-9a-f]{{10}})-{_UUID})-[a-z0-9]+")
 _ALGORITHMS: Final = ("RS256", "RS384", "RS512", "ES256", "ES384", "ES512")
 _CLOCKS_DIFFER_S: Final = 30
 _KEYS_HOLD_S: Final = 3600.0
@@ -40,6 +41,7 @@ class PodTokens:
         account_keys: see `KubernetesApi.account_keys`.
         pools: the pools of the settings, by name.
         pool_of: returns the pool of a build; empty if the build has none or does not exist.
+        claim_of: returns the build that a spare Job has claimed; empty if it has claimed none.
         clock: seconds that only go forward.
     """
 
@@ -48,12 +50,15 @@ class PodTokens:
         account_keys: AccountKeys,
         pools: Mapping[str, Pool],
         pool_of: Callable[[str], str],
+        claim_of: Callable[[str], str],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._account_keys = account_keys
         self._pools = pools
         self._pool_of = pool_of
+        self._claim_of = claim_of
+        self._by_digest = {pool_digest(pool): pool for pool in pools.values()}
         self._clock = clock
         self._lock = threading.Lock()
         self._issuer = ""
@@ -71,15 +76,22 @@ class PodTokens:
         if not isinstance(facts, dict):
             return None
         pod, account = facts.get("pod") or {}, facts.get("serviceaccount") or {}
-        name = _POD.fullmatch(str(pod.get("name", "")))
-        if name is None or not pod.get("uid"):
+        of_build = _POD.fullmatch(str(pod.get("name", "")))
+        of_spare = _SPARE_POD.fullmatch(str(pod.get("name", "")))
+        if of_build is not None:
+            pool = self._pools.get(self._pool_of(of_build["build"]))
+        elif of_spare is not None:
+            pool = self._by_digest.get(of_spare["pool"])
+        else:
             return None
-        pool = self._pools.get(self._pool_of(name["build"]))
-        if pool is None or pool.namespace != facts.get("namespace"):
+        if pool is None or pool.namespace != facts.get("namespace") or not pod.get("uid"):
             return None
         if pool.service_account != account.get("name"):
             return None
-        return WorkerIdentity(name=f"{POD}{pod['uid']}", pool=pool.name, build_id=name["build"])
+        job = of_spare["job"] if of_spare is not None else ""
+        build_id = of_build["build"] if of_build is not None else self._claim_of(job)
+        name = f"{POD}{pod['uid']}"
+        return WorkerIdentity(name=name, pool=pool.name, build_id=build_id, spare=job)
 
     def _claims(self, token: str) -> dict[str, Any]:
         try:

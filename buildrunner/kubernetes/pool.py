@@ -38,7 +38,7 @@ _FORMS: Final = {
     "memory": (re.compile(_QUANTITY), _NO_QUANTITY),
     "disk": (re.compile(f"({_QUANTITY})?"), _NO_QUANTITY),
 }
-_RANGES: Final = {"max_builds": (1, 10_000), "cpu_request_percent": (1, 100)}
+_RANGES: Final = {"max_builds": (1, 10_000), "spare": (0, 1000), "cpu_request_percent": (1, 100)}
 _TOLERATION = re.compile(
     rf"(?P<key>[^=:]+)(?:=(?P<value>[^:]*))?(?::(?P<effect>{'|'.join(EFFECTS)}))?"
 )
@@ -57,6 +57,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
         pull_secrets: names of Secrets with logins for the registry of these images.
         service_account: the account of the Pods. It needs no rights.
         max_builds: how many of its builds run at the same time.
+        spare: how many Pods wait for builds, ready to run one each. They count for `max_builds`.
         cpu, memory: the resources of a build without ``options.machineType``.
         disk: the most that the Pod of a build without ``options.diskSizeGb`` writes to the disk of
             its node; empty sets no limit.
@@ -83,6 +84,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     pull_secrets: tuple[str, ...] = ()
     service_account: str = "default"
     max_builds: int = 10
+    spare: int = 0
     cpu: str = "2"
     memory: str = "4Gi"
     disk: str = "50Gi"
@@ -105,6 +107,8 @@ def pool_problems(pool: Pool) -> Iterator[tuple[str, str]]:
     for key, (least, most) in _RANGES.items():
         if not least <= getattr(pool, key) <= most:
             yield key, f"is a number from {least} to {most}"
+    if pool.spare > pool.max_builds:
+        yield "spare", f"is at most max_builds, which is {pool.max_builds}"
     for toleration in pool.tolerations:
         if parse_toleration(toleration) is None:
             yield (

@@ -13,7 +13,13 @@ from typing import Any, Final
 
 import msgspec
 
-from buildrunner.kubernetes.manifest import ENGINE, LABEL_BUILD, LABEL_POOL
+from buildrunner.kubernetes.manifest import (
+    ENGINE,
+    LABEL_BUILD,
+    LABEL_POOL,
+    LABEL_SERVER,
+    LABEL_SPARE,
+)
 
 Object = Mapping[str, Any]
 
@@ -58,25 +64,97 @@ class BuildJob(msgspec.Struct, frozen=True, kw_only=True):
     node_lost: bool = False
 
 
+class SpareJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A spare Job that has claimed no build, as it is in the cluster.
+
+    Attributes:
+        pool: the pool whose builds its Pod waits for.
+        namespace, name: of the Job.
+        version, server: see `manifest.LABEL_SPARE` and `LABEL_SERVER`.
+        ended_at: when it completed or failed; None while it is active.
+        ready: whether its Pod can claim a build.
+        gone: whether somebody deletes it. Its Pod may still run.
+    """
+
+    pool: str
+    namespace: str
+    name: str
+    version: str
+    server: str
+    ended_at: datetime | None = None
+    ready: bool = False
+    gone: bool = False
+
+
+def spare_jobs(
+    jobs: Iterable[Object], pods: Iterable[Object], claims: Mapping[str, str]
+) -> list[SpareJob]:
+    """Return the spare Jobs that have claimed no build, and those whose Pods outlive them.
+
+    Args:
+        jobs: Jobs of one namespace.
+        pods: Pods of that namespace.
+        claims: the builds that spare Jobs have claimed, by the name of the Job.
+    """
+    own = {_owner(pod): pod for pod in pods if _is_live(pod)}
+    found = {}
+    for job in jobs:
+        metadata = job["metadata"]
+        pod = own.get(metadata["name"], {})
+        ready = {"type": "Ready", "status": "True"}.items()
+        found[metadata["name"]] = _spare_job(
+            metadata,
+            ended_at=_ended_at(job),
+            ready=any(ready <= one.items() for one in _true_conditions(pod)),
+            gone=bool(metadata.get("deletionTimestamp") or _disruption(pod) or _is_node_lost(pod)),
+        )
+    for name, pod in own.items():
+        if name not in found:
+            found[name] = msgspec.structs.replace(_spare_job(pod["metadata"], gone=True), name=name)
+    return [one for one in found.values() if one.version and one.name not in claims]
+
+
+def _spare_job(metadata: Object, **facts: Any) -> SpareJob:
+    labels = metadata.get("labels") or {}
+    return SpareJob(
+        pool=labels.get(LABEL_POOL, ""),
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        version=labels.get(LABEL_SPARE, ""),
+        server=labels.get(LABEL_SERVER, ""),
+        **facts,
+    )
+
+
+def _is_live(pod: Object) -> bool:
+    return (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+
+
+_NO_CLAIMS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 def build_jobs(
     jobs: Iterable[Object],
     pods: Iterable[Object],
     warnings: Iterable[Object],
     disrupted: Mapping[str, str] = MappingProxyType({}),
+    claims: Mapping[str, str] = _NO_CLAIMS,
 ) -> list[BuildJob]:
-    """Return the Jobs of builds.
+    """Return the Jobs of builds. Spare Jobs that have claimed a build come last.
 
     Args:
         jobs: Jobs of one namespace.
         pods: Pods of that namespace.
         warnings: events of that namespace.
         disrupted: an earlier answer of `disruptions`, for Pods that are gone by now.
+        claims: see `spare_jobs`.
     """
     pods, warnings = list(pods), list(warnings)
     found = []
-    for job in jobs:
+    for job in sorted(jobs, key=lambda one: one["metadata"]["name"] in claims):
         metadata = job["metadata"]
-        build_id = (metadata.get("labels") or {}).get(LABEL_BUILD, "")
+        own_build = (metadata.get("labels") or {}).get(LABEL_BUILD, "")
+        build_id = claims.get(metadata["name"], own_build)
         if not build_id or metadata.get("deletionTimestamp"):
             continue
         own = [pod for pod in pods if _owner(pod) == metadata["name"]]
@@ -95,24 +173,39 @@ def build_jobs(
     return found
 
 
-def live_pods(pods: Iterable[Object]) -> dict[str, str]:
-    """Return the pool of each Pod that has not ended, by the id of its build."""
+def live_pods(pods: Iterable[Object], claims: Mapping[str, str] = _NO_CLAIMS) -> dict[str, str]:
+    """Return the pool of each Pod that has not ended, by the id of its build.
+
+    Args:
+        pods: Pods of one namespace.
+        claims: see `spare_jobs`.
+    """
     live = {}
     for pod in pods:
         labels = pod["metadata"].get("labels") or {}
-        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
-            live[labels.get(LABEL_BUILD, "")] = labels.get(LABEL_POOL, "")
+        if _is_live(pod):
+            live[_build_of(pod, claims)] = labels.get(LABEL_POOL, "")
     live.pop("", None)
     return live
 
 
-def disruptions(pods: Iterable[Object]) -> dict[str, str]:
-    """Return why Kubernetes ends Pods, by the id of their build."""
+def disruptions(pods: Iterable[Object], claims: Mapping[str, str] = _NO_CLAIMS) -> dict[str, str]:
+    """Return why Kubernetes ends Pods, by the id of their build.
+
+    Args:
+        pods: Pods of one namespace.
+        claims: see `spare_jobs`.
+    """
     found = {}
     for pod in pods:
         if text := _disruption(pod):
-            found[(pod["metadata"].get("labels") or {}).get(LABEL_BUILD, "")] = text
+            found[_build_of(pod, claims)] = text
     return found
+
+
+def _build_of(pod: Object, claims: Mapping[str, str]) -> str:
+    labels = pod["metadata"].get("labels") or {}
+    return claims.get(_owner(pod), "") or str(labels.get(LABEL_BUILD, ""))
 
 
 def _owner(pod: Object) -> str:

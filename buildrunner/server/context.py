@@ -200,6 +200,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         pools: names of the pools in the settings, beside those of workers' tokens.
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
             it knows, and None for others. They are asked before the tokens in the database.
+        fits_spare: whether a spare Pod can run a build; see `provisioner.fits_spare`.
         build_settings: returns the fields of `Settings` that workers get for builds of a project.
         credentials: makes the credentials of builds that workers run; None: they get none.
         store_log: stores the finished log of a build in the bucket that its document names; returns
@@ -231,6 +232,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     identity_keys: Callable[[], list[dict[str, str]]] = list
     pools: frozenset[str] = frozenset()
     worker_tokens: tuple[Callable[[str], WorkerIdentity | None], ...] = ()
+    fits_spare: Callable[[StoredBuild], bool] = lambda _: False
     build_settings: Callable[[str], dict[str, Any]] = lambda _: {}
     credentials: BuildCredentials | None = None
     store_log: Callable[[StoredBuild, dict[str, Any]], dict[str, Any]] = lambda _, build: build

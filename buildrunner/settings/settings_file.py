@@ -159,6 +159,7 @@ KEYS: dict[str, dict[str, type]] = {
 }
 _POOL_TYPES: dict[str, type] = {
     "max_builds": int,
+    "spare": int,
     "cpu_request_percent": int,
     "node_selector": dict,
     "tolerations": list,

@@ -305,7 +305,7 @@ def pod_tokens(api: KubernetesApi, settings: Settings, store: ServerStore) -> Po
         except NotFound:
             return ""
 
-    return PodTokens(api.account_keys, settings.pools, pool_of)
+    return PodTokens(api.account_keys, settings.pools, pool_of, store.queue.spare_claim)
 
 
 def metadata_addresses() -> AddressRange:

@@ -397,6 +397,7 @@ ROWS["0019"] = ROWS["0018"]
 ROWS["0020"] = ROWS["0019"]
 ROWS["0021"] = ROWS["0020"]
 ROWS["0022"] = ROWS["0021"]
+ROWS["0023"] = ROWS["0022"]
 
 
 def check_rows(store: ServerStore) -> None:

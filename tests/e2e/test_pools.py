@@ -21,6 +21,15 @@ worker_image = "w"
 engine_image = "e"
 namespace = "ci"
 """
+SPARE = """
+[pools.fast]
+server = "http://ci"
+worker_image = "w"
+engine_image = "e"
+namespace = "ci"
+spare = 1
+max_builds = 3
+"""
 
 
 @pytest.fixture
@@ -40,28 +49,36 @@ def signer(cluster):
 @pytest.fixture
 def url(serve, cluster, tmp_path):  # noqa: F811  (the fixture)
     (tmp_path / "buildrunner").mkdir()
-    (tmp_path / "buildrunner" / "config.toml").write_text(CONFIG)
+    (tmp_path / "buildrunner" / "config.toml").write_text(CONFIG + SPARE)
     variables = {"XDG_CONFIG_HOME": str(tmp_path), "KUBECONFIG": cluster.kubeconfig(tmp_path)}
     serving = serve("--sandbox", "none", "--auth", "none", data=tmp_path / "data", env=variables)
     assert serving.url, serving.stop()
     return serving.url
 
 
-def submit(url):
-    pool = {"name": "projects/p/locations/global/workerPools/linux"}
-    body = {"steps": [{"name": "busybox"}], "options": {"pool": pool}}
+def submit(url, name="linux", **options):
+    pool = {"name": f"projects/p/locations/global/workerPools/{name}"}
+    body = {"steps": [{"name": "busybox"}], "options": {"pool": pool, **options}}
     answer = httpx.post(f"{url}{BUILDS}", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
     return answer.json()["metadata"]["build"]["id"]
 
 
+def pods(cluster, **labels):
+    """The metadata of Pods with some labels."""
+    wanted = {f"buildrunner.dev/{name}": value for name, value in labels.items()}.items()
+    found = [one["metadata"] for one in cluster.of("pods")]
+    return [one for one in found if wanted <= one["labels"].items()]
+
+
 def worker(url, cluster, signer, build):
     """The worker in the Pod of a build, as far as it claims builds."""
-    (pod,) = (
-        one["metadata"]
-        for one in cluster.of("pods")
-        if one["metadata"]["labels"]["buildrunner.dev/build"] == build
-    )
+    (pod,) = pods(cluster, build=build)
+    return worker_in(pod, url, signer)
+
+
+def worker_in(pod, url, signer):
+    """The worker in a Pod."""
     facts = {
         "namespace": "ci",
         "pod": {"name": pod["name"], "uid": pod["uid"]},
@@ -79,7 +96,7 @@ def claim(client, **request):
 
 def test_a_build_has_a_job_whose_worker_claims_this_build_and_no_other(url, cluster, signer):
     builds = [submit(url), submit(url)]
-    wait_until(lambda: len(cluster.of("pods")) == 2)
+    wait_until(lambda: len(pods(cluster, pool="linux")) == 2)
     with worker(url, cluster, signer, builds[0]) as first:
         assert claim(first, buildId=builds[1]).status_code == 403
         claimed = claim(first, pool="linux", buildId=builds[0])
@@ -90,17 +107,65 @@ def test_a_build_has_a_job_whose_worker_claims_this_build_and_no_other(url, clus
 
 def test_a_build_whose_pod_is_gone_gets_another_one(url, cluster, signer):
     build = submit(url)
-    wait_until(lambda: bool(cluster.of("pods")))
+    wait_until(lambda: bool(pods(cluster, pool="linux")))
     with worker(url, cluster, signer, build) as first:
         claimed = claim(first).json()
         lease = {"fence": claimed["fence"]}
         begun = first.post(f"/builds/{build}:begin", params={**lease, "incarnation": "1:1"})
         assert begun.status_code == 200, begun.text
-        (before,) = cluster.of("pods")
+        (before,) = pods(cluster, pool="linux")
         cluster.remove_job("ci", f"build-{build}")
-        wait_until(lambda: bool(cluster.of("pods")))
-        (after,) = cluster.of("pods")
-        assert after["metadata"]["uid"] != before["metadata"]["uid"]
+        wait_until(lambda: bool(pods(cluster, pool="linux")))
+        (after,) = pods(cluster, pool="linux")
+        assert after["uid"] != before["uid"]
         assert first.post(f"/builds/{build}:renew", params=lease).status_code == 409
     with worker(url, cluster, signer, build) as second:
         assert claim(second).json()["labels"]["lost_worker"] == "its Job was deleted"
+
+
+def only_spare(cluster):
+    """The metadata of the only spare Pod, which is ready from now on."""
+    wait_until(lambda: bool(pods(cluster, pool="fast")))
+    (pod,) = (
+        one
+        for one in cluster.of("pods")
+        if one["metadata"]["labels"]["buildrunner.dev/pool"] == "fast"
+    )
+    conditions = [{"type": "Ready", "status": "True"}]
+    pod["status"] = {"phase": "Running", "conditions": conditions}
+    return pod["metadata"]
+
+
+def test_a_spare_pod_runs_one_build_and_its_token_opens_nothing_before(url, cluster, signer):
+    pod = only_spare(cluster)
+    other = submit(url)
+    wait_until(lambda: bool(pods(cluster, build=other)))
+    with worker_in(pod, url, signer) as spare, worker(url, cluster, signer, other) as own:
+        assert claim(spare).status_code == 204
+        lease = {"fence": claim(own).json()["fence"], "incarnation": "1:1"}
+        assert spare.get(f"/builds/{other}").status_code == 404
+        assert spare.post(f"/builds/{other}:begin", params=lease).status_code == 409
+        assert claim(spare, buildId=other).status_code == 409
+        first = submit(url, "fast")
+        claimed = claim(spare, waitS=10, limit=10)
+        assert claimed.json()["document"]["id"] == first
+        second = submit(url, "fast")
+        assert claim(spare, limit=10).status_code == 409
+        assert claim(spare, buildId=second, limit=10).status_code == 403
+        lease = {"fence": claimed.json()["fence"]}
+        begun = spare.post(f"/builds/{first}:begin", params={**lease, "incarnation": "1:1"})
+        assert begun.status_code == 200, begun.text
+        ended = {**claimed.json()["document"], "status": "SUCCESS"}
+        answer = spare.put(f"/builds/{first}/document", params=lease, json=ended)
+        assert answer.status_code == 204, answer.text
+        assert claim(spare, limit=10).status_code == 409
+        assert not pods(cluster, build=first)
+
+
+def test_a_spare_pod_leaves_builds_that_need_another_pod(url, cluster, signer):
+    with worker_in(only_spare(cluster), url, signer) as spare:
+        large = submit(url, "fast", machineType="E2_HIGHCPU_8")
+        wait_until(lambda: bool(pods(cluster, build=large)))
+        assert claim(spare).status_code == 204
+        small = submit(url, "fast")
+        assert claim(spare).json()["document"]["id"] == small

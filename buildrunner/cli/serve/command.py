@@ -90,7 +90,7 @@ def _serve(
     from buildrunner.server.http.listener import Listener
     from buildrunner.server.loop import Signal
     from buildrunner.server.metrics import Metrics
-    from buildrunner.server.services.provisioner import Provisioner
+    from buildrunner.server.services.provisioner import Provisioner, fits_spare
     from buildrunner.sources.uploads import SourceUploads
     from buildrunner.store.model.builds import KnownServer
     from buildrunner.worker.policy import check_rules
@@ -153,6 +153,7 @@ def _serve(
         wake=wake,
         pools=frozenset(settings.pools),
         worker_tokens=(wiring.pod_tokens(cluster, settings, store),) if cluster else (),
+        fits_spare=partial(fits_spare, egress=lambda project: settings.of_project(project).egress),
         build_settings=partial(settings_for_workers, settings),
         credentials=ServerCredentials(
             settings.of_server(folder.path, server.public_url),

@@ -6,7 +6,8 @@ One of several servers does it. `decisions` says what is to be done; this module
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 
@@ -15,9 +16,25 @@ from msgspec.structs import replace
 from buildrunner.addresses import Egress
 from buildrunner.errors import KubernetesError, NotFound
 from buildrunner.kubernetes.decisions import RETRY, Decisions, Situation, decide, sentence
-from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
+from buildrunner.kubernetes.manifest import (
+    LABEL_SPARE,
+    LABELS,
+    PodBuild,
+    job_manifest,
+    server_digest,
+    spare_manifest,
+    spare_version,
+)
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.kubernetes.reasons import BuildJob, build_jobs, disruptions, live_pods
+from buildrunner.kubernetes.reasons import (
+    BuildJob,
+    SpareJob,
+    build_jobs,
+    disruptions,
+    live_pods,
+    spare_jobs,
+)
+from buildrunner.plan.build_plan import ResourceLimits
 from buildrunner.plan.compile import DEFAULT_TIMEOUT_S, MACHINE_LIMITS
 from buildrunner.sandboxes.protocol import isolates
 from buildrunner.server.loop import Loop
@@ -30,6 +47,7 @@ TASK: Final = "kubernetes jobs"
 """Name of the task that one of several servers does."""
 
 _LOOK_S: Final = 2.0
+_LOOKED_AT: Final = 100
 # These hold for every Job of the namespace.
 _OF_NAMESPACE: Final = ("Quota", "NoNamespace", "Forbidden", "Unavailable")
 
@@ -101,6 +119,8 @@ class Provisioner:
         self._problem = ""
         self._refused: dict[str, datetime] = {}
         self._disrupted: dict[str, str] = {}  # the Pod is gone soon after it has said why
+        self._no_spares: dict[str, datetime] = {}  # pools whose spare Job the cluster refused
+        self._fits: dict[str, bool] = {}
         self._loop = Loop("provisioner", self.turn, _LOOK_S)
 
     def start(self) -> None:
@@ -130,7 +150,7 @@ class Provisioner:
         waiting = queue.waiting_in(self._pools, no_forks=self._too_weak, resting=self._refused)
         claimed = queue.claimed()
         try:
-            jobs, pods = self._found()
+            jobs, pods, spares = self._found()
         except KubernetesError as error:
             self._note_problem(str(error))
             self._note_waits(waiting, dict.fromkeys((one.id for one in waiting), str(error)))
@@ -149,25 +169,49 @@ class Provisioner:
             now=self._clock(),
             too_weak=self._too_weak,
             refused=self._refused,
+            spares=spares,
+            versions={
+                name: spare_version(pool, self._egress(""))
+                for name, pool in self._pools.items()
+                if pool.spare
+            },
+            fitting=self._fitting(waiting),
         )
         self._do(decide(situation), waiting)
 
-    def _found(self) -> tuple[list[BuildJob], dict[str, str]]:
-        """The Jobs of builds, and `live_pods`."""
+    def _fitting(self, waiting: list[WaitingBuild]) -> frozenset[str]:
+        """The ids of builds that a spare Pod can run."""
+        asked = [one.id for one in waiting if self._pools[one.pool].spare]
+        self._fits = {one: fits for one, fits in self._fits.items() if one in set(asked)}
+        for build_id in asked[:_LOOKED_AT]:
+            if build_id not in self._fits:
+                try:
+                    stored = self._store.builds.find(build_id)
+                except NotFound:
+                    continue
+                self._fits[build_id] = fits_spare(stored, egress=self._egress)
+        return frozenset(one for one, fits in self._fits.items() if fits)
+
+    def _found(self) -> tuple[list[BuildJob], dict[str, str], list[SpareJob]]:
+        """The Jobs of builds, `live_pods`, and the spare Jobs of our pools."""
         found: list[BuildJob] = []
+        spares: list[SpareJob] = []
         live: dict[str, str] = {}
         for namespace in sorted({pool.namespace for pool in self._pools.values()}):
             jobs = self._cluster.jobs(namespace, LABELS)
             pods = self._cluster.pods(namespace, LABELS)
-            live |= live_pods(pods)
-            self._disrupted |= disruptions(pods)
+            claims = self._store.queue.spare_claims(_spare_names([*jobs, *pods]))
+            spares += spare_jobs(jobs, pods, claims)
+            live |= live_pods(pods, claims)
+            self._disrupted |= disruptions(pods, claims)
             start = len(pods) < len(jobs) or any(map(_is_pending, pods))
             # A namespace may have many events, and all else is told by the Pods.
             warnings = self._cluster.warnings(namespace) if start else ()
-            found += build_jobs(jobs, pods, warnings, self._disrupted)
+            found += build_jobs(jobs, pods, warnings, self._disrupted, claims)
         known = {job.build_id for job in found}
         self._disrupted = {one: why for one, why in self._disrupted.items() if one in known}
-        return found, live
+        ours = {name: (pool.namespace, server_digest(pool)) for name, pool in self._pools.items()}
+        return found, live, [one for one in spares if ours.get(one.pool) == _place(one)]
 
     def _ended(
         self,
@@ -211,7 +255,23 @@ class Provisioner:
                 waits[chosen.id] = str(refused) if refused else "its Pod starts"
             else:
                 waits[chosen.id] = full[pool.namespace]
+        for name in decisions.spares:
+            if self._pools[name].namespace not in full:
+                self._create_spare(name)
         self._note_waits(waiting, waits)
+
+    def _create_spare(self, name: str) -> None:
+        """Create a spare Job, unless the cluster refused one a short time ago."""
+        pool, now = self._pools[name], self._clock()
+        if name in self._no_spares and now - self._no_spares[name] < RETRY:
+            return
+        try:
+            owner = self._cluster.owner(pool.namespace, pool.owner) if pool.owner else None
+            number = str(uuid.uuid4())
+            self._cluster.create_job(spare_manifest(pool, number, self._egress(""), owner))
+        except KubernetesError as error:
+            self._no_spares[name] = now
+            self._note_problem(str(error))
 
     def _create(self, waiting: WaitingBuild, pool: Pool) -> KubernetesError | None:
         try:
@@ -254,6 +314,33 @@ class Provisioner:
 
 def _is_pending(pod: Mapping[str, Any]) -> bool:
     return (pod.get("status") or {}).get("phase") == "Pending"
+
+
+def _spare_names(objects: Iterable[Mapping[str, Any]]) -> set[str]:
+    """The names of spare Jobs, among Jobs and Pods."""
+    names = set()
+    for one in objects:
+        labels = one["metadata"].get("labels") or {}
+        if LABEL_SPARE in labels:
+            names.add(labels.get("batch.kubernetes.io/job-name") or one["metadata"]["name"])
+    return names
+
+
+def _place(spare: SpareJob) -> tuple[str, str]:
+    return spare.namespace, spare.server
+
+
+def fits_spare(stored: StoredBuild, *, egress: Callable[[str], Egress]) -> bool:
+    """Return whether a spare Pod can run a build: it has the resources and networks of its pool.
+
+    Args:
+        stored: the build.
+        egress: see `Provisioner`.
+    """
+    build = pod_build(stored)
+    project = str(stored.document.get("projectId", ""))
+    own = (build.limits, build.disk_gb, egress(project))
+    return own == (ResourceLimits(), 0, egress(""))
 
 
 def pod_build(stored: StoredBuild) -> PodBuild:

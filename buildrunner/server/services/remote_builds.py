@@ -9,7 +9,7 @@ of the document that a worker reports.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -78,6 +78,7 @@ from buildrunner.triggers.labels import CONFIG_LABEL
 
 _WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _MOST_BUILDS: Final = 1000
+_LOOKED_AT: Final = 100
 # The lines that the build itself writes come on top of the limit for steps.
 _OWN_LINES_BYTES: Final = 1 << 20
 
@@ -134,25 +135,44 @@ class RemoteBuilds:
             self._check_waits(worker, wanted)
         settings = self._context.settings
         holder = worker.holder(request.worker)
-        claimed = self._queue.claim(
-            holder,
-            now=self._context.clock(),
-            lease_s=LEASE_S,
-            limit=request.limit,
-            scope=ClaimScope(
-                pool=worker.pool,
-                projects=worker.projects,
-                build_id=wanted,
-                uploads_of=settings.worker,
-                trusted_only=not isolates(request.isolation, settings.isolation),
-            ),
+        scope = ClaimScope(
+            pool=worker.pool,
+            projects=worker.projects,
+            build_id=wanted,
+            uploads_of=settings.worker,
+            trusted_only=not isolates(request.isolation, settings.isolation),
+            spare="" if worker.build_id else worker.spare,
         )
+        claimed = None
+        for chosen in self._chosen_for(scope) if scope.spare else (scope,):
+            claimed = self._queue.claim(
+                holder,
+                now=self._context.clock(),
+                lease_s=LEASE_S,
+                limit=request.limit,
+                scope=chosen,
+            )
+            if claimed is not None:
+                break
         if claimed is None:
             if len(self._queue.claimed(holder)) >= request.limit:
                 raise OnlyThis
             return None
         self._context.build_started(claimed[0])
         return _shown(worker, claimed[0])
+
+    def _chosen_for(self, scope: ClaimScope) -> Iterator[ClaimScope]:
+        """Yield the scope for each waiting build that fits a spare Pod, in the queue's order."""
+        no_forks = {scope.pool} if scope.trusted_only else set()
+        for build in self._queue.waiting_in({scope.pool}, no_forks=no_forks)[:_LOOKED_AT]:
+            if scope.build_id not in ("", build.id) or (build.untrusted and scope.trusted_only):
+                continue
+            try:
+                stored = self._context.store.builds.find(build.id)
+            except NotFound:
+                continue
+            if self._context.fits_spare(stored):
+                yield replace(scope, build_id=build.id)
 
     def _check_waits(self, worker: WorkerIdentity, build_id: str) -> None:
         stored = self._context.store.builds.find(build_id)

@@ -167,6 +167,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
         id, project: of the build.
         pool, group, group_limit, untrusted: see `NewBuild`.
         waits_for: see `WAITS_FOR`.
+        create_time: when it was created.
     """
 
     id: str
@@ -176,6 +177,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
     group_limit: int = 0
     untrusted: bool = False
     waits_for: str = ""
+    create_time: datetime | None = None
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -194,6 +196,7 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
         build_id: the only build that it may claim; empty for any.
         uploads_of: name of the server's own worker, whose uploads this worker can read, too.
         trusted_only: untrusted builds wait.
+        spare: the spare Job that claims. It claims nothing more after its first build.
     """
 
     pool: str = ""
@@ -201,6 +204,7 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
     build_id: str = ""
     uploads_of: str = ""
     trusted_only: bool = False
+    spare: str = ""
 
 
 WITHOUT_POOL: Final = ClaimScope()

@@ -26,12 +26,14 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
         pool: whose builds it claims; empty: builds without a pool.
         projects: whose builds it may claim; empty for all projects.
         build_id: the only build that it may claim; empty for any.
+        spare: the Job of a spare Pod, which claims one build and no more; empty for other workers.
     """
 
     name: str
     pool: str = ""
     projects: tuple[str, ...] = ()
     build_id: str = ""
+    spare: str = ""
 
     def holder(self, worker: str) -> str:
         """Return the name under which one worker with this token holds builds."""
@@ -42,11 +44,14 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return holder.startswith(self.holder(""))
 
     def may_claim(self, build: StoredBuild) -> bool:
-        """Whether the token is for builds of that project and pool."""
+        """Whether the token is for builds of that project and pool.
+
+        It is for none while it is that of a spare Pod which has not claimed its build.
+        """
         return (
             build.pool == self.pool
             and (not self.projects or build.document["projectId"] in self.projects)
-            and self.build_id in ("", build.id)
+            and (self.build_id == build.id or not (self.build_id or self.spare))
         )
 
 

@@ -43,7 +43,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.deployments import RecordedDeployment, checked
 from buildrunner.store.model.remote import REMOTE
-from buildrunner.store.records import microseconds
+from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.deployments import ids_of_build
@@ -71,6 +71,7 @@ from buildrunner.store.sql.schema import (
     is_waiting,
     plans,
     project_turns,
+    spare_claims,
     superseded,
 )
 from buildrunner.store.sql.servers import forget_log_home, note_log_home, tell_others
@@ -108,6 +109,8 @@ class SqlQueue(SqlPart, BuildQueue):
             running = connection.execute(_running).all()
             if sum(one.worker == worker_name for one in running) >= limit:
                 return None
+            if scope.spare and _spare_claim(connection, scope.spare):
+                return None
             candidates = select(builds.c.id).where(claimable, not_(_in_full_group(running)))
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
             for turn in _turns(connection, running):
@@ -118,6 +121,9 @@ class SqlQueue(SqlPart, BuildQueue):
                 if build_id is not None:
                     _note_turn(connection, turn.project, fence)
                     note_log_home(connection, build_id, scope.uploads_of or worker_name)
+                    if scope.spare:
+                        values = {"job": scope.spare, "build_id": build_id}
+                        connection.execute(insert(spare_claims).values(values))
                     return _give(connection, build_id, fence, worker_name, now, lease_s)
             return None
 
@@ -390,9 +396,23 @@ class SqlQueue(SqlPart, BuildQueue):
                     group_limit=row.group_limit,
                     untrusted=row.untrusted,
                     waits_for=msgspec.json.decode(row.labels).get(WAITS_FOR, ""),
+                    create_time=instant_of(row.create_time),
                 )
                 for row in connection.execute(found)
             ]
+
+    def spare_claim(self, job: str) -> str:
+        """Return the id of the build that a spare Job has claimed; empty if it has claimed none."""
+        with self._database.read() as connection:
+            return _spare_claim(connection, job)
+
+    def spare_claims(self, jobs: Collection[str]) -> dict[str, str]:
+        """Return the id of the build that each of some spare Jobs has claimed, if it has."""
+        if not jobs:
+            return {}
+        found = select(spare_claims).where(spare_claims.c.job.in_(list(jobs)))
+        with self._database.read() as connection:
+            return {row.job: row.build_id for row in connection.execute(found)}
 
     def note_waits(self, texts: Mapping[str, str]) -> None:
         """Note why builds of pools wait: id -> sentence. Leaves out those that are claimed."""
@@ -475,6 +495,11 @@ def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
         not_(builds.c.untrusted) if scope.trusted_only else true(),
         builds.c.id == scope.build_id if scope.build_id else true(),
     )
+
+
+def _spare_claim(connection: Connection, job: str) -> str:
+    found = select(spare_claims.c.build_id).where(spare_claims.c.job == job)
+    return str(connection.execute(found).scalar() or "")
 
 
 class _Turn(NamedTuple):

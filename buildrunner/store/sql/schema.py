@@ -477,6 +477,15 @@ log_homes = Table(
     Column("server", Text, nullable=False),
 )
 
+# The build that a spare Job on Kubernetes has claimed.
+spare_claims = Table(
+    "spare_claims",
+    metadata,
+    Column("job", Text, primary_key=True),
+    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), nullable=False),
+)
+Index("spare_claims_by_build", spare_claims.c.build_id)
+
 # One row each: the highest fence so far, whoever claims deliveries; keys of page tokens and forms.
 counters = Table(
     "counters",

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from buildrunner.kubernetes.decisions import Situation, decide
 from buildrunner.kubernetes.pool import Pool
-from buildrunner.kubernetes.reasons import BuildJob
+from buildrunner.kubernetes.reasons import BuildJob, SpareJob
 from buildrunner.store.model.builds import ClaimedBuild, WaitingBuild
 
 NOW = datetime(2026, 12, 1, 12, 0, tzinfo=UTC)
@@ -43,7 +43,15 @@ def job(build_id, ended_s=None, reason="", **facts):
     )
 
 
-def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), pods="", **pool):
+def spare(name, ended_s=None, **facts):
+    ended_at = None if ended_s is None else NOW - timedelta(seconds=ended_s)
+    own = {"pool": "arm", "version": "v2", "ready": True, **facts}
+    return SpareJob(namespace="ci", name=name, server="s", ended_at=ended_at, **own)
+
+
+def decided(
+    waits=(), held=(), jobs=(), ended=None, too_weak=(), pods="", spares=(), fitting="", **pool
+):
     ended = {name: NOW - timedelta(seconds=ago) for name, ago in (ended or {}).items()}
     return decide(
         Situation(
@@ -55,6 +63,9 @@ def decided(waits=(), held=(), jobs=(), ended=None, too_weak=(), pods="", **pool
             ended=ended,
             now=NOW,
             too_weak=frozenset(too_weak),
+            spares=spares,
+            versions={"arm": "v2"},
+            fitting=frozenset(fitting),
         )
     )
 
@@ -230,3 +241,85 @@ class TestLost:
 )
 def test_a_build_waits_for_what_its_pod_waits_for(reason, text):
     assert decided([waiting("a")], jobs=[job("a", reason=reason)]).waits == {"a": text}
+
+
+def young(build_id, age_s=1, **facts):
+    return waiting(build_id, create_time=NOW - timedelta(seconds=age_s), **facts)
+
+
+class TestSpares:
+    @pytest.mark.parametrize(
+        ("spares", "missing"),
+        [
+            ([], 2),
+            ([spare("s1")], 1),
+            ([spare("s1", ready=False)], 1),
+            ([spare("s1"), spare("s2")], 0),
+            ([spare("s1"), spare("s2", gone=True)], 1),
+            ([spare("s1"), spare("s2", ended_s=29)], 0),
+            ([spare("s1"), spare("s2", ended_s=30)], 1),
+        ],
+    )
+    def test_a_pool_keeps_as_many_as_it_says_and_makes_failed_ones_again_slowly(
+        self, spares, missing
+    ):
+        found = decided(spares=spares, spare=2)
+        assert found.spares == ("arm",) * missing
+        assert found.delete == ()
+
+    def test_all_pods_of_a_pool_are_no_more_than_it_has(self):
+        held, jobs = [claimed("x"), claimed("y")], [job("x"), job("y")]
+        assert decided(held=held, jobs=jobs, spare=3).spares == ("arm",)
+        assert decided(held=held, jobs=jobs, spare=3, spares=[spare("s1")]).spares == ()
+        gone = [spare("s1", gone=True)]
+        assert decided(held=held, jobs=jobs, spare=3, spares=gone).spares == ()
+
+    @pytest.mark.parametrize("older", [spare("s1", version="v1"), spare("s1")])
+    def test_one_that_is_made_of_other_settings_or_too_much_is_deleted(self, older):
+        keep = 1 if older.version == "v1" else 0
+        found = decided(spares=[older], spare=keep)
+        assert found.delete == (older,)
+        assert found.spares == ()
+
+    def test_a_build_that_fits_a_ready_one_gets_no_job(self):
+        found = decided([young("a"), young("b")], spares=[spare("s1")], spare=1, fitting="ab")
+        assert [build.id for build in found.create] == ["b"]
+        assert found.waits["a"] == "A spare Pod of its pool takes it."
+        assert found.spares == ("arm",)
+
+    @pytest.mark.parametrize(
+        ("build", "fitting", "one"),
+        [
+            (young("a"), "", spare("s1")),
+            (young("a", age_s=5), "a", spare("s1")),
+            (young("a"), "a", spare("s1", ready=False)),
+            (young("a"), "a", spare("s1", gone=True)),
+            (young("a", pool="x86"), "a", spare("s1")),
+        ],
+    )
+    def test_a_build_that_none_takes_gets_a_job(self, build, fitting, one):
+        found = decided([build], spares=[one], spare=1, fitting=fitting)
+        assert [build.id for build in found.create] == ["a"]
+
+    def test_in_a_full_pool_one_takes_the_build_that_fits(self):
+        held = [claimed("x"), claimed("y")]
+        jobs = [job("x"), job("y")]
+        found = decided([young("a")], held, jobs, spares=[spare("s1")], spare=1, fitting="a")
+        assert (found.create, found.delete) == ((), ())
+
+    def test_in_a_full_pool_one_gives_its_place_to_a_build_that_does_not_fit(self):
+        held = [claimed("x"), claimed("y")]
+        jobs = [job("x"), job("y")]
+        found = decided([young("a")], held, jobs, spares=[spare("s1")], spare=1)
+        assert (found.create, found.delete) == ((), (spare("s1"),))
+        ending = [spare("s1", gone=True)]
+        assert decided([young("a")], held, jobs, spares=ending, spare=1).create == ()
+        after = decided([young("a")], held, jobs, spare=1)
+        assert [build.id for build in after.create] == ["a"]
+        assert after.spares == ()
+
+    def test_the_job_of_a_build_that_one_has_claimed_is_deleted(self):
+        pending = job("a")
+        of_spare = BuildJob(build_id="a", namespace="ci", name="spare-1")
+        found = decided(held=[claimed("a")], jobs=[pending, of_spare], spare=0)
+        assert found.delete == (pending,)

@@ -18,6 +18,8 @@ from buildrunner.kubernetes.manifest import (
     WORKER,
     PodBuild,
     job_manifest,
+    spare_manifest,
+    spare_version,
 )
 from buildrunner.kubernetes.pool import ISOLATIONS, Pool
 from buildrunner.plan.compile import MACHINE_LIMITS
@@ -107,6 +109,33 @@ def test_the_deadline_of_the_pod_is_behind_the_timeout_of_the_build():
 
 def test_a_job_waits_for_a_node_without_a_deadline():
     assert "activeDeadlineSeconds" not in job()["spec"]
+
+
+NUMBER = "aef20688-6937-4742-bce1-5f0b81931d41"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_kubernetes_accepts_a_spare_job(release):
+    long = pool(name="p" * 63)
+    manifest = spare_manifest(long, NUMBER, Egress())
+    assert len(manifest["metadata"]["name"]) <= 63
+    kubernetes_validate.validate(manifest, release, strict=True)
+
+
+def test_a_spare_pod_is_that_of_a_build_without_its_id_and_its_deadline():
+    spare = spare_manifest(pool(), NUMBER, Egress())["spec"]["template"]["spec"]
+    of_build = pod(PodBuild(id=BUILD.id, timeout=BUILD.timeout))
+    del of_build["activeDeadlineSeconds"]
+    arguments = of_build["containers"][0]["args"]
+    arguments.remove(f"--build={BUILD.id}")
+    assert spare == of_build
+
+
+def test_what_a_spare_pod_is_made_of_has_a_version():
+    same = spare_version(pool(), Egress())
+    assert same == spare_version(pool(spare=3, max_builds=9), Egress())
+    for other in (spare_version(pool(cpu="3"), Egress()), spare_version(pool(), Egress(deny=()))):
+        assert other != same
 
 
 def test_job_and_pod_carry_the_labels_by_which_the_server_finds_them():

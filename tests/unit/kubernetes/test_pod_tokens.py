@@ -9,8 +9,10 @@ import time
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from msgspec.structs import replace
 
 from buildrunner.errors import KubernetesError
+from buildrunner.kubernetes.manifest import spare_name
 from buildrunner.kubernetes.pod_tokens import PodTokens
 from buildrunner.kubernetes.pool import Pool
 from buildrunner.store.model.remote import WorkerIdentity
@@ -58,9 +60,9 @@ def claims(**changes):
     return {**issued, "kubernetes.io": facts, **changes}
 
 
-def tokens(cluster, api, *signers, pool_of=lambda _: "arm", **options):
+def tokens(cluster, api, *signers, pool_of=lambda _: "arm", claim_of=lambda _: "", **options):
     cluster.keys = [one.public() for one in signers]
-    return PodTokens(api.account_keys, {"arm": POOL}, pool_of, **options)
+    return PodTokens(api.account_keys, {"arm": POOL}, pool_of, claim_of, **options)
 
 
 def test_the_token_of_a_build_s_pod_opens_this_build_alone(cluster, api, signer):
@@ -177,7 +179,7 @@ def test_while_one_request_reads_new_keys_others_do_not_wait(cluster, api, signe
         return api.account_keys()
 
     cluster.keys = [signer.public()]
-    verify = PodTokens(slowly, {"arm": POOL}, lambda _: "arm", clock=lambda: now[0])
+    verify = PodTokens(slowly, {"arm": POOL}, lambda _: "arm", lambda _: "", clock=lambda: now[0])
     token, found = signer.sign(claims()), []
     first = threading.Thread(target=lambda: found.append(verify(token)))
     first.start()
@@ -196,3 +198,32 @@ def test_while_one_request_reads_new_keys_others_do_not_wait(cluster, api, signe
     assert verify(token) is not None
     answer.set()
     again.join()
+
+
+def spare_claims(**changes):
+    name = f"{spare_name(POOL, ID)}-x7k2p"
+    return claims(facts={"pod": {"name": name, "uid": "u1"}, **changes})
+
+
+def test_the_token_of_a_spare_pod_opens_no_build_before_it_has_claimed_one(cluster, api, signer):
+    claimed = {}
+    job = spare_name(POOL, ID)
+    verify = tokens(cluster, api, signer, claim_of=lambda name: claimed.get(name, ""))
+    spare = verify(signer.sign(spare_claims()))
+    assert spare == WorkerIdentity(name="pod:u1", pool="arm", spare=job)
+    claimed[job] = "b1"
+    assert verify(signer.sign(spare_claims())) == replace(spare, build_id="b1")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"namespace": "default"},
+        {"serviceaccount": {"name": "default"}},
+        {"pod": {"name": f"{spare_name(replace(POOL, name='x86'), ID)}-x7k2p", "uid": "u1"}},
+        {"pod": {"name": f"{spare_name(POOL, ID)}", "uid": "u1"}},
+        {"pod": {"name": f"{spare_name(POOL, ID)}-x7k2p"}},
+    ],
+)
+def test_the_token_of_a_spare_pod_elsewhere_is_no_worker_s(cluster, api, signer, facts):
+    assert tokens(cluster, api, signer)(signer.sign(spare_claims(**facts))) is None

@@ -56,6 +56,8 @@ def test_a_pool_needs_a_server_and_two_images():
         ("isolation", "none", "is one of user-namespace, capabilities, privileged"),
         ("pull_policy", "Sometimes", "is one of IfNotPresent, Always, Never"),
         ("max_builds", 0, "is a number from 1 to 10000"),
+        ("spare", -1, "is a number from 0 to 1000"),
+        ("spare", 11, "is at most max_builds, which is 10"),
         ("cpu_request_percent", 0, "from 1 to 100"),
         ("cpu_request_percent", 101, "from 1 to 100"),
         ("cpu", "", "is a quantity, such as 500m or 4Gi"),

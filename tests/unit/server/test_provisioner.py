@@ -357,3 +357,105 @@ def test_the_loop_makes_a_job_as_soon_as_it_is_woken(world, cluster, monkeypatch
     provisioner.stop()
     provisioner.stop()
     assert len(world.jobs()) == 1
+
+
+class TestSpares:
+    @pytest.fixture
+    def provisioner(self, world):
+        return world.another(replace(POOL, spare=1))
+
+    @staticmethod
+    def ready(world):
+        """Let all Pods run."""
+        for pod in world.cluster.of("pods"):
+            conditions = [{"type": "Ready", "status": "True"}]
+            pod["status"] = {"phase": "Running", "conditions": conditions}
+
+    @staticmethod
+    def claimed(world, build_id):
+        """Claim a build as the first spare Pod does; return the lease and the name of the Job."""
+        names = [job["metadata"]["name"] for job in world.cluster.of("jobs")]
+        job = next(name for name in names if name.startswith("spare-"))
+        scope = ClaimScope(pool="arm", build_id=build_id, spare=job)
+        found = world.store.queue.claim(
+            "worker:pod:u1/host/1", now=world.now, lease_s=30, limit=1, scope=scope
+        )
+        return found[1], job
+
+    def test_a_spare_pod_waits_for_any_build_of_its_pool(self, world, provisioner):
+        provisioner.turn()
+        provisioner.turn()
+        (job,) = world.cluster.of("jobs")
+        pod = job["spec"]["template"]["spec"]
+        assert job["metadata"]["name"].startswith("spare-")
+        assert "activeDeadlineSeconds" not in pod
+        arguments = pod["containers"][0]["args"]
+        assert "--pool=arm" in arguments
+        assert not [one for one in arguments if one.startswith("--build")]
+
+    def test_a_build_that_fits_is_left_to_it_and_another_pod_replaces_it(self, world, provisioner):
+        provisioner.turn()
+        self.ready(world)
+        build = world.build()
+        provisioner.turn()
+        assert world.why(build) == "A spare Pod of its pool takes it."
+        _, job = self.claimed(world, build)
+        provisioner.turn()
+        names = {one["metadata"]["name"] for one in world.cluster.of("jobs")}
+        assert job in names
+        assert len(names) == 2
+        assert all(name.startswith("spare-") for name in names)
+
+    @pytest.mark.parametrize(
+        "fields", [{"options": {"machineType": "E2_HIGHCPU_8"}}, {"projectId": "walled"}]
+    )
+    def test_a_build_that_needs_another_pod_gets_a_job(self, world, fields):
+        denied = Egress(deny=("10.0.0.0/8",))
+        provisioner = world.another(
+            replace(POOL, spare=1), egress=lambda name: denied if name == "walled" else Egress()
+        )
+        provisioner.turn()
+        self.ready(world)
+        build = world.build(**fields)
+        provisioner.turn()
+        assert f"build-{build}" in [one["metadata"]["name"] for one in world.cluster.of("jobs")]
+
+    def test_a_build_whose_spare_pod_was_deleted_is_reported_lost(self, world, provisioner):
+        build = world.build()
+        provisioner.turn()
+        self.ready(world)
+        lease, job = self.claimed(world, build)
+        provisioner.turn()
+        assert world.lost == []
+        world.cluster.remove_job("ci", job)
+        world.now += timedelta(seconds=10)
+        provisioner.turn()
+        assert world.lost == [(Lease(build, lease.fence), "its Job was deleted")]
+
+    def test_the_job_of_a_spare_pod_whose_build_has_ended_is_deleted(self, world, provisioner):
+        build = world.build()
+        provisioner.turn()
+        self.ready(world)
+        lease, job = self.claimed(world, build)
+        world.end(lease)
+        world.now += timedelta(seconds=16)
+        provisioner.turn()
+        assert job not in [one["metadata"]["name"] for one in world.cluster.of("jobs")]
+
+    def test_spare_pods_of_another_server_in_the_namespace_stay(self, world, provisioner):
+        world.another(replace(POOL, spare=1, server="http://other")).turn()
+        provisioner.turn()
+        provisioner.turn()
+        assert len(world.cluster.of("jobs")) == 2
+
+    def test_a_cluster_that_refuses_spare_pods_is_asked_again_after_a_while(
+        self, world, provisioner
+    ):
+        world.cluster.quota = 0
+        for _ in range(3):
+            provisioner.turn()
+        assert sum(one.startswith("POST") for one in world.cluster.requests) == 1
+        world.cluster.quota = None
+        world.now += timedelta(seconds=30)
+        provisioner.turn()
+        assert len(world.cluster.of("jobs")) == 1
