@@ -373,6 +373,22 @@ class TestQueue:
         )
         assert claim(store)[0].id == "a1"
 
+    def test_a_spare_job_claims_one_build_ever(self, store: ServerStore) -> None:
+        def claimed(job: str, build_id: str) -> bool:
+            scope = ClaimScope(build_id=build_id, spare=job)
+            worker = f"worker:pod:{uuid.uuid4()}/host"
+            return store.queue.claim(worker, now=NOW, lease_s=9, limit=9, scope=scope) is not None
+
+        for build_id in ("a1", "a2", "a3"):
+            store.builds.create(new_build(build_id))
+        assert store.queue.spare_claim("one") == ""
+        assert claimed("one", "a1")
+        assert not claimed("one", "a2")
+        assert not claimed("two", "a1")
+        assert claimed("two", "a2")
+        assert store.queue.spare_claim("one") == "a1"
+        assert store.queue.spare_claims(["one", "two", "three"]) == {"one": "a1", "two": "a2"}
+
     def test_the_oldest_of_the_highest_priority_comes_first(self, store: ServerStore) -> None:
         for build_id, created, priority in (
             ("low", 0, -1),
