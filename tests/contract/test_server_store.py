@@ -811,8 +811,10 @@ class TestWaiting:
         ):
             store.builds.create(new_build(name, created=int(name[1]), pool=pool, **facts))
         assert store.queue.waiting_in(["arm"]) == [
-            WaitingBuild(id="a2", project="p", pool="arm"),
-            WaitingBuild(id="a1", project="p", pool="arm", group="g", group_limit=2),
+            WaitingBuild(id="a2", project="p", pool="arm", create_time=at(2)),
+            WaitingBuild(
+                id="a1", project="p", pool="arm", group="g", group_limit=2, create_time=at(1)
+            ),
         ]
         store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=ClaimScope(pool="arm"))
         assert [one.id for one in store.queue.waiting_in(["arm", "x86"])] == ["a1", "a3"]
