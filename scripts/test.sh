@@ -38,6 +38,12 @@ say "Builder images"
 # Those that tests use; `make builders-test` tries them all.
 buildrunner builders install docker git curl wget gcc python node npm yarn gsutil twine \
   alpine busybox bash fetch engine
+if ! docker compose version > /dev/null 2>&1; then   # Debian 12 has only version 1; the image has version 2
+  mkdir -p "$state/tools/usr/bin"
+  carrier=$(docker create buildrunner/docker)
+  docker cp "$carrier:/usr/libexec/docker/cli-plugins/docker-compose" "$state/tools/usr/bin/"
+  docker rm "$carrier" > /dev/null
+fi
 say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it. The files of tests have a folder of their own, which stays if

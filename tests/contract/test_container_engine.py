@@ -100,7 +100,11 @@ class Bench:
         return replace(spec, gate=start_gate.PATH, mounts=mounts)
 
 
-@pytest.fixture(params=["fake", pytest.param("docker", marks=pytest.mark.docker)])
+real = pytest.param("docker", marks=pytest.mark.docker)
+only_real_engines = pytest.mark.parametrize("bench", [real], indirect=True)
+
+
+@pytest.fixture(params=["fake", real])
 def bench(request: pytest.FixtureRequest, build_labels: dict[str, str]) -> Bench:
     if request.param == "fake":
         return Bench(FakeEngine(["busybox"]), "busybox", build_labels)
@@ -280,11 +284,10 @@ class TestOneContainersLife:
                     starting.result(30)
                     assert bench.engine.wait_container(container).code == 3
 
+    @only_real_engines  # the fake one looks and removes under one lock
     def test_one_that_starts_and_ends_right_before_its_removal_is_not_taken_for_unstarted(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        if isinstance(bench.engine, FakeEngine):
-            pytest.skip("looks and removes under one lock")
         container = bench.engine.create_container(bench.spec("EXIT_CODE=0"))
         remove = APIClient.remove_container
 
@@ -513,11 +516,9 @@ class TestStartAhead:
         assert bench.engine.wait_container(container).code == 5
         assert streams(bench.engine.follow_container(container)) == (b"x", b"y")
 
+    @only_real_engines  # the fake one runs no programs
     @pytest.mark.parametrize("user", ["", "65534:65534"])
     def test_the_program_finds_what_it_finds_without_a_gate(self, bench: Bench, user: str) -> None:
-        if isinstance(bench.engine, FakeEngine):
-            pytest.skip("runs no programs")
-
         def seen(spec: ContainerSpec) -> bytes:
             spec = replace(spec, cmd=("-c", LOOK), user=user, env=("A=1",), workdir="/tmp")
             container = bench.engine.create_container(spec)

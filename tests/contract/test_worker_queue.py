@@ -74,6 +74,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         connection.close()
 
 
+# A database has no routes, and takes no log.
+only_over_the_protocol = pytest.mark.parametrize("place", ["https"], indirect=True)
+
+
 def working(build: StoredBuild, status: str = "WORKING") -> dict[str, Any]:
     return {**build.document, "status": status, "startTime": encode_instant(now())}
 
@@ -161,19 +165,16 @@ def test_a_worker_claims_as_many_builds_as_it_runs(place: Place) -> None:
     assert len(place.queue.claimed(WORKER)) == 2
 
 
+@only_over_the_protocol
 def test_an_operation_that_the_server_does_not_have_is_refused_at_once(place: Place) -> None:
-    if not isinstance(place.queue, RemoteQueue):
-        pytest.skip("a database has no routes")
     place.server.create()
     _, lease = place.claim()
     with pytest.raises(InvalidRecord, match=r"PUT .*/novelty"):
         place.queue.call("PUT", lease, "/novelty")
 
 
+@only_over_the_protocol
 def test_a_log_that_the_server_refuses_does_not_hold_the_end_up(place: Place) -> None:
-    if not isinstance(place.queue, RemoteQueue):
-        pytest.skip("a database takes no log")
-
     def refuse(*_: object) -> None:
         raise InvalidRecord("the build's log would be larger than 1 MiB")
 

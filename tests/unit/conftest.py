@@ -18,6 +18,7 @@ SLOW = (
     "secrets/test_local_store.py",
     "server/test_admission.py",
     "deploy/test_chart.py",
+    "deploy/test_compose.py",
     "sources/test_git_*.py",
     "sources/test_ignore_rules.py",
     "spec/test_decode_fuzz.py",
