@@ -31,7 +31,7 @@ def main(folders: list[str]) -> int:
     for folder in folders or every:
         result = dict(results()["folders"].get(folder, {}))
         names = [builder.name for builder in BUILDERS if builder.folder == folder]
-        made = run("builders", "install", *names)
+        made = run("builders", "install", *dict.fromkeys((*names, "docker")))  # docker is for use()
         start = time.monotonic()
         tested = made if made.returncode else use(folder)
         result["tests"] = (

@@ -120,7 +120,8 @@ buildrunner finds the engine as the `docker` command does: `DOCKER_HOST`, then t
 ## Tested engines
 
 `make engines` starts each engine in a machine of its own, made from Debian's packages, runs the engine tests there, and writes
-this table. *n/a* means that the engine lacks the feature.
+this table. Debian does not have Docker 29, so that is compiled from its Go modules. CI runs all tests on Docker 20.10, and the
+engine tests on `docker-29-containerd` and `podman-5`. *n/a* means that the engine lacks the feature.
 
 """
 
