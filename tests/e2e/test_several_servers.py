@@ -15,7 +15,6 @@ from tests.fixtures_postgres import running_postgres
 
 BUILDS = "/v1/projects/local-project/builds"
 OWN = f"/buildrunner{BUILDS}"
-LONG = {"name": "busybox", "args": ["sh", "-c", "echo it runs; sleep 600"]}
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +22,12 @@ def address():
     server = running_postgres()
     yield server.make_database()
     server.remove()
+
+
+@pytest.fixture
+def long(busybox):
+    """A step that runs until somebody ends it."""
+    return {"name": busybox, "args": ["sh", "-c", "echo it runs; sleep 600"]}
 
 
 @pytest.fixture
@@ -45,10 +50,10 @@ def submit(url, *steps):
     return answer.json()["metadata"]["build"]["id"]
 
 
-def test_builds_run_on_both_and_each_answers_for_all(pair):
+def test_builds_run_on_both_and_each_answers_for_all(pair, long):
     urls, store = pair
     some_url = min(urls.values())
-    builds = [submit(some_url, LONG) for _ in range(2)]
+    builds = [submit(some_url, long) for _ in range(2)]
 
     def runs(url, build):
         return "it runs" in httpx.get(f"{url}{OWN}/{build}/log", timeout=30).text
@@ -83,11 +88,11 @@ def watch(build_url, ended):
                 ended.set()
 
 
-def test_a_server_that_stops_ends_the_streams_that_it_passes_on(serve, address, tmp_path):  # noqa: F811
+def test_a_server_that_stops_ends_the_streams_that_it_passes_on(serve, address, tmp_path, long):  # noqa: F811
     arguments = ("--auth", "none", "--sandbox", "host", "--max-builds", "1")
     database = {"BUILDRUNNER_DATABASE": address}
     home = serve(*arguments, data=tmp_path / "home", env=database)
-    build = submit(home.url, LONG)
+    build = submit(home.url, long)
     wait_until(lambda: "it runs" in httpx.get(f"{home.url}{OWN}/{build}/log", timeout=30).text)
     other = serve(*arguments, data=tmp_path / "other", env=database)
     seen = threading.Event()
