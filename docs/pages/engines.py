@@ -131,6 +131,8 @@ _NOTES = """
 - **Podman** copies the source of a build instead of mounting it. File times are rounded to microseconds, and files that
   leave a workspace belong to root. `artifacts.objects` does not upload absolute symbolic links.
 - **Podman** compresses layers again for each push. The digest of a pushed image is not that of the local one.
+- **Podman** finds `docker.io/acme/python` by the name `python`. A build does not: a step that names `python` gets Docker Hub's.
+  Commands in steps, such as `docker run python`, still ask Podman.
 - **Podman** has no BuildKit of its own. In steps, `docker buildx` and `DOCKER_BUILDKIT=1` start one from the image
   `moby/buildkit`, which was not tested. In a nested sandbox, whose engine is Docker, BuildKit may not mount there
   (`failed to mount ...: operation not permitted`). Plain `docker build` works in both, on the host also with `RUN --mount`.

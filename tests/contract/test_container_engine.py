@@ -676,6 +676,14 @@ class TestImages:
         assert found.id == image.id
         assert not bench.engine.tag_image(f"sha256:{'0' * 64}", f"{registry_name}:v3")
 
+    def test_are_not_found_by_the_last_part_of_their_name(
+        self, bench: Bench, registry_name: str
+    ) -> None:
+        """Issue: Podman ran ``docker.io/acme/python`` for a step that named ``python``."""
+        make_image(bench.engine, f"{registry_name}:latest", b"of another")
+        assert bench.engine.find_image(registry_name) is not None
+        assert bench.engine.find_image(registry_name.rpartition("/")[2]) is None
+
     def test_push_latest_when_they_have_no_tag(self, bench: Bench, registry_name: str) -> None:
         make_image(bench.engine, f"{registry_name}:latest", b"latest")
         pushed = bench.engine.push_image(

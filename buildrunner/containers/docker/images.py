@@ -43,6 +43,8 @@ class DockerImages:
         try:
             with self._api.client() as client:
                 image = client.inspect_image(asked.reference)
+                if not _has_name(image, asked):
+                    return None
                 config = image.get("Config") or {}
                 return ImageInfo(
                     id=image["Id"],
@@ -203,6 +205,21 @@ def _import_changes(
     if cmd:
         changes.append(f"CMD {json.dumps(list(cmd))}")
     return changes
+
+
+def _has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
+    """Whether an image that the engine found has the name, or the id, that was asked for.
+
+    Podman finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
+    one image, and a config that names it must not run another.
+    """
+    name = str(asked)
+    if is_image_id(name) or image["Id"].removeprefix("sha256:").startswith(name):
+        return True
+    names = [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]
+    known = {ImageName.parse(one).familiar for one in names}
+    # Podman puts images without a registry, that its own commands made, below localhost.
+    return not known or asked.familiar in known or f"localhost/{asked.familiar}" in known
 
 
 def _digest_of(asked: ImageName, image: Mapping[str, Any]) -> str:
