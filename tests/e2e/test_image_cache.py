@@ -149,7 +149,7 @@ def run(place: NestedPlace, image: str, *argv: str) -> str:
 
 
 def docker(place: NestedPlace, *argv: str) -> str:
-    """What the docker command says of a sandbox's engine, as to a step; it needs no image here."""
+    """Return what the docker command says of a sandbox's engine, as it does in a step."""
     return place._daemons.execute(place.ready().state.id, ("docker", *argv)).decode()
 
 
