@@ -14,7 +14,7 @@ import pytest
 from buildrunner.containers.process_owner import is_alive, pid_of
 from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.worker.recovery import MAX_ATTEMPTS
-from tests.chaos.kill_bench import now, until
+from tests.chaos.kill_bench import now, step_container, until
 from tests.fixtures_git import git
 
 pytestmark = pytest.mark.docker
@@ -204,7 +204,7 @@ def test_a_process_whose_build_was_taken_stops_at_once_and_touches_nothing(bench
     build_id = bench.create(QUIET)
     bench.wait_for_log(build_id, "waiting\n")
     owner = bench.process(build_id)
-    container = bench.container(build_id, 0)
+    container = step_container(docker_engine, build_id)
     taken, lease = bench.store.queue.claim_again(build_id, "another server", now=now(), lease_s=600)
     os.kill(pid_of(owner), signal.SIGTERM)  # look
     until(lambda: not is_alive(owner), "its end")

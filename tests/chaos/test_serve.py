@@ -10,9 +10,9 @@ import urllib.request
 
 import pytest
 
-from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP
+from buildrunner.containers.protocol import LABEL_BUILD
 from buildrunner.spec.model.build import FINAL_STATUSES
-from tests.chaos.kill_bench import DEADLINE_S, until
+from tests.chaos.kill_bench import DEADLINE_S, let_go, until
 
 pytestmark = pytest.mark.docker
 
@@ -90,12 +90,6 @@ def serve(tmp_path):
     yield start
     for served in started:
         served.stop(signal.SIGTERM)
-
-
-def let_go(docker_engine, build_id):
-    labels = {LABEL_BUILD: build_id, LABEL_STEP: "0"}
-    [container] = until(lambda: docker_engine.list_owned(labels).containers)
-    subprocess.run(["docker", "exec", container, "touch", "/workspace/go"], check=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

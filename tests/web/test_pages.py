@@ -1,13 +1,12 @@
 """The pages, on `buildrunner serve` with builds that run in containers."""
 
 import re
-import subprocess
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
 
-from buildrunner.containers.protocol import LABEL_BUILD, LABEL_STEP
+from tests.chaos.kill_bench import let_go
 from tests.web.browser import serious_findings
 from tests.web.serving import serving
 
@@ -103,11 +102,6 @@ def at(build_id, rest=""):
 
 def address(server, build_id, rest=""):
     return server.url + at(build_id, rest)
-
-
-def let_go(docker_engine, build_id):
-    [container] = docker_engine.list_owned({LABEL_BUILD: build_id, LABEL_STEP: "0"}).containers
-    subprocess.run(["docker", "exec", container, "touch", "/workspace/go"], check=True)
 
 
 def test_signing_in_keeps_the_token_where_no_script_reads_it(page, server, failed):
