@@ -96,6 +96,11 @@ def spare_name(pool: Pool, number: str) -> str:
     return f"spare-{pool_digest(pool)}-{number}"
 
 
+def is_spare_name(name: str) -> bool:
+    """Return whether a Job is a spare one, by its name."""
+    return name.startswith("spare-")
+
+
 def pool_digest(pool: Pool) -> str:
     """Return the part of the names of spare Jobs that names their pool: at most 63 fit."""
     return _digest(pool.name)

@@ -12,7 +12,7 @@ import pytest
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.keep_rule import KeepRule, parse_keep_rule
-from buildrunner.store.model.builds import Lease, NewBuild
+from buildrunner.store.model.builds import ClaimScope, Lease, NewBuild
 from buildrunner.store.model.outbox import NewMessage
 from buildrunner.store.records import FROM_BUILD
 from buildrunner.store.sql.store import ServerStore, open_store
@@ -221,6 +221,21 @@ def test_servers_learn_which_builds_were_deleted(store: ServerStore) -> None:
     assert set(store.retention.deleted_since(ago(49))) == {"b1", "b2"}
     assert store.retention.forget(before=ago(49)) == 1
     assert set(store.retention.deleted_since(ago(100))) == {"b1", "b2"}
+
+
+def test_the_claim_of_a_spare_job_outlives_its_build_for_a_while(store: ServerStore) -> None:
+    """The token of its Pod is valid for an hour after the build."""
+    ongoing(store, "b1")
+    ongoing(store, "b2")
+    scope = ClaimScope(spare="job")
+    found = store.queue.claim("w", now=ago(DAY), lease_s=9, limit=9, scope=scope)
+    assert found is not None
+    store.queue.record(found[1], {**found[0].document, "status": "SUCCESS"})
+    store.retention.delete("p", found[0].id, now=ago(DAY))
+    assert store.queue.claim("w", now=NOW, lease_s=9, limit=9, scope=scope) is None
+    assert store.queue.spare_claim("job") == found[0].id
+    store.retention.forget(before=ago(0))
+    assert store.queue.spare_claim("job") == ""
 
 
 def test_the_projects_that_have_builds_are_listed(store: ServerStore) -> None:

@@ -398,6 +398,7 @@ ROWS["0020"] = ROWS["0019"]
 ROWS["0021"] = ROWS["0020"]
 ROWS["0022"] = ROWS["0021"]
 ROWS["0023"] = ROWS["0022"]
+ROWS["0024"] = ROWS["0023"]
 
 
 def check_rows(store: ServerStore) -> None:

@@ -169,3 +169,20 @@ def test_a_spare_pod_leaves_builds_that_need_another_pod(url, cluster, signer):
         assert claim(spare).status_code == 204
         small = submit(url, "fast")
         assert claim(spare).json()["document"]["id"] == small
+
+
+def test_a_spare_pod_claims_no_second_build_once_its_first_one_is_deleted(url, cluster, signer):
+    with worker_in(only_spare(cluster), url, signer) as spare:
+        first = submit(url, "fast")
+        claimed = claim(spare, waitS=10).json()
+        lease = {"fence": claimed["fence"]}
+        begun = spare.post(f"/builds/{first}:begin", params={**lease, "incarnation": "1:1"})
+        assert begun.status_code == 200, begun.text
+        ended = {**claimed["document"], "status": "SUCCESS"}
+        answer = spare.put(f"/builds/{first}/document", params=lease, json=ended)
+        assert answer.status_code == 204, answer.text
+        deleted = httpx.delete(f"{url}/buildrunner{BUILDS}/{first}", timeout=30)
+        assert deleted.status_code == 200, deleted.text
+        second = submit(url, "fast")
+        assert claim(spare).status_code != 200
+        assert claim(spare, buildId=second).status_code != 200

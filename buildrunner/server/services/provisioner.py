@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from msgspec.structs import replace
@@ -20,6 +20,7 @@ from buildrunner.kubernetes.manifest import (
     LABEL_SPARE,
     LABELS,
     PodBuild,
+    is_spare_name,
     job_manifest,
     server_digest,
     spare_manifest,
@@ -222,11 +223,14 @@ class Provisioner:
     ) -> dict[str, datetime]:
         known = {one.id for one in waiting} | {one.id for one in claimed}
         active = {job.build_id for job in jobs if job.ended_at is None}
+        of_spares = {job.build_id for job in jobs if is_spare_name(job.name)}
         ended = {}
         for build_id in (active | pods.keys()) - known:
             try:
                 build = self._store.builds.find(build_id)
             except NotFound:
+                if build_id in of_spares:  # it was ours, and was deleted after its end
+                    ended[build_id] = datetime.min.replace(tzinfo=UTC)
                 continue
             at = build.document.get("finishTime")
             if build.status in FINAL_STATUSES and at:

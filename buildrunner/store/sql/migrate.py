@@ -20,7 +20,7 @@ from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.triggers import index_triggers
 
 # Every revision there ever was, oldest first; the last one is what this version works with.
-REVISIONS = tuple(f"{number:04}" for number in range(1, 24))
+REVISIONS = tuple(f"{number:04}" for number in range(1, 25))
 
 FOLDER = os.path.join(os.path.dirname(__file__), "migrations")
 # Any number will do, as long as nobody else's lock on the same database has it.

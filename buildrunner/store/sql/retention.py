@@ -29,6 +29,7 @@ from buildrunner.store.sql.schema import (
     is_ended,
     is_ongoing,
     outbox,
+    spare_claims,
     triggers,
 )
 
@@ -107,9 +108,15 @@ class SqlRetention(SqlPart):
             return list(connection.execute(found).scalars())
 
     def forget(self, *, before: datetime) -> int:
-        """Forget the ids of builds that were deleted before a moment; how many."""
+        """Forget the ids of builds that were deleted before a moment; how many.
+
+        With each id goes the claim of the spare Job that ran the build. It has stayed until now,
+        so that the token of its Pod did not claim a second build.
+        """
         old = deleted_builds.c.deleted_at < microseconds(before)
+        of_old = spare_claims.c.build_id.in_(select(deleted_builds.c.build_id).where(old))
         with self._database.write() as connection:
+            connection.execute(delete(spare_claims).where(of_old))
             return connection.execute(delete(deleted_builds).where(old)).rowcount
 
 

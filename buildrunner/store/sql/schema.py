@@ -477,12 +477,13 @@ log_homes = Table(
     Column("server", Text, nullable=False),
 )
 
-# The build that a spare Job on Kubernetes has claimed.
+# The build that a spare Job on Kubernetes has claimed. The row outlives the build, since the token
+# of a Pod is valid for a while after that.
 spare_claims = Table(
     "spare_claims",
     metadata,
     Column("job", Text, primary_key=True),
-    Column("build_id", Text, ForeignKey("builds.id", ondelete="CASCADE"), nullable=False),
+    Column("build_id", Text, nullable=False),
 )
 Index("spare_claims_by_build", spare_claims.c.build_id)
 

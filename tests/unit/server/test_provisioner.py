@@ -442,6 +442,18 @@ class TestSpares:
         provisioner.turn()
         assert job not in [one["metadata"]["name"] for one in world.cluster.of("jobs")]
 
+    def test_the_job_of_a_spare_pod_whose_build_was_deleted_is_deleted(self, world, provisioner):
+        """No deadline ends such a Pod, and it must not count as one that waits for a build."""
+        build = world.build()
+        provisioner.turn()
+        self.ready(world)
+        lease, job = self.claimed(world, build)
+        world.end(lease)
+        world.store.retention.delete("p", build, now=world.now)
+        world.turn()
+        provisioner.turn()
+        assert job not in [one["metadata"]["name"] for one in world.cluster.of("jobs")]
+
     def test_spare_pods_of_another_server_in_the_namespace_stay(self, world, provisioner):
         world.another(replace(POOL, spare=1, server="http://other")).turn()
         provisioner.turn()
