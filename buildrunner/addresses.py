@@ -24,7 +24,7 @@ METADATA_NETWORKS: Final = (
 
 
 class Egress(msgspec.Struct, frozen=True, kw_only=True):
-    """The networks that a build does not reach, and exceptions from them, as CIDR blocks (IPv4).
+    """The networks that a build may not reach, and the exceptions, as CIDR blocks (IPv4).
 
     The default denies link-local addresses and the metadata services of clouds, which hand out the
     machine's own identity.
@@ -34,7 +34,7 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
     def reached(self, other: Egress) -> tuple[str, ...]:
-        """Return the networks that another one denies, and that may be reached all the same.
+        """Return the exceptions that lie inside a denied network.
 
         The metadata services of clouds are left out. A network that several smaller ones deny
         together counts as reached.
@@ -63,7 +63,7 @@ def _is_denied(
     allowed: Sequence[ipaddress.IPv4Network],
     excepted: Sequence[ipaddress.IPv4Network],
 ) -> bool:
-    """Whether a network is denied, but for what may be excepted."""
+    """Return whether a network is denied, exceptions aside."""
     if not any(map(network.subnet_of, denied)) and not any(map(network.subnet_of, excepted)):
         return False
     open_again = [one for one in allowed if one.overlaps(network)]
@@ -122,7 +122,7 @@ def address_of(host: str) -> Address | None:
         pass
     if not re.fullmatch(r"[0-9a-fx.]+", host, re.IGNORECASE):
         return None
-    try:  # 127.1, 0x7f000001, 2130706433: what inet_aton takes, resolvers take
+    try:  # 127.1, 0x7f000001, 2130706433: resolvers accept all that inet_aton accepts
         return ipaddress.IPv4Address(socket.inet_aton(host))
     except OSError:
         return None
@@ -159,10 +159,10 @@ def is_loopback_host(host: str) -> bool:
 def look_up(host: str) -> Sequence[str]:
     """Return every address of a host, as this machine's resolver knows it.
 
-    IPv4 and IPv6 take turns: whoever tries only the first few has both.
+    IPv4 and IPv6 alternate, so that the first few addresses hold both.
 
     Raises:
-        OSError: it has none.
+        OSError: the host has no address.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     addresses = tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
@@ -170,7 +170,7 @@ def look_up(host: str) -> Sequence[str]:
 
 
 def in_turns(addresses: Sequence[str]) -> Sequence[str]:
-    """Return addresses with IPv4 and IPv6 by turns, beginning with the family of the first one."""
+    """Return the addresses with IPv4 and IPv6 alternating; the first one stays the first."""
     first = [one for one in addresses if (":" in one) == (":" in addresses[0])]
     second = [one for one in addresses if one not in first]
     turns = itertools.chain.from_iterable(itertools.zip_longest(first, second))
@@ -178,7 +178,7 @@ def in_turns(addresses: Sequence[str]) -> Sequence[str]:
 
 
 def first_that_answers(addresses: Sequence[str], port: int) -> str:
-    """Return the first of a few addresses that takes a connection; the very first if none does."""
+    """Return the first address that accepts a connection; the very first one if none does."""
     few = addresses[:_MOST_TRIED] if len(addresses) > 1 else ()
     for address in few:
         with suppress(OSError), socket.create_connection((address, port), _ANSWER_S):

@@ -18,7 +18,7 @@ CHARACTER_DEVICE = b"3"
 DIRECTORY = b"5"
 
 Members = Iterable[tuple["Member", Iterable[bytes]]]
-"""Members with their content, which is to be read before the next member is asked for."""
+"""Members with their content. Read the content before requesting the next member."""
 
 SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
 """Kinds of members that a workspace may hold and no source, and what they are."""
@@ -28,12 +28,12 @@ class Readable(Protocol):
     """A source of bytes: a file, a decompressor, a response."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes, none only at the end."""
+        """Return at most ``size`` bytes; no bytes only at the end."""
         ...
 
 
 class DamagedArchive(SourceError):
-    """An archive that can't be read: it is not what was packed.
+    """An archive that can't be read because it is damaged.
 
     Attributes:
         why: a part of a sentence.
@@ -86,7 +86,7 @@ class Member(msgspec.Struct, frozen=True):
 
 
 _PATH_BYTES = 4096  # of Linux
-_NO_ID = 2**32 - 1  # the kernel's word for nobody
+_NO_ID = 2**32 - 1  # the kernel's id for "no such user"
 _GIB = 1024**3
 _PACK = "pack it with names that begin in its folder: tar -C FOLDER -czf source.tgz ."
 
@@ -109,11 +109,11 @@ class ArchiveLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Guard:
-    """Checks each member against the rules and against those before it. Not thread-safe.
+    """Checks each member against the rules and the members before it. Not thread-safe.
 
     Args:
         limits: how much may come.
-        keep_owners: owners and set-id bits stay: for what steps left in a volume. Otherwise all
+        keep_owners: keep owners and set-id bits, for volumes that steps wrote to. Otherwise all
             files belong to root.
 
     Attributes:
@@ -134,10 +134,10 @@ class Guard:
         self._digests: set[int] = set()  # of the paths in both
 
     def admit(self, member: Member) -> Member | None:
-        """The member as it may be unpacked; None for the root itself, unless owners are kept.
+        """Return the member as it may be unpacked; None for the root, unless owners are kept.
 
         Raises:
-            SourceError: it may not.
+            SourceError: the member breaks a rule.
         """
         self._members += 1
         if self._members > self.limits.members:
@@ -205,7 +205,7 @@ class Guard:
             self._digests.add(digest)
 
     def count(self, data: bytes, archive_bytes: int) -> None:
-        """Take note of content. Raises SourceError when it is too much."""
+        """Count bytes of content. Raises SourceError when they exceed the limits."""
         self._bytes += len(data)
         limits = self.limits
         if self._bytes > limits.size_bytes:
@@ -221,7 +221,7 @@ class Guard:
 
 
 def _digests(names: list[str]) -> Iterator[int]:
-    """A digest of each path that begins with the names, in a time that grows as their number."""
+    """Return a digest of each leading part of a path, in linear time."""
     digest = 0
     for name in names:
         digest = hash((digest, name))
@@ -229,14 +229,14 @@ def _digests(names: list[str]) -> Iterator[int]:
 
 
 def _inside(path: str) -> str | None:
-    """``path`` in its shortest form, ``.`` for the root, None when it leaves the workspace."""
+    """Return the path in its shortest form: ``.`` for the root, None if it leaves the workspace."""
     if path.startswith("/") or "\0" in path or ".." in path.split("/"):
         return None
     return posixpath.normpath(path)
 
 
 def _check_link(member: Member) -> None:
-    """Check a link. Its target may be any path, since the reader never writes through a link.
+    """Check a link. Any target is allowed, since the reader never writes through a link.
 
     Source: GNU tar, and so the hosted service, keeps such links.
     """

@@ -58,7 +58,7 @@ def safe_members(
         archive: the archive's bytes.
         name: its file name: ``.zip`` is a zip, all else a tar, compressed with gzip or not.
         limits: the largest content that is accepted.
-        cancel: ends it with an error.
+        cancel: ends the reading with an error.
         guard: checks the members instead of a new guard with ``limits``. The caller reads its
             counts.
         encoded: the object was stored with ``Content-Encoding: gzip``. The caller has decoded a
@@ -77,10 +77,10 @@ def safe_members(
         yield from _admitted(zip_members(archive), guard, _size_of(archive), cancel)
     else:
         stream = gunzipped(without_encoding(counted, guard.limits) if encoded else counted)
-        reader = TarReader(stream, needs_end=False)  # GNU tar has no need of it
+        reader = TarReader(stream, needs_end=False)  # GNU tar does not read it either
         members = ((member, reader.content()) for member in reader.members())
         yield from _admitted(members, guard, counted, cancel)
-        while data := stream.read(_CHUNK_BYTES):  # to the end, where the sum is
+        while data := stream.read(_CHUNK_BYTES):  # read to the end, where the checksum is
             guard.count(data, counted.count)
 
 
@@ -180,7 +180,7 @@ def gunzipped(stream: Readable) -> io.BufferedReader:
 def without_encoding(stored: Counted, limits: ArchiveLimits) -> Readable:
     """Return the content of an object that is stored with ``Content-Encoding: gzip``.
 
-    One layer of gzip is undone, whatever is within, and none if the object is not compressed. The
+    One layer of gzip is removed, whatever it holds; an object that is not compressed stays. The
     limits of an archive hold for the result, which may be an archive with limits of its own.
 
     Source: ``gsutil cp``, with which hosted builds fetch; ``gsutil cp -Z`` compresses.

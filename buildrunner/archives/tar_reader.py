@@ -137,7 +137,8 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        if not buf.strip(b"\0"):  # the end; GNU tar, too, takes a part of a block of zeros for it
+        # the end; GNU tar also accepts an incomplete block of zeros as the end
+        if not buf.strip(b"\0"):
             return super().frombuf(buf if len(buf) == BLOCK else b"", encoding, errors)
         if len(buf) < BLOCK:
             raise DamagedArchive("it breaks off")
@@ -216,7 +217,7 @@ def _check_numbers(data: bytes) -> None:
 
 
 def _damage(block: bytes | bytearray) -> str:
-    """Say what a block is that is no header."""
+    """Return the reason why a block is no header."""
     for magic, what in _OTHERS.items():
         if block.startswith(magic):
             return what
@@ -228,7 +229,7 @@ def _member(info: tarfile.TarInfo) -> Member:
     if kind is None:
         raise DamagedArchive(f"{info.name!r} is of the unknown type {info.type!r}")
     _check_sparse(info)
-    if kind == REGULAR and info.name.endswith("/"):  # how v7 wrote folders
+    if kind == REGULAR and info.name.endswith("/"):  # tar of Unix v7 marked folders like this
         kind = DIRECTORY
     if kind == REGULAR and info.size < 0:
         raise DamagedArchive("a header holds a size below zero")

@@ -1,7 +1,7 @@
 """Writes a tar stream (POSIX pax format).
 
-`tarfile` takes 3 times as long for small files and wants a file object to write to; a stream of
-chunks is what an HTTP request wants.
+`tarfile` takes 3 times as long for small files, and needs a file object to write to; a stream of
+chunks is what an HTTP request needs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
     """Yield a tar stream in pieces that are large enough to send.
 
     Args:
-        members: what is in it; the path ``.`` is the folder of ``below`` itself.
+        members: the entries; the path ``.`` is the folder of ``below`` itself.
         below: all names start with it, a folder with a slash at the end.
     """
     buffer = bytearray()
@@ -74,7 +74,7 @@ def pack(members: Members, *, below: str = "") -> Iterator[bytes]:
 
 
 def padding(size: int) -> bytes:
-    """The zeros that fill up the last block of ``size`` bytes."""
+    """Return the zeros that fill up the last block of ``size`` bytes."""
     return bytes(-size % BLOCK)
 
 
@@ -88,7 +88,7 @@ def header(
     link_target: str = "",
     owner: tuple[int, int] = (0, 0),
 ) -> bytes:
-    """The header block(s) of one member.
+    """Return the header block(s) of one member.
 
     Names of any bytes and any length, times to the nanosecond and sizes of any number survive.
 
@@ -135,7 +135,7 @@ def header(
 
 
 def _split(name: bytes) -> tuple[bytes, bytes]:
-    """Prefix and name of a header; an empty name when it does not fit."""
+    """Return prefix and name of a header; an empty name if the path does not fit."""
     if len(name) <= _NAME_BYTES:
         return b"", name
     cut = name.find(b"/", len(name) - _NAME_BYTES - 1, len(name) - 1)

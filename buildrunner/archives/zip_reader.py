@@ -35,7 +35,7 @@ _DAMAGE = (
 
 
 def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
-    """Every member of a zip with its content, in the order of the zip's directory.
+    """Yield every member of a zip with its content, in the order of the zip's directory.
 
     Modes and links are known when it was packed on Unix. Names and times are what unzip makes of
     them.
@@ -44,7 +44,7 @@ def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
         archive: seekable.
 
     Raises:
-        SourceError: it is damaged or encrypted; also while content is read.
+        SourceError: the archive is damaged or encrypted; also while content is read.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -115,9 +115,9 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _time(info: zipfile.ZipInfo) -> int:
-    """Seconds since the epoch. A zip knows no time zone: UTC is taken.
+    """Return seconds since the epoch. A zip has no time zone: UTC is assumed.
 
-    Programs that know no time write zeros, also for month and day.
+    Programs that don't record the time write zeros, also for month and day.
     """
     import calendar
 

@@ -47,8 +47,8 @@ class GcsUploader:
     """Implements `ObjectUploader`.
 
     Args:
-        stores: which store has which bucket. A bucket that a folder stands for is uploaded to
-            there, and the URLs of log and list are ``file://`` ones.
+        stores: finds the store of a bucket. Uploads to a bucket that a folder replaces go
+            there, and the URLs in the log and the list begin with ``file://``.
     """
 
     def __init__(self, stores: Stores) -> None:
@@ -93,7 +93,7 @@ class GcsUploader:
 
 
 def retries_to(report: UploadReport) -> Retried:
-    """Tells a report of each error that another try follows."""
+    """Return a hook that reports each error that will be retried."""
     return lambda error: report.line(f"Trying again: {error}")
 
 
@@ -116,7 +116,7 @@ class _Run:
         self.url = store.url_of(location.bucket, location.name)
 
     def found(self, text: str, workdir: str, files: WorkspaceFiles) -> list[_Upload]:
-        """The files that a path names, with their names in the bucket; at least one."""
+        """Return the files that a path names, with their names in the bucket; at least one."""
         try:
             glob = ObjectGlob(text, workdir=workdir)
             if glob.literal:
@@ -131,7 +131,7 @@ class _Run:
         return [_Upload(file, self._folder + glob.object_name(file.path)) for file in matching]
 
     def uploaded(self, text: str, uploads: Sequence[_Upload]) -> list[_Uploaded]:
-        """Upload several files at a time; those of the same name one after the other, in order."""
+        """Upload several files at a time; files of the same name one after the other, in order."""
         by_name: dict[str, list[_Upload]] = {}
         for upload in uploads:
             by_name.setdefault(upload.name, []).append(upload)
@@ -173,7 +173,7 @@ class _Run:
         self._report.moved(url, at, file.size_bytes)
 
     def store_manifest(self, name: str, stored: Sequence[StoredObject]) -> str:
-        """Write the list of what was uploaded; its URL."""
+        """Write the list of uploaded files; return its URL."""
         import io
 
         self._report.line(f"Uploading manifest {name}")
@@ -199,7 +199,7 @@ class _Run:
 
 
 class _Watched:
-    """A file that tells how far it was read, and can't be read any more once all is cancelled."""
+    """A file that reports how far it was read, and fails to read after a cancellation."""
 
     def __init__(
         self, file: BinaryIO, cancel: threading.Event, moved: Callable[[int], None]
@@ -239,7 +239,7 @@ def _manifest_line(stored: StoredObject) -> bytes:
         "file_hash": [{"file_hash": [{"type": _MD5, "value": value}]}],
     }
     text = json.dumps(entry, separators=(",", ":"), ensure_ascii=False)
-    # Go escapes these also where JSON does not ask for it.
+    # Go escapes these although JSON does not require it.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text.encode() + b"\n"
@@ -277,7 +277,7 @@ class ObjectGlob:
         text: as the config says it.
         folder: the part without wildcards, relative to the workspace; empty for its root. Of a
             path without wildcards: all of it.
-        literal: it has no wildcards.
+        literal: whether the path has no wildcards.
     """
 
     def __init__(self, text: str, *, workdir: str = WORKSPACE) -> None:
@@ -288,7 +288,7 @@ class ObjectGlob:
             workdir: where the build works: ``/workspace`` or a folder below.
 
         Raises:
-            UploadError: it leaves the workspace.
+            UploadError: the path leaves the workspace.
         """
         path = posixpath.normpath(posixpath.join(workdir, text))
         inside = path.startswith(f"{WORKSPACE}/")
@@ -304,7 +304,7 @@ class ObjectGlob:
         self._keeps_folders = None in self._names
 
     def matches(self, path: str) -> bool:
-        """Whether a file is meant, by its path relative to `folder` (not for literal ones)."""
+        """Return whether the glob matches a path relative to `folder`. Not for literal globs."""
         # The positions in the glob that the names so far can have led to.
         reached = self._closed({0})
         for name in path.split("/"):
@@ -323,11 +323,11 @@ class ObjectGlob:
         return len(self._names) in reached
 
     def object_name(self, path: str) -> str:
-        """The file's name in the bucket, by its path relative to `folder`."""
+        """Return the file's name in the bucket, given its path relative to `folder`."""
         return path if self._keeps_folders else posixpath.basename(path or self.folder)
 
     def _closed(self, positions: set[int]) -> set[int]:
-        """With the positions that any number of ``**`` for no folder at all leads to."""
+        """Add the positions that are reached if each ``**`` matches no folder at all."""
         closed = set(positions)
         for position in positions:
             while position < len(self._names) and self._names[position] is None:
@@ -341,7 +341,7 @@ def _is_wild(name: str) -> bool:
 
 
 def _compiled(names: list[str]) -> tuple[re.Pattern[str] | None, ...]:
-    """A pattern for each name of the glob; None for ``**``."""
+    """Return a pattern for each name of the glob; None for ``**``."""
     compiled: list[re.Pattern[str] | None] = []
     for name in names:
         while name.startswith(_ANY_FOLDERS):

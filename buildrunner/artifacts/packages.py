@@ -46,11 +46,11 @@ FOLDER = "/buildrunner-publish"
 LARGEST_BYTES = 16 << 30
 """Largest size of the files of one package, if the build has no limit of its own."""
 
-_MEMORY_BYTES = 4 << 30  # of a container that publishes: it reads files whole
+_MEMORY_BYTES = 4 << 30  # memory of a container that publishes: it reads whole files
 _RESULT_BYTES = 64 << 20
 _MANIFEST_BYTES = 4 << 20
 
-_KEPT_BYTES = 256 * 1024  # of the output: what went wrong is said at its end
+_KEPT_BYTES = 256 * 1024  # of the output: errors are at its end
 _LONGEST_LINE = 64 * 1024
 
 
@@ -76,7 +76,9 @@ class PublishingContainer:
         self._engine.remove_container(self._id)
 
     def run(self, log: LogPipeline, cancel: threading.Event) -> tuple[int, str]:
-        """Run it to its end; exit code and the end of its output, all of which is in the log."""
+        """Run the container to its end. Returns its exit code and the end of its output.
+        
+        The log gets all of the output."""
         over = threading.Event()
 
         def watch() -> None:
@@ -91,7 +93,7 @@ class PublishingContainer:
         said = b""
         try:
             rest = b""
-            for chunk in output:  # line by line: whoever waits sees why
+            for chunk in output:  # line by line: a user who waits sees the reason
                 said = (said + chunk)[-_KEPT_BYTES:]
                 *lines, rest = (rest + chunk).split(b"\n")
                 _log_lines(log, lines)
@@ -107,11 +109,11 @@ class PublishingContainer:
         return code, said.decode(errors="replace")
 
     def file(self, name: str, limit: int) -> bytes:
-        """The beginning of a file that the container left in the folder; empty for none."""
+        """Return the beginning of a file that the container left in the folder; empty for none."""
         return read_file(self._engine, self._id, f"{FOLDER}/{name}", limit=limit)
 
     def save(self, ending: str, path: str, limit: int) -> str:
-        """Copy the file in the folder whose name ends so to ``path``; its name, empty for none.
+        """Copy the file with that suffix from the folder to ``path``. Returns its name or "".
 
         Raises:
             PackageError: the file is too large, or can't be read.
@@ -151,7 +153,7 @@ def _log_lines(log: LogPipeline, lines: Iterable[bytes]) -> None:
 
 
 def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
-    """A tar archive with files in `FOLDER`."""
+    """Return a tar archive with files in `FOLDER`."""
     members: list[tuple[Member, Iterable[bytes]]] = [
         (Member(path=name, kind=REGULAR, mode=0o600, size=len(content)), (content,))
         for name, content in files.items()
@@ -160,7 +162,7 @@ def _archive(files: Mapping[str, bytes]) -> Iterator[bytes]:
 
 
 def _copies(files: Iterable[tuple[str, WorkspaceFile]]) -> Iterator[bytes]:
-    """A tar archive with copies of files of the workspace, by their paths in it."""
+    """Return a tar archive with copies of files of the workspace, under their paths there."""
     copies = dict(files)
     members = (
         (
@@ -184,7 +186,7 @@ def _below(folder: str, members: Members) -> Members:
 
 
 def _parents(folder: str, paths: Iterable[str]) -> Members:
-    """The folders of files below ``folder``, each before what is in it."""
+    """Return the parent folders of files below ``folder``, each before its content."""
     found = {folder}
     for path in paths:
         parent = posixpath.dirname(path)
@@ -243,7 +245,7 @@ class ContainerPublisher:
     Args:
         place: where packages come from, and where the programs run.
         repositories: repository as builds name it -> the one to publish to.
-        logins: who to be there.
+        logins: the login for each repository.
         authorities: certificates to trust besides those of the images, in PEM.
     """
 
@@ -258,14 +260,14 @@ class ContainerPublisher:
         self._repositories = {name.rstrip("/"): url for name, url in repositories.items()}
         self._logins = logins
         self._trusted = {_AUTHORITIES: authorities} if authorities else {}
-        self._images: dict[str, str] = {}  # kind of package -> id, as it was before the steps
+        self._images: dict[str, str] = {}  # kind of package -> image id, as it was before the steps
 
     def check(self, packages: Iterable[PackageUpload]) -> None:
-        """Refuse what can't be published, before anything runs. Called before `publish`.
+        """Refuse packages that can't be published, before anything runs. Called before `publish`.
 
         Raises:
             ConfigError: with a problem for each.
-            EngineError: the engine does not tell what images it has.
+            EngineError: the engine can't list its images.
         """
         problems = [
             Problem(reason, path=f"artifacts ({package.label})", rule="package", hint=hint)
@@ -290,7 +292,7 @@ class ContainerPublisher:
                 "builds are stored and shown with it; put the login into ~/.netrc",
             )
         else:
-            try:  # who has no login learns it before the steps run, not behind them
+            try:  # a missing login is reported before the steps run, not after them
                 self._logins.login_for(package.kind, repository)
             except PackageError as error:
                 yield str(error), error.hint or another
@@ -337,7 +339,7 @@ class ContainerPublisher:
         log: LogPipeline,
         cancel: threading.Event,
     ) -> tuple[PublishedPackage, ...]:
-        """Pack where the package's scripts may run, publish where they can't: with the login."""
+        """Pack where the package's scripts may run; publish, with the login, where they can't."""
         if not self._logins.login_for("npm", repository).found:
             raise PackageError(
                 f"{repository} accepts npm packages only with a login",
@@ -363,7 +365,7 @@ class ContainerPublisher:
         cancel: threading.Event,
         **request: object,
     ) -> tuple[PublishedPackage, ...]:
-        """Run the program that publishes ``files``, a tar archive; ``request`` is more for it."""
+        """Run the publishing program with ``request`` on ``files``, a tar archive."""
         login = self._logins.login_for(package.kind, repository)
         request |= msgspec.to_builtins(package) | msgspec.to_builtins(login)
         program = _archive(
@@ -408,9 +410,9 @@ class ContainerPublisher:
         log: LogPipeline,
         cancel: threading.Event,
     ) -> dict[str, Any]:
-        """Pack the npm package in ``folder`` to ``path`` on this machine; its manifest.
+        """Pack the npm package in ``folder`` to ``path`` on this machine. Returns its manifest.
 
-        Steps can choose both: nothing on the machine unpacks the one or trusts the other.
+        Steps control both: this machine never unpacks the package nor trusts the manifest.
         """
         place = self._place
         spec = self._spec(
@@ -450,13 +452,13 @@ class ContainerPublisher:
         )
 
     def _trust(self) -> tuple[str, ...]:
-        """Variables that make Python, requests and Node trust the certificates."""
+        """Return variables that make Python, requests and Node trust the certificates."""
         names = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS")
         return tuple(f"{name}={FOLDER}/{_AUTHORITIES}" for name in names if self._trusted)
 
 
 def _log_in(repository: str, login: PackageLogin) -> str:
-    """Advice for a refused login."""
+    """Return advice for a refused login."""
     host = urlsplit(repository).hostname or repository
     if login.username:
         return (
@@ -477,7 +479,7 @@ def _program_files() -> dict[str, bytes]:
 
 
 def _wanted(package: PackageUpload, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:
-    """Copies of the files of a package, by their paths in the workspace.
+    """Return copies of a package's files, by their paths in the workspace.
 
     The program that publishes chooses among them. Links to files count where a file is named, by
     itself or by a pattern; in a folder, links are left out.
@@ -504,7 +506,7 @@ def _matching(pattern: str, files: WorkspaceFiles) -> Iterator[tuple[str, Worksp
 
 
 def _reason(said: str, program: str) -> str:
-    """The first line of an error that tells something."""
+    """Return the first line of an error that carries information."""
     for line in said.splitlines():
         words = line.split(maxsplit=2)
         if words[:2] == [program, "error"] and len(words) == 3 and not words[2].startswith("code "):

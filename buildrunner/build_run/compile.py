@@ -1,4 +1,4 @@
-"""From a request, with its source here if that is needed, to a build that can run."""
+"""Compiles a request, and its fetched source where one is needed, into a build that can run."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class CompiledRequest(msgspec.Struct, frozen=True, kw_only=True):
         compiled: the Build to keep, and its plan.
         unbound: bindings that the event has no value for, each with the variables that use it.
         empty: variables of the repository that steps use and that are empty.
-        refused: a sentence about rights that the config asks for and does not get; mostly empty.
+        refused: a sentence about rights that the config requests and does not get; mostly empty.
     """
 
     compiled: CompiledBuild
@@ -120,7 +120,7 @@ def with_overrides(build: Build, request: BuildRequest) -> tuple[Build, dict[str
 def _origin(
     request: BuildRequest, config: LoadedBuild | Build, checkout: GitCheckout | None
 ) -> BuildOrigin:
-    """The config and the commit of a build, as they were read and fetched."""
+    """Return the config and the commit of a build, as they were read and fetched."""
     origin = request.origin
     if isinstance(config, LoadedBuild):
         # An absolute path says nothing about the source, but much about the user's machine.
@@ -156,7 +156,7 @@ def with_commit(built_ins: BuiltIns, checkout: GitCheckout | None) -> BuiltIns:
 
 
 def _without_value(build: Build, known: Mapping[str, str]) -> tuple[str, ...]:
-    """The variables of the repository that arguments and images use and that are empty."""
+    """Return the repository's variables that arguments and images use and that are empty."""
     names: dict[str, None] = {}
     for text in (
         *build.images,
@@ -232,7 +232,7 @@ def planned_build(
 
     Raises:
         ConfigError: a package can't be published from here.
-        EngineError: the engine does not tell which images it has.
+        EngineError: the engine can't list its images.
     """
     context, engine, settings = request.context, place.engine, place.settings
     # The plan of a dead process comes from a note on disk: it grants nothing by itself.
@@ -267,7 +267,7 @@ def planned_build(
 
 
 def _public_images(aliases: Mapping[str, str], place: BuildPlace) -> PublicImages:
-    """The images that a stranger's config may name: everyone's, and those of the server."""
+    """Return the images that an untrusted config may name: public ones, and the server's own."""
     from buildrunner.builders.catalog import BUILDERS
     from buildrunner.sources.policy import registry_refusal
 
@@ -289,10 +289,10 @@ def fitted_to_engine(plan: BuildPlan, engine: ContainerEngine) -> tuple[BuildPla
 def with_builder_images(
     aliases: Mapping[str, str], plan: BuildPlan, engine: Images
 ) -> dict[str, str]:
-    """The user's aliases, which always win, and those to builder images that are installed.
+    """Return the user's aliases, which always win, and aliases to installed builder images.
 
     Raises:
-        EngineError: the engine does not tell what images it has.
+        EngineError: the engine can't list its images.
     """
     images = {step.image for step in plan.steps if not serve_image(step.image, aliases).note}
     public = [image for image in images if split_reference(image)[0] in DEFAULT_ALIASES]
@@ -305,13 +305,13 @@ def with_builder_images(
 
 
 def image_advice(plan: BuildPlan) -> dict[str, str]:
-    """For each image of a step that a builder image could serve, the sentence that says how."""
+    """Return one sentence of advice for each step image that a builder image could serve."""
     images = {step.image for step in plan.steps}
     return {image: said for image in images if (said := advice(image))}
 
 
 def install_command(plan: BuildPlan, config: str = "") -> str:
-    """The command that makes every builder image that could serve a step.
+    """Return the command that makes every builder image that could serve a step.
 
     Args:
         plan: the build.

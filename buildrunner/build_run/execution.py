@@ -127,7 +127,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
             workspace = planned.workspace or source_workspace(
                 request, planned.build, self.settings, uploads=self.uploads
             )
-            if planned.build.dependencies:  # else nothing of Git is imported
+            if planned.build.dependencies:  # imported here: most builds need nothing of Git
                 workspace = self._with_dependencies(workspace, planned, self._place(request))
             return self._run(planned, workspace, None)
         place = self._place(request)
@@ -231,7 +231,7 @@ def _fetch(
     cancel: threading.Event,
     report: SourceReport,
 ) -> GitCheckout:
-    """Fetch, and tell the log and the status line."""
+    """Fetch the source, and report progress to the log and the status line."""
 
     def progress(text: str, percent: int | None) -> None:
         if percent is None:
@@ -247,7 +247,7 @@ def _fetch(
 
 
 def missing_dir(source: Source, checkout: GitCheckout) -> str:
-    """The source's ``dir`` where the commit has no such folder; empty where it has."""
+    """Return the source's ``dir`` if the commit has no such folder; else an empty string."""
     kinds = (source.git_source, source.repo_source, source.connected_repository)
     folder = next((kind.dir for kind in kinds if kind), "")
     return "" if os.path.isdir(os.path.join(checkout.folder, folder)) else folder

@@ -22,8 +22,8 @@ _HURRY_S = 3.0
 class LogUpload:
     """Stores the log of one build when it has ended.
 
-    The bucket is looked for while the build runs. Where no server answers, the end of the build
-    waits for none.
+    The bucket is looked up while the build runs. If its server does not answer, the end of the
+    build does not wait for it.
 
     Args:
         stores: which store has the bucket.
@@ -32,15 +32,15 @@ class LogUpload:
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._begun = False
-        # Set once the first request was answered, or was not.
+        # Set when the first request has ended, with or without an answer.
         self._heard = threading.Event()
         self._failure: StorageError | None = None
 
     def begin(self, build: Build) -> None:
-        """Look for the bucket, in a thread of its own. Only the first call does anything.
+        """Look up the bucket, in a thread of its own. Only the first call has an effect.
 
         Args:
-            build: its substitutions are made.
+            build: the build, with its substitutions made.
         """
         if self._begun or not wants_stored_log(build):
             return
@@ -69,7 +69,7 @@ class LogUpload:
         Args:
             build: finished.
             path: the log's file.
-            hurry: tells when nobody wants to wait for it.
+            hurry: returns whether the user has asked to end at once.
         """
         if not wants_stored_log(build):
             return build
@@ -103,7 +103,7 @@ class LogUpload:
 
 
 def _waited_for(event: threading.Event, hurry: Callable[[], bool]) -> StorageError | None:
-    """Wait for an event; the error when it does not come. A silent server holds up nobody."""
+    """Wait for an event. Returns an error after a while: a silent server blocks no build."""
     waited = 0.0
     while not event.wait(_LOOK_S):
         waited += _LOOK_S
@@ -116,7 +116,7 @@ _IN_BUCKETS = (LoggingMode.LOGGING_UNSPECIFIED, LoggingMode.LEGACY, LoggingMode.
 
 
 def wants_stored_log(build: Build) -> bool:
-    """Whether the log belongs into a bucket.
+    """Return whether the log goes to a bucket.
 
     Source: ``options.logging``; a log in Cloud Logging only, or none, is in no bucket.
     """
@@ -125,19 +125,19 @@ def wants_stored_log(build: Build) -> bool:
 
 
 def check_log_bucket(stores: Stores, build: Build, *, retried: Retried | None = None) -> None:
-    """Raise StorageError where the log's bucket is not there or can't be reached.
+    """Raise StorageError if the log's bucket does not exist or can't be reached.
 
     Args:
         stores: which store has the bucket.
         build: with its ``logs_bucket``.
-        retried: told of each error that another try follows.
+        retried: called with each error that will be retried.
     """
     store, bucket, _ = _place(stores, build)
     store.check_bucket(bucket, retried=retried)
 
 
 def store_log(stores: Stores, build: Build, path: str) -> str:
-    """Store the log as ``log-{id}.txt`` in the bucket, or in the folder of it that is named.
+    """Store the log as ``log-{id}.txt`` in the bucket, or in the named folder of the bucket.
 
     Args:
         stores: which store has the bucket.
@@ -148,7 +148,7 @@ def store_log(stores: Stores, build: Build, path: str) -> str:
         Its URL.
 
     Raises:
-        StorageError: it can't be stored.
+        StorageError: the log can't be stored.
 
     Source: ``Build.logsBucket``.
     """
@@ -169,7 +169,7 @@ def store_log(stores: Stores, build: Build, path: str) -> str:
 
 
 def _place(stores: Stores, build: Build) -> tuple[ObjectStore, str, str]:
-    """The store, bucket and name of the log's object."""
+    """Return store, bucket and name of the log's object."""
     place = parse_object_url(SCHEME + build.logs_bucket.removeprefix(SCHEME).strip("/"))
     folder = f"{place.name}/" if place.name else ""
     name = f"{folder}log-{build.id}.txt"

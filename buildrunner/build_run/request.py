@@ -50,7 +50,7 @@ class LocalSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
-    """Values of a request that win over those of its config. Unset ones change nothing.
+    """Values of a request that override its config. Unset values change nothing.
 
     Attributes:
         source: the source.
@@ -150,7 +150,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
         context: variables, rights and selection of steps.
         origin: the trigger and its event, for the provenance of what the build publishes.
         local: a source of this machine; None: ``build.source`` names the source.
-        git_folder: the folder for files fetched from Git, which its creator deletes. Empty: the
+        git_folder: the folder for files fetched from Git. Its creator deletes it. Empty: the
             cache, where the next build finds them.
     """
 
@@ -167,7 +167,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def git_source(self) -> Source | None:
-        """The source that must be fetched before the build can be planned; None for no such."""
+        """The source that must be fetched before the build can be planned, or None."""
         return git_source_of(self.build) if self.local is None else None
 
 
@@ -210,7 +210,7 @@ def load_trigger_config(folder: str, name: str) -> tuple[str, LoadedBuild]:
 def dockerfile_build(tag: str, *, cache: bool) -> Build:
     """Return the build that gcloud makes of ``--tag``: one ``docker build``, then the push.
 
-    Differs in two things: it runs the docker builder rather than ``gcb-internal``, and keeps the
+    The build differs in two things: it runs the docker builder, not ``gcb-internal``, and keeps the
     layers of earlier builds unless ``cache`` is False (the hosted machine is always new).
 
     Source: ``gcloud builds submit --tag``.

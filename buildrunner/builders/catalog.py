@@ -25,14 +25,14 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
         folder: folder under steps/ with its Dockerfile.
         summary: what it is for, in a few words.
         target: stage of the Dockerfile; empty for the last one.
-        parents: build argument -> name of the builder image that it stands on or takes files from.
+        parents: build argument -> the builder image that this one starts from or copies from.
         settings: build arguments that this machine's settings give (mirrors).
         arguments: build arguments that ``--build-arg`` may give (versions, addresses of archives).
-        serves: public images that it is a drop-in for. They are served without a question.
+        serves: public images that it replaces without asking the user.
         stands_in_for: public images that it may replace if the user names it in an alias.
-        host_sdk: whether it holds this machine's Google Cloud SDK where there is one.
+        host_sdk: whether it holds this machine's Google Cloud SDK, if there is one.
         test: arguments for its entrypoint that must succeed once it is made.
-        test_program: what is run with them instead of the entrypoint.
+        test_program: the program that runs with them instead of the entrypoint.
         common: whether ``builders install`` without names makes it.
     """
 
@@ -52,7 +52,7 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def image(self) -> str:
-        """Its name on the engine, with the tag."""
+        """The image's name on the engine, with the tag."""
         return f"{REPOSITORY}/{self.name}:latest"
 
 
@@ -78,7 +78,7 @@ _SKAFFOLD = {
     "GOLANG": "golang",
 }
 
-# The order is that in which people meet them; what stands on what is in `parents`.
+# In the order of the documentation; `parents` says which image starts from which.
 BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="base",
@@ -480,20 +480,20 @@ BUILDERS: tuple[BuilderImage, ...] = (
 
 ENGINE_IMAGE = f"{REPOSITORY}/engine:latest"
 GATEWAY_PORT = 6500
-"""The port of the loopback address of a Pod's engine that leads to the worker's gateways."""
+"""The port on the loopback address of a Pod's engine that leads to the worker's gateways."""
 """The image of nested engines."""
 
 DEFAULT_ALIASES: dict[str, str] = {
     public: builder.image for builder in BUILDERS for public in builder.serves
 }
-"""Public repository (no tag: all its tags) -> the builder image that may serve it.
+"""Public repository (without a tag: all tags) -> the builder image that may serve it.
 
 An entry holds only where the engine has the builder image and not the public one. Images that
 people write their own programs for (`BuilderImage.stands_in_for`) are not here: they are served
 only where the user says so (``[images] aliases``, ``--image-alias``).
 """
 
-# Prefixes under which Docker Hub's official images can be pulled, too.
+# Other prefixes under which Docker Hub's official images can be pulled.
 _HUB = ("docker.io/", "index.docker.io/", "mirror.gcr.io/", "public.ecr.aws/docker/", "library/")
 _PROJECT_REGISTRY = re.compile(r"(?:(?:[a-z-]+\.)?gcr\.io/[^/]+|[a-z0-9-]+\.pkg\.dev/[^/]+/[^/]+)/")
 
@@ -504,7 +504,7 @@ def installed_aliases(
     """Return the ``images`` that builder images serve, on an engine without the real ones.
 
     Args:
-        images: names as the steps of a build have them.
+        images: names as the steps of a build give them.
         find_image: the id of the engine's image of that name; None where it has none.
 
     Returns:
@@ -519,13 +519,13 @@ def installed_aliases(
 
 
 def drop_in(image: str) -> BuilderImage | None:
-    """The builder image that serves the public image wherever it is installed, or None."""
+    """Return the builder image that serves a public image once it is installed, or None."""
     serving = DEFAULT_ALIASES.get(_repository(image))
     return next((builder for builder in BUILDERS if builder.image == serving), None)
 
 
 def stand_in(image: str) -> BuilderImage | None:
-    """The builder image that may replace the public image if the user says so, or None."""
+    """Return the builder image that may replace a public image if the user agrees, or None."""
     repository = _repository(image)
     for prefix in _HUB:
         repository = repository.removeprefix(prefix)
@@ -552,5 +552,5 @@ def _repository(image: str) -> str:
 
 
 def builder_named(name: str) -> BuilderImage | None:
-    """The builder image of that name (``docker``), or None."""
+    """Return the builder image of that name (``docker``), or None."""
     return next((builder for builder in BUILDERS if builder.name == name), None)

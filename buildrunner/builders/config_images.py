@@ -1,4 +1,4 @@
-"""The images that a build needs: those of its steps, and those that its Dockerfiles start from."""
+"""Finds the images that a build needs: for its steps, and for FROM lines of its Dockerfiles."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _ARGUMENT = re.compile(r"--build-arg[= ]+(\w+)=(\S*)")
 
 
 def needed_images(build: Build, folders: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The images that the build needs: of its steps, and of its Dockerfiles' FROM lines.
+    """Return the images that the build needs, from its steps and its Dockerfiles' FROM lines.
 
-    Images that its own steps build are left out.
+    Images that the build makes itself are left out.
 
     Args:
         build: with every substitution made.
-        folders: where the source may be.
+        folders: folders that may hold the source.
     """
     made = set(build.images)
     for step in build.steps:
@@ -42,7 +42,7 @@ def _text(step: BuildStep) -> str:
 
 
 def dockerfile_images(build: Build, folder: str) -> list[str]:
-    """The images that the FROM lines of the build's Dockerfiles name, each once.
+    """Return the images in the FROM lines of the build's Dockerfiles, each once.
 
     A Dockerfile belongs to the build if a step's arguments or script name it, or name the folder
     that it lies in. Stages of the same Dockerfile and ``scratch`` are left out, as are names that
@@ -73,7 +73,7 @@ def _dockerfiles(step: BuildStep, folder: str) -> Iterator[str]:
 
 
 def from_lines(dockerfile: str, arguments: Mapping[str, str]) -> list[str]:
-    """The images that a Dockerfile starts from.
+    """Return the images that a Dockerfile starts from.
 
     Args:
         dockerfile: its text.
@@ -102,7 +102,7 @@ def _value(match: re.Match[str], values: Mapping[str, str]) -> str:
 
 
 def _instructions(lines: Iterable[str]) -> Iterator[Sequence[str]]:
-    """The words of each ARG and FROM instruction, the first in capitals."""
+    """Return the words of each ARG and FROM instruction, the first in capitals."""
     for line in lines:
         words = line.split()
         if words and words[0].upper() in ("ARG", "FROM"):

@@ -1,7 +1,7 @@
 """Settings of this machine for package registries, which builds of builder images use, too.
 
 Nothing here ends up in a file of the project. Mirrors and proxies are build arguments: proxies are
-known to the engine and never recorded, mirrors of pip and npm are seen by throw-away stages only.
+known to the engine and never recorded; only throw-away stages see mirrors of pip and npm.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def read_host_settings(
 
     Args:
         environ: the process's environment; its variables win over files.
-        root: where the files are looked for.
+        root: the folder that the files are read below.
         certificates_file: PEM file with further certificates to trust; None looks for those that
             the machine's administrator added to its trust store.
     """
@@ -100,7 +100,7 @@ def _pip_indexes(environ: Mapping[str, str], root: str) -> dict[str, str]:
 
 
 def _added_certificates(environ: Mapping[str, str], root: str) -> tuple[str, ...]:
-    """Certificates of the machine's bundle that its distribution did not put there."""
+    """Return certificates of the machine's bundle that are not from its distribution."""
     distributed = os.path.join(root, _DISTRIBUTED.lstrip("/"))
     if not os.path.isdir(distributed):
         return ()
@@ -122,5 +122,5 @@ def _certificates_in(path: str) -> list[str]:
 
 
 def _essence(certificate: str) -> str:
-    """The certificate without white space, to compare."""
+    """Return the certificate without white space, for comparisons."""
     return "".join(certificate.split())

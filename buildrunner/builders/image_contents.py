@@ -18,11 +18,11 @@ from typing import IO
 from buildrunner.builders.catalog import REPOSITORY
 from buildrunner.errors import BuildrunnerError, EngineError
 
-# Debian's own slim images leave these out, too. As there, dpkg does not wait for the disk.
+# Debian's own slim images leave these out, too. As in them, dpkg does not wait for the disk.
 _LEFT_OUT = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*")
 _KEPT = "/usr/share/doc/*/copyright"
 _CHUNK = 1 << 20
-# Runs a command until its standard input is closed, as when this process dies in whatever way.
+# Runs a command until its standard input is closed, which also happens when this process dies.
 # mmdebstrap itself ignores SIGTERM, and cleans up once the programs that it runs have ended.
 _TIED = """
 exec 3<&0
@@ -34,9 +34,9 @@ wait $command
 
 
 def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
-    """A minimal Debian of ``suite`` (``bookworm``) as a tar stream, made by ``mmdebstrap``.
+    """Yield a minimal Debian of ``suite`` (``bookworm``) as a tar stream, made by ``mmdebstrap``.
 
-    Packages come from where this machine's own apt gets them (``DEBIAN_MIRROR`` when set). It
+    Packages come from the mirror that this machine's apt uses, or ``DEBIAN_MIRROR`` if set. It
     takes some 15 s.
 
     Raises:
@@ -50,16 +50,17 @@ def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
             "engine has: `buildrunner builders install --base IMAGE`.",
         )
     argv = ["mmdebstrap", "--variant=apt", "--format=tar", "--quiet"]
-    argv += ["--include=ca-certificates"]  # the base image needs them: it runs no apt, then
+    argv += ["--include=ca-certificates"]  # the base image needs them and then runs no apt
     argv += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     argv += [f"--dpkgopt=path-include={_KEPT}", "--dpkgopt=force-unsafe-io"]
     argv += ['--aptopt=Acquire::Languages "none"', suite, "-"]
     if mirror := environ.get("DEBIAN_MIRROR"):
         argv.append(mirror)
     if os.geteuid() == 0:
-        # As root, mmdebstrap makes all mounts private: not those of this machine, then.
+        # As root, mmdebstrap makes all mounts private: a mount namespace protects those of this
+        # machine.
         argv = ["unshare", "--mount", *argv]
-    # The archive is made whole before its first byte leaves: an import that was fed half a root
+    # The archive is complete before its first byte is sent: an import that received half a root
     # file system would succeed.
     with tempfile.TemporaryFile() as archive, tempfile.TemporaryFile() as errors:
         failure = _make(argv, environ, archive, errors)
@@ -95,7 +96,7 @@ def _make(
         except tarfile.TarError as error:
             failure = f"its archive can't be read: {error}"
         process.stdout.close()
-        process.wait()  # before its standard input is closed, which would end it
+        process.wait()  # before its standard input is closed, which would end the command
     return f"exit code {process.returncode}" if process.returncode else failure
 
 
@@ -103,7 +104,7 @@ def write_without_holes(source: IO[bytes], target: IO[bytes]) -> None:
     """Copy a tar archive, sparse files written in full.
 
     mmdebstrap makes sparse files since version 1.6. An engine that imports them can't push the
-    image: it packs the layer again from its files, and gets another digest.
+    image: it packs the layer again from its files, which changes the digest.
 
     Raises:
         tarfile.TarError: ``source`` is no archive, or its end is missing.
@@ -127,7 +128,7 @@ def write_without_holes(source: IO[bytes], target: IO[bytes]) -> None:
 STEPS_FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "steps")
 """steps/ of the source tree, or its copy in an installed package."""
 
-# Entries of a step that don't change its image: editing a README must not rebuild anything.
+# Files in a folder of steps/ that don't change its image: editing a README rebuilds nothing.
 _NOT_IN_CONTEXT = frozenset({"README.md", "cloudbuild.yaml", "test"})
 
 Files = dict[str, bytes]
@@ -138,7 +139,7 @@ Modes are left out: an installed package has no executable files. Dockerfiles se
 
 
 def read_step_files(folder: str) -> Files:
-    """All files of ``steps/FOLDER`` that its image is built from, in order of their paths.
+    """Return the files of ``steps/FOLDER`` that its image is built from, in order of their paths.
 
     Raises:
         BuildrunnerError: the folder is missing, which means a broken installation.
@@ -163,11 +164,11 @@ def read_step_files(folder: str) -> Files:
 
 
 def content_hash(files: Files, inputs: Mapping[str, str]) -> str:
-    """A name for what an image is made from: equal inputs give an equal hash.
+    """Return a hash of everything an image is made from: equal inputs give an equal hash.
 
     Args:
         files: of the build context.
-        inputs: all else that decides the result (the stage, the ids of its parents, ...).
+        inputs: everything else that decides the result (the stage, the ids of its parents, ...).
     """
     digest = hashlib.sha256()
     for name, value in sorted(inputs.items()):
@@ -179,7 +180,7 @@ def content_hash(files: Files, inputs: Mapping[str, str]) -> str:
 
 
 def build_context(files: Files) -> bytes:
-    """The files as an uncompressed tar of root's, mode 644, dated 1970: the same every time."""
+    """Return an uncompressed tar of the files (root, mode 644, 1970): always the same bytes."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path, data in sorted(files.items()):
@@ -209,7 +210,7 @@ _LEFT_OUT_OF_SDK = frozenset({"__pycache__", ".backup", "RELEASE_NOTES"})
 
 
 def find_sdk(environ: Mapping[str, str]) -> str:
-    """The root folder of the SDK whose ``gcloud`` is on the PATH; empty where there is none."""
+    """Return the root folder of the SDK whose ``gcloud`` is on the PATH; empty if there is none."""
     program = shutil.which("gcloud", path=environ.get("PATH"))
     if program is None:
         return ""
@@ -218,13 +219,13 @@ def find_sdk(environ: Mapping[str, str]) -> str:
 
 
 def sdk_version(root: str) -> str:
-    """The SDK's version."""
+    """Return the SDK's version."""
     with open(os.path.join(root, "VERSION"), encoding="utf-8") as file:
         return file.read().strip()
 
 
 def sdk_archive(root: str) -> Iterator[bytes]:
-    """The SDK below ``builder/google-cloud-sdk/`` as a tar stream: gcloud, gsutil, bq, kubectl.
+    """Yield the SDK as a tar of ``builder/google-cloud-sdk/``: gcloud, gsutil, bq, kubectl.
 
     Emulators and App Engine's SDKs are left out, as are configuration and credentials, which do not
     lie in the SDK's folder but in the user's.
@@ -244,7 +245,7 @@ def sdk_archive(root: str) -> Iterator[bytes]:
 
 
 def _wanted(program: str) -> bool:
-    """Whether the image gets a program of the SDK; it gets every version of kubectl."""
+    """Return whether the image gets a program of the SDK. It gets every version of kubectl."""
     return program in _PROGRAMS or program.startswith("kubectl.")
 
 

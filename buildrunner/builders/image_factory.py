@@ -48,7 +48,7 @@ class ImageFactory(Protocol):
     """Makes images. Any method may be called from any thread; failures are `EngineError`."""
 
     def find(self, image: str) -> StoredImage | None:
-        """The image the engine has under that name, or None."""
+        """Return the engine's image of that name, or None."""
         ...
 
     def pull(self, image: str) -> StoredImage:
@@ -56,7 +56,7 @@ class ImageFactory(Protocol):
         ...
 
     def build(self, build: ImageBuild, on_line: Callable[[str], None]) -> StoredImage:
-        """Build it; ``on_line`` gets the build's output line by line.
+        """Build an image; ``on_line`` gets the build's output line by line.
 
         Raises:
             EngineError: a step of the Dockerfile failed; the message has the last line that it
@@ -75,11 +75,11 @@ class ImageFactory(Protocol):
         ...
 
     def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
-        """Run a container without a network, to its end.
+        """Run a container without a network to its end.
 
         Args:
-            image: what to run.
-            program: what is run instead of the image's entrypoint; empty for that.
+            image: the image to run.
+            program: runs instead of the image's entrypoint; empty for the entrypoint.
             arguments: for the program.
 
         Returns:
@@ -88,13 +88,13 @@ class ImageFactory(Protocol):
         ...
 
     def tag(self, image: str, name: str) -> None:
-        """Give the image a further name, which moves from the image that has it."""
+        """Give the image a further name. Another image with that name loses it."""
         ...
 
     def discard(self, image: str) -> None:
-        """Remove an image (id or name) that nothing needs any more; one that is in use stays."""
+        """Remove an unused image (id or name). An image that is in use stays."""
         ...
 
     def oldest_api_version(self) -> str:
-        """The oldest API version that the engine still speaks, e.g. ``1.24``."""
+        """Return the oldest API version that the engine still supports, e.g. ``1.24``."""
         ...

@@ -1,4 +1,4 @@
-"""Make the builder images: each once, parents first, the ones that are up to date not at all."""
+"""Makes the builder images, parents first. Images that are up to date are left alone."""
 
 from __future__ import annotations
 
@@ -30,28 +30,28 @@ LABEL_CONTENT = "buildrunner.content"
 """Label with the `content_hash` of an image. The image is up to date while the hash is the same."""
 
 AT_ONCE = 4
-"""Images that are made at the same time: unpacking keeps one core busy, downloads wait."""
+"""How many images are made concurrently: unpacking keeps one core busy while downloads wait."""
 
-# Debian release -> the newest API version that its docker command speaks. The first release that
-# the engine still understands is taken: Docker 29 speaks nothing older than 1.44.
+# Debian release -> the newest API version of its docker command. The first release that
+# the engine still supports is used: Docker 29 supports nothing older than 1.44.
 _SUITES = {"bookworm": (1, 41), "trixie": (1, 45)}
 
 _logger = logging.getLogger(__name__)
 
 
 class Reporter(Protocol):
-    """Is told how it goes. Called from several threads."""
+    """Receives the progress of an installation. Called from several threads."""
 
     def started(self, name: str) -> None:
         """The image ``name`` is not up to date and is being made."""
         ...
 
     def moved(self, name: str, line: str) -> None:
-        """A line of the build's output."""
+        """Called with a line of the build's output."""
         ...
 
     def finished(self, name: str, image: StoredImage, seconds: float, *, made: bool) -> None:
-        """The image is there; ``made`` is False when it was up to date already."""
+        """The image exists; ``made`` is False if it was up to date already."""
         ...
 
     def failed(self, name: str, error: EngineError) -> None:
@@ -81,13 +81,13 @@ class LoggedInstallation:
 
 
 def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
-    """The builder images of these names and all that they stand on, parents first.
+    """Return the builder images of these names and all their parents, parents first.
 
     Args:
         names: names from the catalog; none means the common ones.
 
     Raises:
-        UsageError: there is no builder image of such a name.
+        UsageError: no builder image has such a name.
     """
     ordered: dict[str, BuilderImage] = {}
 
@@ -106,7 +106,7 @@ def with_parents(names: Iterable[str]) -> tuple[BuilderImage, ...]:
 
 
 def current_image(factory: ImageFactory, name: str) -> StoredImage | None:
-    """The builder image of that name if the engine has it as it would be made now, else None.
+    """Return the engine's builder image of that name if it is up to date, else None.
 
     The contents of its parents are not compared, so this takes a few ms.
     """
@@ -129,12 +129,12 @@ class Installer:
 
     Args:
         factory: the engine.
-        settings: how this machine reaches the outside, and build arguments.
+        settings: proxies, mirrors and certificates of this machine, and build arguments.
         environ: environment for programs that run here.
-        reporter: told how it goes.
-        force: names of images to make even if they are up to date.
-        use_cache: whether layers that were built before may be used again for those.
-        public_names: builder -> further names for its image, unless the engine has such one.
+        reporter: receives the progress.
+        force: images to make even if they are up to date.
+        use_cache: whether forced images may reuse layers that were built before.
+        public_names: builder -> further names for its image, unless the engine has such an image.
         clock: monotonic seconds.
     """
 
@@ -162,13 +162,13 @@ class Installer:
         self._host_sdk = threading.Lock()
 
     def install(self, builders: Sequence[BuilderImage], base: str = "") -> dict[str, StoredImage]:
-        """Make what is missing or out of date, several at a time, and test each.
+        """Make the images that are missing or out of date, several at a time, and test each.
 
-        An image that can't be made leaves out those that stand on it; all others are made.
+        If an image can't be made, its children are skipped; all others are made.
 
         Args:
             builders: parents among them, as `with_parents` gives them.
-            base: image that the lowest one stands on; empty for the root file system that fits.
+            base: the image that the lowest one starts from; empty for a root file system that fits.
 
         Returns:
             The image of each builder's name.
@@ -274,7 +274,7 @@ class Installer:
         return image
 
     def _test(self, builder: BuilderImage) -> None:
-        """Run the image's test; an image that fails it does not stay.
+        """Run the image's test. An image that fails is removed.
 
         Raises:
             EngineError: the test failed.
@@ -294,7 +294,7 @@ class Installer:
     def _give_public_names(self, builder: BuilderImage) -> None:
         """Tag the image as the public ones that it serves, for the FROM lines of Dockerfiles.
 
-        A public image that the engine really has keeps its name.
+        A real public image on the engine keeps its name.
         """
         for public in (*builder.serves, *self._public_names.get(builder.name, ())):
             found = self._factory.find(public)
@@ -302,7 +302,7 @@ class Installer:
                 self._factory.tag(builder.image, public)
 
     def _sdk(self, builder: BuilderImage) -> str:
-        """The folder of this machine's SDK where the image is to hold it; else empty."""
+        """Return the folder of this machine's SDK if the image is to hold it; else ""."""
         if not builder.host_sdk or "GCLOUD_URL" in self._settings.arguments:
             return ""
         return find_sdk(self._environ)
@@ -324,7 +324,7 @@ class Installer:
         return files
 
     def _root(self, base: str) -> str:
-        """The image that ``base`` stands on: there afterwards."""
+        """Return the image that ``base`` starts from; it exists afterwards."""
         if base:
             if self._factory.find(base) is None:
                 self._factory.pull(base)
@@ -361,15 +361,15 @@ class Installer:
 
 
 def _identity(image: StoredImage) -> str:
-    """A hash of everything that an image consists of.
+    """Return a hash of everything that an image consists of.
 
-    Its id won't do: an image that is loaded into another kind of image store gets another id there.
+    The image's id is no substitute: the same image has another id in another kind of image store.
     """
     return " ".join((image.labels.get(LABEL_CONTENT, ""), *image.layers))
 
 
 def builder_image(name: str) -> str:
-    """The image of the builder of that name."""
+    """Return the image of the builder of that name."""
     builder = builder_named(name)
     if builder is None:
         raise EngineError(f"the catalog of builder images names {name!r}, which is not in it")
@@ -377,7 +377,7 @@ def builder_image(name: str) -> str:
 
 
 def _order(builders: Sequence[BuilderImage]) -> dict[str, set[str]]:
-    """The images that each image waits for: parents, and the previous one of the same folder.
+    """Return the images that each image waits for: parents, and the previous one of its folder.
 
     Stages of one folder share layers: the first makes them, the others only name them.
     """
@@ -392,7 +392,7 @@ def _order(builders: Sequence[BuilderImage]) -> dict[str, set[str]]:
 
 
 def _dependents(order: Mapping[str, set[str]]) -> dict[str, int]:
-    """The number of images that can't be made before each image."""
+    """Return the number of images that depend on each image."""
     count = dict.fromkeys(order, 0)
     for name in order:
         needed, new = set[str](), {name}
@@ -405,7 +405,7 @@ def _dependents(order: Mapping[str, set[str]]) -> dict[str, int]:
 
 
 def _all_in_one(failed: Mapping[str, EngineError]) -> EngineError:
-    """One error for all images that could not be made; each was reported already."""
+    """Return one error for all images that could not be made. Each was reported already."""
     if len(failed) == 1:
         (error,) = failed.values()
         return error

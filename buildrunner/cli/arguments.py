@@ -29,12 +29,12 @@ class CommandParser(argparse.ArgumentParser):
         return super().format_help()
 
     def _get_formatter(self) -> argparse.HelpFormatter:
-        # One is made for every flag that is added, too, to check the flag. Left to itself it would
-        # ask for the terminal's width each time, and import shutil for that (4 ms).
+        # argparse makes a formatter for each added flag, to check it. By default each one would
+        # request the terminal's width, and import shutil for that (4 ms).
         return self.formatter_class(prog=self.prog, width=self._width)  # type: ignore[call-arg]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what is not known here: else the parser above would, and names the wrong command.
+        """Refuse unknown arguments here: the parent parser would name the wrong command.
 
         Raises:
             UsageError: some arguments are not known.
@@ -48,7 +48,7 @@ class CommandParser(argparse.ArgumentParser):
         """Raise `UsageError`; an unknown flag gets the nearest known one as a suggestion."""
         hint = f"`{self.prog} --help` lists all flags"
         if message.startswith("unrecognized arguments: "):
-            # Without what may follow a "=": it may be a secret in the wrong place.
+            # Without the part after a "=", which may be a secret in the wrong place.
             unknown = message.partition(": ")[2].split(" ")[0].partition("=")[0]
             known = [flag for action in self._actions for flag in action.option_strings]
             near = nearest(unknown, known)
@@ -62,7 +62,7 @@ class CommandParser(argparse.ArgumentParser):
 def parse_map(flag: str, texts: Iterable[str]) -> dict[str, str]:
     """``K=V,K2=V2`` of every use of a flag; ``^:^K=a,b:K2=c`` splits at ``:`` instead of ``,``.
 
-    Later values win. Values may hold ``=``. A delimiter at the end is one too many, and harmless.
+    Later values win. Values may hold ``=``. A delimiter at the end is ignored.
 
     Raises:
         UsageError: an entry is not ``KEY=VALUE``.
@@ -88,7 +88,7 @@ def parse_duration(flag: str, text: str) -> int:
     """Seconds in ``2h15m5s``, ``10m`` or bare ``600``.
 
     Raises:
-        UsageError: it is neither, or not positive.
+        UsageError: the text is no duration, or not positive.
 
     Source: ``gcloud topic datetimes`` and the ``--timeout`` flag of ``gcloud builds submit``.
     """

@@ -1,4 +1,4 @@
-"""``buildrunner builders``: make the builder images, list them."""
+"""``buildrunner builders``: makes and lists the builder images."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset[str]:
-    """The builders that ``--force`` makes again: the named ones without their parents, else all."""
+    """Return the builders that ``--force`` makes again: the named ones, or all."""
     wanted = {name.removeprefix("buildrunner/").removesuffix(":latest") for name in names}
     return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 
@@ -157,7 +157,7 @@ class _Needs:
 
     Attributes:
         names: builder images to make.
-        public_names: builder image -> names in FROM lines that it is to have.
+        public_names: builder image -> names from FROM lines to tag it with.
     """
 
     def __init__(self, path: str, substitutions: Sequence[str], factory: ImageFactory) -> None:
@@ -190,7 +190,7 @@ class _Needs:
                 self._unknown.append(image)
 
     def advice(self) -> list[str]:
-        """The lines about what is left to the user."""
+        """Return lines about the images that the user must provide."""
         lines = []
         if self._aliases:
             pairs = ", ".join(f'"{image}" = "{ours}"' for image, ours in self._aliases.items())
@@ -211,7 +211,7 @@ class _Needs:
 
 
 def _can_be_had(factory: ImageFactory, image: str) -> bool:
-    """Whether the engine has the image, or could pull it just now."""
+    """Return whether the engine has the image, or could pull it just now."""
     if factory.find(image) is not None:
         return True
     sys.stdout.write(f"{image}: being pulled\n")
@@ -223,7 +223,7 @@ def _can_be_had(factory: ImageFactory, image: str) -> bool:
 
 
 def _resolved(path: str, substitutions: Sequence[str]) -> Build:
-    """The config with the values that are known."""
+    """Return the config with the known values substituted."""
     from buildrunner.cli.arguments import parse_map
     from buildrunner.plan.resolve import PlanContext, resolve
     from buildrunner.settings import load_settings

@@ -1,4 +1,4 @@
-"""``buildrunner deployments``: what builds deployed where, here or on a server; rollbacks."""
+"""``buildrunner deployments``: lists deployments here or on a server, and rolls back."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         NotFound: no such deployment, target or build.
         Conflict: an id or a target is ambiguous, or the build can't be retried.
-        UsageError: it needs a server, and none is chosen.
+        UsageError: the command needs a server, and none is chosen.
     """
     if args.action == "list" and args.limit < 1:
         raise UsageError(f"--limit takes a number from 1 on, not {args.limit}")
@@ -242,7 +242,7 @@ def _succeeded(client: ServerClient, build: str) -> bool:
 
 
 def _facts(deployment: Document) -> tuple[object, ...]:
-    """Return the images that ran, or for a deployment without images the build that made it."""
+    """Return the deployed images; for a deployment without images, the build that made it."""
     return tuple(deployment["images"]) or (deployment["buildId"],)
 
 

@@ -1,4 +1,4 @@
-"""``buildrunner doctor``: is this machine fit to build, and what to do where it isn't."""
+"""``buildrunner doctor``: checks whether this machine can run builds, and gives advice."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check everything, and say it.
+    """Run all checks and print the findings.
 
     Returns:
         0, or 1 when a check failed.
@@ -88,9 +88,9 @@ Verdict = Literal["ok", "warn", "fail"]
 ENGINE_DISK_WARN = 5 * 10**9
 ENGINE_DISK_FAIL = 10**9
 DATA_DISK_FAIL = 10**8
-"""Free bytes below which images, or logs, soon find no room."""
+"""Fewer free bytes than this soon leave no room for images, or logs."""
 
-# Storage drivers that copy whole images, or are gone from current engines.
+# Storage drivers that copy whole images, or that current engines have dropped.
 _SLOW_STORAGE = frozenset({"vfs", "devicemapper"})
 
 
@@ -99,9 +99,9 @@ class Finding(msgspec.Struct, frozen=True):
 
     Attributes:
         verdict: ``ok``; ``warn``: builds run, some things don't; ``fail``: builds can't run.
-        subject: what was looked at, in a word or two.
-        text: what is the case.
-        advice: what to do about it; empty when nothing.
+        subject: the checked thing, in a word or two.
+        text: the result, in a sentence.
+        advice: the remedy; empty if none is needed.
     """
 
     verdict: Verdict
@@ -151,7 +151,7 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
 
 
 def check_settings(folder: str, environ: Mapping[str, str]) -> Finding:
-    """Whether the settings files that hold in ``folder`` can be read."""
+    """Report whether the settings files of ``folder`` can be read."""
     from buildrunner.settings import UntrustedFile, load_settings
 
     try:
@@ -264,7 +264,7 @@ def _why_no_own_disk(info: EngineInfo, environ: Mapping[str, str]) -> str:
 
 
 def check_disk_limit(isolation: str, why_no_own_disk: str) -> Finding:
-    """Report how ``serve --max-build-disk-gib`` is kept.
+    """Report how ``serve --max-build-disk-gib`` is enforced.
 
     Args:
         isolation: of nested sandboxes.
@@ -288,7 +288,7 @@ def check_disk_limit(isolation: str, why_no_own_disk: str) -> Finding:
 def _disk(subject: str, text: str, path: str) -> Finding:
     try:
         free = shutil.disk_usage(path).free
-    except OSError:  # a folder that only root may look into
+    except OSError:  # only root may read the folder
         return Finding("ok", subject, text)
     text = f"{text}, {free / 1e9:.1f} GB free"
     advice = "Free space there: docker system df shows what uses it."
@@ -302,7 +302,7 @@ def _disk(subject: str, text: str, path: str) -> Finding:
 
 
 def check_builders(has_image: Callable[[str], bool]) -> Finding:
-    """Whether the builder images are installed."""
+    """Report whether the builder images are installed."""
     from buildrunner.builders.catalog import BUILDERS
 
     common = [builder for builder in BUILDERS if builder.common]
@@ -315,7 +315,7 @@ def check_builders(has_image: Callable[[str], bool]) -> Finding:
 
 
 def check_leftovers(engine: DockerEngine) -> Finding:
-    """Whether builds that no longer run left anything on the engine."""
+    """Report whether ended builds left anything on the engine."""
     from buildrunner.containers.cleanup import find_leftovers
     from buildrunner.containers.process_owner import is_alive
     from buildrunner.sandboxes.nested.spare import left_spares
@@ -337,7 +337,7 @@ def check_leftovers(engine: DockerEngine) -> Finding:
 
 
 def check_data_folder(environ: Mapping[str, str]) -> Finding:
-    """Whether builds and logs can be kept."""
+    """Report whether builds and logs can be stored."""
     from buildrunner.settings import data_folder
 
     folder = data_folder(environ)
@@ -391,7 +391,7 @@ def check_credentials(environ: Mapping[str, str]) -> Finding:
 
 
 def check_git(environ: Mapping[str, str]) -> Finding:
-    """Whether git is there."""
+    """Report whether git is installed."""
     path = shutil.which("git", path=environ.get("PATH"))
     if path is None:
         advice = "Install it (Debian: apt-get install git): sources can't be fetched from Git."
@@ -407,7 +407,7 @@ _SUBJECT = "triggers"
 
 
 def check_triggers(database: str, folder: str) -> list[Finding]:
-    """Triggers and hooks that need their administrator; nothing where there is no server.
+    """Report triggers and hooks that need their administrator; nothing without a server.
 
     Args:
         database: URL of the server's database; it is not changed.

@@ -1,4 +1,4 @@
-"""``buildrunner graph``: the steps of a config and what waits for what, drawn."""
+"""``buildrunner graph``: draws the steps of a config and their dependencies."""
 
 from __future__ import annotations
 

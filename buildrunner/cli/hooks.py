@@ -1,4 +1,4 @@
-"""``buildrunner hooks``: what the webhooks of forges may speak for."""
+"""``buildrunner hooks``: binds webhooks of forges to the repositories they may report on."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import sys
 from buildrunner import __version__
 from buildrunner.cli.terminal.streams import OutputLost, drop_output, prepare_streams
 
-# name -> (module, one line for the root help), in the order in which users need them
+# name -> (module, its line in `--help`), in the order in which users need the commands
 COMMANDS: dict[str, tuple[str, str]] = {
     "submit": ("buildrunner.cli.submit.command", "build a folder, an archive or a Git repository"),
     "validate": (
@@ -149,7 +149,8 @@ def _server_behind_command(arguments: list[str]) -> list[str]:
     while at < len(arguments) and (size := _SERVER_FLAGS.get(arguments[at].partition("=")[0])):
         at += 1 if "=" in arguments[at] else size
     server, command = arguments[:at], arguments[at:]
-    end = command.index("--") if "--" in command else len(command)  # no flags from there on
+    # everything after it is an argument
+    end = command.index("--") if "--" in command else len(command)
     return [*command[:end], *server, *command[end:]]
 
 

@@ -1,4 +1,4 @@
-"""``buildrunner notifications``: the notifiers of a server, and the messages that they sent."""
+"""``buildrunner notifications``: manages the notifiers of a server and their messages."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MOST_BYTES = 1 << 20
 
 
 def read_notifiers(path: str) -> list[Document]:
-    """The notifiers of a file; ``-`` is standard input.
+    """Return the notifiers of a file; ``-`` is standard input.
 
     Raises:
-        UsageError: the file can't be read, or holds none.
-        ConfigError: something is wrong with a notifier.
+        UsageError: the file can't be read, or holds no notifier.
+        ConfigError: a notifier is invalid.
         StorageError: a template can't be read.
     """
     from buildrunner.spec.reading.nodes import compose_all
@@ -118,7 +118,7 @@ def _pairs(node: MappingNode) -> Iterator[tuple[str, Any]]:
 
 
 def _template_text(uri: str, folder: str) -> str:
-    """The template at ``gs://BUCKET/OBJECT``, or in a file beside the config."""
+    """Return the template at ``gs://BUCKET/OBJECT``, or in a file beside the config."""
     if uri.startswith("gs://"):
         return _from_bucket(uri)
     path = os.path.join(folder, uri.removeprefix("file://"))
@@ -217,8 +217,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: no server is chosen, or a notifier is refused.
-        ConfigError: something is wrong in a file.
-        NotFound: there is no such notifier, build or message.
+        ConfigError: a file is invalid.
+        NotFound: the notifier, build or message does not exist.
     """
     action = _ACTIONS[args.action]
     with called_server(args, "notifications") as (server, project):
@@ -415,7 +415,7 @@ def _retry(args: argparse.Namespace, server: ServerConnection, project: str) -> 
 
 
 def _given_up(server: ServerConnection, project: str) -> Iterator[int]:
-    """All that have something to send; the oldest first."""
+    """Return all messages that were given up, the oldest first."""
     query: dict[str, Any] = {"state": "given_up", "limit": _MOST}
     ids: list[int] = []
     while page := server.json("GET", f"{project}/outbox", query=query)["messages"]:

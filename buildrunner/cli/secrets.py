@@ -1,4 +1,4 @@
-"""``buildrunner secrets``: values for builds, kept encrypted here: set, scope, list, rm."""
+"""``buildrunner secrets``: sets, scopes, lists and removes the encrypted values for builds."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the commands.
 
     Raises:
-        UsageError: no such name, or no value to be had.
+        UsageError: the name is invalid, or there is no value to read.
         NotFound: no such secret.
         SecretError: the store or its key can't be used.
     """
@@ -146,10 +146,10 @@ def _set(args: argparse.Namespace, store: LocalSecretStore) -> str:
 
 
 def _to_set(args: argparse.Namespace) -> tuple[SecretName, Scope | None]:
-    """The secret to set, and the scope that it gets; None if it keeps the one that it has.
+    """Return the secret to set, and its new scope; None keeps its scope.
 
     Raises:
-        UsageError: no such name, or a scope that it can't have.
+        UsageError: the name is invalid, or the secret can't have that scope.
     """
     scope = scope_of(args)
     if bool(args.forge) == bool(args.name):
@@ -231,10 +231,10 @@ def _remove(args: argparse.Namespace, store: LocalSecretStore) -> str:
 
 
 def confirmed(question: str, flag: str = "--yes") -> bool:
-    """Whether a person says yes.
+    """Return whether a person confirms.
 
     Raises:
-        UsageError: there is nobody to ask.
+        UsageError: there is no terminal to ask on.
     """
     if not os.isatty(0):
         raise UsageError("there is nobody to ask whether to remove it", hint=f"add {flag}")
@@ -243,7 +243,7 @@ def confirmed(question: str, flag: str = "--yes") -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-# Each changes the store, and says what it changed, for the audit log; empty for nothing.
+# Each changes the store and returns a line for the audit log; empty if nothing changed.
 _ACTIONS: dict[str, Callable[[argparse.Namespace, LocalSecretStore], str]] = {
     "set": _set,
     "scope": _scope,
@@ -256,14 +256,14 @@ _MASKED_FROM = 4  # characters; see buildrunner.engine.log.masking
 
 
 def read_value(name: str, path: str | None) -> str:
-    """The value, byte for byte; a prompt adds no newline.
+    """Read the value, byte for byte; a prompt adds no newline.
 
     Args:
         name: the secret, for the prompt.
-        path: of a file; None or ``-`` takes the input.
+        path: path of a file; None or ``-`` reads standard input.
 
     Raises:
-        UsageError: it can't be read, is empty or too large, or can't be an environment variable.
+        UsageError: the value can't be read, is empty or too large, or can't be in an environment.
     """
     if path is not None and path != "-":
         value = _read(path)
@@ -279,7 +279,7 @@ def read_value(name: str, path: str | None) -> str:
         raise UsageError("the value holds a zero byte, which no environment variable can")
     try:
         return value.decode()
-    except UnicodeDecodeError:  # it quotes the value
+    except UnicodeDecodeError:  # the error quotes the value
         raise UsageError(
             "the value is not UTF-8 text, and a secret becomes an environment variable",
             hint="encode it, e.g. with base64, and decode it in the step",
@@ -287,7 +287,7 @@ def read_value(name: str, path: str | None) -> str:
 
 
 def notes_on(value: str) -> Iterator[str]:
-    """Remarks for the user about a value."""
+    """Return remarks for the user about a value."""
     if len(value.strip("\r\n")) < _MASKED_FROM:
         yield f"a value shorter than {_MASKED_FROM} characters can't be hidden in the log of builds"
     if value.endswith("\n") and value.count("\n") == 1:
@@ -378,10 +378,10 @@ def add_scope_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def scope_of(args: argparse.Namespace) -> Scope | None:
-    """The scope that the flags of `add_scope_flags` say; None if there are none.
+    """Return the scope that the flags of `add_scope_flags` define; None without such flags.
 
     Raises:
-        UsageError: they contradict each other.
+        UsageError: the flags contradict each other.
     """
     scope = Scope(
         projects=_unique(args.project),
@@ -415,10 +415,10 @@ def scope_of(args: argparse.Namespace) -> Scope | None:
 
 
 def check_scope(name: str, scope: Scope | None) -> None:
-    """Refuse a scope that a secret of that name can't have.
+    """Refuse a scope that the secret can't have.
 
     Raises:
-        UsageError: it is the server's own, or its scope would let nobody have it.
+        UsageError: the secret is the server's own, or no build could ever use it.
     """
     if is_servers_own(name):
         if scope is not None:
@@ -434,13 +434,13 @@ def check_scope(name: str, scope: Scope | None) -> None:
 
 
 def forge_secret(host: str) -> tuple[str, Scope]:
-    """Name and scope of the token of a forge.
+    """Return name and scope of the token of a forge.
 
     Args:
-        host: as a person writes it: ``git.example.com:8443``, or a URL.
+        host: ``git.example.com:8443``, or a URL.
 
     Raises:
-        UsageError: it is no host.
+        UsageError: the text is no host.
     """
     found = forge_host(host if "://" in host else f"https://{host}/")
     if not re.fullmatch(r"[a-z0-9._:\[\]-]+", found):

@@ -1,4 +1,4 @@
-"""``buildrunner trust``: let a project's settings file do what it may not do by itself.
+"""``buildrunner trust``: accepts the settings of a project file that need the user's trust.
 
 Commands read the settings of a folder here (`folder_settings`): a user at a terminal is asked about
 a file that needs trust.
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Trust a file, withdraw the trust, or list the trusted files.
 
     Raises:
-        ConfigError: the file is wrong.
-        UsageError: there is no such file, or it is not trusted.
+        ConfigError: the file is invalid.
+        UsageError: the file does not exist, or is not trusted.
         StoreError: the list of trusted files can't be written.
     """
     trusted = TrustedFiles(os.environ)
@@ -115,17 +115,17 @@ def _state(trusted: TrustedFiles, path: str) -> str:
 
 
 def folder_settings(folder: str = ".") -> Settings:
-    """Return the settings that hold in ``folder``.
+    """Return the effective settings of ``folder``.
 
     Raises:
-        ConfigError: a settings file is wrong, or the project's needs trust that it does not get.
-        StoreError: the user's trust can't be noted.
+        ConfigError: a settings file is invalid, or the project's needs trust that the user denies.
+        StoreError: the user's decision can't be stored.
     """
     return load_settings(folder, confirm=_confirm)
 
 
 def needs_text(file: ProjectFile) -> str:
-    """Return what a project's file asks for, a line each, safe to show."""
+    """Return the settings of a project's file that need trust, a line each, safe to print."""
     return "".join(
         f"  {printable(place)}: {printable(what)}\n" for place, what in file.needs.items()
     )

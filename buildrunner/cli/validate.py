@@ -1,4 +1,4 @@
-"""``buildrunner validate``: print every problem of any number of configs."""
+"""``buildrunner validate``: prints every problem of any number of configs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check every file; write problems to stdout (in the chosen format), return the exit code."""
+    """Check every file, print the problems in the chosen format, and return the exit code."""
     from buildrunner.cli.arguments import parse_map
 
     given = parse_map("--substitutions", args.substitutions)
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _never_fail_to_write(out: TextIO) -> None:
-    """Let what the terminal's encoding lacks be written as an escape."""
+    """Make stdout escape characters that the terminal's encoding lacks."""
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")
 
@@ -108,7 +108,7 @@ def _as_error(problem: Problem) -> Problem:
 
 
 def _files(names: Iterable[str]) -> Iterator[str]:
-    """The files to check, each once, in the order given; folders are searched in name order."""
+    """Return the files to check, each once, in the given order; folders are searched by name."""
     seen: set[str] = set()
     for name in names:
         found = _configs_below(name) if name != "-" and os.path.isdir(name) else [name]
@@ -143,7 +143,7 @@ def _is_config(name: str) -> bool:
 _COLOURS: Final = {Severity.ERROR: "\033[31m", Severity.WARNING: "\033[33m"}
 _BOLD: Final = "\033[1m"
 _PLAIN: Final = "\033[0m"
-# A config must not be able to move the cursor of whoever reads what is wrong with it.
+# A config must not be able to send control codes to the reader's terminal.
 _VISIBLE: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 _SARIF_SCHEMA: Final = (
     "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -152,7 +152,7 @@ _INFORMATION: Final = "https://cloud.google.com/build/docs/build-config-file-sch
 
 
 def write_text(problems: Sequence[Problem], files: int, out: TextIO) -> None:
-    """A line for each problem and a summary line; in colour on a terminal without NO_COLOR."""
+    """Print a line for each problem and a summary; in colour on a terminal without NO_COLOR."""
     colour = out.isatty() and not os.environ.get("NO_COLOR")
     out.writelines(f"{_line(problem, colour=colour)}\n" for problem in problems)
     out.write(f"{_summary(problems, files)}\n")
@@ -185,7 +185,7 @@ def _counted(number: int, word: str) -> str:
 
 
 def write_json(problems: Sequence[Problem], files: int, out: TextIO) -> None:
-    """One object: how many files were checked, and every problem with all its fields."""
+    """Print one JSON object: the number of checked files, and each problem with all its fields."""
     import msgspec
 
     listed = [msgspec.to_builtins(problem) for problem in problems]
@@ -194,7 +194,7 @@ def write_json(problems: Sequence[Problem], files: int, out: TextIO) -> None:
 
 
 def write_github(problems: Sequence[Problem], files: int, out: TextIO) -> None:
-    """Workflow commands of GitHub Actions, which show each problem at its line, and a summary."""
+    """Print workflow commands of GitHub Actions, which mark each problem's line, and a summary."""
     for problem in problems:
         properties = {"file": problem.file, "line": problem.line, "col": problem.column}
         properties["title"] = problem.rule
@@ -216,7 +216,7 @@ def _escaped(text: str, *, property_value: bool = False) -> str:
 
 
 def write_sarif(problems: Sequence[Problem], files: int, out: TextIO) -> None:  # noqa: ARG001
-    """A SARIF 2.1.0 log with one run, for code scanning."""
+    """Print a SARIF 2.1.0 log with one run, for code scanning."""
     import msgspec
 
     from buildrunner import __version__

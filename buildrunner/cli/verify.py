@@ -1,4 +1,4 @@
-"""``buildrunner verify``: check who built an image or a file, and from what."""
+"""``buildrunner verify``: checks the builder and the source of an image or a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from buildrunner.provenance.verification import Policy, Trust, Verified
 
-_LIMIT_S: Final = 300.0  # for all attestations of an image
+_LIMIT_S: Final = 300.0  # limit for all attestations of an image
 
 _EPILOG: Final = """\
 verify reads the provenance of IMAGE from its registry, and that of FILE from FILE.intoto.jsonl;
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         VerificationError: the provenance is refused.
-        ConfigError, UsageError: there is no key, or the policy or a key cannot be used.
+        ConfigError, UsageError: no key is given, or the policy or a key can't be used.
         RegistryError, ServerError: the registry or the server refuses or does not answer.
     """
     from buildrunner.provenance.verification import claimed, verified
@@ -189,7 +189,7 @@ def _trust(policy: Policy, server_key: bytes) -> Trust:
 
 @contextmanager
 def _subject(args: argparse.Namespace) -> Iterator[tuple[str, str, Iterable[bytes]]]:
-    """The subject's name, digest and attestations, which are read while the context is open."""
+    """Yield the subject's name, digest and attestations, read while the context is open."""
     if not os.path.isfile(args.subject):
         with _image(args) as image:
             yield image
@@ -262,7 +262,7 @@ def _shown(form: str, name: str, found: Verified) -> str:
 
 
 def _on_one_line(text: str) -> str:
-    """Return a claim, which anyone could have written, without lines and codes of its own."""
+    """Return a claim of unknown origin without line breaks and control codes."""
     return printable(" ".join(text.split()))
 
 

@@ -1,8 +1,8 @@
 """A client of `buildrunner serve`: builds and logs, in Python's own types; sources beside it.
 
-Every failure is a `BuildrunnerError`. Calls that change nothing twice are tried again when the
-network or the server fails for a moment: five tries in some six seconds. Log streams come back by
-themselves for as long as they are told to.
+Every failure is a `BuildrunnerError`. Idempotent calls are retried when the
+network or the server fails for a moment: five tries in some six seconds. Log streams reconnect by
+themselves for as long as the caller allows.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ class ServerClient:
 
     Args:
         url: ``http://HOST:PORT`` or ``https://...``, with a path when a proxy puts it below one.
-        token: access token; empty for a server without authentication.
+        token: the access token; empty for a server without authentication.
         project: project of the builds.
         ca_file: certificates to trust, PEM; empty for those of the system.
         pause: waits between two tries.
 
     Raises:
-        UsageError: ``url`` is no address, or ``ca_file`` can't be read.
+        UsageError: ``url`` is invalid, or ``ca_file`` can't be read.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class ServerClient:
         body: Document | None = None,
         once: bool = False,
     ) -> Document:
-        """Any call of the API; see `client_http.ServerConnection.json`.
+        """Send any request of the API; see `client.http.ServerConnection.json`.
 
         Args:
             method: of HTTP.
             path: below the server's address, ``{parent}`` standing for ``projects/PROJECT``.
             query: parameters.
             body: JSON to send; None for no body.
-            once: it must not be done twice: no second try.
+            once: never retry, since the request must not be done twice.
         """
         path = path.replace("{parent}", self._parent)
         return self._server.json(
@@ -111,16 +111,16 @@ class ServerClient:
         location: str = "",
         options: QueueOptions | None = None,
     ) -> Document:
-        """Queue a build; the Build resource as it was created.
+        """Queue a build. Returns the Build resource as it was created.
 
         Args:
             body: a Build as Cloud Build takes it.
-            request_id: unique for this build: with it, trying again makes no second one.
+            request_id: unique for this build, so that a retry makes no second build.
             location: region; empty for ``global``.
             options: how the server queues and runs it.
 
         Raises:
-            UsageError: the server refuses the build; the message says all that is wrong with it.
+            UsageError: the server refuses the build; the message has all problems.
         """
         options = options or QueueOptions()
         facts = {
@@ -137,15 +137,15 @@ class ServerClient:
         return _member(operation, "metadata", "build")
 
     def get_build(self, build_id: str) -> Document:
-        """One build by its full id. Raises `NotFound`."""
+        """Return one build by its full id. Raises `NotFound`."""
         return self._server.json("GET", self._build(build_id))
 
     def find_build(self, build_id: str) -> Document:
-        """The build of that id, or the newest-listed only one whose id begins with it.
+        """Return the build of that id, or the only recent build whose id begins with it.
 
         Raises:
-            NotFound: there is none among the newest thousand.
-            Conflict: several ids begin so.
+            NotFound: none of the newest thousand builds matches.
+            Conflict: several ids begin with these characters.
         """
         if len(build_id) >= 36:
             return self.get_build(build_id)
@@ -164,24 +164,24 @@ class ServerClient:
     def list_builds(
         self, *, filter: str = "", limit: int = 50, location: str = "", page_size: int = 500
     ) -> Iterator[Document]:
-        """Up to ``limit`` builds, newest first; with a ``location`` only those there.
+        """Return up to ``limit`` builds, newest first; with a ``location``, only those there.
 
-        Each request asks for up to ``page_size`` of them.
+        Each request fetches up to ``page_size`` builds.
 
         Raises:
-            FilterError: the filter is not of the grammar, or names an unknown field.
+            FilterError: the filter has a syntax error, or names an unknown field.
         """
         path = f"/v1/{self._place(location)}/builds"
         query = {"pageSize": min(limit, page_size), "filter": filter}
         return islice(self._server.entries(path, "builds", query), max(limit, 0))
 
     def list_triggers(self) -> Iterator[Document]:
-        """The triggers of the project, by name."""
+        """Return the triggers of the project, by name."""
         path = f"/v1/{self._place('')}/triggers"
         return self._server.entries(path, "triggers", {"pageSize": 500})
 
     def cancel_build(self, build_id: str) -> Document:
-        """Ask for a build to be stopped; the build as of now.
+        """Request the cancellation of a build. Returns the build's present state.
 
         Raises:
             NotFound: no such build.
@@ -190,16 +190,16 @@ class ServerClient:
         return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
 
     def delete_build(self, build_id: str) -> None:
-        """Delete a build that has ended, with all that the server has of it.
+        """Delete a build that has ended, with its log and all its records.
 
         Raises:
             NotFound: no such build.
-            Conflict: it has not ended.
+            Conflict: the build has not ended.
         """
         self._server.json("DELETE", f"/buildrunner/v1/projects/{self.project}/builds/{build_id}")
 
     def retry_build(self, build_id: str, *, from_step: str = "", deployment: str = "") -> Document:
-        """Queue the same build again, whole or in part; the new one.
+        """Queue the same build again, whole or in part. Returns the new build.
 
         Args:
             build_id: the build.
@@ -208,7 +208,7 @@ class ServerClient:
 
         Raises:
             NotFound: no such build.
-            Conflict: it waits for its approval, or its workspace is not kept.
+            Conflict: the build waits for its approval, or its workspace is not kept.
         """
         given = {"fromStep": from_step, "deployment": deployment}
         query = {name: value for name, value in given.items() if value}
@@ -219,11 +219,11 @@ class ServerClient:
     def decide_build(
         self, build_id: str, *, approved: bool, comment: str = "", url: str = ""
     ) -> Document:
-        """Approve or reject a build that waits for it; the build as of now.
+        """Approve or reject a pending build. Returns the build's present state.
 
         Raises:
             NotFound: no such build.
-            Conflict: it does not wait for an approval.
+            Conflict: the build does not wait for an approval.
         """
         result = {"decision": "APPROVED" if approved else "REJECTED"}
         result.update({k: v for k, v in (("comment", comment), ("url", url)) if v})
@@ -232,48 +232,48 @@ class ServerClient:
         return _member(operation, "metadata", "build")
 
     def why_waiting(self, build_id: str) -> Document:
-        """The `WaitReason` (camelCase keys) of a build that has not begun; empty otherwise."""
+        """Return the `WaitReason` (camelCase keys) of a pending build; empty otherwise."""
         return self._server.json("GET", f"{self._ours(build_id)}/waiting")
 
     def approval_of(self, build_id: str) -> Document:
-        """The author, rights and approval of a build: `ApprovalFacts` in camelCase."""
+        """Return the author, rights and approval of a build: `ApprovalFacts` in camelCase."""
         return self._server.json("GET", f"{self._ours(build_id)}/approval")
 
     def read_plan(self, build_id: str) -> bytes:
-        """The compiled plan, JSON. Raises `NotFound` before there is one."""
+        """Return the compiled plan as JSON. Raises `NotFound` before the build is planned."""
         return json.dumps(self._server.json("GET", f"{self._ours(build_id)}/plan")).encode()
 
     def read_provenance(self, build_id: str) -> bytes:
-        """The provenance of a build: DSSE envelopes, one a line.
+        """Return the provenance of a build: DSSE envelopes, one a line.
 
         Raises:
-            NotFound: no such build, or it has none.
+            NotFound: the build does not exist, or has no provenance.
         """
         return self._server.document(f"{self._ours(build_id)}/provenance")
 
     def provenance_key(self) -> bytes:
-        """The public key of the server's provenance, as PEM."""
+        """Return the public key of the server's provenance, as PEM."""
         return self._server.document(f"{_OURS}/provenance-key")
 
     def build_url(self, build_id: str, location: str = "") -> str:
-        """The address of a build in the API."""
+        """Return the address of a build in the API."""
         return f"{self.url}/v1/{self._parent}/locations/{location or 'global'}/builds/{build_id}"
 
     def log_url(self, build_id: str) -> str:
-        """The address of a build's log."""
+        """Return the address of a build's log."""
         return f"{self.url}{self._ours(build_id)}/log"
 
     def whoami(self) -> Document:
-        """Whom the token names: ``name``, ``scopes``, ``projects``, ``server``."""
+        """Return the owner of the token: ``name``, ``scopes``, ``projects``, ``server``."""
         return self._server.json("GET", f"{_OURS}/whoami")
 
     # Logs
 
     def read_log(self, build_id: str, offset: int = 0) -> Iterator[bytes]:
-        """The log from a byte on, as far as it is written; goes on by itself after a failure.
+        """Yield the written log from a byte offset; resumes by itself after a failure.
 
         Raises:
-            NotFound: no such build, or its log is not kept (any more).
+            NotFound: the build does not exist, or its log is not stored or has expired.
         """
         return self._server.download(f"{self._ours(build_id)}/log", offset)
 
@@ -293,14 +293,14 @@ class ServerClient:
         Args:
             build_id: the build.
             offset: bytes of the log that the caller has.
-            events: number of the last event that he has; None leaves events out.
-            chunks: say when each part of the log arrived, and from which step.
+            events: number of the last event that the caller has; None leaves events out.
+            chunks: include the time and the step of each part of the log.
             stop: ends the stream early, within a second.
-            on_lost: told when the connection is lost; the stream goes on when it is back.
+            on_lost: called when the connection is lost. The stream resumes with the connection.
             patience_s: how long the server may be away.
 
         Raises:
-            NotFound: no such build, or its log was removed.
+            NotFound: the build does not exist, or its log was deleted.
             ServerUnavailable: the server was away for longer than ``patience_s``.
         """
         from buildrunner.client.stream import BuildStream
@@ -346,12 +346,12 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-_PACK_S = 1800.0  # a server reads and writes all of a large source before it answers
+_PACK_S = 1800.0  # a server stores all of a large source before it answers
 _HASHES_AT_ONCE = 10_000
 
 
 class MissingBlobs(ServerError):
-    """Contents of a manifest that the server lacks; ``sha256s`` are their sums."""
+    """The server lacks contents of a manifest; ``sha256s`` are their digests."""
 
     def __init__(self, sha256s: Sequence[str]) -> None:
         super().__init__(f"the server lacks {len(sha256s)} files of the source", code=400)
@@ -383,10 +383,10 @@ class SourceClient:
     def upload_blob(
         self, sha256: str, content: BinaryIO, size_bytes: int, on_bytes: Callable[[int], object]
     ) -> None:
-        """Upload one content; ``on_bytes`` is told of each piece (less than zero: taken back).
+        """Upload one content. ``on_bytes`` gets the size of each piece, negative if it is resent.
 
         Raises:
-            UsageError: it is not of that size, or has another sum.
+            UsageError: the content has another size or digest.
         """
         import httpx
 
@@ -423,10 +423,10 @@ class SourceClient:
                 return
 
     def make_source(self, body: Document) -> Document:
-        """The ``source`` for a Build, from a manifest of uploaded contents.
+        """Return the ``source`` for a Build, from a manifest of uploaded contents.
 
         Raises:
-            MissingBlobs: the server has lost some of them since it was asked.
+            MissingBlobs: the server has deleted some contents meanwhile.
         """
         path = f"{self._sources}/manifests"
         try:

@@ -1,4 +1,4 @@
-"""The way to a server: HTTP whose failures are our errors, and some of them tried again."""
+"""HTTP requests to a server, with retries, and with failures as our own errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ServerConnection:
 
     Args:
         url: its address.
-        token: access token, empty for none; or what returns it, called for each request.
+        token: the access token, empty for none; or a function that returns it for each request.
         ca_file: certificates to trust; empty for those of the system.
         pause: waits between two tries.
 
@@ -47,7 +47,7 @@ class ServerConnection:
         http: for requests that are not JSON.
 
     Raises:
-        UsageError: ``url`` is no address, or ``ca_file`` can't be read.
+        UsageError: ``url`` is invalid, or ``ca_file`` can't be read.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class ServerConnection:
         self.http.close()
 
     def tries(self, limit: int = _TRIES) -> Tries:
-        """Counts the tries of one request."""
+        """Return a counter for the tries of one request."""
         return Tries(self._pause, limit)
 
     def json(
@@ -79,18 +79,18 @@ class ServerConnection:
         tries: int = _TRIES,
         answer_s: float = _ANSWER_S,
     ) -> Document:
-        """Call and decode the answer.
+        """Send a request and decode the JSON answer.
 
         Args:
             method: of HTTP.
             path: below the server's address.
             query: parameters.
             body: JSON to send; None for no body.
-            tries: how often at most; 1 for what must not be done twice.
-            answer_s: how long to wait for an answer.
+            tries: the most attempts; 1 for a request that must not be repeated.
+            answer_s: seconds to wait for an answer.
 
         Raises:
-            BuildrunnerError: what the server's refusal means, or `ServerUnavailable`.
+            BuildrunnerError: the error for the server's refusal, or `ServerUnavailable`.
         """
         response = self.answer(method, path, query=query, body=body, tries=tries, answer_s=answer_s)
         try:
@@ -174,7 +174,7 @@ class ServerConnection:
                 return response
 
     def download(self, path: str, offset: int) -> Iterator[bytes]:
-        """Yield the content from a byte on; resumes after a connection failure.
+        """Yield the content from a byte offset; resumes after a connection failure.
 
         Args:
             path: below the server's address; takes ``offset``.
@@ -199,7 +199,7 @@ class ServerConnection:
                 return
 
     def check(self, response: httpx.Response) -> None:
-        """Raise what an answer that is no success means."""
+        """Raise the error for an answer that is no success."""
         if response.is_success:
             return
         if not response.is_closed:
@@ -207,7 +207,7 @@ class ServerConnection:
         raise _refusal(self.url, response.status_code, response.text)
 
     def unreachable(self, error: httpx.TransportError) -> ServerUnavailable:
-        """The error for a connection that failed."""
+        """Return the error for a connection that failed."""
         text = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         hint = "check that it runs there, and the address"
         if "CERTIFICATE_VERIFY_FAILED" in text:
@@ -228,7 +228,7 @@ class Tries:
         self._failures = 0
 
     def failed(self, error: ServerError, cause: Exception) -> None:
-        """Wait, or raise ``error`` when it was the last try."""
+        """Wait, or raise ``error`` after the last try."""
         self._failures += 1
         if self._failures >= self._limit:
             raise error from (None if error is cause else cause)
@@ -236,10 +236,10 @@ class Tries:
 
 
 def checked_url(url: str) -> str:
-    """An address without the slash at its end.
+    """Return a URL without the slash at its end.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text is no URL.
     """
     from urllib.parse import urlsplit
 
@@ -263,7 +263,7 @@ def _http_client(url: str, token: str | Callable[[], str], ca_file: str) -> http
     if ca_file:
         try:
             verify = ssl.create_default_context(cafile=ca_file)
-        except OSError as error:  # ssl.SSLError is one, too
+        except OSError as error:  # ssl.SSLError is an OSError, too
             raise UsageError(
                 f"{ca_file} holds no certificates: {error.strerror or error}"
             ) from error
@@ -279,7 +279,7 @@ def _http_client(url: str, token: str | Callable[[], str], ca_file: str) -> http
         headers=headers,
         verify=verify,
         timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
-        follow_redirects=False,  # the token must not go elsewhere
+        follow_redirects=False,  # the token must not go to another host
         event_hooks={"request": [with_token]},
     )
 
@@ -316,7 +316,7 @@ def _refusal(url: str, code: int, text: str) -> Exception:
 
 
 def _wrong_fields(details: Any) -> set[Any]:
-    """The fields of a request that a refusal complains of."""
+    """Return the fields of a request that a refusal names as wrong."""
     violations = [
         violation
         for detail in details

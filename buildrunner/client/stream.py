@@ -1,7 +1,7 @@
-"""Following a build over a network that may fail: every byte of the log once, in order.
+"""Follows a build over an unreliable network: yields every byte of the log once, in order.
 
-The position is ours, not the server's: after a cut the stream asks for what comes behind the last
-whole message that arrived. A server that sends what we have already is not believed.
+The client keeps the position: after a lost connection the stream continues after the last
+complete message. Data that a server sends twice is dropped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import httpx
     from httpx_sse import ServerSentEvent
 
-# The server sends a comment each 15 s: a connection that is silent for longer is dead.
+# The server sends a comment every 15 s: a connection that is silent for longer is dead.
 _SILENCE_S = 40.0
 _CONNECT_S = 10.0
 _FIRST_PAUSE_S = 0.1
@@ -29,10 +29,10 @@ _LONGEST_PAUSE_S = 5.0
 
 
 class LogPiece(msgspec.Struct, frozen=True, tag=True):
-    """Bytes of the log, behind all before them.
+    """Bytes of the log, in order.
 
     Attributes:
-        offset: of the first.
+        offset: position of the first byte in the log.
         data: the bytes.
         chunks: of these bytes one after the other, when they were asked for: how many, when they
             arrived (microseconds since 1970), from which step (-1: the build itself).
@@ -51,7 +51,7 @@ class EventPiece(msgspec.Struct, frozen=True, tag=True):
 
 
 class StateChange(msgspec.Struct, frozen=True, tag=True):
-    """The present state of the build; ``waiting`` is its `WaitReason` while it has not begun."""
+    """The present state of the build; ``waiting`` is its `WaitReason` until it begins."""
 
     status: str
     waiting: dict[str, Any] | None
@@ -72,8 +72,8 @@ class BuildStream:
     Args:
         http: connections to the server.
         path: of the stream.
-        check: raises what an answer that is no success means.
-        unreachable: the error for a connection that failed.
+        check: raises the error for an answer that is no success.
+        unreachable: returns the error for a connection that failed.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class BuildStream:
             stop.wait(backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
 
     def _connection(self) -> Iterator[StreamItem]:
-        """The data of one connection; raises `ServerUnavailable` when the connection breaks."""
+        """Yield the data of one connection; raises `ServerUnavailable` if it breaks."""
         import httpx
         from httpx_sse import SSEError, connect_sse
 
@@ -147,14 +147,14 @@ class BuildStream:
                     item = self._item(message)
                     if item is not None:
                         yield item
-        except SSEError as error:  # which is a TransportError, too
+        except SSEError as error:  # this is a TransportError, too
             raise ServerUnavailable("the server sends no stream of events") from error
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
     def _item(self, message: ServerSentEvent) -> StreamItem | None:
         if not message.data:
-            return None  # such as how long to wait before a reconnect
+            return None  # such as the pause before a reconnect
         try:
             body = msgspec.json.decode(message.data)
             match message.event:
@@ -167,7 +167,7 @@ class BuildStream:
                 case "end":
                     return StreamEnd(body["status"])
                 case _:
-                    return None  # of a newer server
+                    return None  # a field of a newer server
         except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ServerUnavailable("the server's stream is damaged") from error
 
@@ -177,7 +177,7 @@ class BuildStream:
         offset = body["offset"]
         if offset > self._offset:
             raise ServerUnavailable(f"the server left out bytes {self._offset} to {offset}")
-        if offset < self._offset:  # it repeats what we have
+        if offset < self._offset:  # the server repeats data
             data, body = data[self._offset - offset :], {}
         if not data:
             return None

@@ -1,7 +1,7 @@
-"""Removing what a build left on the engine: by its guardian, or later by a sweep.
+"""Removes a build's resources on the engine: for its guardian, or later for a sweep.
 
-Everything a build makes carries its labels, so that whoever comes later finds all of it. The
-network is shared by all builds of the machine and so has rules of its own (see `release_network`).
+All resources of a build carry its labels, so that a later sweep finds them. The
+network is shared by all builds of the machine and has its own rules (see `release_network`).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def clean_build(
 ) -> list[str]:
     """Remove a build's containers, then its volumes, then its folders on this machine.
 
-    Looks again until nothing is found: what the dead process asked for at its last moment may
-    come into being after the first look.
+    Repeats until nothing is found: the last requests of the dead process may
+    take effect after the first pass.
 
     Args:
         engine: where the build ran.
         build_id: the build.
-        directories: absolute folders to remove with all that is in them.
-        abandoned: the build's process died; look at least twice, with a pause.
+        directories: absolute paths of folders to remove with their content.
+        abandoned: the build's process died; make at least two passes, with a pause.
 
     Returns:
-        Problems of objects that could not be removed, one sentence each; normally empty.
+        A sentence for each resource that could not be removed; normally empty.
     """
     problems: list[str] = []
     quiet = 0
@@ -69,7 +69,7 @@ def clean_build(
 
 
 def _each(remove: Callable[[str], None], names: Sequence[str]) -> list[str]:
-    """Remove several at once: the end of each takes the engine some 50 to 100 ms."""
+    """Remove several resources concurrently: each takes the engine some 50 to 100 ms."""
     problems: list[str] = []
 
     def work(part: Sequence[str]) -> None:
@@ -89,7 +89,7 @@ def _each(remove: Callable[[str], None], names: Sequence[str]) -> list[str]:
 
 
 def _remove_directory(path: str) -> str:
-    """Remove a folder; the problem when it is still there, else an empty string."""
+    """Remove a folder. Returns the problem if it still exists, else an empty string."""
     if inner := _mount_below(path):
         return f"{path} is left: {inner} is still mounted there"
     problem = remove_tree(path)
@@ -97,13 +97,13 @@ def _remove_directory(path: str) -> str:
 
 
 def _mount_below(path: str) -> str:
-    """A mount point at or below ``path``; removing through it would empty what is mounted."""
+    """Return a mount point at or below ``path``: a removal would delete the mounted files."""
     prefix = path.rstrip("/") + "/"
     try:
         with open("/proc/self/mountinfo", "rb") as file:
             points = [os.fsdecode(line.split()[4]).replace("\\040", " ") for line in file]
     except FileNotFoundError:
-        return ""  # not Linux: nothing is mounted below temporary folders there
+        return ""  # not Linux: temporary folders hold no mounts there
     return next((point for point in points if f"{point}/".startswith(prefix)), "")
 
 
@@ -111,11 +111,11 @@ def _mount_below(path: str) -> str:
 
 
 def open_network_lock(state_dir: str, address: str) -> int:
-    """File descriptor of the lock that counts the builds which use an engine's network.
+    """Return the file descriptor of the lock that counts the builds on an engine's network.
 
-    A build holds it shared from before it ensures the network until its clean-up is done; whoever
-    removes the network needs it exclusively. So a build that starts waits for a removal in progress
-    (200 ms) and then makes the network anew, and a network that someone uses is never removed.
+    A build holds the lock shared from before it ensures the network until its clean-up is done.
+    A removal needs it exclusively. So a build that starts waits for a removal in progress
+    (200 ms) and then makes a new network, and a network in use is never removed.
     """
     return _open_lock(state_dir, "network", address)
 
@@ -156,17 +156,17 @@ def network_turn(state_dir: str, address: str, *, patience_s: float = _TURN_S) -
 
 
 def release_network(engine: ContainerEngine, name: str, lock: int) -> bool:
-    """Give up our use of the network, and remove it when nobody else uses it.
+    """Release the network, and remove it if no other build uses it.
 
-    It stays when another build holds the lock, when containers are on it (of a build of another
-    user, say), or when it carries no label of ours: somebody else made it.
+    The network stays if another build holds the lock, if containers are on it (of a build of
+    another user, say), or if it does not carry our label.
 
     Returns:
-        Whether it is gone.
+        Whether the network no longer exists.
     """
     try:
-        # From shared to exclusive: the kernel drops our share first, so that of two builds that
-        # end together exactly one gets it.
+        # From shared to exclusive: the kernel drops the shared lock first, so that of two builds
+        # that end together exactly one gets the exclusive lock.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -178,14 +178,14 @@ def release_network(engine: ContainerEngine, name: str, lock: int) -> bool:
         fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-# -- leftovers of builds whose process and guardian are both gone ----------------------------
+# -- orphans of builds whose process and guardian have both died -----------------------------
 
 
 def owner_label(process: str) -> str:
-    """Value of ``buildrunner.owner``: this machine and one of its processes.
+    """Return the value of ``buildrunner.owner``: this machine and one of its processes.
 
     Args:
-        process: a name of the process that no later process can have.
+        process: a name of the process that no later process can get.
     """
     return f"{socket.gethostname()}/{process}"
 
@@ -194,8 +194,8 @@ def find_leftovers(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> 
     """Find the resources of this machine's builds whose process is dead.
 
     Args:
-        engine: where to look.
-        is_alive: whether the process of an owner label (what was given to `owner_label`) runs.
+        engine: the engine to search.
+        is_alive: returns whether a process runs, given its name as in `owner_label`.
     """
     here = owner_label("")
     dead = [
@@ -221,7 +221,7 @@ def sweep(
     """Remove the leftovers of dead builds.
 
     Returns:
-        The leftovers, and the problems of those that could not be removed, one sentence each.
+        The leftovers, and a sentence for each one that could not be removed.
     """
     found = find_leftovers(engine, is_alive)
     problems = _each(engine.remove_container, found.containers)
@@ -230,7 +230,7 @@ def sweep(
         lock = open_network_lock(state_dir, address)
         try:
             for name in found.networks:
-                release_network(engine, name, lock)  # left alone while a living build uses it
+                release_network(engine, name, lock)  # a network in use by a running build stays
         finally:
             os.close(lock)
     return found, problems

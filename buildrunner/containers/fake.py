@@ -1,7 +1,7 @@
 """An engine in memory, for tests.
 
 `FakeEngine` passes the same contract suite as the Docker engine. The environment of its containers
-says what they do (`FakeContainer`); `FakeImages` has its images and their registry.
+controls their behaviour (`FakeContainer`); `FakeImages` has its images and their registry.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FakeImages:
         pull_errors: errors for the next pulls of a name, one a try.
         push_errors: the same for pushes.
         push_logins: name and login of every push.
-        private: names that a pull without a login does not find.
+        private: images that can't be pulled without a login.
         stalled: names whose pull or push hangs until it is cancelled.
     """
 
@@ -67,12 +67,12 @@ class FakeImages:
             self.add_image(name)
 
     def add_image(self, name: str, *, digest: str = "", entrypoint: Sequence[str] = ()) -> None:
-        """The engine has this image from now on (as if built, or pulled when it has a digest)."""
+        """Add an image to the engine, as if built, or pulled if it has a digest."""
         with self._lock:
             self._images[_tagged(name)] = _image(name, digest, entrypoint)
 
     def offer_image(self, name: str, *, entrypoint: Sequence[str] = ()) -> None:
-        """The registry has this image from now on, and a pull finds it."""
+        """Add an image to the registry, for pulls."""
         with self._lock:
             digest = _fake_digest(f"manifest {name}")
             self.registry[_tagged(name)] = _image(name, digest, entrypoint)
@@ -226,10 +226,10 @@ def _fake_digest(text: str) -> str:
 
 
 KILLED = 137
-"""The exit code of whatever gets a SIGKILL."""
+"""The exit code after a SIGKILL."""
 
 NOT_FOUND = 127
-"""The exit code of a program that is not there."""
+"""The exit code if the program does not exist."""
 
 
 class FakeContainer:
@@ -238,14 +238,14 @@ class FakeContainer:
     Args:
         container_id: its id.
         spec: as created.
-        files_of: the files of a volume, by path in it.
+        files_of: returns the files of a volume, by path in it.
 
     Attributes:
         spec: as created.
         state: ``created``, ``waiting`` (behind its gate), ``running`` or ``exited``.
-        is_ahead: it was started ahead of its turn.
+        is_ahead: it was pre-started.
         is_refused: its gate did not run its program.
-        signals: what was sent to it, in order.
+        signals: the signals that it received, in order.
     """
 
     def __init__(
@@ -327,7 +327,7 @@ class FakeContainer:
         """Put the archive's files at ``path``.
 
         Raises:
-            NotFound: there is no such folder.
+            NotFound: the folder does not exist.
         """
         if not self._is_folder(path):
             raise NotFound(f"the container has no folder {path}")
@@ -339,10 +339,10 @@ class FakeContainer:
                 files[inside] = content.read()
 
     def pack(self, path: str) -> bytes:
-        """A tar archive of ``path``.
+        """Return a tar archive of ``path``.
 
         Raises:
-            NotFound: there is nothing.
+            NotFound: the path does not exist.
         """
         files, inside = self._files_at(path)
         below = f"{inside}/" if inside else ""
@@ -365,7 +365,7 @@ class FakeContainer:
         return buffer.getvalue()
 
     def _files_at(self, path: str) -> tuple[dict[str, bytes], str]:
-        """The files that hold ``path`` (a volume's or the container's own), and the path there."""
+        """Return the files (of a volume or the container) with ``path``, and the path there."""
         mounts = sorted(self.spec.mounts, key=lambda mount: -len(mount.target))
         for mount in mounts:
             if path == mount.target or path.startswith(f"{mount.target}/"):
@@ -404,7 +404,7 @@ class FakeEngine(FakeImages):
     # -- steering ----------------------------------------------------------------------------
 
     def release(self, name: str) -> None:
-        """Let every container with ``SLEEP=name`` go on to its end, now and later."""
+        """Let every container with ``SLEEP=name`` run to its end, now and later."""
         with self._lock:
             self._released.add(name)
             for container in self._live.values():
@@ -412,7 +412,7 @@ class FakeEngine(FakeImages):
                     container.finish()
 
     def running(self) -> tuple[str, ...]:
-        """Names (or ids) of the containers that run, in order of creation."""
+        """Return the names (or ids) of the running containers, in order of creation."""
         with self._lock:
             return tuple(
                 one.spec.name or one.id for one in self._live.values() if one.state == "running"

@@ -1,4 +1,4 @@
-"""A container engine that passes every call on to another engine."""
+"""A container engine that forwards every call to another engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Answer = TypeVar("Answer")
 
 
 class ForwardingEngine(ABC):
-    """Implements `ContainerEngine` by asking another engine.
+    """Implements `ContainerEngine` by forwarding to another engine.
 
     A subclass implements `_ask`, which chooses the engine, and overrides the calls that it answers
     itself.
@@ -34,7 +34,7 @@ class ForwardingEngine(ABC):
 
     @abstractmethod
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
-        """Return the answer of the other engine to a question."""
+        """Return the result of a call of the other engine."""
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""

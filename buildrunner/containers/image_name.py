@@ -1,4 +1,4 @@
-"""Names of images: parsed as Docker parses them, and private names for pre-started steps."""
+"""Parses image names as Docker does, and gives private names to images of pre-started steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class ImageName(msgspec.Struct, frozen=True):
-    """An image's name in parts; ``str`` puts it together again.
+    """An image's name in parts; ``str`` joins them.
 
     Attributes:
         repository: everything before tag and digest, a registry's ``host:port`` included.
-        tag: without the colon; empty when there is none.
-        digest: ``sha256:...``; empty when there is none.
+        tag: without the colon; empty if there is none.
+        digest: ``sha256:...``; empty if there is none.
     """
 
     repository: str
@@ -50,7 +50,7 @@ class ImageName(msgspec.Struct, frozen=True):
 
     @property
     def registry(self) -> str:
-        """Host (and port) of the registry; ``docker.io`` when the name has none.
+        """Host (and port) of the registry; ``docker.io`` if the name has none.
 
         Source: distribution/reference, for capitals: ``ACME/app`` is an image of the host ACME.
         """
@@ -61,7 +61,7 @@ class ImageName(msgspec.Struct, frozen=True):
 
     @property
     def reference(self) -> str:
-        """The reference for the engine: by digest if there is one (the tag is only a remark)."""
+        """Return the reference for the engine: by digest if there is one, else by tag."""
         if self.digest:
             return f"{self.repository}@{self.digest}"
         return f"{self.repository}:{self.tag}" if self.tag else self.repository
@@ -72,7 +72,7 @@ class ImageName(msgspec.Struct, frozen=True):
 
 
 def is_image_id(name: str) -> bool:
-    """Whether ``name`` can only be an image's id (``sha256:`` and hexadecimal digits)."""
+    """Return whether ``name`` can only be an image's id (``sha256:`` and hexadecimal digits)."""
     digits = name.removeprefix("sha256:")
     return digits != name and bool(digits) and _HEX.issuperset(digits)
 
@@ -95,7 +95,7 @@ class PrivateNames:
         self._lock = threading.Lock()
 
     def give(self, image: str) -> None:
-        """Give an image, by id, its private name; nothing happens if it is gone or has it.
+        """Give an image, by id, its private name. Does nothing if it has it or no longer exists.
 
         Raises:
             EngineError: the engine refused.
@@ -118,7 +118,7 @@ class PrivateNames:
 
 
 def take_away(engine: ContainerEngine, build_id: str) -> None:
-    """Take the private names of a build away, also those that a dead process gave.
+    """Remove the private names of a build, also those that a dead process gave.
 
     Raises:
         EngineError: the engine refused.

@@ -1,6 +1,6 @@
-"""Processes of this machine as owners: named so that no later process is mistaken, and file locks.
+"""Names processes of this machine as owners, unambiguous even if a PID is reused; file locks.
 
-The kernel releases the locks of a process that died.
+The kernel releases the locks of a dead process.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterator
 
 
 def this_process() -> str:
-    """``PID:START`` of this process."""
+    """Return ``PID:START`` of this process."""
     return f"{os.getpid()}:{_start_of(os.getpid())}"
 
 
 def pid_of(owner: str) -> int:
-    """The process number in ``PID:START``."""
+    """Return the process number in ``PID:START``."""
     return int(owner.partition(":")[0])
 
 
 def is_alive(owner: str) -> bool:
-    """Whether that very process still runs (not another one that got its number)."""
+    """Return whether that very process still runs (not another one with its number)."""
     pid, _, start = owner.partition(":")
     return bool(start) and _start_of(int(pid)) == start
 
@@ -33,11 +33,11 @@ def _start_of(pid: int) -> str:
         with open(f"/proc/{pid}/stat", "rb") as file:
             stat = file.read()
     except FileNotFoundError:
-        # Gone, or no /proc on this system.
+        # The process has ended, or this system has no /proc.
         return "" if os.path.isdir("/proc/self") else _start_by_ps(pid)
     except ProcessLookupError:
         return ""
-    # The program's name may hold spaces and parentheses; what follows its last one is regular.
+    # The program's name may hold spaces and parentheses; the fields after its last one are regular.
     fields = stat.rpartition(b")")[2].split()
     state, ticks = fields[0], fields[19]
     if state in (b"Z", b"X"):
@@ -65,7 +65,7 @@ def _start_by_ps(pid: int) -> str:
 
 @contextlib.contextmanager
 def file_lock(path: str, *, shared: bool = False, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of a file, which is made when it is missing.
+    """Hold the lock of a file, which is created if it is missing.
 
     Args:
         path: the file.

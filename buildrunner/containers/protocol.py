@@ -8,10 +8,10 @@ same contract suite (tests/contract/test_container_engine.py).
 Rules for every implementation:
 
 * Thread-safe: any method may be called from any thread at the same time.
-* Idempotent: removing, killing or stopping what is gone, and ensuring what exists, succeed.
-* Every failure is an `EngineError` (or its subclasses) with a sentence for a person.
-* Everything made carries the labels that were given; `list_owned`/`remove_owned` find it by them.
-* No method blocks for ever: attach and wait are released by `kill`, pulls and pushes by `cancel`.
+* Idempotent: removing or killing a missing container, and ensuring an existing network, succeed.
+* Every failure is an `EngineError` (or a subclass) with a sentence for the user.
+* Every new resource carries the given labels; `list_owned` finds it by them.
+* No method blocks forever: `kill` releases attach and wait, `cancel` releases pulls and pushes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: e.g. ``docker``.
         version: e.g. ``20.10.24``.
-        id: identifies the engine with its images, for as long as they are there.
+        id: identifies the engine together with its images.
         api_version: e.g. ``1.41``.
-        local: the engine sees the same file system as we do (a local socket, not a VM), so that
-            host paths can be mounted.
+        local: the engine sees the same file system as this process (a local socket, not a VM), so
+            that host paths can be mounted.
         data_root: folder of the engine's data on its machine.
         storage_driver: e.g. ``overlay2``.
         containerd_images: images are in containerd's image store (the default since Docker 29).
@@ -44,15 +44,15 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
         cpus: processors of the engine's machine.
         memory_bytes: memory of the engine's machine.
         socket_path: path, on the engine's machine, of the engine's own socket, which steps may
-            mount; empty where none is known.
-        no_socket: why ``socket_path`` is empty, and what to do.
+            mount; empty if unknown.
+        no_socket: the reason why ``socket_path`` is empty, and the remedy.
         rootless: the engine runs without root.
         architecture: as the kernel names it: ``x86_64``, ``aarch64``, ...
         has_buildkit: steps can build with BuildKit.
-        limits_resources: limits of memory and processors hold. Without root they do where the
-            machine's control groups allow it.
-        layered_volumes: files can be copied out of a volume that is a mount of its own.
-        needs_start_gate: a container can be started ahead of its turn only behind a start gate
+        limits_resources: limits of memory and processors are enforced. Without root they are if the
+            machine's control groups permit it.
+        layered_volumes: files can be copied out of a volume that is itself a mount.
+        needs_start_gate: a container can be pre-started only behind a start gate
             (start_gate.py).
     """
 
@@ -86,8 +86,8 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: ``sha256:...`` of its config, or of its manifest in containerd's image store.
-        digest: ``sha256:...`` under which a registry knows it *by the name that was asked for*.
-            An image that was built here and never pushed has none; containerd's image store and
+        digest: ``sha256:...`` of the image in the registry *of the requested name*.
+            An image that was built locally and never pushed has none; containerd's image store and
             Podman report the digest of its local manifest instead.
         size_bytes: size unpacked.
         entrypoint: the image's own entrypoint.
@@ -109,7 +109,7 @@ class TransferProgress(msgspec.Struct, frozen=True, kw_only=True):
     """The progress of a pull or push, reported often. A receiver may drop reports.
 
     Attributes:
-        image: as asked for.
+        image: the requested name.
         layer: short id of the layer, or empty for the whole image.
         status: the engine's own word (``Downloading``, ``Pushed``, ``Layer already exists``, ...).
         current_bytes: bytes of this layer done.
@@ -128,11 +128,11 @@ class PushedImage(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``repository:tag``.
-        digest: the manifest's digest, as the registry answered it; empty if the registry is in the
-            hands of the build's steps.
+        digest: the manifest's digest, as the registry reported it; empty if the build's steps
+            control the registry.
         size_bytes: size of the image unpacked, as `docker images` shows it.
         layers_pushed: layers that were sent.
-        layers_reused: layers that the registry already had. Podman tells neither: both are 0.
+        layers_reused: layers that the registry already had. Podman reports neither: both are 0.
         log: the engine's push output, one line an entry, for the build's log.
     """
 
@@ -150,7 +150,7 @@ class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         username: empty with an identity token.
         password: the password, or an access token used as one.
-        identity_token: a token that the registry's token service changes for access.
+        identity_token: a token that the registry's token service exchanges for an access token.
     """
 
     username: str = ""
@@ -158,20 +158,20 @@ class RegistryLogin(msgspec.Struct, frozen=True, kw_only=True):
     identity_token: str = ""
 
     def __repr__(self) -> str:
-        """No secret in messages, logs and crash dumps."""
+        """Keep secrets out of messages, logs and crash dumps."""
         return f"RegistryLogin(username={self.username!r})"
 
 
 class Mount(msgspec.Struct, frozen=True, kw_only=True):
-    """Something mounted in a container.
+    """A mount in a container.
 
     Attributes:
         source: a volume's name, or an absolute path of the engine's machine when ``bind``.
         target: absolute path in the container.
         bind: source is a path.
         read_only: the container can't write to it.
-        no_copy: an empty volume stays empty, whatever the image has at ``target``. Without it the
-            engine copies the image's files in, as Docker does.
+        no_copy: an empty volume stays empty, even if the image has files at ``target``. Otherwise
+            the engine copies the image's files in, as Docker does.
     """
 
     source: str
@@ -186,21 +186,21 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: unique name; empty lets the engine choose.
-        image: name or id that the engine has.
+        image: name or id of an image that the engine has.
         entrypoint: None keeps the image's; otherwise replaces it (and drops the image's command).
         cmd: arguments; None keeps the image's command.
         env: ``KEY=VALUE``, passed by the API and never by an argv.
         workdir: absolute.
         mounts: in this order.
         network: a network's name, or ``none``.
-        network_aliases: names under which the container is known on ``network``.
+        network_aliases: names of the container on ``network``.
         extra_hosts: ``name:address`` entries for /etc/hosts.
         labels: see LABEL_*.
         privileged: run privileged.
         cpus: processors, None for no limit.
         memory_bytes: memory, None for no limit.
         keep_log: the engine keeps the output so that a later process can read it again; False
-            streams it to whoever is attached only (faster).
+            streams it only to attached clients (faster).
         init: run a minimal init as process 1.
         user: overrides the image's user; empty keeps it.
         gate: path, in the container, of the start gate (start_gate.py), behind which
@@ -228,19 +228,19 @@ class ContainerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ErrorOutput(bytes):
-    """A chunk of a container's stderr; plain `bytes` are of its stdout."""
+    """A chunk of a container's stderr; plain `bytes` are its stdout."""
 
     __slots__ = ()
 
 
 class FoundContainer(msgspec.Struct, frozen=True):
-    """A container that somebody made earlier.
+    """An existing container.
 
     Attributes:
         id: its id.
-        labels: what it carries.
-        was_started: it runs, or has run; False when it was created only.
-        has_ended: it has run, and does not any more.
+        labels: its labels.
+        was_started: it runs, or has run; False if it was only created.
+        has_ended: it has run, and no longer runs.
     """
 
     id: str
@@ -250,14 +250,14 @@ class FoundContainer(msgspec.Struct, frozen=True):
 
 
 class ContainerExit(msgspec.Struct, frozen=True):
-    """The end of a container. ``code`` is 137 after a kill; ``oom_killed`` gives the reason."""
+    """The end of a container. ``code`` is 137 after a kill; ``oom_killed`` if memory ran out."""
 
     code: int
     oom_killed: bool = False
 
 
 class OwnedResources(msgspec.Struct, frozen=True):
-    """Names of what carries some labels."""
+    """Names of the resources with some labels."""
 
     containers: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
@@ -280,22 +280,22 @@ class NetworkMember(msgspec.Struct, frozen=True):
 
 
 class Images(Protocol):
-    """Images of the engine, and their way from and to registries."""
+    """Images of the engine, and their transfers from and to registries."""
 
     def find_image(self, name: str) -> ImageInfo | None:
-        """The image the engine has under ``name`` (tag, digest or id), or None."""
+        """Return the engine's image of that ``name`` (tag, digest or id), or None."""
         ...
 
     def tags_of(self, repository: str) -> tuple[str, ...]:
-        """Tags the engine has of ``repository`` (no tag in it), sorted."""
+        """Return the engine's tags of ``repository`` (a name without a tag), sorted."""
         ...
 
     def tag_image(self, image: str, name: str) -> bool:
-        """Give an image, by id, one more name; False when it is gone."""
+        """Give an image, by id, another name. Returns False if the image does not exist."""
         ...
 
     def untag_image(self, name: str) -> None:
-        """Take a name off an image. With its last name it goes, unless a container needs it."""
+        """Remove a name of an image. An unused image is deleted with its last name."""
         ...
 
     def import_image(
@@ -308,9 +308,9 @@ class Images(Protocol):
         env: Sequence[str] = (),
         labels: Mapping[str, str] | None = None,
     ) -> str:
-        """Make an image of one layer from a root file system (a tar stream); its id.
+        """Make an image of one layer from a root file system (a tar stream). Returns its id.
 
-        ``name`` moves from whatever image had it before.
+        ``name`` moves from the image that had it before.
         """
         ...
 
@@ -322,10 +322,10 @@ class Images(Protocol):
         cancel: threading.Event,
         anonymous: bool = False,
     ) -> ImageInfo:
-        """One try to pull ``name``, with the user's registry credentials unless ``anonymous``.
+        """Try once to pull ``name``, with the user's registry credentials unless ``anonymous``.
 
         Raises:
-            ImagePullError: ``transient`` says whether to try again.
+            ImagePullError: ``transient`` says whether to retry.
         """
         ...
 
@@ -337,7 +337,7 @@ class Images(Protocol):
         cancel: threading.Event,
         login: RegistryLogin | None = None,
     ) -> PushedImage:
-        """One try to push ``name`` (with a tag). Returns only once the registry confirmed a digest.
+        """Try once to push ``name`` (with a tag). Returns once the registry has confirmed a digest.
 
         ``login`` is used instead of the user's registry credentials.
 
@@ -353,21 +353,21 @@ class Resources(Protocol):
     def ensure_network(
         self, name: str, labels: Mapping[str, str], *, address_range: AddressRange | None = None
     ) -> None:
-        """A bridge network of that name exists afterwards (made here or by anyone).
+        """Create a bridge network unless one of that name exists.
 
         Args:
             name: its name.
-            labels: what it carries when it is made here.
-            address_range: its addresses when it is made here; None lets the engine choose.
+            labels: its labels if it is created.
+            address_range: its addresses if it is created; None lets the engine choose.
         """
         ...
 
     def remove_network(self, name: str) -> bool:
-        """Remove it unless containers are on it; whether it is gone."""
+        """Remove the network unless containers are on it. Returns whether it no longer exists."""
         ...
 
     def network_members(self, name: str) -> tuple[NetworkMember, ...]:
-        """Containers that run on the network."""
+        """Return the running containers on the network."""
         ...
 
     def create_volume(
@@ -376,53 +376,53 @@ class Resources(Protocol):
         """Create a volume (``options``: of the local driver: type, device, o).
 
         Returns:
-            Its folder on the engine's machine.
+            The volume's folder on the engine's machine.
         """
         ...
 
     def remove_volume(self, name: str) -> None:
-        """Remove a volume and all that is in it."""
+        """Remove a volume with its content."""
         ...
 
     def list_owned(self, labels: Mapping[str, str]) -> OwnedResources:
-        """All that carries every one of ``labels`` (an empty value: the label with any value)."""
+        """Return the resources with all of ``labels`` (an empty value matches any value)."""
         ...
 
     def find_containers(self, labels: Mapping[str, str]) -> tuple[FoundContainer, ...]:
-        """The containers that `list_owned` finds, and what became of each."""
+        """Return the containers that `list_owned` finds, with their states."""
         ...
 
     def label_values(self, label: str) -> tuple[str, ...]:
-        """Every value of ``label`` on any container, volume or network, sorted."""
+        """Return every value of ``label`` on any container, volume or network, sorted."""
         ...
 
 
 class Containers(Protocol):
-    """One container's life: create, (attach), start, wait, remove."""
+    """The life of a container: create, (attach), start, wait, remove."""
 
     def create_container(self, spec: ContainerSpec) -> str:
-        """Create, don't start. Returns the id.
+        """Create a container without starting it. Returns its id.
 
         Raises:
-            ContainerNameTaken: there is one of that name.
+            ContainerNameTaken: another container has that name.
             EngineError: the image is missing.
         """
         ...
 
     def prepare_start(self, container_id: str) -> None:
-        """Do ahead of time what an attached `start_container` does before the start itself.
+        """Do the preparations of an attached `start_container` ahead of time.
 
-        For a container that has some time left before it starts. Not needed, and done once.
+        For a container that starts some time later. Optional; a second call does nothing.
 
         Raises:
-            EngineError: there is no such container.
+            EngineError: the container does not exist.
         """
         ...
 
     def start_ahead(self, container_id: str) -> None:
-        """Do all of an attached start but run the program; `start_container` does that later.
+        """Do an attached start except for running the program, which `start_container` does later.
 
-        Does what `prepare_start` does if the container has no gate and the engine needs one.
+        Does the same as `prepare_start` if the engine needs a gate and the container has none.
 
         Raises:
             EngineError: the container can't start.
@@ -430,71 +430,71 @@ class Containers(Protocol):
         ...
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
-        """Start it; attached *before* the start when ``attach``, so that no byte is missed.
+        """Start a container; ``attach`` attaches *before* the start, so that no byte is missed.
 
         Returns:
             An iterator of chunks of stdout and stderr (`ErrorOutput`) in order of arrival (neither
-            whole lines nor valid UTF-8), which ends when the container's output ends. Empty
+            whole lines nor valid UTF-8). It ends when the container's output ends. Empty
             without ``attach``. The container has been started when this returns.
 
         Raises:
-            EngineError: it can't start (entrypoint not found, ...); message is for a person.
-            GateRefused: its program was not run from behind the gate; the iterator, too, may
-                raise that.
+            EngineError: it can't start (entrypoint not found, ...). The message is for the user.
+            GateRefused: the gate did not run its program. The iterator may also
+                raise this.
         """
         ...
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
-        """All output of a started container with ``keep_log``, from its first byte on.
+        """Yield all output of a started container with ``keep_log``, from its first byte.
 
-        As `start_container` gives it, for a process that did not start the container. The order
-        within stdout and within stderr is the same; how they alternate may differ. A program that
-        waits behind a gate is let go first. Raises GateRefused as `start_container` does.
+        The result is that of `start_container`, for a process that did not start the container.
+        The order within stdout and within stderr is the same; their interleaving may differ. A
+        program that waits behind a gate is run first. Raises GateRefused as `start_container` does.
         """
         ...
 
     def wait_container(self, container_id: str) -> ContainerExit:
-        """Block until it ended."""
+        """Wait until the container has ended."""
         ...
 
     def kill_container(self, container_id: str, signal: str = "SIGKILL") -> None:
-        """Send a signal; no error when it is not running (any more)."""
+        """Send a signal. Does nothing if the container does not run."""
         ...
 
     def remove_container(self, container_id: str) -> None:
-        """Kill if need be, and remove with its anonymous volumes."""
+        """Kill the container if it runs, and remove it with its anonymous volumes."""
         ...
 
     def remove_unstarted(self, container: str) -> bool:
-        """Remove the one of that id or name, unless it was started; whether it is gone.
+        """Remove the container of that id or name unless it was started. Returns if it is removed.
 
-        Decided by the engine itself: a start that somebody else has asked for comes before, and
-        then nothing is removed, or behind, and then it fails. The caller may rely on a removed
-        container never having run.
+        The engine itself decides: a concurrent start comes either before the removal, and
+        then nothing is removed, or after it, and then the start fails. A removed
+        container has never run.
 
         Raises:
-            EngineError: the container ran and ended at the very moment of its removal. It is gone.
+            EngineError: the container ran and ended at the moment of its removal. It is removed.
         """
         ...
 
     def put_archive(self, container_id: str, path: str, tar: Iterable[bytes]) -> None:
         """Unpack a tar stream at ``path`` in a created or running container.
 
-        A member whose place is on a mount below ``path`` does not reach the mount on every engine.
+        On some engines, a member on a mount below ``path`` does not reach the mount.
         """
         ...
 
     def fill_mount(self, container_id: str, target: str, tar: Iterable[bytes]) -> None:
-        """Unpack a tar stream in what a created container has mounted at ``target``.
+        """Unpack a tar stream in the mount of a created container at ``target``.
 
-        All names in it begin with ``target``, less its slash. Symbolic links may lead anywhere.
+        All names in it begin with ``target`` without its slash. Symbolic links may lead anywhere.
         """
         ...
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
-        """A tar stream of ``path``. Raises NotFound when there is no such path.
+        """Yield a tar stream of ``path``. Raises NotFound if the path does not exist.
 
-        Names begin with the last part of ``path``. Where that is the root of a mount, Podman's
+        Names begin with the last part of ``path``. If that is the root of a mount, Podman's
         begin with a slash instead.
         """
         ...
@@ -504,7 +504,7 @@ class ContainerEngine(Images, Resources, Containers, Protocol):
     """A container engine: all parts of the protocol, and its identity."""
 
     def ping(self) -> None:
-        """Ask whether it answers, now. Raises EngineUnavailable."""
+        """Check that the engine answers now. Raises EngineUnavailable."""
         ...
 
     def info(self) -> EngineInfo:
@@ -512,5 +512,5 @@ class ContainerEngine(Images, Resources, Containers, Protocol):
         ...
 
     def close(self) -> None:
-        """Drop connections. Nothing on the engine changes."""
+        """Close all connections. Nothing on the engine changes."""
         ...

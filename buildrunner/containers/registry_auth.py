@@ -1,7 +1,7 @@
-"""Credentials for registries: what ``docker login`` and the credential helpers know.
+"""Credentials for registries, from ``docker login`` and the credential helpers.
 
-The Docker SDK reads ``auths``. It would wait for a credential helper without end, so that helpers
-are run here.
+The Docker SDK reads ``auths``. It would wait for a credential helper without a time limit, so
+helpers are run here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ANONYMOUS = base64.urlsafe_b64encode(b"{}").decode()
 
 
 class _DockerConfig(msgspec.Struct):
-    auths: dict[str, msgspec.Raw] | None = None  # as in Go, null is none
+    auths: dict[str, msgspec.Raw] | None = None  # null means none, as in Go
     store: str | None = msgspec.field(name="credsStore", default=None)
     helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
 
@@ -34,11 +34,11 @@ class _DockerConfig(msgspec.Struct):
 def registry_auth_header(
     registry: str, environ: Mapping[str, str], cancel: threading.Event | None = None
 ) -> str:
-    """The ``X-Registry-Auth`` header for ``registry`` (``docker.io``, ``host:port``, ...).
+    """Return the ``X-Registry-Auth`` header for ``registry`` (``docker.io``, ``host:port``, ...).
 
     Args:
-        registry: whose login is wanted.
-        environ: where the Docker config is.
+        registry: the registry to log in to.
+        environ: names the Docker config.
         cancel: ends a credential helper when set.
 
     Raises:
@@ -65,7 +65,7 @@ def registry_auth_header(
 def registry_login(
     registry: str, environ: Mapping[str, str], cancel: threading.Event | None = None
 ) -> RegistryLogin | None:
-    """The login for ``registry``; None without one. See `registry_auth_header`."""
+    """Return the login for ``registry``; None without one. See `registry_auth_header`."""
     header = registry_auth_header(registry, environ, cancel)
     if header == ANONYMOUS:
         return None
@@ -79,7 +79,7 @@ def registry_login(
 
 
 def login_header(login: RegistryLogin) -> str:
-    """The ``X-Registry-Auth`` header for a login that is at hand."""
+    """Return the ``X-Registry-Auth`` header for a given login."""
     if login.identity_token:
         found = {"identitytoken": login.identity_token}
     else:
@@ -88,7 +88,7 @@ def login_header(login: RegistryLogin) -> str:
 
 
 def user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | None:
-    """The user's own login at a registry; None where the Docker config has none.
+    """Return the user's own login at a registry; None if the Docker config has none.
 
     Raises:
         CredentialsError: see `registry_auth_header`.
@@ -114,7 +114,7 @@ def _resolved(path: str, registry: str, helper: str, cancel: threading.Event | N
         if found is not None:
             return login_header(found)
     try:
-        # Without the helpers, which the library would run itself.
+        # Without the helpers, which the library would run by itself.
         entries = auth.AuthConfig({"auths": auth.load_config(config_path=path).auths})
         entry = entries.resolve_authconfig(registry)
         return str(auth.encode_header(entry).decode()) if entry else ANONYMOUS
@@ -138,7 +138,7 @@ class _HelperAnswer(msgspec.Struct):
 def _ask_helper(
     path: str, registry: str, helper: str, cancel: threading.Event | None
 ) -> RegistryLogin | None:
-    """Return what a credential helper knows of a registry; None when it knows nothing."""
+    """Return a credential helper's login for a registry; None if it has none."""
     import shutil
 
     program = f"docker-credential-{helper}"
@@ -157,7 +157,8 @@ def _ask_helper(
         raise failed
     try:
         answer = msgspec.json.decode(output, type=_HelperAnswer)
-    except (msgspec.DecodeError, RecursionError):  # without its text: that may hold a secret
+    # without the helper's text, which may hold a secret
+    except (msgspec.DecodeError, RecursionError):
         raise failed from None
     if answer.username == _TOKEN:
         return RegistryLogin(identity_token=answer.secret)
@@ -167,7 +168,7 @@ def _ask_helper(
 def _run_helper(
     program: str, helper: str, server: bytes, cancel: threading.Event | None
 ) -> tuple[int, bytes]:
-    """Run a credential helper; its exit code and output."""
+    """Run a credential helper. Returns its exit code and output."""
     import subprocess
 
     with subprocess.Popen(
@@ -180,7 +181,7 @@ def _run_helper(
                 try:
                     output: bytes = process.communicate(waiting, timeout=_LOOK_S)[0]
                 except subprocess.TimeoutExpired:
-                    waiting = None  # it is on its way
+                    waiting = None  # the helper has the input
                 else:
                     return process.returncode, output
                 _check_patience(helper, until, cancel)
@@ -191,7 +192,7 @@ def _run_helper(
 
 
 def _check_patience(helper: str, until: float, cancel: threading.Event | None) -> None:
-    """Raise an error if a credential helper is not to be waited for any longer."""
+    """Raise an error if a credential helper has exceeded its time, or after a cancellation."""
     if cancel is not None and cancel.is_set():
         raise Stopped
     if time.monotonic() > until:
@@ -209,14 +210,14 @@ def _unknown(registry: str, reason: str, first: str) -> CredentialsError:
 
 
 def step_docker_config(environ: Mapping[str, str], images: Iterable[str]) -> bytes | None:
-    """The ``config.json`` that steps get; None when the user has no login that fits.
+    """Return the ``config.json`` for steps; None if no login of the user fits.
 
-    A config that can't be read, and a helper that fails, give no credentials: whether any are
-    needed is for the step to find out, and pulls and pushes of ours report it by themselves.
+    A config that can't be read, and a failing helper, yield no credentials: the step finds out
+    whether it needs any, and our own pulls and pushes report the error by themselves.
 
     Args:
-        environ: where the user's Docker config is.
-        images: the images that the build names; the logins of their registries are given.
+        environ: names the user's Docker config.
+        images: the images that the build names; steps get the logins of their registries.
     """
     auths = {}
     for registry in sorted({ImageName.parse(image).registry for image in images}):

@@ -42,12 +42,13 @@ def publish(request: dict[str, list[str]], repository: Repository) -> Iterator[t
     stem = f"{_escaped(module)}/@v/{_escaped(version)}"
     uri = repository.put(f"{stem}.zip", module_zip(module, version, files))
     repository.put(f"{stem}.mod", go_mod)
-    repository.put(f"{stem}.info", json.dumps(info).encode())  # last: now the version is there
+    # last: from here on, clients find the version
+    repository.put(f"{stem}.info", json.dumps(info).encode())
     yield uri, h1(module, version, files).hex()
 
 
 def module_files(folder: str) -> dict[str, bytes]:
-    """The module's files in ``folder``, by path: no links, no nested modules, no vendor."""
+    """Return the module's files in ``folder``, by path: no links, no nested modules, no vendor."""
     found: dict[str, bytes] = {}
     folded: dict[str, str] = {}
     total = 0
@@ -77,7 +78,7 @@ def module_files(folder: str) -> dict[str, bytes]:
 
 
 def module_zip(module: str, version: str, files: dict[str, bytes]) -> bytes:
-    """The module's archive: the same bytes for the same files."""
+    """Return the module's archive: the same bytes for the same files."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(files):
@@ -88,7 +89,7 @@ def module_zip(module: str, version: str, files: dict[str, bytes]) -> bytes:
 
 
 def h1(module: str, version: str, files: dict[str, bytes]) -> bytes:
-    """The sum of go.sum, without its ``h1:`` and base64."""
+    """Return the sum of go.sum, without its ``h1:`` and base64."""
     names = sorted((f"{module}@{version}/{path}", path) for path in files)
     lines = (f"{hashlib.sha256(files[path]).hexdigest()}  {name}\n" for name, path in names)
     return hashlib.sha256("".join(lines).encode()).digest()
@@ -115,5 +116,5 @@ def _module_in(go_mod: bytes) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Capitals as ``!x``: not all file systems tell them apart."""
+    """Return the path with capitals as ``!x``: some file systems ignore case."""
     return re.sub("[A-Z]", lambda found: f"!{found[0].lower()}", text)

@@ -41,7 +41,7 @@ def publish_folder(
 ) -> Iterator[tuple[str, str]]:
     """Publish a folder that is laid out as a repository; yields address and SHA-256 of each file.
 
-    Checksums are made anew. Lists of versions are merged with the repository's own, and come last.
+    Checksums are computed again. Lists of versions are merged with the repository's, and come last.
     """
     (folder,) = request["paths"]
     checksums = tuple(f".{kind}" for kind in _CHECKSUMS)
@@ -58,7 +58,7 @@ def publish_folder(
 
 
 def _merged(old: bytes | None, new: bytes, path: str) -> bytes:
-    """The repository's list with the versions of another; what lists none takes its place."""
+    """Merge another list's versions into the repository's. A list without versions replaces it."""
     root = _parsed(new, path)
     group, name = root.findtext("groupId") or "", root.findtext("artifactId") or ""
     versions = [entry.text for entry in root.iterfind("versioning/versions/version") if entry.text]
@@ -104,7 +104,7 @@ def _pom(group: str, name: str, version: str, packaging: str) -> bytes:
 
 
 def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
-    """The list of versions with this one in it. Its other entries are kept."""
+    """Return the list of versions with this one added. Its other entries are kept."""
     if old is None:
         root = Xml.Element("metadata")
         _child(root, "groupId", group)
@@ -112,7 +112,7 @@ def _metadata(old: bytes | None, group: str, name: str, version: str) -> bytes:
     else:
         what = f"the repository's {_LISTED} of {name}"
         root = _parsed(old, what)
-        if root.tag != "metadata":  # a page for people, say: it must not be put back
+        if root.tag != "metadata":  # an HTML page, for example, which must not be uploaded
             raise Refused(f"{what} is none: it begins with <{root.tag}>")
     versioning = root.find("versioning")
     if versioning is None:

@@ -19,7 +19,7 @@ from .repository import Refused, Repository
 _NAME = re.compile(r"(@[\w~!*'()-][\w.~!*'()-]*/)?[\w~!*'()-][\w.~!*'()-]*", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?", re.ASCII)
 _RANGE = re.compile(r"[\^~<>=v\s]*(\d+|[xX*])(\.(\d+|[xX*]))*\s*")
-_COUNTED = ("access", "registry", "tag")  # the registry is the build's, which npm is told as well
+_COUNTED = ("access", "registry", "tag")  # the build names the registry, and npm gets it as well
 
 
 def publish(request: dict[str, Any], repository: Repository) -> Iterator[tuple[str, str]]:
@@ -36,12 +36,13 @@ def publish(request: dict[str, Any], repository: Repository) -> Iterator[tuple[s
     name, version = manifest["name"], manifest["version"]
     address = f"{repository.url}/{quote(name, safe='@').replace('%2F', '%2f')}"
     repository.send(address, body.encode(), "application/json", shown=f"{name}@{version}")
-    tarball = f"{name}/-/{name.rpartition('/')[2]}-{version}.tgz"  # as the registry will name it
+    # the name that the registry will give it
+    tarball = f"{name}/-/{name.rpartition('/')[2]}-{version}.tgz"
     yield repository.address(tarball), hashlib.sha256(content).hexdigest()
 
 
 def document(manifest: dict[str, Any], content: bytes, registry: str) -> dict[str, Any]:
-    """The document that a registry gets for a package."""
+    """Return the document that a registry gets for a package."""
     name, version = manifest.get("name"), manifest.get("version")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise Refused(f"{name!r} is no name of an npm package")

@@ -22,7 +22,7 @@ KINDS = {
 
 
 def main(folder: str) -> None:
-    """Publish what ``request.json`` says; whatever comes of it is in ``result.json``."""
+    """Publish as ``request.json`` says, and write the result or the error to ``result.json``."""
     with open(os.path.join(folder, "request.json")) as file:
         request = json.load(file)
     repository = Repository(

@@ -1,4 +1,4 @@
-"""A repository that files are put into by HTTP."""
+"""A repository that accepts files by HTTP PUT."""
 
 import base64
 import email.utils
@@ -15,7 +15,7 @@ _TRIES = 4
 _FIRST_WAIT_S = 0.5
 _TIMEOUT_S = 120.0
 _LONGEST_WAIT_S = 60.0
-_LARGEST_ANSWER = 64 << 20  # lists of versions are read, and what a server says of a file
+_LARGEST_ANSWER = 64 << 20  # of lists of versions, and of a server's answers
 _LARGEST_REASON = 64 << 10
 _MAY_PASS = frozenset({408, 429, 500, 502, 503, 504})
 _IMAGES = re.compile(r"/v2/+.+/+(manifests|blobs)/", re.IGNORECASE)
@@ -30,10 +30,10 @@ class Refused(Exception):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Goes where a repository sends us, with what we sent it; with the login only to itself.
+    """Follows redirects with the same request; the login goes to the repository's own host only.
 
     Other redirects than 307 and 308 would turn a PUT into a GET, and one from https to http would
-    show the file to everybody on the way: these are errors.
+    show the file to everybody on the network: these are errors.
     """
 
     def redirect_request(
@@ -45,7 +45,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         _headers: object,
         newurl: str,
     ) -> urllib.request.Request | None:
-        """The next request; None makes the redirect an error."""
+        """Return the next request; None makes the redirect an error."""
         if req.get_method() != "GET" and code not in (307, 308):
             return None
         before, after = urllib.parse.urlsplit(req.full_url), urllib.parse.urlsplit(newurl)
@@ -73,20 +73,20 @@ class Repository:
         self._opener = urllib.request.build_opener(_Redirects)
 
     def get(self, path: str) -> bytes | None:
-        """A small file of the repository; None when it is not there."""
+        """Return a small file of the repository; None if the repository has no such file."""
         return self._ask(self._request("GET", self.address(path)), path)
 
     def put(self, path: str, content: bytes) -> str:
-        """Put a file; its address. Tried again where that may help."""
+        """Upload a file, with retries where they may help. Returns its address."""
         address = self.address(path)
         self.send(address, content, "application/octet-stream", shown=path)
         return address
 
     def send(self, address: str, content: bytes, kind: str, *, shown: str) -> None:
-        """Put content of a media type at an address of the repository; ``shown`` is for errors.
+        """Upload content of a media type to an address of the repository; ``shown`` is for errors.
 
         Raises:
-            Refused: the repository does not take it, or is one of images. With the login for one,
+            Refused: the repository refuses the file, or holds images. With the login for images,
                 a file could be put where attestations of an image are.
         """
         if _IMAGES.search(urllib.parse.unquote(urllib.parse.urlsplit(address).path)):
@@ -154,7 +154,7 @@ class Repository:
             said = bytes(answer.read(_LARGEST_ANSWER + 1))
             if len(said) > _LARGEST_ANSWER:
                 raise Refused(f"{self.url} answers {shown} with more than 64 MiB")
-            if answer.length:  # which a limited read does not look at
+            if answer.length:  # a limited read does not check this
                 raise http.client.IncompleteRead(said, answer.length)
         return said
 
@@ -166,7 +166,7 @@ def _reason(error: OSError | http.client.HTTPException) -> str:
 
 
 def _said(error: urllib.error.HTTPError) -> str:
-    """The reason in the JSON of a refusal, as npm's registries give one; empty for none."""
+    """Return the reason in the JSON of a refusal, as npm's registries give one; empty for none."""
     try:
         answer = json.loads(error.read(_LARGEST_REASON))
     except (OSError, http.client.HTTPException, ValueError, RecursionError):
@@ -176,7 +176,7 @@ def _said(error: urllib.error.HTTPError) -> str:
 
 
 def _asked_wait_s(header: str) -> float:
-    """The wait in ``Retry-After``, within reason: seconds, or a date."""
+    """Return the wait in ``Retry-After`` (seconds, or a date), at most our own limit."""
     if header.strip().isdecimal():
         return min(float(header), _LONGEST_WAIT_S)
     try:

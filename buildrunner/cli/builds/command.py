@@ -1,4 +1,4 @@
-"""``buildrunner builds``: what ran here or on a server: list, describe, log, cancel, and more."""
+"""``buildrunner builds``: lists, describes, cancels and retries builds, here or on a server."""
 
 from __future__ import annotations
 

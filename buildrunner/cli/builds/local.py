@@ -1,4 +1,4 @@
-"""Builds of this machine: cancel one, print its log; and the table of builds, also of a server."""
+"""Cancels a build of this machine, prints its log, and formats tables of builds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``buildrunner audit``: who did what on the server of this machine, the newest entries first."""
+"""``buildrunner audit``: prints the audit log of this machine's server, newest entries first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``buildrunner backup``: a copy of the server's database, and putting it back."""
+"""``buildrunner backup``: copies the server's database, and restores a copy."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: the database is not SQLite.
-        NotFound: there is no database, or no such backup.
-        Conflict: the file is there already, or the database is in use.
+        NotFound: the database, or the backup, does not exist.
+        Conflict: the file exists already, or the database is in use.
         StoreError: the copy failed, a server runs, or the backup is damaged.
     """
     path = os.path.abspath(args.file)
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from buildrunner.worker.data_folder import DataFolder
 
-        with DataFolder(data).lock():  # no server, as long as this takes
+        with DataFolder(data).lock():  # no server can start until this has ended
             facts = wiring.restore_database(path, database, replace=args.replace)
         done = f"Restored from {path}"
         if facts.moved_to:

@@ -26,7 +26,7 @@ from buildrunner.worker.data_folder import DataFolder
 
 _ROTATION_S = 3600.0
 _RETENTION_S = 3600.0
-_LAST_LOOK_S = 3.0  # viewers look every two seconds: they see how the last builds ended
+_LAST_LOOK_S = 3.0  # viewers poll every two seconds: they see the end of the last builds
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,10 +38,10 @@ def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or Ctrl-C.
 
     Raises:
-        UsageError: flags that can't be, a port that is taken, an unknown database.
+        UsageError: invalid flags, a port that is in use, an unknown database.
         StoreError: the folder or the database can't be used, or another server uses it.
         ConfigError: a settings file is wrong.
-        EngineError: the engine can't have the sandboxes that are wanted.
+        EngineError: the engine can't run the requested sandboxes.
         KubernetesError: the settings have pools, and the access to the cluster can't be used.
     """
     serve_settings.check_flags(args)
@@ -325,7 +325,7 @@ def _first_token(context: ServerContext) -> None:
 
 
 def _tell_of_unused(secrets: wiring.ServerSecrets) -> None:
-    """Name the secrets that nobody can have, as all with short names after an update."""
+    """Name the secrets that no build can use, such as all with short names after an upgrade."""
     from buildrunner.errors import SecretError
 
     try:

@@ -1,7 +1,7 @@
 """``buildrunner execute BUILD_ID``: the process of one build of a server. Not for people.
 
 The environment says where the server's folder and database are; on another host, which server the
-process works for. The process goes on whatever happens to the server; SIGTERM makes it look at once
+process works for. The process outlives the server. SIGTERM makes it check at once
 whether its build is to be cancelled.
 """
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 Listeners: TypeAlias = tuple[Callable[[BuildEvent], None], ...]
 
 MEMORY_BYTES = 4 << 30
-"""The memory limit of the process of one build, in bytes, without files that it maps."""
+"""The memory limit of one build's process, in bytes, without mapped files."""
 
 _STACK_BYTES = 2 << 20
 
@@ -77,14 +77,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 class OpenBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """A build that this process holds, wherever its queue is.
+    """A build that this process holds, from the database or from a server.
 
     Attributes:
         stored: the build.
         settings: those of the server.
         resume: another process had it before.
         job: given the sandbox and further receivers of events, what `execute` needs.
-        watchers: each is given the function that looks for a wish to cancel.
+        watchers: each gets a function that checks whether the build is to be cancelled.
     """
 
     stored: StoredBuild
@@ -236,7 +236,7 @@ def _remote_build(
     try:
         stored = patiently(lambda: queue.find(lease.build_id))
         patiently(lambda: queue.set_process(lease, this_process()))
-        if not resume:  # this worker may have lost the same build before
+        if not resume:  # this worker may have run and lost the same build before
             notes = BuildNotes(folder.make_run_folder(lease.build_id))
             notes.forget_all()
             shutil.rmtree(log_folder, ignore_errors=True)
@@ -248,7 +248,7 @@ def _remote_build(
         _stop_at_once()
     logins = os.path.join(folder.run_folder(lease.build_id), "logins") if begun.has_logins else ""
     if logins:
-        os.makedirs(logins, mode=0o700, exist_ok=True)  # they come with the plan
+        os.makedirs(logins, mode=0o700, exist_ok=True)  # the plan brings them
     settings = settings_of_worker(own_settings(), begun.settings, logins)
     sender = LogSender(queue, lease, log_folder, begun)
     sender.start()
@@ -306,7 +306,7 @@ def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
 
 
 def limit_memory() -> None:
-    """Limit the memory of this process, so that what steps send can't take all of the machine's.
+    """Limit this process's memory, so that output of steps can't fill the machine's.
 
     A request beyond the limit raises MemoryError. Threads get small stacks, since all of a stack
     counts. The limit also holds for each process that this one starts.
@@ -351,7 +351,7 @@ def _listeners(stored: StoredBuild, log_folder: str) -> Listeners:
 
 
 def _keep_temporary_files_in(path: str) -> None:
-    """Ours, and those of the programs that we start: they go with the run folder, if we die too.
+    """Keep temporary files, also of child processes, in the run folder, which is always removed.
 
     Raises:
         StoreError: the folder can't be made.
@@ -366,7 +366,7 @@ def _keep_temporary_files_in(path: str) -> None:
 
 
 class _PendingLook:
-    """A signal that comes before anybody can look is not lost: the lease keeper begins with one."""
+    """Keeps a signal that arrives early: the lease keeper begins with a check."""
 
     def __init__(self) -> None:
         self._look: Callable[[], None] | None = None
@@ -382,7 +382,7 @@ class _PendingLook:
 def _stop_at_once() -> NoReturn:
     """Exit at once, without cleanup: the build belongs to another process.
 
-    Programs that we started (git, a credential helper) are in our session, and end with us.
+    Child processes (git, a credential helper) are in this session, and end with it.
     """
     from buildrunner.worker.execution import EXIT_LEASE_LOST
 

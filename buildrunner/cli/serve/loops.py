@@ -42,7 +42,7 @@ class ServerLoops:
     Args:
         context: the server's.
         settings: credentials for Git servers.
-        reconcile_s: pause between two looks at the repositories; 0 never looks.
+        reconcile_s: seconds between two checks of the repositories; 0 disables them.
         provisioner: makes the Jobs of builds; None without pools on Kubernetes.
     """
 
@@ -88,7 +88,7 @@ class ServerLoops:
         context.hook_arrived.connect(self._deliveries.wake)
 
     def start(self) -> None:
-        """Start all loops, with the work that an earlier server left."""
+        """Start all loops; they begin with the work of an earlier server."""
         self._changes.start()
         self._scheduler.start()
         self._approvals.start()
@@ -113,6 +113,6 @@ class ServerLoops:
         self._outbox.stop()
 
     def _builds_changed(self) -> None:
-        """Look at once: another server, or the process of a build, has changed a build."""
+        """Check at once, since another server or a build's process has changed a build."""
         self._wake_worker()
         self._outbox.wake()

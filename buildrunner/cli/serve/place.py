@@ -1,4 +1,4 @@
-"""The folder and the database of a server: flags of every command that works on them."""
+"""The flags for the folder and the database of a server, for every command on them."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def add_place_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def data_of(args: argparse.Namespace) -> str:
-    """The server's folder, absolute."""
+    """Return the server's folder, absolute."""
     return os.path.abspath(args.data or os.path.join(data_folder(), "server"))
 
 
 def database_of(args: argparse.Namespace, data: str) -> str:
-    """The database's URL: flag, environment, or the file in the folder."""
+    """Return the database's URL: flag, environment, or the file in the folder."""
     url: str = args.database or server_database()
     return url or f"sqlite:///{data}/server.db"
 
 
 def open_store_if_any(args: argparse.Namespace) -> ServerStore | None:
-    """The database of this machine's server; None if there is none, and no flag names one.
+    """Open the database of this machine's server; None if there is none and no flag names one.
 
     Raises:
-        UsageError: there is none where a flag says.
+        UsageError: a flag names a database that does not exist.
         StoreError: it can't be used.
     """
     url = database_of(args, data_of(args))
@@ -60,7 +60,7 @@ def open_store_if_any(args: argparse.Namespace) -> ServerStore | None:
 
 
 def note_in_audit_log(store: ServerStore, action: str, target: str) -> None:
-    """Write down what a person did on the server's machine, as its user.
+    """Record in the audit log what a person did as a user of the server's machine.
 
     Raises:
         StoreError: the database can't be used.
@@ -74,10 +74,10 @@ def note_in_audit_log(store: ServerStore, action: str, target: str) -> None:
 
 
 def open_store(args: argparse.Namespace) -> ServerStore:
-    """The database of a server that was started before.
+    """Open the database of a server that was started before.
 
     Raises:
-        UsageError: there is none.
+        UsageError: the database does not exist.
         StoreError: it can't be used.
     """
     data = data_of(args)

@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     """Run builds until SIGTERM or Ctrl-C; with ``--once`` or ``--build``, until one has ended.
 
     Raises:
-        UsageError: flags that can't be, or a token file that can't be read.
+        UsageError: invalid flags, or a token file that can't be read.
         AuthError: the server refuses the token.
         StoreError: the folder can't be used, or another worker uses it.
         EngineError: the engine can't have the sandboxes that are wanted.
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Worker:
-    """The parts of a worker, until one of them ends it."""
+    """The parts of a running worker."""
 
     def __init__(
         self, args: argparse.Namespace, settings: WorkerSettings, folder: DataFolder

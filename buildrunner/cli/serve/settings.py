@@ -1,4 +1,4 @@
-"""Flags and settings of ``serve``, and how the server's own page shows them with their origin."""
+"""Flags and settings of ``serve``, and their origins for the server's settings page."""
 
 from __future__ import annotations
 
@@ -257,10 +257,10 @@ def spare_sandboxes(args: argparse.Namespace) -> int:
 
 
 def keep_builds(given: str) -> tuple[str, str]:
-    """Project and rule of one ``--keep-builds``.
+    """Return project and rule of one ``--keep-builds``.
 
     Raises:
-        UsageError: no such rule, or no such project id.
+        UsageError: the rule or the project id is invalid.
     """
     from buildrunner.server.http.tokens import PROJECT_ID
     from buildrunner.store.keep_rule import ALL_PROJECTS, parse_keep_rule
@@ -273,10 +273,10 @@ def keep_builds(given: str) -> tuple[str, str]:
 
 
 def trusted_networks(proxy: str) -> tuple[str, ...]:
-    """The networks that one ``--trusted-proxy`` stands for.
+    """Return the networks that one ``--trusted-proxy`` names.
 
     Raises:
-        UsageError: it is neither an IP address nor a network.
+        UsageError: the value is neither an IP address nor a network.
     """
     import ipaddress
 
@@ -294,7 +294,7 @@ def trusted_networks(proxy: str) -> tuple[str, ...]:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse what can't be, before anything is touched.
+    """Refuse invalid flags before anything is changed.
 
     Raises:
         UsageError: a value is out of bounds, or flags don't go together.
@@ -378,16 +378,16 @@ def shown_settings(
     server: ServerSettings,
     settings: Settings,
 ) -> tuple[ShownSetting, ...]:
-    """The flags of ``serve`` and the settings of files, as they hold.
+    """Return the effective flags of ``serve`` and settings of files.
 
-    No secret is among them: secrets and tokens are told by where they are, as the files say it.
+    No secret is shown: secrets and tokens appear as references, as in the files.
 
     Args:
         args: the flags.
-        argv: the command line, which tells what was given.
-        worker: where data and database are.
-        server: what flags came to.
-        settings: what files say.
+        argv: the command line, which shows the flags that were given.
+        worker: names the data folder and the database.
+        server: the options that the flags led to.
+        settings: the settings of files.
     """
     effective = {
         "data": worker.data,
@@ -437,14 +437,14 @@ def _text(value: Any) -> str:
 
 
 class EngineFacts:
-    """Asks the engine what it is, not more often than every quarter of a minute."""
+    """Queries facts about the engine, at most once in 15 seconds."""
 
     def __init__(self) -> None:
         self._asked_at = float("-inf")
         self._facts: dict[str, str] = {}
 
     def __call__(self) -> Mapping[str, str]:
-        """Facts for the page; that the engine does not answer is one, too."""
+        """Return facts for the page. An engine that does not answer is reported as such."""
         now = time.monotonic()
         if now - self._asked_at >= _ENGINE_S:
             self._asked_at = now

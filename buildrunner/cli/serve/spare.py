@@ -14,7 +14,7 @@ from typing import Any
 
 from buildrunner.worker.processes import SpareOrder
 
-# Modules that the process of a build imports at some time; a spare has them already.
+# Modules that a build's process imports at some time; a spare imports them ahead.
 _MODULES = (
     "buildrunner.cli.serve.execute",
     "buildrunner.worker.program",
@@ -40,23 +40,23 @@ def run(_: argparse.Namespace) -> int:
     """Get ready, wait for a build, run it to its end.
 
     Returns:
-        0 when the build has ended, or when none came before the server ended.
+        0 when the build has ended, or when the server ended without sending a build.
     """
     for name in _MODULES:
         import_module(name)
     _rehearse()
     gc.collect()
-    gc.freeze()  # what is there now stays: later collections need not look at it
+    gc.freeze()  # objects that exist now stay: later collections skip them
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
-        return 0  # the server is gone
+        return 0  # the server has ended
     import msgspec
 
     return _execute(msgspec.json.decode(line, type=SpareOrder))
 
 
 def _rehearse() -> None:
-    """Plan a small build: much is imported and compiled when it is first used."""
+    """Plan a small build, so that lazy imports and caches are ready before the real one."""
     from buildrunner.plan.compile import compile_build
     from buildrunner.plan.resolve import PlanContext
     from buildrunner.spec.model.build import Build

@@ -1,4 +1,4 @@
-"""``buildrunner tokens``: who may use the server of this machine: create, list, revoke."""
+"""``buildrunner tokens``: creates, lists and revokes the tokens of this machine's server."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the commands, on the database of the server.
 
     Raises:
-        UsageError: there is no server, or no such scope.
+        UsageError: there is no server, or a scope is unknown.
         Conflict: the name is taken.
-        NotFound: no such token.
+        NotFound: the token does not exist.
     """
     store = open_store(args)
     try:

@@ -42,8 +42,8 @@ class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         max_builds: how many builds run at once; 0 runs none.
         spare_sandboxes: how many sandboxes are started ahead of need.
-        chores: further tasks to run from time to time.
-        store_log: stores the log of a build that is given up; None: this process does.
+        chores: further tasks to run periodically.
+        store_log: stores the log of an abandoned build; None: this process does.
         log_home, run_again, on_started, on_ended, on_gone: see `SupervisorOptions`.
     """
 
@@ -137,7 +137,7 @@ class ServerWorker:
         self._supervisor.start()
 
     def wake(self) -> None:
-        """Look at the queue now: a build may have to start or to be cancelled. Cheap."""
+        """Check the queue now: a build may have to start or to be cancelled. Cheap."""
         self._supervisor.wake()
 
     def alive(self) -> bool:
@@ -187,13 +187,13 @@ class ServerWorker:
         self._supervisor.report_lost(lease, reason)
 
     def started(self, stored: StoredBuild) -> None:
-        """Take note that a worker has claimed a build."""
+        """Record that a worker has claimed a build."""
         self._spares.build_began()
         if self._options.on_started is not None:
             self._options.on_started(stored)
 
     def ended(self, stored: StoredBuild) -> None:
-        """Take note that a build has ended, in this worker or in another one."""
+        """Record that a build has ended, in this worker or in another one."""
         self._spares.build_ended()
         self._unkept_logs.ended(stored.document, _now())
         if self._options.on_ended is not None:

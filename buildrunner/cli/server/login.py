@@ -1,4 +1,4 @@
-"""``buildrunner login``: use a server in later commands."""
+"""``buildrunner login``: saves a server and its token for later commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Check the token and save it.
 
     Raises:
-        AuthError: the server doesn't know the token.
+        AuthError: the server refuses the token.
         ServerUnavailable: the server does not answer.
     """
     from buildrunner.client.client import checked_url

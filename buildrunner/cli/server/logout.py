@@ -1,4 +1,4 @@
-"""``buildrunner logout``: forget a server and its token."""
+"""``buildrunner logout``: deletes a saved server and its token."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Remove the login. The token stays good: `buildrunner tokens revoke` ends it.
+    """Delete the login. The token stays valid: `buildrunner tokens revoke` ends it.
 
     Raises:
-        UsageError: there is no such login.
+        UsageError: no such login is saved.
     """
     logins = load_logins()
     url = args.url.rstrip("/") or logins.current

@@ -1,4 +1,4 @@
-"""``buildrunner whoami``: which server is used, and whom its token names."""
+"""``buildrunner whoami``: prints the chosen server and the owner of its token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: no server is chosen.
-        AuthError: it doesn't know the token.
+        AuthError: the server refuses the token.
     """
     server = chosen_server(args)
     if server is None:

@@ -61,13 +61,13 @@ class BuildInput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_input(args: argparse.Namespace) -> BuildInput:
-    """The input that ``[CONFIG | SOURCE]`` and the flags of sources choose together.
+    """Return the input that ``[CONFIG | SOURCE]`` and the flags of sources choose together.
 
     With ``--trigger``, the trigger names the config.
 
     Raises:
         ConfigError: the trigger is wrong.
-        UsageError: they contradict each other, or name what is not there.
+        UsageError: they contradict each other, or name something that does not exist.
     """
     for address in (args.subject, args.source, args.git_source):
         if address and git_address.has_password(address):
@@ -112,7 +112,7 @@ def _is_git(source: str) -> bool:
 
 
 def _place(source: str, args: argparse.Namespace) -> BuildInput:
-    """A request with nothing but the source."""
+    """Return an input with nothing but the source."""
     git = _git_source(source, args)
     if git is not None:
         return BuildInput(folder=None, git=git)
@@ -126,10 +126,10 @@ def _place(source: str, args: argparse.Namespace) -> BuildInput:
 
 
 def _git_source(source: str, args: argparse.Namespace) -> Source | None:
-    """The message for a Git repository; None for anything else.
+    """Return the source if it is a Git repository; None for anything else.
 
     Source: gcloud takes http(s) URLs for ``gitSource``, resource names for
-        ``connectedRepository``; the other transports of Git are ours.
+        ``connectedRepository``; the other transports of Git are an extension.
     """
     from buildrunner.spec.model.source import ConnectedRepository, GitSource
 
@@ -153,10 +153,10 @@ def _git_source(source: str, args: argparse.Namespace) -> Source | None:
 
 
 def _with_git_config(place: BuildInput, config: str | None) -> BuildInput:
-    """The request, with a config of this machine or else of the repository.
+    """Return the input with a config of this machine, or else of the repository.
 
-    Source: gcloud reads the config of the folder it is called in; that the repository's own counts
-        where there is none is ours, and what triggers do.
+    Source: gcloud reads the config of the current folder. The repository's own config as the
+        fallback is an extension, and is what triggers do.
     """
     if config is None:
         here = _first_config(".")
@@ -259,7 +259,7 @@ def _tag_request(args: argparse.Namespace, config: str | None, place: BuildInput
 def _trigger_request(
     args: argparse.Namespace, config: str | None, place: BuildInput, *, is_default: bool
 ) -> BuildInput:
-    """The request for a trigger's build; its own source counts where no other is named."""
+    """Return the input for a trigger's build; its own source counts unless another is named."""
     if config is not None or args.tag:
         other = config or f"--tag {args.tag}"
         raise UsageError(f"the trigger says what is built, and so does {other}: leave one out")
@@ -323,10 +323,10 @@ class TriggerValues(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_trigger(path: str) -> TriggerFile:
-    """The trigger that ``--trigger FILE`` or ``--trigger FILE#NAME`` names.
+    """Read the trigger that ``--trigger FILE`` or ``--trigger FILE#NAME`` names.
 
     Raises:
-        UsageError: the file can't be read, or does not hold exactly one such trigger.
+        UsageError: the file can't be read, or does not hold exactly one matching trigger.
         ConfigError: the trigger is wrong; holds all problems.
     """
     from buildrunner.spec.validation.check import errors_of
@@ -364,12 +364,12 @@ def _inline_build(loaded: Loaded[BuildTrigger]) -> LoadedBuild | None:
 def trigger_values(
     request: BuildInput, found: TriggerFile | None, given: dict[str, str]
 ) -> TriggerValues:
-    """Values from the trigger, and from the repository in place of an event.
+    """Return values from the trigger, and from the repository in place of an event.
 
     Args:
-        request: which source.
+        request: names the source.
         found: the trigger; None for any.
-        given: ``--substitutions``. A branch or tag among them says which of the two is built.
+        given: ``--substitutions``. They may name the branch or tag that is built.
 
     Raises:
         UsageError: the trigger's config lies in another repository.
@@ -397,7 +397,7 @@ def trigger_values(
 
 
 def _commit(request: BuildInput, warnings: list[str]) -> FolderCommit | None:
-    """The commit that the source folder is at; None when the source is something else."""
+    """Return the commit of the source folder; None for other sources."""
     from buildrunner.sources.git.folder import commit_of_folder
 
     if request.folder is None:
@@ -441,7 +441,7 @@ def _check_config_source(trigger: BuildTrigger, commit: FolderCommit | None) -> 
 def _revision_facts(
     trigger: BuildTrigger, commit: FolderCommit, given: dict[str, str], warnings: list[str]
 ) -> dict[str, Any]:
-    """Commit, and the branch, tag or pull request that an event would name."""
+    """Return the commit, and the branch, tag or pull request that an event would name."""
     from buildrunner.triggers.repository import event_config, literal_name
 
     config, template = event_config(trigger), trigger.trigger_template
@@ -474,7 +474,7 @@ def _revision_facts(
 
 
 def _page(url: str) -> str:
-    """The address of a repository as people know it: https://HOST/OWNER/NAME."""
+    """Return the address of a repository's web page: https://HOST/OWNER/NAME."""
     from buildrunner.sources.git.url import parse_git_url
 
     if not url:
@@ -489,7 +489,7 @@ def _page(url: str) -> str:
 def _config_path(
     request: BuildInput, found: TriggerFile | None, commit: FolderCommit | None
 ) -> str:
-    """``$TRIGGER_BUILD_CONFIG_PATH``: the config's path in the repository."""
+    """Return ``$TRIGGER_BUILD_CONFIG_PATH``: the config's path in the repository."""
     if found is not None:
         return found.config
     if request.tag or not request.config:
@@ -547,9 +547,9 @@ def unbound_warnings(
 
 
 def ignore_file_of(request: BuildInput, args: argparse.Namespace) -> str:
-    """The rules for what a triggered build is not sent: those of Git, since a trigger fetches.
+    """Return the ignore file of a triggered build: Git's own rules, since a trigger fetches.
 
-    ``.gcloudignore`` is for ``gcloud builds submit``: a trigger's checkout has what it leaves out,
+    ``.gcloudignore`` is for ``gcloud builds submit``: a trigger's checkout has the ignored files,
     and ``.git``.
     """
     folder = request.folder
@@ -559,17 +559,17 @@ def ignore_file_of(request: BuildInput, args: argparse.Namespace) -> str:
 
 
 def substitutions_of(built_ins: BuiltIns) -> dict[str, str]:
-    """The built-in variables that a caller may set: for a server, which knows no trigger."""
+    """Return the built-in variables that a caller may set, for a server without a trigger."""
     from buildrunner.spec.substitutions.variables import may_be_set
 
     return {name: value for name, value in built_ins.values().items() if value and may_be_set(name)}
 
 
 def source_of(url: str) -> Source:
-    """The source that ``gs://bucket/object`` names: a manifest when it ends in ``.json``.
+    """Return the source that ``gs://bucket/object`` names: a manifest if it ends in ``.json``.
 
     Raises:
-        UsageError: it names no object.
+        UsageError: the URL names no object.
 
     Source: gcloud takes a ``.json`` object for a manifest, any other for an archive.
     """
@@ -593,7 +593,7 @@ def object_place(url: str) -> ObjectUrl:
     """Return the parts of a ``gs://`` URL.
 
     Raises:
-        UsageError: it is no such URL.
+        UsageError: the text is no such URL.
     """
     try:
         return parse_object_url(url)

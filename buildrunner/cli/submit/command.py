@@ -111,7 +111,7 @@ def _read(
     warnings: list[str],
     engine_setup: EngineSetup | None,
 ) -> Submission:
-    """Read the config, with the rights that the place of the build grants."""
+    """Read the config, with the rights that the build's sandbox grants."""
     from buildrunner.cli.submit.request import read_submission
     from buildrunner.plan.privilege import granted
 
@@ -131,7 +131,7 @@ def _read(
 def _check_config(
     input_: BuildInput, settings: Settings, args: argparse.Namespace, build_id: str
 ) -> None:
-    """Check the config ahead of work that takes a minute; not one that needs its Git source.
+    """Check the config before work that takes a minute, unless the config is in Git.
 
     Raises:
         ConfigError, UsageError: as `run`.
@@ -145,7 +145,7 @@ def _check_config(
 
 
 def _open_place(engine_setup: EngineSetup) -> None:
-    """Open the first nested sandbox of this machine: the image of its engine is made now."""
+    """Open the first nested sandbox of this machine, for which an engine image is made."""
     from buildrunner.builders.installer import with_parents
     from buildrunner.cli.terminal.installation_progress import InstallationProgress
 
@@ -157,7 +157,7 @@ def _open_place(engine_setup: EngineSetup) -> None:
 
 
 def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Settings:
-    """The settings that hold in the source folder, with the flags in their place."""
+    """Return the settings of the source folder, overridden by the flags."""
     from buildrunner.cli.arguments import parse_map
     from buildrunner.cli.trust import folder_settings
 
@@ -166,7 +166,7 @@ def _effective_settings(input_: BuildInput, args: argparse.Namespace) -> Setting
     aliases = parse_map("--image-alias", args.image_alias)
     folders = parse_map("--storage", args.storage)
     docker_socket = settings.docker_socket and not args.no_docker_socket
-    # Steps with the socket of this machine's engine can write to any folder in any case. The socket
+    # Steps with the socket of this machine's engine can write to any folder anyway. The socket
     # in a nested sandbox leads to the sandbox only.
     if docker_socket and args.sandbox == "host":
         folders = {"file:///": "file:///", **folders}

@@ -1,4 +1,4 @@
-"""``submit --dry-run``: the plan, for people and for programs, without running anything.
+"""``submit --dry-run``: prints the plan, for people or for programs, and runs nothing.
 
 The plan holds references to secrets, never values, so that it can be shown to anyone.
 """
@@ -148,7 +148,7 @@ def _ending(plan: BuildPlan, settings: Settings) -> Iterator[str]:
 def _images_here(
     plan: BuildPlan, aliases: dict[str, str]
 ) -> tuple[dict[str, str], frozenset[str] | None]:
-    """The aliases that will hold, and the images that the engine has not (None: no engine)."""
+    """Return the effective aliases, and the images that the engine lacks (None: no engine)."""
     from buildrunner import wiring
     from buildrunner.build_run.compile import with_builder_images
 

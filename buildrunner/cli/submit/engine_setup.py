@@ -33,7 +33,7 @@ class EngineSetup:
     """
 
     place: OpenSandbox | None = None
-    """The build's own sandbox. None if the build runs on the engine at hand."""
+    """The build's own sandbox. None if the build runs on the host's engine."""
     waits_for_config: bool = False
     """The caller must call `open_place`, which takes a minute, once the config is valid."""
 
@@ -52,21 +52,21 @@ class EngineSetup:
         """The engine; the guardian watches over the build.
 
         Raises:
-            BuildrunnerError: there is none, or no guardian.
+            BuildrunnerError: the engine or the guardian could not start.
         """
         if self._error is not None or self._engine is None:
             raise self._error or AssertionError("there is an engine or an error")
         return self._engine
 
     def open_place(self, reporter: Reporter | None = None) -> None:
-        """Open the build's own sandbox; nothing on the engine at hand.
+        """Open the build's own sandbox. Does nothing on the host's engine.
 
         Args:
-            reporter: shows how the image of nested engines is made, if it is missing.
+            reporter: shows the progress if the image of nested engines must be made.
         """
 
     def git_folder(self) -> str:
-        """A new folder for what is fetched from Git; the guardian removes it, whatever happens."""
+        """Return a new folder for files from Git. The guardian always removes it."""
         import tempfile
 
         folder = tempfile.mkdtemp(prefix="buildrunner-git-")
@@ -83,7 +83,7 @@ class EngineSetup:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Let the guardian clean up, and leave the engine."""
+        """Let the guardian clean up, and close the engine."""
         if self._guardian is not None:
             self._guardian.finish(wait=False)
         if self._engine is not None:
@@ -91,9 +91,9 @@ class EngineSetup:
 
 
 class NestedEngineSetup(EngineSetup):
-    """A `EngineSetup` with a sandbox of the build's own, which starts while the config is read.
+    """An `EngineSetup` with the build's own sandbox, which starts while the config is read.
 
-    The first sandbox on a machine waits for the config: an image is made for it.
+    The first sandbox on a machine waits for a valid config, since an image is made for it.
 
     Args:
         build_id: the build.
@@ -151,7 +151,7 @@ class NestedEngineSetup(EngineSetup):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the sandbox; the guardian removes it."""
+        """Close the sandbox; the guardian removes it."""
         if self.place is not None:
             self.place.close()
         if self._sandbox is not None:

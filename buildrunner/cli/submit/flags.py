@@ -64,14 +64,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_gcloud_flags(args: argparse.Namespace, *, remote: bool = False) -> list[str]:
-    """Warnings for gcloud's flags that have no effect here.
+    """Return warnings for gcloud's flags that have no effect here.
 
     Args:
         args: the flags.
         remote: the build runs on a server.
 
     Raises:
-        UsageError: one was given that can't be honoured.
+        UsageError: a flag can't be honoured.
     """
     for flag, reason in _REFUSED.items():
         if getattr(args, _name(flag)) and not (remote and flag == _ASYNC):

@@ -1,4 +1,4 @@
-"""``buildrunner submit`` to a server: upload the source, post the Build, follow it.
+"""``buildrunner submit`` to a server: uploads the source, posts the Build, follows it.
 
 A build that is followed is shown as if it ran here: log, status line, summary, Ctrl-C.
 """
@@ -50,13 +50,13 @@ from buildrunner.sources.local_folder import LocalFolder, format_size
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.source import Source
 
-# A bar that is gone before one can read it only flickers.
+# A bar that disappears before a user can read it only flickers.
 _BAR_FROM_BYTES = 4 << 20
 
 
 @contextmanager
 def upload_bar(total: int) -> Iterator[Callable[[int], object]]:
-    """A bar on standard error, when that is a terminal and there is something to wait for."""
+    """Show a progress bar on standard error, if that is a terminal and the upload is large."""
     if total < _BAR_FROM_BYTES or not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -106,7 +106,7 @@ def submit_remote(
 ) -> int:
     """Build on a server.
 
-    Everything that can be checked here is checked before anything is uploaded.
+    All local checks come before the first upload.
 
     Returns:
         The exit code that a build on this machine would have.
@@ -124,13 +124,14 @@ def submit_remote(
     _refuse_local_flags(args)
     project = args.project or server.project or settings.project_id
     settings = replace(settings, project_id=project)
-    anything = Privilege(docker_socket=True, privileged=True)  # the server decides, not we
+    # the server decides, not this machine
+    anything = Privilege(docker_socket=True, privileged=True)
     submission = read_submission(input_, settings, args, new_build_id(), anything)
     _refuse_what_stays_here(submission)
     plan = _checked_plan(submission)
     client = server.connect(project)
     try:
-        client.whoami()  # who may not build should not wait for an upload first
+        client.whoami()  # a caller without the right to build is refused before the upload
         body = _body(client, submission)
         build = client.create_build(
             body,
@@ -174,7 +175,7 @@ def _after_creation(
 
 
 def print_created(build: Document, *, as_json: bool) -> None:
-    """The id of a build that nobody waits for, or all of it as JSON."""
+    """Print the id of a build that is not followed, or the whole build as JSON."""
     if as_json:
         from buildrunner.cli.terminal.listing import formatted
 
@@ -207,7 +208,7 @@ def _refuse_what_stays_here(submission: Submission) -> None:
 
 
 def _checked_plan(submission: Submission) -> BuildPlan | None:
-    """The plan, as far as this machine can know it. None if the commit decides.
+    """Return the plan, as far as this machine can know it. None if the commit decides.
 
     Raises:
         ConfigError: the config is wrong.
@@ -223,7 +224,7 @@ def _checked_plan(submission: Submission) -> BuildPlan | None:
 
 
 def _body(client: ServerClient, submission: Submission) -> Document:
-    """The Build as Cloud Build takes it, with its source uploaded."""
+    """Return the Build for the API, with its source uploaded."""
     from buildrunner.spec.writing import encode_message
 
     request = submission.request
@@ -272,7 +273,7 @@ def staged(submission: Submission, build: Build) -> Build:
         The build on the uploaded source.
 
     Raises:
-        UsageError: ``--gcs-source-staging-dir`` is no place in a bucket.
+        UsageError: ``--gcs-source-staging-dir`` is no URL in a bucket.
         SourceError: the source can't be read or uploaded.
     """
     import uuid
@@ -302,14 +303,14 @@ _TRIES = 3
 
 
 def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: Say) -> Document:
-    """Upload a folder; the ``source`` for the Build.
+    """Upload a folder. Returns the ``source`` for the Build.
 
-    Modes, times, symbolic links and empty folders travel, too; what the ignore rules leave out
+    Modes, times, symbolic links and empty folders are uploaded, too; ignored files are not.
     does not.
 
     Raises:
         UsageError: no such folder, or no such ``ignore_file``.
-        SourceError: a file can't be read, or changes all the time.
+        SourceError: a file can't be read, or keeps changing.
     """
     local = LocalFolder(folder, ignore_file=ignore_file)
     for line in local.describe(local.scan()):
@@ -324,7 +325,7 @@ def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: S
 
 
 def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
-    """Upload an archive as it is; the ``source`` for the Build.
+    """Upload an archive unchanged. Returns the ``source`` for the Build.
 
     Raises:
         SourceError: it can't be read.
@@ -336,7 +337,7 @@ def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
 
 
 def _entries(local: LocalFolder) -> Iterator[tuple[str, Document]]:
-    """Paths and the manifest, in the order of the walk; hashes several files at a time."""
+    """Return paths and the manifest in walk order. Hashes several files at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
     found = [(path, status) for path, status in local.entries() if path != "."]
@@ -357,7 +358,7 @@ def _entries(local: LocalFolder) -> Iterator[tuple[str, Document]]:
             with _readable(path):
                 entry |= _named("link", os.readlink(os.path.join(local.root, path)))
         elif (hashed := sums[path]) is None:
-            continue  # it vanished
+            continue  # the file was deleted meanwhile
         else:
             entry["sha256"], entry["size"] = hashed
         yield path, entry
@@ -380,7 +381,7 @@ def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Sa
         try:
             return client.sources.make_source(body)
         except MissingBlobs as error:
-            missing = set(error.sha256s)  # the server made room meanwhile
+            missing = set(error.sha256s)  # the server deleted some pieces meanwhile
     return client.sources.make_source(body)
 
 
@@ -414,11 +415,12 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
             for job in as_completed(jobs):
                 job.result()
         except Exception:
-            # The others use the client, which its owner may close now: their next piece ends them.
+            # Other threads still use the client, which its owner may close now: their next piece
+            # ends them.
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-        finally:  # Ctrl-C does not wait for the rest
+        finally:  # Ctrl-C does not wait for the other threads
             stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -455,11 +457,11 @@ def _sum_and_size(path: str) -> tuple[str, int]:
 
 
 def _careful(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that took the file's place must not hang
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe that replaced the file must not block
 
 
 def _named(field: str, name: str) -> Document:
-    """A name as a manifest has it: JSON holds no bytes that are not UTF-8."""
+    """Return a file name for a manifest: JSON holds only UTF-8."""
     from base64 import b64encode
 
     try:
@@ -472,17 +474,17 @@ def _named(field: str, name: str) -> Document:
 
 _PLAN_TRIES = 50
 _PLAN_PAUSE_S = 0.1
-_NEXT = "turn"  # it begins in a moment: not worth a line
+_NEXT = "turn"  # the build begins in a moment: not worth a line
 
 
 class RemoteSession:
-    """One build on a server, followed to its end.
+    """Follows one build on a server to its end.
 
     Args:
         client: where it runs.
         build: as it was created.
-        plan: what runs, or a plan without steps where that is not known yet.
-        planned: whether it is known.
+        plan: the plan, or a plan without steps while it is unknown.
+        planned: whether the plan is known.
         quiet: don't show the log.
         as_json: events as JSON lines instead of text.
     """
@@ -545,7 +547,7 @@ class RemoteSession:
         )
 
     def _command(self, action: str) -> str:
-        """The command for this build that holds in any folder, whatever the settings there say."""
+        """Return a command for this build that works in any folder, whatever its settings."""
         where = f"--server {self._client.url} --project {self._client.project}"
         return f"buildrunner builds {action} {where}"
 
@@ -557,7 +559,7 @@ class RemoteSession:
         return status
 
     def _take(self, item: StreamItem) -> str:
-        """Show an item; the final status with the last one."""
+        """Show an item. Returns the final status with the last item."""
         if self._is_lost:
             self._is_lost = False
             self._notice(self._said)
@@ -586,7 +588,7 @@ class RemoteSession:
         try:
             event = self._decoder.decode(line)
         except msgspec.ValidationError:
-            return  # of a newer server
+            return  # an event of a newer server
         if isinstance(event, StepStarted) and not self._planned:
             self._learn_plan()
         if isinstance(event, BuildFinished):
@@ -594,10 +596,10 @@ class RemoteSession:
         self._output.on_event(event)
 
     def _learn_plan(self) -> None:
-        """Ask for the plan, which the server has when the first step begins, or a moment later.
+        """Request the plan, which the server has once the first step begins, or soon after.
 
         Raises:
-            ServerError: it has none.
+            ServerError: the server has no plan.
         """
         for left in range(_PLAN_TRIES, 0, -1):
             try:
@@ -621,7 +623,7 @@ class RemoteSession:
             self._notice(text)
 
     def _notice(self, text: str) -> None:
-        if text or not self._as_json:  # nothing to take back where there is no status line
+        if text or not self._as_json:  # without a status line there is nothing to erase
             self._output.notice(text)
 
     def _lost(self, _: ServerError) -> None:
@@ -629,12 +631,12 @@ class RemoteSession:
         self._notice(f"The connection to {self._client.url} was lost; trying again ...")
 
     def _cancel(self) -> None:
-        """Ask the server; called in a thread of its own."""
+        """Request the cancellation. Called in a thread of its own."""
         try:
             self._output.notice("Cancelling ...")
             self._client.cancel_build(self._id)
         except (Conflict, NotFound):
-            return  # it has ended by itself
+            return  # the build has ended meanwhile
         except ServerError as error:
             self._output.notice(f"the build can't be cancelled: {error}")
 
@@ -654,7 +656,7 @@ class RemoteSession:
         return code
 
     def _say_end(self, document: Document) -> None:
-        """Write the result of a build that ended without a summary."""
+        """Print the result of a build that ended without a summary."""
         detail = document.get("statusDetail") or document.get("failureInfo", {}).get("detail", "")
         text = f"Build {self._id} {document['status']}"
         sys.stderr.write(f"{text}: {printable(detail)}\n" if detail else f"{text}\n")

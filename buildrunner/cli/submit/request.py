@@ -1,4 +1,4 @@
-"""From the flags and the config of ``submit`` to a build request. Nothing outside is touched."""
+"""Turns the flags and the config of ``submit`` into a build request, without side effects."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def read_submission(
         settings: settings and flags together.
         args: the flags.
         build_id: the build's id.
-        grant: what the place of the build lets steps do.
+        grant: the rights that the build's sandbox grants to steps.
 
     Raises:
-        ConfigError: the config can't be read as one, or holds a password of a Git repository.
-        UsageError: the file can't be read, or a flag has no such value.
+        ConfigError: the config is invalid, or holds a password of a Git repository.
+        UsageError: the file can't be read, or a flag has an invalid value.
     """
     triggered = input_.triggered or TriggerValues()
     context = PlanContext(
@@ -183,7 +183,7 @@ def _repository_config(input_: BuildInput, args: argparse.Namespace) -> Reposito
 
 
 def _load(input_: BuildInput, args: argparse.Namespace) -> tuple[str, LoadedBuild]:
-    """The config of this machine, and its path as messages name it."""
+    """Return the config of this machine, and its path for messages."""
     if input_.tag:
         build = dockerfile_build(input_.tag, cache=not args.no_cache)
         return "", LoadedBuild(value=build, problems=())
@@ -202,7 +202,7 @@ def _load(input_: BuildInput, args: argparse.Namespace) -> tuple[str, LoadedBuil
 
 
 def _has_source(input_: BuildInput) -> bool:
-    """Whether the command line names a source, in place of the build's own."""
+    """Return whether the command line names a source that replaces the build's own."""
     return input_.folder is not None or bool(input_.archive or input_.object_url or input_.git)
 
 

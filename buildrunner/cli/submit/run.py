@@ -1,4 +1,4 @@
-"""Run a submitted build in this process: planned before, or once its source is here.
+"""Runs a submitted build in this process, planned before or after its source is fetched.
 
 With ``--write-workspace``, the workspace is copied to a folder at the end.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _STEP_FLAGS = frozenset({"--step", "--from", "--until", "--skip"})
 _FLAG = "--write-workspace"
-_COPY_LIMIT_S = 24 * 3600.0  # the workspace may be large
+_COPY_LIMIT_S = 24 * 3600.0  # seconds for the copy of a workspace, which may be large
 _SHOWN = 3
 
 
@@ -73,7 +73,7 @@ class LocalRun:
         self._write_workspace = ""
 
     def run(self) -> int:
-        """Run the build to its end, keep it in the store, show it; return the exit code.
+        """Run the build to its end, store it, show it; return the exit code.
 
         Raises:
             ConfigError, UsageError, EngineError: the build can't be planned, and nothing has begun.
@@ -98,13 +98,13 @@ class LocalRun:
         self._start_metadata_server(build)
         request = self._prepared(replace(request, build=build))
         planned = planned_build(request, build, plan, self._place())
-        # Made here: what is wrong with a local source is said before anything is kept.
+        # Made here, so that errors of a local source are reported before anything is stored.
         workspace = source_workspace(request, build, self._settings)
         planned = replace(self._exported(planned), workspace=workspace)
         return self._execute(request, plan, lambda _: planned)
 
     def _run_on_git(self) -> int:
-        """A config that turns out wrong once the source is here is a failed build."""
+        """Run a build whose config is in Git. A config that turns out invalid fails the build."""
         warn(list(self._submission.warnings))
         if self._args.gcs_source_staging_dir:
             warn(["--gcs-source-staging-dir has no effect on a Git source"])
@@ -133,16 +133,16 @@ class LocalRun:
         return plan
 
     def _staged(self, build: Build) -> Build:
-        """The build on its uploaded source."""
+        """Return the build on its uploaded source."""
         from buildrunner.cli.submit.remote import staged
 
         return staged(self._submission, build)
 
     def _start_metadata_server(self, build: Build) -> None:
-        """Start the server that ``--metadata-server`` demands.
+        """Start the server that ``--metadata-server`` requests.
 
         Raises:
-            EngineError: the network or the address can't be had.
+            EngineError: the network or the address is unavailable.
             SecretError: the credentials can't be used.
         """
         args = self._args
@@ -153,7 +153,8 @@ class LocalRun:
         facts = ProjectFacts(
             project_id=build.project_id,
             project_number=project_number(build.project_id),
-            # Hosted it is a resource name; the metadata server returns the address in it.
+            # On the hosted service it is a resource name; the metadata server returns the address
+            # in it.
             service_account=build.service_account.rpartition("/")[2],
             location=args.region or "global",
         )
@@ -167,7 +168,7 @@ class LocalRun:
         self._stack.callback(server.close)
 
     def _prepared(self, request: BuildRequest) -> BuildRequest:
-        """The request with the folders that the flags want."""
+        """Return the request with the folders that the flags name."""
         args = self._args
         if args.write_workspace:
             folder = request.local.folder if request.local else None
@@ -193,7 +194,7 @@ class LocalRun:
         )
 
     def _exported(self, planned: PlannedBuild) -> PlannedBuild:
-        """The build, with time for the copy of its workspace before this process removes it."""
+        """Return the build, with time to copy its workspace before this process removes it."""
         if not self._write_workspace:
             return planned
         options = replace(planned.options, leave_cleanup_to_guardian=False, cleanup_s=_COPY_LIMIT_S)
@@ -214,7 +215,7 @@ class LocalRun:
             )
             executed = execution.execute(request, planner)
             exit_code = session.finish(executed.outcome)
-        if executed.error is not None:  # the log and the summary have said what is wrong
+        if executed.error is not None:  # the log and the summary have reported the error
             exit_code = executed.error.exit_code
         if self._write_workspace:
             exit_code = report_export(next(iter(exported), None), self._write_workspace, exit_code)
@@ -226,7 +227,7 @@ class LocalRun:
         is_cancelled: Callable[[], bool],
         workspace: Workspace,
     ) -> Workspace:
-        """The workspace as it is filled where the build runs."""
+        """Return the workspace as it is filled where the build runs."""
         if self._engine_setup.place is not None:
             workspace = self._engine_setup.place.workspace(workspace)
         if not self._write_workspace:
@@ -244,13 +245,13 @@ class LocalRun:
 
 
 def _config_here(input_: BuildInput) -> str:
-    """The path of the config, if it is a file of this machine."""
+    """Return the path of the config, if it is a file of this machine."""
     here = not input_.in_repository and input_.trigger is None and os.path.isfile(input_.config)
     return input_.config if here else ""
 
 
 def _command_again(argv: list[str]) -> str:
-    """The command that submits the same build again, without the choice of steps."""
+    """Return the command that submits the same build again, without the selection of steps."""
     kept: list[str] = []
     arguments = iter(argv[1:])
     for argument in arguments:
@@ -265,7 +266,7 @@ def _command_again(argv: list[str]) -> str:
 
 
 def prepare_folder(folder: str, source: str | None, ignore_file: str) -> str:
-    """Make the folder where it is not there yet; its absolute path.
+    """Create the folder if it does not exist; return its absolute path.
 
     Args:
         folder: as given.
@@ -273,7 +274,7 @@ def prepare_folder(folder: str, source: str | None, ignore_file: str) -> str:
         ignore_file: ``--ignore-file``.
 
     Raises:
-        UsageError: it is not empty, can't be written, or would become a part of the source.
+        UsageError: the folder is not empty, can't be written, or would become part of the source.
         SourceError: the ignore rules can't be read.
     """
     path = os.path.abspath(folder)
@@ -316,7 +317,7 @@ def report_export(exported: ExportedWorkspace | None, folder: str, exit_code: in
 
     Args:
         exported: the workspace, released; None for a build that never had one.
-        folder: where it went.
+        folder: the target of the copy.
         exit_code: that of the build.
     """
     from buildrunner.workspace.export import NO_WORKSPACE

@@ -1,4 +1,4 @@
-"""All that stands around one build in this process: log, store, output, signals."""
+"""The session of one build in this process: its log, store entry, output and signals."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ _LOCATION = "global"
 
 
 class BuildSession:
-    """Keeps and shows one build while it is entered. Signals cancel it.
+    """Stores and shows one build while it is entered. Signals cancel the build.
 
     Args:
         build: with its id; substitutions made where that is possible by now.
-        plan: its plan, or one without steps until there is one.
+        plan: its plan; until the build is planned, a plan without steps.
         stores: which store has the bucket of the log.
-        output: makes what shows the build, given the folder of the log.
+        output: makes the build's output, given the folder of the log.
 
     Attributes:
         sink: takes the log.
-        cancel: set when the person wants the build to stop.
+        cancel: set when the user wants the build to stop.
     """
 
     def __init__(
@@ -98,14 +98,14 @@ class BuildSession:
         self._stack.close()
 
     def planned(self, build: Build, plan: BuildPlan) -> None:
-        """The build and the plan that run, where they were not known when the session began."""
+        """Take the build and its plan, if they were unknown when the session began."""
         self._folder.store_log = plan.store_log
         self._record.planned(self._with_places(build, plan), _left_out(build, plan))
         self._output.planned(plan)
         self._writer.save(self._record.build)
 
     def _with_places(self, build: Build, plan: BuildPlan) -> Build:
-        """The build with what names it and its log. There is no page: the log is a file."""
+        """Return the build with its name and its log's path. It has no page: the log is a file."""
         location = plan.substitutions.get("LOCATION") or _LOCATION
         name = f"projects/{build.project_id}/locations/{location}/builds/{build.id}"
         build = replace(build, name=name, timeout=timedelta(seconds=plan.timeout_s))
@@ -127,7 +127,7 @@ class BuildSession:
                 self._log_upload().begin(self._record.build)
 
     def finish(self, outcome: BuildOutcome) -> int:
-        """The build is over: keep what came of it, show the rest.
+        """End the session of a finished build: store its results and show the rest.
 
         Returns:
             The exit code of the command.
@@ -176,7 +176,7 @@ class BuildSession:
 
 
 class _LogFolder:
-    """The folder of the log; one that vanishes with the build for ``logging: NONE``."""
+    """The folder of the log. For ``logging: NONE``, it is deleted with the build."""
 
     def __init__(self, plan: BuildPlan, store_folder: str) -> None:
         self.store_log = plan.store_log
@@ -221,7 +221,7 @@ def _document(build: Build) -> Document:
 
 
 def _close_writer(writer: BuildWriter) -> None:
-    # The build itself is done by now: a store that can't keep it is worth a warning only.
+    # The build itself has ended by now: a failure of the store is only a warning.
     try:
         writer.close()
     except StoreError as error:
@@ -236,7 +236,7 @@ def _file_url(path: str) -> str:
     return f"file://{quote(path)}"
 
 
-# An output that takes nothing must not hold up the end of a build that was cancelled.
+# A blocked output must not delay the end of a build that was cancelled.
 _DRAIN_S = 1.0
 _LOOK_S = 0.2
 
@@ -247,7 +247,7 @@ class Output(Protocol):
     sink: LogSink
 
     def planned(self, plan: BuildPlan) -> None:
-        """There is a plan now, where there was none when the build began."""
+        """Take the plan of a build that had none when it began."""
         ...
 
     def on_event(self, event: BuildEvent) -> None:
@@ -255,11 +255,11 @@ class Output(Protocol):
         ...
 
     def notice(self, text: str) -> None:
-        """Say something at once; any thread may call it."""
+        """Show a message at once. Any thread may call it."""
         ...
 
     def finish(self, build: Build, exit_code: int, hurry: Callable[[], bool]) -> None:
-        """The build is over: show the rest. ``hurry`` tells when nobody wants to wait for it."""
+        """Show the rest of a finished build; cut short once ``hurry`` returns true."""
         ...
 
 
@@ -313,7 +313,7 @@ class TextOutput:
         say(self._console.summary(self._command, self._log_command, self._retry_command))
 
     def close(self) -> None:
-        """Show what there is and take the status line away: nothing more comes. Idempotent."""
+        """Show the remaining output and erase the status line. Idempotent."""
         self._console.drain(_DRAIN_S)
 
 
@@ -355,8 +355,8 @@ def _is_pipe(descriptor: int) -> bool:
 
 
 def say(text: str) -> None:
-    """Say something to a person beside the log."""
-    # The terminal may be gone, which may be why the build was cancelled.
+    """Print a message to the user beside the log."""
+    # The terminal may be closed, and that may have cancelled the build.
     with suppress(OSError):
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Show an error to the user: a message on stderr, a hint, an exit code, and no traceback."""
+"""Shows an error to the user: a message on stderr, a hint, an exit code, and no traceback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from buildrunner.problem import Problem, nearest
 
 
 def unknown_command(name: str, known: Iterable[str]) -> UsageError:
-    """The error for a command that does not exist, with the nearest one that does."""
+    """Return the error for an unknown command, with the most similar command."""
     if name.startswith("-"):
         return UsageError(
             f"buildrunner has no flag {name} before the command",
@@ -31,14 +31,14 @@ def unknown_command(name: str, known: Iterable[str]) -> UsageError:
 
 
 def report_failure(error: Exception, arguments: Sequence[str]) -> int:
-    """Say on stderr what went wrong.
+    """Print an error on stderr.
 
     Args:
-        error: anything a command let through.
+        error: any exception of a command.
         arguments: the command line, named in the crash report of a bug.
 
     Returns:
-        The exit code that goes with it.
+        The exit code of the error.
     """
     if isinstance(error, ConfigError):
         print_problems(error.problems)
@@ -71,7 +71,7 @@ def _is_nowhere() -> bool:
 
 
 def report_lost_output(error: OSError) -> int:
-    """Say that standard output takes no more (a full disk behind ``>``), and give the exit code."""
+    """Report that standard output can't be written (a full disk, say). Returns the exit code."""
     _say(f"error: standard output can't be written: {error.strerror}\n")
     return EXIT_INFRASTRUCTURE
 
@@ -90,23 +90,23 @@ SERVER_PACKAGES = frozenset(
         "uvicorn",
     }
 )
-"""The packages that only a server needs, by the names that are imported."""
+"""The packages that only a server needs, by import name."""
 
 
 def _say(text: str) -> None:
-    # An error that can't be told is told by the exit code alone.
+    # If stderr can't be written either, the exit code alone reports the error.
     with suppress(OSError):
         sys.stderr.write(text)
 
 
 def print_problems(problems: Iterable[Problem]) -> None:
-    """Every problem on a line of its own: ``error: cloudbuild.yaml:3:5: steps[0].name: ...``."""
+    """Print each problem on a line: ``error: cloudbuild.yaml:3:5: steps[0].name: ...``."""
     for problem in problems:
         _say(f"{problem.severity.value}: {printable(problem.text())}\n")
 
 
 def _report_bug(error: Exception, arguments: Sequence[str]) -> int:
-    # The traceback goes to a file of the user's own: it may quote values of the build.
+    # The traceback goes to a file that only the user can read: it may quote values of the build.
     import traceback
 
     from buildrunner import __version__

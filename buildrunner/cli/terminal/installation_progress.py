@@ -15,7 +15,7 @@ _LINE_WIDTH = 80
 
 
 class InstallationProgress:
-    """A `Reporter` that prints a line at a time: readable on a terminal and in a log.
+    """A `Reporter` that prints single lines, readable on a terminal and in a log.
 
     Args:
         builders: the images that are made.
@@ -42,7 +42,7 @@ class InstallationProgress:
     def started(self, name: str) -> None:
         """See `Reporter.started`."""
         with self._lock:
-            self._names.add(name)  # the root file system is not among the builders
+            self._names.add(name)  # the root file system is none of the builders
         self._say(name, "being made")
 
     def moved(self, name: str, line: str) -> None:
@@ -50,7 +50,7 @@ class InstallationProgress:
         if self._verbose or line.startswith("note: "):
             self._say(name, f"  {line}")
         elif " : RUN " in line or name == "debian":
-            # what takes time, as one line of a fair width
+            # slow commands of the build, cut to one line
             text = " ".join(line.partition(" : ")[2].split()) or line
             self._say(name, f"  {text[:_LINE_WIDTH]}{'...' * (len(text) > _LINE_WIDTH)}")
 
@@ -71,7 +71,7 @@ class InstallationProgress:
         self._say(name, f"NOT MADE: {error}")
 
     def summarise(self) -> None:
-        """The last line."""
+        """Print the last line."""
         failed = f", {self._failed} not made" if self._failed else ""
         self._write(f"{self._made} made, {self._kept} up to date{failed}")
 

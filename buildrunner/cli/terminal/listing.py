@@ -1,4 +1,4 @@
-"""Print lists as a table, as JSON or as YAML."""
+"""Prints lists as tables, JSON or YAML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _VALUE_FORM = re.compile(rf"(?:value|get)\(({_FIELD}(?:,{_FIELD})*)\)")
 
 
 def is_value_form(form: str) -> bool:
-    """Whether a format is like gcloud's ``value(status, results.images[0].digest)``."""
+    """Return whether a format is like gcloud's ``value(status, results.images[0].digest)``."""
     return _VALUE_FORM.fullmatch(form) is not None
 
 
@@ -64,7 +64,7 @@ def formatted(value: Any, form: str) -> str:
 
 
 def _at(value: Any, path: Sequence[str]) -> Any:
-    """Return the value at a path, ``["steps", "[0]", "name"]``; of a list, that of each entry."""
+    """Return the value at a path, ``["steps", "[0]", "name"]``; for a list, that of each entry."""
     for index, part in enumerate(path):
         if isinstance(value, list) and not part[1:-1].isdigit():
             return [_at(entry, path[index + (part == "[]") :]) for entry in value]

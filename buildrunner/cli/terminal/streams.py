@@ -1,4 +1,4 @@
-"""The three standard streams, whatever state the caller left them in."""
+"""The three standard streams, even if the parent process closed or broke them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 
 class OutputLost(OSError):
-    """Standard output takes no more, though nobody closed it (a full disk behind ``>``)."""
+    """Standard output can't be written, although it is open (a full disk behind ``>``)."""
 
 
 class _Output(io.TextIOWrapper):
-    """Tells a failure of the output from every other `OSError` of a command."""
+    """Distinguishes a failure of the output from every other `OSError` of a command."""
 
     def write(self, text: str, /) -> int:
         try:
@@ -37,14 +37,14 @@ class _Output(io.TextIOWrapper):
 
 
 def prepare_streams() -> None:
-    """Open what is closed (``>&-``) to nowhere, and make a broken output tell that it is.
+    """Redirect closed streams (``>&-``) to /dev/null, and make a broken output raise `OutputLost`.
 
-    The log or the store would get a closed stream's descriptor else, and our output be written
-    into it.
+    Otherwise the log or the store could get a closed stream's descriptor, and our output would
+    be written into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # An open takes the lowest free number, which is this one.
+            # An open uses the lowest free descriptor, which is this one.
             mode = "w" if number else "r"
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     old = sys.stdout
@@ -54,7 +54,7 @@ def prepare_streams() -> None:
 
 
 def drop_output() -> None:
-    """Let the last flush of what nobody takes go nowhere."""
+    """Send the last flush to /dev/null, since nobody reads the output."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -70,16 +70,16 @@ _STOP = b"\0"  # no signal has this number
 class Interruption:
     """While entered, signals that would end the process cancel the build instead.
 
-    Only the first counts: the engine kills and removes everything within two seconds, and a second
-    Ctrl-C must not keep it from that.
+    Only the first signal counts: the engine kills and removes everything within two seconds, and a
+    second Ctrl-C must not interrupt that.
 
     A thread of its own reads the signals from a socket to which the interpreter writes them at
     once. Python runs a signal handler only when its main thread next executes Python code, and a
     signal that arrives while that thread is about to wait for a lock leaves it waiting.
 
     Args:
-        cancel: asks the build to stop; called from another thread.
-        notice: tells the person; called from another thread too.
+        cancel: requests the cancellation; called from another thread.
+        notice: shows a message to the user; called from another thread, too.
     """
 
     def __init__(self, cancel: Callable[[], None], notice: Callable[[str], None]) -> None:

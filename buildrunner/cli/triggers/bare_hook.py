@@ -4,7 +4,7 @@ This file is copied into the repository's ``hooks`` folder by `hook`, and runs t
 alone, perhaps on a machine without buildrunner: it uses the standard library only. Beside it lies
 ``buildrunner.json`` (readable by its owner only): the server's URL, the hook's name, the secret.
 
-The push was accepted before this runs, and whatever goes wrong here neither fails nor delays it.
+The push was accepted before this program runs. A failure here neither rejects nor delays it.
 The server finds a push that was not reported when it checks the repository the next time.
 """
 
@@ -29,10 +29,10 @@ _ANSWER_S = 10
 
 
 def main(arguments: list[str]) -> int:
-    """Run the hook that was there before, then tell the server from a process of our own.
+    """Run the previous hook, then report the push to the server from a separate process.
 
-    With ``--installed``: tell it at once which repository this is; when it does not hear, fail and
-    print why.
+    With ``--installed``: report the repository to the server now. If that fails, exit with an
+    error and print the reason.
     """
     hooks = os.path.dirname(os.path.abspath(__file__))
     if arguments == ["--installed"]:
@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _is_readable(path: str) -> bool:
-    """Whether the file can be read; if not, a message on stderr reaches the user who pushes."""
+    """Return whether the file can be read; if not, print a message for the user who pushes."""
     try:
         with open(path, "rb"):
             return True
@@ -72,7 +72,7 @@ def _in_background() -> bool:
         return False
     os.setsid()
     nothing = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # git waits until nobody holds its pipes
+    for stream in (0, 1, 2):  # git waits until no process holds its pipes
         os.dup2(nothing, stream)
     return True
 
@@ -84,12 +84,12 @@ def _tell(hooks: str, lines: bytes) -> None:
     for pause in _PAUSES_S if refs else ():
         time.sleep(pause)
         code, _ = _report(settings, {"id": identity, "refs": refs, "options": _push_options()})
-        if 200 <= code < 500 and code != 429:  # it has it, or will never take it
+        if 200 <= code < 500 and code != 429:  # the server has the report, or will never accept it
             return
 
 
 def _utf8(lines: bytes) -> list[str]:
-    """The lines that are UTF-8: a ref of another name can't be told of, and hides no other."""
+    """Return the lines in UTF-8. Refs with other names can't be reported, and are skipped."""
     text = lines.decode("utf-8", "surrogateescape")
     return [line for line in text.split("\n") if _is_utf8(line)]
 
@@ -109,7 +109,7 @@ def _settings(hooks: str) -> dict[str, str]:
 
 
 def _report(settings: dict[str, str], facts: dict[str, object]) -> tuple[int, str]:
-    """Try once to tell the server; its answer's code, 0 when there is none, and what is wrong."""
+    """Report to the server once. Returns the status code (0: no answer), and the error."""
     body = {
         "id": str(uuid.uuid4()),
         "time": int(time.time()),
@@ -133,7 +133,7 @@ def _all_refs() -> list[dict[str, object]]:
     form = "--format=%(refname) %(objectname) %(*objectname)"
     found: list[dict[str, object]] = []
     for line in _git("for-each-ref", form, "refs/heads", "refs/tags").split("\n"):
-        if line.count(" ") < 2 or "\ufffd" in line:  # no ref at all, or not in UTF-8
+        if line.count(" ") < 2 or "\ufffd" in line:  # not a ref, or not in UTF-8
             continue
         ref, commit, peeled = line.split(" ", 2)
         found.append({"ref": ref, "before": peeled or commit, "after": peeled or commit})
@@ -163,7 +163,7 @@ def _sent(url: str, settings: dict[str, str], body: bytes) -> tuple[int, str]:
 
 
 def _ref(before: str, after: str, ref: str) -> dict[str, object]:
-    """The repository's own facts about a ref that was pushed."""
+    """Return the repository's own facts about a ref that was pushed."""
     is_new, is_gone = not before.strip("0"), not after.strip("0")
     commit = "" if is_gone else _git("rev-parse", "--verify", "--quiet", after + "^{commit}")
     old = "" if is_new else _git("rev-parse", "--verify", "--quiet", before + "^{commit}")
@@ -180,7 +180,7 @@ def _ref(before: str, after: str, ref: str) -> dict[str, object]:
 
 
 def _files(old: str, new: str) -> list[str] | None:
-    """Paths that differ; a renamed file counts under both names. None for very many."""
+    """Return the changed paths, with both names of a renamed file. None if there are too many."""
     listed = _git("diff", "--name-only", "--no-renames", "-z", old, new)
     files = [name for name in listed.split("\0") if name]
     return files if len(files) <= MOST_FILES else None

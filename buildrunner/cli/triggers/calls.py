@@ -1,4 +1,4 @@
-"""Requests about triggers to a server: its address, a test event, and the verdict for people."""
+"""Requests about triggers to a server: addresses, test events, and verdicts as text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from buildrunner.logs.console.wording import printable
 
 
 def connected(args: argparse.Namespace) -> ServerClient:
-    """A client of the server that the flags choose.
+    """Return a client of the server that the flags choose.
 
     Raises:
-        UsageError: they choose none.
+        UsageError: the flags choose no server.
     """
     from buildrunner.cli.trust import folder_settings
 
@@ -32,14 +32,14 @@ def connected(args: argparse.Namespace) -> ServerClient:
 
 
 def trigger_path(name: str) -> str:
-    """The address of a trigger in the API, for `ServerClient.call`."""
+    """Return the address of a trigger in the API, for `ServerClient.call`."""
     from urllib.parse import quote
 
     return f"/v1/{{parent}}/triggers/{quote(name, safe='')}"
 
 
 def trigger_url(client: ServerClient, trigger: Document) -> str:
-    """The address of a trigger, without the server's."""
+    """Return the path of a trigger's page."""
     return f"/v1/projects/{client.project}/triggers/{trigger['id']}"
 
 
@@ -50,7 +50,7 @@ def wanted_event(args: argparse.Namespace) -> Document:
     """Return the event that the command sends to the server for a verdict.
 
     Raises:
-        UsageError: neither ``--event`` nor ``--ref`` says it, both do, or the file is no JSON.
+        UsageError: not exactly one of ``--event`` and ``--ref`` is given, or the file is no JSON.
     """
     if bool(args.event) is bool(args.ref):
         raise UsageError("either --event FILE or --ref REF must say what happens")
@@ -70,7 +70,7 @@ def wanted_event(args: argparse.Namespace) -> Document:
 
 
 def verdict_text(trigger: str, verdict: Document, *, past: bool = False) -> str:
-    """A verdict, rule by rule; ``past``: of what has happened."""
+    """Format a verdict, rule by rule; ``past``: in the past tense."""
     yes, no = ("fired", "did not fire") if past else ("would fire", "would not fire")
     answer = yes if verdict["fires"] else no
     if verdict.get("hold"):
@@ -80,7 +80,7 @@ def verdict_text(trigger: str, verdict: Document, *, past: bool = False) -> str:
 
 
 def rule_lines(rules: list[Document]) -> list[str]:
-    """Rules with their answers, one a line."""
+    """Format rules with their answers, one a line."""
     width = max((len(rule["name"]) for rule in rules), default=0)
     return [
         f"  {_MARKS[rule['passed']]:<3} {rule['name']:<{width}}  {printable(rule['text'])}"

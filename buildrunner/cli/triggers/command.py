@@ -1,4 +1,4 @@
-"""``buildrunner triggers``: what starts builds on a server; gcloud's commands, and some of ours."""
+"""``buildrunner triggers``: manages the triggers of a server, with gcloud's commands and more."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the commands.
 
     Raises:
-        UsageError: no server is chosen, or flags that can't be.
-        ConfigError: a file of triggers is wrong.
-        NotFound: no such trigger.
+        UsageError: no server is chosen, or flags are invalid.
+        ConfigError: a file of triggers is invalid.
+        NotFound: the trigger does not exist.
     """
     if args.action in ("install-hook", "remove-hook"):
         from buildrunner.cli.triggers import hook as trigger_hook
@@ -265,7 +265,7 @@ def _update(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def _forge(args: argparse.Namespace) -> dict[str, str]:
-    """The query of a call that makes a trigger."""
+    """Return the query of a call that makes a trigger."""
     if args.forge is None and args.forge_host is not None:
         raise UsageError("--forge-host needs --forge: the kind of that forge")
     given = {"forge": args.forge, "forgeHost": args.forge_host}
@@ -273,7 +273,7 @@ def _forge(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _set_forge(args: argparse.Namespace, client: ServerClient, trigger_id: str) -> None:
-    """Set the forge of a trigger that is there, if the flags name one."""
+    """Set the forge of an existing trigger, if the flags name one."""
     from buildrunner.cli.triggers.flags import forge_change
 
     path = f"/buildrunner{trigger_path(trigger_id)}/settings"

@@ -1,4 +1,4 @@
-"""``buildrunner deliveries``: what forges told a server, and what came of it."""
+"""``buildrunner deliveries``: lists the events that forges reported, and their results."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UsageError: no server is chosen.
-        NotFound: no such delivery.
+        NotFound: the delivery does not exist.
     """
     from buildrunner.cli.triggers.calls import connected
 
@@ -103,7 +103,7 @@ def _row(one: Document) -> tuple[str, ...]:
         about = f"{about}; waits: {one['waitsFor']}"
     received = str(one["receivedAt"])[:19]
     builds = str(len(one["builds"]))
-    told = " ".join(printable(about).split())  # one line, whatever somebody made of it
+    told = " ".join(printable(about).split())  # forced onto one line: the sender chose the text
     return str(one["number"]), received, printable(one["hook"]), one["status"], builds, told
 
 
@@ -119,7 +119,7 @@ def _show(args: argparse.Namespace, client: ServerClient) -> int:
 
 
 def shown(found: Document) -> str:
-    """A delivery for people: what it was about, and each trigger's rules."""
+    """Format a delivery as text: its subject, and each trigger's rules."""
     from buildrunner.logs.console.wording import printable
 
     lines = [
@@ -149,7 +149,7 @@ def shown(found: Document) -> str:
 
 
 def _waiting(outcome: Document) -> list[str]:
-    """Why it is tried again, and when."""
+    """Return why and when the delivery is retried."""
     from buildrunner.logs.console.wording import printable
 
     retry = outcome.get("retry")
@@ -175,7 +175,7 @@ def _answer(verdict: Document) -> str:
 
 
 def _is_of_others(verdict: Document) -> bool:
-    """The trigger listens to another repository: of those there may be hundreds."""
+    """Return whether the trigger listens to another repository. There may be hundreds of these."""
     rules = verdict["rules"]
     return bool(rules) and rules[-1]["name"] == "repository" and rules[-1]["passed"] is False
 

@@ -19,11 +19,11 @@ _OURS = ("resourceName", "id", "createTime")
 
 
 def read_triggers(path: str) -> list[Document]:
-    """The triggers of a file; ``id`` and ``createTime`` stay in them where the file has them.
+    """Read the triggers of a file, with ``id`` and ``createTime`` if the file has them.
 
     Raises:
-        UsageError: the file can't be read, or holds none.
-        ConfigError: something is wrong with a trigger: all problems of all, with their places.
+        UsageError: the file can't be read, or holds no trigger.
+        ConfigError: a trigger is invalid. Holds all problems of all triggers, with their places.
     """
     from buildrunner.spec.validation.check import errors_of
     from buildrunner.spec.writing import encode_message
@@ -45,16 +45,16 @@ def _identity(root: Any) -> Document:
 def import_trigger(
     client: ServerClient, document: Document, forge: Mapping[str, str]
 ) -> tuple[Document, bool]:
-    """Make a trigger, or change the one of that id or name; and whether it is new.
+    """Create a trigger, or change the one of that id or name. Returns it, and whether it is new.
 
     Args:
         client: of the server.
         document: the trigger.
-        forge: query parameters that say which forge has the repository of a new one.
+        forge: query parameters that name the forge of a new trigger's repository.
 
     Raises:
-        NotFound: there is none of that id, and it was not made elsewhere.
-        UsageError: the server refuses it.
+        NotFound: no trigger has that id, and no other service exported it.
+        UsageError: the server refuses the trigger.
     """
     from buildrunner.cli.triggers.calls import trigger_path
 
@@ -72,9 +72,9 @@ def import_trigger(
 
 
 def write_trigger(trigger: Document, path: str) -> None:
-    """Write a trigger as ``import`` takes it, under its name: without what only the server sets.
+    """Write a trigger for ``import``, under its name, without fields that only the server sets.
 
-    Fields stand in the schema's order, whatever changed last: a file in Git shows what changed.
+    Fields are in the schema's order, so that a diff in Git shows only real changes.
 
     Raises:
         UsageError: the file can't be written.

@@ -1,4 +1,4 @@
-"""Flags of ``triggers create`` and ``update``, and the trigger that they make or change.
+"""Flags of ``triggers create`` and ``update``, and their conversion to a trigger.
 
 Source: gcloud's ``builds triggers create github|gitlab|...``; semantics 11.1.
 """
@@ -36,7 +36,7 @@ CONFIGS: Final = {
     "repository": "repositoryEventConfig",
 }
 TEMPLATES: Final = ("autodetect", "build", "filename", "gitFileSource")
-"""Fields that say what a trigger builds: it has one of them."""
+"""Fields that define a trigger's build. A trigger has one of them."""
 
 WHERE: Final = {
     "github": {"repo_owner": "github.owner", "repo_name": "github.name"},
@@ -56,7 +56,7 @@ WHERE: Final = {
 PATTERNS: Final = ("branch_pattern", "tag_pattern", "pull_request_pattern")
 _LISTENING: Final = ("github", "gitlab", "bitbucket-server", "repository")
 _TEMPLATE_KIND: Final = "cloud-source-repositories"
-# The kinds that each flag goes with; a flag that is not here goes with all.
+# The kinds of triggers that accept each flag. Other flags fit all kinds.
 _GOES_WITH: Final = {
     **{
         flag: tuple(kind for kind, flags in WHERE.items() if flag in flags)
@@ -84,7 +84,7 @@ class Pairs(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        """Add what one use of the flag says."""
+        """Add the values of one use of the flag."""
         from buildrunner.cli.arguments import parse_map
 
         found = dict(getattr(namespace, self.dest) or {})
@@ -265,10 +265,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 
 def created(args: argparse.Namespace) -> Document:
-    """The trigger that the flags of ``create`` describe.
+    """Return the trigger that the flags of ``create`` describe.
 
     Raises:
-        UsageError: flags that are missing, or don't go with the kind.
+        UsageError: flags are missing, or don't fit the kind.
         ConfigError: a file is wrong.
     """
     if args.trigger_config is not None:
@@ -285,10 +285,10 @@ def created(args: argparse.Namespace) -> Document:
 
 
 def from_file(args: argparse.Namespace) -> Document:
-    """The one trigger of ``--trigger-config``.
+    """Return the only trigger of ``--trigger-config``.
 
     Raises:
-        UsageError: other flags are given, too, or the file holds several triggers.
+        UsageError: other flags are also given, or the file holds several triggers.
         ConfigError: the file is wrong.
     """
     from buildrunner.cli.triggers.files import read_triggers
@@ -305,7 +305,7 @@ def from_file(args: argparse.Namespace) -> Document:
 
 
 def given_flags(args: argparse.Namespace) -> list[str]:
-    """The flags that say something of the trigger, by their names in the namespace."""
+    """Return the flags that describe the trigger, by their names in the namespace."""
     return [
         flag
         for flag, value in vars(args).items()
@@ -314,15 +314,15 @@ def given_flags(args: argparse.Namespace) -> list[str]:
 
 
 def shown_flags(*flags: str) -> str:
-    """Flags as they are typed, of their names in the namespace."""
+    """Return flags as the user types them, given their names in the namespace."""
     return " and ".join(f"--{flag.replace('_', '-')}" for flag in flags)
 
 
 def check_kind(args: argparse.Namespace, kind: str) -> None:
-    """Refuse flags that a trigger of that kind has no field for.
+    """Refuse flags for which a trigger of that kind has no field.
 
     Raises:
-        UsageError: there are such flags.
+        UsageError: such flags are given.
     """
     for flag in given_flags(args):
         kinds = _GOES_WITH.get(flag, KINDS)
@@ -336,7 +336,7 @@ def check_kind(args: argparse.Namespace, kind: str) -> None:
 
 
 def with_fields(document: Document, fields: dict[str, Any]) -> Document:
-    """A document with values at paths such as ``github.owner``."""
+    """Return a document with values at paths such as ``github.owner``."""
     result = {**document}
     for path, value in fields.items():
         *above, last = path.split(".")
@@ -349,7 +349,7 @@ def with_fields(document: Document, fields: dict[str, Any]) -> Document:
 
 
 def common_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """Values by path, of the flags that all kinds of triggers have."""
+    """Return values by path, from the flags that all kinds of triggers have."""
     given = {
         "description": args.description,
         "serviceAccount": args.service_account,
@@ -362,14 +362,14 @@ def common_fields(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document]:
-    """The events that fire: ``push`` or ``pullRequest``, and the filter.
+    """Return the events that fire: ``push`` or ``pullRequest``, and the filter.
 
     Args:
         args: the flags.
-        old: the events that fire before the change: a part with one of these two, or neither.
+        old: the events before the change: a part with at most one of these two.
 
     Raises:
-        UsageError: there is no pattern, or a flag does not go with it.
+        UsageError: the pattern is missing, or a flag does not fit it.
     """
     name = next((one for one in ("push", "pullRequest") if one in old), "")
     before = dict(old.get(name, {}))
@@ -395,7 +395,7 @@ def event_filter(args: argparse.Namespace, old: Document) -> tuple[str, Document
 
 
 def template_ref(args: argparse.Namespace, old: Document) -> dict[str, Any]:
-    """The events of a ``triggerTemplate``, by field; ``old`` is that part before the change."""
+    """Return the events of a ``triggerTemplate``, by field; ``old`` has them before the change."""
     names = {"branchName": "branch", "tagName": "tag"}
     push: Document = {theirs: old[ours] for ours, theirs in names.items() if old.get(ours)}
     push |= {"invertRegex": True} if old.get("invertRegex") else {}
@@ -405,10 +405,10 @@ def template_ref(args: argparse.Namespace, old: Document) -> dict[str, Any]:
 
 
 def build_template(args: argparse.Namespace) -> Document | None:
-    """The build of ``--inline-config`` or ``--dockerfile``; None without them.
+    """Return the build of ``--inline-config`` or ``--dockerfile``; None without them.
 
     Raises:
-        UsageError: flags that contradict each other, or a file that can't be read.
+        UsageError: flags contradict each other, or a file can't be read.
         ConfigError: the file is wrong.
     """
     flags = ("build_config", "inline_config", "dockerfile")
@@ -421,7 +421,7 @@ def build_template(args: argparse.Namespace) -> Document | None:
 
 
 def source_ref(args: argparse.Namespace) -> str:
-    """The ref of ``--branch`` or ``--tag``; empty without them.
+    """Return the ref of ``--branch`` or ``--tag``; empty without them.
 
     Raises:
         UsageError: both are given.
@@ -509,14 +509,14 @@ def _words(text: str) -> list[str]:
 
 
 def trigger_change(args: argparse.Namespace, old: Document) -> tuple[Document, str]:
-    """The fields that change, and the update mask that names them; both may be empty.
+    """Return the changed fields, and the update mask that names them. Both may be empty.
 
     Args:
         args: flags of ``update`` without ``--trigger-config``.
         old: the trigger as the server has it.
 
     Raises:
-        UsageError: no flag is given, or one does not go with the trigger.
+        UsageError: no flag is given, or a flag does not fit the trigger.
         ConfigError: a file is wrong.
     """
     flags = given_flags(args)
@@ -537,7 +537,7 @@ def trigger_change(args: argparse.Namespace, old: Document) -> tuple[Document, s
 
 
 def forge_change(args: argparse.Namespace, settings: Document) -> Document | None:
-    """The trigger's settings with the forge that the flags name; None if they name none."""
+    """Return the trigger's settings with the forge of the flags; None without such flags."""
     given = {
         name: value
         for name, value in (("kind", args.forge), ("host", args.forge_host))
@@ -546,7 +546,7 @@ def forge_change(args: argparse.Namespace, settings: Document) -> Document | Non
     if not given:
         return None
     before = settings.get("forge", {})
-    if before.get("unconfirmed"):  # a guess counts for nothing
+    if before.get("unconfirmed"):  # a guessed forge is ignored
         before = {}
     after = {**before, **given}
     if "kind" not in after:
@@ -555,7 +555,7 @@ def forge_change(args: argparse.Namespace, settings: Document) -> Document | Non
 
 
 def kind_of(trigger: Document) -> str:
-    """The kind of a trigger, as ``create`` calls it."""
+    """Return the kind of a trigger, as ``create`` calls it."""
     for kind, fields in WHERE.items():
         if any(path.partition(".")[0] in trigger for path in fields.values()):
             return kind
@@ -588,7 +588,7 @@ def _events(args: argparse.Namespace, kind: str, old: Document) -> dict[str, Any
 
 
 def _changed_source(args: argparse.Namespace, old: Document) -> dict[str, Any]:
-    """The changed source, and the changed config file if it is in the same repository."""
+    """Return the changed source, and the changed config file if it is in the same repository."""
     ref, before = source_ref(args), old.get("sourceToBuild", {})
     given = {
         name: value

@@ -1,7 +1,7 @@
 """``buildrunner triggers install-hook``: a bare repository reports its pushes to a server.
 
-The command puts our ``post-receive`` hook (`bare_hook`) into the repository. A hook that was there
-before stays: it is run first, with the same input, and is restored when ours is removed.
+The command puts our ``post-receive`` hook (`bare_hook`) into the repository. An existing hook
+stays: it runs first, with the same input, and is restored when ours is removed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARK: Final = "# installed by buildrunner"
 _ORIGINAL: Final = "post-receive.original"
 _PROGRAM: Final = "buildrunner_post_receive.py"
 SETTINGS_NAME: Final = "buildrunner.json"
-"""The file beside the hook that its owner may read: address, name, secret."""
+"""The file beside the hook that only its owner may read: address, name, secret."""
 
 _SCRIPT: Final = """\
 #!/bin/sh
@@ -45,11 +45,11 @@ exit 0
 
 
 def install(args: argparse.Namespace) -> int:
-    """Install the hook, or bring it up to date; its secret is kept for the server of this machine.
+    """Install or update the hook, and store its secret for the server of this machine.
 
     Raises:
         UsageError: there is no repository, or it can't be written to.
-        SecretError: the store of secrets can't be used.
+        SecretError: the secret store can't be used.
     """
     from buildrunner.secrets.secret_name import parse_name
     from buildrunner.server.events.hook_secrets import secret_name
@@ -120,7 +120,7 @@ def install(args: argparse.Namespace) -> int:
 
 
 def remove(args: argparse.Namespace) -> int:
-    """Remove the hook, and restore the hook that was there before.
+    """Remove the hook, and restore the previous one.
 
     Raises:
         UsageError: there is no repository, or it can't be written to.
@@ -135,7 +135,7 @@ def remove(args: argparse.Namespace) -> int:
 
 
 def _authorities(ca_file: str) -> str:
-    """The certificates themselves: the hook may run where their file is not."""
+    """Return the certificates as text, since the hook may run on a machine without their file."""
     if not ca_file:
         return ""
     import ssl
@@ -157,7 +157,7 @@ def _register() -> HookRegister:
 
 
 def _name_of(folder: str) -> str:
-    """The repository's name: of its folder, without ``.git``, in letters that addresses have."""
+    """Return the repository's name: its folder without ``.git``, in characters valid in URLs."""
     from unicodedata import normalize
 
     base = os.path.basename(folder.removesuffix("/.git")).removesuffix(".git")
@@ -166,7 +166,7 @@ def _name_of(folder: str) -> str:
 
 
 def _longer_name(folder: Path) -> str:
-    """A name that tells the repository from its namesake: with the folder that it lies in."""
+    """Return a name with the parent folder, to distinguish repositories of the same name."""
     place = folder.parent if folder.name == ".git" else folder
     return f"{_name_of(str(place.parent))}-{_name_of(str(place))}"
 
@@ -190,7 +190,7 @@ class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
         server: address of the server.
         name: of the repository on the server, as in ``/hooks/git/NAME``.
         secret: what deliveries are signed with.
-        repository: where the server fetches the repository from; empty: the folder itself.
+        repository: the address that the server fetches from; empty: the folder itself.
         authorities: certificates (PEM) to trust in place of the system's; empty: the system's.
     """
 
@@ -202,7 +202,7 @@ class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def repository_folder(path: str) -> Path:
-    """The Git folder of a repository: itself when it is bare, else its ``.git``.
+    """Return the Git folder of a repository: the folder itself if it is bare, else its ``.git``.
 
     Raises:
         UsageError: there is no repository.
@@ -220,17 +220,17 @@ def repository_folder(path: str) -> Path:
 
 
 def is_bare(folder: Path) -> bool:
-    """Whether a repository has no work tree: people push to it, and nobody commits in it."""
+    """Return whether a repository has no work tree."""
     command = ["git", "-C", str(folder), "rev-parse", "--is-bare-repository"]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     return done.stdout.strip() == "true"
 
 
 def installed_settings(path: str) -> HookSettings | None:
-    """Return the settings of the hook in a repository; None if ours is not there.
+    """Return the settings of our hook in a repository; None if it is not installed.
 
     Raises:
-        UsageError: there is no repository, or its settings can't be read.
+        UsageError: the repository does not exist, or its settings can't be read.
     """
     hooks = _hooks(repository_folder(path))
     settings = hooks / SETTINGS_NAME
@@ -243,7 +243,7 @@ def installed_settings(path: str) -> HookSettings | None:
 
 
 def install_hook(path: str, settings: HookSettings) -> Path:
-    """Install the hook, or bring it up to date.
+    """Install or update the hook.
 
     Returns:
         The hook.
@@ -277,7 +277,7 @@ def install_hook(path: str, settings: HookSettings) -> Path:
 
 
 def tell_server(path: str) -> str:
-    """Tell the server of the repository, so that it looks there; why it did not hear, or nothing.
+    """Report the repository to the server, so that it checks it. Returns an error, or "".
 
     Raises:
         UsageError: there is no repository.
@@ -289,7 +289,7 @@ def tell_server(path: str) -> str:
 
 
 def remove_hook(path: str) -> bool:
-    """Take our hook out, and put back what was there before; whether ours was there.
+    """Remove our hook and restore the previous one. Returns whether our hook was installed.
 
     Raises:
         UsageError: there is no repository, or it can't be written to.
@@ -325,7 +325,7 @@ def _is_ours(hook: Path) -> bool:
 
 
 def _write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file as a whole, never readable by others than ``mode`` says."""
+    """Write a file atomically, never more widely readable than ``mode``."""
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     beside.unlink(missing_ok=True)
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -336,7 +336,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
 
 
 def _write_secret(path: Path, content: bytes) -> None:
-    """Write a file for its owner only, and for the group that was let read it before."""
+    """Write a file for its owner only, and for the group that could read it before."""
     try:
         before = path.stat()
     except FileNotFoundError:
@@ -354,34 +354,34 @@ def _quoted(path: str) -> str:
 
 
 class HookRegister:
-    """A file a name, with the folder of the repository that has it.
+    """A register of hook names: one file per name, which holds the folder of its repository.
 
-    It only reminds: whether the repository still goes by that name is looked up there.
+    An entry is only a hint: callers check in the repository whether the name still holds.
 
     Args:
-        folder: of the files; made when it is needed.
+        folder: the folder of the files, created when it is needed.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def other_repository(self, name: str, server: str, repository: Path) -> Path | None:
-        """The folder of another repository that tells the server of its pushes under a name."""
+        """Return the folder of another repository that reports its pushes under a name."""
         known = self._known(name)
         if known is None or known == repository:
             return None
         try:
             settings = installed_settings(str(known))
-        except UsageError:  # it is gone
+        except UsageError:  # the repository is gone
             return None
         is_same = settings is not None and (settings.name, settings.server) == (name, server)
         return known if is_same else None
 
     def note(self, name: str, repository: Path) -> None:
-        """Remember whose name it is.
+        """Record the repository of a name.
 
         Raises:
-            UsageError: it can't be written down.
+            UsageError: the entry can't be written.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -390,7 +390,7 @@ class HookRegister:
             raise UsageError(f"{self._folder} can't be written to: {error.strerror}") from error
 
     def forget(self, name: str, repository: Path) -> None:
-        """The repository does not have the name any more."""
+        """Delete the entry of a name that the repository no longer has."""
         if self._known(name) == repository:
             (self._folder / name).unlink(missing_ok=True)
 

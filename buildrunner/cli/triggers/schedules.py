@@ -1,4 +1,4 @@
-"""``buildrunner schedules``: when triggers fire by the clock, and what is set beside them."""
+"""``buildrunner schedules``: manages schedules of triggers, and other trigger settings."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def run(args: argparse.Namespace) -> int:
     """Run one of the commands.
 
     Raises:
-        UsageError: no server is chosen, or a setting can't be.
-        NotFound: there is no such trigger, or it has no schedule.
+        UsageError: no server is chosen, or a setting is invalid.
+        NotFound: the trigger does not exist, or has no schedule.
     """
     with called_server(args, "schedules") as (server, project):
         action = "list" if args.action == "next" and not args.trigger else args.action
@@ -210,7 +210,7 @@ def _history(args: argparse.Namespace, server: ServerConnection, project: str) -
 def _settings(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
     path = f"{project}/triggers/{segment(args.trigger)}/settings"
     before = server.json("GET", path)
-    # The forge is not of these flags: without it the trigger would be for another repository.
+    # These flags don't set the forge. Keep it: without it, the trigger names another repository.
     kept = {name: before[name] for name in ("forge",) if name in before} if args.clear else before
     after = changed_settings(kept, args)
     if after != before:
@@ -220,7 +220,7 @@ def _settings(args: argparse.Namespace, server: ServerConnection, project: str) 
 
 
 def changed_settings(before: Document, args: argparse.Namespace) -> Document:
-    """The settings with what the flags say; those that are not given stay."""
+    """Return the settings, changed by the given flags."""
     approval = {
         "approvers": args.approver and [name for name in args.approver if name],
         "notAuthor": _truth(args.not_author),

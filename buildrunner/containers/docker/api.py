@@ -1,4 +1,4 @@
-"""The Docker Engine API of one engine, by `docker.APIClient`, and what differs between engines.
+"""The Docker Engine API of one engine, by `docker.APIClient`, and the differences of engines.
 
 Importing the SDK takes some 90 ms. It is imported with the first request, or by `submit` right
 before it requests the network.
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 
 ANSWER_TIMEOUT_S = 300.0
-"""Silence after which an engine counts as gone. It is long, because an engine may copy a large
+"""Silence after which an engine counts as unavailable. It is long, since an engine may copy a large
 folder of the image into a volume before it has created or started a container."""
 
 NEWEST_VERSION = (1, 44)
-"""The API version of this code. Newer engines still speak it; Docker 29 speaks nothing older."""
+"""The API version of this code. It is the oldest that Docker 29 supports."""
 
 OLDEST_VERSION = (1, 30)
 """The version of Docker 17.06. Docker 20.10 is the oldest that the tests run on."""
@@ -46,7 +46,7 @@ _STREAMS = "http+stream://localhost"
 
 
 def filters(**values: Iterable[str]) -> str:
-    """The value of ``filters`` in a query."""
+    """Return the value of ``filters`` in a query."""
     return json.dumps({name: list(value) for name, value in values.items()})
 
 
@@ -65,12 +65,12 @@ class DockerApi:
 
     @contextmanager
     def client(self) -> Iterator[APIClient]:
-        """The SDK's client, for requests and for reading their answers.
+        """Yield the SDK's client, for requests and for reading their answers.
 
         Raises:
             Refusal: the engine answered with an error.
             EngineUnavailable: the engine does not answer.
-            EngineError: the answer is not what the API promises.
+            EngineError: the answer violates the API.
         """
         client = self._open().client
         from docker.errors import DockerException
@@ -83,12 +83,12 @@ class DockerApi:
             LookupError,
             TypeError,
             AttributeError,
-            RecursionError,  # JSON that is nested deeply
+            RecursionError,  # deeply nested JSON
         ) as error:
             raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
     def version(self) -> str:
-        """The API version in use, e.g. ``1.41``; one ``_ping`` the first time."""
+        """The API version in use, e.g. ``1.41``. The first access sends one ``_ping``."""
         return self._open().engine.version
 
     def capabilities(self) -> Capabilities:
@@ -96,7 +96,7 @@ class DockerApi:
         return self._open().engine.capabilities
 
     def ping(self) -> None:
-        """Raises EngineUnavailable when nothing answers within some seconds."""
+        """Raise EngineUnavailable if the engine does not answer within some seconds."""
         self._open(timeout_s=_PING_TIMEOUT_S).ping(_PING_TIMEOUT_S)
 
     def send(
@@ -110,16 +110,16 @@ class DockerApi:
         body: Iterable[bytes] | None = None,
         timeout_s: float | None = ANSWER_TIMEOUT_S,
     ) -> bytes:
-        """Send a request that the SDK has no fitting method for; the body of its answer.
+        """Send a request for which the SDK has no fitting method. Returns the body of the answer.
 
         Args:
             method: HTTP method.
-            path: without a version in it; encoded.
+            path: encoded, without the API version.
             params: the query.
             headers: further headers of the request.
             json: the request's body.
             body: the request's body, a tar stream in pieces.
-            timeout_s: how long the engine may be silent; None for ever.
+            timeout_s: seconds that the engine may be silent; None for no limit.
 
         Raises:
             Refusal: the engine answered with an error.
@@ -196,10 +196,10 @@ class DockerApi:
 
     @contextmanager
     def until(self, cancel: threading.Event) -> Iterator[DockerApi]:
-        """Return this API with requests that end when ``cancel`` is set.
+        """Yield this API with requests that end when ``cancel`` is set.
 
         Raises:
-            Stopped: ``cancel`` was set before the block was through.
+            Stopped: ``cancel`` was set before the block ended.
         """
         own = DockerApi(self._endpoint, _engine=self._open().engine)
         done = threading.Event()
@@ -258,11 +258,11 @@ class _Opened:
 
     Args:
         endpoint: where the engine is.
-        engine: what it is; None asks it.
-        timeout_s: how long it may take to answer.
+        engine: its capabilities; None requests them.
+        timeout_s: seconds that the engine may take to answer.
 
     Raises:
-        EngineUnavailable: the engine does not answer, or is none that buildrunner works with.
+        EngineUnavailable: the engine does not answer, or buildrunner does not support it.
     """
 
     def __init__(self, endpoint: Endpoint, engine: _Engine | None, timeout_s: float) -> None:
@@ -285,7 +285,7 @@ class _Opened:
         self._attach(self.client)
 
     def ping(self, timeout_s: float) -> Mapping[str, str]:
-        """Ask whether it answers; the headers of the answer."""
+        """Send a ping. Returns the headers of the answer."""
         return self._session.get(f"{_REQUESTS}/_ping", timeout=timeout_s).headers
 
     def _introduced(self, timeout_s: float) -> _Engine:
@@ -294,7 +294,7 @@ class _Opened:
         return _Engine(_common_version(headers.get("Api-Version", "")), capabilities)
 
     def _attach(self, session: Session) -> None:
-        session.trust_env = False  # no proxy, and no login from .netrc
+        session.trust_env = False  # no proxy, and no credentials from .netrc
         session.headers["Accept-Encoding"] = "identity"
         for prefix, adapter in self._adapters.items():
             session.mount(prefix, adapter)
@@ -326,32 +326,32 @@ def _common_version(offered: str) -> str:
 
 
 OLDEST_PODMAN = 5
-"""Older ones ignore the tag of an imported image, among other things."""
+"""The oldest supported version: older ones ignore the tag of an imported image, among others."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """Capabilities of one kind of engine, and its own terms.
+    """Capabilities of one kind of engine, and its conventions.
 
     Attributes:
         product: ``docker`` or ``podman``.
         death_events: ``/events`` reports the end of a container as soon as its process has ended.
-        asks_registries: ``/distribution`` returns what a registry has under a name.
+        asks_registries: ``/distribution`` returns the digest that a registry has for a name.
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
-        log_driver: what keeps a container's output so that another process can read it.
-        follows_logs_to_the_end: a log that is followed lacks no line of a container that has ended.
-        attach_is_passive: a container can be attached to long before its start. Podman sets the
-            container up then, and reports what a start would report.
+        log_driver: the driver that stores a container's output so that another process can read it.
+        follows_logs_to_the_end: a followed log is complete when its container has ended.
+        attach_is_passive: a container can be attached to long before it starts. Podman sets the
+            container up on attach, and reports the errors of a start.
         removes_joined: a container can be removed while others share its network namespace.
-            Podman has to be told to remove those, too.
-        mounts_unstarted: the volumes of a container that never starts are mounted while files are
-            copied out of it.
+            Podman must be requested to remove those, too.
+        mounts_unstarted: the volumes of a container that was never started are mounted while files
+            are copied out of it.
         names_folder_itself: the names in an archive of ``FOLDER/.`` begin with ``./``.
         has_buildkit: ``docker buildx build`` and ``DOCKER_BUILDKIT=1`` work.
         unpacks_into_mounts: an archive that is unpacked at the root reaches a container's mounts.
         inline_seccomp: a request holds a seccomp profile; otherwise, the path of one.
-        local_prefix: begins the names of images that are of no registry; empty where nothing does.
-        trust_plain_http: how to make the engine use a registry that speaks plain HTTP; ``{}`` is
+        local_prefix: prefix of the names of images from no registry; empty if there is none.
+        trust_plain_http: advice on how to make the engine use a registry over plain HTTP; ``{}`` is
             the registry.
     """
 
@@ -414,10 +414,10 @@ PODMAN = Capabilities(
 
 
 def capabilities_of(headers: Mapping[str, str]) -> Capabilities:
-    """Return the capabilities of the engine that sent these headers in answer to ``/_ping``.
+    """Return the capabilities of an engine, given the headers of its answer to ``/_ping``.
 
     Raises:
-        EngineUnavailable: buildrunner does not work with that engine.
+        EngineUnavailable: buildrunner does not support the engine.
     """
     version = headers.get("libpod-api-version", "")
     if not version:

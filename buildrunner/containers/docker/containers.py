@@ -1,6 +1,6 @@
 """One container's life, through the Docker Engine API: made, started, followed, killed, removed.
 
-A container that ended by SIGKILL ran out of memory, or somebody sent the signal (`was_oom_killed`).
+`was_oom_killed` says whether a container that ended by SIGKILL ran out of memory.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 _KILLED = 137
 _LINE_LIMIT = 1 << 20
 _ALIVE = ("running", "paused")
-_NEWS_OF_END_S = 1.0  # between the end of a container's output and the news of its own end
-_STARTS = 10  # of one container, while others make and remove the network it is on
+_NEWS_OF_END_S = 1.0  # between the end of a container's output and the report of its end
+_STARTS = 10  # of one container, while other builds make and remove its network
 
 
 class _End:
@@ -66,16 +66,16 @@ class _End:
         return self._code
 
     def is_known(self, timeout_s: float) -> bool:
-        """Wait until there is news, or none will come; False once the time is over."""
+        """Wait until the end is known, or never will be. Returns False after the time limit."""
         return self._is_known.wait(timeout_s)
 
     def close(self) -> None:
-        """Stop listening; releases all who wait."""
+        """Stop listening, and release all waiting threads."""
         self._answer.close()
 
 
 def _code_in(line: bytes) -> int:
-    """The exit code in a ``die`` event, or in the answer of ``wait``."""
+    """Return the exit code in a ``die`` event, or in the answer of ``wait``."""
     try:
         end = json.loads(line)
         code = end["Actor"]["Attributes"]["exitCode"] if "Actor" in end else end["StatusCode"]
@@ -89,8 +89,8 @@ class DockerContainers:
 
     Args:
         api: the engine.
-        restore_network: makes the network again that a refused start missed, if it can; whether
-            another try makes sense.
+        restore_network: makes the network again that a refused start lacked, if possible. Returns
+            whether to retry.
     """
 
     def __init__(self, api: DockerApi, restore_network: Callable[[str], bool]) -> None:
@@ -98,9 +98,9 @@ class DockerContainers:
         self._restore_network = restore_network
         self._ends: dict[str, _End] = {}
         self._prepared: dict[str, tuple[OutputStream, _End | None]] = {}
-        self._killed: set[str] = set()  # by us, and not removed yet
-        self._refusals: dict[str, bytes] = {}  # of the gates of containers that have one
-        self._ahead: set[str] = set()  # started, and their programs wait
+        self._killed: set[str] = set()  # created here, and not removed yet
+        self._refusals: dict[str, bytes] = {}  # standard inputs of start gates
+        self._ahead: set[str] = set()  # started, with programs that wait behind their gates
 
     def create_container(self, spec: ContainerSpec) -> str:
         """See `Containers.create_container`."""
@@ -121,7 +121,7 @@ class DockerContainers:
         return container_id
 
     def _create(self, request: dict[str, Any], name: str) -> str:
-        """Create a container; Podman refuses one whose network was removed meanwhile."""
+        """Create a container. Podman refuses it if its network was removed meanwhile."""
         left = _STARTS
         while True:
             try:
@@ -135,9 +135,9 @@ class DockerContainers:
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`.
 
-        With Docker, also opens the stream of events that `wait_container` will read: it tells of
-        the death at once, where ``wait`` answers only after the engine has torn the container's
-        network down (20 to 50 ms later, measured; the next step's start overlaps with that now).
+        With Docker, also opens the stream of events that `wait_container` will read: it reports
+        the end at once, while ``wait`` answers only after the engine has removed the container's
+        network (20 to 50 ms later, measured). The next step's start overlaps with that removal.
         """
         if container_id in self._ahead:
             return self._let_go(container_id)
@@ -164,7 +164,7 @@ class DockerContainers:
         return None
 
     def _let_go(self, container_id: str) -> Iterator[bytes]:
-        """Run the program that waits behind the gate."""
+        """Make the gate run its program."""
         self._ahead.discard(container_id)
         stream, end = self._prepared.pop(container_id)
         if end is not None:
@@ -184,7 +184,7 @@ class DockerContainers:
     def _start(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         left = _STARTS
         while True:
-            # A start that fails ends what was attached: without a new one the output is lost.
+            # A failed start ends the attached connection: without a new one the output is lost.
             try:
                 return self._try_start(container_id, attach=attach)
             except Refusal as refusal:
@@ -193,15 +193,15 @@ class DockerContainers:
                     raise start_error(refusal.message) from refusal
 
     def prepare_start(self, container_id: str) -> None:
-        """See `Containers.prepare_start`: attaches, and asks for the end."""
+        """See `Containers.prepare_start`: attaches, and listens for the end."""
         if self._api.capabilities().attach_is_passive and container_id not in self._prepared:
             self._prepared[container_id] = self._listen(container_id)
 
     def _listen(self, container_id: str) -> tuple[OutputStream, _End | None]:
-        """Attach and listen for the end. Before the start, so that nothing is missed.
+        """Attach and listen for the end, before the start, so that nothing is missed.
 
         Raises:
-            Refusal: an engine that sets a container up when it is attached to says why the
+            Refusal: an engine that sets a container up on attach reports why the
                 container can't start.
         """
         with contextlib.ExitStack() as undo:
@@ -232,14 +232,14 @@ class DockerContainers:
     def _await_end(self, container_id: str) -> _End | None:
         """Listen for the container's end, where the engine's events are complete.
 
-        Podman's are not: its ``/events`` leaves some out, and ``wait?condition=next-exit``, which
-        reads them, begins to listen after it has sent the head of its answer (until Podman 6;
+        Podman's are not: its ``/events`` drops some, and ``wait?condition=next-exit``, which
+        reads them, starts to listen after it has sent the head of its answer (until Podman 6;
         containers/podman#28514). The end of a short container is missed then, and the answer never
-        comes. So Podman is asked for the exit code once the container has been started.
+        comes. So this code requests Podman's exit code once the container has been started.
         """
         if not self._api.capabilities().death_events:
             return None
-        # since=0: an event that came before the engine listened to us counts, too
+        # since=0 includes events from before the engine handled this request
         chosen = filters(container=[container_id], event=["die"])
         try:
             query = {"since": 0, "filters": chosen}
@@ -248,25 +248,25 @@ class DockerContainers:
             raise refusal.as_error("the container can't be waited for") from refusal
 
     def _runs_on(self, container_id: str, end: _End | None) -> bool:
-        """Whether a container still runs whose attached connection the engine has ended.
+        """Return whether a container still runs although its attached connection was closed.
 
-        Docker keeps it until the container ends. Podman ends it when the step closes its output.
+        Docker closes it when the container ends. Podman closes it when the step closes its output.
         """
         if end is None or end.is_known(_NEWS_OF_END_S):
             return False
         return self._status(container_id) in _ALIVE
 
     def _status(self, container_id: str) -> str:
-        """The container's status; empty when the engine does not know it."""
+        """Return the container's status; empty if the engine has no such container."""
         with contextlib.suppress(Refusal), self._api.client() as client:
             return str(client.inspect_container(container_id)["State"]["Status"])
         return ""
 
     def _try_start(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
-        """Listen, start; the output.
+        """Listen, then start. Returns the output.
 
         Raises:
-            Refusal: the engine can't start it.
+            Refusal: the engine can't start the container.
         """
         stream: OutputStream | None = None
         if attach:
@@ -288,7 +288,7 @@ class DockerContainers:
     def follow_container(self, container_id: str) -> Iterator[bytes]:
         """See `Containers.follow_container`.
 
-        A dead process may or may not have opened the gate: a second word does nothing.
+        A dead process may have opened the gate already: opening it twice is harmless.
         """
         followed = output.follow(self._api, container_id)
         try:
@@ -307,7 +307,7 @@ class DockerContainers:
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
         code = None
-        prepared = self._prepared.get(container_id)  # one that was killed before its turn
+        prepared = self._prepared.get(container_id)  # a pre-started container that was killed
         if (end := self._ends.get(container_id) or (prepared and prepared[1])) is not None:
             code = end.code()
         if code is None:
@@ -321,9 +321,9 @@ class DockerContainers:
         )
 
     def _torn_down(self, container_id: str) -> int:
-        """Wait until the engine is through with the container's end; its exit code.
+        """Wait until the engine has finished the container's teardown. Returns its exit code.
 
-        Podman knows the exit code of a container for some minutes after its removal, too.
+        Podman keeps the exit code of a container for some minutes after its removal.
         """
         try:
             if not self._api.capabilities().death_events:
@@ -334,10 +334,10 @@ class DockerContainers:
             raise refusal.as_error("the container can't be waited for") from refusal
 
     def _exit_code(self, container_id: str) -> int:
-        """Wait for the exit code of a container of Podman, which may be removed by now.
+        """Wait for the exit code of a container of Podman. The container may be removed already.
 
         Raises:
-            Refusal: 404: there is no container of that id, and none of it has ever ended.
+            Refusal: 404: no container of that id exists or has ended recently.
         """
         path = f"/libpod/containers/{quote(container_id)}/wait"
         return int(self._api.send("POST", path, timeout_s=None))
@@ -350,7 +350,7 @@ class DockerContainers:
             with self._api.client() as client:
                 client.kill(container_id, signal)
         except Refusal as refusal:
-            if refusal.status not in (404, 409):  # 404: gone, 409: not running
+            if refusal.status not in (404, 409):  # 404: removed, 409: not running
                 raise refusal.as_error("the container can't be killed") from refusal
 
     def remove_container(self, container_id: str) -> None:
@@ -365,10 +365,10 @@ class DockerContainers:
     def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`.
 
-        Lists report a container as it was before a start that is under way. An engine waits with
-        the answer to ``inspect``, and with a removal, until that start is through. Without force,
-        it then refuses to remove a container that runs. But it removes one that has ended, and no
-        request makes it refuse that: a container that both starts and ends between the look and
+        Lists report the state before a start that is in progress. The engine answers
+        ``inspect``, and handles a removal, only after that start. Without force,
+        it then refuses to remove a running container. But it removes an ended one, and no
+        request prevents that: a container that both starts and ends between the check and
         the removal is removed. So the engine's record of the container decides afterwards.
         """
         try:
@@ -398,10 +398,10 @@ class DockerContainers:
     def _record_of_starts(
         self, container_id: str, opened: contextlib.ExitStack
     ) -> Callable[[], bool]:
-        """Begin to record whether a container starts; the result is known once it is removed.
+        """Start to record whether a container starts. The result is known after its removal.
 
         Docker's events of a container come in their order, and its removal is the last one.
-        Podman's may be missing, but it keeps the exit code of whatever has ended.
+        Podman may drop events, but it keeps the exit code of every ended container.
         """
         if self._api.capabilities().death_events:
             chosen = filters(container=[container_id], event=["start", "destroy"])
@@ -435,7 +435,7 @@ class DockerContainers:
         """See `Containers.fill_mount`.
 
         Docker refuses symbolic links that lead up and out of the folder at which it unpacks, so
-        it unpacks at the root. Podman takes them, and at the root it unpacks beside the mount.
+        it unpacks at the root. Podman accepts them; at the root, it would unpack beside the mount.
         """
         query = {"path": "/"}
         if not self._api.capabilities().unpacks_into_mounts:
@@ -468,7 +468,7 @@ class DockerContainers:
             raise refusal.as_error(f"{path} can't be read") from refusal
 
     def let_go(self) -> None:
-        """Drop what is open for starts and ends to come."""
+        """Close all connections for future starts and ends."""
         for container_id in tuple(self._ends):
             if end := self._ends.pop(container_id, None):
                 end.close()
@@ -477,11 +477,11 @@ class DockerContainers:
 
 
 def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[str, Any]:
-    """The body of ``POST /containers/create``.
+    """Return the body of ``POST /containers/create``.
 
     Args:
         spec: the container.
-        log_driver: what keeps its output, if that is wanted.
+        log_driver: the driver that stores its output, if the spec requests that.
     """
     host: dict[str, Any] = {"LogConfig": {"Type": "none"}}
     if spec.keep_log:
@@ -496,7 +496,7 @@ def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[st
         "HostConfig": host,
     }
     if spec.entrypoint is not None:
-        request["Entrypoint"] = spec.entrypoint or ("",)  # [""] is how the API spells "none"
+        request["Entrypoint"] = spec.entrypoint or ("",)  # [""] means "none" in the API
     if spec.cmd is not None:
         request["Cmd"] = spec.cmd
     if spec.workdir:
@@ -523,16 +523,16 @@ def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[st
     if spec.extra_hosts:
         host["ExtraHosts"] = spec.extra_hosts
     _add_rights(host, spec)
-    # The gate enters the working folder itself: the engine would make the folder now.
+    # The gate enters the working folder itself: the engine would create the folder too early.
     gate = {"Entrypoint": start_gate.behind_gate(spec), "WorkingDir": "/", "OpenStdin": True}
     return request | gate if spec.gate else request
 
 
 def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
-    """The labels count only for a volume that is gone, and that the engine then makes anew.
+    """Return options with labels, which apply only if the engine must create the volume again.
 
-    That happens when a build is cleaned up while this request is under way; without its labels
-    nobody would find the volume again.
+    That happens if a build is cleaned up during this request. Without its labels,
+    no sweep would find the volume.
     """
     return {"NoCopy": mount.no_copy, "Labels": spec.labels}
 
@@ -546,17 +546,17 @@ def _add_rights(host: dict[str, Any], spec: ContainerSpec) -> None:
         host["NanoCpus"] = int(spec.cpus * 1_000_000_000)
     if spec.memory_bytes is not None:
         host["Memory"] = spec.memory_bytes
-        host["MemorySwap"] = spec.memory_bytes  # no swap on top: the limit is the limit
+        host["MemorySwap"] = spec.memory_bytes  # no swap in addition: the limit is exact
 
 
 _PAUSE_S = 0.05
 
 
 def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
-    """Kill and remove a container with its nameless volumes. Idempotent: it is gone afterwards.
+    """Kill and remove a container with its anonymous volumes. Idempotent.
 
-    While somebody else removes it, the engine is asked again and again: a wait for the other's
-    removal could begin too late to hear of its end.
+    While another client removes the container, the engine is polled: a wait for the other
+    removal could begin too late to be notified.
 
     Args:
         api: the engine.
@@ -564,8 +564,8 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
         called: what a message calls it.
 
     Raises:
-        EngineError: it can't be removed, or somebody is at it for longer than an engine may be
-            silent.
+        EngineError: the container can't be removed, or another removal takes longer than an engine
+            may be silent.
     """
     give_up_at = time.monotonic() + ANSWER_TIMEOUT_S
     while True:
@@ -586,32 +586,32 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
             return
 
 
-_STOPPING_S = 2.0  # an engine that stops kills its containers first, and then answers no more
-_LATE_NEWS_S = 0.25  # behind the end of a container; mostly the news comes before
+_STOPPING_S = 2.0  # an engine that shuts down kills its containers first, and then stops answering
+_LATE_NEWS_S = 0.25  # after the end of a container; mostly the event comes earlier
 _LOOK_S = 0.025
 
 
 def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], object]) -> bool:
     """Return whether the kernel killed the container for lack of memory.
 
-    The kernel's log, where this process may read it, says so at once. The engine learns of the kill
-    in another way than of the end, and may note it some ms later, in its events only. So a
-    container with a limit of memory is looked at for that time, and one without a limit once.
+    The kernel's log, if this process may read it, reports it at once. The engine is notified of
+    the kill and of the end separately, and may record the kill some ms later, only in its events.
+    So a container with a memory limit is checked for that time, and one without a limit once.
 
-    If the engine itself sent a signal, it may be stopping. Its silence then is the answer, and the
-    exit code says nothing of the step.
+    If the engine itself sent a signal, it may be shutting down. It then stops answering, and the
+    exit code says nothing about the step.
 
     Args:
         api: the engine.
         container_id: a container that has ended with 137.
-        torn_down: waits until the engine is through with the container's end.
+        torn_down: waits until the engine has finished the container's teardown.
 
     Raises:
         EngineUnavailable: the engine has stopped.
     """
     if has_oom_kill(container_id, kernel_records()):
         return True
-    with contextlib.suppress(EngineError, Refusal):  # somebody has removed it already
+    with contextlib.suppress(EngineError, Refusal):  # another client has removed the container
         torn_down()
     began = time.monotonic()
     while True:
@@ -632,7 +632,7 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
 
 
 def _noted_actions(api: DockerApi, container_id: str) -> frozenset[str]:
-    """The kinds of the engine's events of a container: ``kill``, ``oom``."""
+    """Return the kinds of the engine's events of a container: ``kill``, ``oom``."""
     query = {
         "since": 0,
         "until": f"{time.time():.3f}",
@@ -643,13 +643,13 @@ def _noted_actions(api: DockerApi, container_id: str) -> frozenset[str]:
 
 
 KERNEL_LOG: Final = "/dev/kmsg"
-_MOST_BYTES: Final = 8192  # of one record; a shorter read of a longer record fails
+_MOST_BYTES: Final = 8192  # of one record; a read that is shorter than the record fails
 
 
 def has_oom_kill(container_id: str, records: Iterable[bytes]) -> bool:
-    """Whether one of the records tells of a process that was killed in this container.
+    """Return whether one of the records reports an OOM kill in this container.
 
-    A container inside the container is another one: only the last name of the group counts, which
+    Nested containers don't count: only the last part of the control group's path does, which
     is ``ID`` or, with systemd, ``docker-ID.scope``.
     """
     wanted = container_id.encode()
@@ -664,7 +664,7 @@ def has_oom_kill(container_id: str, records: Iterable[bytes]) -> bool:
 
 
 def kernel_records(path: str = KERNEL_LOG) -> Iterator[bytes]:
-    """The present records of the kernel's log; none without the right to read it."""
+    """Yield the present records of the kernel's log; none without the right to read it."""
     try:
         log = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
@@ -680,7 +680,8 @@ def _next(log: int) -> bytes:
     while True:
         try:
             return os.read(log, _MOST_BYTES)
-        except BrokenPipeError:  # overwritten before we came to it: the next read is further on
+        # overwritten before it was read: the next read continues with a later record
+        except BrokenPipeError:
             continue
         except OSError:
             return b""

@@ -1,9 +1,9 @@
 """The address of the container engine, and connections to it.
 
-The same rules as the ``docker`` command: ``DOCKER_HOST``, else ``DOCKER_CONTEXT``, else the
-``currentContext`` of the Docker config, else the local socket. Where that does not exist, the
+The rules are those of the ``docker`` command: ``DOCKER_HOST``, else ``DOCKER_CONTEXT``, else the
+``currentContext`` of the Docker config, else the local socket. If that does not exist, the
 socket of a rootless Docker or of Podman is used. ``unix://``, ``tcp://`` (with TLS by
-``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, or by the context) and ``ssh://`` are understood.
+``DOCKER_TLS_VERIFY`` and ``DOCKER_CERT_PATH``, or by the context) and ``ssh://`` are supported.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         address: ``unix:///path``, ``tcp://host:port`` or ``ssh://[user@]host[:port]``.
         tls_dir: folder with ca.pem, cert.pem and key.pem for TLS on tcp; empty for no TLS.
         tls_verify: whether the engine's certificate is checked (with TLS).
-        origin: what decided it, for messages: ``DOCKER_HOST``, ``docker context NAME`` or empty.
+        origin: the deciding setting, for messages: ``DOCKER_HOST``, ``docker context NAME`` or
+            empty.
         trusted: False for the engine of a build, which its steps can replace. The path of its
-            socket may be no symbolic link, which could lead to the engine of the machine, and its
-            answers are limited further.
+            socket must not be a symbolic link, which could lead to the engine of the machine, and
+            its answers have stricter limits.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -49,10 +50,10 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
-    """The engine that the ``docker`` command would use with this environment.
+    """Return the engine that the ``docker`` command would use with this environment.
 
     Raises:
-        UsageError: the context that is asked for does not exist, or can't be read.
+        UsageError: the requested context does not exist, or can't be read.
     """
     config_dir = docker_config_dir(environ)
     if host := environ.get("DOCKER_HOST", ""):
@@ -72,7 +73,7 @@ def find_endpoint(environ: Mapping[str, str]) -> Endpoint:
 
 
 def _sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """The sockets of this machine's engines: Docker, rootless Docker, rootless Podman, Podman."""
+    """Return the sockets of Docker, rootless Docker, rootless Podman and Podman on this machine."""
     own = environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
     return (
         Endpoint().socket_path,
@@ -83,7 +84,7 @@ def _sockets(environ: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def first_socket(paths: Sequence[str]) -> str:
-    """Return the first of ``paths`` that exists; the first one when none does."""
+    """Return the first of ``paths`` that exists; the first one if none does."""
     return next(filter(os.path.exists, paths), paths[0])
 
 
@@ -158,7 +159,7 @@ def open_socket(endpoint: Endpoint) -> socket.socket:
     """Connect to the engine.
 
     Raises:
-        EngineUnavailable: nothing answers there; the hint says what to do.
+        EngineUnavailable: the engine does not answer; the hint says what to do.
     """
     kind, _, place = endpoint.address.partition("://")
     try:
@@ -185,7 +186,7 @@ def _open_unix(path: str, *, follow_links: bool) -> socket.socket:
             # Opened first, the path cannot be replaced before the connection; a link is refused.
             place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             path = f"/proc/self/fd/{place}"
-        elif len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # then Linux knows a shorter way
+        elif len(os.fsencode(path)) > _SOCKET_PATH_LIMIT:  # Linux offers a shorter path then
             place = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             path = f"/proc/self/fd/{place}/{os.path.basename(path)}"
         sock.connect(path)
@@ -207,7 +208,7 @@ def _open_tcp(place: str, endpoint: Endpoint, *, tls: bool) -> socket.socket:
     sock = socket.create_connection((host, number), timeout=CONNECT_TIMEOUT_S)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # a step may be silent for hours: notice all the same when the engine's machine is gone
+        # a step may be silent for hours: keep-alives detect that the engine's machine is gone
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return _with_tls(sock, host, endpoint) if tls else sock
     except BaseException:
@@ -245,7 +246,7 @@ def _open_ssh(place: str) -> socket.socket:
             *((os.POSIX_SPAWN_DUP2, theirs.fileno(), number) for number in (0, 1)),
             (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),  # see `ssh_failure`
         ]
-        # its own session: Ctrl-C must not cut the connection that the clean-up needs
+        # a session of its own: Ctrl-C must not cut the connection that the clean-up needs
         pid = os.posix_spawnp("ssh", argv, os.environ, file_actions=actions, setsid=True)
     except BaseException:
         ours.close()
@@ -267,9 +268,9 @@ def _ssh_command(place: str) -> list[str]:
 
 
 def ssh_failure(endpoint: Endpoint) -> EngineUnavailable | None:
-    """Why an engine behind ``ssh://`` does not answer, from one more attempt; None if it does.
+    """Try once more to reach an engine behind ``ssh://``. Returns the reason of a failure.
 
-    A connection through ssh opens before ssh has reached anything, so that opening it can't fail.
+    A connection through ssh opens before ssh has reached the host, so opening it never fails.
     """
     import subprocess
 
@@ -295,7 +296,7 @@ def ssh_failure(endpoint: Endpoint) -> EngineUnavailable | None:
 
 
 def _reap_ssh_processes() -> None:
-    """Collect the exit status of each ssh that has ended, so that no zombies are left."""
+    """Collect the exit status of each ssh that has ended, so that no zombies remain."""
     with _ssh_processes_lock:
         for pid in tuple(_ssh_processes):
             try:

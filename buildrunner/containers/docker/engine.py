@@ -2,7 +2,7 @@
 
 `DockerEngine` implements `ContainerEngine` (protocol.py), in the same three parts: images
 (images.py), networks and volumes (resources.py), and one container's life
-(containers.py). ``/info`` is asked for once and lazily, and the API version comes from the
+(containers.py). ``/info`` is requested once and lazily, and the API version comes from the
 header of one ``_ping``.
 """
 
@@ -30,14 +30,14 @@ _SNAPSHOTTER = ["driver-type", "io.containerd.snapshotter.v1"]
 
 
 class DockerEngine(DockerImages, DockerResources, DockerContainers):
-    """A Docker engine (or one that speaks its API). Thread-safe; opens no connection by itself.
+    """A Docker engine, or one with its API. Thread-safe. Opens no connection before the first call.
 
     Args:
-        endpoint: where it is; None: where the ``docker`` command would find it.
+        endpoint: its address; None: the engine of the ``docker`` command.
         environ: environment for finding the engine and the Docker config (None: the process's).
         use_logins: pull and push with the registry logins of that Docker config.
-        network_turn: given the engine's address, what whoever makes a network there enters; one
-            at a time. Engines before Docker 25 make two of one name when they are asked by two.
+        network_turn: returns a lock for an engine's address, held while a network is created:
+            engines before Docker 25 create two networks of one name on concurrent requests.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""
         with self._info_lock:
             if self._info is None:
-                with self._api.client():  # for what it is to read the answer
+                with self._api.client():  # the capabilities are needed to read the answer
                     self._info = self._described(_ask_info(self._api))
             return self._info
 
@@ -106,7 +106,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         )
 
     def _own_socket(self, info: Mapping[str, Any], *, local: bool, rootless: bool) -> str:
-        """Path of the engine's own socket on its machine; empty where it might be another's."""
+        """Return the path of the engine's own socket on its machine; empty if uncertain."""
         if local:
             return os.path.abspath(self.endpoint.socket_path)
         if self._api.capabilities().names_its_socket:
@@ -155,7 +155,7 @@ def _is_of_this_machine(info: Mapping[str, Any]) -> bool:
 
 
 def _default_engine() -> str:
-    """The id of the engine at this machine's default socket; empty when none answers there."""
+    """Return the id of the engine at this machine's default socket; empty if none answers."""
     api = DockerApi(Endpoint())
     try:
         return str(_ask_info(api).get("ID", ""))

@@ -1,4 +1,4 @@
-"""Sentences for the user in place of an engine's error answers."""
+"""Converts an engine's error answers to sentences for the user."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 def message_of(body: bytes) -> str:
-    """The sentence in an error answer of the engine (its raw text when it is not JSON)."""
+    """Return the sentence in an error answer of the engine, or its raw text if it is not JSON."""
     try:
         answer = msgspec.json.decode(body, type=_ErrorBody)
         message = answer.message or answer.error
@@ -57,10 +57,10 @@ class Refusal(Exception):
         self.message = message
 
     def as_error(self, what: str) -> EngineError:
-        """Return the error for a person.
+        """Return the error for the user.
 
         Args:
-            what: what failed, as in "the container can't be created".
+            what: the failure, as in "the container can't be created".
         """
         hint = ""
         if "no space left on device" in self.message:
@@ -73,15 +73,15 @@ class Refusal(Exception):
 
 
 class Stopped(Exception):
-    """The caller's cancel event was set before the engine was through."""
+    """The caller's cancel event was set before the engine had answered."""
 
 
 class EndlessLine(EngineError):
-    """An answer of lines has one that is too long to be of an engine."""
+    """A line of an answer is longer than any engine's."""
 
 
 def broken(reason: str) -> EngineUnavailable:
-    """The error for an engine that went away, or does not speak as it should."""
+    """Return the error for an engine that closed the connection, or violates the protocol."""
     return EngineUnavailable(
         f"the container engine broke off the conversation: {reason}",
         hint="Look at the engine's own log (journalctl -u docker), then try again.",
@@ -89,10 +89,10 @@ def broken(reason: str) -> EngineUnavailable:
 
 
 def start_error(full: str) -> ContainerStartError:
-    """Why a container could not start, without the names of the layers it fell through.
+    """Return why a container could not start, without the prefixes of runtime layers.
 
-    ``container_code`` is what ``docker run`` would have exited with: 127 when the program is not
-    there, 126 when it can't be executed, 125 for anything else.
+    ``container_code`` is the exit code of ``docker run``: 127 if the program does not
+    exist, 126 if it can't be executed, 125 for anything else.
 
     Args:
         full: the engine's reason.

@@ -1,7 +1,7 @@
-"""Making images on a Docker engine: build, import, pull, inspect.
+"""Makes images on a Docker engine: build, import, pull, inspect.
 
-Dockerfiles go through the engine's classic builder: it is one plain request, and needs neither the
-docker command nor BuildKit's session protocol.
+Dockerfiles are built by the engine's classic builder: it is one plain request, and needs neither
+the docker command nor BuildKit's session protocol.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from buildrunner.errors import EngineError
 
 _BUILDERS_OWN = ("Step ", " --->", "Removing intermediate container ", "Successfully ")
 _LINE_LIMIT = 1 << 20
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # the classic builder paints what goes to standard error
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # the classic builder colours standard error
 
 
 class _BuildEvent(msgspec.Struct):
@@ -34,7 +34,7 @@ class _BuildEvent(msgspec.Struct):
 
 
 class DockerImageFactory:
-    """An `ImageFactory` on the engine that the ``docker`` command would use.
+    """An `ImageFactory` on the engine of the ``docker`` command.
 
     Args:
         engine: pulls, with the user's registry credentials, and runs containers.
@@ -83,7 +83,8 @@ class DockerImageFactory:
                 "/build",
                 params=query,
                 body=[build.context],
-                timeout_s=None,  # a package's installation may be silent for long
+                # seconds of silence: the installation of a package may print nothing for long
+                timeout_s=None,
             )
         except Refusal as refusal:
             raise refusal.as_error(f"the image {build.image} can't be built") from refusal
@@ -152,7 +153,7 @@ class DockerImageFactory:
             with self._api.client() as client:
                 client.remove_image(image)
         except Refusal as refusal:
-            if refusal.status not in (404, 409):  # 409: a container or another image stands on it
+            if refusal.status not in (404, 409):  # 409: a container or another image uses it
                 raise refusal.as_error(f"{image} can't be removed") from refusal
 
     def oldest_api_version(self) -> str:
@@ -175,7 +176,7 @@ class DockerImageFactory:
 
 
 def _build_error(image: str, last_line: str, message: str) -> EngineError:
-    """The error of a build; the last line that the failing command printed says most."""
+    """Return the error of a build, with the last line that the failing command printed."""
     if not last_line:
         return EngineError(f"the image {image} can't be built: {message}")
     return EngineError(f"the image {image} can't be built: {last_line.strip()}", hint=message)

@@ -1,7 +1,7 @@
-"""Images of a Docker engine: find, pull, push, copy to another engine.
+"""Finds, pulls, pushes and copies images of a Docker engine.
 
-A pull or push is one request whose answer streams JSON events and ends with HTTP 200 whatever
-came of it: success is a digest in the stream, failure an ``error`` event, and a stream that ends
+A pull or push is one request whose answer streams JSON events with HTTP 200, even on
+failure: success is a digest in the stream, failure an ``error`` event, and a stream that ends
 with neither is a failure too. Credentials come from registry_auth.py.
 """
 
@@ -57,7 +57,7 @@ class DockerImages:
                 )
         except Refusal as refusal:
             if refusal.status in (400, 404) or _INVALID_NAME in refusal.message:
-                return None  # nothing can have a name that is not valid
+                return None  # no image has an invalid name
             raise refusal.as_error(f"the image {name} can't be looked up") from refusal
 
     def tags_of(self, repository: str) -> tuple[str, ...]:
@@ -168,12 +168,12 @@ class DockerImages:
 
 
 def check_is_pulled(name: str) -> None:
-    """Refuse the names of images that buildrunner makes itself.
+    """Refuse to pull the images that buildrunner makes itself.
 
-    Builds of all projects run what has such a name. Docker Hub's owner of the name could be anyone.
+    Builds of all projects run images of these names. Anyone could own them on Docker Hub.
 
     Raises:
-        ImagePullError: it is one.
+        ImagePullError: the name is one of these.
     """
     if is_image_id(name):
         return
@@ -188,7 +188,7 @@ def check_is_pulled(name: str) -> None:
 def _import_changes(
     entrypoint: Sequence[str], cmd: Sequence[str], env: Sequence[str], labels: Mapping[str, str]
 ) -> list[str]:
-    """An image's config as the Dockerfile lines that the engine's import takes."""
+    """Return an image's config as Dockerfile lines for the engine's import."""
 
     def quoted(text: str) -> str:
         if "\n" in text:
@@ -208,7 +208,7 @@ def _import_changes(
 
 
 def _has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
-    """Whether an image that the engine found has the name, or the id, that was asked for.
+    """Return whether an image that the engine found has the requested name or id.
 
     Podman finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
     one image, and a config that names it must not run another.
@@ -218,14 +218,14 @@ def _has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
         return True
     names = [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]
     known = {ImageName.parse(one).familiar for one in names}
-    # Podman puts images without a registry, that its own commands made, below localhost.
+    # Podman's own commands name images without a registry below localhost.
     return not known or asked.familiar in known or f"localhost/{asked.familiar}" in known
 
 
 def _digest_of(asked: ImageName, image: Mapping[str, Any]) -> str:
-    """The digest by which the registry of *this* name knows the image.
+    """Return the digest of the image in the registry of *this* name.
 
-    An image can carry digests of several repositories; only the one that was asked for counts.
+    An image can carry digests of several repositories; only the requested one counts.
     """
     if asked.digest:
         return asked.digest
@@ -247,20 +247,20 @@ class _Event(msgspec.Struct):
 def copy_image(
     image: str, names: Iterable[str], source: Endpoint, target: Endpoint, cancel: Event
 ) -> str:
-    """Give ``target`` an image of ``source``, and names.
+    """Copy an image from ``source`` to ``target``, and name it there.
 
     Args:
         image: its id in ``source``.
-        names: for ``target``; those with a digest are left out, since no engine can be given one.
-        source: the engine that has it.
-        target: the engine that gets it.
+        names: names on ``target``; names with a digest are skipped, since no engine can set them.
+        source: the engine that has the image.
+        target: the engine that receives the image.
         cancel: stops the copy.
 
     Returns:
-        Its id in ``target``: the digest of its config.
+        The image's id in ``target``: the digest of its config.
 
     Raises:
-        EngineError: one of them refused, or ``cancel`` was set.
+        EngineError: one of the engines refused, or ``cancel`` was set.
     """
     taking = DockerApi(target)
     try:
@@ -342,7 +342,7 @@ class _EventImageEvents(msgspec.Struct):
 
 
 class PulledImages:
-    """Names of images that an engine pulls, from its start on. Iterate in a thread.
+    """An iterator over the names of images that an engine pulls, since its start. For a thread.
 
     The engine does not report images that BuildKit pulls.
 
@@ -353,7 +353,7 @@ class PulledImages:
         endpoint: where the engine is.
 
     Raises:
-        EngineError: the engine does not tell.
+        EngineError: the engine does not report its events.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -367,17 +367,18 @@ class PulledImages:
         self._answer.wait_for_ever()
 
     def __iter__(self) -> Iterator[str]:
-        try:  # steps can replace the engine of a sandbox: a line has an end
+        try:  # steps can replace the engine of a sandbox: limit the length of a line
             for line in self._answer.lines(_MOST_BYTES):
                 event = msgspec.json.decode(line, type=_EventImageEvents)
                 if event.action == "push":
                     self.pushed = True
                 else:
                     yield event.actor.name
-        except (EngineError, msgspec.DecodeError, RecursionError):  # it is gone, or we are closed
+        # the engine has stopped, or this object was closed
+        except (EngineError, msgspec.DecodeError, RecursionError):
             return
 
     def close(self) -> None:
-        """End the iteration, also of another thread."""
+        """End the iteration. Any thread may call it."""
         self._answer.close()
         self._api.close()

@@ -1,4 +1,4 @@
-"""The output of a container: Docker's multiplexed stream made plain bytes again.
+"""Demultiplexes the output of a container from Docker's stream.
 
 Without a terminal, Docker puts stdout and stderr on one stream as frames: one byte of origin
 (1 stdout, 2 stderr), three zero bytes, four bytes of big-endian length, then the payload. A frame
@@ -24,36 +24,36 @@ _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000
 _ORIGINS = frozenset((0x00000000, 0x01000000, _STDERR))
 _READ_SIZE = 256 * 1024
-_ENDED = ("stopped", "exited", "removing")  # as Podman calls it
+_ENDED = ("stopped", "exited", "removing")  # Podman's name for it
 
 
 class FrameDemultiplexer:
-    """Takes the stream in pieces of any size, gives the payloads back, stderr as `ErrorOutput`.
+    """Converts pieces of the stream, of any size, to payloads; stderr becomes `ErrorOutput`.
 
-    Keeps no payload: what comes in goes out at once, so that its memory is bounded by the piece.
+    Stores no payload: memory is bounded by the size of a piece.
     """
 
     __slots__ = ("_error", "_header", "_left")
 
     def __init__(self) -> None:
-        self._left = 0  # bytes of the current frame that have not come yet
+        self._left = 0  # bytes of the current frame that are still missing
         self._error = False  # the current frame is of stderr
         self._header = b""  # the beginning of a header that was cut by the end of a piece
 
     @property
     def is_torn(self) -> bool:
-        """Whether the stream stopped inside a frame."""
+        """Return whether the stream stopped inside a frame."""
         return bool(self._left or self._header)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Payload bytes in ``data``, in order; neighbours of one origin are one."""
+        """Return the payloads in ``data``, in order; adjacent payloads of one origin are merged."""
         position = self._left
         if position >= len(data):
             self._left -= len(data)
             return [_of(data, error=self._error)]
         runs: list[bytes] = []
         payloads = [data[:position]] if position else []
-        if self._header:  # then _left was 0
+        if self._header:  # here _left was 0
             data = self._header + data
             self._header = b""
         end = len(data)
@@ -87,18 +87,18 @@ def _of(payload: bytes, *, error: bool) -> bytes:
 
 
 class OutputStream:
-    """An iterator of a container's output, a chunk or two a read, until the output ends.
+    """An iterator over a container's output, until the output ends.
 
-    Back-pressure: nothing is read before the next chunk is asked for, so that a slow consumer
+    Back-pressure: nothing is read before the next chunk is requested, so a slow consumer
     slows the container down rather than filling memory. `close` may come from any thread.
 
-    A connection that breaks is not the end of the output: the rest is read from the engine's log
+    If the connection breaks, the rest is read from the engine's log
     of the container.
 
     Args:
-        attached: what the engine answered to the attach; read past HTTP.
-        runs_on: whether the container still runs; called when the engine ends the connection.
-        rest: the output behind the bytes of stdout (False) and stderr (True) that arrived.
+        attached: the engine's answer to the attach request; read past HTTP.
+        runs_on: returns whether the container still runs; called when the engine closes the
+        rest: returns the output after the received bytes of stdout (False) and stderr (True).
     """
 
     __slots__ = ("_attached", "_frames", "_given", "_rest", "_resumed", "_runs", "_runs_on")
@@ -113,7 +113,7 @@ class OutputStream:
         attached.wait_for_ever()
         self._attached: Stream | None = attached
         self._frames = FrameDemultiplexer()
-        self._runs: list[bytes] = []  # of the last read, the next one last
+        self._runs: list[bytes] = []  # chunks of the last read, in reverse order
         self._given = {False: 0, True: 0}
         self._runs_on = runs_on
         self._rest = rest
@@ -138,38 +138,38 @@ class OutputStream:
             if data:
                 self._runs = self._frames.feed(data)
                 self._runs.reverse()
-            elif self._attached is not None:  # not closed by us
+            elif self._attached is not None:  # closed by the other side
                 self.close()
                 if is_broken or self._frames.is_torn or self._runs_on():
                     self._resumed = self._rest(self._given)
 
     def close(self) -> None:
-        """Stop listening; the container goes on. A blocked reader sees the end."""
+        """Stop reading. The container continues; a blocked reader sees the end."""
         attached, self._attached = self._attached, None
         if attached is not None:
             attached.close()
 
 
 LOG_OPTIONS = {"max-size": "1t", "max-file": "2"}
-"""Of the engine's log of a container: nothing is dropped while its build may have to read it."""
+"""Options of the engine's log of a container: nothing is dropped while the build may need it."""
 
 
 def follow(
     api: DockerApi, container_id: str, given: Mapping[bool, int] | None = None
 ) -> Iterator[bytes]:
-    """All output of a container with a log; ends when the container has ended.
+    """Yield all output of a container with a log; ends when the container has ended.
 
-    The engine's following answer may end before the last bytes (seen in 4 of 24 containers on
-    Docker 20.10). So the log is read once more then, and what is new in it given too.
+    The engine's followed log may end before the last bytes (seen in 4 of 24 containers on
+    Docker 20.10). So the log is then read once more, and the missing part is yielded.
 
-    Podman leaves out any lines of the following answer that it has not sent 250 ms after the end
-    of the container (seen in 59 of 60 containers with 9,000 lines on Podman 5.4). So a part of it
-    counts only while the container runs, and the rest comes from the second reading.
+    Podman drops all lines of a followed log that it has not sent 250 ms after the end
+    of the container (seen in 59 of 60 containers with 9,000 lines on Podman 5.4). So the followed
+    log counts only while the container runs, and the rest comes from the second reading.
 
     Args:
         api: the engine.
         container_id: the container.
-        given: bytes of stdout (False) and stderr (True) to leave out.
+        given: bytes of stdout (False) and stderr (True) to skip.
     """
     known = {False: 0, True: 0, **(given or {})}
     for following in (True, False):
@@ -186,7 +186,7 @@ def follow(
 
 
 def _is_faithful(api: DockerApi, container_id: str) -> bool:
-    """Whether what the engine has sent until now of a log that it follows is without gaps."""
+    """Return whether the followed log has no gaps so far."""
     if api.capabilities().follows_logs_to_the_end:
         return True
     try:
@@ -197,10 +197,10 @@ def _is_faithful(api: DockerApi, container_id: str) -> bool:
 
 
 def rest_of_broken(api: DockerApi, container_id: str, given: Mapping[bool, int]) -> Iterator[bytes]:
-    """The output that an attached connection did not deliver before it broke. See `follow`.
+    """Yield the output that an attached connection did not deliver before it broke. See `follow`.
 
     Raises:
-        EngineUnavailable: the engine kept no log of the container, or is gone.
+        EngineUnavailable: the engine kept no log of the container, or has stopped.
     """
     try:
         yield from follow(api, container_id, given)

@@ -33,7 +33,7 @@ class DockerResources:
 
     Args:
         api: the engine.
-        network_turn: entered by whoever makes a network, one at a time.
+        network_turn: a lock, held while a network is created.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class DockerResources:
     ) -> None:
         self._api = api
         self._network_turn = network_turn
-        # Ensured here, by name: the labels, and the addresses that somebody asked for.
+        # Networks ensured here, by name: their labels, and the requested addresses.
         self._networks: dict[str, tuple[dict[str, str], AddressRange | None]] = {}
         self._network_lock = threading.Lock()
 
     def ensure_network(
         self, name: str, labels: Mapping[str, str], *, address_range: AddressRange | None = None
     ) -> None:
-        """See `Resources.ensure_network`. Some 70 ms when it has to be made, else under 1 ms."""
+        """See `Resources.ensure_network`. Some 70 ms to create the network, else under 1 ms."""
         with self._network_lock:
             address_range = address_range or self._networks.get(name, ({}, None))[1]
             if not self._has_network(name):
@@ -61,16 +61,16 @@ class DockerResources:
     def _make_network(
         self, name: str, labels: Mapping[str, str], address_range: AddressRange | None
     ) -> None:
-        """Make it, unless somebody did so since; others that do not take turns may be at it."""
+        """Create the network unless it exists by now. Clients without the lock may do so, too."""
         for _ in range(_NETWORK_TRIES):
             if self._has_network(name) or self._create_network(name, labels, address_range):
                 return
-            # A random pause, so that two who gave way to each other don't meet again.
+            # A random pause, so that two clients that both backed off don't collide again.
             time.sleep(os.urandom(1)[0] / 2000)
         self._thin_out(name)
 
     def _has_network(self, name: str) -> bool:
-        """Whether exactly one network has this name; the engine calls two of them ambiguous."""
+        """Return whether exactly one network has this name: the engine refuses ambiguous names."""
         try:
             with self._api.client() as client:
                 client.inspect_network(name)
@@ -86,8 +86,8 @@ class DockerResources:
         """Create a network; return False if another process created one at the same moment.
 
         Before Docker 25 the check for duplicates is not atomic: two builds that start together can
-        both get a network of that name, and then neither can use it. Whoever sees another one
-        beside its own takes its own away. (Comparing their ages would not do: the older one may
+        both get a network of that name, and then neither can use it. A client that sees another one
+        beside its own removes its own. (Comparing their ages would not work: the older one may
         become visible later.)
         """
         from docker.types import IPAMConfig, IPAMPool
@@ -103,7 +103,7 @@ class DockerResources:
                 )["Id"]
         except Refusal as refusal:
             if refusal.status == 409:
-                return False  # someone else made it meanwhile: look again
+                return False  # another client made it meanwhile: check again
             raise refusal.as_error(f"the network {name} can't be created") from refusal
         if len(self._networks_called(name)) == 1:
             return True
@@ -111,7 +111,7 @@ class DockerResources:
         return False
 
     def _thin_out(self, name: str) -> None:
-        """Leave one of several networks of a name: whoever made the others died before it could."""
+        """Remove all but one of several networks of a name, left by clients that died."""
         for other in sorted(self._networks_called(name))[1:]:
             self._drop_network(other)
 
@@ -120,7 +120,7 @@ class DockerResources:
             client.remove_network(network_id)
 
     def _networks_called(self, name: str) -> list[str]:
-        """The ids of the networks of that name."""
+        """Return the ids of the networks of that name."""
         try:
             with self._api.client() as client:
                 found = client.networks(filters={"name": [name]})
@@ -129,14 +129,14 @@ class DockerResources:
             raise refusal.as_error("networks can't be listed") from refusal
 
     def restore_network(self, message: str) -> bool:
-        """Make a network again that was ensured here and that ``message`` says is gone.
+        """Create a network again that was ensured here and that ``message`` reports as missing.
 
-        Another build (or ``docker network prune``) may remove it between our ensuring it and a
-        container's creation (Podman) or start (Docker). Returns whether a second try makes sense.
+        Another build (or ``docker network prune``) may remove it between `ensure_network` and a
+        container's creation (Podman) or start (Docker). Returns whether to retry.
         """
         for name, (labels, _) in tuple(self._networks.items()):
             if any(form.format(name) in message for form in _NETWORK_IS_GONE):
-                self.ensure_network(name, labels)  # with the addresses of before
+                self.ensure_network(name, labels)  # with the same addresses as before
                 return True
         return False
 
@@ -176,7 +176,7 @@ class DockerResources:
             raise refusal.as_error(f"the volume {name} can't be created") from refusal
 
     def remove_volume(self, name: str) -> None:
-        """See `Resources.remove_volume`. EngineError when a container still uses it."""
+        """See `Resources.remove_volume`. EngineError if a container still uses it."""
         try:
             with self._api.client() as client:
                 client.remove_volume(name, force=True)
@@ -226,7 +226,7 @@ class DockerResources:
         of_volume: Callable[[Mapping[str, Any]], str],
         of_network: Callable[[Mapping[str, Any]], str],
     ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Return a value of each container (even stopped), volume and network with these labels."""
+        """Return a value of each container, volume and network with these labels."""
         chosen = _with_labels(labels)
         try:
             with self._api.client() as client:
@@ -244,6 +244,6 @@ def _with_labels(labels: Mapping[str, str]) -> dict[str, list[str]]:
 
 
 def _address(container: Mapping[str, Any], network: str) -> str:
-    """Its IPv4 address on a network; empty if the engine does not tell."""
+    """Return a container's IPv4 address on a network; empty if the engine does not report it."""
     networks = (container.get("NetworkSettings") or {}).get("Networks") or {}
     return str((networks.get(network) or {}).get("IPAddress") or "")

@@ -1,4 +1,4 @@
-"""Pulling and pushing images through the Docker Engine API, one try at a time."""
+"""Pulls and pushes images through the Docker Engine API, one try at a time."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def pull(
     on_progress: Callable[[TransferProgress], None],
     cancel: threading.Event,
 ) -> None:
-    """Pull ``name``; without tag and digest it is ``latest`` (the API would take all tags).
+    """Pull ``name``; without tag and digest, ``latest`` (the API would pull all tags).
 
     Args:
         api: the engine.
-        environ: where the user's Docker config is; None pulls without a login.
-        name: what to pull.
+        environ: names the user's Docker config; None pulls without a login.
+        name: the image to pull.
         on_progress: takes news.
         cancel: ends the pull.
 
     Raises:
-        ImagePullError: it did not come, or ``cancel`` was set.
+        ImagePullError: the pull failed, or ``cancel`` was set.
     """
     asked = ImageName.parse(name)
     version = asked.digest or asked.tag or "latest"
@@ -76,22 +76,22 @@ def push(
     cancel: threading.Event,
     login: RegistryLogin | None = None,
 ) -> PushedImage:
-    """Push one tag (``latest`` when ``name`` has none); done only with the registry's digest.
+    """Push one tag (``latest`` if ``name`` has none), and confirm it with the registry's digest.
 
-    What the engine says about the push is checked: the registry itself is asked what it has under
-    the tag now.
+    The engine's report of the push is verified: the registry itself must have the digest under
+    the tag.
 
     Args:
         api: the engine.
-        environ: where the user's Docker config is; None pushes without a login of the user.
-        name: what to push.
-        size_bytes: what to report as the image's size.
+        environ: names the user's Docker config; None pushes without a login of the user.
+        name: the image to push.
+        size_bytes: the image's size, for the result.
         on_progress: takes news.
         cancel: ends the push.
         login: used instead of the user's credentials.
 
     Raises:
-        ImagePushError: it did not arrive, or ``cancel`` was set.
+        ImagePushError: the push failed, or ``cancel`` was set.
     """
     asked = ImageName.parse(name)
     tag = asked.tag or "latest"
@@ -170,10 +170,10 @@ def _auth_header(
 
 
 def _confirm(api: DockerApi, auth: str, name: str, digest: str, cancel: threading.Event) -> None:
-    """Let the engine ask the registry what ``name`` is there.
+    """Let the engine query the registry for the digest of ``name``.
 
-    A login may be allowed to push and not to pull, and not every engine can ask, or give an answer
-    that can be read: then the digest that the push reported has to do.
+    A login may permit pushes but not pulls, and not every engine can query, or give an answer
+    that can be read: then the digest that the push reported is used.
 
     Raises:
         ImagePushError: the registry has nothing, or something else, under ``name``.
@@ -213,7 +213,7 @@ def _progress(name: str, event: TransferEvent) -> TransferProgress:
 
 
 _LINE_LIMIT = 1024 * 1024
-_MOST_NEWS = 16 * 1024 * 1024  # characters that are kept of one transfer
+_MOST_NEWS = 16 * 1024 * 1024  # characters of one transfer that are kept
 
 
 class _Detail(msgspec.Struct):
@@ -226,7 +226,7 @@ class _ErrorDetail(msgspec.Struct):
 
 
 class TransferEvent(msgspec.Struct):
-    """One line of the stream; which fields are filled depends on what it tells of."""
+    """One line of the stream. Its subject decides which fields are set."""
 
     status: str = ""
     id: str = ""
@@ -236,9 +236,9 @@ class TransferEvent(msgspec.Struct):
 
 
 def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
-    """The events of a transfer. Errors hide among them: they become a `TransferFailure`.
+    """Yield the events of a transfer. An error among them raises a `TransferFailure`.
 
-    An engine that has more to say of layers than a caller can keep in memory is an error, too.
+    More reports of layers than a caller can keep in memory are an error, too.
     """
     known: dict[str, str] = {}
     news = 0
@@ -260,7 +260,7 @@ def transfer_events(lines: Iterable[bytes]) -> Iterator[TransferEvent]:
         raise TransferFailure(f"the engine's answer can't be understood: {error}") from error
 
 
-# The engine hands on no headers, but registries that limit rates say it in words too.
+# The engine does not pass headers on, but registries also report rate limits in words.
 _RETRY_AFTER = re.compile(r"retry[- ]after:?\s*(\d+(?:\.\d+)?)\s*(µs|us|ms|s|m)?\b", re.IGNORECASE)
 # The engine's message about an answer that is not the JSON it expects, such as a proxy's page.
 _UNREAD = re.compile(
@@ -312,7 +312,7 @@ _PERMANENT = (
     "server gave http response to https client",
     "x509",
     "no space left on device",
-    # of a registry that takes nothing: too large, read-only, a tag that must stay as it is
+    # of a registry that refuses the image: too large, read-only, an immutable tag
     "size invalid",
     "digest invalid",
     "manifest invalid",
@@ -330,7 +330,7 @@ _PERMANENT = (
     "status: 412",
     "status: 413",
 )
-# These win over the words above: "503 ... not found" or a proxy's "403 (rate limit)" may pass.
+# These override the words above: "503 ... not found" or "403 (rate limit)" may be transient.
 _TRANSIENT = (
     "toomanyrequests",
     "too many requests",
@@ -354,10 +354,10 @@ _TRANSIENT = (
 
 
 class TransferFailure(Exception):
-    """The engine or the registry refused; ``status`` is 0 when it said so inside the stream.
+    """The engine or the registry refused; ``status`` is 0 if the refusal was inside the stream.
 
     Attributes:
-        without_answer: the message without the text of an answer that is none of a registry's.
+        without_answer: the message without the text of an answer that is not a registry's.
     """
 
     def __init__(self, message: str, status: int = 0) -> None:
@@ -369,7 +369,7 @@ class TransferFailure(Exception):
         self._words = sentence.lower()
 
     def leave_out(self, asked: ImageName) -> None:
-        """Know that the names of ``asked`` tell nothing: "geofence" holds "eof"."""
+        """Exclude the names of ``asked`` from the search for words: "geofence" contains "eof"."""
         path = asked.repository.removeprefix(f"{asked.registry}/")
         names = {asked.repository, asked.familiar, asked.registry, path} - {
             *_PERMANENT,
@@ -383,7 +383,7 @@ class TransferFailure(Exception):
 
     @property
     def transient(self) -> bool:
-        """Whether another try may succeed. What nobody has heard of is tried again."""
+        """Return whether a retry may succeed. Unknown errors are retried."""
         if any(word in self._words for word in _TRANSIENT):
             return True
         return self.status not in (400, 401, 403, 404) and not any(
@@ -392,18 +392,18 @@ class TransferFailure(Exception):
 
     @property
     def unresolved(self) -> bool:
-        """Whether the registry's host has no address."""
+        """Return whether the registry's host has no address."""
         return _UNRESOLVED.search(self._words) is not None
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds that the registry asks to wait; 0 if it does not ask."""
+        """Return the seconds that the registry requests to wait; 0 if it does not."""
         found = _RETRY_AFTER.search(str(self))
         return float(found[1]) * _UNITS_S[(found[2] or "").lower()] if found else 0.0
 
     @property
     def unauthorized(self) -> bool:
-        """Whether the registry wants other credentials."""
+        """Return whether the registry requests other credentials."""
         return not self.transient and any(word in self._words for word in _UNAUTHORIZED)
 
 
@@ -412,7 +412,7 @@ def _one_line(text: str) -> str:
 
 
 def _said(unread: re.Match[str]) -> str:
-    """The text of an answer that the engine could not read: words, a web page, or nothing."""
+    """Return the text of an answer that the engine could not read; may be a web page or empty."""
     quoted = unread["body"].encode("latin-1", "backslashreplace")
     body = quoted.decode("unicode_escape", "replace").strip()
     words = "it gives no reason" if not body or body.startswith("<") else body
@@ -459,10 +459,10 @@ def _login_hint(asked: ImageName) -> str:
 def raise_pull_error(
     name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
 ) -> NoReturn:
-    """The error of a pull of ``name``, with what to do about it.
+    """Raise the error of a pull of ``name``, with advice.
 
-    A registry may redirect the engine to a service of the machine's network. What that answers is
-    not for the author of the build.
+    A registry may redirect the engine to a service of the machine's network. The answer of that
+    service is not shown to the author of the build.
     """
     failure.leave_out(asked)
     hint = _hint(asked, failure, engine)
@@ -478,7 +478,7 @@ def raise_pull_error(
 def raise_push_error(
     name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
 ) -> NoReturn:
-    """The error of a push of ``name``, with what to do about it."""
+    """Raise the error of a push of ``name``, with advice."""
     failure.leave_out(asked)
     raise ImagePushError(
         f"the image {name} can't be pushed: {failure}",

@@ -1,7 +1,7 @@
-"""Connections to one engine beneath the Docker SDK's client, and answers that arrive over time.
+"""Connections to one engine beneath the Docker SDK's client, and streamed answers.
 
 The SDK sends its requests by `requests`, whose adapters choose the connections. `EngineAdapter`
-opens the sockets of endpoint.py for every kind of address, bounds the size of an answer, and turns
+opens the sockets of endpoint.py for every kind of address, limits the size of an answer, and turns
 each failure into an error of ours. The SDK's own adapters have three gaps: they follow symbolic
 links to a socket, their ssh connections can't be closed from another thread, and they don't notice
 when the machine of a silent engine is gone.
@@ -42,7 +42,7 @@ class AnswerLimits(NamedTuple):
 
     Attributes:
         size_bytes: of its body.
-        values: in it, as far as it is JSON. A value of 2 bytes takes up to 200 in memory.
+        values: JSON values in it. A value of 2 bytes takes up to 200 bytes in memory.
     """
 
     size_bytes: int
@@ -62,7 +62,7 @@ class EngineClient(APIClient):
     Args:
         base_url: begins the URL of every request.
         version: of the API.
-        timeout_s: how long the engine may be silent.
+        timeout_s: seconds that the engine may be silent.
     """
 
     def __init__(self, base_url: str, version: str, timeout_s: float) -> None:
@@ -89,7 +89,7 @@ class EngineConnection(HTTPConnection):
         self._endpoint = endpoint
         self._opened = opened
         self.stream: socket.socket | None = None
-        """The socket; it stays here when HTTP's part of the conversation is over."""
+        """The socket, also after the HTTP part of the conversation."""
 
     def connect(self) -> None:
         """Open the socket. Raises EngineUnavailable."""
@@ -128,8 +128,8 @@ class EngineAdapter(HTTPAdapter):
 
     Args:
         endpoint: where the engine is.
-        keep: whether a connection serves one request after the other. Not for answers that are
-            read over time: closing one must not hit the connection's next request.
+        keep: whether connections are reused. Not for answers that are
+            streamed: closing such an answer must not hit the connection's next request.
     """
 
     def __init__(self, endpoint: Endpoint, *, keep: bool) -> None:
@@ -154,7 +154,7 @@ class EngineAdapter(HTTPAdapter):
         return self._pool or self._new_pool()
 
     def request_url(self, request: PreparedRequest, _: Mapping[str, str] | None) -> str:
-        """Return what the request line names."""
+        """Return the path in the request line."""
         return request.path_url
 
     def send(
@@ -191,7 +191,7 @@ class EngineAdapter(HTTPAdapter):
         return response
 
     def _check_values(self, body: bytes) -> None:
-        """Refuse what takes much memory if it is read as JSON, whatever its type is said to be."""
+        """Refuse an answer that would take much memory as JSON, whatever its declared type."""
         values = body.count(b",") + body.count(b"[") + body.count(b"{")
         if values > self._limits.values:
             raise broken(f"its answer has more than {self._limits.values:,} values")
@@ -210,27 +210,27 @@ class EngineAdapter(HTTPAdapter):
 class Stream:
     """The body of an answer that is read while it arrives. Owns its connection.
 
-    One thread reads; any thread may `close`. A stream that nobody refers to any more is closed.
+    One thread reads; any thread may `close`. A garbage-collected stream is closed.
     """
 
     def __init__(self, response: Response) -> None:
         self._response = response
         connection = response.raw.connection
-        # Given back already if the body is empty.
+        # Already released if the body is empty.
         self._connection = connection if isinstance(connection, EngineConnection) else None
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.Lock()  # guards the two fields below
         self._is_read = False
         self._is_closed = False
-        # Errors keep the frames that read a stream, in a circle: then the collector would come upon
-        # the open socket first.
+        # Errors reference the frames that read a stream, in a cycle: the garbage collector would
+        # find the open socket first.
         self._drop = weakref.finalize(self, _drop, response, self._connection)
         self._drop.atexit = False
 
     def pieces(self) -> Iterator[bytes]:
-        """The body as it comes. Leaving early closes the stream.
+        """Yield the body as it arrives. Leaving early closes the stream.
 
         Raises:
-            EngineUnavailable: it breaks off, or another thread has closed it.
+            EngineUnavailable: the stream breaks off, or another thread has closed it.
         """
         try:
             while piece := self._piece():
@@ -253,14 +253,14 @@ class Stream:
                 self._drop()
 
     def lines(self, limit: int) -> Iterator[bytes]:
-        """The body's lines without their ends; those of white space are left out.
+        """Yield the body's lines without line ends, except blank lines.
 
         Args:
-            limit: a line of more bytes is an error.
+            limit: the most bytes of a line.
 
         Raises:
             EngineUnavailable: it breaks off.
-            EndlessLine: a line is longer.
+            EndlessLine: a line exceeds the limit.
         """
         rest = b""
         for piece in self.pieces():
@@ -272,22 +272,22 @@ class Stream:
             yield rest
 
     def wait_for_ever(self) -> None:
-        """From now on the engine may be silent as long as it likes; `close` ends it."""
+        """Remove the time limit on the engine's silence; `close` still ends the stream."""
         if self._connection is not None and self._connection.stream is not None:
             self._connection.stream.settimeout(None)
 
     def receive(self, size: int) -> bytes:
-        """The next bytes after the engine has left HTTP; empty at the end of the stream.
+        """Return the next bytes after the HTTP upgrade; empty at the end of the stream.
 
         Raises:
-            OSError: it broke.
+            OSError: the connection broke.
         """
         if self._connection is None or self._connection.stream is None:
             return b""
         return self._connection.stream.recv(size)
 
     def send(self, data: bytes) -> None:
-        """Send bytes after the engine has left HTTP.
+        """Send bytes after the HTTP upgrade.
 
         Raises:
             EngineUnavailable: the connection broke.
@@ -300,13 +300,14 @@ class Stream:
             raise broken(_reason(error)) from error
 
     def close(self) -> None:
-        """Drop the connection; a thread that reads sees the end."""
+        """Close the connection; a thread that reads sees the end."""
         if self._connection is not None:
             self._connection.shut_down()
         with self._lock:
             self._is_closed = True
             is_read = self._is_read
-        if not is_read:  # else the reader drops it: nothing may be closed while it is read
+        # otherwise the reader closes it: a socket must not be closed while it is read
+        if not is_read:
             self._drop()
 
 
@@ -329,7 +330,7 @@ def _whole(raw: BaseHTTPResponse, limit: int) -> bytes:
 
 
 def _piece(raw: BaseHTTPResponse) -> bytes:
-    """The next piece of a body; empty at its end."""
+    """Return the next piece of a body; empty at its end."""
     try:
         return raw.read1(_READ_SIZE, decode_content=False)
     except ReadTimeoutError as error:
@@ -339,17 +340,17 @@ def _piece(raw: BaseHTTPResponse) -> bytes:
 
 
 def _reason(error: BaseException) -> str:
-    """The message of the first error in a chain."""
+    """Return the message of the first error in a chain."""
     while (earlier := error.__cause__ or error.__context__) is not None:
         error = earlier
     return str(error) or type(error).__name__
 
 
 class Upload:
-    """A request's body in pieces, sent in chunks of some 256 KiB however small the pieces are.
+    """A request's body, sent in chunks of some 256 KiB even if its pieces are small.
 
     Attributes:
-        failure: what the pieces themselves failed with.
+        failure: the error that the iterator of pieces raised.
     """
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
