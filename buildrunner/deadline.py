@@ -1,4 +1,4 @@
-"""One deadline for all that is read from and written to hosts that may be slow on purpose."""
+"""One deadline for all traffic with hosts that may be slow on purpose."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Deadline:
-    """Breaks off connections at a point in time, whatever they wait for. A context manager.
+    """Closes connections at a point in time, even while they wait. A context manager.
 
-    The timeouts of sockets are for one operation each. A peer that sends a byte now and then
-    keeps a connection open for ever, unless something else ends it.
+    A socket's timeout limits a single operation. A peer that sends a byte now and then
+    keeps a connection open forever, unless something else ends it.
 
     Args:
         seconds: from the moment that the context is entered.
@@ -40,7 +40,7 @@ class Deadline:
             self._sockets.clear()
 
     def watch(self, connection: socket.socket) -> None:
-        """Break this connection off when the time is over; at once if it is over."""
+        """Close this connection when the time is over; at once if it is over already."""
         with self._lock:
             # A copy stays valid when TLS takes over the connection's own descriptor.
             self._sockets.append(connection.dup())

@@ -2,7 +2,7 @@
 
     BuildrunnerError
     ├── ConfigError            the config or a flag is wrong; carries every Problem found
-    ├── UsageError             the command line asks for something impossible
+    ├── UsageError             the command line requests something impossible
     ├── SourceError            the source can't be fetched or packed
     ├── SecretError            a secret can't be resolved
     │   └── SecretNotFound     the secret does not exist, or is not allowed
@@ -16,16 +16,16 @@
     ├── RegistryError          a registry refused or broke
     ├── EngineError            the container engine refused or broke
     │   ├── EngineUnavailable  no engine answers
-    │   ├── ContainerNameTaken   there is a container of that name
+    │   ├── ContainerNameTaken   another container has that name
     │   ├── ContainerStartError  a container was created and can't start
-    │   ├── GateRefused        a container that was started ahead did not run its program
+    │   ├── GateRefused        a pre-started container did not run its program
     │   ├── CredentialsError   the Docker config or a credential helper is broken
     │   ├── ImagePullError     an image can't be pulled
     │   └── ImagePushError     an image can't be pushed
     ├── KubernetesError        a cluster refused or does not answer
     ├── ServerError            a buildrunner server refused or broke
     │   ├── ServerUnavailable  it does not answer
-    │   └── AuthError          it does not know us, or does not let us
+    │   └── AuthError          the token is unknown, or has no right to do this
     └── StoreError             the store of builds refused or broke
         ├── StoreUnavailable   it does not answer now
         ├── NotFound
@@ -33,7 +33,7 @@
         ├── LeaseLost
         ├── QuotaExceeded      a project has as many of something as it may have
         ├── FilterError        the filter of a list is wrong
-        └── PageTokenError     the page token of a list is not one of ours
+        └── PageTokenError     the page token of a list is invalid
 
 A failing step is never an exception: it is a value (`StepOutcome`). The module that
 calls a library translates its exceptions there with ``raise ... from``.
@@ -55,12 +55,12 @@ EXIT_INTERRUPTED = 130
 
 
 class BuildrunnerError(Exception):
-    """Something we could not do. ``str(error)`` is one clear sentence for a person.
+    """Base of all our errors. ``str(error)`` is one clear sentence for the user.
 
     Attributes:
-        exit_code: what a command that meets this error exits with.
-        http_status: what the API answers.
-        hint: what to do about it, one sentence, or empty.
+        exit_code: exit code of a command that ends with this error.
+        http_status: HTTP status of the API's answer.
+        hint: advice in one sentence, or empty.
     """
 
     exit_code: ClassVar[int] = EXIT_INFRASTRUCTURE
@@ -72,7 +72,7 @@ class BuildrunnerError(Exception):
 
 
 class ConfigError(BuildrunnerError):
-    """The build config is wrong. ``problems`` holds all that is wrong with it, in file order."""
+    """The build config is invalid. ``problems`` holds all its problems, in file order."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 400
@@ -83,7 +83,7 @@ class ConfigError(BuildrunnerError):
 
 
 class UsageError(BuildrunnerError):
-    """The command line asks for something that can't be done as asked."""
+    """The command line requests something impossible."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 400
@@ -124,9 +124,9 @@ class StorageError(BuildrunnerError):
 
     Attributes:
         transient: another try may succeed (network, 5xx, rate limit).
-        unauthorized: the bucket's owner does not let us.
-        missing: there is no such object, generation or bucket.
-        corrupt: what arrived is not what was stored.
+        unauthorized: access is denied.
+        missing: the object, its generation or the bucket does not exist.
+        corrupt: the received bytes are not the stored ones.
         unreachable: no server has answered.
         retry_after_s: how long the server asks to wait; 0 when it does not say.
     """
@@ -155,7 +155,7 @@ class StorageError(BuildrunnerError):
 
 
 class AttestationError(BuildrunnerError):
-    """Provenance can't be made, signed, or attached to what it is about."""
+    """Provenance can't be made, signed, or attached to its subject."""
 
     exit_code = EXIT_BUILD_FAILED
 
@@ -165,7 +165,7 @@ class IdentityError(BuildrunnerError):
 
 
 class IdentityRefused(IdentityError):
-    """A build may not have the token that it asks for."""
+    """A build may not have the token that it requests."""
 
     http_status = 403
 
@@ -186,7 +186,7 @@ class UploadError(BuildrunnerError):
     """A file of ``artifacts.objects`` can't be uploaded.
 
     Attributes:
-        unauthorized: the bucket's owner does not let us (FailureType ``PUSH_NOT_AUTHORIZED``).
+        unauthorized: access is denied (FailureType ``PUSH_NOT_AUTHORIZED``).
     """
 
     exit_code = EXIT_BUILD_FAILED
@@ -207,14 +207,14 @@ class EngineUnavailable(EngineError):
 
 
 class ContainerNameTaken(EngineError):
-    """A container can't be created: there is one of that name, or one is being created."""
+    """A container can't be created: another one has that name, or is being created with it."""
 
 
 class ContainerStartError(EngineError):
-    """A container can't start, mostly because of what the build asks for.
+    """A container can't start, mostly because of the build's own settings.
 
     Attributes:
-        container_code: what ``docker run`` would have exited with: 127 the program is not there,
+        container_code: the exit code of ``docker run``: 127 the program does not exist,
             126 it can't be executed, 125 anything else.
     """
 
@@ -226,7 +226,7 @@ class ContainerStartError(EngineError):
 
 
 class GateRefused(EngineError):
-    """A container that was started ahead of its turn ended without running its program.
+    """A pre-started container ended without running its program.
 
     Nothing of the step has run: start a new container without a gate.
     """
@@ -294,7 +294,7 @@ class KubernetesError(BuildrunnerError):
     """A cluster of Kubernetes refused something, or does not answer.
 
     Attributes:
-        reason: the cluster's own word for it (``Forbidden``, ``NotFound``), or ours: ``Quota``,
+        reason: the cluster's own term (``Forbidden``, ``NotFound``), or ours: ``Quota``,
             ``NoNamespace``, ``Unavailable``. Empty if there is none.
     """
 
@@ -324,7 +324,7 @@ class ServerError(BuildrunnerError):
 
 
 class ServerUnavailable(ServerError):
-    """The server does not answer, or answers nothing that we understand."""
+    """The server does not answer, or its answer can't be understood."""
 
     http_status = 503
 
@@ -341,7 +341,7 @@ class StoreError(BuildrunnerError):
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer now; it may in a moment."""
+    """The store does not answer now; a retry may help."""
 
     http_status = 503
 
@@ -353,7 +353,7 @@ class InvalidRecord(StoreError):
 
 
 class NotFound(StoreError):
-    """Nothing is stored under that name."""
+    """No record has that name."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 404
@@ -367,22 +367,22 @@ class Conflict(StoreError):
 
 
 class LeaseLost(StoreError):
-    """Another process owns the build by now; the caller must stop acting on it."""
+    """Another process owns the build now; the caller must stop working on it."""
 
     http_status = 409
 
 
 class QuotaExceeded(StoreError):
-    """A project has as many triggers, notifiers, ... as it may have."""
+    """A project has reached its limit of triggers, notifiers, ..."""
 
     http_status = 429
 
 
 class FilterError(StoreError):
-    """The filter of a list is not of the grammar, or names an unknown field.
+    """The filter of a list has a syntax error, or names an unknown field.
 
     Attributes:
-        position: character of the filter where it goes wrong, from 0.
+        position: index of the wrong character of the filter, from 0.
     """
 
     exit_code = EXIT_BAD_CONFIG
@@ -394,7 +394,7 @@ class FilterError(StoreError):
 
 
 class PageTokenError(StoreError):
-    """The page token is not one of ours, or belongs to another list."""
+    """The page token is invalid, or belongs to another list."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 400

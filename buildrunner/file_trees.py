@@ -1,4 +1,4 @@
-"""Folders that others have filled: steps, archives, repositories."""
+"""Folders whose content is untrusted: from steps, archives, repositories."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ _LONGEST = 500
 
 
 def remove_tree(path: str) -> str:
-    """Remove a file or a folder with all that is in it, if it is there.
+    """Remove a file, or a folder with its content. Does nothing if the path does not exist.
 
-    `shutil.rmtree` calls itself for each level, so it fails on folders of thousands of levels,
-    which a step or a repository makes easily. It is for folders of our own only.
+    `shutil.rmtree` recurses, so it fails on folders of thousands of levels,
+    which a step or a repository makes easily. It is only for our own folders.
 
     Returns:
-        The problem; empty if nothing is left.
+        The problem; empty on success.
     """
     import shutil  # few builds leave a folder
     import subprocess

@@ -1,16 +1,16 @@
-"""The start gate: a program that waits in a step's container until the step's turn comes.
+"""The start gate: a program that waits in a step's container until the step may start.
 
 Starting a container takes an engine 200 to 300 ms, most of it for the network. So the containers of
-the next steps are started ahead, with this program in the place of the step's. At the word, a byte
-on its standard input, the gate does what the engine does at the end of a start: it opens
+the next steps are pre-started, with this program in place of the step's. On a signal, a byte
+on its standard input, the gate does the last part of a start itself: it opens
 ``/dev/null`` as standard input, enters the step's folder, looks for the step's program on the
 ``PATH``, and becomes it (execve). It has no library, no heap and no child, and works in an image
-that has nothing else in it.
+without any other file.
 
 The gate runs a program only if the engine would run the same one. In every other case (the folder
 is missing, the file has no interpreter, the ``PATH`` has a relative folder) it prints the refusal
-that it was started with, and ends. The step's container is then made anew without a gate, and the
-engine says what is wrong in its own words.
+that it was started with, and ends. The step's container is then made again without a gate, and the
+engine reports the error in its own words.
 
 The comments of the two listings are their source: GNU as makes the same bytes of them
 (tests/unit/containers/test_start_gate.py).
@@ -33,7 +33,7 @@ NAME = "gate"
 PATH = f"{FOLDER}/{NAME}"
 
 WORD = b"\n"
-"""Any byte."""
+"""The byte that opens the gate. Any byte does."""
 
 _LOAD_ADDRESS = 0x400000
 _HEADER_SIZE = 64
@@ -230,7 +230,7 @@ _AARCH64 = bytes.fromhex(
 )
 
 _MACHINES = {
-    # as the engine names the architecture: (ELF machine number, code)
+    # the engine's name of the architecture: (ELF machine number, code)
     "x86_64": (62, _X86_64),
     "aarch64": (183, _AARCH64),
 }
@@ -254,7 +254,7 @@ def gate_program(architecture: str) -> bytes | None:
         machine,
         1,  # ELF version again
         entry,
-        _HEADER_SIZE,  # the one program header follows at once
+        _HEADER_SIZE,  # the only program header follows at once
         0,  # no section headers
         0,  # no flags
         _HEADER_SIZE,
@@ -281,7 +281,7 @@ def gate_program(architecture: str) -> bytes | None:
 def refusal_of(spec: ContainerSpec) -> str:
     """Return what the gate of a container prints if it does not run the container's program.
 
-    The first character is one that programs do not print, so that their output is not held back.
+    It begins with a character that programs do not print, so that their output is not delayed.
     """
     return f"\x04{spec.name}: the start gate did not run the program\n"
 

@@ -38,7 +38,8 @@ from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.workspace.protocol import WORKSPACE, Preparation, PreparedWorkspace
 
 _FROM_OUTSIDE = (decisions.CANCELLED, decisions.TIMED_OUT)
-_GIVE_UP_S = 10.0  # after the grace of killed steps: then the loop stops waiting for them
+# seconds after the grace period of killed steps until the loop stops waiting for them
+_GIVE_UP_S = 10.0
 
 Got = TypeVar("Got")
 
@@ -101,7 +102,7 @@ class BuildLoop:
                 self._wait_for_news()()
             outcome = self._concluded()
         except BaseException as error:
-            if self._log.masker is not None:  # a bug report quotes the error
+            if self._log.masker is not None:  # a crash report quotes the error
                 self._log.masker.mask_error(error)
             self._build.halt.set()
             self._steps.stop(StopReason.INTERNAL_ERROR, Status.CANCELLED, 0.0)
@@ -142,7 +143,7 @@ class BuildLoop:
         self._setup.begin()
 
     def _go_on(self) -> None:
-        """Create or start the first steps as soon as the setup allows it."""
+        """Create or start the first steps as soon as the setup permits it."""
         if self._decision is not None:
             return
         if not self._created_first and self._setup.may_create:
@@ -186,7 +187,7 @@ class BuildLoop:
             self._publishing.begin()
             return
         if self._resume is not None and not self._building and decision in _FROM_OUTSIDE:
-            self._early = decision  # running steps must be taken over before they can be stopped
+            self._early = decision  # running steps must be adopted before they can be stopped
             return
         self._decision = self._without_secrets(decision)
         if decision.status is Status.SUCCESS:
@@ -198,7 +199,7 @@ class BuildLoop:
         self._steps.stop(StopReason(decision.status), Status.CANCELLED, grace_s)
 
     def _without_secrets(self, decision: Decision) -> Decision:
-        """Mask secrets in messages of engine and registries: they may quote a step's arguments."""
+        """Mask secrets in messages of engine and registries, which may quote a step's arguments."""
         masked = self._log.masked_text
         return replace(decision, error=masked(decision.error), detail=masked(decision.detail))
 
@@ -235,7 +236,7 @@ class BuildLoop:
     def _clean_up(self, *, successful: bool) -> list[str]:
         """Remove containers, volumes and network of the build, and close the log.
 
-        The clean-up has a time limit of its own, apart from the build's timeout.
+        The clean-up has its own time limit, apart from the build's timeout.
 
         Returns:
             Warnings for the user: leftovers, and changes of the source during the build.
@@ -257,7 +258,7 @@ class BuildLoop:
                 f"cleaning up took longer than {allowed_s:g}s; it was still {doing}"
             )
         self._log.close()
-        # An engine that is gone reports the same error for every container: once is enough.
+        # An unavailable engine causes the same error for every container: report it once.
         left = dict.fromkeys([*parts.failures, *self._build.remover.failures])
         return [
             *(f"something of the build was left behind: {failure}" for failure in left),
@@ -272,7 +273,7 @@ class BuildLoop:
         )
         if self._building and build.plan.docker_socket and self._resume is None:
             parts.do("removing what steps left running", self._resources.remove_strays)
-        # The workspace of a build that deployed may be kept, which its release does.
+        # The workspace of a build that deployed may be kept, which `release` does.
         has_deployed = any(one.deployments for one in self._steps.outcomes)
         if successful and build.options.leave_cleanup_to_guardian and not has_deployed:
             return
@@ -302,7 +303,7 @@ class BuildSetup:
     Args:
         build: the build. It ends when a part of the setup fails.
         resources: network, volumes and home.
-        on_part: called whenever a part is there; see `may_create` and `may_start`.
+        on_part: called when a part is ready; see `may_create` and `may_start`.
     """
 
     def __init__(
@@ -323,20 +324,20 @@ class BuildSetup:
         self.provenance: SourceProvenance | None = None
         """The origin of the source; None until the source is fetched."""
         self.found: tuple[FoundContainer, ...] = ()
-        """Of a resumed build: the containers of steps that still run."""
+        """The containers of running steps, if the build is resumed."""
 
     @property
     def may_create(self) -> bool:
-        """Whether everything exists that the first containers are created from."""
+        """Return whether everything exists that the first containers are created from."""
         return not self._inbox.pending & _NEEDED_TO_CREATE
 
     @property
     def may_start(self) -> bool:
-        """Whether everything exists that the first steps need to run."""
+        """Return whether everything exists that the first steps need to run."""
         return not self._inbox.pending & _NEEDED_TO_START
 
     def announce(self, started_at: datetime) -> None:
-        """Tell that the build begins, as far as that was not told before."""
+        """Report the start of the build, as far as it was not reported before."""
         if self._resume is not None:
             self._phases.spans.update(self._resume.phases)
             return
@@ -367,12 +368,12 @@ class BuildSetup:
             self._build.log.line(f'starting build "{plan.build_id}"\n\nFETCHSOURCE')
 
     def note_strangers(self) -> None:
-        """The first steps begin: see who is on the network besides those they may start."""
+        """Record which containers are on the network before the first steps may start others."""
         if self._build.plan.docker_socket:
             self._spawn("strangers", self._resources.note_strangers, self._on_made)
 
     def forget_secrets(self) -> None:
-        """The build ends: nothing has to be undone of secrets, so that nobody waits for them."""
+        """Stop waiting for secrets, since the build ends and secrets need no clean-up."""
         self._inbox.pending.discard("secrets")
 
     def _spawn(self, part: str, work: Callable[[], Got], done: Callable[[Got], None]) -> None:
@@ -394,9 +395,10 @@ class BuildSetup:
     def _sort_found(self, state: ResumeState) -> tuple[FoundContainer, ...]:
         """Return the containers to resume; remove those of other steps.
 
-        A container may run although its step's turn has not come: its program waits behind a gate.
+        A pre-started container may run although its step has not begun: its program waits at a
+            gate.
         The engine may handle the last request of a process after its death: a container that was
-        only created when we looked may be one whose step begins just then.
+        only created at this check may belong to a step that begins just then.
         """
         engine = self._build.engine
         mine = {LABEL_BUILD: self._build.plan.build_id, LABEL_STEP: ""}
@@ -429,7 +431,8 @@ class BuildSetup:
         tell = self._inbox.tell
         report = FileTransferReport(
             "fetch",
-            partial(tell, build.log.line),  # by way of the queue: behind the log's first lines
+            # through the queue, so that it follows the log's first lines
+            partial(tell, build.log.line),
             build.clock,
             partial(tell, self._emit),
         )
@@ -446,7 +449,7 @@ class BuildSetup:
         self._on_part()
 
     def _warn_of_mounts(self, workspace: PreparedWorkspace) -> None:
-        """On an engine that has the workspace elsewhere, ``docker run -v $PWD:/x`` misses it."""
+        """Warn that ``docker run -v $PWD:/x`` misses the workspace on such an engine."""
         plan = self._build.plan
         if not plan.docker_socket or (workspace.bind and workspace.volume == WORKSPACE):
             return
@@ -484,7 +487,8 @@ class BuildSetup:
                 values[reference] = self._secrets.resolve(reference, self._build.plan)
             except SecretError as error:
                 errors.append(error)
-        if errors:  # all of them at once: who sets one wants to know of the others
+        # all of them in one error: a user who sets one secret needs to know of the others
+        if errors:
             raise SecretError("; ".join(decisions.text_of(error) for error in errors))
         return values
 

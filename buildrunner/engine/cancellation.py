@@ -8,10 +8,10 @@ from datetime import UTC, datetime
 
 
 class CancelToken:
-    """Set once, never unset.
+    """A flag that is set once and never unset.
 
-    `cancel` takes no lock, so that a signal handler may call it whatever the main thread is doing
-    at that moment (a `threading.Event` would deadlock when it is being waited for).
+    `cancel` takes no lock, so that a signal handler may call it at any moment
+    (a `threading.Event` would deadlock while the main thread waits for it).
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class CancelToken:
         return self._cancelled
 
     def cancel(self, reason: str = "cancelled") -> None:
-        """Ask for the stop; more calls change nothing."""
+        """Request the stop. Later calls change nothing."""
         if self._cancelled:
             return
         self.reason = reason
@@ -35,10 +35,10 @@ class CancelToken:
             listener()
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` on `cancel`, or at once when that was before.
+        """Call ``listener`` on `cancel`, or at once if `cancel` was called before.
 
-        It may be called twice when both happen at the same moment, and from a signal handler: it
-        must be quick, take no lock and not mind a second call (``SimpleQueue.put`` is such a one).
+        The listener may be called twice if both happen at once, and from a signal handler: it
+        must be quick, take no lock and tolerate a second call (as ``SimpleQueue.put`` does).
         """
         self._listeners.append(listener)
         if self._cancelled:
@@ -57,7 +57,7 @@ class Clock:
         return time.monotonic()
 
     def chance(self) -> float:
-        """A random number from 0 to 1, for jitter."""
-        import random  # it loads hashlib: only a retry pays for that
+        """Return a random number from 0 to 1, for jitter."""
+        import random  # `random` loads hashlib: import it only for a retry
 
         return random.random()  # noqa: S311  (no secret depends on it)

@@ -57,7 +57,7 @@ _PIECE = re.compile(
 _PIECE_IN_QUOTES = re.compile(rf"\\(?P<escaped>[\"\\$`\n])|{_VARIABLE}|[^\\$]+|.", re.DOTALL)
 
 _SEPARATORS = frozenset({"\n", ";", ";;", ";&", ";;&", "&&", "||", "|", "|&", "&"})
-_CONTINUED = frozenset({"&&", "||", "|", "|&"})  # a newline behind one ends no list
+_CONTINUED = frozenset({"&&", "||", "|", "|&"})  # a newline after one of these ends no list
 _REDIRECTIONS = frozenset({"<<<", "<<-", "<<", "<>", "<&", "<", ">>", ">&", ">|", ">", "&>>", "&>"})
 _BLOCKS = {
     **dict.fromkeys(("for", "select", "until", "while"), "done"),
@@ -268,7 +268,7 @@ class _Scanner:
         self._outer: list[_Outer] = []
         self._command: list[str] = []
         self._is_skipped = False  # the command runs in some cases only
-        self._is_closed = False  # further words are none of the command
+        self._is_closed = False  # further words do not belong to the command
         self._is_indented = False
         self._before = "\n"
 
@@ -333,7 +333,7 @@ class _Scanner:
             self._command.append(word)
 
     def _may_begin_block(self) -> bool:
-        """Whether this is the place of a command, or of the body of a function."""
+        """Return whether a command, or the body of a function, may begin here."""
         command = self._command
         return (
             not command or self._before == ")" or (command[0] == "function" and len(command) == 2)
@@ -362,7 +362,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _behind_document(text: str, place: int, end: str, has_tabs: bool) -> int:
-    """Return the place behind a here-document that begins at ``place``."""
+    """Return the place after a here-document that begins at ``place``."""
     while place < len(text):
         newline = text.find("\n", place)
         stop = newline if newline >= 0 else len(text)

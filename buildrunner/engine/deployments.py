@@ -17,10 +17,10 @@ REPORT: Final = "deployments.jsonl"
 """The file of ``$BUILDER_OUTPUT`` with a deployment a line."""
 
 MOST_OF_STEP: Final = 100
-"""Targets of one step that count."""
+"""The most targets of one step that count."""
 
 MOST_OF_BUILD: Final = 1000
-"""Deployments of one build that are recorded."""
+"""The most deployments of one build that are recorded."""
 
 _Target = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]*://[!-~]+\Z", max_length=512)]
 # No character with a meaning in a shell: a rollback puts images into the script of a step.
@@ -41,8 +41,8 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         images: the images that run there now, by digest if it is known.
         previous_images: the images that ran there before; empty if there were none, or if the
             step did not report them.
-        version: the target's own name of what runs there now: a revision, a version.
-        url: the address that serves it.
+        version: the target's own name of the running revision or version.
+        url: the address at which it is served.
         reported: the step's image reported it. False: the step's command suggests it.
     """
 
@@ -66,7 +66,7 @@ def with_short_digest(image: str) -> str:
 
 
 def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
-    """Return the deployments in a step's report, and why other lines of it do not count.
+    """Return the deployments in a step's report, and the reasons why other lines do not count.
 
     Args:
         data: the file, JSON lines. Of two lines with one target, the later one counts.

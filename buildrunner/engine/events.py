@@ -2,7 +2,7 @@
 
 Order: ``BuildStarted``; per phase ``PhaseStarted`` .. ``PhaseFinished`` (SETUPBUILD and FETCHSOURCE
 overlap); per step ``StepStarted`` .. ``StepFinished``; ``BuildFinished`` last. All events come from
-one thread (the engine's loop), so that a listener needs no lock. ``TransferMoved`` may be dropped
+one thread (the engine's loop), so a listener needs no lock. ``TransferMoved`` may be dropped
 by a slow listener, others may not.
 Log text is not an event: it goes to the `LogSink`.
 """
@@ -35,13 +35,13 @@ class PhaseStarted(_Event, frozen=True, tag="phaseStarted"):
 
 
 class PhaseFinished(_Event, frozen=True, tag="phaseFinished"):
-    """The phase is over, whatever came of it."""
+    """The phase has ended, in success or failure."""
 
     phase: str
 
 
 class SourceFetched(_Event, frozen=True, tag="sourceFetched"):
-    """The workspace is filled: how many files and bytes, and by which way (``overlay``, ...)."""
+    """The workspace is filled: number of files and bytes, and the method (``overlay``, ...)."""
 
     files: int
     size_bytes: int
@@ -49,13 +49,13 @@ class SourceFetched(_Event, frozen=True, tag="sourceFetched"):
 
 
 class StepStarted(_Event, frozen=True, tag="stepStarted"):
-    """The step's turn has come; its image may still have to be pulled."""
+    """The step begins; its image may still have to be pulled."""
 
     step: int
 
 
 class PullStarted(_Event, frozen=True, tag="pullStarted"):
-    """An image is being pulled, for one step or ahead of need for several."""
+    """The pull of an image begins, for one step, or as a prefetch for several."""
 
     image: str
     steps: tuple[int, ...]
@@ -79,7 +79,7 @@ class TransferMoved(_Event, frozen=True, tag="transferMoved"):
 
 
 class PullFinished(_Event, frozen=True, tag="pullFinished"):
-    """``error`` is empty when the image is here."""
+    """The pull of an image has ended; ``error`` is empty on success."""
 
     image: str
     digest: str = ""
@@ -98,13 +98,13 @@ class StepFinished(_Event, frozen=True, tag="stepFinished"):
     Attributes:
         status: SUCCESS, FAILURE, TIMEOUT or CANCELLED.
         exit_code: None when no container ended by itself.
-        oom_killed: the kernel killed it for lack of memory.
-        forgiven: it failed, and the build goes on all the same.
-        error: one sentence when it is not SUCCESS; empty otherwise.
-        pull_s, start_s, run_s: where the time went.
-        image_digest: digest of the image it ran; empty when unknown.
-        output: what it wrote to ``$BUILDER_OUTPUT/output`` (at most 51,200 bytes).
-        last_lines: the end of its output when it failed (masked, at most 20 lines).
+        oom_killed: the kernel killed the step for lack of memory.
+        forgiven: the step failed, and the build continues.
+        error: one sentence unless the status is SUCCESS; else empty.
+        pull_s, start_s, run_s: seconds of the pull, the start and the run.
+        image_digest: digest of the step's image; empty if unknown.
+        output: the content of ``$BUILDER_OUTPUT/output`` (at most 51,200 bytes).
+        last_lines: the end of the output of a failed step (masked, at most 20 lines).
         deployments: the deployments that the step reported. Without a report, those that the
             commands of a successful step suggest.
     """
@@ -143,16 +143,16 @@ class ImagePushed(_Event, frozen=True, tag="imagePushed"):
 
 
 class Warned(_Event, frozen=True, tag="warning"):
-    """Something a person should know that does not fail the build."""
+    """A warning for the user that does not fail the build."""
 
     text: str
 
 
 class BuildFinished(_Event, frozen=True, tag="buildFinished"):
-    """The end. ``status`` is a Build.Status name, ``failure_type`` a FailureInfo.FailureType name.
+    """The build's end. ``status`` is a Build.Status name, ``failure_type`` a FailureType name.
 
     ``error`` is the sentence of the log's ``ERROR:`` line; empty on SUCCESS. ``stopped_by`` says
-    who cancelled the build, or which timeout it exceeded.
+    which user or signal cancelled the build, or which timeout it exceeded.
     """
 
     status: str

@@ -1,7 +1,7 @@
-"""Images of the steps: found on the engine, or pulled once each, in parallel and ahead of need.
+"""Finds the steps' images on the engine, or prefetches them: each is pulled once, in parallel.
 
-An image that an earlier step may build is not pulled before its own step starts: a pull that ends
-late would replace the freshly built image by an old version.
+An image that an earlier step may build is not prefetched: a pull that ends
+late would replace the newly built image by an old version.
 
 A trusted build gets the images of the engine, and those that the user's registry logins can pull.
 The config of an untrusted build could name a private image that way. Such a build gets only images
@@ -32,11 +32,11 @@ _HINT = (
 
 
 class PublicImages:
-    """The images that the steps of an untrusted build may have.
+    """The images that the steps of an untrusted build may use.
 
     Args:
-        allowed: names, or patterns with ``*``, of images that they may have in any case.
-        refusal: given a registry's host, why it may not be asked; empty when it may.
+        allowed: names, or patterns with ``*``, of images that are always allowed.
+        refusal: returns why a registry's host may not be contacted; empty if it may.
     """
 
     def __init__(self, allowed: Iterable[str], refusal: Callable[[str], str]) -> None:
@@ -44,20 +44,20 @@ class PublicImages:
         self._refusal = refusal
 
     def allows(self, name: str) -> bool:
-        """Return whether the image may be used as the engine has it, or pulled with a login."""
+        """Return whether the image may be used from the engine, or pulled with a login."""
         if is_image_id(name):
             return False
         asked = ImageName.parse(name)
-        # Of a name with tag and digest, the digest counts.
+        # In a name with tag and digest, the digest counts.
         version = f"@{asked.digest}" if asked.digest else f":{asked.tag or 'latest'}"
         names = {asked.familiar, f"{asked.familiar}{version}", asked.reference}
         return any(fnmatchcase(one, pattern) for pattern in self._allowed for one in names)
 
     def check(self, name: str) -> None:
-        """Check whether the image's registry may be asked.
+        """Check whether the image's registry may be contacted.
 
         Raises:
-            ImagePullError: it may not.
+            ImagePullError: the registry may not be contacted.
         """
         if is_image_id(name):
             raise ImagePullError(f"{name} is no image of a registry", hint=_HINT)
@@ -77,8 +77,8 @@ class StepImages:
     """Finds and pulls the images of one build's steps. Thread-safe.
 
     Args:
-        engine: where they are needed.
-        public: what an untrusted build may have; None for a trusted one.
+        engine: the engine that runs the steps.
+        public: the images that an untrusted build may use; None for a trusted build.
     """
 
     def __init__(self, engine: ContainerEngine, public: PublicImages | None) -> None:
@@ -87,10 +87,10 @@ class StepImages:
         self._pulled: dict[str, ImageInfo] = {}
 
     def find(self, name: str) -> ImageInfo | None:
-        """Return the image if it is here and the build may have it.
+        """Return the image if the engine has it and the build may use it.
 
         Raises:
-            EngineError: the engine does not tell.
+            EngineError: the engine does not answer.
         """
         if self._public is None or self._public.allows(name):
             return self._engine.find_image(name)
@@ -129,14 +129,14 @@ _NAMES_AN_IMAGE = frozenset({"-t", "--tag", "--destination", "-d", "tag"})
 
 
 class _Pull:
-    """One image on its way. ``done`` is set by the pulling thread, whatever happens."""
+    """The pull of one image. Its thread always sets ``done``, also after a failure."""
 
     def __init__(self, served: ServedImage, round_: int) -> None:
         self.served = served
         self.round = round_
         self.done = threading.Event()
         self.announced = False
-        self.failing = False  # a try has failed; another one may follow
+        self.failing = False  # a try has failed; a retry may follow
         self.image: ImageInfo | None = None
         self.error: ImagePullError | None = None
 
@@ -147,9 +147,9 @@ class ImagePulls:
     Args:
         plan: the build.
         images: finds and pulls one image.
-        aliases: images that are served by others.
-        halt: set when the build ends early; frees everyone who waits here.
-        clock: for waiting between tries.
+        aliases: images that other images replace.
+        halt: set if the build ends early; releases all waiting threads.
+        clock: times the pauses between tries.
         report: takes events, from any thread.
     """
 
@@ -180,7 +180,7 @@ class ImagePulls:
         return self._served[step.image]
 
     def prefetch(self) -> None:
-        """Start pulling what is missing; returns once that is known (some 0.4 ms per image).
+        """Start to pull missing images; returns once these are known (some 0.4 ms per image).
 
         Errors wait until a step needs the image.
         """
@@ -190,31 +190,31 @@ class ImagePulls:
             try:
                 missing = self._images.find(served.serving) is None
             except EngineError:
-                return  # the step that needs it will say so
+                return  # the step that needs the image reports the error
             if missing and not self._halt.is_set():
                 self._pull(served)
 
     def may_be_built(self, step: StepPlan) -> bool:
-        """Whether a step before this one seems to build the step's image."""
+        """Return whether an earlier step seems to build the step's image."""
         position = self._positions[step.index]
         return self._built.get(step.image, position) < position
 
     def step_ended(self) -> None:
-        """A step has run: it may have built or pushed what could not be pulled before."""
+        """Forget failed pulls after a step, which may have built or pushed these images."""
         self._round += 1
 
     def local(self, step: StepPlan) -> ImageInfo | None:
-        """The step's image if it is here by now, without waiting for anything."""
+        """Return the step's image if the engine has it by now. Does not wait."""
         return self._images.find(self.served(step).serving)
 
     def obtain(self, step: StepPlan, log: StepLog) -> ImageInfo:
-        """The step's image, pulled if need be. Writes the log's lines about it.
+        """Return the step's image, pulled if necessary. Writes the log's lines about it.
 
-        Source: semantics 5.7. An image that was pulled ahead of need is logged as pulled by the
+        Source: semantics 5.7. A prefetched image is logged as pulled by the
         first step that uses it, as if it had been pulled then.
 
         Raises:
-            ImagePullError: it can't be had.
+            ImagePullError: the image can't be pulled.
         """
         served = self.served(step)
         with self._lock:
@@ -224,8 +224,8 @@ class ImagePulls:
         if image is None:
             log.line(f"Pulling image: {served.asked}{served.note}")
             return self._await_pull(pull if pull and on_its_way else self._pull(served), log)
-        # The image is here a moment before the engine is done with the pull. One that a step has
-        # built meanwhile has no digest, and its pull is not waited for.
+        # The image exists a moment before the engine has finished the pull. An image that a step
+        # has built meanwhile has no digest: don't wait for its pull.
         is_new = pull is not None and not pull.announced
         if pull and is_new and (pull.image == image or (on_its_way and image.digest)):
             log.line(f"Pulling image: {served.asked}{served.note}")
@@ -239,7 +239,7 @@ class ImagePulls:
 
         Waits a moment for their pulls, so that one error names all images.
         """
-        self.prefetch()  # it may not have come to all of them
+        self.prefetch()  # the prefetch may not have started all pulls
         with self._lock:
             others = [
                 pull for name, pull in self._pulls.items() if name != self.served(step).serving
@@ -268,10 +268,10 @@ class ImagePulls:
         return image
 
     def _pull(self, served: ServedImage) -> _Pull:
-        """Join the pull of an image that is not here, or start one.
+        """Join the running pull of a missing image, or start one.
 
-        A failed one counts until another step ran; a successful one is worth nothing any more when
-        somebody has removed the image since.
+        A failed pull counts until another step has run. A successful one no longer counts if
+        the image was removed since.
         """
         with self._lock:
             pull = self._pulls.get(served.serving)
@@ -293,7 +293,7 @@ class ImagePulls:
         except EngineError as error:
             pull.error = error if isinstance(error, ImagePullError) else ImagePullError(str(error))
         finally:
-            # Told before anyone goes on with the image, so that the events come in this order.
+            # Reported before any step continues, so that the events come in this order.
             self._report(
                 PullFinished(
                     at=self._clock.now(),
@@ -327,7 +327,7 @@ class ImagePulls:
                     raise
 
     def _first_users(self) -> dict[ServedImage, int]:
-        """For each image, the position of the first step that uses it."""
+        """Return the position of the first step that uses each image."""
         first: dict[ServedImage, int] = {}
         for position, step in enumerate(self._plan.steps):
             first.setdefault(self.served(step), position)
@@ -335,7 +335,7 @@ class ImagePulls:
 
 
 class TransferReport:
-    """Adds up the layers of one pull or push, and reports at most ten times a second."""
+    """Sums the layers of one pull or push, and reports at most ten times a second."""
 
     def __init__(
         self, direction: str, image: str, clock: Clock, report: Callable[[BuildEvent], None]
@@ -368,10 +368,10 @@ class TransferReport:
 
 
 def built_by_steps(plan: BuildPlan) -> dict[str, int]:
-    """Images that steps seem to build, each with the first step that may do so.
+    """Return the images that steps seem to build, each with the first step that may do so.
 
-    Every entry of ``images`` counts as built by the first step: who else should make it? Other
-    names count where a step mentions them as a build's tag, or (when they can be nothing but an
+    Every entry of ``images`` counts as built by the first step, since only steps can build it.
+    Other names count if a step mentions them as a build's tag, or (if they can be nothing but an
     image: with a slash or a colon) anywhere.
     """
     wanted = {step.image for step in plan.steps}
@@ -397,12 +397,12 @@ _GCB_INTERNAL = "gcr.io/cloud-builders/gcb-internal"
 
 
 class ServedImage(msgspec.Struct, frozen=True):
-    """The image to run where the config says ``asked``.
+    """The image that runs for the name ``asked`` of the config.
 
     Attributes:
         asked: the name in the config.
         serving: the name to look up and run.
-        drops_program: the first argument names a program that is ``serving``'s entrypoint.
+        drops_program: the first argument names a program that is the entrypoint of ``serving``.
     """
 
     asked: str
@@ -411,15 +411,15 @@ class ServedImage(msgspec.Struct, frozen=True):
 
     @property
     def note(self) -> str:
-        """The remark of the log behind ``asked``; empty without an alias."""
+        """The log's remark after the name; empty without an alias."""
         return "" if self.asked == self.serving else f" (alias of {self.serving})"
 
 
 def serve_image(asked: str, aliases: Mapping[str, str]) -> ServedImage:
     """Apply the alias map to one image name.
 
-    An alias for the very name wins; an alias without a tag serves every tag of its repository.
-    ``gcb-internal`` takes the program as its first argument, which the image that serves it has as
+    An alias for the exact name wins; an alias without a tag applies to every tag of its repository.
+    ``gcb-internal`` takes the program as its first argument; the image that replaces it has it as
     its entrypoint.
     """
     repository, _tag = split_reference(asked)
@@ -430,7 +430,7 @@ def serve_image(asked: str, aliases: Mapping[str, str]) -> ServedImage:
 def split_reference(name: str) -> tuple[str, str]:
     """Split ``host:5000/repo:tag`` or ``repo@sha256:...`` into repository and tag or digest.
 
-    The tag is cut at the last colon behind the last slash, so that a registry's port stays (the
+    The tag begins at the last colon after the last slash, so that a registry's port stays (the
     local builder cuts at the first colon, which breaks such names).
     """
     head, at, digest = name.partition("@")
@@ -441,7 +441,7 @@ def split_reference(name: str) -> tuple[str, str]:
 
 
 PULL_TRIES = 11
-_UNRESOLVED_TRIES = 2  # of a registry whose host had an address at no try
+_UNRESOLVED_TRIES = 2  # of a registry whose host never had an address
 PUSH_TRIES = 10
 LONGEST_WAIT_S = 60.0
 """Longest wait between two attempts that a registry can demand."""
@@ -453,13 +453,13 @@ _JITTER = 0.4
 
 
 def backoff_delays(tries: int, chance: Callable[[], float]) -> Iterator[float]:
-    """Seconds to wait before the second, third, ... of ``tries`` tries.
+    """Return the seconds to wait before the second, third, ... of ``tries`` tries.
 
     Source: the local builder (0.5 s times 1.3 per retry, at most 10 s, minus up to 40 %).
 
     Args:
-        tries: how many tries there are in all.
-        chance: gives a random number from 0 to 1.
+        tries: the number of tries.
+        chance: returns a random number from 0 to 1.
     """
     delay = _FIRST_S
     for _ in range(tries - 1):

@@ -1,4 +1,4 @@
-"""The queue of a loop's next calls, filled by threads; and the start of such threads."""
+"""The queue of calls that threads send to a loop, and the start of these threads."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Result = TypeVar("Result")
 
 
 class Inbox:
-    """Calls that other threads send to the loop. Only the loop's thread takes them out."""
+    """Calls that other threads send to the loop. Only the loop's thread removes them."""
 
     def __init__(self) -> None:
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.pending: set[str] = set()
-        """The parts that are under way. Belongs to the loop, which may strike out some."""
+        """The running parts. Belongs to the loop, which may delete some."""
 
     def tell(self, handler: Callable[..., None], *arguments: object) -> None:
-        """Let the loop's thread call ``handler``. Any thread, and a signal handler, may do this."""
+        """Let the loop's thread call ``handler``. For any thread and any signal handler."""
         self._news.put(partial(handler, *arguments))
 
     def spawn(
@@ -33,13 +33,13 @@ class Inbox:
         done: Callable[[Result], None],
         failed: Callable[[Exception], None],
     ) -> None:
-        """Do a part of the loop's work in a thread of its own.
+        """Do a part of the loop's work in a new thread.
 
         Args:
-            part: its name, pending until the loop has been told.
-            work: does it.
-            done: told the result, in the loop's thread.
-            failed: told the error there, unless that is a bug, which is raised there.
+            part: its name, which is pending until the loop gets the report.
+            work: does the part.
+            done: gets the result, in the loop's thread.
+            failed: gets the error there, except for a bug, which is raised there.
         """
 
         def run() -> None:

@@ -1,4 +1,4 @@
-"""Events about the progress of a build: phases that begin and end, bytes that are transferred."""
+"""Events about the progress of a build: phases and transferred bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PUSH = "PUSH"
 
 
 class Phases:
-    """Records spans and tells about them. Setup and fetch overlap: they run at the same time."""
+    """Records and reports the spans of phases. Setup and fetch overlap."""
 
     def __init__(self, clock: Clock, emit: Callable[[BuildEvent], None]) -> None:
         self._clock = clock
@@ -24,7 +24,7 @@ class Phases:
         self.spans: dict[str, Span] = {}
 
     def begin(self, phase: str) -> None:
-        """The phase starts now."""
+        """Begin a phase now."""
         now = self._clock.now()
         self.spans[phase] = Span(now)
         self._emit(PhaseStarted(at=now, phase=phase))
@@ -34,7 +34,7 @@ class Phases:
         self.spans[phase] = Span(since)
 
     def end(self, phase: str) -> None:
-        """The phase is over; nothing happens when it never began or was over before."""
+        """End a phase. Does nothing if it never began or has ended."""
         span = self.spans.get(phase)
         if span is None or span.end is not None:
             return
@@ -43,7 +43,7 @@ class Phases:
         self._emit(PhaseFinished(at=now, phase=phase))
 
     def end_all(self) -> None:
-        """End every phase that still runs."""
+        """End every running phase."""
         for phase in self.spans:
             self.end(phase)
 
@@ -57,7 +57,7 @@ class FileTransferReport:
     Args:
         direction: ``fetch`` or ``upload``.
         line: takes lines for the log.
-        clock: for at most ten events a second and file.
+        clock: limits events to ten a second and file.
         report: takes events, from any thread.
     """
 
@@ -79,7 +79,7 @@ class FileTransferReport:
         self._line(text)
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
-        """See `FetchReport.moved`. The end of a transfer of known size is always told."""
+        """See `FetchReport.moved`. The end of a transfer of known size is always reported."""
         now = self._clock.monotonic()
         if 0 < total_bytes <= current_bytes:
             self._next.pop(name, None)

@@ -17,10 +17,10 @@ from buildrunner.workspace.protocol import PreparedWorkspace
 
 
 class SecretResolver(Protocol):
-    """Turns references into values, at run time only."""
+    """Resolves references to secrets, at run time only."""
 
     def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:
-        """The secret's value, unmodified (a trailing newline stays).
+        """Return the secret's value, unmodified (a trailing newline stays).
 
         Called once per distinct reference and build, before the first step, from a thread.
 
@@ -29,16 +29,16 @@ class SecretResolver(Protocol):
             plan: the build whose steps get it; None outside of builds.
 
         Raises:
-            SecretError: it can't be had; the message names the secret, never a value.
+            SecretError: the secret can't be read. The message names the secret, never a value.
         """
         ...
 
 
 class UploadReport(Protocol):
-    """Takes what there is to tell of an upload. Any thread may call it."""
+    """Receives the progress of an upload. Any thread may call it."""
 
     def line(self, text: str) -> None:
-        """A line for the build's log."""
+        """Take a line for the build's log."""
         ...
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
@@ -57,7 +57,7 @@ class ObjectUploader(Protocol):
         report: UploadReport,
         cancel: threading.Event,
     ) -> UploadedObjects:
-        """Upload what the plan's ``object_paths`` name, then the list of it.
+        """Upload the files that the plan's ``object_paths`` name, then their list.
 
         Args:
             plan: what, and where to.
@@ -66,7 +66,7 @@ class ObjectUploader(Protocol):
             cancel: set when the build ends early: give up soon.
 
         Raises:
-            UploadError: a path names nothing, or the bucket did not take a file.
+            UploadError: a path matches no file, or the bucket refused a file.
             EngineError: the engine refused.
         """
         ...
@@ -83,7 +83,7 @@ class PackagePublisher(Protocol):
         log: LogPipeline,
         cancel: threading.Event,
     ) -> tuple[PublishedPackage, ...]:
-        """Publish all files of one entry of ``artifacts``. Blocks; retries what a retry may help.
+        """Publish all files of one entry of ``artifacts``. Blocks; retries transient errors.
 
         Args:
             package: what, and where to.
@@ -92,7 +92,7 @@ class PackagePublisher(Protocol):
             cancel: set when the build ends early: give up soon.
 
         Raises:
-            PackageError: nothing matches, or the repository did not take it.
+            PackageError: no file matches, or the repository refused a file.
             EngineError: the engine refused.
         """
         ...
@@ -106,7 +106,7 @@ class Attested(msgspec.Struct, frozen=True):
 
 
 class Attester(Protocol):
-    """Makes and signs statements about what a build has published."""
+    """Makes and signs statements about a build's published artifacts."""
 
     def attest(
         self,
@@ -117,16 +117,16 @@ class Attester(Protocol):
         log: Callable[[str], None],
         cancel: threading.Event,
     ) -> Attested:
-        """Attest all that the build has published. Blocks.
+        """Attest all published artifacts of the build. Blocks.
 
         Args:
-            outcome: the build so far: nothing is missing but its end.
+            outcome: the build's outcome, complete but for its end.
             logins: the logins that steps made at registries.
             masked: hides the values of secrets in a text.
             log: takes a line for the build's log.
             cancel: set when the build ends early: give up soon.
 
         Raises:
-            AttestationError: there is no attestation, and the build must not succeed without one.
+            AttestationError: no attestation can be made, and the build requires one.
         """
         ...

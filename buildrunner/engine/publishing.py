@@ -44,16 +44,16 @@ _LIMIT = 1024 * 1024
 def read_home_logins(
     engine: ContainerEngine, volume: str, folder: str, labels: Mapping[str, str]
 ) -> DockerLogins:
-    """The logins in ``~/.docker/config.json`` of the steps; none when they left no such file.
+    """Return the logins in the steps' ``~/.docker/config.json``; none without such a file.
 
-    Where the volume's folder is a folder of this machine too, the file is read there. Its content
-    is the steps', so no link is followed and nothing but a file is read.
+    If this machine has the volume's folder, the file is read there. The steps wrote its content,
+    so no link is followed and only a regular file is read.
 
     Args:
-        engine: who ran the steps.
+        engine: the engine that ran the steps.
         volume: the home volume.
         folder: its folder on the engine's machine.
-        labels: for what is made on the engine.
+        labels: labels for resources on the engine.
 
     Raises:
         EngineError: the engine can't give the file.
@@ -67,7 +67,7 @@ def read_home_logins(
 
 def _read_here(folder: str) -> bytes:
     no_link = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-    home = open_folder(folder)  # fails where it is not our machine
+    home = open_folder(folder)  # fails if the engine is on another machine
     try:
         directory = os.open(".docker", no_link | os.O_DIRECTORY, dir_fd=home)
         try:
@@ -88,8 +88,8 @@ class Publishing:
     """Publishes in a thread of its own. Results belong to the loop once the thread has ended.
 
     Args:
-        build: the build whose steps are through. It is told how it ends.
-        resources: know where the home volume is: steps may have logged in.
+        build: the build, whose steps have ended. Its `decide` gets the result.
+        resources: give access to the home volume, in which steps may have logged in.
         so_far: returns the outcome of the build so far, for the attester.
     """
 
@@ -119,7 +119,7 @@ class Publishing:
         self.published: list[PublishedPackage] = []
         """The packages that have been published."""
         self.attestations: tuple[bytes, ...] = ()
-        """Signed statements about all of it."""
+        """Signed statements about the published artifacts."""
 
     @property
     def pushed(self) -> list[PushedName]:
@@ -127,7 +127,7 @@ class Publishing:
         return self._push.pushed
 
     def begin(self) -> None:
-        """Every step is through: publish what there is, and decide how the build ends."""
+        """Publish all artifacts after the last step, and decide how the build ends."""
         if self._is_needed():
             self._inbox.spawn(
                 "check", self._missing, done=self._on_checked, failed=self._failed_to_check
@@ -149,7 +149,7 @@ class Publishing:
             self._decide(decisions.images_not_found(missing))
             return
         self._phases.end(BUILD)
-        if PUSH not in self._phases.spans:  # of a resumed build it may have begun before
+        if PUSH not in self._phases.spans:  # a resumed build may have begun it before
             self._phases.begin(PUSH)
         self._build.log.line_once("PUSH")
         self._inbox.spawn("push", self._publish, done=self._on_pushed, failed=self._failed_to_push)
@@ -164,14 +164,14 @@ class Publishing:
     def _failed_to_push(self, error: Exception) -> None:
         self._decide(decisions.failed_push(error))
 
-    # -- in threads of its own -------------------------------------------------------------------
+    # -- in separate threads ---------------------------------------------------------------------
 
     def _missing(self) -> list[str]:
-        """The images that should be pushed, and that no step has built."""
+        """Return the images that should be pushed and that no step has built."""
         return missing_images(self._build.engine, self._plan.images)
 
     def _publish(self) -> None:
-        """Give all of it away.
+        """Publish everything.
 
         Source: semantics 6.1: objects after all images, before packages.
         """
@@ -242,7 +242,7 @@ class ImagePush:
     """The push phase of one build; runs in one thread.
 
     Args:
-        engine: who has the images.
+        engine: the engine that has the images.
         log: the build's log.
         halt: set when the build ends early.
         clock: time and jitter.
@@ -266,16 +266,16 @@ class ImagePush:
         self._logins: DockerLogins | None = None
         self._first_push: dict[str, Span] = {}
         self.pushed: list[PushedName] = []
-        """``results.images`` so far; what was pushed before a failure stays pushed."""
+        """``results.images`` so far. Images that were pushed before a failure stay pushed."""
 
     def push_all(self, names: Sequence[str], logins: DockerLogins | None = None) -> None:
-        """Push one after the other, in list order. A name without a tag pushes all its tags.
+        """Push images one after the other, in list order. A name without a tag pushes all its tags.
 
-        ``logins`` are those that the steps made; without one, the user's own counts.
+        ``logins`` are the steps' logins; without one, the user's own is used.
 
         Raises:
-            ImagePushError: one could not be pushed; those after it were not tried. Or a tag
-                that a step made is where registries keep attestations.
+            ImagePushError: an image could not be pushed; later ones were not tried. Or a tag
+                of a step has the form of a tag for attestations.
         """
         self._logins = logins
         for name in names:

@@ -28,7 +28,7 @@ _GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"
 
 
 class BuildResources:
-    """Makes and removes them. Methods run in threads; each is called once."""
+    """Makes and removes the resources. Methods run in threads; each is called once."""
 
     def __init__(self, plan: BuildPlan, engine: ContainerEngine, options: RunOptions) -> None:
         self._plan = plan
@@ -40,24 +40,24 @@ class BuildResources:
         self.home_folder = ""
         """Folder of the home volume on the engine's machine."""
         self.home_missing: dict[str, bytes] = {}
-        """Files for the home folder that could not be written from here, by absolute path."""
+        """Files for the home folder that this process could not write, by absolute path."""
         self.gate = ""
-        """Path of the start gate's program in the containers that are started ahead."""
+        """Path of the start gate's program in pre-started containers."""
 
     def make_network(self) -> None:
-        """The network that steps and their children share. It may serve other builds too."""
+        """Make the network that steps and their children share, perhaps with other builds."""
         self._engine.ensure_network(self._options.network, self._labels)
 
     def note_strangers(self) -> None:
-        """Remember who is on the network before the first step, so that it is left alone."""
+        """Record the containers on the network before the first step, which must stay."""
         members = self._engine.network_members(self._options.network)
         self._strangers = frozenset(member.id for member in members)
 
     def remove_strays(self) -> None:
-        """Remove what the steps started on the network by themselves and left running.
+        """Remove containers that steps started on the network and left running.
 
-        On the hosted service it would go with the build's machine. While another build uses the
-        network too, nobody can tell whose they are, and they are left alone.
+        On the hosted service, the build's machine takes them along. If another build uses the
+        network, too, their origin is unknown, and they stay.
         """
         strays = []
         for member in self._engine.network_members(self._options.network):
@@ -70,7 +70,7 @@ class BuildResources:
             self._engine.remove_container(stray)
 
     def make_volumes(self, *, with_files: bool = True) -> None:
-        """The home volume with its files, and all named volumes, empty; what is there stays.
+        """Make the home volume with its files, and all named volumes, empty. Existing ones stay.
 
         Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
         steps (semantics O-41).
@@ -80,7 +80,7 @@ class BuildResources:
         try:
             for path, data in files.items():
                 _write_below(folder, path, data, mode=0o644 if data is _GIT_CONFIG else 0o600)
-        except OSError:  # the engine's files are not ours: a container's archive call will do it
+        except OSError:  # no access to the engine's files: a container's archive call will do it
             self.home_missing = {f"/builder/home/{path}": data for path, data in files.items()}
         for name in self._plan.volumes:
             self._make_volume(f"volume-{name}")
@@ -88,16 +88,16 @@ class BuildResources:
             self._make_gate()
 
     def _make_gate(self) -> None:
-        """A volume with the program behind which containers wait that are started ahead."""
+        """Make a volume with the start gate's program."""
         info = self._engine.info()
         program = start_gate.gate_program(info.architecture) if info.needs_start_gate else None
         if program is None:
             return
         folder = self._make_volume(GATE_VOLUME)
         try:
-            with suppress(FileExistsError):  # a build that is resumed has it
+            with suppress(FileExistsError):  # a resumed build has it
                 _write_below(folder, start_gate.NAME, program, mode=0o755)
-        except OSError:  # the engine's files are not ours
+        except OSError:  # no access to the engine's files
             volume = volume_name(self._plan.build_id, GATE_VOLUME)
             mount = Mount(source=volume, target=start_gate.FOLDER)
             carrier = create_carrier(self._engine, (mount,), self._labels)
@@ -116,13 +116,13 @@ class BuildResources:
         return mount_point
 
     def remove(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
-        """Remove all of it, the network unless others are on it.
+        """Remove all resources; the network only if no other container is on it.
 
         Args:
-            parts: does it, and takes what could not be removed.
-            workspace: released once nothing mounts it.
-            sweep: first look for whatever carries the build's label and remove that too;
-                otherwise the steps' own containers are gone by now.
+            parts: does the removals, and records failures.
+            workspace: released once no container mounts it.
+            sweep: first find and remove everything with the build's label, too;
+                otherwise the steps' containers have been removed by now.
         """
         engine = self._engine
         containers: list[str] = []
@@ -142,7 +142,7 @@ class BuildResources:
         parts.do_at_once(jobs)
 
     def _remove_volumes(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
-        """The workspace first: only it knows what there is besides a volume."""
+        """Remove volumes, the workspace first: it may consist of more than a volume."""
         parts.do("letting go of the workspace", workspace.release)
         volumes = list(self._volumes)
         if sweep:
@@ -161,15 +161,15 @@ def _write_below(folder: str, path: str, data: bytes, *, mode: int) -> None:
     private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     file = os.open(target, private, mode)
     with open(file, "wb") as content:
-        os.fchmod(file, mode)  # whatever the umask is
+        os.fchmod(file, mode)  # regardless of the umask
         content.write(data)
 
 
 class CleanUpParts:
-    """Does them, and knows which are under way. Thread-safe.
+    """Runs the parts of the clean-up, and knows which are running. Thread-safe.
 
     Attributes:
-        failures: what went wrong, a sentence each.
+        failures: errors, one sentence each.
     """
 
     def __init__(self) -> None:
@@ -177,11 +177,11 @@ class CleanUpParts:
         self._under_way: dict[str, None] = {}
 
     def do(self, what: str, job: Callable[[], object]) -> None:
-        """Do one.
+        """Run one part.
 
         Args:
-            what: "removing the volume v", say. No two of the same text at the same time.
-            job: what it does.
+            what: a text such as "removing the volume v", unique among the running parts.
+            job: does the part.
         """
         self._under_way[what] = None
         try:
@@ -194,7 +194,7 @@ class CleanUpParts:
             self._under_way.pop(what, None)
 
     def do_at_once(self, jobs: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Do at least one, each in a thread (the last one here), and wait for all."""
+        """Run parts, each in a thread (the last one in this thread), and wait for all."""
         *others, last = jobs
         threads = [threading.Thread(target=self.do, args=job, daemon=True) for job in others]
         for thread in threads:
@@ -204,19 +204,19 @@ class CleanUpParts:
             thread.join()
 
     def under_way(self) -> tuple[str, ...]:
-        """The current work, each part behind the part that contains it."""
+        """Return the running parts, each after the part that contains it."""
         return tuple(self._under_way)
 
 
-_QUIET_S = 0.25  # behind a start or an end; a step that takes longer leaves room for removals
+_QUIET_S = 0.25  # after a start or an end; a step that takes longer leaves time for removals
 _BACKLOG = 32  # ended containers take disk space: more are never kept
 
 
 class ContainerRemover:
     """Removes ended containers and their volumes in one thread, in quiet moments.
 
-    A removal takes the engine as much work as an eighth of a start, and slows down a start or an
-    end that it meets. So it waits until there was neither for a while, unless many are due.
+    A removal costs the engine an eighth of a start, and slows down a start or an
+    end at the same time. So it waits until there was neither for a while, unless many are due.
     """
 
     def __init__(self, engine: ContainerEngine) -> None:
@@ -227,10 +227,10 @@ class ContainerRemover:
         self._finishing = False
         self._thread: threading.Thread | None = None
         self.failures: list[str] = []
-        """Errors of removals."""
+        """The errors of removals."""
 
     def hold_off(self) -> None:
-        """Postpone removals: a step starts or ends, and the engine has that to do."""
+        """Postpone removals while a step starts or ends."""
         self._quiet_at = time.monotonic() + _QUIET_S
 
     def remove(self, container: str, volume: str) -> None:
@@ -244,7 +244,7 @@ class ContainerRemover:
                 self._thread.start()
 
     def finish(self) -> None:
-        """Remove all that is due now, and wait for it."""
+        """Remove everything that is due now, and wait for it."""
         with self._news:
             self._finishing = True
             self._news.notify()

@@ -1,14 +1,14 @@
-"""Going on with a build whose process died: what is known of it, and from where.
+"""Restores the state of a build whose process died.
 
-Three places know what happened, and none of them more than the truth:
+Three records say what happened:
 
-* the build's events, each stored before what it announces was acted on;
+* the build's events, each stored before any action on it;
 * the engine: a step's container is removed only after its end was stored (`RunOptions.keep_logs`),
   so that a step without a stored end that ever ran still has its container;
-* the log's index: how much of each step's output is stored.
+* the log's index: the number of stored bytes of each step's output.
 
-So no step runs twice and no byte of its output is lost or doubled: a step whose end is stored has
-ended; one whose container was started is followed from its first byte on, less what is stored; the
+So no step runs twice and no byte of its output is lost or repeated: a step whose end is stored has
+ended; one whose container was started is followed from its first byte, less the stored part; the
 others have not run.
 """
 
@@ -37,13 +37,13 @@ class ResumeState(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a build that an earlier process began.
 
     Attributes:
-        started_at: when it began.
-        phases: spans of its phases; an open one still lasts.
-        outcomes: steps that ended, by their index, in the order in which they ended.
-        begun: when the turn of a step came that has not ended, by its index.
-        ran: those of them whose container was seen running.
-        warnings: what was warned of already.
-        log: what the log holds.
+        started_at: time of its start.
+        phases: spans of its phases; an open span has not ended.
+        outcomes: outcomes of ended steps by index, in the order of their ends.
+        begun: start times of steps that have not ended, by index.
+        ran: indexes of those steps whose container is known to have run.
+        warnings: the warnings so far.
+        log: the stored part of the log.
     """
 
     started_at: datetime
@@ -59,7 +59,7 @@ def resume_state(events: Iterable[BuildEvent], log: StoredLog) -> ResumeState | 
     """Fold a build's stored events, in their order.
 
     Returns:
-        None when no step's turn had come: then nothing is lost by beginning anew.
+        None if no step had begun: such a build can simply start again.
     """
     started_at: datetime | None = None
     phases: dict[str, Span] = {}

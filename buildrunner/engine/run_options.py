@@ -9,32 +9,33 @@ from buildrunner.spec.model.build import Status
 
 
 class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Choices of the machine and the person, not of the config.
+    """Options of the machine and the user, not of the config.
 
     Attributes:
         push: push ``images`` at the end; False leaves the phase empty (``--no-push``).
         network: the user-defined network that steps join.
-        keep_network: somebody else removes the network when nobody needs it any more.
-        image_aliases: image to run in the place of another, by name, with or without a tag.
-        image_advice: image -> a sentence for the error that says that it can't be pulled.
-        install_command: makes builder images in the place of several that can't be pulled.
-        public_images: what an untrusted build may have of images; None for a trusted build.
-        leave_cleanup_to_guardian: after a success without deployments, somebody else removes
-            containers, volumes and the network by their label: 60 to 250 ms that nobody waits for.
-        labels: labels for everything that is made, besides the build's own.
-        home_files: files to put into ``/builder/home`` before the first step, by relative path
+        keep_network: leave the removal of the network to another process.
+        image_aliases: image that runs instead of another, by name, with or without a tag.
+        image_advice: image -> a sentence of advice for the error of its pull.
+        install_command: the command that makes builder images in place of several that can't be
+            pulled.
+        public_images: the images that an untrusted build may use; None for a trusted build.
+        leave_cleanup_to_guardian: after a success without deployments, the guardian removes
+            containers, volumes and the network by their label, which saves the user 60 to 250 ms.
+        labels: labels for all resources, besides the build's own.
+        home_files: files for ``/builder/home`` before the first step, by relative path
             (registry credentials, ...).
         extra_hosts: ``name:address`` entries for the hosts file of every step.
-        env: variables that every step gets (``NAME=value``); those of its config win.
-        keep_logs: the engine keeps each step's output, so that another process can take over.
-        disk_bytes: how many bytes of uploads may be copied out of the workspace; None sets no
+        env: variables for every step (``NAME=value``); those of its config win.
+        keep_logs: the engine keeps each step's output, so that another process can resume.
+        disk_bytes: the most bytes of uploads that may be copied out of the workspace; None sets no
             limit.
-        timeout_grace_s: how long a step may react to SIGTERM after a timeout (hosted: not
+        timeout_grace_s: seconds for a step to react to SIGTERM after a timeout (hosted: not
             published; semantics O-36 recommends 10 s).
         failure_grace_s: the same for a step that is stopped because another one failed.
-        cancel_grace_s: the same after a cancel; everything must be dead within 2 s.
-        cleanup_s: how long cleaning up may take before it is reported and given up. A disk that is
-            written full speed by others lets an engine stand still for half a minute.
+        cancel_grace_s: the same after a cancel; everything must have ended within 2 s.
+        cleanup_s: seconds until a slow clean-up is reported and given up. An engine on a disk that
+            others write to at full speed may not answer for half a minute.
     """
 
     push: bool = True
@@ -57,7 +58,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_s: float = 120.0
 
     def grace_s(self, status: Status) -> float:
-        """Return the seconds from SIGTERM to SIGKILL for running steps when the build ends so."""
+        """Return the seconds from SIGTERM to SIGKILL of running steps, for a way the build ends."""
         match status:
             case Status.CANCELLED:
                 return self.cancel_grace_s

@@ -1,4 +1,4 @@
-"""The state that the parts of one running build share, and what the build runs with."""
+"""The shared state of one running build, and its context."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class RunContext(msgspec.Struct, frozen=True, kw_only=True):
         publisher: publishes the plan's packages; only needed for a plan with packages.
         uploader: uploads ``artifacts.objects``; only needed for a plan with objects.
         attester: attests what the build has published; None attests nothing.
-        begun: the build began before it had a plan (see `SourcePhase`). Its first lines and events
-            are out.
+        begun: the build began before it was planned (see `SourcePhase`). Its first lines and events
+            are written.
         resume: an earlier process, which is dead, began the build; resume it. The workspace must be
             that process's (`ResumedWorkspace`), and it must have run with ``options.keep_logs``.
     """
@@ -78,15 +78,15 @@ class RunningBuild:
     Args:
         plan: the plan that runs.
         context: everything else that the run needs.
-        decide: ends the build. The first decision counts; None means that all steps are through.
+        decide: ends the build. The first decision counts; None means that all steps have ended.
 
     Attributes:
         halt: set when the build ends early; releases threads that wait for a pull or a push.
-        inbox: where threads report to the loop.
+        inbox: takes the reports of threads to the loop.
         workspace: mounted at ``/workspace``.
         secrets: values of all secrets of the build.
         warnings: everything that the user should know.
-        gate: path of the start gate's program in the containers that are started ahead; empty where
+        gate: path of the start gate's program in pre-started containers; empty if
             there is none.
     """
 
@@ -143,11 +143,11 @@ class RunningBuild:
         self.emit(Warned(at=self.clock.now(), text=text))
 
     def leave_home_files(self, files: dict[str, bytes]) -> None:
-        """Leave files, by absolute path, for the first container that is created to take along."""
+        """Register files, by absolute path, which the first new container copies into its home."""
         self._home_files = files
 
     def fill_home(self, container: str) -> None:
-        """Put those files into the home volume through ``container``, the first time only."""
+        """Copy the registered files into the home volume through ``container``, once."""
         if not self._home_files:
             return
         with self._home_lock:

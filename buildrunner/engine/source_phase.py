@@ -1,8 +1,9 @@
-"""The beginning of a build whose plan depends on what its source turns out to be.
+"""The beginning of a build whose plan depends on its source.
 
-A commit decides ``$COMMIT_SHA``, and a config may lie in the repository: such a build has no plan
-before its source is here. This is all of the build until then: its first events and log lines, its
-deadline, its end when the source can't be had. `run_build` goes on from there (``begun``).
+A commit decides ``$COMMIT_SHA``, and a config may be in the repository: such a build has no plan
+before its source is fetched. Until then, this module runs the build: its first events and log
+lines, its deadline, its end if the source can't be fetched. `run_build` continues from there
+(``begun``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from buildrunner.spec.model.build import Build
 
 Fetched = TypeVar("Fetched")
 
-_GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; then nobody waits for it any more
+_GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; after that time its thread is abandoned
 
 
 class BegunBuild(msgspec.Struct, frozen=True):
@@ -44,7 +45,7 @@ class BegunBuild(msgspec.Struct, frozen=True):
 
 
 class SourceReport:
-    """Takes what there is to tell while a source is fetched. Any thread may call it.
+    """Receives the progress of a fetch. Any thread may call it.
 
     Args:
         line: takes a line for the log.
@@ -117,15 +118,16 @@ class SourcePhase(Generic[Fetched]):
         """Begin the build and fetch its source.
 
         Args:
-            work: fetches, in a thread of its own; ends soon once the event is set.
-            discard: gives back what ``work`` returned when nobody wants it any more; may be called
+            work: fetches, in a separate thread; ends soon once the event is set.
+            discard: releases an unused result of ``work``; may be called
                 from any thread.
 
         Returns:
-            What ``work`` returned, or the outcome of the build that is over.
+            The result of ``work``, or the outcome of the ended build.
 
         Raises:
-            Exception: what ``work`` raised that is no failure of the source, or ``on_event``.
+            Exception: an error of ``on_event``, or one of ``work`` that is no failure of the
+                source.
         """
         tell = self._inbox.tell
         self._cancel.listen(partial(tell, self._decide, decisions.CANCELLED))
@@ -153,7 +155,7 @@ class SourcePhase(Generic[Fetched]):
         return self._fetched[0]
 
     def fail(self, decision: Decision) -> BuildOutcome:
-        """End the build before it has any plan: log, events and outcome say why."""
+        """End the build before it is planned. Log, events and outcome state the reason."""
         self._phases.end_all()
         self._log.line(decision.word)
         if decision.error:
@@ -176,10 +178,10 @@ class SourcePhase(Generic[Fetched]):
         if self._decision is None:
             self._decide(decisions.TIMED_OUT)
         else:
-            self._is_over = True  # it does not end: its thread is left alone
+            self._is_over = True  # the fetch does not end: abandon its thread
 
     def _decide(self, decision: Decision) -> None:
-        """The build ends so, once the fetch has stopped; the first word counts."""
+        """Decide how the build ends once the fetch has stopped. The first decision counts."""
         if self._decision is None and not self._is_over:
             self._decision = decision
             self._halt.set()

@@ -35,28 +35,28 @@ _SOCKET_BELOW_RUN = "/run/docker.sock"
 
 
 def build_labels(plan: BuildPlan, options: RunOptions) -> dict[str, str]:
-    """The labels of every resource of a build."""
+    """Return the labels of every resource of a build."""
     return {**options.labels, LABEL_BUILD: plan.build_id}
 
 
 def container_name(build_id: str, index: int) -> str:
-    """``step_N`` as on the hosted service, made unique: there, a build has a machine of its own."""
+    """Return the hosted service's ``step_N``, made unique, since builds share this machine."""
     return f"step_{index}-{build_id}"
 
 
 def outputs_volume(build_id: str, index: int) -> str:
-    """The volume behind one step's ``/builder/outputs``."""
+    """Return the name of the volume for one step's ``/builder/outputs``."""
     return volume_name(build_id, f"outputs-{index}")
 
 
 class StepInputs(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything from outside the plan that one step's container is made of.
+    """All inputs of one step's container besides the plan.
 
     Attributes:
         image: the image to run.
-        served: how the image was found.
+        served: the name of the image, and the alias that led to it.
         workspace: mounted at ``/workspace``.
-        gate: path of the start gate's program, for a container that is started ahead; empty for
+        gate: path of the start gate's program, for a pre-started container; empty for
             others.
         socket: path of the engine's own socket on its machine; empty gives the step none.
         secrets: values of the step's secret variables, by variable.
@@ -76,12 +76,12 @@ def step_container(
     """Return the container of one step.
 
     Source: the command line of the local builder (semantics 5.2), minus ``--privileged`` by
-    default. User variables come behind the base ones, so that a step may set its own HOME.
+    default. User variables follow the base ones, so that a step may set its own HOME.
 
     Args:
         plan: the build.
         step: the step.
-        inputs: everything else that it is made of.
+        inputs: all other inputs.
         options: how to run it.
     """
     gate, secrets = inputs.gate, inputs.secrets
@@ -133,7 +133,7 @@ def with_socket_below_run(spec: ContainerSpec) -> ContainerSpec:
 def command_of(
     step: StepPlan, served: ServedImage
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """Entrypoint and arguments as the engine wants them (semantics 5.4)."""
+    """Return entrypoint and arguments for the engine (semantics 5.4)."""
     if step.script is not None:
         return (SCRIPT,), ()
     args = step.args
@@ -145,7 +145,7 @@ def command_of(
 def argv_of(
     image: ImageInfo, entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The argv of an image's command and a container's; empty if there is nothing to run.
+    """Return the argv from an image's command and a container's; empty if there is none.
 
     Source: Docker merges the two in this way when it creates a container.
     """
@@ -156,7 +156,7 @@ def argv_of(
 
 
 def secrets_of(step: StepPlan, values: Mapping[SecretReference, str]) -> dict[str, str]:
-    """A step's secret variables. A variable that ``env`` has already keeps that value."""
+    """Return a step's secret variables. A variable in ``env`` keeps its value."""
     present = {entry.partition("=")[0] for entry in step.env}
     return {
         reference.env: values[reference]
@@ -188,7 +188,7 @@ def _mounts(
 
 
 OUTPUT_LIMIT = 51_200
-"""Bytes that are kept of a step's output (hosted: "50 KB"); the rest is ignored."""
+"""The most bytes of a step's output (hosted: "50 KB"); the rest is ignored."""
 
 
 def read_output(
@@ -200,18 +200,18 @@ def read_output(
     labels: Mapping[str, str],
     name: str = "output",
 ) -> bytes:
-    """The beginning of a file of a step's ``$BUILDER_OUTPUT``, empty when it wrote none.
+    """Return the beginning of a file in a step's ``$BUILDER_OUTPUT``; empty without the file.
 
-    Where the volume's folder is a folder of this machine too, the file is read there: 0.1 instead
-    of 40 ms. Its content is the step's, so no link is followed and nothing but a file is read.
+    If this machine has the volume's folder, the file is read there: 0.1 instead
+    of 40 ms. The step wrote its content, so no link is followed and only a regular file is read.
 
     Args:
-        engine: who ran the step.
+        engine: the engine that ran the step.
         container: the step's ended container.
         folder: the outputs volume's folder on the engine's machine.
         volume: the outputs volume.
-        labels: for what is made on the engine.
-        name: of the file.
+        labels: labels for resources on the engine.
+        name: name of the file.
 
     Raises:
         EngineError: the engine can't give the file.
@@ -245,12 +245,12 @@ def _read_there(
         return read_file(engine, container, f"{OUTPUTS}/{name}", limit=OUTPUT_LIMIT)
     except EngineUnavailable:
         raise
-    except EngineError:  # moby#52653: no look into containers with the socket below a link
+    except EngineError:  # moby#52653: no archive of containers with the socket below a link
         return read_volume_file(engine, volume, name, labels, limit=OUTPUT_LIMIT)
 
 
 def files_archive(files: Mapping[str, bytes], *, mode: int) -> bytes:
-    """A tar archive of ``files`` by absolute path, owned by root, each with ``mode``."""
+    """Return a tar archive of ``files`` by absolute path, owned by root, each with ``mode``."""
     import io
     import tarfile
 

@@ -1,7 +1,7 @@
 """The run of one step: pull, create, start, follow the output, wait, read the result.
 
-`StepRun` does this in a thread. `LiveContainer` is its container on the engine, perhaps made ahead
-of time. `StepVerdict` makes the outcome of the step and writes its error:
+`StepRun` does this in a thread. `LiveContainer` is its container on the engine, perhaps
+pre-started. `StepVerdict` makes the outcome of the step and writes its error:
 exit code, timeout, lack of memory, or a failed pull.
 """
 
@@ -160,7 +160,7 @@ class StepRun:
             result = error
         self._ended.set()
         if not self._build.options.keep_logs:
-            self._container.dispose()  # only queued, before the loop may end the remover
+            self._container.dispose()  # queued now: later the loop may end the remover
         self._on_end(result)
 
     def _live(self) -> StepOutcome:
@@ -200,7 +200,7 @@ class StepRun:
         return self._judged(base, exit_)
 
     def _live_on(self, began: datetime) -> StepOutcome:
-        """Follow the container from its first byte to its end, and log what is not stored yet."""
+        """Follow the container from its first byte to its end, and log what is not stored."""
         build = self._build
         base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
         try:
@@ -223,7 +223,7 @@ class StepRun:
         return self._build.engine.wait_container(self._container.id)
 
     def _prepare(self, image: ImageInfo) -> None:
-        """Make the container of exactly that image, unless the step was stopped."""
+        """Make the container from exactly that image, unless the step was stopped."""
         if self._ahead is not None:
             self._ahead.join()
         if self._verdict.stopped_by is None:
@@ -291,7 +291,7 @@ class StepRun:
             if self._ended.is_set():
                 return
             if self._container.id and (patience or signal == "SIGKILL"):
-                with contextlib.suppress(EngineError):  # tried again below
+                with contextlib.suppress(EngineError):  # retried below
                     self._build.engine.kill_container(self._container.id, signal)
             if self._ended.wait(patience):
                 return
@@ -299,7 +299,7 @@ class StepRun:
 
 
 def _other_image(pinned: Sequence[str], deployments: Sequence[Deployment]) -> str:
-    """Say that a rollback deployed another image than the pinned one; empty if it did not."""
+    """Return an error if a rollback deployed another image than the pinned one; else empty."""
     reported = [one for one in deployments if one.reported]
     for image in pinned:
         for one in reported:
@@ -418,7 +418,7 @@ class StepVerdict:
             self._log.line(f"{trouble} (allowed to fail)")
 
     def _forgives_trouble(self) -> bool:
-        """Whether a failure without an exit code is forgiven: a failed pull, a timeout."""
+        """Return whether a failure without an exit code is forgiven: a failed pull, a timeout."""
         return self._step.allow_failure and not self._step.allow_exit_codes
 
     def _exit_text(self, exit_: ContainerExit) -> str:
@@ -435,7 +435,7 @@ class StepVerdict:
         return text
 
     def _was_killed_unwatched(self, exit_: ContainerExit) -> bool:
-        """Whether the engine or machine most likely killed the step when it stopped."""
+        """Return whether the engine or machine most likely killed the step when it stopped."""
         return self.unwatched and not exit_.oom_killed and exit_.code in _KILLED_CODES
 
     def _stop_text(self) -> str:
@@ -448,8 +448,8 @@ class LiveContainer:
     """The container, and the volume of the step's output. Used by one thread at a time.
 
     Args:
-        step: whose it is.
-        build: what it works with.
+        step: the step of the container.
+        build: the running build.
     """
 
     def __init__(self, step: StepPlan, build: RunningBuild) -> None:
@@ -458,19 +458,19 @@ class LiveContainer:
         self._image_id = ""
         self._folder: str | None = None
         self.id = ""
-        """Its id; empty while there is none. Any thread may read it."""
+        """The container's id; empty while there is none. Any thread may read it."""
 
     @property
     def is_made(self) -> bool:
-        """Whether the container has been created."""
+        """Return whether the container has been created."""
         return bool(self._image_id)
 
     def make(self, image: ImageInfo, *, start_ahead: bool = False) -> None:
-        """Create it, with what has to be in it before it starts.
+        """Create the container with the files that it needs before its start.
 
         Args:
-            image: what it is made of.
-            start_ahead: also start it, with its program waiting for the step's turn.
+            image: its image.
+            start_ahead: also start it, with its program waiting behind the gate.
 
         Raises:
             EngineError: the engine refused.
@@ -495,10 +495,10 @@ class LiveContainer:
         self._image_id = image.id
 
     def _make_filled(self, spec: ContainerSpec) -> None:
-        """Create it with its files; where need be, with the engine's socket at another name.
+        """Create it with its files; if necessary, with the engine's socket at another path.
 
-        Some releases of Docker (28.5.2 of Debian, 29.5.0, 29.5.1; moby#52653) copy nothing into a
-        container that has a mount below an absolute link, as /var/run is in most images. Where it
+        Some releases of Docker (28.5.2 of Debian, 29.5.0, 29.5.1; moby#52653) can't copy files
+        into a container with a mount below an absolute link, as /var/run is in most images. If it
         is one, it leads to /run.
         """
         self.id = self._created(spec)
@@ -520,17 +520,17 @@ class LiveContainer:
             build.engine.put_archive(self.id, "/", (tar,))
 
     def make_of(self, image: ImageInfo) -> None:
-        """Have one of that very image: an earlier step may have rebuilt it since it was made."""
+        """Ensure a container of that very image, which a step may have rebuilt meanwhile."""
         if self._image_id != image.id:
             self.remove()
             self.make(image)
 
     def take_over(self, container: str) -> None:
-        """Be the one of that id, which an earlier process has started."""
+        """Adopt the container of that id, which an earlier process has started."""
         self.id = container
 
     def find_output(self) -> None:
-        """Know where the output of a container is that was taken over."""
+        """Look up the output volume of an adopted container."""
         self._folder = self._make_folder()
 
     def start(self, image: ImageInfo) -> Iterator[bytes]:
@@ -539,7 +539,7 @@ class LiveContainer:
         An earlier step may have removed the container (`docker system prune`) or killed it.
 
         Raises:
-            EngineError: the engine can't start it; the iterator, too, may raise that.
+            EngineError: the engine can't start it. The iterator may also raise this.
         """
         self._build.remover.hold_off()
         try:
@@ -553,10 +553,10 @@ class LiveContainer:
         return self._or_anew(output, image)
 
     def follow(self, image: ImageInfo | None) -> Iterator[bytes]:
-        """Follow the output of a container that was taken over, from its first byte on.
+        """Follow the output of an adopted container from its first byte.
 
         Args:
-            image: what a new container is made of if this one did not run the step's program.
+            image: the image of a new container, if this one did not run the step's program.
         """
         return self._or_anew(self._build.engine.follow_container(self.id), image)
 
@@ -577,7 +577,7 @@ class LiveContainer:
         """Return a file that the step wrote to ``$BUILDER_OUTPUT``.
 
         Raises:
-            EngineError: it can't be read.
+            EngineError: the file can't be read.
         """
         if not self.id or self._folder is None:
             return b""
@@ -591,13 +591,13 @@ class LiveContainer:
         )
 
     def remove(self) -> None:
-        """Remove it now; another one can be made."""
+        """Remove the container now. A new one can be made afterwards."""
         container, self.id, self._image_id = self.id, "", ""
         if container:
             self._build.engine.remove_container(container)
 
     def dispose(self) -> None:
-        """Order its removal, and that of the volume; nobody waits for that."""
+        """Queue the removal of container and volume, without waiting."""
         self._build.remover.remove(self.id, "" if self._folder is None else self._volume)
 
     @property
@@ -608,9 +608,9 @@ class LiveContainer:
         return self._build.engine.create_volume(self._volume, self._build.labels)
 
     def _created(self, spec: ContainerSpec) -> str:
-        """A new container; what stands in its way, a dead process of this build has asked for.
+        """Create a container. If its name is taken, a dead process of this build has requested it.
 
-        It did so at its last moment, and the engine made it behind our look at what there is.
+        The engine may create that one after this process has listed the containers.
         """
         for left in range(_CREATE_TRIES, 0, -1):
             try:
@@ -618,7 +618,7 @@ class LiveContainer:
             except ContainerNameTaken:
                 if left == 1 or not self._build.engine.remove_unstarted(spec.name):
                     raise
-            self._build.halt.wait(_CREATE_PAUSE_S)  # it may be in the making still
+            self._build.halt.wait(_CREATE_PAUSE_S)  # the engine may still be creating it
         raise AssertionError("the last try returns or raises")
 
 

@@ -73,7 +73,7 @@ class StepRuns:
         """Start the first steps, after the setup."""
         self._launch_ready()
         self._create_next()
-        if self._graph.is_over:  # resumed after the last step
+        if self._graph.is_over:  # the build was resumed after its last step
             self._decide(None)
 
     def resume(self, state: ResumeState, found: Sequence[FoundContainer]) -> Decision | None:

@@ -263,7 +263,7 @@ class _Plan:
         return refused_at is not None and self._now.now - refused_at < RETRY
 
     def _takes(self, build: WaitingBuild) -> bool:
-        """Whether a spare Pod is about to claim a build."""
+        """Return whether a spare Pod is about to claim a build."""
         return (
             build.id in self._now.fitting
             and build.create_time is not None

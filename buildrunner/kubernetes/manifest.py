@@ -144,7 +144,7 @@ def job_manifest(
 ) -> dict[str, Any]:
     """Return the Job that runs one build, once.
 
-    A Job never runs a build again: the server decides about that, because it knows whether a step
+    A Job never runs a build again: the server decides on that, because it knows whether a step
     has begun.
 
     Args:
@@ -370,7 +370,7 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
 
 
 def _disk(build: PodBuild, pool: Pool) -> dict[str, Any]:
-    """All that the build writes: its images, containers, workspace and log."""
+    """Return the disk for all that the build writes: its images, containers, workspace and log."""
     size = _disk_size(build, pool)
     return {"name": "disk", "emptyDir": {"sizeLimit": size} if size else {}}
 

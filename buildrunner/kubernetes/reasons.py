@@ -73,7 +73,7 @@ class SpareJob(msgspec.Struct, frozen=True, kw_only=True):
         version, server: see `manifest.LABEL_SPARE` and `LABEL_SERVER`.
         ended_at: when it completed or failed; None while it is active.
         ready: whether its Pod can claim a build.
-        gone: whether somebody deletes it. Its Pod may still run.
+        gone: whether it is being deleted. Its Pod may still run.
     """
 
     pool: str
@@ -291,7 +291,7 @@ def _disruption(pod: Object) -> str:
 
 
 def _is_node_lost(pod: Object) -> bool:
-    """Whether the node of a Pod is not ready.
+    """Return whether the node of a Pod is not ready.
 
     The controller of nodes then marks the Pod as not ready, although its containers are ready. A
     kubelet never does so for the Pod of a build, which has no readiness gates.

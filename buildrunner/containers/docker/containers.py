@@ -177,7 +177,7 @@ class DockerContainers:
         return start_gate.checked_output(stream, self._refusals[container_id])
 
     def _open_gate(self, container_id: str) -> None:
-        """Give the gate the word. The program that it becomes has another standard input."""
+        """Open the gate, which then becomes the program. The program has another standard input."""
         with contextlib.closing(self._attach(container_id, stdin=1)) as attached:
             attached.send(start_gate.WORD)
 

@@ -1,7 +1,7 @@
-"""Keeps secret values out of everything that is shown or stored.
+"""Masks secret values in everything that is shown or stored.
 
-All forms of a value that tools commonly print are covered with ``***``: as it is, each line of it,
-base64 (both alphabets, wherever it stands in a longer text), URL-encoded, escaped for JSON or a
+All forms of a value that tools commonly print become ``***``: the value itself, each of its lines,
+base64 (both alphabets, at any position of a longer text), URL-encoded, escaped for JSON or a
 shell, and hexadecimal.
 """
 
@@ -13,9 +13,9 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 MINIMUM_LENGTH = 4
-"""Shorter values are everywhere in a log; hiding them would hide the log. They are reported."""
+"""Shorter values occur everywhere in a log: masking them would mask the log. They are reported."""
 
-_WRAPPED_WIDTHS = (64, 76)  # openssl and base64 break their lines there
+_WRAPPED_WIDTHS = (64, 76)  # the line lengths of openssl and base64
 _JSON_SPECIALS_GO = "&<>"
 _JSON_SPECIALS_DOTNET = "&<>'+`\""
 _DOLLAR_QUOTED = {
@@ -30,7 +30,7 @@ _SHELL_SAFE = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ01
 
 
 def forms_of(value: bytes) -> set[bytes]:
-    """Every form in which ``value`` is looked for, each of at least `MINIMUM_LENGTH` bytes."""
+    """Return every searched form of ``value``, each of at least `MINIMUM_LENGTH` bytes."""
     whole = value.strip(b"\r\n")
     pieces = _with_all_line_ends(whole)
     pieces.update(line.strip(b"\r") for line in whole.split(b"\n"))
@@ -45,7 +45,7 @@ def forms_of(value: bytes) -> set[bytes]:
 
 
 def wrapped_forms_of(value: bytes) -> set[bytes]:
-    """The forms that are looked for across the line breaks of base64 as well."""
+    """Return the forms that are also searched across the line breaks of base64."""
     forms: set[bytes] = set()
     for piece in (value, *_with_all_line_ends(value.strip(b"\r\n"))):
         forms |= _base64_forms(piece)
@@ -53,7 +53,7 @@ def wrapped_forms_of(value: bytes) -> set[bytes]:
 
 
 def _with_all_line_ends(whole: bytes) -> set[bytes]:
-    """A terminal, and some tools, end lines with CR LF."""
+    """Return the forms with LF and with CR LF, as terminals and some tools end lines."""
     unix = whole.replace(b"\r\n", b"\n")
     return {whole, unix, unix.replace(b"\n", b"\r\n")}
 
@@ -78,7 +78,7 @@ def _hex_forms(piece: bytes) -> set[bytes]:
 
 
 def _dump_forms(whole: bytes) -> set[bytes]:
-    """Line by line as od, openssl, xxd and hexdump print it, with the text beside the numbers."""
+    """Return the text columns of od, openssl, xxd and hexdump, line by line."""
     forms = set(_lines_of(whole.hex(), 60))
     rows = [whole[at : at + 16] for at in range(0, len(whole), 16)]
     halves = [row[at : at + 8] for row in rows for at in (0, 8)]
@@ -90,13 +90,13 @@ def _dump_forms(whole: bytes) -> set[bytes]:
 
 
 def _lines_of(text: str, width: int) -> list[str]:
-    """``text`` broken into lines, without a last one so short that it may be anything."""
+    """Return the lines of ``text``, without a last line that is too short to be specific."""
     lines = [text[at : at + width] for at in range(0, len(text), width)]
     return [line for line in lines if len(line) >= 2 * MINIMUM_LENGTH]
 
 
 def _url_forms(piece: bytes) -> set[bytes]:
-    """The forms of a secret in URLs. Encoders (RFC 3986, paths, JavaScript, forms) differ."""
+    """Return forms in URLs. Encoders (RFC 3986, paths, JavaScript, forms) differ."""
     from urllib.parse import quote_from_bytes
 
     forms = set()
@@ -109,7 +109,7 @@ def _url_forms(piece: bytes) -> set[bytes]:
 
 
 def _json_forms(piece: bytes) -> set[bytes]:
-    r"""Forms in JSON strings; some write ``/`` as ``\/``, others ``&<>`` as ``\u0026``."""
+    r"""Return forms in JSON strings; some encoders write ``\/`` for ``/``, or ``\u0026`` for ``&``."""
     import json
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -127,7 +127,7 @@ def _json_forms(piece: bytes) -> set[bytes]:
 
 
 def _nested_json_forms(piece: bytes) -> set[bytes]:
-    """Forms in JSON within a string of JSON, such as a request's body in a structured log."""
+    """Return forms in JSON within a JSON string, such as a request's body in a structured log."""
     import json
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -139,7 +139,7 @@ def _nested_json_forms(piece: bytes) -> set[bytes]:
 
 
 def _program_forms(piece: bytes) -> set[bytes]:
-    """Forms that Python prints: ``b'...'`` and ``'...'``, in either kind of quotes."""
+    """Return forms that Python prints: ``b'...'`` and ``'...'``, in either kind of quotes."""
     text = piece.decode("utf-8", "surrogateescape")
     forms = {repr(piece)[2:-1], repr(text)[1:-1], ascii(text)[1:-1]}
     forms |= {form.replace("\\'", "'").replace("'", "\\'") for form in tuple(forms)}
@@ -152,7 +152,7 @@ def _upper_unicode(escaped: str) -> str:
 
 
 def _markup_forms(piece: bytes) -> set[bytes]:
-    """Forms in XML and HTML, and between single quotes in YAML and SQL."""
+    """Return forms in XML and HTML, and between single quotes in YAML and SQL."""
     import html
 
     text = piece.decode("utf-8", "surrogateescape")
@@ -170,13 +170,13 @@ def _markup_forms(piece: bytes) -> set[bytes]:
 
 
 def _lower_escapes(quoted: str) -> bytes:
-    """``%2F`` as ``%2f``, with the other letters as they are."""
+    """Return the text with ``%2F`` as ``%2f``, and other letters unchanged."""
     head, *rest = quoted.split("%")
     return "".join([head, *(f"%{part[:2].lower()}{part[2:]}" for part in rest)]).encode()
 
 
 def _shell_forms(piece: bytes) -> set[bytes]:
-    """Forms in shells: ``'...'``, ``"..."``, ``$'...'`` and backslashes, without outer quotes."""
+    """Return forms in shells (three kinds of quotes, backslashes), without outer quotes."""
     backslashed = b"".join(
         bytes([byte]) if byte in _SHELL_SAFE or byte >= 0x80 else b"\\" + bytes([byte])
         for byte in piece
@@ -194,15 +194,15 @@ def _shell_forms(piece: bytes) -> set[bytes]:
         piece.replace(b"'", b"'\"'\"'"),
         in_double,
         backslashed,
-        backslashed.replace(b"\\~", b"~"),  # bash escapes it at the beginning only
+        backslashed.replace(b"\\~", b"~"),  # bash escapes it only at the beginning
     }
 
 
 def _base64_forms(piece: bytes) -> set[bytes]:
-    """The characters that depend on ``piece`` only, for each of the three ways it may be aligned.
+    """Return the base64 characters that depend only on ``piece``, for each of its three alignments.
 
-    The first and last characters of a longer encoded text mix in its neighbours' bits; what is
-    certain is what lies between.
+    The first and last characters of a longer encoded text mix in neighbouring bits; only the
+    characters between them are certain.
     """
     import base64
 
@@ -225,14 +225,14 @@ def _base64_forms(piece: bytes) -> set[bytes]:
 
 MASK = b"***"
 
-# base64 and openssl break lines at 76 or 64 characters, in the middle of a secret too.
+# base64 and openssl break lines at 76 or 64 characters, also in the middle of a secret.
 _LINE = 60
 _LINE_BREAK = re.compile(rb"\r?\n[ \t]*|\r\Z")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/-_"
 
 
 class Masker:
-    """The byte strings that are secret. Immutable, so that any thread may use it."""
+    """Masks a set of secret byte strings. Immutable, so any thread may use it."""
 
     def __init__(self, values: Iterable[str]) -> None:
         forms: set[bytes] = set()
@@ -254,15 +254,15 @@ class Masker:
         return bool(self._forms)
 
     def stream(self) -> MaskingStream:
-        """A masker for one stream of bytes."""
+        """Return a masker for one stream of bytes."""
         return MaskingStream(self._forms, self._wrapped)
 
     def mask(self, data: bytes, *, cut: bool = False) -> bytes:
-        """``data`` as a whole, with every secret covered.
+        """Return ``data`` with every secret masked.
 
         Args:
-            data: what to show.
-            cut: it was longer once; should it end in the beginning of a secret, that is covered.
+            data: the bytes to show.
+            cut: the data was truncated; the beginning of a secret at its end is masked, too.
         """
         if not self._forms:
             return data
@@ -279,7 +279,7 @@ class Masker:
         return self.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
     def mask_error(self, error: BaseException) -> None:
-        """Cover every secret in what an exception says, and in those that led to it."""
+        """Mask every secret in the message of an exception, and of its causes."""
         chain: list[BaseException | None] = [error]
         seen: set[int] = set()
         while chain:
@@ -303,26 +303,26 @@ class Masker:
 
 
 class MaskingStream:
-    """Masks one stream, however it is cut into chunks; order and newlines stay as they are.
+    """Masks one stream in chunks of any size. Order and newlines stay.
 
-    Bytes that may be the beginning of a secret are held back until it is known, at most as many as
-    the longest secret form has. The output does not depend on the chunking.
+    Bytes that may begin a secret are held back until that is known, at most as many as
+    the longest form of a secret. The output does not depend on the chunking.
     """
 
     def __init__(self, forms: SecretSearch, wrapped: SecretSearch) -> None:
         self._forms = forms
         self._wrapped = wrapped
         self._held = b""
-        self._covered = 0  # so many bytes of _held lie under a mask that was written already
-        self._before = b""  # the end of what stands before _held
+        self._covered = 0  # number of bytes of _held that a written mask covers already
+        self._before = b""  # the end of the data before _held
 
     @property
     def held(self) -> bytes:
-        """The bytes that were not returned yet, because they may begin a secret."""
+        """Bytes that were not returned yet, because they may begin a secret."""
         return self._held
 
     def feed(self, chunk: bytes) -> bytes:
-        """Return the bytes that can be shown, of all that arrived and were not returned yet."""
+        """Take bytes, and return all received bytes that can be shown and were not returned yet."""
         data = self._held + chunk if self._held else chunk
         spans, cut = self._secret_spans(data)
         shown = self._render(data, cut, spans)
@@ -332,7 +332,7 @@ class MaskingStream:
         return shown
 
     def finish(self) -> bytes:
-        """The rest, at the end of the stream."""
+        """Return the rest at the end of the stream."""
         data, self._held = self._held, b""
         spans, _ = self._secret_spans(data)
         shown = self._render(data, len(data), spans)
@@ -365,7 +365,7 @@ class MaskingStream:
 
     @staticmethod
     def _render(data: bytes, cut: int, spans: Iterable[tuple[int, int]]) -> bytes:
-        """``data[:cut]`` with the spans covered; newlines in a span stay."""
+        """Return ``data[:cut]`` with the spans masked; newlines in a span stay."""
         if not spans:
             return data[:cut]
         parts: list[bytes] = []
@@ -383,16 +383,16 @@ class MaskingStream:
 
 
 class _JoinedLines:
-    """Bytes without the line breaks of base64, and the way back from there.
+    """Bytes without the line breaks of base64, and a map to their original positions.
 
     Attributes:
-        text: what is left.
+        text: the joined bytes.
     """
 
     def __init__(self, data: bytes, breaks: Iterable[tuple[int, int]]) -> None:
         self._size = len(data)
         self._starts: list[int] = []  # in text, ascending
-        self._places: list[int] = []  # of the same bytes in data
+        self._places: list[int] = []  # positions of the same bytes in data
         parts: list[bytes] = []
         length = begin = 0
         for end, following in (*breaks, (len(data), len(data))):
@@ -413,10 +413,10 @@ class _JoinedLines:
 
 
 def _joined_lines(before: bytes, data: bytes) -> _JoinedLines | None:
-    """``data`` with wrapped lines of base64 joined; None where there are none.
+    """Return ``data`` with wrapped lines of base64 joined; None if there are none.
 
     Args:
-        before: the end of what came before ``data``, enough to tell whether a line is full.
+        before: the end of the data before ``data``, enough to decide whether a line is full.
         data: bytes of the stream.
     """
     if b"\n" not in data and not data.endswith(b"\r"):
@@ -436,7 +436,7 @@ def _is_full(context: bytes, end: int) -> bool:
     return b" " not in line and not line.translate(None, _BASE64)
 
 
-_WORD = 4  # bytes of an "I" of memoryview; no form is shorter
+_WORD = 4  # size of an "I" of memoryview; no form is shorter
 assert _WORD <= MINIMUM_LENGTH  # noqa: S101  (else short forms would never be found)
 
 
@@ -461,9 +461,9 @@ class SecretSearch:
         return bool(self._words)
 
     def scan(self, data: bytes) -> tuple[list[tuple[int, int]], int]:
-        """Every place where a form stands, ascending; and where what is undecided begins.
+        """Return every occurrence of a form, ascending, and the start of the undecided rest.
 
-        From there to its end ``data`` is the beginning of a form, of which more may come.
+        The undecided rest of ``data`` is the beginning of a form, which may continue.
         """
         spans: list[tuple[int, int]] = []
         cut = len(data)

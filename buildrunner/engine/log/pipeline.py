@@ -1,13 +1,13 @@
-"""From a step's raw bytes to whole, masked, prefixed lines in the build's one log.
+"""Converts a step's raw bytes to whole, masked, prefixed lines in the build's log.
 
 Order of work for each chunk: mask, cut into lines, prefix, write to the sink. Lines of parallel
-steps, and of one step's stdout and stderr, never tear each other: bytes without a newline wait for
+steps, and of one step's stdout and stderr, are never mixed: bytes without a newline wait for
 the rest of their line. A line that stays open for a second (a progress bar), or grows beyond
-64 KiB, is written as it is. If another origin writes meanwhile, a newline is written first, and
-the rest gets a prefix of its own.
+64 KiB, is written unfinished. If another origin writes meanwhile, a newline is written first, and
+the rest of the line gets its own prefix.
 
-The result for a stream does not depend on how its bytes were cut into chunks. So a build that is
-resumed reads a step's output from its beginning again, and skips as much as is stored already.
+The result does not depend on how the bytes were cut into chunks. So a build that is
+resumed reads a step's output again from the beginning, and skips the stored part.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from buildrunner.engine.log.masking import Masker
 class LogChunk(msgspec.Struct, frozen=True):
     """Lines of one origin, already masked and prefixed, in Cloud Build's own form.
 
-    All chunks put together are the log. A chunk ends with a newline, except where a step leaves its
-    line open for a second (a progress bar) or writes more than 64 KiB without one: then the next
-    chunk is of the same origin and goes on with that line, or ends it.
+    The log is the concatenation of all chunks. A chunk ends with a newline, unless a step leaves
+    its line open for a second (a progress bar) or writes more than 64 KiB without one: then the
+    next chunk has the same origin and continues that line, or ends it.
 
     Attributes:
-        data: lines, the last one perhaps open; bytes as the step wrote them.
-        step: index of the step they come from, None for the build's own lines.
-        at: when they arrived.
-        output: how many bytes of the step's own output, masked, are in ``data``: all but prefixes
-            and newlines of ours. A build that is resumed knows by it what is stored already.
-        error: that output is of stderr.
+        data: lines, the last one perhaps open, with the step's own bytes.
+        step: index of the step that wrote them; None for the build's own lines.
+        at: time of their arrival.
+        output: number of bytes of the step's own masked output in ``data``, without prefixes
+            and added newlines. A resumed build skips as many bytes.
+        error: whether the output is from stderr.
     """
 
     data: bytes
@@ -51,33 +51,33 @@ class LogSink(Protocol):
     """Takes a build's log. ``write`` is called from one thread at a time, in log order."""
 
     def write(self, chunk: LogChunk) -> None:
-        """Take one chunk. Must not block for long: it holds up the build's output."""
+        """Take one chunk. Must not block for long, since that delays the build's output."""
         ...
 
     def close(self) -> None:
-        """No more chunks; everything taken is durable afterwards."""
+        """End the log. All chunks are durable afterwards."""
         ...
 
 
 class TeeSink:
-    """Gives every chunk to each of ``sinks``, in their order."""
+    """Writes every chunk to each of ``sinks``, in order."""
 
     def __init__(self, *sinks: LogSink) -> None:
         self._sinks = sinks
 
     def write(self, chunk: LogChunk) -> None:
-        """Give the chunk to all."""
+        """Write the chunk to all sinks."""
         for sink in self._sinks:
             sink.write(chunk)
 
     def close(self) -> None:
-        """Close all, in order."""
+        """Close all sinks, in order."""
         for sink in self._sinks:
             sink.close()
 
 
 OPEN_LINE_S = 1.0
-"""Longest time that a line without its end is held back."""
+"""The longest time for which an unfinished line is held back."""
 
 _LOOK_EVERY_S = 0.25
 
@@ -86,8 +86,8 @@ class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
     """The stored log of a build that is resumed.
 
     Attributes:
-        output: by step and stream (True is stderr): bytes of its masked output.
-        said: what the build itself has said, each time with prefix and newline.
+        output: bytes of masked output by step and stream (True is stderr).
+        said: the build's own lines, each with prefix and newline.
         is_torn: the log does not end with a newline.
     """
 
@@ -97,14 +97,14 @@ class StoredLog(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogPipeline:
-    """The one door to the log of a build. Any thread may write; lines come out one at a time.
+    """Writes the log of a build, one line at a time. Any thread may write.
 
     Args:
-        sink: where the log goes.
-        clock: gives chunks their time.
-        on_failure: called once, from whatever thread was writing, when the sink breaks. Later
-            output is dropped then: the build is about to be stopped.
-        stored: of a build that is resumed: what the log holds already.
+        sink: takes the log.
+        clock: the clock for the times of chunks.
+        on_failure: called once, from the writing thread, if the sink fails. Later
+            output is dropped, since the build will be stopped.
+        stored: the stored part of the log, if the build is resumed.
     """
 
     def __init__(
@@ -125,12 +125,12 @@ class LogPipeline:
         self._flusher: threading.Thread | None = None
         self._closed = threading.Event()
         self.lock = threading.Lock()
-        """Held around every method below whose text says so."""
+        """The lock of all methods below whose docstring names it."""
         self.masker: Masker | None = None
-        """Set before the first step starts; None while there is nothing to hide."""
+        """Set before the first step starts; None while there are no secrets."""
 
     def line(self, text: str) -> None:
-        """Write one line or several of the build itself, without a prefix."""
+        """Write lines of the build itself, without a prefix."""
         data = self.masked(text)
         with self.lock:
             self._end_open_line(None)
@@ -142,11 +142,11 @@ class LogPipeline:
             self.line(text)
 
     def has_said(self, data: bytes) -> bool:
-        """Whether a build that is resumed has written these lines of its own before."""
+        """Return whether a resumed build has written these lines before."""
         return data in self._stored.said
 
     def step(self, index: int, prefix: str) -> StepLog:
-        """The way into the log for one step. ``prefix`` is empty in a build of one step."""
+        """Return the log of one step. ``prefix`` is empty in a build with a single step."""
         stored = self._stored.output
         streams = tuple(
             StepStream(
@@ -157,7 +157,7 @@ class LogPipeline:
         return StepLog(self, streams[0], streams[1])
 
     def flush_idle(self, now: float) -> None:
-        """Hand on lines that have been open for `OPEN_LINE_S` at ``now`` (monotonic seconds)."""
+        """Write lines that have been open for `OPEN_LINE_S` at ``now`` (monotonic seconds)."""
         with self.lock:
             for stream in sorted(self._waiting, key=lambda one: (one.index, one.error)):
                 if now - stream.open_since >= OPEN_LINE_S:
@@ -165,23 +165,23 @@ class LogPipeline:
                     self._waiting.discard(stream)
 
     def close(self) -> None:
-        """Stop looking after open lines. Every step has finished its log before."""
+        """Stop watching open lines. All steps have finished their logs before."""
         self._closed.set()
         if self._flusher is not None:
             self._flusher.join()
 
     def masked(self, text: str) -> bytes:
-        """``text`` and a newline, with every secret covered."""
+        """Return ``text`` and a newline, with every secret masked."""
         return self.masked_text(text).encode("utf-8", "surrogateescape") + b"\n"
 
     def masked_text(self, text: str) -> str:
-        """``text`` with every secret covered."""
+        """Return ``text`` with every secret masked."""
         return text if self.masker is None else self.masker.mask_text(text)
 
     def emit(self, stream: StepStream, data: bytes, *, end: bytes = b"") -> None:
         """Write masked bytes of one stream with a prefix before each line. Needs the lock.
 
-        ``end`` is a newline of ours behind them, or empty.
+        ``end`` is an added newline at their end, or empty.
         """
         output = len(data)
         data += end
@@ -198,18 +198,18 @@ class LogPipeline:
         self._open = None if ended else stream
 
     def is_open(self, stream: StepStream) -> bool:
-        """Whether the log's last line is ``stream``'s and lacks its newline. Needs the lock."""
+        """Return whether the log ends with an open line of ``stream``. Needs the lock."""
         return self._open is stream
 
     def look_after(self, stream: StepStream) -> None:
-        """Let `flush_idle` see ``stream``'s open line in time. Needs the lock."""
+        """Register an open line of ``stream`` for `flush_idle`. Needs the lock."""
         self._waiting.add(stream)
         if self._flusher is None:
             self._flusher = threading.Thread(target=self._flush_by_time, daemon=True)
             self._flusher.start()
 
     def let_go(self, stream: StepStream) -> None:
-        """``stream`` has no open line (any more). Needs the lock."""
+        """Unregister ``stream``, which has no open line. Needs the lock."""
         self._waiting.discard(stream)
 
     def _flush_by_time(self) -> None:
@@ -217,7 +217,7 @@ class LogPipeline:
             self.flush_idle(self._clock.monotonic())
 
     def _end_open_line(self, writer: StepStream | None) -> None:
-        if self._is_torn:  # by a crash
+        if self._is_torn:  # torn by a crash
             self._is_torn = False
             self._hand_on(b"\n", None)
         if self._open is not None and self._open is not writer:
@@ -237,14 +237,14 @@ class LogPipeline:
 
 
 LONGEST_OPEN_LINE = 64 * 1024
-"""Bytes of an open line that are kept back, which bounds the memory of a step without newlines."""
+"""The most bytes of an open line that are held back, to limit memory."""
 
 _RECENT_BYTES = 8 * 1024
 _LAST_LINES = 20
 
 
 class StepLog:
-    """One step's output on its way into the log. One thread writes (the step's own)."""
+    """The log of one step. Only the step's own thread writes."""
 
     def __init__(self, pipeline: LogPipeline, output: StepStream, errors: StepStream) -> None:
         self._pipeline = pipeline
@@ -253,7 +253,7 @@ class StepLog:
         self._recent = b""
 
     def write(self, chunk: bytes) -> None:
-        """Take bytes as the container wrote them, cut anywhere; `ErrorOutput` is of stderr."""
+        """Take bytes of the container, cut anywhere; `ErrorOutput` is from stderr."""
         stream = self._errors if isinstance(chunk, ErrorOutput) else self._output
         self._remember(stream.write(chunk))
 
@@ -268,20 +268,20 @@ class StepLog:
             self._pipeline.emit(self._output, b"", end=data)
 
     def remember(self, text: str) -> None:
-        """Count a line of ours among the last ones: a step that never ran has none of its own."""
+        """Count an added line among the last ones, for a step without output of its own."""
         self._remember(self._pipeline.masked(text))
 
     def finish(self) -> None:
-        """The step will write no more: hand on what is left, and end its last line."""
+        """Write the rest at the step's end, and end its last line."""
         self._remember(self._output.finish())
         self._remember(self._errors.finish())
 
     def last_lines(self) -> tuple[str, ...]:
-        """The end of what the step wrote: at most 20 lines, masked, without prefix."""
+        """Return the end of the step's output: at most 20 lines, masked, without prefix."""
         text = self._recent.decode("utf-8", "replace")
         lines = text.rstrip("\n").split("\n") if text else []
         if len(self._recent) == _RECENT_BYTES and len(lines) > 1:
-            del lines[0]  # its beginning is gone
+            del lines[0]  # its beginning was dropped
         return tuple(lines[-_LAST_LINES:])
 
     def _remember(self, data: bytes) -> None:
@@ -289,7 +289,7 @@ class StepLog:
 
 
 class StepStream:
-    """Stdout or stderr of one step: what of it is masked, stored already, and not a whole line."""
+    """Stdout or stderr of one step: masks it, skips the stored part, and holds its open line."""
 
     def __init__(
         self,
@@ -304,7 +304,7 @@ class StepStream:
         self.prefix = prefix
         self.error = error
         self.open_since = 0.0
-        """Arrival of the oldest byte of the open line (monotonic seconds)."""
+        """Arrival time of the oldest byte of the open line (monotonic seconds)."""
         self._pipeline = pipeline
         self._clock = clock
         self._mask = pipeline.masker.stream() if pipeline.masker else None
@@ -312,7 +312,7 @@ class StepStream:
         self._tail = bytearray()
 
     def write(self, chunk: bytes) -> bytes:
-        """Take bytes; those that can be shown by now."""
+        """Take bytes. Returns those that can be shown by now."""
         if self._mask is not None:
             chunk = self._mask.feed(chunk)
         shown = chunk
@@ -329,7 +329,7 @@ class StepStream:
         return shown
 
     def finish(self) -> bytes:
-        """No more comes; the rest of what can be shown."""
+        """Return the rest at the end of the stream."""
         rest = self._mask.finish() if self._mask is not None else b""
         with self._pipeline.lock:
             self._tail += self._new(rest)
@@ -337,20 +337,20 @@ class StepStream:
         return rest
 
     def take_tail(self) -> bytes:
-        """The open line, which is then nobody's. Needs the pipeline's lock."""
+        """Remove and return the open line. Needs the pipeline's lock."""
         tail = bytes(self._tail)
         self._tail.clear()
         return tail
 
     def end_line(self) -> None:
-        """Hand on the open line, with its newline. Needs the pipeline's lock."""
+        """Write the open line with a newline. Needs the pipeline's lock."""
         self._pipeline.let_go(self)
         tail = self.take_tail()
         if tail or self._pipeline.is_open(self):
             self._pipeline.emit(self, tail, end=b"" if tail.endswith(b"\n") else b"\n")
 
     def _new(self, data: bytes) -> bytes:
-        """The part that is not stored yet."""
+        """Return the part that is not stored yet."""
         new = data[self._left_out :]
         self._left_out -= len(data) - len(new)
         return new

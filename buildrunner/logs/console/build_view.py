@@ -1,4 +1,4 @@
-"""The state of a build, folded from its events, for status line and summary."""
+"""The state of a build, from its events, for status line and summary."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _FILES = ("fetch", "upload")
 
 
 class StepView:
-    """One step as far as its events tell.
+    """The state of one step, from its events.
 
     Attributes:
-        plan: what was to run.
+        plan: the step in the plan.
         status: QUEUED, PULLING, WORKING, or the final status of `StepFinished`.
-        started_at: when its turn came.
+        started_at: time of its start.
         finished: its last event, once it ended.
     """
 
@@ -48,12 +48,12 @@ class StepView:
 
     @property
     def name(self) -> str:
-        """Its id, or ``#index`` for a step without one."""
+        """The step's id, or ``#index`` for a step without one."""
         return printable(self.plan.shown_id) or f"#{self.plan.index}"
 
 
 class TransferView:
-    """One transfer that is under way; sizes in bytes, 0 when unknown."""
+    """One running transfer; sizes in bytes, 0 if unknown."""
 
     __slots__ = ("current_bytes", "direction", "image", "status", "total_bytes")
 
@@ -66,13 +66,13 @@ class TransferView:
 
 
 class BuildView:
-    """The whole build. `apply` is called by one thread; readers see each field whole.
+    """The state of a build. One thread calls `apply`; readers never see a partial value of a field.
 
     Attributes:
         plan: the plan that runs.
         steps: in the order of the plan.
         phase: SETUPBUILD, FETCHSOURCE, BUILD or PUSH; empty before the first.
-        transfers: pulls, pushes, fetches and uploads under way, by image or URL, oldest first.
+        transfers: running pulls, pushes, fetches and uploads, by image or URL, oldest first.
         pushed: images that registries confirmed, in order.
         warnings: texts, in order.
         started_at: when the build began.
@@ -90,12 +90,12 @@ class BuildView:
         self.finished: BuildFinished | None = None
 
     def planned(self, plan: BuildPlan) -> None:
-        """There is a plan now; the build may have begun before it."""
+        """Take the plan, which may be known only after the build has begun."""
         self._take_steps(plan)
         self.plan = plan
 
     def step(self, index: int) -> StepView:
-        """The step of that index in the whole build, by which events name it."""
+        """Return the step of that index in the whole build, as in events."""
         return self._by_index[index]
 
     def _take_steps(self, plan: BuildPlan) -> None:
@@ -103,7 +103,7 @@ class BuildView:
         self._by_index = {step.plan.index: step for step in self.steps}
 
     def apply(self, event: BuildEvent) -> None:
-        """Take the next event; kinds that change nothing here are ignored."""
+        """Apply the next event. Kinds that change nothing here are ignored."""
         handler = _HANDLERS.get(type(event))
         if handler is not None:
             handler(self, event)
@@ -147,7 +147,7 @@ def _push_started(view: BuildView, event: PushStarted) -> None:
 
 def _transfer_moved(view: BuildView, event: TransferMoved) -> None:
     transfer = view.transfers.get(event.image)
-    if event.direction in _FILES:  # they have no event for their beginning and end
+    if event.direction in _FILES:  # these have no events of their beginning and end
         if 0 < event.total_bytes <= event.current_bytes:
             view.transfers.pop(event.image, None)
             return
