@@ -39,7 +39,7 @@ _ROOT = "/computeMetadata/v1"
 
 
 class AccessToken(NamedTuple):
-    """An OAuth 2 access token and the seconds it is still good for."""
+    """An OAuth 2 access token and its remaining lifetime in seconds."""
 
     value: str
     expires_in_s: int
@@ -50,15 +50,15 @@ class Credentials(Protocol):
 
     @property
     def email(self) -> str:
-        """E-mail address of the account; empty when unknown."""
+        """Return the e-mail address of the account; empty if unknown."""
         ...
 
     def access_token(self, scopes: tuple[str, ...]) -> AccessToken:
-        """A token for ``scopes`` (the default ones when empty). Raises BuildrunnerError."""
+        """Return a token for ``scopes`` (empty: the default ones). Raises BuildrunnerError."""
         ...
 
     def identity_token(self, audience: str) -> str:
-        """An OIDC token for ``audience``. Raises BuildrunnerError if the account can't have one."""
+        """Return an OIDC token for ``audience``. Raises BuildrunnerError if it can't be had."""
         ...
 
 
@@ -86,9 +86,9 @@ _LOOK_S = 0.05
 
 
 class MetadataServer:
-    """Serves until `close`. One thread a connection; nothing is logged, tokens least of all.
+    """Serves until `close`, with one thread per connection. It logs nothing, to protect tokens.
 
-    Steps can take little memory and few threads of this process, whatever they send.
+    The memory and the threads of this process that requests of steps can use are limited.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class MetadataServer:
             listener: accepts the connections. Closed with the server.
             facts: the project.
             credentials: make tokens; None for none.
-            may_ask: whether the client with an address is answered; others are hung up on. The
-                clients of a socket without addresses have the empty one.
+            may_ask: returns whether a client with an address is answered; others are disconnected.
+                The clients of a socket without addresses have an empty address.
         """
         answers = _Answers(facts, credentials)
 
@@ -135,7 +135,7 @@ class MetadataServer:
                 places.release()
 
             def handle_error(self, request: object, client_address: Any) -> None:
-                """Say nothing: the client hung up."""
+                """Log nothing: the client has disconnected."""
 
         self._server = Server(("", 0), Handler, bind_and_activate=False)
         self._server.socket.close()
@@ -158,13 +158,13 @@ def listen_on(address: str = NETWORK_GATEWAY, port: int = PORT) -> socket.socket
     """Return a listener for the metadata server on the engine at hand.
 
     Raises:
-        EngineError: the address can't be bound; the message says why and what to do.
+        EngineError: the address can't be bound. The message has the reason and the remedy.
     """
     try:
         return socket.create_server((address, port), backlog=64)
     except OSError as error:
         why = error.strerror or str(error)
-        if error.errno == errno.EADDRNOTAVAIL:  # an older network has other addresses
+        if error.errno == errno.EADDRNOTAVAIL:  # the existing network has other addresses
             why = "the address is not this machine's; another build may use the network now"
         raise EngineError(
             f"the metadata server can't listen on {address}:{port}: {why}",
@@ -263,17 +263,17 @@ def _no_credentials(what: str) -> Answer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Glue to the standard library's server."""
+    """Connects the answers to the standard library's server."""
 
     answer: Callable[[str, str], Answer]
     server_version = "Metadata Server for VM"
     sys_version = ""
     protocol_version = "HTTP/1.1"
-    timeout = LONGEST_HEAD_S  # of an answer, too
+    timeout = LONGEST_HEAD_S  # the timeout also holds for an answer
     _rest = b""
 
     def handle_one_request(self) -> None:
-        """Answer one request whose head came whole, in time, and is small."""
+        """Answer one request whose head is complete, in time, and small."""
         until = time.monotonic() + LONGEST_HEAD_S
         head = self._rest
         while b"\r\n\r\n" not in head and b"\n\n" not in head:
@@ -282,7 +282,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.connection.settimeout(left_s)
                 with suppress(OSError):
                     piece = self.connection.recv(LARGEST_HEAD_BYTES - len(head))
-            if not piece:  # the client hung up, or the head is too large or takes too long
+            if not piece:  # the client disconnected, or the head is too large or too slow
                 self.close_connection = True
                 return
             head += piece
@@ -308,20 +308,20 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: request lines may carry audiences, answers carry tokens."""
+        """Log nothing: request lines may have audiences, answers have tokens."""
 
 
 class GoogleCredentials:
     """The application default credentials, or those of one key file. Thread-safe."""
 
     def __init__(self, key_file: str = "") -> None:
-        """Load them; no request is made yet.
+        """Load the credentials, without any request.
 
         Args:
             key_file: a credentials file; empty takes the application default credentials.
 
         Raises:
-            SecretError: there are none, or the file is not one.
+            SecretError: no credentials are found, or the file is invalid.
         """
         from google.auth.exceptions import GoogleAuthError
 
@@ -343,7 +343,7 @@ class GoogleCredentials:
 
     @property
     def email(self) -> str:
-        """The service account's address; empty for a person's credentials."""
+        """Return the service account's address; empty for a user's credentials."""
         return getattr(self._credentials, "service_account_email", "") or ""
 
     def access_token(self, scopes: tuple[str, ...]) -> AccessToken:

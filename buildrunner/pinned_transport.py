@@ -1,7 +1,7 @@
-"""HTTP connections to hosts that another party names, at the very addresses that were judged.
+"""HTTP connections to hosts that another party names, only at addresses that were checked.
 
-A name that is looked up twice can have another answer the second time (DNS rebinding). So each host
-is looked up once, judged, and connected to by address, redirects included.
+A second lookup of a name can have another answer (DNS rebinding). So each host
+is looked up once, checked, and connected to by address, also on redirects.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class PinnedTransport(httpx.BaseTransport):
     Args:
         tls: how certificates are checked.
         proxies: addresses of proxies by scheme, and ``no``, as `urllib.request.getproxies` has
-            them. A proxy looks names up itself; names that this machine finds are judged, too.
+            them. A proxy looks up names itself; names that this machine can resolve are also
+            checked.
     """
 
     def __init__(self, tls: ssl.SSLContext, proxies: Mapping[str, str] | None = None) -> None:
@@ -38,11 +39,11 @@ class PinnedTransport(httpx.BaseTransport):
 
     @abstractmethod
     def addresses(self, url: httpx.URL, host: str) -> Sequence[str]:
-        """Return the judged addresses of a host, the same ones each time.
+        """Return the checked addresses of a host, the same ones each time.
 
         Args:
             url: of the request.
-            host: its host, in ASCII and small letters.
+            host: its host, in lower-case ASCII.
 
         Raises:
             BuildrunnerError: the host may not be reached.
@@ -54,7 +55,7 @@ class PinnedTransport(httpx.BaseTransport):
         """Return the error for a proxy of a kind that is not supported."""
 
     def is_here(self, host: str) -> bool:
-        """Return whether a host is reached without a proxy in any case."""
+        """Return whether a host is always reached without a proxy."""
         return is_loopback_host(host)
 
     def tls(self, url: httpx.URL) -> ssl.SSLContext:  # noqa: ARG002
@@ -62,17 +63,17 @@ class PinnedTransport(httpx.BaseTransport):
         return self._tls
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request to an address that was judged.
+        """Send a request to an address that was checked.
 
         Raises:
             BuildrunnerError: the host may not be reached.
             httpx.TransportError: no address answers.
         """
-        # In ASCII: the resolver encodes other letters by an older rule than certificates do.
+        # In ASCII: the resolver would encode other letters by an older rule than certificates.
         host = request.url.raw_host.decode("ascii").lower()
         tls = self.tls(request.url)
         if proxy := self._proxy(request.url.scheme, host):
-            with suppress(httpx.ConnectError):  # many networks leave the names to the proxy
+            with suppress(httpx.ConnectError):  # in many networks only the proxy resolves names
                 self.addresses(request.url, host)
             return self._transport(host, proxy, tls).handle_request(request)
         failure: httpx.TransportError = httpx.ConnectError(f"{host} has no address")
@@ -80,12 +81,12 @@ class PinnedTransport(httpx.BaseTransport):
             pinned = httpx.Request(
                 request.method,
                 request.url.copy_with(host=address),
-                headers=request.headers,  # with the name as Host
+                headers=request.headers,  # the Host header has the name
                 stream=request.stream,
                 extensions={**request.extensions, "sni_hostname": host},
             )
             try:
-                # Not one for all hosts: a connection is for the name that its certificate has.
+                # Not one for all hosts: a connection belongs to the name in its certificate.
                 return self._transport(host, "", tls).handle_request(pinned)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error  # nothing was sent: the next address may answer

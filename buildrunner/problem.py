@@ -1,4 +1,4 @@
-"""A problem of a config, with its place and a hint; and the known word nearest to a typo."""
+"""A problem of a config, with its place and a hint; and suggestions for typos."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Severity(enum.Enum):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One problem, with its place and a hint how to fix it.
+    """One problem, with its place and a hint on how to fix it.
 
     Attributes:
         message: one sentence without the place.
         path: JSON path in camelCase, e.g. ``steps[2].waitFor[0]``; empty for the whole file.
-        file: name of the file as the user gave it; empty when the config came from elsewhere.
-        line: 1-based; 0 when unknown.
-        column: 1-based, in characters; 0 when unknown.
-        hint: what to do about it; empty when the message says it all.
+        file: name of the file as the user gave it; empty if the config is from elsewhere.
+        line: 1-based; 0 if unknown.
+        column: 1-based, in characters; 0 if unknown.
+        hint: advice; empty if the message is enough.
         rule: stable id of the rule that was broken (``V17``, ``yaml-syntax``, ...).
         severity: error or warning.
     """
@@ -43,7 +43,7 @@ class Problem(msgspec.Struct, frozen=True):
     severity: Severity = Severity.ERROR
 
     def text(self) -> str:
-        """``file:line:column: path: message; hint``, with the parts that are known."""
+        """Return ``file:line:column: path: message; hint``, with the known parts."""
         place = self.file
         if self.line:
             place = f"{place or 'config'}:{self.line}:{self.column}"
@@ -53,14 +53,14 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def nearest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return the known word that ``word`` is most like, whatever its case; empty if none is near.
+    """Return the known word most similar to ``word``, ignoring case; empty if none is similar.
 
     Args:
         word: what the user wrote.
-        known: the words that would be right.
-        cutoff: how like they must be, from 0 to 1.
+        known: the valid words.
+        cutoff: the required similarity, from 0 to 1.
     """
-    from difflib import get_close_matches  # of use only when something is wrong
+    from difflib import get_close_matches  # imported only for errors
 
     by_lower = {candidate.lower(): candidate for candidate in sorted(known)[:_MOST_CANDIDATES]}
     close = get_close_matches(word[:_LONGEST_WORD].lower(), by_lower, n=1, cutoff=cutoff)

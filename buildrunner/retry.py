@@ -1,4 +1,4 @@
-"""Pauses between retries: doubled from try to try, or as long as a busy server asks for.
+"""Pauses between retries: doubled after each try, or as long as a busy server requests.
 
 Source: RFC 9110, section 10.2.3 (``Retry-After``: seconds, or a date).
 """
@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 LONGEST_WAIT_S = 60.0
-"""The longest wait that a server may ask for; longer ones are shortened."""
+"""The longest wait that a server may request; longer ones are shortened."""
 
 _MOST_DOUBLINGS = 20
 
@@ -24,7 +24,7 @@ def backoff(failures: int, first: Pause, longest: Pause) -> Pause:
 
 
 def asked_wait_s(headers: Iterable[tuple[str, str]]) -> float:
-    """Seconds to wait, at most `LONGEST_WAIT_S`; 0 when the answer does not say.
+    """Return the seconds to wait, at most `LONGEST_WAIT_S`; 0 if the answer has no such header.
 
     Args:
         headers: names, in any case, and values of the answer. A date is compared with the

@@ -124,7 +124,7 @@ def check_machine(environ: Mapping[str, str], folder: str) -> list[Finding]:
 
     Args:
         environ: the process's environment.
-        folder: where the user is, for the settings that hold there.
+        folder: the current folder, for its settings.
     """
     findings = [check_settings(folder, environ)]
     try:
@@ -411,7 +411,7 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
 
     Args:
         database: URL of the server's database; it is not changed.
-        folder: where the user is, for the settings that hold there.
+        folder: the current folder, for its settings.
     """
     if not has_database(database):
         return []  # imports nothing of the server, whose packages may not be installed

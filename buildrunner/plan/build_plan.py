@@ -1,7 +1,7 @@
-"""The compiled form of a build: all that is left to do is to do it.
+"""The compiled form of a build, with every decision made.
 
-A plan holds no ``$``, no YAML and no default left to decide. It is JSON (`to_json`, `from_json`),
-is stored with the build, and never holds a secret's value, only references to it.
+A plan holds no substitutions, no YAML and no open defaults. It is JSON (`to_json`, `from_json`),
+is stored with the build, and holds references to secrets, never values.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         index: position in the whole build, from 0.
-        id: the step's ``id``; empty when it has none.
+        id: the step's ``id``; empty if it has none.
         image: image to run, after substitution and before aliases.
         entrypoint: program to run; None keeps the image's entrypoint.
         args: arguments; None keeps the image's default command.
-        script: text of an inline script, always with a ``#!`` line; None when there is none.
+        script: text of an inline script, always with a ``#!`` line; None if there is none.
             It excludes ``entrypoint`` and ``args``.
-        env: ``KEY=VALUE`` sorted by key, one entry a key, without HOME, BUILDER_OUTPUT and secrets
-            (HOME appears only when the user set it).
+        env: ``KEY=VALUE`` sorted by key, one entry per key, without HOME, BUILDER_OUTPUT and
+            secrets (HOME appears only if the user set it).
         secrets: secret variables that this step gets, sorted by name.
         workdir: absolute, lexically clean.
         volumes: named volumes, global ones first.
         depends_on: positions, in the plan, of steps that must have succeeded (or been forgiven),
             ascending.
-        timeout_s: limit of the run itself, pull excluded; None for none.
+        timeout_s: limit of the run itself, without the pull; None for no limit.
         allow_failure: any failure is forgiven (unless ``allow_exit_codes`` is set).
-        allow_exit_codes: only these codes are forgiven when not empty.
-        pinned_images: images by digest that a rollback wants; see `pinned_images`.
+        allow_exit_codes: if not empty, only these codes are forgiven.
+        pinned_images: images by digest for a rollback; see `pinned_images`.
     """
 
     index: int
@@ -81,18 +81,18 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """``Step #0`` or ``Step #0 - "id"``, as Cloud Build's log names the step."""
+        """Return ``Step #0`` or ``Step #0 - "id"``, the step's name in Cloud Build's log."""
         return f'Step #{self.index} - "{self.shown_id}"' if self.id else f"Step #{self.index}"
 
     @property
     def shown_id(self) -> str:
-        """The id on one line, without what would steer a terminal: every line of the log has it."""
+        """Return the id on one line, without control codes, since every line of the log has it."""
         if self.id.isprintable():
             return self.id
         return re.sub(_CONTROLS, lambda found: found[0].encode("unicode_escape").decode(), self.id)
 
     def forgives(self, exit_code: int) -> bool:
-        """Whether a run that ended with ``exit_code`` (not 0) lets the build go on."""
+        """Return whether the build continues after a run with ``exit_code`` (not 0)."""
         if self.allow_exit_codes:
             return exit_code in self.allow_exit_codes
         return self.allow_failure
@@ -110,12 +110,12 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``maven``, ``maven-folder``, ``python``, ``npm``, ``go`` or ``generic``.
-        repository: address of the repository, without a slash at its end. Of files as they are, it
+        repository: address of the repository, without a slash at its end. For generic files, it
             may be ``projects/P/locations/L/repositories/R``, which is no address.
         paths: absolute, below ``/workspace``: a file (maven), globs (python), a folder (npm, go,
             maven-folder), either (generic).
         group: Maven's group id.
-        name: Maven's artifact id, the path of a Go module, or the package of files as they are.
+        name: Maven's artifact id, the path of a Go module, or the package of generic files.
         version: of a Maven artifact, Go module or package of files.
     """
 
@@ -128,7 +128,7 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def label(self) -> str:
-        """The package's name for people: ``maven g:a:1``, ``python dist/*``."""
+        """Return the package's name for users: ``maven g:a:1``, ``python dist/*``."""
         if self.kind == "maven":
             return f"maven {self.group}:{self.name}:{self.version}"
         if self.kind == "go":
@@ -174,8 +174,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: id of the build.
         project_id: its project.
-        steps: in list order. A resumed build lacks the steps that it reuses, a part of a build
-            those that the user left out; the others keep their indexes.
+        steps: in list order. A resumed build lacks the reused steps, a part of a build
+            the steps that the user left out; the others keep their indexes.
         images: images to push after the steps, in order, after substitution.
         tags: tags of the build, cleaned.
         timeout_s: limit of the whole build from its start, source fetch included.
@@ -184,14 +184,14 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
         privileged: steps run privileged.
         limits: limits for each step.
         store_log: False only for ``logging: NONE``.
-        substitutions: every variable that was known, with its final value (no secrets); shown by
+        substitutions: every known variable with its final value (no secrets); shown by
             ``--dry-run``.
         object_location: ``gs://`` or ``file://`` folder for ``artifacts.objects``; empty for none.
         object_paths: globs of the files to upload there.
         packages: packages to publish, in this order.
         left_out: labels of the steps and uploads that the user chose to leave out; empty for the
             whole build.
-        source_dir: ``source.dir``: relative folder the work starts in; empty for the root.
+        source_dir: ``source.dir``: relative folder in which the work starts; empty for the root.
         origin: the source and the config that the plan was made from.
     """
 
@@ -216,24 +216,24 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def names_steps(self) -> bool:
-        """Whether each line of the log names its step: the whole build has several."""
+        """Return whether each line of the log names its step: the whole build has several steps."""
         return len(self.steps) > 1 or any(step.index for step in self.steps)
 
     def to_json(self) -> bytes:
-        """The plan as JSON; `from_json` gives an equal plan back."""
+        """Return the plan as JSON; `from_json` restores an equal plan."""
         return msgspec.json.encode(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> BuildPlan:
-        """The plan that `to_json` wrote."""
+        """Return the plan from the JSON of `to_json`."""
         return msgspec.json.decode(data, type=cls)
 
 
 def new_build_id() -> str:
-    """A random UUID (version 4), as the hosted service names builds and triggers."""
+    """Return a random UUID (version 4), the form of ids of builds and triggers."""
     return str(uuid.uuid4())
 
 
 def project_number(project_id: str) -> str:
-    """A number that stays the same for a project: twelve digits, as real ones have."""
+    """Return a fixed number for a project: twelve digits, as real ones have."""
     return str(100_000_000_000 + zlib.crc32(project_id.encode()))

@@ -1,4 +1,4 @@
-"""Check a config and turn it into a BuildPlan, with all rules of Cloud Build applied.
+"""Checks a config and compiles it to a BuildPlan, by all rules of Cloud Build.
 
 Pure: no clock, no file, no engine. The `PlanContext` has everything else that a plan depends on.
 """
@@ -54,7 +54,7 @@ class CompiledBuild(msgspec.Struct, frozen=True, kw_only=True):
     """A checked Build and its plan.
 
     Attributes:
-        build: the Build to keep: every substitution made, with the steps that were selected.
+        build: the Build to store: every substitution made, with the selected steps.
         plan: the plan.
         problems: warnings about the config.
     """
@@ -70,14 +70,14 @@ def compile_build(
     """Check a config and plan its build.
 
     Args:
-        config: a `LoadedBuild` was read from a file, whose stricter rules apply. A Build came by
-            the API.
+        config: a `LoadedBuild` was read from a file, for which stricter rules apply. A Build came
+            by the API.
         context: everything else that the plan depends on.
         file: the config's path, for messages.
 
     Raises:
-        ConfigError: the config or the selection of steps is wrong, or the build asks for what it
-            may not have. Holds all problems.
+        ConfigError: the config or the selection of steps is invalid, or the build requests rights
+            that it may not have. Holds all problems.
     """
     problems = check_build(
         config,
@@ -104,7 +104,7 @@ def compile_build(
 
 
 def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
-    """Raise `ConfigError` if an untrusted config asks for what our credentials would get it."""
+    """Raise `ConfigError` if an untrusted config requests something that needs our credentials."""
     wanted = {
         "availableSecrets": any(step.secrets for step in plan.steps) and "secrets",
         "dependencies": build.dependencies and "repositories beside its source",
@@ -119,7 +119,7 @@ def _refuse_what_needs_trust(build: Build, plan: BuildPlan, file: str) -> None:
 
 
 def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan:
-    """The plan of a build whose substitutions are made.
+    """Return the plan of a build whose substitutions are made.
 
     Raises:
         ConfigError: a step waits for an unknown id, or an ``env`` entry has no ``=``.
@@ -159,7 +159,7 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
 def working_directory(source_dir: str, step_dir: str) -> str:
     """Return the working directory of a step: absolute and lexically clean.
 
-    Source: the local builder; an absolute ``dir`` stands for itself, anything else is below
+    Source: the local builder; an absolute ``dir`` stays, any other is below
     ``/workspace`` and the source's folder, unless ``..`` leads out.
     """
     if step_dir.startswith("/"):
@@ -168,14 +168,14 @@ def working_directory(source_dir: str, step_dir: str) -> str:
 
 
 def script_with_shebang(script: str) -> str:
-    """The script as it runs: ``#!/bin/sh`` is assumed when it names no interpreter."""
+    """Return the script with an interpreter: ``#!/bin/sh`` unless it names one."""
     return script if script.startswith("#!") else DEFAULT_SHEBANG + script
 
 
 def step_dependencies(steps: Sequence[BuildStep]) -> list[tuple[int, ...]]:
-    """For each step the indexes of those that must have succeeded before it, ascending.
+    """Return, for each step, the indexes of the steps that must succeed before it, ascending.
 
-    Source: ``waitFor``; empty means all steps before it, ``-`` means none and counts for nothing
+    Source: ``waitFor``; empty means all steps before it, ``-`` means none and is ignored
     beside other ids.
 
     Raises:
@@ -201,12 +201,12 @@ def step_dependencies(steps: Sequence[BuildStep]) -> list[tuple[int, ...]]:
 
 
 def images_of(build: Build) -> tuple[str, ...]:
-    """The images to push: ``images``, or ``artifacts.images``, which means the same."""
+    """Return the images to push: ``images``, or ``artifacts.images``, which means the same."""
     return build.images or (build.artifacts.images if build.artifacts else ())
 
 
 def source_dir_of(build: Build) -> str:
-    """``dir`` of whatever source the build names; empty when it has none."""
+    """Return ``dir`` of the build's source; empty if it has none."""
     source = build.source
     if source is None:
         return ""
@@ -215,7 +215,7 @@ def source_dir_of(build: Build) -> str:
 
 
 def git_source_of(build: Build) -> Source | None:
-    """The Git source that must be fetched before the build can be planned; None: there is none."""
+    """Return the Git source that must be fetched before the build can be planned, or None."""
     source = build.source
     if source is None or fetches_nothing(build):
         return None
@@ -224,7 +224,7 @@ def git_source_of(build: Build) -> Source | None:
 
 
 def fetches_nothing(build: Build) -> bool:
-    """Whether the build wants no source at all.
+    """Return whether the build has no source at all.
 
     Source: ``Dependency.empty``, semantics 1.13: not even the default source is fetched.
     """
@@ -278,7 +278,7 @@ def _environment(
     """Return one ``KEY=VALUE`` for each key, sorted by key.
 
     The step's entries win over the global ones, both over automapped variables. A secret that the
-    step asks for wins over a variable that was merely automapped.
+    step requests wins over an automapped variable.
     """
     values = dict(automapped)
     for name in secret_names:
@@ -330,17 +330,17 @@ def _folder(location: str) -> str:
 
 
 def fitted(wanted: ResourceLimits, machine: ResourceLimits) -> tuple[ResourceLimits, str]:
-    """The limits to set, and a warning when the machine is smaller than what was asked for.
+    """Return the limits to set, and a warning if the machine is smaller than requested.
 
-    A container engine refuses more CPUs than there are, so what exceeds the machine becomes no
-    limit: the steps then get all there is.
+    A container engine refuses more CPUs than exist, so a limit beyond the machine becomes no
+    limit: the steps then get the whole machine.
 
     Args:
         wanted: `BuildPlan.limits`, from ``options.machineType``.
-        machine: what the engine's machine has; None where it is not known.
+        machine: resources of the engine's machine; None if unknown.
 
     Returns:
-        The limits, and one sentence; empty when the machine is large enough.
+        The limits, and one sentence; empty if the machine is large enough.
     """
     short: list[str] = []
     cpus, memory = wanted.cpus, wanted.memory_bytes
@@ -365,17 +365,17 @@ _REGISTRY_PATH = re.compile(
 def package_uploads(
     artifacts: Artifacts, project_id: str, location: str
 ) -> tuple[PackageUpload, ...]:
-    """The packages in the order in which they are published: maven, python, npm, go, generic.
+    """Return the packages in the order of publishing: maven, python, npm, go, generic.
 
     Source: semantics 1.8, 6.1 and 6.7. A path is relative to ``/workspace`` or absolute below it.
 
     Args:
-        artifacts: as the build has it, substitutions made.
-        project_id: project of Go repositories that name none.
+        artifacts: the build's ``artifacts``, with substitutions made.
+        project_id: project of Go repositories that name no project.
         location: their location in that case.
 
     Raises:
-        ConfigError: a path leads out of the workspace, or a ``registryPath`` names no place.
+        ConfigError: a path leads out of the workspace, or a ``registryPath`` is invalid.
     """
     found = _Uploads(project_id, location)
     uploads = tuple(found.of(artifacts))

@@ -16,11 +16,11 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         index: position in the build.
-        id: empty when the step has none.
-        image: as written.
-        command: what runs in it, on one line; empty for the image's own command.
+        id: the step's id; empty if it has none.
+        image: the image as in the config.
+        command: its command, on one line; empty for the image's own command.
         depends_on: indexes of the steps it waits for.
-        may_fail: a failure is forgiven.
+        may_fail: whether a failure is forgiven.
     """
 
     index: int
@@ -32,12 +32,12 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def title(self) -> str:
-        """The id, or the image's own name when there is none; printable, on one line."""
+        """Return the id, or else the image's short name; printable, on one line."""
         return one_line(self.id or short_image(self.image), 60)
 
 
 def nodes_of_build(build: Build) -> list[Node]:
-    """The steps of a build as they are written, templates and all.
+    """Return the steps of a build as in the config, without substitutions.
 
     Raises:
         ConfigError: a step waits for an id that no earlier step has.
@@ -57,7 +57,7 @@ def nodes_of_build(build: Build) -> list[Node]:
 
 
 def summary(nodes: Sequence[Node]) -> str:
-    """``6 steps, at least 3 of them one after the other``."""
+    """Return a summary: ``6 steps, at least 3 of them one after the other``."""
     count = len(nodes)
     steps = "1 step" if count == 1 else f"{count} steps"
     chain = longest_chain([node.depends_on for node in nodes])
@@ -84,14 +84,14 @@ def _command(script: str, entrypoint: str, args: Sequence[str]) -> str:
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """The text with blanks and control characters collapsed, cut at the limit."""
+    """Return the text with blanks and control characters collapsed, cut at the limit."""
     flat = " ".join(text[: 4 * limit].split())
     flat = "".join(char if char.isprintable() else "?" for char in flat)
     return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
 
 
 class Glyphs(msgspec.Struct, frozen=True):
-    """The characters of a drawing. Directions tell where lines leave a cell."""
+    """The characters of a drawing, named for the directions in which lines leave a cell."""
 
     step: str
     forgiven: str
@@ -113,12 +113,12 @@ ASCII: Final = Glyphs("*", "o", "|", "-", "+", "+", "+", "`", "'", ".", ".", "+"
 
 
 def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICODE) -> str:
-    """The graph in lanes: time runs down, what stands side by side may run at once.
+    """Draw the graph in lanes: time runs down, steps side by side may run concurrently.
 
     Args:
         nodes: at least one.
         width: columns of the terminal; commands are cut to fit.
-        glyphs: `ASCII` for an output that can't do better.
+        glyphs: `ASCII` for an output without Unicode.
     """
     rows = lay_out(reduced([node.depends_on for node in nodes]))
     lanes = 1 + max(row.column for row in rows)
@@ -147,7 +147,7 @@ def draw_text(nodes: Sequence[Node], *, width: int = 100, glyphs: Glyphs = UNICO
 
 
 def _connector(row: Row, lanes: int, glyphs: Glyphs) -> list[str]:
-    """The cells between a step and what it waits for; two characters a lane."""
+    """Return the cells between a step and its dependencies, with two characters per lane."""
     columns = [row.column, *(link.column for link in row.links)]
     left, right = min(columns), max(columns)
     cells: list[str] = []
@@ -193,7 +193,7 @@ class Link(msgspec.Struct, frozen=True):
     Attributes:
         column: the lane that the edge comes down.
         parent: the row it comes from.
-        ends: nothing else waits for the parent: its lane is free from here on.
+        ends: nothing else waits for the parent, so its lane becomes free.
     """
 
     column: int
@@ -202,12 +202,12 @@ class Link(msgspec.Struct, frozen=True):
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One step and its place.
+    """One step and its position.
 
     Attributes:
         column: its lane.
-        links: what it waits for, by column.
-        passing: lanes of other chains that go past both the links and the step.
+        links: edges from its dependencies, by column.
+        passing: lanes of other chains that pass the links and the step.
     """
 
     column: int
@@ -216,7 +216,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def reduced(dependencies: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """The dependencies without those that follow from others, ascending.
+    """Return the dependencies without implied ones, ascending.
 
     Args:
         dependencies: for each step the indexes of earlier steps.
@@ -244,7 +244,7 @@ def longest_chain(dependencies: Sequence[Sequence[int]]) -> int:
 
 
 def lay_out(dependencies: Sequence[Sequence[int]]) -> list[Row]:
-    """A row for each step, in list order, which is an order in which they may run.
+    """Return a row for each step, in list order, which is a valid order of execution.
 
     Args:
         dependencies: for each step the indexes of earlier steps, already `reduced`.
@@ -283,7 +283,7 @@ def _free(lanes: Sequence[int | None]) -> int:
 
 
 def display_width(text: str) -> int:
-    """Columns that ``text`` (without escapes) takes on a terminal."""
+    """Return the number of columns of ``text`` (without escapes) on a terminal."""
     if text.isascii():
         return len(text)
     from unicodedata import combining, east_asian_width
@@ -294,7 +294,7 @@ def display_width(text: str) -> int:
 
 
 def padded(text: str, width: int) -> str:
-    """``text`` with blanks behind it, up to ``width`` columns."""
+    """Return ``text``, padded with blanks to ``width`` columns."""
     return text + " " * (width - display_width(text))
 
 
@@ -308,7 +308,7 @@ def fitting(text: str, width: int) -> str:
 
 
 def draw_mermaid(nodes: Sequence[Node]) -> str:
-    """A ``flowchart TD``: a box a step (dashed when it may fail), an arrow a wait."""
+    """Draw a ``flowchart TD``: steps are boxes (dashed if they may fail), dependencies arrows."""
     lines = ["flowchart TD"]
     for node in nodes:
         label = _quoted(node.id or f"step {node.index}")
@@ -323,7 +323,7 @@ def draw_mermaid(nodes: Sequence[Node]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """The text as Mermaid takes it inside quotes: its own entities, no markup."""
+    """Return the text for Mermaid's quotes: with its entities, without markup."""
     special = {char: f"#{ord(char)};" for char in '"#<>&;`\\[](){}|*_~'}
     return "".join(special.get(char, char) for char in one_line(text, 60))
 
@@ -340,8 +340,8 @@ _DETAIL_CHAR: Final = 7.0
 _MAX_DETAIL: Final = 90
 _MAX_TITLE: Final = 60
 
-# Chosen to be told apart, and to be seen on white and on black. Written out in full, without CSS
-# variables, which several renderers do not know.
+# Chosen to be distinct, and visible on white and on black. Written out in full, without CSS
+# variables, which several renderers do not support.
 _LIGHT: Final = (
     ["#0969da", "#1a7f37", "#bc4c00", "#8250df", "#bf3989", "#9a6700", "#1b7c83", "#cf222e"],
     {"back": "#ffffff", "card": "#f6f8fa", "edge": "#d8dee4", "text": "#1f2328", "mute": "#59636e"},
@@ -381,7 +381,7 @@ def _style() -> str:
 
 
 def draw_svg(nodes: Sequence[Node], *, name: str = "") -> str:
-    """The graph in lanes, as in the text drawing, with a card for each step.
+    """Draw the graph in lanes, as in the text drawing, with a card for each step.
 
     Args:
         nodes: at least one.
@@ -422,7 +422,7 @@ def _y(index: int) -> int:
 
 
 def _links(index: int, row: Row) -> str:
-    """The lines that come down to one step: along the parent's lane, then over in a curve."""
+    """Draw the edges down to one step: along the parent's lane, then across in a curve."""
     lines: list[str] = []
     x, y = _x(row.column), _y(index)
     for link in row.links:
@@ -445,7 +445,7 @@ def _links(index: int, row: Row) -> str:
 
 
 def _step(index: int, node: Node, row: Row, place: tuple[int, int, int]) -> str:
-    """A dot in its lane and a card. ``place``: the card's left edge, its indent, its width."""
+    """Draw a dot in the step's lane, and a card. ``place``: its left edge, indent and width."""
     cards, indent, card_width = place
     y = _y(index)
     colour = row.column % _COLOURS

@@ -1,4 +1,4 @@
-"""Images by digest in the place of other references to them, for rollbacks. Pure."""
+"""Replaces references to images by digests, for rollbacks. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from buildrunner.plan.build_plan import BuildPlan, StepPlan
 
 VARIABLE: Final = "BUILDRUNNER_PINNED_IMAGES"
 """Environment variable of a step: images by digest, separated by spaces. Our builder images put
-them into what they deploy."""
+them into the deployed configuration."""
 
 _TAG: Final = r"(?::\w[\w.-]*)?(?:@sha256:[0-9a-f]{64})?"
 _PINNED: Final = re.compile(r"[A-Za-z0-9][\w./:-]*@sha256:[0-9a-f]{64}", re.ASCII)
@@ -42,7 +42,7 @@ def with_pinned_images(plan: BuildPlan, images: Iterable[str]) -> BuildPlan:
 
 
 def is_pinned(image: str) -> bool:
-    """Return whether an image is named by digest, in characters that no shell reads as its own."""
+    """Return whether an image is named by digest, without characters special to a shell."""
     return _PINNED.fullmatch(image) is not None
 
 
@@ -52,7 +52,7 @@ def pinned_variable(step: StepPlan) -> str:
 
 
 def is_other(image: str, pinned: str) -> bool:
-    """Return whether an image is of the repository of a pinned one, with another digest."""
+    """Return whether an image is in the repository of a pinned one, with another digest."""
     digest = image.partition("@")[2]
     same = _repository(image) == _repository(pinned)
     return same and bool(digest) and digest != pinned.partition("@")[2]
@@ -71,7 +71,7 @@ def _pinned(step: StepPlan, images: tuple[str, ...]) -> StepPlan:
 
 
 def _with(text: str, image: str, *, bare: bool = False) -> str:
-    """The text with an image by digest; without ``bare``, only where it has a tag or a digest.
+    """Return the text with an image by digest; without ``bare``, only if it has a tag or digest.
 
     In variables and scripts, a name alone may get its tag elsewhere: ``$IMAGE:$TAG``.
     """

@@ -1,6 +1,6 @@
 """Rights of a build's steps on the container engine: the only place that decides them.
 
-The place where a build runs grants rights. A config asks for rights with ``options.dockerDaemon``.
+The place where a build runs grants rights. A config requests rights with ``options.dockerDaemon``.
 The build gets what both allow, so a config can lower its privilege and never raise it.
 """
 
@@ -33,7 +33,7 @@ class Privilege(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_PRIVILEGE: Final = Privilege()
-# Source: `BuildOptions.DockerDaemon`. A config that says nothing takes what the place grants.
+# Source: `BuildOptions.DockerDaemon`. A config without the field gets the rights of the place.
 _ASKED: Final = {
     DockerDaemon.DOCKER_DAEMON_UNSPECIFIED: Privilege(docker_socket=True, privileged=True),
     DockerDaemon.NO_DOCKER: NO_PRIVILEGE,
@@ -49,7 +49,7 @@ def granted(
     privileged_place: bool = False,
     trusted: bool = True,
 ) -> Privilege:
-    """Return what the place of a build grants to its steps.
+    """Return the rights that the place of a build grants to its steps.
 
     Args:
         docker_socket: the settings and flags let steps have the socket.
@@ -71,7 +71,7 @@ def lowered(grant: Privilege, daemon: DockerDaemon) -> Privilege:
 
 
 def refusal(grant: Privilege, daemon: DockerDaemon) -> str:
-    """Return a sentence about what the config asks for and does not get; empty mostly."""
+    """Return a sentence about denied rights that the config requests; mostly empty."""
     if daemon is DockerDaemon.PRIVILEGED and not grant.privileged:
         return "options.dockerDaemon: PRIVILEGED has no effect: steps are not privileged here"
     return ""

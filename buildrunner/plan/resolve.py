@@ -1,7 +1,7 @@
-"""From the Build as asked for to the Build as stored and shown: every substitution made.
+"""Converts the requested Build to the stored one: makes every substitution.
 
-A resolved Build must not be resolved again: text that came out of a value may look like a
-reference, and is none.
+A resolved Build must not be resolved again: text from a value may look like a
+reference without being one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from buildrunner.spec.substitutions.templates import Cycle, expand, substitute
 from buildrunner.spec.substitutions.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
 from buildrunner.spec.validation.build import effective_options
 
-# A small file must not grow into a large build: $_A may stand a thousand times in one argument.
+# A small file must not grow into a large build: $_A may occur a thousand times in one argument.
 MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
 
 
@@ -31,12 +31,13 @@ class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that a plan depends on besides the Build.
 
     Attributes:
-        built_ins: what the built-in variables are computed from, build id and project included.
-        substitutions: values given at run time; they win over those of the Build.
+        built_ins: the inputs of built-in variables, build id and project included.
+        substitutions: values given at run time, which override those of the Build.
         triggered: a trigger made the build, so that substitutions are loose and dynamic.
-        source_dir: folder of the source that the work starts in, relative; empty takes the one
+        source_dir: relative folder of the source in which the work starts; empty takes the one
             that ``build.source`` names, if any.
-        grant: what the place of the build lets steps do; ``options.dockerDaemon`` only lowers it.
+        grant: the rights that the place of the build grants; ``options.dockerDaemon`` only lowers
+            them.
         selection: the steps that the user wants to run.
         reused: indexes of steps that an earlier build ran, and that this build does not run.
         rollback: the one step to run, and its images; None for a build that is no rollback.
@@ -60,8 +61,8 @@ class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):
     """A Build with every substitution made.
 
     Attributes:
-        build: what is stored and shown; its ``options`` are the effective ones.
-        variables: every variable that was known, built-in or user's, with its final value.
+        build: the Build to store and show; its ``options`` are the effective ones.
+        variables: every known variable, built-in or user's, with its final value.
     """
 
     build: Build
@@ -69,9 +70,9 @@ class ResolvedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
-    """The build with every substitution made and the options that count.
+    """Return the build with every substitution made and the effective options.
 
-    The build must have passed `spec.validate.check_build`; unknown variables are empty here.
+    The build must have passed `spec.validate.check_build`. Unknown variables are empty here.
 
     Raises:
         ConfigError: variables form a circle, an expression can't be evaluated, or the result would
@@ -104,7 +105,7 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
 
 
 def _cleaned_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
-    """The tags without empty ones (an unset ``$TAG_NAME``) and repetitions, in order.
+    """Return the tags without empty ones (an unset ``$TAG_NAME``) and duplicates, in order.
 
     Source: the local builder.
     """
@@ -112,7 +113,7 @@ def _cleaned_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _images_in_both_places(build: Build) -> dict[str, object]:
-    """``images`` and ``artifacts.images`` as each other's copies. Source: the local builder."""
+    """Copy ``images`` to ``artifacts.images``, or back. Source: the local builder."""
     images = build.images or (build.artifacts.images if build.artifacts else ())
     if not images:
         return {}

@@ -1,7 +1,7 @@
-"""Running a part of a build: ``--step``, ``--from``, ``--until``, ``--skip``.
+"""Selects a part of a build: ``--step``, ``--from``, ``--until``, ``--skip``.
 
-A step is named by its id or by its index. A step that is left out counts as done: no step waits for
-it, and its files are expected to be there already. The other steps keep their indexes.
+A step is named by its id or by its index. A skipped step counts as done: no step waits for
+it, and its files are expected to exist already. The other steps keep their indexes.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         steps: only these (``--step``, repeatable).
-        first: start with this one, leaving out what stands before it in the list (``--from``).
-        last: end with this one, leaving out what stands after it in the list (``--until``).
-        skip: not these, whatever the others say (``--skip``, repeatable).
+        first: start with this step, and skip all before it in the list (``--from``).
+        last: end with this step, and skip all after it in the list (``--until``).
+        skip: never these, whatever the other fields say (``--skip``, repeatable).
     """
 
     steps: tuple[str, ...] = ()
@@ -34,18 +34,18 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is left out."""
+        """Return whether no step is skipped."""
         return not (self.steps or self.first or self.last or self.skip)
 
 
 def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
     """Return the plan with the selected steps only.
 
-    A part of a build pushes no images and uploads no files, since it may lack what they are made
-    from. ``left_out`` names the missing steps and uploads.
+    A part of a build pushes no images and uploads no files, since it may lack their
+    inputs. ``left_out`` names the missing steps and uploads.
 
     Raises:
-        ConfigError: a name matches no step, ``--until`` stands before ``--from``, or nothing is
+        ConfigError: a name matches no step, ``--until`` is before ``--from``, or nothing is
             left to run.
     """
     if selection.is_all:
@@ -84,7 +84,7 @@ def _part(plan: BuildPlan, chosen: Sequence[int]) -> BuildPlan:
 
 
 def _only(steps: Sequence[StepPlan], chosen: Sequence[int]) -> tuple[StepPlan, ...]:
-    """Return the chosen steps with the indexes that they have; they do not wait for the others."""
+    """Return the chosen steps with their own indexes. They do not wait for other steps."""
     position = {index: at for at, index in enumerate(chosen)}
     return tuple(
         replace(
@@ -137,7 +137,7 @@ def _chosen(steps: Sequence[StepPlan], selection: Selection) -> list[int]:
 
 
 def _index_of(steps: Sequence[StepPlan], name: str) -> int | None:
-    """The step with that id; else the step at that index."""
+    """Return the step with that id; else the step at that index."""
     for step in steps:
         if step.id == name:
             return step.index
@@ -160,7 +160,7 @@ def _unknown(steps: Sequence[StepPlan], flag: str, name: str) -> Problem:
 def without_steps(plan: BuildPlan, reused: Collection[int]) -> BuildPlan:
     """Return the plan without the steps that are reused.
 
-    Images and artifacts stay: with what is reused the build is whole.
+    Images and artifacts stay: with the reused steps the build is complete.
 
     Args:
         plan: of the whole build.

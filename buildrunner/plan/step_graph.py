@@ -1,7 +1,7 @@
-"""The step graph as a pure state machine: what may start, what a failure stops, how all end.
+"""The step graph, a pure state machine: the steps that may start, and the effects of ends.
 
-The engine's loop is ``for step in graph.ready(): launch(step)``; whatever happens it tells the
-graph, and the graph says what follows. Not thread-safe: one loop owns it.
+The engine's loop is ``for step in graph.ready(): launch(step)``. It reports each event to the
+graph, and the graph decides what follows. Not thread-safe: one loop owns it.
 
 Source: the scheduler of Cloud Build (`waitFor`, failure and cancellation); where the local builder
 leaves a step WORKING after a build timeout, this one says CANCELLED.
@@ -26,7 +26,7 @@ class StopReason(enum.Enum):
 
 
 class StepGraph:
-    """The state of all steps of one plan. Steps are known by their index in it."""
+    """The state of all steps of one plan. Steps are identified by their index in it."""
 
     def __init__(self, steps: Sequence[StepPlan]) -> None:
         self._steps = tuple(steps)
@@ -43,30 +43,30 @@ class StepGraph:
 
     @property
     def statuses(self) -> tuple[Status, ...]:
-        """The status of every step: QUEUED, WORKING, SUCCESS, FAILURE, TIMEOUT or CANCELLED."""
+        """Return each step's status: QUEUED, WORKING, SUCCESS, FAILURE, TIMEOUT or CANCELLED."""
         return tuple(self._statuses)
 
     @property
     def running(self) -> frozenset[int]:
-        """The steps that were started and have not ended; after a stop, those to kill."""
+        """Return the started steps that have not ended; after a stop, the steps to kill."""
         return frozenset(self._running)
 
     @property
     def stop_reason(self) -> StopReason | None:
-        """Why no further step starts; None while all is well."""
+        """Return why no further step starts; None while steps may start."""
         return self._stop
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing runs and nothing can start any more."""
+        """Return whether no step runs and none can start any more."""
         return not self._running and not self.ready()
 
     def ready(self) -> tuple[int, ...]:
-        """The steps that may start now, in list order; none once the build has to stop."""
+        """Return the steps that may start now, in list order; none once the build must stop."""
         return () if self._stop else tuple(sorted(self._ready))
 
     def start(self, index: int) -> None:
-        """The step's turn has come (its image may still have to be pulled): it is WORKING.
+        """Mark a step as WORKING; its image may still have to be pulled.
 
         Raises:
             ValueError: the step is not ready.
@@ -78,14 +78,14 @@ class StepGraph:
         self._statuses[index] = Status.WORKING
 
     def finish(self, index: int, status: Status, *, exit_code: int | None = None) -> None:
-        """A running step has ended.
+        """Record the end of a running step.
 
         Args:
-            index: which one.
-            status: SUCCESS; FAILURE for an exit code other than 0, a pull that failed or anything
+            index: the step.
+            status: SUCCESS; FAILURE for an exit code other than 0, a failed pull or anything else
                 that kept the step from running; TIMEOUT for its own limit; CANCELLED. Once the
-                build has to stop, whatever ends was killed: it becomes CANCELLED.
-            exit_code: of the container, when it ran to its end.
+                build must stop, any step that ends was killed, and becomes CANCELLED.
+            exit_code: exit code of the container, if it ran to its end.
 
         Raises:
             ValueError: the step is not running.
@@ -101,7 +101,7 @@ class StepGraph:
             self._release(index)
             return
         self._first_failure = index
-        # Not by stop(), for which a build whose last step has just failed is over already.
+        # Not by stop(), for which a build has ended already if its last step has just failed.
         self._stop = StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE
 
     def stop(self, reason: StopReason) -> None:
@@ -110,7 +110,7 @@ class StepGraph:
             self._stop = reason
 
     def is_forgiven(self, index: int) -> bool:
-        """Whether the step failed and the build went on."""
+        """Return whether the step failed and the build continued."""
         failed = self._statuses[index] in (Status.FAILURE, Status.TIMEOUT)
         return failed and index != self._first_failure
 
@@ -118,7 +118,7 @@ class StepGraph:
         step = self._steps[index]
         if status is Status.FAILURE and exit_code is not None:
             return step.forgives(exit_code)
-        # No exit code (pull error, timeout): allowExitCodes can't name it, allowFailure can.
+        # Without an exit code (pull error, timeout), allowFailure applies, but not allowExitCodes.
         if status in (Status.FAILURE, Status.TIMEOUT):
             return step.allow_failure and not step.allow_exit_codes
         return False

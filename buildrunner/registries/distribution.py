@@ -46,7 +46,7 @@ _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 _TRIES = 3
 _LARGEST_BYTES = 32 << 20
-_MOST_PAGES = 1_000  # of referrers: a registry has 50 or more on a page
+_MOST_PAGES = 1_000  # pages of referrers: a registry has 50 or more on a page
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -68,9 +68,9 @@ class Repository:
 
     Args:
         image: an image of the repository; its tag and digest don't matter.
-        login: the user to be; None reads without a login.
+        login: the login; None reads without one.
         egress: networks that builds do not reach: see `RegistryTransport`.
-        deadline: when all reads and writes end; None: each has a timeout of its own.
+        deadline: ends all reads and writes; None: each has its own timeout.
     """
 
     def __init__(
@@ -110,8 +110,8 @@ class Repository:
         """Return the manifest of a tag or a digest; None if there is none.
 
         Raises:
-            RegistryError: the registry refuses, breaks, or sends another manifest than it was
-                asked for.
+            RegistryError: the registry refuses, breaks, or sends another manifest than
+                requested.
         """
         accept = ", ".join(MANIFEST_TYPES)
         response = self._send("GET", f"manifests/{reference}", headers={"Accept": accept})
@@ -142,7 +142,7 @@ class Repository:
         """Return a small blob.
 
         Raises:
-            RegistryError: there is none, it is too large, or its content is not that of the digest.
+            RegistryError: the blob is missing, too large, or does not match its digest.
         """
         read = partial(read_bounded, most_bytes=most_bytes)
         response = self._send("GET", f"blobs/{digest}", read=read)
@@ -155,7 +155,7 @@ class Repository:
         """Write a blob to a file; return its size.
 
         Raises:
-            RegistryError: there is none, it is too large, or its content is not that of the digest.
+            RegistryError: the blob is missing, too large, or does not match its digest.
         """
         found = ""
 
@@ -181,7 +181,7 @@ class Repository:
         return os.path.getsize(path)
 
     def put_blob(self, data: bytes) -> str:
-        """Store a blob unless it is there; return its digest.
+        """Store a blob unless the registry has it; return its digest.
 
         Raises:
             RegistryError: the registry does not take it.
@@ -277,7 +277,7 @@ class Repository:
         return read(answer) if read else read_bounded(answer, _LARGEST_BYTES)
 
     def _address(self) -> str:
-        """Return the registry's address: https, but http where a loopback address speaks it."""
+        """Return the registry's address: https, or http if a loopback address offers only that."""
         if not self._base:
             self._base = f"https://{self._host}"
             if is_loopback(self._host):
@@ -286,7 +286,8 @@ class Repository:
                     answer = self._request("HEAD", f"{plain}/v2/")
                 except httpx.TransportError:
                     return self._base
-                if answer.status_code != httpx.codes.BAD_REQUEST:  # what TLS servers say to http
+                # answers of TLS servers to plain http
+                if answer.status_code != httpx.codes.BAD_REQUEST:
                     self._base = plain
         return self._base
 
@@ -337,7 +338,7 @@ def sha256(data: bytes) -> str:
 
 
 def referrers_tag(digest: str) -> str:
-    """Return the tag of the list of referrers, where a registry keeps none by itself."""
+    """Return the tag of the list of referrers, for a registry without the referrers API."""
     return digest.replace(":", "-")
 
 

@@ -1,4 +1,4 @@
-"""Logins in a Docker config that somebody else wrote: the steps of a build."""
+"""Logins in an untrusted Docker config, which the steps of a build wrote."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ class _Entry(msgspec.Struct):
 
 
 class _Config(msgspec.Struct):
-    auths: dict[str, _Entry | None] | None = None  # as in Go, null is none
+    auths: dict[str, _Entry | None] | None = None  # null means none, as in Go
     store: str | None = msgspec.field(name="credsStore", default=None)
     helpers: dict[str, str] | None = msgspec.field(name="credHelpers", default=None)
 
 
 class DockerLogins:
-    """The logins of one config, by registry. Without arguments: none.
+    """The logins of one config, by registry. Empty without arguments.
 
     Args:
         logins: registry (``docker.io``, ``host:port``) -> login.
         helpers: registry -> name of a credential helper.
-        store: name of the credential helper for all others; empty for none.
-        fault: why the config can't be used; empty when it can.
+        store: name of the credential helper for all other registries; empty for none.
+        fault: why the config can't be used; empty if it can.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class DockerLogins:
         self._fault = fault
 
     def login_for(self, image: str) -> RegistryLogin | None:
-        """The login for the registry of ``image``, or None."""
+        """Return the login for the registry of ``image``, or None."""
         return self._logins.get(ImageName.parse(image).registry)
 
     def warnings_for(self, images: Iterable[str]) -> list[str]:
@@ -72,7 +72,7 @@ class DockerLogins:
 
 
 def parse_docker_config(data: bytes) -> DockerLogins:
-    """The logins in a ``config.json``. Invalid content gives no logins, and a warning."""
+    """Return the logins in a ``config.json``. Invalid content yields no logins, and a warning."""
     try:
         config = msgspec.json.decode(data, type=_Config)
         logins = {
@@ -81,7 +81,7 @@ def parse_docker_config(data: bytes) -> DockerLogins:
             if entry and (entry.auth or entry.username or entry.identity_token)
         }
     except (msgspec.DecodeError, RecursionError, binascii.Error, UnicodeDecodeError):
-        # The error may quote what it could not decode, and so a password.
+        # The error may quote the undecodable text, and so a password.
         return DockerLogins(fault="it is no valid Docker config")
     helpers = {_registry(name): helper for name, helper in (config.helpers or {}).items()}
     return DockerLogins(logins, helpers, config.store or "")
@@ -98,7 +98,7 @@ def _login(entry: _Entry) -> RegistryLogin:
 
 
 def _registry(name: str) -> str:
-    """The registry that an entry is for: entries may be addresses, with a scheme and a path."""
+    """Return the registry of an entry, which may be a URL with scheme and path."""
     host = name.partition("://")[2] or name
     host = host.partition("/")[0]
     return "docker.io" if host in _DOCKER_HUB else host
@@ -108,10 +108,10 @@ _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.
 
 
 def trusted_authorities(environ: Mapping[str, str]) -> bytes:
-    """The bundle of ``SSL_CERT_FILE``, else that of the system; empty where there is none.
+    """Return the bundle of ``SSL_CERT_FILE``, else the system's; empty if there is none.
 
     Raises:
-        PackageError: the file that was named can't be read.
+        PackageError: the named file can't be read.
     """
     named = environ.get("SSL_CERT_FILE", "")
     for path in (named, *_BUNDLES):

@@ -1,9 +1,9 @@
-"""Logins at repositories of packages: those that the user's own tools are configured with.
+"""Logins for package repositories, from the configuration of the user's own tools.
 
 ``~/.netrc`` counts for every kind, ``~/.pypirc`` for Python, ``~/.npmrc`` for npm. The author of a
 build chooses the repository. So a login goes to the host and port that it was made for, and without
-TLS only to this machine and to a repository of the settings. Artifact Registry takes an access
-token of Google for a password.
+TLS only to this machine and to a repository of the settings. Artifact Registry accepts an access
+token of Google as the password.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PackageLogin(msgspec.Struct, frozen=True):
 
     @property
     def found(self) -> bool:
-        """Whether it is a login at all."""
+        """Return whether this is a login at all."""
         return bool(self.username or self.token)
 
 
 def where_to_log_in(repository: str, file: str) -> str:
-    """Return where the login for a repository must be, so that it is found.
+    """Return advice on where to configure the login for a repository.
 
     Args:
         repository: its address.
@@ -58,7 +58,7 @@ def _split(repository: str) -> SplitResult:
     """Return the parts of an address.
 
     Raises:
-        PackageError: it has no port that can be, or steps up in its path, so that a login for one
+        PackageError: the port is invalid, or the path has ``..``, so that a login for one
             folder would go to another.
     """
     place = urlsplit(repository)
@@ -76,13 +76,13 @@ def _split(repository: str) -> SplitResult:
 
 
 class PackageLogins:
-    """Reads the files when asked.
+    """Finds logins. Reads the files on each request.
 
     Args:
         environ: ``HOME``, ``NETRC``, ``NPM_CONFIG_USERCONFIG``.
-        google_token: gives an access token, or raises SecretError; asked for Artifact Registry
-            only, and only where the files name no login.
-        named: repositories of the settings; addresses below them count, too.
+        google_token: returns an access token, or raises SecretError; called for Artifact Registry
+            only, and only if the files have no login.
+        named: repositories of the settings. Addresses below them also count.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class PackageLogins:
         self._named = tuple(f"{url.rstrip('/')}/" for url in named)
 
     def login_for(self, kind: str, repository: str) -> PackageLogin:
-        """The login for a repository; an empty one if there is none.
+        """Return the login for a repository; an empty one if there is none.
 
         Raises:
-            PackageError: a file with logins can't be read, or there is no token for Google.
+            PackageError: a file with logins can't be read, or Google's token is unavailable.
         """
         place = _split(repository)
         is_named = f"{repository}/".startswith(self._named)
@@ -113,7 +113,7 @@ class PackageLogins:
         return found or self._from_netrc(place, is_named) or self._from_google(repository)
 
     def _from_netrc(self, place: SplitResult, is_named: bool) -> PackageLogin | None:
-        """The login of ``host:port``, or of a host for its usual port or one of the settings."""
+        """Return the login of ``host:port``, or of a host for its usual or a configured port."""
         machines = self._machines()
         host = place.hostname or ""
         found = machines.get(f"{host}:{place.port}") if place.port else None
@@ -139,7 +139,7 @@ class PackageLogins:
             ) from error
 
     def _from_npmrc(self, repository: str) -> PackageLogin | None:
-        """The login in the lines for the longest beginning of the address."""
+        """Return the login in the lines for the longest prefix of the address."""
         place = f"//{repository.partition('://')[2].rstrip('/')}/"
         path = self._environ.get("NPM_CONFIG_USERCONFIG")
         found: dict[str, dict[str, str]] = {}
@@ -164,11 +164,11 @@ class PackageLogins:
         return PackageLogin(username, password) if username else None
 
     def _expanded(self, value: str) -> str:
-        """``${NAME}`` is a variable of the environment, as npm has it."""
+        """Expand ``${NAME}`` from the environment, as npm does."""
         return re.sub(r"\$\{([^}]+)\}", lambda name: self._environ.get(name[1], name[0]), value)
 
     def _machines(self) -> dict[str, PackageLogin]:
-        """Logins of the netrc by host, in small letters. Source: curl, for the letters."""
+        """Return the logins of the netrc by host, in lower case. Source: curl, for the case."""
         from netrc import NetrcParseError, netrc
 
         path = self._environ.get("NETRC") or self._in_home(".netrc")
@@ -206,7 +206,7 @@ class PackageLogins:
 
     @staticmethod
     def _unreadable(path: str) -> PackageError:
-        """The error for a file with logins. It quotes no line: a line may hold a password."""
+        """Return the error for a file with logins. It quotes no line, which may hold a password."""
         return PackageError(f"{path} can't be read", hint="Correct or remove it.")
 
     def _in_home(self, name: str) -> str:

@@ -1,6 +1,6 @@
 """A registry of one repository, through which a build's own engine pulls an image without a login.
 
-See `push_gateway`: the engine of a Pod is in the hands of the build's steps, too.
+See `push_gateway`: the build's steps control the engine of a Pod, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PullGateway(PushGateway):
     """Serves a pull until it is closed. A context manager.
 
     Args:
-        listener: where the build's engine connects to. Closed with the gateway.
+        listener: accepts the connections of the build's engine. Closed with the gateway.
         client: the registry. Not closed.
         repository: the only repository that is read.
         reference: the tag or digest of the image.
@@ -54,5 +54,5 @@ class PullGateway(PushGateway):
             return
         if method == "GET":
             self.digest = digest
-        elif not self.digest:  # the engine then gets the manifest by this digest
+        elif not self.digest:  # the engine then requests the manifest by this digest
             self.digest = answer.headers.get("Docker-Content-Digest", "")

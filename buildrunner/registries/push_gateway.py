@@ -1,8 +1,8 @@
 """A registry of one image, through which a build's own engine pushes it without a login.
 
-The engine in a nested sandbox is in the hands of the build's steps. A login for a registry does not
+The build's steps control the engine in a nested sandbox. A login for a registry does not
 go there. Instead, that engine pushes to a port of its loopback address (`PushGateway`). This
-process passes those requests on with the login (`RegistryClient`), as far as they belong to the
+process forwards those requests with the login (`RegistryClient`), if they belong to the
 push of that one image. See ADR 0035.
 
 Source: the OCI distribution specification; Docker's token authentication specification.
@@ -46,21 +46,21 @@ from buildrunner.spec.validation.references import attachment_refusal
 _DOCKER_HUB = "registry-1.docker.io"
 _CLIENT = "buildrunner"
 _CONNECT_S = 30.0
-_ANSWER_S = 300.0  # a registry may take its time to check a large layer
-_LARGEST_MANIFEST = 4 << 20  # registries take no larger one
-_LARGEST_BYTES = 1 << 20  # of a token, and of what says how to get one
-_FRESH = 0.7  # of a token's lifetime: then another one is requested
+_ANSWER_S = 300.0  # seconds: a registry may be slow to check a large layer
+_LARGEST_MANIFEST = 4 << 20  # registries accept no larger manifest
+_LARGEST_BYTES = 1 << 20  # of an answer with a token, or with a challenge
+_FRESH = 0.7  # fraction of a token's lifetime after which another one is requested
 _PARAMETER = re.compile(r'([a-zA-Z_]+)="([^"]*)"')
 
 
 class RegistryPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """How a registry is reached.
+    """The way to reach a registry.
 
     Attributes:
-        registry: host and port as in names of images.
-        insecure: registries without TLS, or with a certificate that nobody checks, as the engine is
-            told: ``host:port``, or networks.
-        proxies: variables that the engine reaches it with (``HTTPS_PROXY=...``).
+        registry: host and port as in image names.
+        insecure: registries without TLS, or with an unchecked certificate, in the form of the
+            engine's setting: ``host:port``, or networks.
+        proxies: the engine's proxy variables (``HTTPS_PROXY=...``).
     """
 
     registry: str
@@ -79,11 +79,11 @@ class RegistryClient:
     Args:
         place: how the registry is reached.
         repository: its name there.
-        login: who to be; None for requests without a login.
+        login: the login; None for requests without one.
         egress: networks that builds do not reach: see `RegistryTransport`.
-        addresses_of: looks a name up.
+        addresses_of: looks up a name.
         deadline: see `RegistryTransport`.
-        pulls_only: a token service is asked for no more than the right to pull.
+        pulls_only: request only the right to pull from a token service.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class RegistryClient:
     ) -> None:
         self._actions = "pull,push" if login and not pulls_only else "pull"
         self._place = place
-        # Once for all: what says that the registry has no TLS is what is connected to.
+        # Looked up once: the address that permits plain http must be the one that is connected to.
         known = lru_cache(addresses_of)
         self._is_insecure = _is_insecure(place, known)
         self._repository = repository
@@ -122,7 +122,7 @@ class RegistryClient:
             headers={"User-Agent": _CLIENT, "Accept-Encoding": "identity"},
         )
         self.base = ""
-        """The address of the registry, once something was sent."""
+        """The address of the registry, set by the first request."""
 
     def __enter__(self) -> RegistryClient:
         return self
@@ -139,19 +139,19 @@ class RegistryClient:
         *,
         follow: bool = False,
     ) -> httpx.Response:
-        """Send a request; its answer, whose body is not read yet.
+        """Send a request. Returns the answer, whose body is not read yet.
 
         Args:
             method: of HTTP.
-            url: an address that the registry gave, or a path of it. The login goes to the registry
-                itself only.
+            url: an address from the registry, or a path on it. The login goes to the registry
+                only.
             headers: of the request.
             content: its body.
-            follow: a redirect is followed, to another host without the login.
+            follow: follow a redirect, to another host without the login.
 
         Raises:
             CredentialsError: the token service refused the login.
-            RegistryError: the address leads where nothing is reached for a build.
+            RegistryError: builds may not reach the address.
             httpx.HTTPError: the registry does not answer.
         """
         self._find()
@@ -160,15 +160,15 @@ class RegistryClient:
         if urlsplit(str(full))[:2] == urlsplit(self.base)[:2] and self._authorization:
             sent["Authorization"] = self._authorization()
         request = self._http.build_request(method, full, headers=sent, content=content)
-        # Without the login, to another host. No content of that comes back.
+        # Without the login, to another host. None of its content is returned.
         return self._http.send(request, stream=True, follow_redirects=follow or method == "HEAD")
 
     def digest_of(self, tag: str) -> str:
-        """Return the digest of what the registry sends as a tag; empty if there is none.
+        """Return the digest of the registry's manifest under a tag; empty if there is none.
 
         Raises:
             CredentialsError: the token service refused the login.
-            RegistryError: the registry refuses, or the address leads where nothing is reached.
+            RegistryError: the registry refuses, or builds may not reach the address.
             httpx.HTTPError: the registry does not answer.
         """
         self._find()
@@ -186,7 +186,7 @@ class RegistryClient:
         return sha256(answer.content)
 
     def _find(self) -> None:
-        """Find out whether the registry speaks TLS, and which login it wants."""
+        """Find out whether the registry has TLS, and which login it requests."""
         with self._lock:
             if self.base:
                 return
@@ -247,7 +247,7 @@ class RegistryClient:
 
 
 def _is_insecure(place: RegistryPlace, addresses_of: Callable[[str], Sequence[str]]) -> bool:
-    """Whether a registry needs no TLS: by its name, or as one of its addresses is in a network.
+    """Return whether a registry needs no TLS, by its name, or by the network of an address.
 
     Source: Docker, "insecure-registries".
     """
@@ -266,7 +266,7 @@ def _is_insecure(place: RegistryPlace, addresses_of: Callable[[str], Sequence[st
 
 
 def _proxies(place: RegistryPlace) -> dict[str, str]:
-    """The engine's proxies, by scheme."""
+    """Return the engine's proxies, by scheme."""
     known = {}
     for variable in place.proxies:
         name, _, value = variable.partition("=")
@@ -290,7 +290,7 @@ _RETURNED: tuple[str, ...] = (
 _PIECE = 1 << 18
 _LINE = 1 << 10
 _HEAD_BYTES = 16 << 10
-_ANSWER_BYTES = 4 << 20  # manifests and errors: registries take no larger manifest
+_ANSWER_BYTES = 4 << 20  # manifests and errors: registries accept no larger manifest
 _IDLE_S = 300.0
 _MOST_CONNECTIONS = 16  # an engine sends 5 layers at a time
 _MOST_UPLOADS = 256
@@ -298,7 +298,7 @@ _LOCATION = 4 << 10
 
 
 class Refused(Exception):
-    """An answer of our own."""
+    """A refusal by the gateway itself."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -313,15 +313,15 @@ class PushGateway:
         listener: where the build's engine connects to. Closed with the gateway.
         client: the registry. Not closed.
         repository: the only repository that is pushed to.
-        tag: the only tag that is set there.
+        tag: the only tag that may be set.
     """
 
     sent: tuple[str, ...] = _SENT
-    """Headers of requests that go to the registry."""
+    """Headers of requests that are forwarded to the registry."""
     returned: tuple[str, ...] = _RETURNED
-    """Headers of answers that go to the engine."""
+    """Headers of answers that are forwarded to the engine."""
     sends_blobs = False
-    """Blobs go to the engine, wherever the registry redirects to."""
+    """Whether blobs are forwarded to the engine, also from redirects."""
 
     def __init__(
         self, listener: socket.socket, client: RegistryClient, repository: str, tag: str
@@ -330,7 +330,7 @@ class PushGateway:
         self.repository = repository
         self.tag = tag
         self.digest = ""
-        """The digest of the manifest that the registry took as the tag; empty before."""
+        """The digest of the manifest that the registry accepted under the tag; empty before."""
         self._uploads: dict[str, str] = {}
         self._server = _Server(listener, self)
         self._thread = threading.Thread(
@@ -347,7 +347,7 @@ class PushGateway:
         self._server.server_close()
 
     def target(self, method: str, path: str, query: str) -> str:
-        """The registry's address for a request.
+        """Return the registry's address for a request.
 
         A blob is never mounted from another repository: the build might not be allowed to read it.
 
@@ -368,13 +368,13 @@ class PushGateway:
         raise Refused(403, "DENIED", "this is not part of the push of the build's image")
 
     def note(self, method: str, path: str, answer: httpx.Response, digest: str) -> None:
-        """Note the answer to a request.
+        """Record the answer to a request.
 
         Args:
-            method: of the request.
-            path: of the request.
-            answer: of the registry.
-            digest: of the manifest that was sent to the registry, or by it.
+            method: the request's method.
+            path: the request's path.
+            answer: the registry's answer.
+            digest: digest of the manifest that was sent to the registry, or by it.
         """
         is_tag = path.endswith(f"/manifests/{self.tag}")
         if is_tag and method == "PUT" and answer.is_success:
@@ -382,10 +382,10 @@ class PushGateway:
             self.digest = digest if is_kept else ""
 
     def _is_manifest(self, inner: str) -> bool:
-        """Whether it is the manifest of the tag, or has no tag.
+        """Return whether the manifest is sent under the tag, or without a tag.
 
         Raises:
-            Refused: the tag is where attestations of another image are.
+            Refused: the tag has the form of a tag for attestations.
         """
         found = _MANIFEST.fullmatch(inner)
         if found and (refusal := attachment_refusal(found[1])):
@@ -393,7 +393,7 @@ class PushGateway:
         return found is not None and (found[1] == self.tag or ":" in found[1])
 
     def location(self, url: str) -> str:
-        """Our own address for the upload at an address of the registry.
+        """Return the gateway's address for an upload at an address of the registry.
 
         Raises:
             Refused: the registry's address is too long.
@@ -408,7 +408,7 @@ class PushGateway:
 
 
 def _with_query(url: str, query: str) -> str:
-    """``url`` with the digest that ``query`` names: all that ends an upload says."""
+    """Return ``url`` with the digest in ``query``, the only parameter of an upload's end."""
     digest = [(key, value) for key, value in parse_qsl(query) if key == "digest"]
     if not digest:
         return url
@@ -428,7 +428,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._free = threading.Semaphore(_MOST_CONNECTIONS)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Handle a connection in a thread; those beyond the limit are closed."""
+        """Handle a connection in a thread. Connections beyond the limit are closed."""
         if self._free.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -446,14 +446,14 @@ class _Server(http.server.ThreadingHTTPServer):
         return connection, ("sandbox", 0)
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: the engine's push reports what went wrong."""
+        """Log nothing: the engine's push reports the error."""
 
 
 class _Received(io.BufferedReader):
-    """The bytes that a connection sends.
+    """The bytes that a connection receives.
 
     Attributes:
-        lines_left: how many bytes of lines may come: more end the connection.
+        lines_left: bytes of lines that may still arrive: more end the connection.
     """
 
     lines_left = 0
@@ -474,7 +474,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
-        """Limit the heads of requests, of which `http.server` takes 6 MiB."""
+        """Limit the heads of requests, of which `http.server` accepts 6 MiB."""
         super().setup()
         self.rfile.close()
         self.rfile = self._received = _Received(self.connection.makefile("rb", buffering=0))
@@ -544,7 +544,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return {name: value for name in names if (value := answer.headers.get(name))}
 
     def _send_blob(self, answer: httpx.Response) -> None:
-        """Pass a blob on as it comes. One that breaks off ends the connection."""
+        """Forward a blob while it arrives. A truncated blob ends the connection."""
         self.close_connection = True
         self.send_response_only(answer.status_code)
         for name, value in self._returned(answer).items():
@@ -613,14 +613,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PATCH = do_PUT = _pass_on  # noqa: N815
 
     def log_message(self, *_: object) -> None:
-        """The engine's push reports what went wrong."""
+        """Log nothing: the engine's push reports the error."""
 
 
 def _manifest(pieces: Iterable[bytes]) -> bytes:
     """Read a manifest.
 
     Raises:
-        Refused: it is none, or it would be attached to another image of the repository, as
+        Refused: it is invalid, or would be attached to another image of the repository, as
             signatures and attestations are.
     """
     content = bytearray()
@@ -632,7 +632,7 @@ def _manifest(pieces: Iterable[bytes]) -> bytes:
         fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, RecursionError) as error:
         raise Refused(400, "MANIFEST_INVALID", "the manifest is no JSON object") from error
-    # Registries in Go read the names of fields without regard to case.
+    # Registries in Go ignore the case of field names.
     if any(name.casefold() == "subject" for name in fields):
         raise Refused(403, "DENIED", "a push attaches nothing to other images")
     return bytes(content)

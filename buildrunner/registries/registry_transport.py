@@ -1,8 +1,8 @@
 """Connections to a registry that a build names, and to the hosts that the registry refers to.
 
-A registry redirects requests, names where an upload goes on, and which service gives tokens. Its
-owner may be the author of the build. So each host is looked up once, judged, and connected to by
-address: a build's registry leads this process to no address that the registry is not as near to.
+A registry redirects requests, and names the address of uploads and of its token service. Its
+owner may be the author of the build. So each host is looked up once, checked, and connected to by
+address: a registry can't lead this process into a more private network than its own.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RegistryToken(msgspec.Struct):
 
     @property
     def value(self) -> str:
-        """The token itself."""
+        """Return the token itself."""
         return self.token or self.access_token
 
 
@@ -62,7 +62,7 @@ def token_request(
     """Return the method and the arguments of a request for a token.
 
     Args:
-        login: the user to be; None for a token without a login.
+        login: the login; None for a token without one.
         scope: ``service`` and ``scope``, as the registry names them.
     """
     if login is None or not login.identity_token:
@@ -79,7 +79,7 @@ def token_request(
 
 
 def registry_tls(registry: str, *, insecure: bool = False) -> ssl.SSLContext:
-    """Trust as Docker does: the authorities of the system, and those in the registry's folder.
+    """Return TLS settings like Docker's: trust the system and the registry's ``certs.d`` folder.
 
     A client certificate in that folder is used, too.
 
@@ -116,8 +116,8 @@ def host_of(registry: str) -> str:
 class RegistryTransport(PinnedTransport):
     """Implements `PinnedTransport`. Thread-safe.
 
-    A public registry leads to public addresses only. One in a private network leads to private
-    addresses, too, and one that is written as a loopback address also to that. Link-local and
+    A public registry may lead to public addresses only. One in a private network may lead to
+    private addresses, too, and one that is named by a loopback address also to that. Link-local and
     multicast addresses, and the metadata services of clouds, are never reached.
 
     Args:
@@ -125,8 +125,8 @@ class RegistryTransport(PinnedTransport):
         tls: how certificates are checked.
         egress: networks that builds do not reach.
         proxies: see `PinnedTransport`.
-        addresses_of: looks a name up.
-        deadline: ends every connection when its time is over; None: each waits on its own.
+        addresses_of: looks up a name.
+        deadline: ends every connection when its time is over; None: each has its own timeouts.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class RegistryTransport(PinnedTransport):
         )
 
     def _addresses(self, host: str) -> tuple[str, ...]:
-        """The addresses of a host, as they were when it was first looked up."""
+        """Return the addresses of a host, from its first lookup."""
         if host not in self._known:
             try:
                 found = tuple(self._addresses_of(host))
@@ -219,7 +219,7 @@ class RegistryTransport(PinnedTransport):
         return kind == "public" or host == self._host or self._is_private()
 
     def _is_private(self) -> bool:
-        """Whether the registry itself is in a private network, or on this machine."""
+        """Return whether the registry itself is in a private network, or on this machine."""
         literals = (address_of(one) for one in self._known.get(self._host, ()))
         found = [one for one in literals if one is not None]
         return bool(found) and not any(map(is_public, found))

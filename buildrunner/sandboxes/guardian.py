@@ -1,14 +1,14 @@
-"""A small process beside each build that cleans up after it, however the build's process ends.
+"""A small process beside each build that cleans up after it, even if the build's process is killed.
 
 The guardian reads a pipe whose only writer is the build's process. When that process ends, even by
 SIGKILL, the kernel closes the pipe, and the guardian removes the build's containers, volumes,
 folders and, when no other build needs it, the network. In the normal case it does the same
-after `finish`, while the command has returned to its user already: removing a network takes 180 ms
-here, and nobody should wait for it.
+after `finish`, while the command has already returned to its user: removing a network takes 180 ms
+here, for which nobody should wait.
 
-It is started by posix_spawn with an interpreter that imports next to nothing (about 1 ms of the
+It is started by posix_spawn with an interpreter that imports almost nothing (about 1 ms of the
 build's time, and 9 ms of another core), in a session of its own, so that Ctrl-C does not reach it.
-The part that runs there is guardian_process.py.
+Its program is guardian_process.py.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.errors import EngineError
 
 FINISH_TIMEOUT_S = 30.0
-_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not hang the end of the build as well
+_AHEAD_TIMEOUT_S = 2.0  # an engine that hangs must not block the end of the build as well
 
-# File descriptors in the guardian. What it is told comes in on 0.
+# File descriptors in the guardian. It reads messages from 0.
 REPORT_FD = 3
 LOCK_FD = 4
-_SAFE_FD = 10  # ours are moved above the guardian's numbers, so that none overwrites another
+# our descriptors are moved above the guardian's numbers, so that none overwrites another
+_SAFE_FD = 10
 
 
 class Guardian:
@@ -59,18 +60,18 @@ class Guardian:
         network: str = "cloudbuild",
         environ: Mapping[str, str] | None = None,
     ) -> Guardian:
-        """Start a guardian. Do it before anything of the build is made on the engine.
+        """Start a guardian. Call it before the build makes anything on the engine.
 
         Args:
-            build_id: value of the label `LABEL_BUILD` that everything of the build carries.
+            build_id: value of the label `LABEL_BUILD` on every resource of the build.
             endpoint: the build's engine.
             state_dir: folder for locks and for the guardians' log; the same for all builds of the
-                machine that should share the network in peace.
+                machine that share the network.
             network: name of the network that builds share.
-            environ: environment of the guardian (None: ours).
+            environ: environment of the guardian (None: that of this process).
 
         Raises:
-            EngineError: it can't be started.
+            EngineError: the guardian can't be started.
         """
         try:
             return cls._start(build_id, endpoint, state_dir, network, environ)
@@ -122,17 +123,17 @@ class Guardian:
         return guardian
 
     def note_directory(self, path: str) -> None:
-        """This absolute folder of ours goes too, with all in it, after containers and volumes."""
+        """Let the guardian remove this absolute folder, after containers and volumes."""
         self._tell("directory", path)
 
     def note_image_cache(self, folder: str, image: str, sandboxes: str) -> None:
-        """The build has a nested sandbox: once it is gone, the images that it used are cached.
+        """Let the guardian cache the images of the build's nested sandbox, after its removal.
 
-        That may take as long as copying them does. `finish` does not wait for it.
+        That takes as long as the copy of the images. `finish` does not wait for it.
 
         Args:
             folder: see `ImageCache`.
-            image: what the cache engine runs from.
+            image: image of the cache engine.
             sandboxes: see `SandboxFolders`.
         """
         self._tell("cache", folder)
@@ -140,7 +141,7 @@ class Guardian:
         self._tell("cache image", image)
 
     def hold_network(self) -> None:
-        """Call it before ensuring the network: it won't be removed under us from now on.
+        """Hold the network, before ensuring it, so that no other guardian removes it.
 
         Waits while another build's guardian is removing it (200 ms at most). Does nothing after
         `finish`.
@@ -149,31 +150,31 @@ class Guardian:
             if self._closed:
                 return
             self._tell("network", self._network)
-            lock = os.dup(self._lock)  # `finish` may close ours while we wait
+            lock = os.dup(self._lock)  # `finish` may close the descriptor during this wait
         try:
             hold_network_lock(lock)
         finally:
             os.close(lock)
 
     def run_ahead(self, work: Callable[[], object]) -> None:
-        """Do ``work`` in a thread; `finish` waits for it. Once.
+        """Do ``work`` in a thread; `finish` waits for it. Call it once.
 
-        Whatever ``work`` asks of the engine is there when the clean-up begins, and not a moment
-        later: a command that ends early leaves nothing behind.
+        All that ``work`` makes on the engine exists before the clean-up begins, so
+        a command that ends early leaves nothing behind.
         """
         self._ahead = threading.Thread(target=work, name="ahead", daemon=True)
         self._ahead.start()
 
     def finish(self, *, wait: bool, timeout_s: float = FINISH_TIMEOUT_S) -> tuple[str, ...]:
-        """The build is over: let the guardian clean up and end. Further calls do nothing.
+        """Let the guardian clean up after the build and end. Further calls do nothing.
 
         Args:
-            wait: return only when all is gone, or after ``timeout_s``; otherwise at once, and the
-                guardian goes on by itself.
-            timeout_s: limit of the wait; the guardian goes on after it.
+            wait: return after the clean-up, or after ``timeout_s``; otherwise at once, and the
+                guardian continues alone.
+            timeout_s: limit of the wait; the guardian continues after it.
 
         Returns:
-            What could not be removed, one sentence each (empty without ``wait``).
+            A sentence for each resource that could not be removed (empty without ``wait``).
         """
         if self._ahead is not None:
             self._ahead.join(_AHEAD_TIMEOUT_S)
@@ -183,7 +184,7 @@ class Guardian:
             self._tell("finish", "")
             self._closed = True
             os.close(self._orders)
-            os.close(self._lock)  # the guardian holds the same lock by its own descriptor
+            os.close(self._lock)  # the guardian holds the same lock with its own descriptor
         problems = self._await_report(timeout_s) if wait else ()
         os.close(self._report)
         return problems
@@ -211,7 +212,7 @@ class Guardian:
             try:
                 os.write(self._orders, f"{kind}\t{value}\n".encode("utf-8", "surrogateescape"))
             except BrokenPipeError:
-                return  # someone killed the guardian: the next sweep does its work
+                return  # the guardian was killed: the next sweep does its work
 
 
 def _moved(descriptor: int) -> int:

@@ -1,11 +1,11 @@
-"""The program of the guardian's process (see guardian.py). Never imported by others.
+"""The program of the guardian's process (see guardian.py). No other module imports it.
 
-Started as ``python -I -S guardian_process.py BUILD_ID``: at first it imports nothing that the
-interpreter has not got already, and sleeps in a read. Only when the build has ended does it import
-what cleaning up takes.
+It is started as ``python -I -S guardian_process.py BUILD_ID``. At first it imports only modules
+that the interpreter has loaded already, and sleeps in a read. It imports the clean-up only when
+the build has ended.
 
-It is told lines ``KIND<tab>VALUE`` on descriptor 0, answers with one problem a line on descriptor 3
-and holds the network's lock on descriptor 4 (with the build: they share one open file).
+It reads lines ``KIND<tab>VALUE`` from descriptor 0, writes one problem a line to descriptor 3
+and holds the network's lock on descriptor 4 (it shares the open file with the build).
 """
 
 import os
@@ -18,7 +18,7 @@ _RETRY_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def listen() -> tuple[dict[str, list[str]], bool]:
-    """All that the build tells, until it says ``finish`` or dies; whether it died."""
+    """Read the build's messages until ``finish`` or its death. Returns if it died, too."""
     text = b""
     while not text.endswith(b"\nfinish\t\n"):
         piece = os.read(0, 65536)
@@ -33,7 +33,7 @@ def listen() -> tuple[dict[str, list[str]], bool]:
 
 
 def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> list[str]:
-    """Remove all of the build; the problems met."""
+    """Remove all resources of the build. Returns the problems."""
     import time
 
     import msgspec
@@ -46,7 +46,7 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
     engine = DockerEngine(msgspec.json.decode(told["endpoint"][0], type=Endpoint))
     directories = told.get("directory", [])
     problems: list[str] = []
-    for pause in _RETRY_PAUSES_S:  # the engine may be restarting: that may be why the build died
+    for pause in _RETRY_PAUSES_S:  # the engine may be restarting, which may have killed the build
         time.sleep(pause)
         try:
             problems = cleanup.clean_build(engine, build_id, directories, abandoned=abandoned)
@@ -78,20 +78,20 @@ def cache_images(told: dict[str, list[str]]) -> None:
     cache = ImageCache(daemons, host, told["cache"][0], told["cache image"][0])
     try:
         cache.mode = SandboxFolders(told["sandboxes"][0]).mode(daemons.facts().identity)
-        if cache.mode:  # else no sandbox was ever started here
+        if cache.mode:  # otherwise no sandbox was ever started here
             cache.update()
     except (EngineError, OSError) as error:
         report([str(error)], told["log"][0])
 
 
 def report(problems: list[str], log_path: str) -> None:
-    """To the build when it still listens, and to the guardians' log."""
+    """Report problems to the build if it still listens, and to the guardians' log."""
     import contextlib
 
     text = "".join(f"{' '.join(problem.split())}\n" for problem in problems)
     if not text:
         return
-    with contextlib.suppress(OSError):  # nobody listens any more
+    with contextlib.suppress(OSError):  # the build does not listen any more
         os.write(_REPORT_FD, text.encode("utf-8", "replace"))
     with open(log_path, "a", encoding="utf-8") as log:
         log.write(text)
@@ -101,19 +101,19 @@ def main() -> None:
     """Listen, clean up, report."""
     import signal
 
-    os.chdir("/")  # don't keep anybody's folder busy
+    os.chdir("/")  # don't keep the current folder busy
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     told, abandoned = listen()
     signal.alarm(_LIFETIME_S)
     if "path" not in told:
-        return  # the build died before it had told anything, and so before it made anything
+        return  # the build died before its first message, and so before it made anything
     sys.path[:] = told["path"][0].split(os.pathsep)
     try:
         problems = clean_up(sys.argv[1], told, abandoned=abandoned)
     except Exception as error:  # noqa: BLE001  (nobody is above us who could report it)
         problems = [f"the clean-up of build {sys.argv[1]} failed: {error!r}"]
     report(problems, told["log"][0])
-    os.close(_REPORT_FD)  # nobody has to wait for what follows
+    os.close(_REPORT_FD)  # no process waits for the rest
     cache_images(told)
 
 

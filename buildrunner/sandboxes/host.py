@@ -1,4 +1,4 @@
-"""The sandbox that is none: a build's containers on the engine at hand, beside everybody else's."""
+"""The host sandbox: a build's containers run on the host's engine, beside all others."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class HostSandbox:
     """Implements `Sandbox` with an engine that builds share.
 
     Args:
-        engine: that engine. Closed with the sandbox.
-        labels: what everything of this server carries; empty leaves all builds to others.
+        engine: the host's engine. Closed with the sandbox.
+        labels: labels of every resource of this server; empty leaves all builds to others.
     """
 
     name = "host"
@@ -44,11 +44,11 @@ class HostSandbox:
         project: str = "",  # noqa: ARG002
         trusted: bool = True,  # noqa: ARG002
     ) -> HostPlace:
-        """See `Sandbox.open`: there is nothing to make."""
+        """See `Sandbox.open`: nothing has to be created."""
         return HostPlace(self._engine)
 
     def remove(self, build_id: str) -> None:
-        """See `Sandbox.remove`: whatever carries the build's label."""
+        """See `Sandbox.remove`: removes every resource with the build's label."""
         remove_owned(self._engine, build_id)
 
     def keep_spares(self, count: int) -> None:
@@ -62,11 +62,11 @@ class HostSandbox:
         return "host"
 
     def unenforced(self, egress: Egress) -> tuple[str, ...]:
-        """See `Sandbox.unenforced`: nothing keeps steps from a network."""
+        """See `Sandbox.unenforced`: steps can reach every network."""
         return NO_WALL.reached(egress)
 
     def check_engine(self) -> None:
-        """See `Sandbox.check_engine`: every engine can."""
+        """See `Sandbox.check_engine`: every engine is accepted."""
 
     def check(self) -> None:
         """See `Sandbox.check`."""
@@ -82,7 +82,7 @@ class HostSandbox:
 
 
 class HostPlace:
-    """Implements `OpenSandbox`: all is as it is."""
+    """Implements `OpenSandbox` without changes to anything."""
 
     privileged_steps = False
     machine_network = "host"  # a repository of packages may be on 127.0.0.1
@@ -106,16 +106,16 @@ class HostPlace:
         """See `OpenSandbox.metadata_listener`: builds share a network."""
 
     def close(self) -> None:
-        """See `OpenSandbox.close`: the engine is for others to close."""
+        """See `OpenSandbox.close`: the engine stays open."""
 
 
 def remove_owned(engine: ContainerEngine, build_id: str) -> None:
     """Remove the containers, volumes and networks with a build's label.
 
-    A network that other containers are on stays.
+    A network with other containers stays.
 
     Raises:
-        EngineError: something could not be removed; all else is.
+        EngineError: a resource could not be removed; all others are.
     """
     failures: list[str] = []
     owned = engine.list_owned({LABEL_BUILD: build_id})
@@ -135,7 +135,7 @@ def remove_owned(engine: ContainerEngine, build_id: str) -> None:
 
 
 def labelled_builds(engine: ContainerEngine, labels: Mapping[str, str]) -> tuple[str, ...]:
-    """Builds of which something on the engine carries ``labels`` too, sorted."""
+    """Return the builds with resources on the engine that also have ``labels``, sorted."""
     if not labels:
         return ()
     found = []
@@ -152,11 +152,11 @@ _log = logging.getLogger(__name__)
 
 
 class SharedNetwork:
-    """Held from the making of this object until `close`; by the kernel no longer than we live.
+    """A hold on the shared network until `close`, or until this process ends.
 
     Args:
-        engine: where it is. Not closed.
-        address: the engine's address, which the lock is named after.
+        engine: the network's engine. Not closed.
+        address: the engine's address, which names the lock.
         name: the network's name.
         state_dir: folder of locks, the same for all builds of the machine.
     """
@@ -168,10 +168,10 @@ class SharedNetwork:
         hold_network_lock(self._lock)
 
     def make(self) -> None:
-        """Make it ahead of a build, whose own it must not be: it goes with the build's end.
+        """Create the network ahead of a build, without the build's label, which would remove it.
 
-        It has an owner, so that who is killed leaves nothing that `doctor --clean` can't find.
-        What is wrong with the engine, the build will report.
+        It has an owner label, so that `doctor --clean` finds it after a kill.
+        Errors of the engine are ignored: the build will report them.
         """
         labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
         try:
@@ -180,10 +180,10 @@ class SharedNetwork:
             _log.warning("the network %s can't be made ahead: %s", self._name, error)
 
     def close(self) -> None:
-        """Let go of it, and remove it if nobody else holds it. Idempotent."""
+        """Release the network, and remove it if no other process holds it. Idempotent."""
         if self._lock < 0:
             return
-        with contextlib.suppress(EngineError):  # the next user finds it, and removes it
+        with contextlib.suppress(EngineError):  # the next user of the network removes it
             release_network(self._engine, self._name, self._lock)
         os.close(self._lock)
         self._lock = -1

@@ -145,7 +145,7 @@ class BuildSession:
         return exit_code
 
     def _store_attestations(self, attestations: Sequence[bytes]) -> None:
-        if not attestations:  # as mostly: nothing to import
+        if not attestations:  # the usual case imports nothing
             return
         from buildrunner.provenance.stored import store_attestations
 
@@ -229,7 +229,7 @@ def _close_writer(writer: BuildWriter) -> None:
 
 
 def _file_url(path: str) -> str:
-    if path.isascii() and not set(path) & set(' %?#"<>'):  # as mostly: nothing to import
+    if path.isascii() and not set(path) & set(' %?#"<>'):  # the usual case imports nothing
         return f"file://{path}"
     from urllib.parse import quote
 

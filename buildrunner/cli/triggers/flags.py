@@ -289,7 +289,7 @@ def from_file(args: argparse.Namespace) -> Document:
 
     Raises:
         UsageError: other flags are also given, or the file holds several triggers.
-        ConfigError: the file is wrong.
+        ConfigError: the file is invalid.
     """
     from buildrunner.cli.triggers.files import read_triggers
 
@@ -409,7 +409,7 @@ def build_template(args: argparse.Namespace) -> Document | None:
 
     Raises:
         UsageError: flags contradict each other, or a file can't be read.
-        ConfigError: the file is wrong.
+        ConfigError: the file is invalid.
     """
     flags = ("build_config", "inline_config", "dockerfile")
     given = [flag for flag in flags if getattr(args, flag) is not None]

@@ -54,7 +54,7 @@ class DockerApi:
     """The engine's API under one version that both sides know. Thread-safe.
 
     Args:
-        endpoint: where the engine is.
+        endpoint: the engine's address.
     """
 
     def __init__(self, endpoint: Endpoint, *, _engine: _Engine | None = None) -> None:
@@ -257,7 +257,7 @@ class _Opened:
     """The SDK's client of an engine, and its connections.
 
     Args:
-        endpoint: where the engine is.
+        endpoint: the engine's address.
         engine: its capabilities; None requests them.
         timeout_s: seconds that the engine may take to answer.
 

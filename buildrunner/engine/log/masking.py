@@ -109,7 +109,7 @@ def _url_forms(piece: bytes) -> set[bytes]:
 
 
 def _json_forms(piece: bytes) -> set[bytes]:
-    r"""Return forms in JSON strings; some encoders write ``\/`` for ``/``, or ``\u0026`` for ``&``."""
+    r"""Return forms in JSON strings; some encoders write ``\/``, some ``\u0026`` for ``&``."""
     import json
 
     text = piece.decode("utf-8", "surrogateescape")

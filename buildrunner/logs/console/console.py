@@ -1,8 +1,8 @@
 """The display of a running build: log, status line, summary.
 
-Standard output carries the log and nothing else, in Cloud Build's own words; what buildrunner has
-to say itself goes to standard error. The status line stands at the bottom of whichever of the two
-is a terminal.
+Standard output carries only the log, in Cloud Build's own words; buildrunner's own messages
+go to standard error. The status line is at the bottom of the terminal, if either of the two
+is one.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class LogPrinter:
 
     Args:
         folder: the log's folder; its file must exist.
-        screen: where it is shown.
-        live: refresh the screen a few times a second also when the log rests.
+        screen: shows the log.
+        live: refresh the screen a few times a second, even if the log does not grow.
     """
 
     def __init__(self, folder: str, screen: Screen, *, live: bool) -> None:
@@ -48,7 +48,7 @@ class LogPrinter:
         self._thread.start()
 
     def write(self, chunk: LogChunk) -> None:
-        """The log file has this chunk now. Never blocks on the output."""
+        """Show a chunk that the log file has. Never blocks on the output."""
         with self._changed:
             self._written += len(chunk.data)
             self._changed.notify()
@@ -59,14 +59,14 @@ class LogPrinter:
         return self._lost
 
     def close(self) -> None:
-        """Show the rest, however long the output takes. Idempotent."""
+        """Show the rest, without a time limit. Idempotent."""
         self.drain()
 
     def drain(self, timeout_s: float | None = None) -> bool:
         """Show the rest, then end. May be called again.
 
         Args:
-            timeout_s: how long to wait for the output to take it; None waits for ever.
+            timeout_s: seconds to wait for the output; None for no limit.
 
         Returns:
             Whether everything is shown.
@@ -78,7 +78,7 @@ class LogPrinter:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        pause = threading.Event()  # never set: a wait that close() need not shorten
+        pause = threading.Event()  # never set: close() need not shorten this wait
         while True:
             with self._changed:
                 if self._written == self._shown and not self._closing:
@@ -88,7 +88,7 @@ class LogPrinter:
             if closing and self._shown == self._written:
                 break
             if self._live:
-                # On a terminal, lines that come close together are written together.
+                # On a terminal, lines that arrive close together are written together.
                 pause.wait(_BATCH_S)
         if self._screen is not None:
             self._screen.close()
@@ -115,8 +115,8 @@ class LogPrinter:
             else:
                 self._screen.refresh()
         except OSError as error:
-            # The build goes on, the file has it all. The reader of a pipe is gone (`| head`), and
-            # wants no more; a file that is cut by a full disk looks whole.
+            # The build continues, and the file has everything. The reader of a pipe has ended (`|
+            # head`), and wants no more; but a file that a full disk cut short looks complete.
             self._screen = None
             if not isinstance(error, BrokenPipeError):
                 self._lost = error.strerror or str(error)
@@ -128,14 +128,14 @@ _USUAL_COLUMNS = 80
 
 
 class Console:
-    """Shows one build; a `LogSink` and a listener for its events.
+    """Shows one build: a `LogSink` and a listener for its events.
 
     Args:
-        plan: what runs.
-        folder: of the log file, which must exist by now and take each chunk before this one.
+        plan: the plan that runs.
+        folder: folder of the log file, which must exist and get each chunk before the console.
         output_look: what standard output can show.
         dialogue_look: what standard error can show.
-        quiet: leave the log out.
+        quiet: don't show the log.
     """
 
     def __init__(
@@ -154,34 +154,34 @@ class Console:
         self._view.apply(event)
 
     def planned(self, plan: BuildPlan) -> None:
-        """There is a plan now, where there was none when the build began."""
+        """Take the plan of a build that had none when it began."""
         self._view.planned(plan)
 
     def write(self, chunk: LogChunk) -> None:
-        """A chunk is in the log file."""
+        """Show a chunk that is in the log file."""
         if self._printer is not None:
             self._printer.write(chunk)
 
     def notice(self, text: str) -> None:
-        """Say something at once; nothing takes back what the status line says.
+        """Show a message at once. It stays in the status line.
 
         Takes no lock: signal handlers may call it.
         """
         if self._dialogue_look.live:
-            # The status line carries it from its next refresh on.
+            # The status line shows it after its next refresh.
             self._notice = f"{text}  " if text else ""
         elif text:
             os.write(DIALOGUE, f"{text}\n".encode())
 
     def close(self) -> None:
-        """Show the rest of the log, however long the output takes. Idempotent."""
+        """Show the rest of the log, without a time limit. Idempotent."""
         self.drain()
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Show the rest of the log and take the status line away. May be called again.
+        """Show the rest of the log and erase the status line. May be called again.
 
         Args:
-            timeout_s: how long to wait for the output to take it; None waits for ever.
+            timeout_s: seconds to wait for the output; None for no limit.
 
         Returns:
             Whether everything is shown.
@@ -234,7 +234,7 @@ class Console:
 
 
 def _is_one_place() -> bool:
-    """Whether log and dialogue go to the same terminal, file or pipe."""
+    """Return whether log and dialogue go to the same terminal, file or pipe."""
     try:
         log, dialogue = os.fstat(OUTPUT), os.fstat(DIALOGUE)
     except OSError:
@@ -248,6 +248,6 @@ def _columns_of(descriptor: int | None) -> Callable[[], int]:
             size = os.get_terminal_size(OUTPUT if descriptor is None else descriptor)
         except OSError:
             return _USUAL_COLUMNS
-        return size.columns or _USUAL_COLUMNS  # some terminals don't know how wide they are
+        return size.columns or _USUAL_COLUMNS  # some terminals don't report their width
 
     return columns

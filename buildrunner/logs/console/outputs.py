@@ -52,20 +52,20 @@ class Screen(Protocol):
     """Shows whole lines, in order, from one thread."""
 
     def show(self, lines: bytes) -> None:
-        """Show some whole lines. Blocks as long as the output does. Raises OSError."""
+        """Show whole lines. Blocks while the output blocks. Raises OSError."""
         ...
 
     def refresh(self) -> None:
-        """Called a few times a second and after every `show`: the status may have changed."""
+        """Update the status. Called a few times a second and after every `show`."""
         ...
 
     def close(self) -> None:
-        """Leave the output as it was found."""
+        """Restore the output."""
         ...
 
 
 class PipeScreen:
-    """Copies the lines as they are: what is piped is Cloud Build's own log text."""
+    """Copies the lines unchanged: a pipe gets Cloud Build's own log text."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -85,14 +85,14 @@ class TerminalScreen:
     """Lines above, one status line below; the two never mix.
 
     The status is erased before lines are written and drawn again after them, in one write. Its
-    height is counted at the terminal's present width: a resize leaves nothing behind.
+    height is computed for the terminal's present width, so a resize leaves nothing behind.
 
     Args:
         log: descriptor of the lines; None shows the status only.
         status: descriptor of a terminal for the status line; None shows none.
         look: what the outputs can show.
-        draw: the status line for an instant and a width.
-        columns: the terminal's present width.
+        draw: returns the status line for an instant and a width.
+        columns: returns the terminal's present width.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class TerminalScreen:
         write_all(self._log, lines)
 
     def refresh(self) -> None:
-        """Draw the status again when it changed."""
+        """Draw the status again if it has changed."""
         if self._status is None:
             return
         before, erasure = self._drawn, self._erasure()
@@ -134,7 +134,7 @@ class TerminalScreen:
             write_all(self._status, erasure + status)
 
     def close(self) -> None:
-        """Take the status away."""
+        """Erase the status."""
         if self._status is not None and self._drawn:
             write_all(self._status, self._erasure())
         self._drawn, self._status = "", None
@@ -155,7 +155,7 @@ class TerminalScreen:
 
 
 def coloured(lines: bytes) -> bytes:
-    """The log's text with step prefixes, phase words and errors in colours."""
+    """Return the log's text with step prefixes, phase words and errors in colours."""
     pattern = _compiled(_LINE_FORMS)
     shown = pattern.sub(_paint, lines)
     if b"\x1b[" in lines:
@@ -165,17 +165,17 @@ def coloured(lines: bytes) -> bytes:
 
 
 def without_controls(lines: bytes) -> bytes:
-    """The text without what would move the cursor, set titles and the like; colours stay."""
+    """Return the text without control sequences (cursor, titles, ...). Colours stay."""
     return _compiled(_CONTROL_FORMS).sub(b"", lines)
 
 
 def without_colours(text: bytes) -> bytes:
-    """The text without colours and other attributes of letters."""
+    """Return the text without colours and other attributes."""
     return _compiled(rb"\x1b\[[0-9;:]*m").sub(b"", text)
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, also to a descriptor that someone made non-blocking."""
+    """Write everything, also to a non-blocking descriptor."""
     view = memoryview(data)
     while view:
         try:
@@ -190,7 +190,7 @@ _PATTERNS: dict[bytes, re.Pattern[bytes]] = {}
 
 
 def _compiled(form: bytes) -> re.Pattern[bytes]:
-    # Compiled at first use: a build whose output is piped never needs them.
+    # Compiled at first use: a build with piped output never needs them.
     if form not in _PATTERNS:
         _PATTERNS[form] = re.compile(form, re.MULTILINE)
     return _PATTERNS[form]
@@ -226,15 +226,15 @@ _PHASES = {"SETUPBUILD": "setup", "FETCHSOURCE": "source", "PUSH": "push"}
 _FORGIVEN = ("!", "!")
 _UNKNOWN = ("?", "?")
 _JOINT = ("─", "-")
-_GRAPH_LIMIT = 40  # more steps than this are counted, not drawn
+_GRAPH_LIMIT = 40  # with more steps, only their number is shown
 _RUNNING_LIMIT = 4
 _TRANSFER_LIMIT = 3
 
 
 def graph_columns(plan: BuildPlan) -> list[list[int]]:
-    """Positions of steps in the plan, by depth in the graph.
+    """Return positions of steps in the plan, by depth in the graph.
 
-    A step stands one column after its deepest dependency.
+    A step is one column after its deepest dependency.
     """
     depths: list[int] = []
     columns: list[list[int]] = []
@@ -248,11 +248,11 @@ def graph_columns(plan: BuildPlan) -> list[list[int]]:
 
 
 def status_line(view: BuildView, now: datetime, width: int, look: Look) -> str:
-    """The line, at most ``width`` columns wide, colours included where ``look`` allows them."""
+    """Return the line, at most ``width`` columns wide, with colours if ``look`` permits them."""
     line = _Line(width)
     _draw_graph(line, view, look)
     done = sum(1 for step in view.steps if step.finished is not None)
-    if view.steps:  # there are none before there is a plan
+    if view.steps:  # there are none before the build is planned
         line.add(f"  {done}/{len(view.steps)}")
     if view.started_at is not None:
         line.add(f"  {clock((now - view.started_at).total_seconds())}")
@@ -335,7 +335,7 @@ class JsonEvents:
 
     @property
     def lost(self) -> str:
-        """Why the output took no more, while somebody may still read it; empty when it did."""
+        """Return why the output failed although it may still have a reader; empty if it did not."""
         return self._lost
 
     def on_event(self, event: BuildEvent) -> None:
@@ -366,7 +366,7 @@ class JsonEvents:
                 return
             try:
                 write_all(self._descriptor, data)
-            except OSError as error:  # nobody reads any more, or a disk is full; the build goes on
+            except OSError as error:  # the reader has ended, or a disk is full; the build continues
                 self._gone = True
                 if not isinstance(error, BrokenPipeError):
                     self._lost = error.strerror or str(error)

@@ -1,4 +1,4 @@
-"""The summary after a build: what failed first, then each step, then the images. Pure."""
+"""The summary after a build: the failure first, then each step, then the images. Pure."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def render_summary(
     *,
     log_shown: bool = False,
 ) -> str:
-    """The summary of a finished build, whole lines.
+    """Return the summary of a finished build, as whole lines.
 
     Args:
         view: the build.
         look: what the output can show.
-        command: submits the same build again; empty where parts of it can't be.
-        log_command: shows the whole log, given the build's id.
-        retry_command: goes on from a step with the workspace as it was, given the build's id;
-            empty where no workspace is kept.
-        log_shown: the log stands right above, and its last line says why the build failed.
+        command: submits the same build again; empty if parts of it can't be submitted.
+        log_command: returns the command that shows the whole log, given the build's id.
+        retry_command: returns the command that resumes from a step with its workspace;
+            empty if no workspace is kept.
+        log_shown: the log is shown right above, and its last line says why the build failed.
 
     Order: the failing step with its last lines, the table of steps, images, deployments, warnings,
-    the verdict, what to do next.
+    the verdict, the next commands.
     """
     if view.finished is None:
         return ""
@@ -101,9 +101,9 @@ def _cause(step: StepView, ended: StepFinished, *, log_shown: bool) -> str:
 
 
 def _harmless(line: str, look: Look) -> str:
-    """A step's line without what would steer the terminal; its colours stay where there are any.
+    """Return a step's line without control sequences, except colours.
 
-    Of a progress bar, which writes its line anew after each carriage return, the last state.
+    Of a progress bar, which rewrites its line after each carriage return, keep the last state.
     """
     line = next((part for part in reversed(line.split("\r")) if part), "")
     if line.isprintable():
@@ -117,7 +117,7 @@ def _harmless(line: str, look: Look) -> str:
 
 
 def _steps(view: BuildView, look: Look) -> list[str]:
-    if not view.steps:  # it ended before it had a plan
+    if not view.steps:  # the build ended before it was planned
         return []
     rows: list[tuple[str, ...]] = [("STEP", "STATUS", "TIME", "PULL", "START", "RUN")]
     rows.extend(_step_row(step, view) for step in view.steps)
@@ -161,7 +161,7 @@ def _images(view: BuildView, look: Look) -> Iterable[str]:
     for image in view.pushed:
         yield f"{image.name}"
         layers = []
-        if image.layers_pushed or image.layers_reused:  # Podman does not tell
+        if image.layers_pushed or image.layers_reused:  # Podman does not report it
             layers.append(f"{count(image.layers_pushed, 'layer')} pushed")
         if image.layers_reused:
             layers.append(f"{image.layers_reused} already there")
@@ -198,7 +198,7 @@ def _verdict(view: BuildView, finished: BuildFinished, look: Look, *, log_shown:
 
 
 def _advice(step: StepView, ended: StepFinished) -> list[str]:
-    """Advice for the way in which a step failed; empty without any."""
+    """Return advice for the way in which a step failed; empty if there is none."""
     if ended.oom_killed:
         return [f"  memory:     {_OOM_HINT}"]
     if ended.exit_code in _CODE_HINTS:
@@ -228,7 +228,8 @@ def _next(
         if command:
             lines.append(f"  try again:  {command}")
         if step is not view.steps[0]:
-            # A local build begins with the source: what steps made is gone with their build.
+            # A local build starts from the source: the results of earlier steps are deleted with
+            # their build.
             if command:
                 part = f"{command} --from {again}"
                 lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")

@@ -34,7 +34,7 @@ class Look(msgspec.Struct, frozen=True):
 
     Attributes:
         colour: write colours.
-        live: a status line may be kept at the bottom of the terminal.
+        live: a status line may be shown at the bottom of the terminal.
         unicode: symbols beyond ASCII can be shown.
     """
 
@@ -44,12 +44,12 @@ class Look(msgspec.Struct, frozen=True):
 
 
 def painted(text: str, code: str, *, colour: bool) -> str:
-    """``text`` in the SGR ``code`` when colours are wanted."""
+    """Return ``text`` in the SGR ``code`` if colours are on."""
     return f"\x1b[{code}m{text}{RESET}" if colour and code else text
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters spelled out: what a build says can't steer a terminal."""
+    """Return ``text`` with control characters escaped, so that it can't control a terminal."""
     if text.isprintable():
         return text
     return "".join(
@@ -59,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def seconds(duration_s: float) -> str:
-    """``0.3 s``, ``45.1 s``, ``2m05s``, ``1h02m03s``."""
+    """Format a duration: ``0.3 s``, ``45.1 s``, ``2m05s``, ``1h02m03s``."""
     if duration_s < 60:
         return f"{max(duration_s, 0):.1f} s"
     whole = int(duration_s)
@@ -69,7 +69,7 @@ def seconds(duration_s: float) -> str:
 
 
 def clock(duration_s: float) -> str:
-    """``0:07``, ``12:34``, ``1:02:03``: for a time that runs."""
+    """Format a running time: ``0:07``, ``12:34``, ``1:02:03``."""
     whole = max(int(duration_s), 0)
     if whole < 3600:
         return f"{whole // 60}:{whole % 60:02}"
@@ -77,7 +77,7 @@ def clock(duration_s: float) -> str:
 
 
 def size(count_bytes: int) -> str:
-    """``512 B``, ``5.1 KiB``, ``27.4 MiB``."""
+    """Format a size: ``512 B``, ``5.1 KiB``, ``27.4 MiB``."""
     amount = float(count_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if amount < 1024:
@@ -87,7 +87,7 @@ def size(count_bytes: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """``1 layer``, ``3 layers``."""
+    """Format a number with its noun: ``1 layer``, ``3 layers``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
@@ -97,7 +97,7 @@ _NO_PLACE = frozenset(
 
 
 def unwritable_hint(error: Exception) -> str:
-    """Advice for a file of the data folder that can't be written."""
+    """Return advice for a file of the data folder that can't be written."""
     if getattr(error, "errno", 0) in _NO_PLACE:
         return "point XDG_DATA_HOME to a folder that this user may write to"
     return "free some space, or point XDG_DATA_HOME to another disk"

@@ -1,8 +1,8 @@
 """Copies of a build's log and events: the worker writes them, the server keeps them.
 
-The copy grows by pieces. A piece of the log is ``COUNT`` (four bytes, little-endian), that many
+The copy grows by pieces. A piece of the log is ``COUNT`` (four bytes, little-endian), so many
 index records, and their text; a piece of the events is whole lines. A piece names the offset at
-which it continues the copy. So a piece that is sent twice, or out of turn, changes nothing.
+which it continues the copy. So a piece that is sent twice, or out of order, changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from buildrunner.logs.files.log_file import (
 
 _COUNT = struct.Struct("<I")
 PIECE_BYTES = 4 << 20
-"""Text of one piece, but for its last chunk."""
+"""The most bytes of text in one piece, except for its last chunk."""
 
 _PIECE_CHUNKS = 50_000
 
@@ -32,7 +32,7 @@ class OffsetMismatch(StoreError):
     """A piece does not continue the copy.
 
     Attributes:
-        size: bytes of the copy, where a piece has to continue it.
+        size: bytes of the copy; the next piece must begin there.
     """
 
     def __init__(self, size: int) -> None:
@@ -45,15 +45,15 @@ def append_to_log(folder: str, offset: int, piece: bytes) -> int:
 
     Args:
         folder: log folder of the copy.
-        offset: bytes of the copy, as far as the sender knows.
-        piece: what `log_piece` returned.
+        offset: bytes of the copy, according to the sender.
+        piece: the result of `log_piece`.
 
     Returns:
         Bytes of the copy.
 
     Raises:
         OffsetMismatch: the copy has another size; nothing is appended.
-        BadPiece: it is no piece, or does not continue the copy.
+        BadPiece: the bytes are no piece, or do not continue the copy.
         StoreError: the copy can't be written.
     """
     log = LogFileSink(folder)
@@ -105,8 +105,8 @@ def log_piece(folder: str, offset: int, limit: int = PIECE_BYTES) -> tuple[bytes
     """Return the next piece of a log, and where it ends; empty at the end of the log.
 
     Args:
-        folder: log folder; somebody may write to it.
-        offset: where the piece begins: 0, or the end of a piece.
+        folder: log folder, to which a build may still write.
+        offset: start of the piece: 0, or the end of another piece.
         limit: bytes of text after which the piece ends with the current chunk.
 
     Raises:

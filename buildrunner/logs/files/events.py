@@ -1,9 +1,9 @@
 """A build's events on disk, beside its log: ``events.jsonl``, one JSON object a line.
 
 ``{"sequence": 1, "event": "buildStarted", "at": ...}``: the events of `buildrunner.engine.events`
-with numbers from 1 on, without a gap. One process writes, any number read. An event is in the file
-when `EventLog.on_event` returns: it survives the process that wrote it, and what it announces may
-then be acted on.
+with numbers from 1, without a gap. One process writes, any number read. An event is in the file
+when `EventLog.on_event` returns: it survives the process that wrote it, and the announced action
+may follow.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class NumberedEvent(msgspec.Struct, frozen=True):
     """One line of the file.
 
     Attributes:
-        sequence: from 1 on.
-        end: offset behind its line, where to go on reading.
+        sequence: number from 1.
+        end: offset after its line, where the next read continues.
         line: the JSON text, without its newline.
     """
 
@@ -38,18 +38,18 @@ class NumberedEvent(msgspec.Struct, frozen=True):
     line: bytes
 
     def event(self) -> BuildEvent:
-        """The event itself."""
+        """Return the event itself."""
         return _decoder().decode(self.line)
 
 
 class EventLog:
     """Appends events; a listener for `run_build`. Used by one thread at a time.
 
-    Opened again after a crash it drops a torn last line and goes on with the next number. Of the
-    `TransferMoved` of one transfer it keeps two a second at most.
+    When it is opened after a crash, it drops a torn last line and continues with the next number.
+    Of the `TransferMoved` of one transfer it keeps at most two a second.
 
     Raises:
-        StoreError: the disk is full, or broken; from `on_event` too.
+        StoreError: the disk is full, or broken; also from `on_event`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -85,7 +85,7 @@ class EventLog:
 
     @property
     def size(self) -> int:
-        """Bytes of the file."""
+        """Return the size of the file in bytes."""
         return self._size
 
     def append(self, lines: bytes) -> None:
@@ -135,7 +135,7 @@ class EventLog:
     def _repaired(self) -> tuple[int, int]:
         """Cut off half a line; return the size and the sequence number of the last event.
 
-        Only the end is read: a copy is opened for each piece that comes.
+        Only the end is read, since a copy is opened for each piece.
         """
         start, tail = os.fstat(self._file).st_size, b""
         size = sequence = 0
@@ -161,18 +161,18 @@ class EventLog:
 
 
 class EventLogReader:
-    """Reads events, also while they are written. Keeps no file open: many may read."""
+    """Reads events, also while they are written. Keeps no file open, so many may read."""
 
     def __init__(self, folder: str) -> None:
         self._path = os.path.join(folder, EVENTS_NAME)
 
     def read(self, offset: int = 0, *, after: int = 0, limit: int = 1000) -> list[NumberedEvent]:
-        """Up to ``limit`` events from a place in the file on.
+        """Return up to ``limit`` events from an offset of the file.
 
         Args:
-            offset: where to begin: 0, or the ``end`` of an event that was read before.
-            after: leave out events up to this sequence number.
-            limit: how many at most.
+            offset: 0, or the ``end`` of an event that was read before.
+            after: skip events up to this sequence number.
+            limit: the most events.
         """
         found: list[NumberedEvent] = []
         try:
@@ -180,7 +180,7 @@ class EventLogReader:
                 file.seek(offset)
                 for text in file:
                     if not text.endswith(b"\n") or len(found) >= limit:
-                        break  # half a line is written in this moment, or was torn by a crash
+                        break  # the line is incomplete: being written, or torn by a crash
                     offset += len(text)
                     sequence = _sequence_of(text)
                     if sequence > after:

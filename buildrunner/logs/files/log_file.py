@@ -1,9 +1,9 @@
-"""A build's log on disk: the text, and beside it an index of which line came when from which step.
+"""A build's log on disk: the text, and an index with time and step of each chunk.
 
-``log.txt`` is the log as Cloud Build writes it, append-only; ``log.index`` says what of it is
-stored (see `log_index`). One process writes, any number read. Readers see a chunk wholly or not at
-all, and never one that a later writer takes back: so nothing is lost or doubled for a reader that
-goes on from where it was, whatever crashed meanwhile.
+``log.txt`` is the log as Cloud Build writes it, append-only; ``log.index`` says which part of it is
+stored (see `IndexRecord`). One process writes, any number read. Readers see a chunk wholly or not
+at all, and never one that a later writer removes: nothing is lost or repeated for a reader that
+continues after a crash of the writer.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class BadPiece(StoreError):
 class LogFileSink:
     """Appends chunks to the log in a folder of its own. Used by one thread at a time.
 
-    Opened again, it first takes away what a crash tore: text that never got its record. It is the
-    only writer for as long as it is open; the kernel sees to that also where a process that lost
-    its lease doesn't know it yet.
+    When it is opened again, it first removes text without a record, which a crash left. It is the
+    only writer while it is open: a lock of the kernel enforces that even if a process has lost
+    its lease without knowing it yet.
 
     Args:
-        folder: made when missing.
-        patience_s: how long to wait for a writer that is about to end.
-        reserve_bytes: how much of the disk stays free. A log without end must leave room for what
-            is kept of its build's end, which often lies on the same disk.
-        limit_bytes: how large steps may make the log; 0 sets no limit.
+        folder: the log's folder, created if missing.
+        patience_s: seconds to wait for a writer that is about to end.
+        reserve_bytes: bytes of the disk that stay free. An endless log must leave room for the
+            records of its build's end, which are often on the same disk.
+        limit_bytes: the largest log that steps may write; 0 sets no limit.
 
     Raises:
         StoreError: the folder can't be written, or another process writes this log.
@@ -94,8 +94,8 @@ class LogFileSink:
         """Append one chunk: two system calls, whatever the number of lines.
 
         Raises:
-            StoreError: the disk is full (but for the reserve) or broken, or the log is too large;
-                then nothing of the chunk is stored.
+            StoreError: the disk is full (except for the reserve) or broken, or the log is too
+                large; then nothing of the chunk is stored.
         """
         if not chunk.data:
             return
@@ -126,14 +126,14 @@ class LogFileSink:
 
     @property
     def size(self) -> int:
-        """Bytes of the log."""
+        """Return the bytes of the log."""
         return self._last.end
 
     def append(self, records: bytes, text: bytes) -> None:
         """Append chunks of a copy of this log that is longer, and flush them to the disk.
 
         Args:
-            records: index records of the copy, from the first one that is not here.
+            records: index records of the copy, from the first one that is missing here.
             text: the text that these records index.
 
         Raises:
@@ -161,14 +161,14 @@ class LogFileSink:
         self._last = last
 
     def close(self) -> None:
-        """Close the files; what was written survives the end of this process. Idempotent."""
+        """Close the files. The written log survives the end of this process. Idempotent."""
         for descriptor in (self._log, self._index):
             if descriptor >= 0:
                 os.close(descriptor)
         self._log = self._index = -1
 
     def _leave_reserve(self, size_bytes: int) -> None:
-        """Look at the disk after each MiB of steps; the build's own last words may use it all."""
+        """Check the disk after each MiB of steps. The build's own lines may use the reserve."""
         self._unwatched_bytes += size_bytes
         if self._unwatched_bytes < _UNWATCHED_BYTES:
             return
@@ -190,7 +190,7 @@ class LogFileSink:
         return last
 
     def _indexed_anew(self, size: int) -> IndexRecord:
-        """Text whose index is gone counts as one chunk of the build's own."""
+        """Return a record for text without an index: it counts as one chunk of the build itself."""
         begin_index(self._index)
         changed = int(os.fstat(self._log).st_mtime * 1_000_000)
         record = IndexRecord(size, _count_lines(self._log), changed, NO_STEP)
@@ -211,7 +211,7 @@ def _open_append(path: str) -> int:
 
 
 def _lock(descriptor: int, patience_s: float) -> bool:
-    """Keep other writers away until the file is closed; whether that was possible."""
+    """Lock out other writers until the file is closed. Returns whether that was possible."""
     import fcntl
     import time
 
@@ -260,12 +260,12 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
     """The index entry of one chunk.
 
     Attributes:
-        end: bytes of the log up to and with this chunk.
-        lines: newlines up to there.
-        at_us: when it arrived, in microseconds since 1970.
-        step: index of its step, -1 for the build's own lines.
+        end: bytes of the log up to the end of this chunk.
+        lines: number of newlines up to there.
+        at_us: time of its arrival, in microseconds since 1970.
+        step: index of its step; -1 for the build's own lines.
         output: bytes of the step's own output in it (see `LogChunk`).
-        error: they are of stderr.
+        error: whether the output is from stderr.
     """
 
     end: int
@@ -276,7 +276,7 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
     error: bool = False
 
     def continues(self, before: IndexRecord) -> bool:
-        """Whether a writer can have made it behind another record: it has text of its own."""
+        """Return whether it can follow another record: it has text of its own."""
         size = self.end - before.end
         return (
             size > 0
@@ -287,19 +287,19 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
         )
 
     def packed(self) -> bytes:
-        """The record's bytes."""
+        """Return the record's bytes."""
         return _RECORD.pack(self.end, self.lines, self.at_us, self.step, self.output, self.error)
 
 
 BEGINNING = IndexRecord(0, 0, 0, NO_STEP)
-"""Stands before the first record."""
+"""The position before the first record."""
 
 
 class LogIndex:
-    """The records of one index, in a file that may grow meanwhile.
+    """The records of one index, in a file that may grow.
 
     Args:
-        descriptor: of the open file; stays the caller's.
+        descriptor: of the open file. The caller closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -311,18 +311,18 @@ class LogIndex:
         return count if count > 0 and self.is_sound() else 0
 
     def is_sound(self) -> bool:
-        """Whether the file begins as an index does."""
+        """Return whether the file begins like an index."""
         return os.pread(self._descriptor, RECORD_BYTES, 0) == _HEADER
 
     def __getitem__(self, number: int) -> IndexRecord:
-        """One record, from 0; the one before the first is `BEGINNING`."""
+        """Return one record, counted from 0; the one before the first is `BEGINNING`."""
         if number < 0:
             return BEGINNING
         data = os.pread(self._descriptor, RECORD_BYTES, (number + 1) * RECORD_BYTES)
         return IndexRecord(*_RECORD.unpack(data))
 
     def walk(self, number: int, until: int) -> Iterator[IndexRecord]:
-        """Records ``number`` .. ``until`` - 1, read some thousands at a time."""
+        """Yield records ``number`` .. ``until`` - 1, read some thousands at a time."""
         while number < until:
             size = min(_BATCH, until - number) * RECORD_BYTES
             data = os.pread(self._descriptor, size, (number + 1) * RECORD_BYTES)
@@ -331,9 +331,9 @@ class LogIndex:
             number += _BATCH
 
     def first(self, count: int, holds: Callable[[IndexRecord], bool]) -> int:
-        """The first of ``count`` records for which ``holds``; ``count`` when there is none.
+        """Return the first of ``count`` records for which ``holds``; ``count`` if there is none.
 
-        ``holds`` must be false for all before that one, and true from it on.
+        ``holds`` must be false for all records before that one, and true for all others.
         """
         low, high = 0, count
         while low < high:
@@ -346,27 +346,27 @@ class LogIndex:
 
 
 def begin_index(descriptor: int) -> None:
-    """Make an empty index of the file."""
+    """Make the file an empty index."""
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, _HEADER, 0)
 
 
 def repair_index(descriptor: int, log_bytes: int) -> IndexRecord:
-    """Cut off what a crash tore: half a record, and records of text that is not there.
+    """Cut off what a crash left: half a record, and records of missing text.
 
     Args:
         descriptor: of the index, open for reading and writing.
         log_bytes: size of the log.
 
     Returns:
-        The last record that counts; `BEGINNING` without one.
+        The last valid record; `BEGINNING` without one.
     """
     index = LogIndex(descriptor)
     count = len(index)
     if not count:
         begin_index(descriptor)
         return BEGINNING
-    # A power cut may keep the index and lose the text; a killed process can't do that.
+    # A power cut may keep the index and lose the text; a killed process can't cause that.
     sound = index.first(count, lambda record: record.end > log_bytes)
     os.ftruncate(descriptor, (sound + 1) * RECORD_BYTES)
     return index[sound - 1]

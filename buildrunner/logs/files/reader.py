@@ -1,7 +1,7 @@
-"""Reading a build's log on disk, by byte, line or time, and searching it, also while it grows.
+"""Reads a build's log on disk, by byte, line or time, and searches it, also while it grows.
 
-A search takes little memory and bounded time. Plain text and regular expressions both go through
-RE2, which takes time in proportion to the text whatever the expression. The log is read in blocks
+A search needs little memory and bounded time. Plain text and regular expressions both use
+RE2, whose time is linear in the text for every expression. The log is read in blocks
 of whole lines; a match never spans lines. A call searches until its deadline or its limit of
 matches; the next call resumes at the place where it stopped.
 """
@@ -33,7 +33,7 @@ _STEP_BLOCK_BYTES = 1 << 20
 class LogFileReader:
     """Reads a log by byte, line or time, also while it is being written.
 
-    Keeps no file open and nothing in memory: many may read, in any thread.
+    Keeps no file open and nothing in memory, so many may read, in any thread.
     """
 
     def __init__(self, folder: str) -> None:
@@ -46,15 +46,15 @@ class LogFileReader:
         return self._path
 
     def size(self) -> int:
-        """Bytes in the log so far; 0 when nothing was written yet."""
+        """Return the bytes in the log so far; 0 if it is empty or missing."""
         return self._last().end
 
     def line_count(self) -> int:
-        """Newlines in the log so far."""
+        """Return the number of newlines in the log so far."""
         return self._last().lines
 
     def read(self, offset: int = 0, limit: int = _BLOCK_BYTES) -> bytes:
-        """Up to ``limit`` bytes from ``offset``; empty at the end."""
+        """Return up to ``limit`` bytes from ``offset``; empty at the end."""
         left = min(limit, self.size() - offset)
         if left <= 0:
             return b""
@@ -67,13 +67,13 @@ class LogFileReader:
     def lines(
         self, start: int = 0, count: int | None = None, *, only_step: int | None = None
     ) -> Iterator[LogLine]:
-        """``count`` lines (all when None) from line number ``start`` on.
+        """Yield ``count`` lines (all if None) from line number ``start``.
 
         Args:
             start: number of the first line, among the lines of all steps.
-            count: how many.
-            only_step: leave out lines that are not of this step (-1: of the build itself); what is
-                left out is not read either.
+            count: the most lines.
+            only_step: yield only lines of this step (-1: of the build itself). Other
+                lines are not read.
         """
         left = count
         for line in self._lines_from(lambda record: record.lines > start, only_step):
@@ -86,14 +86,14 @@ class LogFileReader:
             yield line
 
     def lines_since(self, moment: datetime, *, only_step: int | None = None) -> Iterator[LogLine]:
-        """Lines that arrived at ``moment`` or later (as far as the clock never went back)."""
+        """Yield lines that arrived at ``moment`` or later, unless the clock went back."""
         at_us = int(moment.timestamp() * 1_000_000)
         for line in self._lines_from(lambda record: record.at_us >= at_us, only_step):
             if line.at >= moment:
                 yield line
 
     def chunks(self, begin: int, end: int) -> Iterator[tuple[int, IndexRecord]]:
-        """The chunks of bytes ``begin`` to ``end``: how many of these each has, and its record."""
+        """Yield record and number of bytes of each chunk in bytes ``begin`` to ``end``."""
         with self._opened() as index:
             if index is None:
                 return
@@ -114,7 +114,7 @@ class LogFileReader:
         with self._opened() as index:
             if index is None:
                 return
-            before = block = BEGINNING  # where the chunk, and the block, begin
+            before = block = BEGINNING  # start of the chunk, and of the block
             for record in index.walk(0, len(index)):
                 if record.step != step or record.end - block.end > _STEP_BLOCK_BYTES:
                     if before.end > block.end:
@@ -125,7 +125,7 @@ class LogFileReader:
                 yield block.lines, self.read(block.end, before.end - block.end)
 
     def line_at(self, offset: int) -> int:
-        """Number of the line that holds the byte at ``offset``."""
+        """Return the number of the line that holds the byte at ``offset``."""
         with self._opened() as index:
             if index is None:
                 return 0
@@ -135,7 +135,7 @@ class LogFileReader:
         return begin.lines + self.read(begin.end, offset - begin.end).count(b"\n")
 
     def stored_output(self) -> dict[tuple[int, bool], int]:
-        """By step and stream (True is stderr): how many bytes of its masked output are stored."""
+        """Return the stored bytes of masked output, by step and stream (True is stderr)."""
         stored: dict[tuple[int, bool], int] = {}
         with self._opened() as index:
             for record in index.walk(0, len(index)) if index is not None else ():
@@ -145,7 +145,7 @@ class LogFileReader:
         return stored
 
     def own_chunks(self) -> Iterator[bytes]:
-        """Texts of the chunks that hold no output of a step: what the build itself said."""
+        """Yield the texts of chunks without output of a step: the build's own lines."""
         with self._opened() as index:
             begin = 0
             for record in index.walk(0, len(index)) if index is not None else ():
@@ -167,7 +167,7 @@ class LogFileReader:
             at = index.first(count, reaches)
             if at == count and count and not self._ends_line(index[count - 1]):
                 at -= 1  # the last line is open
-            # An open line of an earlier chunk goes on here: its beginning belongs to it.
+            # An open line of an earlier chunk continues here: its beginning belongs to it.
             while 0 < at < count and not self._ends_line(index[at - 1]):
                 at -= 1
             if at < count:
@@ -197,11 +197,11 @@ class LogLine(msgspec.Struct, frozen=True):
     """One line of a log.
 
     Attributes:
-        number: from 0.
+        number: counted from 0.
         offset: of its first byte in the log.
-        at: when its chunk arrived.
+        at: time of arrival of its chunk.
         step: index of its step, None for the build's own lines.
-        text: the line without its newline, as it was written; a line of more than 1 MiB comes in
+        text: the line without its newline, unchanged; a line of more than 1 MiB comes in
             pieces of the same number.
     """
 
@@ -215,18 +215,18 @@ class LogLine(msgspec.Struct, frozen=True):
 def walk_lines(
     log: int, index: LogIndex, at: int, count: int, only_step: int | None
 ) -> Iterator[LogLine]:
-    """Lines of the chunks ``at`` .. ``count`` - 1.
+    """Yield the lines of the chunks ``at`` .. ``count`` - 1.
 
     Args:
         log: descriptor of the text.
         index: its index.
-        at: first chunk; a line begins with it.
-        count: of chunks.
-        only_step: leave out those of other steps; -1 is the build itself, None leaves out none.
+        at: the first chunk, which begins with a new line.
+        count: number of chunks.
+        only_step: only lines of this step; -1 is the build itself, None yields all lines.
     """
     before = index[at - 1]
     number, offset = before.lines, before.end
-    begun: LogLine | None = None  # a line whose newline has not come yet
+    begun: LogLine | None = None  # a line whose newline has not arrived yet
     for record in index.walk(at, count):
         if only_step is not None and record.step != only_step:
             number, offset = record.lines, record.end
@@ -237,7 +237,7 @@ def walk_lines(
             data = os.pread(log, min(_LONGEST_LINE, record.end - offset), offset)
             if not data:
                 return  # removed meanwhile
-            # Not splitlines: it breaks at carriage returns too, which are part of a line here.
+            # Not splitlines: it also breaks at carriage returns, which are part of a line here.
             *whole, rest = data.split(b"\n")
             for text in whole:
                 yield _joined(begun, LogLine(number, offset, moment, step, text))
@@ -265,15 +265,15 @@ _LONGEST_QUERY = 1000
 
 
 class LogMatch(msgspec.Struct, frozen=True, rename="camel"):
-    """One place where the query is found.
+    """One occurrence of the query.
 
     Attributes:
         offset, length: of the match, in bytes.
         line: number of its line, from 0.
-        line_offset: where that line begins.
+        line_offset: offset of the beginning of that line.
         text: the line, or some 400 bytes around the match of a longer one; bytes that are not
             UTF-8 are replaced.
-        text_offset: where that text begins in the log.
+        text_offset: offset of that text in the log.
     """
 
     offset: int
@@ -289,7 +289,7 @@ class SearchResult(msgspec.Struct, frozen=True, rename="camel"):
 
     Attributes:
         matches: in the direction of the search.
-        next: offset to go on from in that direction; None when the log was searched to its end.
+        next: offset to continue from in that direction; None if the search is complete.
     """
 
     matches: tuple[LogMatch, ...]
@@ -301,11 +301,11 @@ class LogQuery:
 
     Args:
         text: the text, or the regular expression in RE2's syntax.
-        regex: it is an expression; ``^`` and ``$`` stand for the ends of a line.
+        regex: the text is an expression; ``^`` and ``$`` match the ends of a line.
         ignore_case: ``a`` finds ``A``.
 
     Raises:
-        UsageError: it is empty, longer than 1,000 characters, or no expression.
+        UsageError: the text is empty, longer than 1,000 characters, or no expression.
     """
 
     def __init__(self, text: str, *, regex: bool = False, ignore_case: bool = False) -> None:
@@ -330,7 +330,7 @@ class LogQuery:
             ) from error
 
     def spans(self, block: bytes) -> Iterator[tuple[int, int]]:
-        """Beginning and end of each match that is not empty."""
+        """Yield start and end of each match that is not empty."""
         for match in self._compiled.finditer(block):
             begin, end = match.span()
             if end > begin:
@@ -346,15 +346,15 @@ def search_log(
     limit: int = 100,
     may_continue: Callable[[], bool] = lambda: True,
 ) -> SearchResult:
-    """Look for a query.
+    """Search for a query.
 
     Args:
         reader: the log.
-        query: what to look for.
-        start: matches that begin at this offset or behind it; backwards: before it.
-        backwards: go towards the beginning of the log; the nearest match comes first.
-        limit: how many matches at most.
-        may_continue: asked after each MiB; false ends the search there.
+        query: the query.
+        start: find matches that begin at this offset or after it; backwards: before it.
+        backwards: search towards the beginning of the log; the nearest match comes first.
+        limit: the most matches.
+        may_continue: called after each MiB; false ends the search there.
     """
     found: list[LogMatch] = []
     blocks = _blocks_before(reader, start) if backwards else _blocks_from(reader, start)
@@ -379,7 +379,7 @@ def search_log(
 
 
 class _LineCounter:
-    """Tells in which line of a block a match is."""
+    """Counts the lines before a match in a block."""
 
     def __init__(self, reader: LogFileReader, offset: int, block: bytes) -> None:
         self._first = reader.line_at(offset)
@@ -413,7 +413,7 @@ class _LineCounter:
 
 
 def _blocks_from(reader: LogFileReader, start: int) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines from the line that holds ``start`` on."""
+    """Yield blocks of whole lines from the line that holds ``start``."""
     offset = _line_begin(reader, start)
     while block := reader.read(offset, _SEARCH_BLOCK_BYTES):
         if len(block) == _SEARCH_BLOCK_BYTES:
@@ -423,10 +423,10 @@ def _blocks_from(reader: LogFileReader, start: int) -> Iterator[tuple[int, bytes
 
 
 def _blocks_before(reader: LogFileReader, start: int) -> Iterator[tuple[int, bytes]]:
-    """Blocks of whole lines from the line that holds ``start`` up to the first."""
+    """Yield blocks of whole lines from the line that holds ``start``, back to the first."""
     size = reader.size()
     end = min(start, size)
-    # The rest of a line that `start` cuts: a match may begin before and end behind it.
+    # The rest of a line that `start` cuts: a match may begin before it and end after it.
     rest = reader.read(end, _SEARCH_BLOCK_BYTES)
     newline = rest.find(b"\n")
     end += len(rest) if newline < 0 else newline + 1
@@ -451,6 +451,6 @@ def _line_begin(reader: LogFileReader, offset: int) -> int:
 
 
 def wants_more(deadline_s: float, now: Callable[[], float]) -> Callable[[], bool]:
-    """A ``may_continue`` that ends ``deadline_s`` seconds from now (monotonic seconds)."""
+    """Return a ``may_continue`` that is false after ``deadline_s`` seconds (monotonic)."""
     until = now() + deadline_s
     return lambda: now() < until

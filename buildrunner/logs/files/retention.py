@@ -1,6 +1,6 @@
-"""Log retention: not older than so many days, not more than so many bytes altogether.
+"""Log retention: deletes logs beyond a maximum age or a maximum total size.
 
-A log that is removed leaves a note of why in its folder, so that whoever asks for it is told.
+A deleted log leaves a note with the reason in its folder, which requests for the log then report.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from buildrunner.logs.files.log_file import INDEX_NAME, LOG_NAME, log_folder
 
 NOTE_NAME = "removed.json"
 
-# The index goes last: without it the rest is no log any more, whenever a crash comes.
+# The index is deleted last, so that a crash in between leaves a log that can be deleted again.
 _FILES = (LOG_NAME, EVENTS_NAME, INDEX_NAME)
 
 
 class RemovedNote(msgspec.Struct, frozen=True):
-    """The note in place of a removed log.
+    """The note in place of a deleted log.
 
     Attributes:
-        at: when it was removed.
-        reason: why, for people: ``older than 30 days``.
+        at: time of the deletion.
+        reason: the reason for users: ``older than 30 days``.
     """
 
     at: datetime
@@ -40,8 +40,8 @@ class LogRetention(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of age and size beyond which logs are deleted.
 
     Attributes:
-        max_age: since the end of the build; None keeps them for ever.
-        max_bytes: of all logs together; None for no limit. The oldest go first.
+        max_age: time since the end of the build; None keeps logs forever.
+        max_bytes: total size of all logs; None for no limit. The oldest are deleted first.
     """
 
     max_age: timedelta | None = None
@@ -51,19 +51,19 @@ class LogRetention(msgspec.Struct, frozen=True, kw_only=True):
 def remove_old_logs(
     data_folder: str, ended: Sequence[str], rules: LogRetention, *, now: datetime
 ) -> list[str]:
-    """Remove logs that may not stay any longer.
+    """Delete the logs that exceed the limits.
 
     Args:
-        data_folder: where all builds are.
-        ended: ids of builds that have ended, oldest first; no other log is touched.
-        rules: how long they are kept.
+        data_folder: folder of all builds.
+        ended: ids of builds that have ended, oldest first. Other logs stay.
+        rules: the limits.
         now: the time.
 
     Returns:
-        Ids of the builds whose log was removed.
+        Ids of the builds whose log was deleted.
 
     Raises:
-        StoreError: a log can't be removed.
+        StoreError: a log can't be deleted.
     """
     kept = [
         (build_id, *_age_and_size(log_folder(data_folder, build_id)))
@@ -86,10 +86,10 @@ def remove_old_logs(
 
 
 def remove_log(folder: str, reason: str, *, now: datetime) -> None:
-    """Remove one log and leave a note. Idempotent.
+    """Delete one log and leave a note. Idempotent.
 
     Raises:
-        StoreError: it can't be removed.
+        StoreError: the log can't be deleted.
     """
     note = os.path.join(folder, NOTE_NAME)
     try:
@@ -104,10 +104,10 @@ def remove_log(folder: str, reason: str, *, now: datetime) -> None:
 
 
 def check_not_removed(folder: str, build_id: str) -> None:
-    """Do nothing, unless the log was removed.
+    """Raise NotFound if the log was deleted.
 
     Raises:
-        NotFound: it was; says when and why.
+        NotFound: the log was deleted. The message says when and why.
     """
     try:
         with open(os.path.join(folder, NOTE_NAME), "rb") as file:
@@ -144,16 +144,16 @@ def _span(span: timedelta) -> str:
     return f"{int(span.total_seconds())} s"
 
 
-# Viewers of a build read its last lines a moment after its end.
+# Viewers read the last lines of a build shortly after its end.
 GRACE = timedelta(seconds=10)
 _REASON = "its options say logging: NONE"
 
 
 class UnkeptLogs:
-    """Knows which logs are to go soon. Thread-safe.
+    """The logs that will be deleted soon after their build. Thread-safe.
 
     Args:
-        data_folder: where all builds are.
+        data_folder: folder of all builds.
     """
 
     def __init__(self, data_folder: str) -> None:
@@ -162,16 +162,16 @@ class UnkeptLogs:
         self._lock = threading.Lock()
 
     def ended(self, document: dict[str, Any], at: datetime) -> None:
-        """A build has ended at a time; most keep their log."""
+        """Record the end of a build. Most builds keep their log."""
         if document.get("options", {}).get("logging") == "NONE":
             with self._lock:
                 self._ended[document["id"]] = at
 
     def remove_due(self, now: datetime) -> list[str]:
-        """Remove the logs of builds that ended `GRACE` before ``now``; their ids.
+        """Delete the logs of builds that ended `GRACE` before ``now``. Returns their ids.
 
         Raises:
-            StoreError: one can't be removed; it is tried again next time.
+            StoreError: a log can't be deleted. The next call retries it.
         """
         with self._lock:
             due = [build_id for build_id, at in self._ended.items() if now - at >= GRACE]

@@ -1,6 +1,6 @@
 """Requests of the Engine API for the containers of nested engines and of the image cache.
 
-All that a sandbox may do on its machine is in this module.
+This module alone decides a sandbox's rights on its machine.
 """
 
 from __future__ import annotations
@@ -25,37 +25,38 @@ MODES = ("user-namespace", "capabilities", "privileged")
 """How an engine can run in a container, the strongest isolation first.
 
 * ``user-namespace``: root of the sandbox is a user without rights on the machine. Steps may be
-  privileged all the same: they get all rights inside the namespace.
+  privileged nevertheless: they get all rights inside the namespace.
 * ``capabilities``: root of the sandbox is root of the machine, with few capabilities and no disk.
-  It stops accidents, but no determined attacker (CAP_SYS_ADMIN can change the kernel's settings).
-* ``privileged``: whoever controls a step is root of the machine.
+  It prevents accidents, but stops no determined attacker (CAP_SYS_ADMIN can change kernel
+  settings).
+* ``privileged``: a user who controls a step is root of the machine.
 """
 
 PRIVILEGED_STEPS = frozenset({"user-namespace", "privileged"})
 """The modes in which steps can run privileged, as they do on the hosted service."""
 
 OWN_DISK_MODE = "user-namespace"
-"""The mode in which steps can't get past the sandbox's own file systems."""
+"""The mode in which steps can't leave the sandbox's own file systems."""
 
 LABEL_MODE = "buildrunner.sandbox"
 
 LABEL_OWN_DISK = "buildrunner.own-disk"
-"""On containers whose volumes are file systems of their own."""
+"""Label of containers whose volumes are file systems of their own."""
 
 LABEL_READS = "buildrunner.reads-images-since"
-"""On containers that read the image cache: since when, in seconds since the machine started."""
+"""Label of containers that read the image cache: start of the reading, in seconds since boot."""
 
 LABEL_CACHE = "buildrunner.image-cache"
-"""On the volume of an image cache: the folder with its catalog."""
+"""Label of an image cache's volume: the folder with its catalog."""
 
 LABEL_CACHE_ID = "buildrunner.image-cache-id"
-"""On the volume of an image cache: a random text, unlike that of a later volume of that name."""
+"""Label of an image cache's volume: a random text that no later volume of that name has."""
 
-# What a nested engine needs besides what Docker gives to every container; Podman gives less. No
-# device is among it: disks stay out of reach.
+# Capabilities of a nested engine besides Docker's default ones; Podman's default is smaller. No
+# device is included: disks stay out of reach.
 _CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
 
-# System calls that no build needs and that reach the machine itself: its files by handle, modules,
+# System calls that no build needs and that affect the machine itself: its files by handle, modules,
 # clocks, swap, tracing of the kernel.
 _DENIED_CALLS = (
     "acct",
@@ -96,10 +97,10 @@ SECCOMP = msgspec.json.encode(
 
 # A nested engine mounts file systems, which the default profiles of AppArmor and SELinux forbid.
 _SECURITY = ("apparmor=unconfined", "label=disable")
-# The one log driver that all engines have.
+# The only log driver that all engines have.
 _LOG = {"Type": "json-file", "Config": {"max-size": "1m"}}
 
-# Folders with what engines note at run time.
+# Folders with the run-time state of engines.
 _IN_MEMORY = {
     "/run": "rw,exec,nosuid,nodev,mode=755,size=256m",
     "/etc/docker": "rw,noexec,nosuid,nodev,mode=755,size=1m",
@@ -109,12 +110,12 @@ _CACHE_LIFETIME_S = 3600
 
 
 def container_name(place: str) -> str:
-    """Name of an engine's container."""
+    """Return the name of an engine's container."""
     return f"buildrunner-sandbox-{place}"
 
 
 def data_volume_name(place: str) -> str:
-    """Name of the volume with an engine's data."""
+    """Return the name of the volume with an engine's data."""
     return f"buildrunner-{place}-engine"
 
 
@@ -122,9 +123,9 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of the host engine that a nested engine needs.
 
     Attributes:
-        identity: tells engines apart, and their versions.
-        arguments: how it reaches registries, as arguments of `dockerd`.
-        proxies: the proxy variables it works with.
+        identity: identifies the engine and its version.
+        arguments: its settings for registries, as arguments of `dockerd`.
+        proxies: its proxy variables.
     """
 
     identity: str
@@ -136,19 +137,20 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A nested engine to make.
 
     Attributes:
-        place: what it is called; the id of the build that it is for, or of one started ahead.
-        image: what to run.
+        place: its name: the id of its build, or of a spare sandbox.
+        image: its image.
         mode: one of `MODES`.
-        labels: for the container.
-        folder: folder of this machine for socket and notes; it holds ``certs.d`` already, and
+        labels: labels of the container.
+        folder: folder of this machine for socket and state; it holds ``certs.d`` already, and
             ``images.tar`` unless the engine shares nothing with other builds.
         data_volume: volume for its data.
         workspace_volume: volume that is its ``/workspace``.
         image_volume: volume of the image cache; empty if the engine begins without images.
-        facts: of the host engine.
-        group: who may use the socket besides root.
-        cpus, cpu_shares, memory_bytes, pids: limits of it and all it runs; None for none.
-        egress: which networks it reaches. The DNS servers of the machine are reached anyway.
+        facts: facts about the host engine.
+        group: group that may use the socket besides root.
+        cpus, cpu_shares, memory_bytes, pids: limits of the engine with all its containers; None
+            for none.
+        egress: the networks that it may reach. It always reaches the DNS servers of the machine.
         own_disk: its two volumes are file systems of their own, and steps write nowhere else.
     """
 
@@ -171,11 +173,11 @@ class DaemonSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
-    """The body of the request that creates the container.
+    """Return the body of the request that creates the container.
 
     Args:
         spec: the nested engine.
-        seccomp: the profile `SECCOMP` as the host engine takes it: its text, or a path.
+        seccomp: the profile `SECCOMP` for the host engine: its text, or a path.
     """
     host: dict[str, Any] = {
         "CgroupnsMode": "private",
@@ -203,19 +205,19 @@ def create_request(spec: DaemonSpec, seccomp: str) -> dict[str, Any]:
 
 
 def _rights(mode: str, seccomp: str) -> dict[str, Any]:
-    """The rights of the container on its machine."""
+    """Return the rights of the container on its machine."""
     if mode == "privileged":
         return {"Privileged": True}
     return {
         "CapAdd": list(_CAPABILITIES),
-        "MaskedPaths": [],  # else no `proc` of its own can be mounted inside
+        "MaskedPaths": [],  # otherwise no separate `proc` can be mounted inside
         "ReadonlyPaths": [],
         "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
     }
 
 
 def _isolation(spec: DaemonSpec) -> list[str]:
-    """The variables that tell the start script of the image how to isolate the engine."""
+    """Return the variables by which the image's start script isolates the engine."""
     return [
         f"ISOLATION={spec.mode}",
         f"OWN_DISK={1 if spec.own_disk else ''}",
@@ -228,13 +230,13 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A cache engine to make (see image_cache.py).
 
     Attributes:
-        name: of its container.
-        image: what to run.
+        name: name of its container.
+        image: its image.
         folder: folder of this machine for its socket.
         volume: volume for its data: the image cache.
-        labels: for the volume, if the engine makes it.
-        group: who may use the socket besides root.
-        mode: that of the engines that read the cache: they differ in how they mark layers.
+        labels: labels of the volume, if the engine creates it.
+        group: group that may use the socket besides root.
+        mode: the mode of the engines that read the cache, which decides the format of layers.
     """
 
     name: str
@@ -247,9 +249,9 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
-    """The body of the request that creates the container of a cache engine.
+    """Return the body of the request that creates the container of a cache engine.
 
-    It has no network, runs no container, and ends by itself if nobody stops it.
+    It has no network, runs no container, and ends by itself after a while.
 
     Args:
         spec: the cache engine.
@@ -310,7 +312,7 @@ def _mount(kind: str, target: str, source: str = "", *, read_only: bool = False)
 def _volume(
     target: str, name: str, labels: Mapping[str, str], *, read_only: bool = False
 ) -> dict[str, Any]:
-    """The labels are for when the volume was just removed, and the engine makes it anew."""
+    """Return a mount of a volume; the labels apply if the engine has to create it."""
     options = {"NoCopy": True, "Labels": dict(labels)}
     return {**_mount("volume", target, name, read_only=read_only), "VolumeOptions": options}
 
