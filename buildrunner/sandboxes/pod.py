@@ -1,7 +1,7 @@
 """The sandbox of a worker in a Pod: the engine beside the worker, which shares ``/workspace``.
 
 One folder is ``/workspace`` of the worker, of the engine's own file system, and of every step. So
-``docker run -v /workspace:/workspace`` in a step means what it means on the hosted service.
+``docker run -v /workspace:/workspace`` in a step works as on the hosted service.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class PodSandbox(HostSandbox):
         labels: see `HostSandbox`.
         isolation: how the Pod isolates its builds; one of `protocol.ISOLATIONS`.
         egress: networks that the Pod's engine does not reach.
-        folder: the shared folder, as this process sees it.
+        folder: the shared folder's path in this container.
     """
 
     name = "pod"
@@ -111,8 +111,9 @@ class _PodWorkspace(WrappedWorkspace):
 class _SharedVolume(ForwardingEngine):
     """The engine of the Pod while its shared folder is filled.
 
-    The volume of the workspace is the folder under another name: what is unpacked into the volume
-    is in the folder.
+    The volume of the workspace is the folder under another name: files that are unpacked into the
+        volume
+    are in the folder.
     """
 
     def __init__(self, engine: ContainerEngine, volume: str, folder: str) -> None:
@@ -124,16 +125,16 @@ class _SharedVolume(ForwardingEngine):
         return question(self._engine)
 
     def info(self) -> EngineInfo:
-        """See `ContainerEngine.info`: the folders of the engine's volumes are not ours."""
+        """See `ContainerEngine.info`: this process can't access folders of the engine's volumes."""
         return replace(super().info(), local=False)
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
-        """See `Resources.create_volume`. What an earlier process or build left is removed.
+        """See `Resources.create_volume`. Removes the files of an earlier process or build.
 
         Raises:
-            EngineError: something can't be removed.
+            EngineError: a file can't be removed.
         """
         if name != self._volume:
             return super().create_volume(name, labels, options=options)

@@ -1,4 +1,4 @@
-"""The engine of a Pod, as a build sees it.
+"""The engine of a build in a Pod.
 
 A step with the engine's socket can replace the engine. So the engine gets no login: it pushes and
 pulls through gateways of this process, which add the login. See ADR 0035.
@@ -55,9 +55,9 @@ class _DaemonSettings(msgspec.Struct):
 
 
 class PodRelay:
-    """Implements `GatewayRelay`: the engine's container leads `GATEWAY_PORT` to the shared folder.
+    """Implements `GatewayRelay`: the engine forwards `GATEWAY_PORT` to the shared folder.
 
-    The engine's word about registries would be that of the steps.
+    The engine is not asked about registries, since the steps control its answers.
 
     Args:
         environ: names the proxies.
@@ -93,7 +93,7 @@ class PodRelay:
 
     @contextlib.contextmanager
     def relayed_port(self, container: str, socket_path: str) -> Iterator[int]:  # noqa: ARG002
-        """See `GatewayRelay.relayed_port`: the relay is there from the start of the engine on."""
+        """See `GatewayRelay.relayed_port`: the relay exists from the start of the engine."""
         yield GATEWAY_PORT
 
 
@@ -103,9 +103,9 @@ class PodEngine(ForwardingEngine):
     Args:
         engine: the engine of the Pod. It uses no logins of its own.
         folder: the folder with the engine's socket, which engine and worker share.
-        environ: has the settings of the registry logins that builds act with.
+        environ: names the registry logins of builds.
         egress: networks that builds do not reach.
-        relay: leads the engine to this process.
+        relay: forwards connections of the engine to this process.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class PodEngine(ForwardingEngine):
         known = self._pulled.get(name)
         if known is None:
             return found
-        if found is None and ImageName.parse(name).digest:  # a name that no engine can be given
+        if found is None and ImageName.parse(name).digest:  # no engine can set such a name
             return known if super().find_image(known.id) else None
         return known if found and found.id == known.id else found
 
@@ -203,7 +203,7 @@ class PodEngine(ForwardingEngine):
                     retry_after_s=error.retry_after_s,
                     hint=error.hint.replace(ours, asked.registry),
                 ) from error
-        if asked.digest:  # an engine that has the content asks for nothing
+        if asked.digest:  # an engine that has the content requests nothing
             return replace(image, digest=asked.digest)
         if not gateway.digest:
             raise ImagePullError(f"the engine says that it has {name}, and did not pull it")
@@ -221,8 +221,8 @@ class PodEngine(ForwardingEngine):
     ) -> PushedImage:
         """See `Images.push_image`.
 
-        A push with a login goes through a gateway. The registry tells what was pushed. A
-        registry at a loopback address is in the hands of the steps: it gets no login but theirs,
+        A push with a login goes through a gateway. The pushed digest comes from the registry. A
+        registry at a loopback address is controlled by the steps: it gets only their logins,
         and the digest of the push is empty.
         """
         registry = ImageName.parse(name).registry
@@ -258,7 +258,7 @@ class PodEngine(ForwardingEngine):
 
 
 def shared_folder(socket_path: str) -> str:
-    """Return the folder that worker and engine share: that of the engine's socket.
+    """Return the folder that worker and engine share, which has the engine's socket.
 
     Raises:
         EngineError: the engine is not reached by a socket.

@@ -1,7 +1,7 @@
-"""The seam between a worker and the place where one build's containers live.
+"""The protocol of sandboxes, in which the containers of one build run.
 
-`host` is the engine at hand, which builds share. `nested` is an engine of the build's own, in a
-container of the engine at hand: what its steps name, tag, fill or break is gone with it. `pod` is
+`host` is the host engine, which builds share. `nested` is the build's own engine, in a
+container of the host engine: everything that its steps make is removed with it. `pod` is
 the engine in the Pod of the worker.
 
 The order, in the process that runs one build::
@@ -15,10 +15,10 @@ The order, in the process that runs one build::
                                    options=opened.options(RunOptions(...)), ...))
     finally:
         opened.close()
-    sandbox.remove(build_id)                      # once nobody goes on with the build
+    sandbox.remove(build_id)                      # when no process will resume the build
 
-`close` leaves everything as it is, for whoever goes on with the build. `remove` may be called by
-anyone (the supervisor, after a build's process died for good), any number of times.
+`close` leaves all resources for a process that resumes the build. `remove` may be called by
+any process (the supervisor, if a build will not be resumed), any number of times.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one build's use of the machine; None is no limit.
 
     Attributes:
-        cpus: processors, when others want them too or not.
-        cpu_shares: weight against others when processors are scarce; 1024 is a container's own.
+        cpus: processors, a limit that always holds.
+        cpu_shares: weight against others when processors are scarce; 1024 is a container's default.
         memory_bytes: memory of all its containers together.
         pids: processes of all its containers together.
-        disk_bytes: workspace, images and everything else that it writes.
+        disk_bytes: workspace, images and all other written data.
     """
 
     cpus: float | None = None
@@ -64,8 +64,8 @@ def isolates(found: str, demanded: str) -> bool:
     """Return whether an isolation is at least as strong as the demanded one.
 
     Args:
-        found: one of `ISOLATIONS`; empty while it is not known.
-        demanded: one of `ISOLATIONS`; empty demands nothing.
+        found: one of `ISOLATIONS`; empty if unknown.
+        demanded: one of `ISOLATIONS`; empty requires nothing.
     """
     if not demanded:
         return True
@@ -74,17 +74,17 @@ def isolates(found: str, demanded: str) -> bool:
 
 _LEFT_TO_THE_MACHINE = 0.1
 _LEAST_MEMORY = 512 << 20
-_PIDS = 32768  # of a machine whose kernel was left as it is
+_PIDS = 32768  # with the default settings of the kernel
 _LEAST_PIDS = 2048
 
 
 def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimits:
-    """The share of each of ``builds`` in a machine: memory is divided, processors are not.
+    """Return the share of each of ``builds`` in a machine: memory is divided, processors are not.
 
     Args:
-        builds: how many may run; 0 sets no limits.
+        builds: the most concurrent builds; 0 sets no limits.
         memory_bytes: the machine's memory.
-        disk_gib: what each may take of the disk; 0 sets no limit.
+        disk_gib: disk limit of each build; 0 sets no limit.
     """
     if builds <= 0:
         return SandboxLimits(disk_bytes=(disk_gib << 30) or None)
@@ -105,63 +105,64 @@ class OpenSandbox(Protocol):
     `EngineUnavailable` with the reason if the sandbox cannot start, or has ended."""
 
     machine: ContainerEngine | None
-    """The engine of the machine. In a nested sandbox no step reaches it: what gets a login runs
-    here. None in a Pod, whose only engine is in the hands of the steps: no container gets one."""
+    """The engine of the machine. In a nested sandbox no step reaches it: containers with a login
+    run here. None in a Pod, whose only engine the steps control: no container gets a login there.
+    """
 
     machine_network: str
-    """The network for such containers: they reach what the build's own engine reaches."""
+    """The network of such containers, which reaches the same as the build's own engine."""
 
     privileged_steps: bool
     """Steps run privileged here unless the settings forbid it (see `plan.privilege.granted`)."""
 
     def workspace(self, source: Workspace) -> Workspace:
-        """``source`` as it is filled and mounted here. Called once, before `run_build`."""
+        """Return the workspace of ``source`` for this sandbox. Called once, before `run_build`."""
         ...
 
     def options(self, options: RunOptions) -> RunOptions:
-        """``options`` with what is different here (the socket of steps, ...)."""
+        """Return ``options``, adapted to this sandbox (the socket of steps, ...)."""
         ...
 
     def expect(self, plan: BuildPlan) -> None:
-        """Told of the plan before its first step. Never blocks for long, never raises."""
+        """Take the plan before its first step. Never blocks for long, never raises."""
         ...
 
     def metadata_listener(self) -> AbstractContextManager[socket.socket] | None:
-        """Return a listener for the build's metadata server; None where builds share a network.
+        """Return a listener for the build's metadata server; None if builds share a network.
 
         While the context lasts, connections of the build's containers to 169.254.169.254:80 arrive
-        at the listener, and no others. Entering it waits for the place, and raises EngineError if
-        the address can't be had.
+        at the listener, and no others. Entering it waits for the sandbox, and raises EngineError if
+        the address is unavailable.
         """
         ...
 
     def close(self) -> None:
-        """Let go of it: nothing on the engine changes. Idempotent."""
+        """Close the connections. Nothing on the engine changes. Idempotent."""
         ...
 
 
 class Sandbox(Protocol):
-    """A kind of place. Thread-safe; several processes may use it at the same time."""
+    """A kind of sandbox. Thread-safe; several processes may use it concurrently."""
 
     name: str
     """``host``, ``nested``, ``pod`` or ``none``, as ``--sandbox`` names it."""
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> OpenSandbox:
-        """Make the build's place, or find the one that a crash left. Idempotent.
+        """Create the build's sandbox, or find the one that a crash left. Idempotent.
 
         Args:
             build_id: the build.
-            project: what builds of other projects must not tell it.
-            trusted: it may tell later builds of its project something, and be told.
+            project: its project. Builds of other projects must not influence it.
+            trusted: it may exchange cached data with other builds of its project.
 
         Raises:
-            EngineUnavailable: the engine at hand does not answer.
-            EngineError: a place can't be made on this machine; the hint says what to do.
+            EngineUnavailable: the host engine does not answer.
+            EngineError: this machine can't run a sandbox; the hint has the remedy.
         """
         ...
 
     def remove(self, build_id: str) -> None:
-        """Remove it with all that was made in it and for it. Idempotent, also after a crash.
+        """Remove the sandbox with all its resources. Idempotent, also after a crash.
 
         Raises:
             EngineError: something could not be removed.
@@ -169,19 +170,19 @@ class Sandbox(Protocol):
         ...
 
     def keep_spares(self, count: int) -> None:
-        """Have ``count`` places that are started before their builds come, all of them fit.
+        """Keep ``count`` valid spare sandboxes.
 
-        For one thread of the one server that uses the folder: it calls again from time to time,
-        also with 0, so that what places share is looked after. It may take a second, as long as
-        copying images takes after builds that used new ones, and a minute the first time.
+        For one thread of the only server that uses the folder. It calls this periodically,
+        also with 0, since this also maintains the shared images. It may take a second, as long as
+        a copy of new images, and a minute the first time.
 
         Raises:
-            EngineError: there are not as many.
+            EngineError: there are fewer spares.
         """
         ...
 
     def drop_spares(self) -> None:
-        """Remove those that no build has, also an earlier server's. For the same thread.
+        """Remove all spares, also an earlier server's. For the same thread.
 
         Raises:
             EngineError: something could not be removed.
@@ -189,41 +190,41 @@ class Sandbox(Protocol):
         ...
 
     def isolation(self) -> str:
-        """Return how builds are isolated here: one of `ISOLATIONS`; empty while it is not known."""
+        """Return the isolation of builds here: one of `ISOLATIONS`; empty while unknown."""
         ...
 
     def unenforced(self, egress: Egress) -> tuple[str, ...]:
-        """Return the networks that ``egress`` denies and that builds reach here all the same."""
+        """Return the networks that ``egress`` denies and that builds can reach nevertheless."""
         ...
 
     def check_engine(self) -> None:
-        """Ask whether the engine at hand can have such places at all.
+        """Check whether the host engine can run such sandboxes at all.
 
         Raises:
-            EngineUnavailable: it does not answer now.
-            EngineError: it can't; the hint says what to do.
+            EngineUnavailable: the engine does not answer now.
+            EngineError: it can't; the hint has the remedy.
         """
         ...
 
     def check(self) -> None:
-        """Ask whether the engine at hand answers, and has what all places need, now.
+        """Check whether the host engine answers now, and has everything that sandboxes need.
 
         Raises:
-            EngineUnavailable: no build would begin.
+            EngineUnavailable: no build could begin.
         """
         ...
 
     def close(self) -> None:
-        """Drop connections. Nothing on the engine changes. Idempotent."""
+        """Close all connections. Nothing on the engine changes. Idempotent."""
         ...
 
     def builds_left(self) -> tuple[str, ...]:
-        """Builds that have anything here (a container, a volume, ...), in whatever state, sorted.
+        """Return the builds with any resource here (a container, a volume, ...), sorted.
 
-        Only builds of this server: other servers and people may use the same engine.
+        Only builds of this server: other servers and users may use the same engine.
 
         Raises:
-            EngineError: the engine at hand does not tell.
+            EngineError: the host engine does not answer.
         """
         ...
 
@@ -242,7 +243,7 @@ class NoSandbox:
         raise EngineError(f"this server runs no builds itself (--sandbox none): {build_id}")
 
     def remove(self, build_id: str) -> None:
-        """See `Sandbox.remove`: nothing was made here."""
+        """See `Sandbox.remove`: there is nothing to remove."""
 
     def keep_spares(self, count: int) -> None:
         """See `Sandbox.keep_spares`: nothing is started for a build."""
@@ -268,5 +269,5 @@ class NoSandbox:
         """See `Sandbox.close`."""
 
     def builds_left(self) -> tuple[str, ...]:
-        """See `Sandbox.builds_left`: no build has anything here."""
+        """See `Sandbox.builds_left`: no build has resources here."""
         return ()

@@ -1,5 +1,5 @@
 """Secret values: the encrypted local store, Google's Secret Manager and KMS, and scopes.
 
-Start with `provider`, which asks the sources of values in order. `secret_scope` decides which build
-may read which secret.
+Start with `provider`, which tries the sources of values in order. `secret_scope` decides which
+build may read which secret.
 """

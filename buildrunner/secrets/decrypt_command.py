@@ -20,7 +20,7 @@ _GRACE_S = 1.0
 _PIECE_BYTES = 4096
 KEY_PLACE = "{key}"
 
-# The name becomes an argument of a program that the config's author did not choose.
+# The name, from the config, becomes an argument of the user's program.
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]*[A-Za-z0-9_])?"
 _KEY_NAME = re.compile(
     rf"projects/{_PART}/locations/{_PART}/keyRings/{_PART}/cryptoKeys/{_PART}"
@@ -34,7 +34,7 @@ class CommandSecrets:
     Args:
         command: program and arguments, run without a shell; ``{key}`` in an argument becomes the
             key's name.
-        limit_s: how long it may take.
+        limit_s: the most seconds that it may take.
     """
 
     def __init__(self, command: Sequence[str], limit_s: float = LIMIT_S) -> None:
@@ -72,10 +72,12 @@ class _Call:
         self.words = bytearray()
 
     def run(self, ciphertext: bytes, limit_s: float) -> int:
-        """Its exit code. Nothing of it runs any more when it fails to end by itself.
+        """Run the command.
+
+        Returns its exit code. Kills all its processes if it does not end by itself.
 
         Raises:
-            SecretError: it can't be run, takes too long or writes too much.
+            SecretError: the command can't be run, takes too long or writes too much.
         """
         try:
             process = subprocess.Popen(
@@ -133,7 +135,7 @@ class _Call:
 
 
 def _write(place: BinaryIO, data: bytes) -> None:
-    with suppress(OSError), place:  # it need not want to read it
+    with suppress(OSError), place:  # the command need not read its input
         place.write(data)
 
 

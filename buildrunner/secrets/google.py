@@ -1,4 +1,4 @@
-"""Values from Google's Secret Manager and Cloud KMS, for users who asked for that.
+"""Values from Google's Secret Manager and Cloud KMS, for users who turned these on.
 
 Source: REST reference of Secret Manager v1 (``versions.access``) and of Cloud KMS v1
 (``cryptoKeys.decrypt``).
@@ -33,7 +33,7 @@ _KEY = re.compile(rf"{_PROJECT}/locations/[a-z0-9-]+/keyRings/[\w-]+/cryptoKeys/
 
 
 class SecretManagerSecrets:
-    """A `SecretProvider` that asks Secret Manager, once for each version name.
+    """A `SecretProvider` that queries Secret Manager, once for each version name.
 
     Args:
         api: makes the client of an endpoint, `SECRET_MANAGER` or its regional form.
@@ -68,7 +68,7 @@ class SecretManagerSecrets:
         return self._values[reference.name]
 
     def _access(self, reference: SecretReference, location: str | None) -> str:
-        # Regional secrets live behind an endpoint of their region only.
+        # Only the endpoint of their region has regional secrets.
         endpoint = f"https://secretmanager.{location}.rep.googleapis.com" if location else None
         api = self._api(endpoint or SECRET_MANAGER)
         value = api.call(f"{reference.name}:access", _payload)
@@ -76,7 +76,7 @@ class SecretManagerSecrets:
 
 
 class KmsSecrets:
-    """A `SecretProvider` that lets Cloud KMS decrypt what the config holds as ciphertext.
+    """A `SecretProvider` that lets Cloud KMS decrypt ciphertexts of the config.
 
     Args:
         api: makes the client of an endpoint.
@@ -129,7 +129,7 @@ TIMEOUT_S = 10.0
 _PASSING = frozenset({408, 429, 500, 502, 503, 504})
 _FIRST_WAIT_S = 0.5
 _LONGEST_ANSWER = 1 << 20  # a value's limit is 64 KiB
-_QUOTED_BYTES = 300  # of a server's own message
+_QUOTED_BYTES = 300  # characters of a server's own message
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
@@ -137,9 +137,9 @@ class ApiError(Exception):
     """The API refused.
 
     Attributes:
-        code: HTTP status; 0 when no answer came.
-        reason: what it said, one line, printable.
-        retry_after_s: how long it asks to wait; 0 when it does not say.
+        code: HTTP status; 0 without an answer.
+        reason: its message, on one line, printable.
+        retry_after_s: the wait that it requests; 0 for none.
     """
 
     def __init__(self, code: int, reason: str, retry_after_s: float = 0.0) -> None:
@@ -153,11 +153,11 @@ class GoogleApi:
     """One API at one endpoint. Used by one thread at a time.
 
     Args:
-        endpoint: ``https://...``, or the ``http://...`` of an emulator; that one gets no token,
-            which is never sent in clear.
-        token: gives an OAuth 2 access token; raises SecretError.
-        pause: waits so many seconds between two tries.
-        timeout_s: how long one try may take to connect, and to send each part of its answer.
+        endpoint: ``https://...``, or the ``http://...`` of an emulator, which gets no token,
+            since tokens are never sent in clear.
+        token: returns an OAuth 2 access token; raises SecretError.
+        pause: waits the given seconds between two tries.
+        timeout_s: limit for one try to connect, and for each part of its answer.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class GoogleApi:
         self._token = token if urlsplit(endpoint).scheme == "https" else None
         self._pause = pause
         self._timeout_s = timeout_s
-        # urllib would send the token along to wherever an answer redirects.
+        # urllib would send the token to the target of a redirect.
         self._opener = build_opener(_NoRedirect)
 
     def call(
@@ -182,16 +182,16 @@ class GoogleApi:
     ) -> bytes:
         """Return the decoded answer to a GET of ``path``, or to a POST of ``body``.
 
-        Troubles that may pass (429, 5xx, no answer in time, a damaged one) are retried.
+        Transient errors (429, 5xx, no answer in time, a damaged one) are retried.
 
         Args:
-            path: below the version of the API.
-            read: takes the value out of the answer; raises ApiError.
-            body: of a POST.
+            path: path below the API's version.
+            read: extracts the value from the answer; raises ApiError.
+            body: body of a POST.
 
         Raises:
-            ApiError: it refused, or gave no usable answer in `TRIES` tries.
-            SecretError: no token can be had.
+            ApiError: the API refused, or gave no usable answer in `TRIES` tries.
+            SecretError: no token is available.
         """
         for tries in range(1, TRIES):
             try:
@@ -231,22 +231,22 @@ class GoogleApi:
 
 
 class _NoRedirect(HTTPRedirectHandler):
-    """Follows no redirect: neither API sends any."""
+    """Refuses redirects, which neither API sends."""
 
     def redirect_request(self, *_: object, **__: object) -> None:
-        """None makes urllib raise an HTTPError of the redirect's own status."""
+        """Return None, so that urllib raises an HTTPError with the redirect's status."""
 
 
 def checked_bytes(data: object, checksum: object) -> bytes:
-    """The bytes behind base64 ``data``, if they have the CRC32C ``checksum`` that came with them.
+    """Return the bytes in base64 ``data``, checked by the CRC32C ``checksum`` sent with them.
 
     Args:
-        data: base64 text of either alphabet, as JSON of protobuf messages may have it; an empty
+        data: base64 text of either alphabet, as in JSON of protobuf messages; an empty
             value may be missing.
         checksum: decimal, as text (int64 in JSON); None checks nothing.
 
     Raises:
-        ApiError: something got lost on the way. Worth another try: its code is 0.
+        ApiError: the data is damaged. A retry may help: its code is 0.
     """
     try:
         value = base64.b64decode(str(data or "").translate(_URL_SAFE), validate=True)
@@ -261,13 +261,13 @@ def checked_bytes(data: object, checksum: object) -> bytes:
 
 
 def explained(error: ApiError, subject: str, service: str, role: str) -> SecretError:
-    """The error for a person.
+    """Return the error for the user.
 
     Args:
-        error: what the API said.
-        subject: which secret, for which variable.
+        error: the API's error.
+        subject: the secret, and its variable.
         service: the API's name.
-        role: what the caller's account needs.
+        role: the role that the caller's account needs.
     """
     match error.code:
         case 0:
@@ -289,7 +289,10 @@ def explained(error: ApiError, subject: str, service: str, role: str) -> SecretE
 
 
 def _message(error: HTTPError) -> str:
-    """The message in Google's error body. Source: error format of Google Cloud APIs (AIP-193)."""
+    """Return the message in Google's error body.
+
+    Source: error format of Google Cloud APIs (AIP-193).
+    """
     try:
         message = str(json.loads(error.read(65536))["error"]["message"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError):

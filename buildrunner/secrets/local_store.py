@@ -1,11 +1,11 @@
-"""Secrets that the user gave to ``buildrunner secrets set``: encrypted, in one file.
+"""The secrets of ``buildrunner secrets set``, encrypted, in one file.
 
 ``secrets.json`` holds names, versions and dates in clear and each value sealed with AES-256-GCM.
-Name, version and date are bound to the value as associated data: nobody without the key can change
-them, or put one secret's value in another's place. The scopes of secrets (`secret_scope`) are there
-in clear, too, each with a seal that binds it to its name. The file is replaced as a whole (written
-beside, synced, renamed), so that readers need no lock; writers take ``lock``, which lets several
-processes work at once.
+Name, version and date are bound to the value as associated data: without the key, nobody can change
+them, or replace one secret's value by another's. The scopes of secrets (`secret_scope`) are stored
+in clear, too, each with a seal that binds it to its name. The file is replaced atomically (written
+beside, synced, renamed), so readers need no lock; writers hold ``lock``, which lets several
+processes work concurrently.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KEY_NAME = "key"
 DOCUMENT_NAME = "secrets.json"
 
 _FORMAT = 2
-_OLDER_FORMATS = (1,)  # without scopes
+_OLDER_FORMATS = (1,)  # version 1 has no scopes
 _NONCE_BYTES = 12
 
 
@@ -41,8 +41,8 @@ class StoredVersion(msgspec.Struct, frozen=True, rename="camel"):
     """One version of a secret.
 
     Attributes:
-        version: its number, from 1 on; never used again.
-        create_time: when it was set, RFC 3339.
+        version: its number, from 1; never reused.
+        create_time: time of `put`, RFC 3339.
         sealed: nonce and sealed value.
     """
 
@@ -52,7 +52,7 @@ class StoredVersion(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StoredSecret(msgspec.Struct, frozen=True, rename="camel"):
-    """One secret: ``versions`` ascending, at least one; ``last_version`` was given out last."""
+    """One secret: ``versions`` ascending, at least one; ``last_version`` is the last used."""
 
     last_version: int
     versions: tuple[StoredVersion, ...]
@@ -74,8 +74,8 @@ class LocalSecretStore:
     """The store in a folder.
 
     Args:
-        folder: made on the first `put`, for the user only.
-        key: what seals the values.
+        folder: created by the first `put`, for the user only.
+        key: the key that seals the values.
     """
 
     def __init__(self, folder: str, key: StoreKey) -> None:
@@ -89,15 +89,15 @@ class LocalSecretStore:
         return self._path
 
     def put(self, name: SecretName, value: str, scope: Scope | None = None) -> int:
-        """Add a version, the one after the last or the one that ``name`` says.
+        """Add a version: the next one, or the one in ``name``.
 
         Args:
-            name: of the secret.
-            value: of the version.
+            name: name of the secret.
+            value: value of the version.
             scope: replaces the secret's scope; None keeps it.
 
         Returns:
-            Its number.
+            The version's number.
 
         Raises:
             Conflict: that version exists, or once existed.
@@ -123,7 +123,7 @@ class LocalSecretStore:
         return version
 
     def set_scope(self, name: str, scope: Scope) -> None:
-        """Replace the scope of a secret or key, which need not be in this store; empty removes it.
+        """Replace the scope of a secret or key, which need not be in this store. Empty removes it.
 
         Raises:
             SecretError: the store or its key can't be used.
@@ -140,7 +140,7 @@ class LocalSecretStore:
         document.scopes[name] = _SealedScope(scope, nonce + tag)
 
     def remove(self, name: SecretName) -> None:
-        """Remove one version, or without a version all of the secret.
+        """Delete one version, or without a version the whole secret.
 
         Raises:
             NotFound: there is none.
@@ -156,7 +156,7 @@ class LocalSecretStore:
                 document.scopes.pop(name.secret, None)
 
     def secrets(self) -> dict[str, StoredSecret]:
-        """Everything there is, by name, sorted. Values stay sealed; the key is not needed.
+        """Return all secrets by name, sorted. Values stay sealed; the key is not needed.
 
         Raises:
             SecretError: the store can't be read.
@@ -164,7 +164,7 @@ class LocalSecretStore:
         return dict(sorted(self._load().secrets.items()))
 
     def scopes(self) -> dict[str, Scope]:
-        """Every scope there is, by name, sorted; seals are not checked.
+        """Return all scopes by name, sorted. Seals are not checked.
 
         Raises:
             SecretError: the store can't be read.
@@ -172,7 +172,7 @@ class LocalSecretStore:
         return {name: one.scope for name, one in sorted(self._load().scopes.items())}
 
     def versions(self, name: SecretName) -> tuple[int, ...]:
-        """The versions that `remove` would remove.
+        """Return the versions that `remove` would delete.
 
         Raises:
             NotFound: there is none.
@@ -182,7 +182,7 @@ class LocalSecretStore:
         return tuple(one.version for one in found if name.version in (None, one.version))
 
     def snapshot(self) -> Snapshot:
-        """Return the store's content of this moment, to be opened later.
+        """Return the store's present content, for later decryption.
 
         Raises:
             SecretError: the store can't be read.
@@ -190,7 +190,7 @@ class LocalSecretStore:
         return Snapshot(self._load(), self)
 
     def opened(self, document: _Document, secret: str, version: StoredVersion) -> str:
-        """A sealed value of ``document``.
+        """Decrypt a sealed value of ``document``.
 
         Raises:
             SecretError: the key is not the one, or the file was changed.
@@ -209,7 +209,7 @@ class LocalSecretStore:
             ) from None
 
     def checked_scope(self, document: _Document, name: str) -> Scope | None:
-        """The scope of ``document`` for a name; None if there is none.
+        """Return the scope of a name in ``document``; None if there is none.
 
         Raises:
             SecretError: the key is not the one, or the file was changed.
@@ -267,7 +267,7 @@ class LocalSecretStore:
 
     @contextmanager
     def _changing(self) -> Iterator[_Document]:
-        """The document, to be changed inside the block; written when that ends well."""
+        """Yield the document for changes; it is written if the block ends without an error."""
         import fcntl
 
         try:
@@ -309,14 +309,14 @@ class LocalSecretStore:
 
 
 class Snapshot:
-    """The store at one moment: what is ``latest`` stays so for a whole build."""
+    """The store's content at one moment, so that ``latest`` is fixed for a whole build."""
 
     def __init__(self, document: _Document, store: LocalSecretStore) -> None:
         self._document = document
         self._store = store
 
     def version_of(self, name: SecretName) -> StoredVersion | None:
-        """The version that ``name`` says, or its latest; None when there is none."""
+        """Return the version in ``name``, or the latest; None if there is none."""
         secret = self._document.secrets.get(name.secret)
         if secret is None:
             return None
@@ -325,15 +325,15 @@ class Snapshot:
         return next((one for one in secret.versions if one.version == name.version), None)
 
     def has(self, secret: str) -> bool:
-        """Whether the secret exists, in any version."""
+        """Return whether the secret exists, in any version."""
         return secret in self._document.secrets
 
     def scope_of(self, name: str) -> Scope | None:
-        """The scope of a name; None if there is none. Raises SecretError."""
+        """Return the scope of a name; None if there is none. Raises SecretError."""
         return self._store.checked_scope(self._document, name)
 
     def open(self, secret: str, version: StoredVersion) -> str:
-        """The value. Raises SecretError."""
+        """Return the value. Raises SecretError."""
         return self._store.opened(self._document, secret, version)
 
 
@@ -352,18 +352,18 @@ def _bound_scope(name: str, scope: Scope) -> bytes:
 
 
 def _key_id(key: bytes) -> str:
-    """Tells keys apart; tells nothing about the key."""
+    """Return an id of the key that reveals nothing about it."""
     return hashlib.sha256(b"buildrunner key id\n" + key).hexdigest()[:16]
 
 
 class StoredSecrets:
     """`NamedSecrets` of the local store.
 
-    A secret is looked for under its whole name ``projects/P/secrets/S``, then under its id, then
-    under the name of the variable. The version is the one that the config names.
+    A secret is looked up by its full name ``projects/P/secrets/S``, then by its id, then
+    by the name of the variable. The version is the one in the config.
 
     Args:
-        store: has them.
+        store: the store.
     """
 
     def __init__(self, store: LocalSecretStore) -> None:
@@ -372,10 +372,10 @@ class StoredSecrets:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The store as it was when it was first looked at.
+        """Return the store's content at its first use.
 
         Raises:
-            SecretError: it can't be read.
+            SecretError: the store can't be read.
         """
         if self._snapshot is None:
             self._snapshot = self._store.snapshot()
@@ -384,7 +384,7 @@ class StoredSecrets:
     def find(
         self, reference: SecretReference, misses: list[str], names: Sequence[str] | None = None
     ) -> str | None:
-        """See `NamedSecrets.find`. A store that is damaged or locked away is an error."""
+        """See `NamedSecrets.find`. A damaged or unreadable store is an error."""
         snapshot = self.snapshot
         miss = "the local store does not have it"
         for name in _stored_names(reference, names_of(reference) if names is None else names):
@@ -398,7 +398,7 @@ class StoredSecrets:
 
 
 def _stored_names(reference: SecretReference, names: Sequence[str]) -> list[SecretName]:
-    """The names to look under, each once. A version that is no number exists in the cloud only."""
+    """Return the names to look up, each once. A version alias exists only in the cloud."""
     version: int | None = None
     if reference.kind != "kms":
         try:

@@ -1,9 +1,9 @@
-"""Sources of secret values, and the order in which they are asked.
+"""Sources of secret values, and their order.
 
-A *mapping* of the user says where a secret is: ``NAME -> env:VARIABLE`` or ``NAME -> file:PATH``.
-NAME is the version name as the config has it; or shorter: without ``/versions/...``, or the
-secret's id alone; or the variable that the step gets it in. The most exact name wins.
-Ciphertexts of KMS are not decrypted here: only the variable's name can map them.
+A *mapping* of the user names the source of a secret: ``NAME -> env:VARIABLE`` or ``NAME ->
+file:PATH``. NAME is the version name in the config; or shorter: without ``/versions/...``, or the
+secret's id alone; or the step's variable. The most specific name wins.
+For a ciphertext of KMS, only the variable's name can be mapped.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.secret_name import names_of, suggested_name
 
 SECRET_LIMIT = 65536
-"""Bytes of one value. Source: size limit of a secret version's payload in Secret Manager."""
+"""The most bytes of a value. Source: size limit of a secret version's payload in Secret Manager."""
 
 
 class SecretProvider(Protocol):
     """One source of secret values. Used by one thread at a time."""
 
     def find(self, reference: SecretReference, misses: list[str]) -> str | None:
-        """The value, unmodified; or None, with the reason put into ``misses``.
+        """Return the value, unmodified; or None, with the reason added to ``misses``.
 
-        A reason is half a sentence, such as ``no --secret names it``. Whatever ``latest`` means is
-        found out once in the life of a provider, that is, once a build.
+        A reason is a clause such as ``no --secret names it``. A provider resolves ``latest``
+        once, so it is fixed for a build.
 
         Raises:
-            SecretError: the secret is known here, and can't be had. Nobody else is asked then: an
-                answer from elsewhere would be another value than the one the user means.
+            SecretError: the secret is known here, and can't be read. No other provider is tried
+                then: its value would not be the one that the user means.
         """
         ...
 
 
 class NamedSecrets(Protocol):
-    """A `SecretProvider` on this machine, which may know a secret under several names."""
+    """A `SecretProvider` on this machine, which may have a secret under several names."""
 
     def find(
         self, reference: SecretReference, misses: list[str], names: Sequence[str] | None = None
@@ -47,16 +47,16 @@ class NamedSecrets(Protocol):
         Args:
             reference: the secret.
             misses: takes the reason.
-            names: those of `names_of` that count, the most exact one first; None for all.
+            names: the names of `names_of` to use, the most specific first; None for all.
         """
         ...
 
 
 class NotAsked:
-    """A `SecretProvider` that the user has not turned on. It only says so.
+    """A `SecretProvider` that the user has not turned on. It only reports that.
 
     Args:
-        reason: half a sentence.
+        reason: a clause.
     """
 
     def __init__(self, reason: str) -> None:
@@ -69,11 +69,11 @@ class NotAsked:
 
 
 class ProviderChain:
-    """A `SecretResolver` of the user's own builds: the first provider that knows gives the value.
+    """A `SecretResolver` of the user's own builds: the first provider with the secret counts.
 
     Args:
-        named: the providers that look a secret up by its names.
-        others: the ones behind them: they give whatever this user may have there.
+        named: the providers that look up a secret by its names.
+        others: the providers after them, which apply the user's own rights.
     """
 
     def __init__(
@@ -103,16 +103,16 @@ class ProviderChain:
         *,
         with_others: bool,
     ) -> str | None:
-        """The value; None, with reasons in ``misses``, if no provider knows the secret.
+        """Return the value; None, with reasons in ``misses``, if no provider has the secret.
 
         Args:
             reference: the secret.
             misses: takes reasons.
-            names: those of `names_of` that count.
-            with_others: ask also the providers that go by no names of this machine.
+            names: the names of `names_of` to use.
+            with_others: also try the providers that don't use names of this machine.
 
         Raises:
-            SecretError: a provider knows the secret, and it can't be had.
+            SecretError: a provider has the secret, and can't read it.
         """
         for named in self._named:
             value = named.find(reference, misses, names)
@@ -141,14 +141,14 @@ def subject_of(reference: SecretReference) -> str:
 
 
 def as_text(value: bytes, subject: str) -> str:
-    """A value's bytes as text.
+    """Return a value's bytes as text.
 
     Args:
         value: the bytes.
-        subject: what they are, for the message.
+        subject: the secret's name, for the message.
 
     Raises:
-        SecretError: it is too large, or not UTF-8.
+        SecretError: the value is too large, or not UTF-8.
     """
     if len(value) > SECRET_LIMIT:
         raise SecretError(f"{subject} is larger than {SECRET_LIMIT} bytes")
@@ -160,10 +160,10 @@ def as_text(value: bytes, subject: str) -> str:
 
 
 def ciphertext_of(reference: SecretReference) -> bytes:
-    """The bytes of a reference's ciphertext.
+    """Return the bytes of a reference's ciphertext.
 
     Raises:
-        SecretError: it is not base64.
+        SecretError: the ciphertext is not base64.
     """
     import base64
     import binascii
@@ -179,7 +179,7 @@ class MappedSecrets:
 
     Args:
         mapping: secret name -> ``env:VARIABLE`` or ``file:PATH``.
-        environ: where ``env:`` looks.
+        environ: the variables of ``env:``.
     """
 
     def __init__(self, mapping: Mapping[str, str], environ: Mapping[str, str]) -> None:
@@ -205,7 +205,7 @@ def parse_mapping(entries: Mapping[str, str]) -> dict[str, str]:
     """Check ``NAME=env:X|file:Y`` of ``--secret``; paths become absolute.
 
     Raises:
-        UsageError: a source is of no known kind.
+        UsageError: the kind of a source is unknown.
     """
     result = {}
     for name, source in entries.items():

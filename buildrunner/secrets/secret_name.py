@@ -1,4 +1,4 @@
-"""Names of secrets and of their versions, as Secret Manager writes them."""
+"""Names of secrets and of their versions, in the form of Secret Manager."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from buildrunner.plan.build_plan import SecretReference
 LATEST = "latest"
 FORGE_PREFIX = "forge-"
 OLD_FORGE_PREFIX = "status-"
-"""Began the names of forges' tokens in earlier versions. Those are not used any more, since two
-hosts could have the same one; builds still don't get them."""
+"""Prefix of the names of forges' tokens in earlier versions. They are no longer used, since two
+hosts could have the same name; builds still don't get them."""
 SERVER_PREFIXES = ("hooks-", FORGE_PREFIX, OLD_FORGE_PREFIX)
-"""Ids of what a server itself signs and logs in with begin so: ``hooks-github``."""
+"""Prefixes of ids of the server's own secrets: ``hooks-github``."""
 _API_HOSTS = {"api.github.com": "github.com", "api.bitbucket.org": "bitbucket.org"}
 
 # Source: resource names and id rules of Secret Manager v1.
@@ -29,11 +29,11 @@ _KEY = re.compile(rf"projects/[^/\s]+/locations/{_ID}/keyRings/{_ID}/cryptoKeys/
 
 
 class SecretName(NamedTuple):
-    """A secret, and which version of it.
+    """A secret, and one of its versions.
 
     Attributes:
         secret: ``projects/P/secrets/S`` or the bare ``S``.
-        version: a number from 1 on; None for the latest.
+        version: a number from 1; None for the latest.
     """
 
     secret: str
@@ -46,11 +46,11 @@ class SecretName(NamedTuple):
 
 
 def parse_name(text: str) -> SecretName:
-    """Parse ``S`` or ``projects/P/secrets/S``, perhaps with ``/versions/V``.
+    """Parse ``S`` or ``projects/P/secrets/S``, optionally with ``/versions/V``.
 
     Raises:
-        UsageError: it is no such name. The message does not repeat it: it may be a value that
-            somebody put in the wrong place.
+        UsageError: the name is invalid. The message does not repeat it, since it may be a value in
+            the wrong place.
     """
     match = _NAME.fullmatch(text)
     if match is None:
@@ -64,34 +64,34 @@ def parse_name(text: str) -> SecretName:
 
 
 def is_key_name(text: str) -> bool:
-    """Whether ``text`` is the name of a key of Cloud KMS."""
+    """Return whether ``text`` is the name of a key of Cloud KMS."""
     return _KEY.fullmatch(text) is not None
 
 
 def names_of(reference: SecretReference) -> tuple[str, ...]:
-    """The names under which the user may know a secret here, most exact first.
+    """Return the names under which the user may have a secret here, most specific first.
 
-    The version name as the config has it, the same without the version, the secret's id, and the
-    variable that the step gets it in.
+    These are the version name in the config, the same without the version, the secret's id, and the
+    step's variable.
     """
     if reference.kind == "kms":
-        # One key encrypts many values: its name says nothing about which.
+        # One key encrypts many values, so its name does not identify one.
         return (reference.env,)
     secret = reference.name.partition("/versions/")[0]
     return (reference.name, secret, secret.rpartition("/")[2], reference.env)
 
 
 def is_servers_own(name: str) -> bool:
-    """Whether a name under which a secret is kept says that it is the server's own.
+    """Return whether a stored name marks a secret as the server's own.
 
-    Builds of a server don't get those: else any user who may push could read the tokens of its
-    forges. A secret under a whole name (``projects/P/secrets/status-page``) is for builds.
+    Builds never get these: otherwise any user who may push could read the tokens of the server's
+    forges. A secret with a full name (``projects/P/secrets/status-page``) is for builds.
     """
     return "/" not in name and name.startswith(SERVER_PREFIXES)
 
 
 def forge_host(url: str) -> str:
-    """The host of a forge, from an address of it or of its API: lower case, port unless it is 443.
+    """Return a forge's host from its URL or its API's: lower case, with the port unless it is 443.
 
     Empty for a URL without a host.
     """
@@ -106,9 +106,9 @@ def forge_host(url: str) -> str:
 
 
 def forge_token_name(host: str) -> str:
-    """The secret with the token of a forge, such as ``forge-git_example_com``.
+    """Return the name of a forge's token, such as ``forge-git_example_com``.
 
-    Two hosts never have the same name: a dot becomes ``_``, and any other character that a name of
+    Two hosts never get the same name: a dot becomes ``_``, and any other character that a name of
     a secret can't have ``__`` and its code, as in ``forge-git_example_com__3a8443``.
 
     Args:
@@ -118,12 +118,12 @@ def forge_token_name(host: str) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    # Two dots in a row are in no host name; they would be taken for the beginning of a code.
+    # Two dots in a row are in no host name; they would look like the beginning of a code.
     is_dot = found[0] == "." and not found.string[: found.start()].endswith(".")
     return "_" if is_dot else "".join(f"__{byte:02x}" for byte in found[0].encode())
 
 
 def suggested_name(reference: SecretReference) -> str:
-    """The short name to offer the user in a command."""
+    """Return the short name to suggest to the user in a command."""
     names = names_of(reference)
     return names[0] if len(names) == 1 else names[2]

@@ -157,7 +157,7 @@ class Refusal(msgspec.Struct, frozen=True):
 
     @property
     def hides(self) -> bool:
-        """Whether the asker must not learn that there is such a secret."""
+        """Return whether the asker must not learn that the secret exists."""
         return self.missing in ("server", "project")
 
 
@@ -174,11 +174,11 @@ def refusal_of(
         asker: who asks.
         name: of the secret or of the key that opens it, without a version.
         scope: what is kept beside the secret; None if nothing is.
-        steps: the build's steps that would get it.
+        steps: the build's steps that would get the secret.
         privilege: rights of all steps of the build.
 
     Returns:
-        None if it may.
+        None if the asker may have it.
     """
     if asker.use not in PROJECT_USES:
         return _servers_refusal(asker, name, scope)
@@ -213,7 +213,7 @@ def _is_shared(name: str, scope: Scope, project: str) -> bool:
 def _limit(
     asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan], privilege: Privilege
 ) -> Refusal | None:
-    """The limit of a shared secret that the asker does not keep to."""
+    """Return the limit of a shared secret that the asker violates."""
     if scope.uses and asker.use.value not in scope.uses:
         text = f"the secret {name} is for {_listed(scope.uses)} only, not for {asker.use.value}"
         return Refusal("use", text)
@@ -229,14 +229,14 @@ def _limit(
 
 
 def variable_of(name: str) -> str:
-    """The variable that a secret has by default: ``API_KEY`` for ``projects/p/secrets/api-key``."""
+    """Return a secret's default variable: ``API_KEY`` for ``projects/p/secrets/api-key``."""
     return re.sub(r"[^A-Za-z0-9]", "_", name.rpartition("/")[2]).upper()
 
 
 def _image_limit(
     asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan], privilege: Privilege
 ) -> Refusal | None:
-    """The limit to images. It means nothing where one step rules over the others' containers.
+    """Return the limit to images, which needs steps that can't control each other's containers.
 
     The environment of a step can make the image's program load other code (``LD_PRELOAD``,
     ``_JAVA_OPTIONS``, ``NODE_OPTIONS``), and no list of such variables is complete. So a step gets
@@ -290,7 +290,7 @@ def _is_builder(image: str) -> bool:
 
 
 def _is_image(image: str, wanted: str) -> bool:
-    """Whether a step's image is the one of a scope, which is fixed."""
+    """Return whether a step's image is the one of a scope, which is fixed."""
     if image == wanted:
         return True
     if _without_tag(image) != _without_tag(wanted):
@@ -328,7 +328,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def canonical_name(name: str, project: str) -> str:
-    """The name with the project's id where it has the project's number."""
+    """Return the name with the project's id in place of the project's number."""
     prefix = f"projects/{project_number(project)}/"
     return f"projects/{project}/{name.removeprefix(prefix)}" if name.startswith(prefix) else name
 
@@ -336,14 +336,14 @@ def canonical_name(name: str, project: str) -> str:
 class ScopedSecrets:
     """A `SecretResolver` for one asker.
 
-    Every name under which a value could be found is judged by its own scope. A name that is not
-    shared with the asker is passed over as if nothing had it; any other limit ends the search, so
-    that no less exact name gives another value.
+    Every name under which a value could be found is checked by its own scope. A name that is not
+    shared with the asker is skipped as if it did not exist; any other limit ends the search, so
+    that no less specific name yields another value.
 
     Args:
         chain: the providers.
         asker: who asks.
-        scope_of: the scope of a name; None if it has none. Raises SecretError.
+        scope_of: returns the scope of a name; None if it has none. Raises SecretError.
     """
 
     def __init__(
@@ -381,10 +381,10 @@ class ScopedSecrets:
         refusal_for: Callable[[str], Refusal | None],
         misses: list[str],
     ) -> bool:
-        """Whether the asker may have what is kept under a name.
+        """Return whether the asker may have the value under a name.
 
         Raises:
-            SecretNotFound: the asker may know that it is there, and may not have it.
+            SecretNotFound: the asker may know that the secret exists, but may not have it.
         """
         if not name:
             return False

@@ -1,6 +1,6 @@
 """The key of the local secret store: in a file that only the user can read, or in the OS keyring.
 
-A key is made once, at the first `buildrunner secrets set`, and never replaced.
+A key is created once, at the first `buildrunner secrets set`, and never replaced.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ class StoreKey(Protocol):
     """The place of the key."""
 
     def read(self) -> bytes | None:
-        """The key; None when there is none yet.
+        """Return the key; None if there is none yet.
 
         Raises:
-            SecretError: it is there and can't be used; says how to mend that.
+            SecretError: the key exists but can't be used. The message has the remedy.
         """
         ...
 
     def make(self) -> bytes:
-        """Make a key and keep it. Only called where `read` found none, under the store's lock.
+        """Create and store a key. Only called if `read` found none, under the store's lock.
 
         Raises:
-            SecretError: it can't be kept.
+            SecretError: the key can't be stored.
         """
         ...
 
     @property
     def place(self) -> str:
-        """The place, for messages."""
+        """Return the place, for messages."""
         ...
 
 
@@ -77,7 +77,7 @@ class KeyFile:
         return _decoded(text, self._path)
 
     def make(self) -> bytes:
-        """See `StoreKey.make`. The file is whole and private from its first moment on."""
+        """See `StoreKey.make`. The file is complete and private from the start."""
         key = os.urandom(KEY_BYTES)
         try:
             write_private(self._path, base64.b64encode(key) + b"\n")
@@ -90,7 +90,7 @@ class KeyringKey:
     """A key in the OS keyring (Secret Service, macOS Keychain, ...), by the package ``keyring``.
 
     Args:
-        account: under which it is kept: the store's folder, so that each store has a key.
+        account: name of the entry: the store's folder, so that each store has its own key.
     """
 
     def __init__(self, account: str) -> None:
@@ -134,23 +134,23 @@ def exposed_file(file: BinaryIO) -> str:
 
 
 def write_private(path: str, data: bytes) -> None:
-    """Write a new file that only its owner can read, whatever the umask, down to the disk.
+    """Write a new file that only its owner can read, regardless of the umask, and sync it.
 
-    The file appears whole. Of two processes that write it at the same time, one succeeds.
+    The file appears complete. Of two concurrent writers, one succeeds.
 
     Raises:
-        FileExistsError: there is such a file.
+        FileExistsError: the file exists.
         OSError: the file can't be written.
     """
     temporary = f"{path}.{os.urandom(8).hex()}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o600)  # a umask may have taken even the owner's rights
+            os.fchmod(descriptor, 0o600)  # a umask may have removed even the owner's rights
             file.write(data)
             file.flush()
             os.fsync(descriptor)
-        os.link(temporary, path)  # unlike a rename, never replaces a file
+        os.link(temporary, path)  # unlike a rename, a link never replaces a file
     finally:
         os.unlink(temporary)
 

@@ -77,10 +77,10 @@ _ROUTERS = (
 
 
 def create_app(context: ServerContext) -> FastAPI:
-    """The application that serves Cloud Build's REST API, and our own routes beside it.
+    """Return the application with Cloud Build's REST API and buildrunner's own routes.
 
     Args:
-        context: what it works with; not closed.
+        context: the server's context; not closed.
 
     Returns:
         The application. To stop it, call ``app.state.build_watches.close()`` and
@@ -121,12 +121,12 @@ def create_app(context: ServerContext) -> FastAPI:
         trends_page.router(context),
         system_page.router(context),
         log_page.router(context),
-        # Last: it has a route for whatever bucket a build names.
+        # Last, since its route matches any bucket name.
         routes_logs.router(context, watches),
     ]
     app.state.routers = routers
     openapi.add_documentation(app, routers)
-    # A request tries one router after the other, and most requests of a busy server are workers'.
+    # A request tries the routers in order, and most requests of a busy server are workers'.
     for router in sorted(routers, key=lambda one: one is not workers):
         app.include_router(router)
     add_error_handlers(app, error_page)

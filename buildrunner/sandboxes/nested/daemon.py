@@ -1,15 +1,15 @@
-"""Docker engines in containers of a Docker engine: make, find, watch, remove.
+"""Docker engines in containers of a Docker engine: creates, finds, watches and removes them.
 
-What is on the host engine for one, all with the labels that are given:
+For each nested engine, the host engine has, with the given labels:
 
 * the container ``buildrunner-sandbox-PLACE``, which runs `dockerd`;
 * the volume ``buildrunner-PLACE-engine``, its data folder;
 * the volume ``buildrunner-PLACE-workspace``, which is its ``/workspace``.
 
-The place is the id of the build that it was started for, or a name of its own if it was started
-ahead of need.
+The place is the id of the build that it was started for, or a separate name for a spare sandbox,
+which was started before its build.
 
-A folder of this machine is mounted in it: there its socket is, and there it finds the images that
+A mounted folder of this machine holds its socket, and the images that
 it begins with (image_catalog.py).
 """
 
@@ -53,15 +53,15 @@ if TYPE_CHECKING:
 
 
 class DaemonState(msgspec.Struct, frozen=True, kw_only=True):
-    """A nested engine as the host engine sees it.
+    """The state of a nested engine on the host engine.
 
     Attributes:
-        id: of its container.
+        id: id of its container.
         status: ``created``, ``running``, ``exited``, ...
-        process: id of its first process on the machine; 0 when it does not run.
-        exit_code: how it ended.
-        oom_killed: for lack of memory.
-        memory_bytes: its limit; 0 for none.
+        process: id of its first process on the machine; 0 if it does not run.
+        exit_code: its exit code.
+        oom_killed: whether it was killed for lack of memory.
+        memory_bytes: its memory limit; 0 for none.
         mode: one of `MODES`.
         own_disk: see `DaemonSpec`.
     """
@@ -80,8 +80,8 @@ class HostImage(msgspec.Struct, frozen=True):
     """An image of the host engine.
 
     Attributes:
-        id: ``sha256:...``; what of, depends on how the engine keeps images.
-        names: all its names as Docker shows them, with a tag or a digest, sorted.
+        id: ``sha256:...`` of its config or its manifest, depending on the engine's image store.
+        names: all its names in Docker's form, with a tag or a digest, sorted.
     """
 
     id: str
@@ -89,14 +89,14 @@ class HostImage(msgspec.Struct, frozen=True):
 
 
 ImageListing = Callable[[], list[HostImage]]
-"""Returns the images of the host engine, once they are listed."""
+"""Waits for the list of the host engine's images, and returns it."""
 
 
 class NestedDaemons:
-    """Nested engines on one host engine. Thread-safe.
+    """The nested engines on one host engine. Thread-safe.
 
     Args:
-        endpoint: where the host engine is.
+        endpoint: address of the host engine.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -114,7 +114,7 @@ class NestedDaemons:
             )
 
     def host_images(self) -> list[HostImage]:
-        """The images of the host engine that have names, sorted by id."""
+        """Return the named images of the host engine, sorted by id."""
         with _asking("images can't be listed"), self._api.client() as client:
             listed = [
                 (str(one["Id"]), one["RepoTags"] or (), one["RepoDigests"] or ())
@@ -125,7 +125,7 @@ class NestedDaemons:
         found = []
         for image_id, tags, digests in listed:
             names = {_docker_name(one) for one in (*tags, *digests)}
-            # The engine finds local images without the prefix, too, if nothing else has the name.
+            # The engine also finds local images without the prefix, if no other image has the name.
             names |= {one.removeprefix(prefix) for one in names} - taken
             names = {one for one in names if "<none>" not in one}
             if names:
@@ -144,7 +144,7 @@ class NestedDaemons:
         return listed.result
 
     def find(self, place: str) -> DaemonState | None:
-        """The engine of that place, running or not; None when there is none."""
+        """Return the engine of that place, running or not; None if there is none."""
         try:
             with self._api.client() as client:
                 found = client.inspect_container(container_name(place))
@@ -166,17 +166,17 @@ class NestedDaemons:
             raise refusal.as_error("the sandbox can't be looked up") from refusal
 
     def create(self, spec: DaemonSpec) -> str:
-        """Create the container, don't start it; its id."""
+        """Create the container without starting it. Returns its id."""
         request = create_request(spec, self._seccomp(spec.folder))
         return self._create(container_name(spec.place), request, "the sandbox")
 
     def create_cache_engine(self, spec: CacheSpec) -> str:
-        """Create the container of a cache engine, don't start it; its id."""
+        """Create the container of a cache engine without starting it. Returns its id."""
         request = create_cache_request(spec, self._seccomp(spec.folder))
         return self._create(spec.name, request, "the image cache's engine")
 
     def _seccomp(self, folder: str) -> str:
-        """The seccomp profile as the engine takes it; a file in ``folder`` if it wants one."""
+        """Return the seccomp profile for the engine: its text, or a file's path in ``folder``."""
         if self._api.capabilities().inline_seccomp:
             return SECCOMP
         path = os.path.join(folder, "seccomp.json")
@@ -189,18 +189,18 @@ class NestedDaemons:
             return str(client.create_container_from_config(request, name)["Id"])
 
     def is_running(self, container: str) -> bool:
-        """Whether a container, by name or id, runs."""
+        """Return whether a container, by name or id, runs."""
         with contextlib.suppress(Refusal), self._api.client() as client:
             return bool(client.inspect_container(container)["State"]["Status"] == "running")
         return False
 
     def cache_identity(self, volume: str) -> str:
-        """Return what tells an image cache from earlier ones in a volume of the same name.
+        """Return the identity of an image cache, which no later volume of its name has.
 
-        Docker 20.10 gives a new time of creation to a volume whenever a file in it comes or goes.
+        Docker 20.10 changes the creation time of a volume with every file created or deleted in it.
 
         Returns:
-            Empty if there is no such volume.
+            An empty string if the volume does not exist.
         """
         try:
             with self._api.client() as client:
@@ -212,12 +212,12 @@ class NestedDaemons:
             raise refusal.as_error("a volume can't be looked up") from refusal
 
     def remove_volume(self, name: str) -> None:
-        """Remove a volume; one that is in use stays."""
+        """Remove a volume. A volume in use stays."""
         with contextlib.suppress(Refusal), self._api.client() as client:
             client.remove_volume(name)
 
     def start(self, container: str) -> None:
-        """Start it. EngineError when this machine does not let it run."""
+        """Start a container. Raises EngineError if this machine does not let it run."""
         try:
             with self._api.client() as client:
                 client.start(container)
@@ -225,7 +225,7 @@ class NestedDaemons:
             raise start_error(refusal.message) from refusal
 
     def ask_for_end(self, container: str) -> Stream:
-        """An answer that ends when the container does not run (any more)."""
+        """Return an answer that ends when the container does not run."""
         with _asking("the sandbox can't be watched"):
             end = self._api.stream(
                 "POST", f"/containers/{container}/wait", params={"condition": "not-running"}
@@ -234,11 +234,11 @@ class NestedDaemons:
         return end
 
     def remove(self, container: str) -> None:
-        """Kill and remove it. Idempotent."""
+        """Kill and remove a container. Idempotent."""
         remove_by_force(self._api, container, called="the sandbox")
 
     def last_error(self, container: str) -> str:
-        """The last line of its log that tells of an error, for a message; empty without any."""
+        """Return the last error line of its log, for a message; empty without any."""
         path = f"/containers/{container}/logs"
         with contextlib.suppress(EngineError, Refusal):
             log = self._api.send("GET", path, params={"stdout": 1, "stderr": 1, "tail": 50})
@@ -246,11 +246,14 @@ class NestedDaemons:
         return ""
 
     def execute(self, container: str, argv: tuple[str, ...]) -> bytes:
-        """Run a program in the container to its end; its output. EngineError when it fails."""
+        """Run a program in the container to its end.
+
+        Returns its output; EngineError if it fails.
+        """
         what = f"{argv[0]} can't be run in the sandbox"
         with _asking(what), self._api.client() as client:
             made = client.exec_create(container, list(argv))["Id"]
-            # Not by the SDK: it may lose the beginning of the output.
+            # Not by the SDK, which may lose the beginning of the output.
             output = self._api.send("POST", f"/exec/{made}/start", json={"Detach": False})
             code = client.exec_inspect(made)["ExitCode"]
         if code:
@@ -261,14 +264,14 @@ class NestedDaemons:
     def relayed_port(
         self, container: str, socket_path: str, place: tuple[str, int] | None = None
     ) -> Iterator[int]:
-        """Lead a port of the nested engine's network to a socket; give the port.
+        """Forward a port of the nested engine's network to a socket. Returns the port.
 
-        The relay ends soon after the socket is gone.
+        The relay ends soon after the socket is removed.
 
         Args:
-            container: of the nested engine.
-            socket_path: in the container.
-            place: an address, which the network gets if it has not got it, and a port; None for any
+            container: container of the nested engine.
+            socket_path: path of the socket in the container.
+            place: an address, which is added to the network if necessary, and a port; None for any
                 port of the loopback address.
 
         Raises:
@@ -280,7 +283,7 @@ class NestedDaemons:
         with _asking(what), self._api.client() as client:
             made = client.exec_create(container, argv)["Id"]
             output = self._api.stream("POST", f"/exec/{made}/start", json={"Detach": False})
-        with contextlib.closing(output):  # some engines end the program with the connection
+        with contextlib.closing(output):  # some engines kill the program when the connection ends
             pieces, frames = output.pieces(), FrameDemultiplexer()
             while b"\n" not in said and (piece := next(pieces, b"")):
                 said += b"".join(frames.feed(piece))
@@ -289,30 +292,30 @@ class NestedDaemons:
             yield int(said)
 
     def layer_origins(self, container: str) -> bytes:
-        """Return the engine's notes of registries that have its layers, for `decode_listing`.
+        """Return the engine's records of registries with its layers, for `decode_listing`.
 
-        It is what steps may have made of it, and comes when they let it come.
+        Steps may have changed the records, and may delay the answer.
 
         Raises:
-            EngineError: it knows of none, or does not tell.
+            EngineError: the engine has none, or does not answer.
         """
         return self.execute(container, ("grep", "-r", "", f"{IMAGES}/{DRIVER}/{NOTES}"))
 
     def readers_since(self, volume: str) -> list[float]:
-        """Since when each nested engine reads the image cache in ``volume`` (see `LABEL_READS`)."""
+        """Return the `LABEL_READS` of each engine that reads the image cache in ``volume``."""
         wanted = {"label": [LABEL_READS], "volume": [volume]}
         with _asking("containers can't be listed"), self._api.client() as client:
             listed = client.containers(all=True, filters=wanted)
             return [float((one.get("Labels") or {}).get(LABEL_READS, "0")) for one in listed]
 
     def close(self) -> None:
-        """Drop connections."""
+        """Close all connections."""
         self._api.close()
 
 
 @contextlib.contextmanager
 def _asking(what: str) -> Iterator[None]:
-    """Turn a refusal of the engine into an error that says what failed."""
+    """Convert a refusal of the engine to an error that names the failed action."""
     try:
         yield
     except Refusal as refusal:
@@ -324,7 +327,7 @@ def _payload(output: bytes) -> bytes:
 
 
 def _was_oom_killed(container: str, state: Mapping[str, Any]) -> bool:
-    """The kernel's own record: the engine at hand may learn of it later, or not at all."""
+    """Read the kernel's own record: the host engine may be notified later, or not at all."""
     if state["Pid"] or state["ExitCode"] != 128 + signal.SIGKILL:
         return False
     from buildrunner.containers.docker.containers import has_oom_kill, kernel_records
@@ -333,13 +336,16 @@ def _was_oom_killed(container: str, state: Mapping[str, Any]) -> bool:
 
 
 def _docker_name(name: str) -> str:
-    """A name as Docker shows it; Podman spells ``docker.io`` out."""
+    """Return a name in Docker's form; Podman writes ``docker.io`` out."""
     parsed = ImageName.parse(name)
     return str(msgspec.structs.replace(parsed, repository=parsed.familiar))
 
 
 def _last_error(log: bytes) -> str:
-    """Lines without a level are the start script's, or `dockerd`'s last ones: errors."""
+    """Return the last error.
+
+    Lines without a level are errors of the start script or of `dockerd`.
+    """
     for line in reversed(log.decode("utf-8", "replace").splitlines()):
         quiet = " level=" in line and not re.search(r" level=(error|fatal|panic) ", line)
         if line.strip() and not quiet:

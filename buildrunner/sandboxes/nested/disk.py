@@ -1,11 +1,11 @@
-"""The limit of a sandbox's disk: a file system of its own, or a watch over what it uses.
+"""The limit of a sandbox's disk: a separate file system, or a watch over its disk use.
 
-With a file system of its own (`own_disk`), the kernel keeps the limit. The file system is in a file
-without a name. Files that no walk finds (deleted ones that a process holds, or that are on their
-way through a socket) take room there all the same. The file is on a loop device that clears itself:
-its space is free again once the engine has unmounted it, whichever process dies meanwhile.
+With a separate file system (`own_disk`), the kernel enforces the limit. The file system is in a
+file without a name. Files that no walk finds (deleted but open ones, or ones in transit
+through a socket) count there, too. The file is on a loop device that clears itself:
+its space is free again once the engine has unmounted it, even if processes die meanwhile.
 
-Elsewhere a watch (`DiskWatch`) measures again and again, and ends a sandbox that uses too much.
+Otherwise a watch (`DiskWatch`) measures periodically, and ends a sandbox that uses too much.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from buildrunner.sandboxes.nested.container import DATA, FOLDER
 from buildrunner.workspace.protocol import WORKSPACE
 
 OPTIONS = "noatime,nobarrier,noinit_itable"
-"""Mount options: nothing of a sandbox is needed after a crash of the machine."""
+"""Mount options: a sandbox's data need not survive a crash of the machine."""
 
 _INODE_BYTES = 256
 _SPARE_BYTES = 64 << 20
@@ -49,17 +49,17 @@ _TRIES = 20
 
 @contextmanager
 def own_disk(folders: Sequence[str], size_bytes: int, files: int) -> Iterator[str]:
-    """Make a file system; give the device, which a mount has to hold by the end of the context.
+    """Make a file system. Yields its device, which must be mounted by the end of the context.
 
     Args:
-        folders: where the file may be; the first one that can be written to counts.
-        size_bytes: the limit of its data. The file takes as much of the disk as is written.
-        files: the limit of files, folders and links.
+        folders: folders for the file; the first writable one is used.
+        size_bytes: the limit of its data. The file takes only the written part of the disk.
+        files: the most files, folders and links.
 
     Raises:
-        EngineError: this machine or user can't have one.
+        EngineError: this machine or user can't make one.
     """
-    # Beyond the limits, so that a sandbox can be seen to exceed them.
+    # Larger than the limits, so that a sandbox that exceeds them is noticed.
     files += files // 16 + 1000
     size = size_bytes + size_bytes // 16 + files * _INODE_BYTES + _SPARE_BYTES
     try:
@@ -108,9 +108,9 @@ def _format(file: int, files: int) -> None:
 
 
 def _attached(file: int) -> int:
-    """Open a loop device for a file. It is the file's until all have closed it.
+    """Open a loop device for a file. The device is released when it is closed everywhere.
 
-    Its number is new: the engine finds nothing by the volume of a sandbox that has ended.
+    Its number is new, so that the volume of an ended sandbox never leads to it.
     """
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -121,7 +121,7 @@ def _attached(file: int) -> int:
                 fcntl.ioctl(control, _ADD, number)
                 device = os.open(f"/dev/loop{number}", os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
-                # Another process had it, or has just removed it as unused.
+                # Another process used it, or has just removed it as unused.
                 if error.errno not in (errno.EEXIST, errno.ENOENT, errno.ENXIO) or not left:
                     raise
                 continue
@@ -137,7 +137,7 @@ def _attached(file: int) -> int:
 
 
 def _remove_unused(control: int) -> None:
-    """Remove the loop devices that sandboxes have left."""
+    """Remove the loop devices of ended sandboxes."""
     for name in os.listdir(_DEVICES):
         number = name.removeprefix("loop")
         if number != name and int(number) >= _FIRST_NUMBER:
@@ -147,17 +147,17 @@ def _remove_unused(control: int) -> None:
 
 LEAST_FILES = 1_000_000
 BYTES_PER_FILE = 16 << 10
-"""A file system with ext4 has room for one file, folder or link in so many bytes."""
+"""Bytes per file, folder or link for which ext4 reserves room."""
 
 _LOOK_S = 1.0
 _PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_MEASURE_S = 240
-_MISSES = 12  # a minute, and longer where measuring takes long
+_MISSES = 12  # a minute, and longer if a measurement takes long
 _PATIENCE_S = 600.0
 
 # In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
-# to files that have no name any more, which `du` can't see.
+# to deleted files, which `du` can't see.
 _WRITABLE = f"{DATA} {WORKSPACE} {FOLDER} /etc /opt /run /tmp /var/tmp"
 _MEASURE = (
     "timeout",
@@ -185,19 +185,19 @@ _MEASURE_OWN = (
 
 
 def most_files(limit_bytes: int) -> int:
-    """Return how many files, folders and links a sandbox may have."""
+    """Return the most files, folders and links that a sandbox may have."""
     return max(LEAST_FILES, limit_bytes // BYTES_PER_FILE)
 
 
 class DiskWatch:
     """Measures the disk use of one sandbox.
 
-    A look at the file system each second ends a pause early: once the file system has lost half of
-    what the sandbox may still write.
+    A check of the file system each second ends a pause early: once the file system has lost half of
+    the space that the sandbox may still use.
 
     Args:
-        execute: runs a program in the sandbox, where steps can't reach it; returns its output.
-        limit_bytes: what the sandbox may write.
+        execute: runs a program in the sandbox, out of reach of steps; returns its output.
+        limit_bytes: the most bytes that the sandbox may write.
         folder: the sandbox's data on this machine.
         own_disk: the sandbox's volumes are file systems of their own: nothing is walked.
     """
@@ -278,7 +278,7 @@ class DiskWatch:
 def pause_after(took_s: float) -> float:
     """Return the pause after a measurement, in seconds.
 
-    Measuring takes a twentieth of the time, and more where a build makes it take longer than the
+    Measuring takes a twentieth of the time, and more if one measurement takes longer than the
     longest pause allows.
     """
     return min(max(_PAUSE_S, 20 * took_s), _LONGEST_PAUSE_S)
@@ -287,7 +287,7 @@ def pause_after(took_s: float) -> float:
 def free_bytes(folder: str) -> int:
     """Return the free space of a folder's file system; 0 if that is unknown.
 
-    A folder that this user can't look into counts as on the file system of the folder above.
+    A folder that this user can't read counts as on the file system of its parent.
     """
     try:
         found = os.statvfs(folder)

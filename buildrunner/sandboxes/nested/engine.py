@@ -1,11 +1,11 @@
-"""The engine in a nested sandbox, as a build sees it.
+"""The engine of a build in a nested sandbox.
 
-Every call waits until the engine is up, and says why when it is gone. Images that it lacks come
-from the host engine, which pulls them once, with the user's credentials. All else goes straight to
+Every call waits until the engine is up, and reports why it has ended. Missing images come
+from the host engine, which pulls them once, with the user's credentials. All other calls go to
 the nested engine.
 
 The two engines may know the same image by different ids. To the caller, an image of the host engine
-has the id of the host engine, before and after it was copied.
+has the id of the host engine, before and after its copy.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class NestedAccess(Protocol):
 
     Attributes:
         host: the engine that the nested one runs on.
-        host_pulls: pulls the images that the host engine does not have.
-        is_common: whether an image of the host engine, by name, is for all builds. None: each is.
+        host_pulls: pulls images that the host engine lacks.
+        is_common: returns whether an image of the host engine is for all builds. None: all are.
     """
 
     host: ContainerEngine
@@ -63,23 +63,26 @@ class NestedAccess(Protocol):
     is_common: Callable[[str], bool] | None
 
     def ready(self) -> Running:
-        """Wait for the nested engine. Raises EngineUnavailable if it can't be had."""
+        """Wait for the nested engine. Raises EngineUnavailable if it can't start."""
         ...
 
     def why_gone(self) -> EngineUnavailable | None:
-        """Return why the nested engine does not answer any more; None if that is not known."""
+        """Return why the nested engine has ended; None if unknown."""
         ...
 
     def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
-        """Copy an image, by its id on the host engine, under names; its id in the nested one."""
+        """Copy an image, by its id on the host engine, under names.
+
+        Returns its id in the nested one.
+        """
         ...
 
     def note_use(self, images: Iterable[str]) -> None:
-        """Note images, by their ids on the host engine, that the build uses."""
+        """Record images, by their ids on the host engine, that the build uses."""
         ...
 
     def pull_turn(self, name: str) -> AbstractContextManager[None]:
-        """Wait until no other build pulls an image for itself alone; until the end, none does."""
+        """Hold the lock under which one build at a time pulls an image for itself alone."""
         ...
 
     def open_port(self, port: int) -> None:
@@ -99,20 +102,20 @@ class NestedAccess(Protocol):
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
     ) -> PushedImage:
-        """Push from the nested engine with such a login, which does not go there."""
+        """Push from the nested engine with such a login, without passing the login to it."""
         ...
 
     def digest_of(self, name: str) -> str:
-        """Return the digest that a registry has for an image, asked without a login."""
+        """Return the digest that a registry has for an image, requested without a login."""
         ...
 
     def note_push(self) -> None:
-        """Note that something was pushed."""
+        """Record that an image was pushed."""
         ...
 
 
 class NestedEngine(ForwardingEngine):
-    """The engine of a sandbox: calls wait until it is up, and say why when it is gone.
+    """The engine of a sandbox: calls wait until it is up, and report why it has ended.
 
     Args:
         access: the services of the sandbox.
@@ -123,7 +126,7 @@ class NestedEngine(ForwardingEngine):
         self._host = access.host
         self._why_gone = access.why_gone
         self._note_use = access.note_use
-        self._of_host: dict[str, ImageInfo] = {}  # by the name that was asked for
+        self._of_host: dict[str, ImageInfo] = {}  # by requested name
         self._copied: dict[str, str] = {}  # id on the host engine -> id in the nested one
         self.copied_layers: set[str] = set()
         """DiffIDs of the layers that were copied from the host engine."""
@@ -136,7 +139,7 @@ class NestedEngine(ForwardingEngine):
         except EngineUnavailable as error:
             raise self._why_gone() or error from error
 
-    # -- an engine that is gone has taken along everything that it held ---------------------------
+    # -- removals succeed on an engine that has ended, since all its resources ended with it ------
 
     def _ask_cleaning(
         self, question: Callable[[ContainerEngine], Answer], if_gone: Answer
@@ -176,7 +179,7 @@ class NestedEngine(ForwardingEngine):
         """See `Images.tags_of`."""
         return self._ask_cleaning(lambda engine: engine.tags_of(repository), ())
 
-    # -- streams: when one breaks, it says why ----------------------------------------------------
+    # -- streams that report why they broke -------------------------------------------------------
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`."""
@@ -193,7 +196,7 @@ class NestedEngine(ForwardingEngine):
     # -- images of the host engine ----------------------------------------------------------------
 
     def find_image(self, name: str) -> ImageInfo | None:
-        """See `Images.find_image`. What the host engine has counts, and is copied when used."""
+        """See `Images.find_image`. Images of the host engine count, and are copied when used."""
         inside = self._inside(name)
         found = self._ask(lambda engine: engine.find_image(inside))
         if found is None:
@@ -207,7 +210,7 @@ class NestedEngine(ForwardingEngine):
         self._note_use((host_id,))
         known = self._of_host.get(name)
         if known is not None and known.id == host_id:
-            return known  # it knows the registry's digest, which is lost in a copy
+            return known  # the host engine has the registry's digest, which a copy loses
         return replace(found, id=host_id)
 
     def pull_image(
@@ -218,10 +221,10 @@ class NestedEngine(ForwardingEngine):
         cancel: threading.Event,
         anonymous: bool = False,
     ) -> ImageInfo:
-        """See `Images.pull_image`. The host engine pulls what it does not have.
+        """See `Images.pull_image`. The host engine pulls images that it lacks.
 
-        Without a login, the nested engine pulls it: what the host engine has may have come with a
-        login. The image counts for the limit of the disk, and goes with the sandbox.
+        Without a login, the nested engine pulls the image, since the host engine's may have come
+        with a login. The image counts for the disk limit, and is deleted with the sandbox.
         """
         if anonymous:
             pulled: ImageInfo = self._ask(
@@ -250,7 +253,7 @@ class NestedEngine(ForwardingEngine):
     ) -> ImageInfo:
         """Pull with the logins of the build's project, and leave no image to other projects.
 
-        The registry decides whether the project may have the image, also if the host engine has it.
+        The registry decides whether the project may have the image, even if the host engine has it.
         """
         with self._access.pull_turn(name):
             before, image = self._host.find_image(name), None
@@ -264,7 +267,7 @@ class NestedEngine(ForwardingEngine):
         return image
 
     def _on_host(self, name: str) -> ImageInfo | None:
-        """The image that the host engine has under a name or id, if the build may see it."""
+        """Return the host engine's image of a name or id, if the build may see it."""
         is_common = self._access.is_common
         known = {image.id for image in tuple(self._of_host.values())}
         if is_common is None or name in known or is_common(name):
@@ -272,10 +275,10 @@ class NestedEngine(ForwardingEngine):
         return None
 
     def have_image(self, image: str, cancel: threading.Event) -> None:
-        """Copy an image, by name or id, that the host engine has and the nested one has not.
+        """Copy an image, by name or id, that the host engine has and the nested one lacks.
 
         Raises:
-            EngineError: it can't be copied, or ``cancel`` was set.
+            EngineError: the image can't be copied, or ``cancel`` was set.
         """
         with self._copying:
             inside = self._inside(image)
@@ -298,18 +301,18 @@ class NestedEngine(ForwardingEngine):
         self.copied_layers.update(image.layers)
 
     def _ids(self) -> dict[str, str]:
-        """The nested engine's ids, by those of the host engine."""
+        """Return the nested engine's ids, by those of the host engine."""
         return {**self._access.ready().images.ids, **self._copied}
 
     def _host_ids(self) -> dict[str, str]:
         return {inside: host_id for host_id, inside in self._ids().items()}
 
     def _inside(self, name: str) -> str:
-        """The image's id in the nested engine where the caller asks for ``name``."""
+        """Return the image's id in the nested engine, for a name or id of the caller."""
         return self._ids().get(name, name)
 
     def create_container(self, spec: ContainerSpec) -> str:
-        """See `Containers.create_container`. An image that a step has removed comes back."""
+        """See `Containers.create_container`. An image that a step has removed is copied again."""
         self.have_image(spec.image, threading.Event())
         wanted = replace(spec, image=self._inside(spec.image))
         return self._ask(lambda engine: engine.create_container(wanted))
@@ -324,9 +327,9 @@ class NestedEngine(ForwardingEngine):
     ) -> PushedImage:
         """See `Images.push_image`.
 
-        A login does not go to the engine, which the steps can replace. What was pushed is known
-        from the registry. A registry that a step has at a loopback address of the sandbox is
-        in the hands of the steps, too: the digest of such a push is empty.
+        The engine never gets a login, since the steps can replace it. The pushed digest comes
+        from the registry. A registry of a step at a loopback address of the sandbox is
+        controlled by the steps, too: the digest of such a push is empty.
         """
         self.have_image(name, cancel)
         registry = ImageName.parse(name).registry
@@ -365,7 +368,7 @@ class NestedEngine(ForwardingEngine):
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
-        """See `Resources.create_volume`. The folder is given as this machine sees it.
+        """See `Resources.create_volume`. Returns the folder's path on this machine.
 
         Raises:
             EngineError: the engine, which steps can replace, names another folder.
@@ -379,15 +382,15 @@ class NestedEngine(ForwardingEngine):
 
 @runtime_checkable
 class Closable(Protocol):
-    """Something that is closed before its end."""
+    """A stream that can be closed before its end."""
 
     def close(self) -> None:
-        """Close it."""
+        """Close the stream."""
         ...
 
 
 class _Output:
-    """A stream of the engine; when it breaks, it says why."""
+    """A stream of the engine that reports why it broke."""
 
     def __init__(
         self, stream: Iterator[bytes], why_gone: Callable[[], EngineUnavailable | None]
@@ -405,19 +408,19 @@ class _Output:
             raise self._why_gone() or error from error
 
     def close(self) -> None:
-        """Stop reading, as a generator's ``close`` does."""
+        """Stop reading, like a generator's ``close``."""
         if isinstance(self._stream, Closable):
             self._stream.close()
 
 
 class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):
-    """The host engine's images, as a sandbox finds them at its start.
+    """The host engine's images at the start of a sandbox.
 
     Attributes:
-        ids: of those that the nested engine has: the host engine's id -> its own id.
-        missing: name -> id on the host engine, of those that it has not.
+        ids: images that the nested engine has: the host engine's id -> its own id.
+        missing: images that it lacks: name -> id on the host engine.
         aging: see `SharedImages`.
-        diff_ids: layers that it has; none when that is not known.
+        diff_ids: layers that it has; empty if unknown.
     """
 
     ids: dict[str, str] = {}
@@ -430,10 +433,10 @@ class Running(msgspec.Struct, frozen=True, kw_only=True):
     """A nested engine that answers.
 
     Attributes:
-        state: as it was when it was found or started.
+        state: its state when it was found or started.
         engine: the sandbox closes it.
-        data_folder: its data as a folder of this machine.
-        images: what it began with.
+        data_folder: folder of its data on this machine.
+        images: its images at the start.
     """
 
     state: DaemonState

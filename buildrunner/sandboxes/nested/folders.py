@@ -1,10 +1,10 @@
 """The files of nested sandboxes on this machine, and the owner of each.
 
-A sandbox is known by its *place*: the name of all that is made for it on the host engine. One that
-is started for a build has the build's id as its place, and the folder ``run/BUILD/engine``. One
-that was started ahead stands in ``spares/PLACE`` until a build takes it: its folder then becomes
-``run/BUILD/PLACE``. That is one rename, which succeeds for one of all who try, and after a crash
-tells what is whose. (In the folder itself nothing could tell: steps may write there.)
+A sandbox is identified by its *place*: the name of all its resources on the host engine. A sandbox
+that is started for a build has the build's id as its place, and the folder ``run/BUILD/engine``. A
+spare sandbox has ``spares/PLACE`` until a build acquires it: its folder then becomes
+``run/BUILD/PLACE``. That is one rename, which succeeds for only one of several builds, and which
+shows the owner after a crash. (No file in the folder could show it: steps may write there.)
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ _SPARE = "spare-"
 
 
 class SandboxFolders:
-    """See the module.
+    """The folders of nested sandboxes; see the module.
 
     Args:
-        root: the folder of it all.
+        root: the folder of all sandboxes.
     """
 
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
 
     def modes(self) -> dict[str, str]:
-        """How sandboxes were found to be isolated: ``ENGINE VERSION IMAGE`` to one of `MODES`."""
+        """Return the known modes of sandboxes: ``ENGINE VERSION IMAGE`` -> one of `MODES`."""
         with suppress(OSError, msgspec.DecodeError), open(self.modes_file, "rb") as file:
             return msgspec.json.decode(file.read(), type=dict[str, str])
         return {}
 
     @property
     def modes_file(self) -> str:
-        """Path of the file with what `modes` returns."""
+        """Path of the file with the result of `modes`."""
         return os.path.join(self.root, "nested.json")
 
     @property
     def pulled(self) -> str:
-        """Path of the folder with notes of `HostPulls`."""
+        """Path of the folder with records of `HostPulls`."""
         return os.path.join(self.root, "pulled")
 
     def mode(self, engine: str) -> str:
-        """The mode of the sandboxes on an engine (`HostFacts.identity`); empty if unknown."""
+        """Return the mode of sandboxes on an engine (`HostFacts.identity`); empty if unknown."""
         found = (mode for way, mode in self.modes().items() if way.startswith(f"{engine} "))
         return next((mode for mode in found if mode in MODES), "")
 
     def notes(self, build_id: str) -> str:
-        """The folder that a build's engine shares with us; of a spare, by its place."""
+        """Return the folder that an engine shares with this process, by build or spare place."""
         for name in _names(self._of(build_id)):
             if name.startswith(_SPARE):
                 return os.path.join(self._of(build_id), name)
@@ -63,12 +63,12 @@ class SandboxFolders:
         return os.path.join(self._of(build_id), _ENGINE)
 
     def place(self, build_id: str) -> str:
-        """The name of a build's sandbox on the host engine."""
+        """Return the name of a build's sandbox on the host engine."""
         name = os.path.basename(self.notes(build_id))
         return build_id if name == _ENGINE else name
 
     def owners(self) -> dict[str, str]:
-        """The build of each place that belongs to one."""
+        """Return the build of each place that belongs to one."""
         found = {}
         for build_id in _names(os.path.join(self.root, "run")):
             if os.path.isdir(self.notes(build_id)):
@@ -76,10 +76,10 @@ class SandboxFolders:
         return found
 
     def drop(self, build_id: str) -> str:
-        """Remove the folder of a build. Idempotent. Returns why it is still there, or nothing."""
+        """Remove the folder of a build. Idempotent. Returns the error, or an empty string."""
         notes = self.notes(build_id)
         problem = remove_tree(notes)
-        with suppress(OSError):  # others keep things beside it
+        with suppress(OSError):  # the folder has other content
             os.rmdir(os.path.dirname(notes))
         return problem
 
@@ -87,22 +87,22 @@ class SandboxFolders:
         """Return the socket of a build's engine."""
         return os.path.join(self.notes(build_id), SOCKET_NAME)
 
-    # -- those that are started ahead --------------------------------------------------------------
+    # -- spare sandboxes ---------------------------------------------------------------------------
 
     def new_spare(self) -> str:
-        """A new place for a sandbox without a build; its folder is made."""
+        """Return a new place for a sandbox without a build, and create its folder."""
         place = f"{_SPARE}{secrets.token_hex(6)}"
         os.makedirs(self._standing(place), mode=0o700)
         return place
 
     def spares(self) -> tuple[str, ...]:
-        """The places of those that no build has."""
+        """Return the places of spare sandboxes."""
         return tuple(n for n in _names(os.path.join(self.root, "spares")) if n.startswith(_SPARE))
 
     def take(self, place: str, build_id: str) -> bool:
-        """Give one that stands ahead to a build; False when it was given away meanwhile.
+        """Acquire a spare sandbox for a build. Returns False if another build has acquired it.
 
-        Who wants to remove one takes it for a build of that name.
+        To remove a spare, acquire it first under a build id equal to its place.
         """
         begun = False
         while os.path.isdir(self._standing(place)):
@@ -111,29 +111,29 @@ class SandboxFolders:
             try:
                 os.rename(self._standing(place), os.path.join(self._of(build_id), place))
             except FileNotFoundError:
-                continue  # it was given away, or a server that starts has cleared our folder away
+                continue  # another build has it, or a starting server has cleared the folder
             except OSError:
                 break
             return True
         if begun:
-            with suppress(OSError):  # others may keep things there
+            with suppress(OSError):  # the folder may have other content
                 os.rmdir(self._of(build_id))
         return False
 
     def is_taken(self, place: str) -> bool:
-        """Whether a build has it, and not who is about to remove it.
+        """Return whether a build has acquired a spare, other than for its removal.
 
         Raises:
-            OSError: that can't be seen.
+            OSError: the folder can't be read.
         """
         try:
             builds = os.listdir(os.path.join(self.root, "run"))
-        except FileNotFoundError:  # with all of it gone, nobody goes on with anything
+        except FileNotFoundError:  # without any folder, no build can resume
             return False
         for build_id in builds:
             if build_id == place:
                 continue
-            with suppress(FileNotFoundError):  # it went meanwhile
+            with suppress(FileNotFoundError):  # removed meanwhile
                 os.stat(os.path.join(self._of(build_id), place))
                 return True
         return False

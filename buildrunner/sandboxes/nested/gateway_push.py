@@ -1,7 +1,7 @@
 """Pushes from a nested engine, whose steps can replace it.
 
-The engine never sees a login, and its word on what it pushed counts for nothing: the digest of a
-push is that of the manifest that the registry took from the gateway, or sends afterwards.
+The engine never sees a login, and its report of a push is not trusted: the digest of a
+push is that of the manifest that the registry accepted from the gateway, or returns afterwards.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from buildrunner.errors import BuildrunnerError, EngineError, ImagePushError
 from buildrunner.registries.push_gateway import PushGateway, RegistryClient, RegistryPlace
 from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
 
-SOCKET = "push.sock"  # no longer than that of the engine: paths of sockets are short
+SOCKET = "push.sock"  # no longer than the name of the engine's socket: paths of sockets are limited
 _ANSWER_S = 60.0
-# How long a push may take in all: a registry that sends a byte now and then is left.
+# The limit of a whole push, for registries that send a byte now and then.
 _ANSWERS_S = 600.0
 _SLOWEST_BYTES_PER_S = 64 << 10
 _INSECURE = "--insecure-registry="
 
 
 class GatewayRelay(Protocol):
-    """Leads the engine of a build to a gateway of this process."""
+    """Forwards connections of a build's engine to a gateway of this process."""
 
     def facts(self) -> HostFacts:
-        """Return how registries are reached."""
+        """Return the settings by which registries are reached."""
         ...
 
     def relayed_port(self, container: str, socket_path: str) -> AbstractContextManager[int]:
-        """Lead a port of the engine's loopback address to a socket; give the port.
+        """Forward a port of the engine's loopback address to a socket. Returns the port.
 
         Args:
-            container: of the engine.
-            socket_path: in the container.
+            container: container of the engine.
+            socket_path: path of the socket in the container.
         """
         ...
 
@@ -59,10 +59,10 @@ class GatewayPush:
     """Pushes images of one sandbox.
 
     Args:
-        relay: leads the engine here.
-        container: gives the sandbox's container, once it runs.
+        relay: forwards connections of the engine.
+        container: returns the sandbox's container, once it runs.
         folder: folder of this machine that is `FOLDER` in the sandbox.
-        egress: which networks the sandbox reaches.
+        egress: the networks that the sandbox may reach.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class GatewayPush:
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
     ) -> PushedImage:
-        """Push an image that ``engine`` has under ``name``, as `Images.push_image` does.
+        """Push an image that ``engine`` has under ``name``, like `Images.push_image`.
 
         Raises:
-            ImagePushError: it did not arrive, or took too long for its size, or ``cancel`` was set.
+            ImagePushError: the push failed, was too slow for its size, or ``cancel`` was set.
         """
         asked = ImageName.parse(name)
         path = repository_path(asked)
@@ -130,10 +130,10 @@ class GatewayPush:
         return replace(pushed, name=f"{asked.repository}:{tag}", log=tuple(lines))
 
     def digest_of(self, name: str) -> str:
-        """Return the digest that the registry has for an image, asked without a login.
+        """Return the digest that the registry has for an image, requested without a login.
 
         Raises:
-            ImagePushError: the registry does not tell, or not within a minute.
+            ImagePushError: the registry does not answer within a minute.
         """
         asked = ImageName.parse(name)
         place = registry_place(asked.registry, self._relay.facts())
@@ -143,7 +143,7 @@ class GatewayPush:
                     place, repository_path(asked), None, self._egress, deadline=deadline
                 ) as client:
                     digest = client.digest_of(asked.tag or "latest")
-                if deadline.is_over:  # the end of the connection may look like that of the answer
+                if deadline.is_over:  # a closed connection may look like the end of the answer
                     raise httpx.ReadTimeout(f"no answer within {_ANSWER_S:g} s")
             except BuildrunnerError as error:
                 raise ImagePushError(
@@ -173,7 +173,7 @@ def _unconfirmed(name: str, error: Exception) -> str:
 
 
 def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:
-    """How the machine's engine reaches a registry."""
+    """Return how the machine's engine reaches a registry."""
     insecure = [
         argument.removeprefix(_INSECURE)
         for argument in facts.arguments
@@ -191,7 +191,7 @@ def repository_path(asked: ImageName) -> str:
 
 @contextlib.contextmanager
 def listening(folder: str, name: str) -> Iterator[socket.socket]:
-    """A socket in the folder that is shared with the sandbox. Steps may write in it."""
+    """Return a listening socket in the folder shared with the sandbox. Steps may write there."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):

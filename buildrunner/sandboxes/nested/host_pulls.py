@@ -1,13 +1,13 @@
 """Images that the machine's engine pulls for builds in nested sandboxes.
 
-They stay on the machine for later builds, and so the limit of a sandbox's disk does not count them.
-Instead, each build has a budget for what is pulled, and a server deletes what was pulled once no
-build uses it, or once the disk is nearly full. Images of other origins are never deleted.
+They stay on the machine for later builds, so the disk limit of a sandbox does not count them.
+Instead, each build has a budget for pulls, and a server deletes pulled images once no
+build uses them, or once the disk is nearly full. Images of other origins are never deleted.
 
-The machine's images are shared with each nested engine. What a step's ``docker pull`` or ``FROM``
-brings into a sandbox is gone with it. So the machine's engine pulls it again for the next build
-(`WantedImages`), from its registry, with the user's logins. Nothing is taken from a sandbox, whose
-steps could have put anything under that name.
+The machine's images are shared with each nested engine. Images that a step's ``docker pull`` or
+``FROM`` brings into a sandbox are deleted with it. So the machine's engine pulls them again for
+the next build (`WantedImages`), from their registry, with the user's logins. Nothing is copied
+from a sandbox, whose steps could have made any image of that name.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from buildrunner.errors import EngineError, ImagePullError
 from buildrunner.sandboxes.nested.loopback import is_of_this_machine
 
 UNUSED_S = 30 * 86400.0
-"""How long a pulled image stays that no build uses."""
+"""The time for which an unused pulled image stays."""
 
 FULL = 0.85
-"""The part of the engine's file system in use above which images that are unused for an hour go."""
+"""The used part of the engine's file system above which images unused for an hour are deleted."""
 
-_LEAST_AGE_S = 3600.0  # a build may be about to copy it
+_LEAST_AGE_S = 3600.0  # a build may be about to copy the image
 
 _logger = logging.getLogger(__name__)
 
 
 class HostPulls:
-    """Pulls images that the machine's engine does not have, up to a sum of sizes. Thread-safe.
+    """Pulls images that the machine's engine lacks, up to a total size. Thread-safe.
 
     Args:
         host: the machine's engine.
-        folder: for notes of what was pulled; see `delete_unused`.
-        limit_bytes: how large the images may be together; None sets no limit.
+        folder: for records of pulled images; see `delete_unused`.
+        limit_bytes: the most bytes of all images; None sets no limit.
     """
 
     def __init__(self, host: ContainerEngine, folder: str, limit_bytes: int | None) -> None:
@@ -62,9 +62,10 @@ class HostPulls:
     ) -> ImageInfo:
         """Pull an image.
 
-        The pull ends when its layers exceed what is left: by the sizes that the engine reports
-        before it has a layer, or by the bytes that have arrived. An image that is larger once it is
-        unpacked is removed again. One whose name was there before is never deleted as unused.
+        The pull ends when its layers exceed the remaining budget: by the sizes that the engine
+            reports
+        before it has a layer, or by the received bytes. An image that is too large once it is
+        unpacked is removed again. An image whose name existed before is never deleted as unused.
 
         Args:
             name: of the image.
@@ -72,14 +73,14 @@ class HostPulls:
             cancel: ends the pull.
 
         Raises:
-            ImagePullError: it did not come, it is too large, or ``cancel`` was set.
+            ImagePullError: the pull failed, the image is too large, or ``cancel`` was set.
         """
         before = self._host.find_image(name)
         sizes: dict[str, int] = {}
         stop = _EitherEvent(cancel)
 
         def watch(progress: TransferProgress) -> None:
-            # A registry that sends a layer without its length has it arrive with an unknown size.
+            # A layer that a registry sends without its length has an unknown size.
             size = max(progress.total_bytes, progress.current_bytes)
             grown = max(size - sizes.get(progress.layer, 0), 0)
             sizes[progress.layer] = sizes.get(progress.layer, 0) + grown
@@ -103,14 +104,15 @@ class HostPulls:
         return image
 
     def restore(self, name: str, before: ImageInfo | None, pulled: ImageInfo | None = None) -> None:
-        """Undo a pull: the name is again that of the image before, or of none.
+        """Undo a pull: restore the previous image of the name, or remove the name.
 
-        A name that another program has moved to a third image since stays. The engine cannot remove
-        a name on condition, so a program that moves it in the same instant may still lose it.
+        A name that another program has meanwhile given to a third image stays. The engine cannot
+        remove a name conditionally, so a program that moves it in the same instant may still lose
+        it.
 
         Args:
-            name: that was pulled.
-            before: what the machine's engine had under the name.
+            name: the pulled name.
+            before: the image that the machine's engine had under the name; None for none.
             pulled: the image that the pull brought; None if the pull failed half-way.
         """
         now = self._host.find_image(name)
@@ -121,19 +123,19 @@ class HostPulls:
             return
         if pulled is not None and pulled.id != now.id:
             return
-        self._host.untag_image(name)  # which removes the image with its last name
+        self._host.untag_image(name)  # this removes the image with its last name
         if before is not None:
             self._host.tag_image(before.id, name)
 
     def _take(self, size: int) -> bool:
-        """Count bytes; False if that is more than there may be."""
+        """Count bytes. Returns False if they exceed the budget."""
         with self._lock:
             self._taken += size
             return self._limit is None or self._taken <= self._limit
 
     def _note(self, name: str, image: ImageInfo) -> None:
         path = self._note_path(name)
-        with suppress(OSError):  # then it stays
+        with suppress(OSError):  # the image then stays
             os.makedirs(self._folder, mode=0o700, exist_ok=True)
             with open(path, "wb") as file:
                 file.write(msgspec.json.encode(_Note(name, image.id)))
@@ -150,7 +152,7 @@ class HostPulls:
 
 
 class _EitherEvent(threading.Event):
-    """Is set when it is, or another event is."""
+    """An event that also counts as set if another event is set."""
 
     def __init__(self, other: threading.Event) -> None:
         super().__init__()
@@ -165,10 +167,10 @@ class _EitherEvent(threading.Event):
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """An image that was pulled.
+    """A record of a pulled image.
 
     Attributes:
-        name: under which.
+        name: the pulled name.
         image: its id on the machine's engine.
     """
 
@@ -184,14 +186,14 @@ def delete_unused(
     now: float,
     is_full: Callable[[], bool],
 ) -> None:
-    """Delete images that `HostPulls` pulled, the one that is unused for longest first.
+    """Delete unused images that `HostPulls` pulled, the longest unused one first.
 
     Args:
         host: the machine's engine.
-        folder: that of `HostPulls`.
-        used: when a build last used each image, by its id.
+        folder: the folder of `HostPulls`.
+        used: time of the last use of each image, by id.
         now: the time.
-        is_full: whether the engine's disk is nearly full.
+        is_full: returns whether the engine's disk is nearly full.
 
     Raises:
         EngineError: the engine refused.
@@ -215,7 +217,7 @@ def delete_unused(
 
 
 def _notes(folder: str) -> Iterator[tuple[str, float, _Note]]:
-    """The path, time and content of each note."""
+    """Yield path, time and content of each record."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError, msgspec.DecodeError), open(entry.path, "rb") as file:
@@ -224,7 +226,7 @@ def _notes(folder: str) -> Iterator[tuple[str, float, _Note]]:
 
 
 def is_nearly_full(folder: str) -> bool:
-    """Whether the file system of a folder is more than `FULL`.
+    """Return whether the used part of a folder's file system exceeds `FULL`.
 
     A folder that this user can't look into counts as on the file system of the folder above.
     """
@@ -238,21 +240,21 @@ def is_nearly_full(folder: str) -> bool:
     return used > FULL * (used + found.f_bavail)
 
 
-_MOST = 100  # notes; a config that pulls without end must not fill the machine
+_MOST = 100  # the most records: a config with endless pulls must not fill the machine
 
 
 class WantedImages:
-    """Notes of names, a file each, and a thread that works them off.
+    """Images to pull for later builds: one file per name, and a thread that pulls them.
 
-    Any number of processes may share the folder: two that pull the same image at the same time are
+    Any number of processes may share the folder: two concurrent pulls of the same image are
     one pull to the engine.
 
     Args:
-        folder: for the notes; made when there is one.
-        host: has them, or not.
-        note_use: told of them (by id) when the host has them.
-        own: pulls the images that this build noted.
-        left: pulls the images that earlier builds noted.
+        folder: for the files; created when needed.
+        host: the host engine.
+        note_use: called with the images (by id) that the host has.
+        own: pulls the images that this build recorded.
+        left: pulls the images that earlier builds recorded.
     """
 
     def __init__(
@@ -276,14 +278,14 @@ class WantedImages:
         self._lock = threading.Lock()
 
     def note(self, name: str) -> None:
-        """A nested engine has pulled ``name``. The host gets it as soon as it can.
+        """Record that a nested engine has pulled ``name``. The host then pulls it soon.
 
-        At a loopback address, the sandbox may have a registry of its own: that is another one than
-        what listens there on the machine.
+        At a loopback address, the sandbox may have its own registry, which is not the one
+        at this address of the machine.
         """
         if is_of_this_machine(ImageName.parse(name).registry):
             return
-        with suppress(OSError, EngineError):  # it is only about speed
+        with suppress(OSError, EngineError):  # a failure costs only speed
             if (image := self._host.find_image(name)) is not None:
                 self._note_use((image.id,))
                 return
@@ -296,7 +298,7 @@ class WantedImages:
             self.work()
 
     def work(self) -> None:
-        """Pull what is noted, in the background."""
+        """Pull the recorded images, in the background."""
         with self._lock:
             self._news.set()
             if self._thread is None and not self._stop.is_set():
@@ -304,10 +306,10 @@ class WantedImages:
                 self._thread.start()
 
     def close(self) -> None:
-        """Stop; what is not pulled by then, somebody else will pull. Idempotent."""
+        """Stop. Another build will pull the rest. Idempotent."""
         self._stop.set()
         self._news.set()
-        with self._lock:  # from now on none is started
+        with self._lock:  # no further pull starts from now on
             thread = self._thread
         if thread is not None:
             thread.join()
@@ -327,7 +329,7 @@ class WantedImages:
             for entry in sorted(os.listdir(self._folder)):
                 with open(os.path.join(self._folder, entry), encoding="utf-8") as file:
                     names.append(file.read())
-        return list(filter(None, names))  # one that is being written is empty
+        return list(filter(None, names))  # a file that is being written is empty
 
     def _pull(self, name: str) -> None:
         try:
@@ -336,7 +338,7 @@ class WantedImages:
             self._note_use((image.id,))
         except ImagePullError as error:
             if error.transient or self._stop.is_set():
-                return  # the next build tries again
+                return  # the next build retries
         except EngineError:
             return
         with suppress(OSError):

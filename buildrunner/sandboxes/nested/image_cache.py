@@ -1,9 +1,10 @@
 """The image cache: host images in a volume that every nested engine mounts.
 
-Engines keep images in many ways (overlay2, containerd's image store, Podman's storage), and their
-files are their own business. So images are exported from the host engine by its API, once each,
-into a store whose format is ours: the data folder of a Docker engine that runs from our own image.
-This *cache engine* runs only while images are added or removed. Nested engines read its files.
+Engines store images in many ways (overlay2, containerd's image store, Podman's storage), and their
+files are private. So each image is exported from the host engine once, by its API,
+into a store with a format of our choice: the data folder of a Docker engine that runs from our own
+image. This *cache engine* runs only while images are added or removed. Nested engines read its
+files.
 
 On the host engine there are:
 
@@ -11,13 +12,13 @@ On the host engine there are:
   user's sandboxes have a user namespace and some have none);
 * the container of the same name, while the cache changes.
 
-In a folder of this machine: a catalog for each volume (a copy of what the volume says of itself; it
-is read again when it is missing), and a file for each image that a build has used, which is as old
-as that use.
+A folder of this machine has a catalog for each volume (a copy of the volume's own data, which
+is read again if the catalog is missing), and a file for each image that a build has used, with the
+time of that use.
 
-An image is added when a build has used it and the host engine still has it. It is removed when the
-host engine has no name for it any more, or when no build used it for `UNUSED_S`; but not while a
-nested engine may read it. A label of each nested engine's container says since when it reads.
+An image is added if a build has used it and the host engine still has it. It is removed if the
+host engine has no name for it any more, or if no build used it for `UNUSED_S`; but not while a
+nested engine may read it. A label of each nested engine's container has the time of its start.
 """
 
 from __future__ import annotations
@@ -59,12 +60,12 @@ from buildrunner.sandboxes.nested.image_catalog import (
 )
 
 UNUSED_S = 30 * 86400.0
-"""How long an image stays that no build uses."""
+"""The time for which an unused image stays."""
 
 _START_S = 60.0
 _PAUSE_S = 0.01
 
-# Removes folders of layers that a cache engine was about to fill when it was killed.
+# Removes unfinished folders of layers, left by a cache engine that was killed.
 _DROP_UNFINISHED = f"""
 cd {DATA}
 grep -hs . image/{DRIVER}/layerdb/sha256/*/cache-id | sort > /tmp/finished
@@ -74,13 +75,13 @@ ls | grep -vx l | sort | comm -23 - /tmp/finished | xargs -r rm -rf --
 
 
 class ImageCache:
-    """See the module. Thread-safe; any number of processes may use it.
+    """The image cache; see the module. Thread-safe; any number of processes may use it.
 
     Args:
         daemons: containers of the host engine, and its images. Not closed.
-        host: where the host engine is.
-        folder: for the catalog, locks and notes; of this user alone.
-        image: what the cache engine runs from.
+        host: address of the host engine.
+        folder: for the catalog, locks and records; of this user alone.
+        image: image of the cache engine.
     """
 
     def __init__(self, daemons: NestedDaemons, host: Endpoint, folder: str, image: str) -> None:
@@ -99,12 +100,12 @@ class ImageCache:
             f"buildrunner-images-{hashlib.sha256((self._folder + kind).encode()).hexdigest()[:12]}"
         )
 
-    # -- what nested engines get -------------------------------------------------------------------
+    # -- for nested engines ------------------------------------------------------------------------
 
     def offered(self, host_images: Iterable[HostImage]) -> SharedImages:
-        """Return the cached ones of the host's images, under the names that they have now.
+        """Return the cached images of the host, under their present names.
 
-        To be asked for within `reading`. An empty cache offers files without images.
+        Call it within `reading`. An empty cache offers files without images.
 
         Raises:
             EngineError: the host engine refused.
@@ -119,16 +120,16 @@ class ImageCache:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[float]:
-        """Nothing that is offered goes until the container of a nested engine is created.
+        """Keep all offered images in the cache until the container of a nested engine is created.
 
         Yields:
-            When that was: for the container's label `LABEL_READS`.
+            The present time, for the container's label `LABEL_READS`.
         """
         with self._lock("start.lock", shared=True):
             yield _now()
 
     def note_use(self, host_ids: Iterable[str]) -> None:
-        """Note that a build uses images of the host engine, so that they are cached, and stay."""
+        """Record that a build uses images of the host engine, so that they are cached, and stay."""
         with contextlib.suppress(OSError):  # it is only about speed
             for host_id in host_ids:
                 path = self._path("used", host_id.removeprefix("sha256:"))
@@ -136,16 +137,16 @@ class ImageCache:
                 with open(path, "ab"):
                     os.utime(path)
 
-    # -- how the cache changes ---------------------------------------------------------------------
+    # -- changes of the cache ----------------------------------------------------------------------
 
     def update(self) -> None:
-        """Add the images that builds used, and remove those of no more use.
+        """Add the images that builds used, and remove unused ones.
 
-        Waits while another process does so. Takes some milliseconds when there is nothing to do,
-        and as long as the copies take when there is.
+        Waits while another process does so. Takes some milliseconds if there is nothing to do,
+        and otherwise as long as the copies.
 
         Raises:
-            EngineError: an image can't be added or removed; the others are.
+            EngineError: an image can't be added or removed; all others are.
             OSError: the folder can't be written.
         """
         with self._lock("update.lock"):
@@ -182,9 +183,9 @@ class ImageCache:
                 try:
                     self._add(api, host_id)
                 except EngineError as error:
-                    self._forget_use(host_id)  # the next build that uses it tries again
+                    self._forget_use(host_id)  # the next build that uses the image retries
                     if host_id in {image.id for image in self._daemons.host_images()}:
-                        problems.append(str(error))  # else it was removed meanwhile
+                        problems.append(str(error))  # otherwise the image was removed meanwhile
             changed = self._read()
         changed.retired = {one: at for one, at in retired.items() if one in changed.images}
         self._write(changed)
@@ -192,7 +193,7 @@ class ImageCache:
             raise EngineError("; ".join(problems))
 
     def _unread(self, retired: Mapping[str, float]) -> set[str]:
-        """The images that no running nested engine can use: every one was started later."""
+        """Return the images that no running nested engine can use, since all were started later."""
         if not retired:
             return set()
         with self._lock("start.lock"):
@@ -208,7 +209,7 @@ class ImageCache:
     @contextlib.contextmanager
     def _engine(self) -> Iterator[DockerApi]:
         """Run the cache engine."""
-        self._stop()  # a process that died may have left one
+        self._stop()  # a dead process may have left one
         folder = self._path("engine")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         socket = os.path.join(folder, SOCKET_NAME)
@@ -255,10 +256,10 @@ class ImageCache:
                 return
 
     def _read(self) -> Catalog:
-        """Return what the cache engine has.
+        """Return the catalog of the cache engine.
 
         Raises:
-            EngineError: the files are not as an engine writes them, as after a loss of power.
+            EngineError: the files are damaged, as after a loss of power.
         """
         argv = ("tar", "-c", "-C", f"{DATA}/image/{DRIVER}", f"--exclude={LARGE_FILE}")
         store = self._daemons.execute(self.volume, (*argv, *STORE_FILES))
@@ -270,7 +271,7 @@ class ImageCache:
     # -- the catalog on this machine ---------------------------------------------------------------
 
     def _catalog(self) -> Catalog | None:
-        """None when it is not known: there is none, or the volume is another one by now."""
+        """Return the catalog; None if it is missing, or belongs to an earlier volume."""
         try:
             with open(self._catalog_path, "rb") as file:
                 catalog = msgspec.msgpack.decode(file.read(), type=Catalog)
@@ -279,13 +280,13 @@ class ImageCache:
         return catalog if catalog.volume == self._daemons.cache_identity(self.volume) else None
 
     def _found_again(self) -> Catalog:
-        """The catalog of a volume that is there, as after a restart of the machine."""
+        """Read the catalog of an existing volume again, as after a restart of the machine."""
         if not self._daemons.cache_identity(self.volume):
             return Catalog()
         try:
             with self._lock("update.lock", wait=False):
                 return self._read_again()
-        except BlockingIOError:  # the first images are added just now
+        except BlockingIOError:  # the first images are being added
             return Catalog()
 
     def _read_again(self) -> Catalog:
@@ -295,7 +296,8 @@ class ImageCache:
         except EngineError:
             self._daemons.remove_volume(self.volume)
             return Catalog()
-        self.note_use(catalog.images)  # or a restart of the machine would make all of them unused
+        # otherwise a restart of the machine would make all images unused
+        self.note_use(catalog.images)
         self._write(catalog)
         return catalog
 
@@ -310,7 +312,7 @@ class ImageCache:
         return self._path(f"{self.volume}.catalog")
 
     def last_uses(self) -> dict[str, float]:
-        """Return when a build last used each image of the host engine, by its id."""
+        """Return the time of the last use of each image of the host engine, by id."""
         found = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._path("used")) as entries:
             for entry in entries:
@@ -330,7 +332,7 @@ class ImageCache:
 
 
 def _now() -> float:
-    """Seconds since the machine started: nobody sets that clock."""
+    """Return the seconds since boot, a clock that nobody sets."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -1,12 +1,12 @@
 """The images in the image cache, and the files that show them to a nested engine.
 
-A Docker engine with the storage driver overlay2 keeps each layer in a folder of its own, and what
-it knows of images in small files beside them. The image cache is the data folder of such an engine,
+A Docker engine with the storage driver overlay2 keeps each layer in a folder of its own, and its
+data about images in small files beside them. The image cache is the data folder of such an engine,
 which runs from our own image: its format does not depend on the engine of the machine.
 
 A nested engine mounts the cache read-only and unpacks the small files from a tar stream before it
-starts. It then has the images, and no layer was copied. What a nested engine writes beside a
-layer's files goes to a folder in memory. `docker rmi` in it removes links.
+starts. It then has the images without a copy of any layer. Files that a nested engine writes
+beside a layer's files go to a folder in memory. `docker rmi` in it removes links.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from buildrunner.sandboxes.nested.layer_origins import NOTES
 DRIVER = "overlay2"
 
 CACHE = "/run/images"
-"""Where a nested engine has the image cache mounted, read-only."""
+"""Path of the image cache in a nested engine, mounted read-only."""
 
 LAYERS = "/run/layers"
-"""Where a nested engine keeps its own notes about cached layers, in memory."""
+"""Folder of a nested engine's own records about cached layers, in memory."""
 
 IMAGES = "/var/lib/docker/image"
-"""Where a nested engine keeps what it knows of images, in memory."""
+"""Folder of a nested engine's data about images, in memory."""
 
 ORIGINS = "/run/buildrunner/origins"
-"""Where a nested engine has its `NOTES`: a folder that it shares with the process that started it,
+"""Folder of a nested engine's `NOTES`, which it shares with the process that started it,
 so that the process can add to them."""
 
 MOUNTS = f"{LAYERS}/mounts"
-"""List of the layers to mount, as `mount --fstab` reads it."""
+"""List of the layers to mount, for `mount --fstab`."""
 
 STORE_FILES = ("repositories.json", "imagedb/content", "layerdb/sha256")
-"""What `read_catalog` needs of ``image/overlay2`` of the cache engine's data folder."""
+"""The files in ``image/overlay2`` of the cache engine's data folder that `read_catalog` needs."""
 
 LARGE_FILE = "tar-split.json.gz"
 """A file of each layer that `read_catalog` does not need: a nested engine gets a link to it."""
 
 CACHED = "cached"
-"""Repository of the names in the cache. The tag of an image is the host engine's id for it."""
+"""Repository of the names in the cache. An image's tag is its id on the host engine."""
 
 _HOME = f"/var/lib/docker/{DRIVER}"
 
@@ -56,9 +56,9 @@ class CachedLayer(msgspec.Struct, frozen=True):
 
     Attributes:
         folder: name of its folder below ``overlay2``.
-        diff: diffID, the digest of what is in it.
-        size: bytes of what is in it, in digits.
-        parent: chainID of the layer that it lies on; empty for the lowest.
+        diff: diffID, the digest of its content.
+        size: bytes of its content, in digits.
+        parent: chainID of the layer below; empty for the lowest.
     """
 
     folder: str
@@ -71,7 +71,7 @@ class CachedImage(msgspec.Struct, frozen=True):
     """An image in the cache.
 
     Attributes:
-        id: ``sha256:...`` of its config; its id in every nested engine. The host engine may use
+        id: ``sha256:...`` of its config: its id in every nested engine. The host engine may use
             another one for the same image.
         config: its config, byte for byte.
         chains: chainIDs of its layers, lowest first.
@@ -86,11 +86,11 @@ class Catalog(msgspec.Struct, kw_only=True):
     """The content of the image cache.
 
     Attributes:
-        volume: identity of the volume of the cache: tells volumes of one name apart.
+        volume: identity of the cache's volume, which distinguishes volumes of one name.
         images: by the id that the host engine uses.
         layers: by chainID.
-        retired: images that no new nested engine gets, and since when (in seconds since the machine
-            started).
+        retired: images that no new nested engine gets, and since when (in seconds since
+            boot).
     """
 
     volume: str = ""
@@ -100,13 +100,13 @@ class Catalog(msgspec.Struct, kw_only=True):
 
 
 class SharedImages(msgspec.Struct, frozen=True, kw_only=True):
-    """Images that a nested engine has from its start on.
+    """Images that a nested engine has from its start.
 
     Attributes:
         ids: id on the host engine -> id in the nested engine.
         names: name -> id in the nested engine.
-        diff_ids: what is in their layers.
-        aging: name -> id on the host engine, of images that leave the cache if no build uses them
+        diff_ids: diffIDs of their layers.
+        aging: name -> id on the host engine, of images that are removed if no build uses them
             in the next weeks.
         files: a tar stream, relative to the root of the nested engine's file system.
     """
@@ -131,14 +131,14 @@ class _Config(msgspec.Struct):
 
 
 def read_catalog(store: bytes, volume: str) -> Catalog:
-    """Return what a cache engine has.
+    """Return the catalog of a cache engine.
 
     Args:
         store: a tar stream of `STORE_FILES`.
         volume: see `Catalog`.
 
     Raises:
-        ValueError: the stream is no such thing.
+        ValueError: the stream is invalid.
         KeyError: a file that an engine always writes is missing.
     """
     files: dict[str, bytes] = {}
@@ -171,11 +171,11 @@ def _read_layer(files: Mapping[str, bytes], chain: str) -> CachedLayer:
 
 
 def shared_images(catalog: Catalog, names: Mapping[str, str]) -> SharedImages:
-    """Return what a nested engine gets: the images that are cached, under their names.
+    """Return the images for a nested engine: the cached ones, under their names.
 
     Args:
-        catalog: what is cached.
-        names: name (as Docker shows it, with a tag or a digest) -> id on the host engine.
+        catalog: the catalog of the cache.
+        names: name (in Docker's form, with a tag or a digest) -> id on the host engine.
     """
     writer = _StoreWriter(catalog)
     inside: dict[str, str] = {}
@@ -226,8 +226,8 @@ class _StoreWriter:
         place = f"{LAYERS}/{layer.folder}"
         self._add_file(f"{place}/link", link.encode())
         self._add_file(f"{place}/committed", b"")  # it is only ever mounted read-only
-        # The files are mounted here. With a link instead, the engine would not find by its path
-        # that a layer's parent is its parent, and compare both in full to learn what is new.
+        # The files are mounted here. With a link instead, the engine would not recognize by its
+        # path a layer's parent, and would compare both in full to find the differences.
         self._add_folder(f"{place}/diff")
         lower = [f"l/{_short_name(self._folders[one])}" for one in below]
         if lower:
@@ -279,12 +279,12 @@ def _path(kind: str, identity: str) -> str:
 
 
 def _short_name(layer: str) -> str:
-    """The short name of a layer: mounts of many layers must fit into one page."""
+    """Return the short name of a layer, since mounts of many layers must fit into one page."""
     return hashlib.sha256(layer.encode()).hexdigest()[:26].upper()
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """The id of each layer together with all below it.
+    """Return the id of each layer together with all below it.
 
     Source: the OCI image specification, "Layer ChainID".
     """

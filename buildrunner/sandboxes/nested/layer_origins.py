@@ -1,11 +1,11 @@
-"""The registries that have a layer, and its digest there: an engine's notes of pulls and pushes.
+"""The registries that have a layer, and its digest there: an engine's records of pulls and pushes.
 
 A layer travels compressed, under the digest of its compressed form. An engine that does not know
-that digest has to pack the layer anew, and to send it, before the registry can say that it has it.
-It asks the registry before it leaves a layer out: a note that is out of date costs one question.
+that digest must compress the layer again before the registry can report that it has it.
+It checks with the registry before it skips a layer: a stale record costs one request.
 
-Who reads a nested engine's notes reads what steps may have written, as root: whatever is not
-exactly as an engine writes it is left out.
+Steps, as root, may have written a nested engine's records: an entry that is not
+exactly in the engine's form is ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Annotated
 import msgspec
 
 NOTES = "distribution/v2metadata-by-diffid"
-"""Where an engine has them, below ``image/overlay2`` of its data folder; a file per layer."""
+"""The folder of records, one per layer, below ``image/overlay2`` of an engine's data folder."""
 
-_MOST_NOTED = 50  # an engine keeps no more of a layer
+_MOST_NOTED = 50  # an engine keeps no more for a layer
 _MOST_BYTES = 4 << 20
 
 # Python's $ would let a newline pass.
@@ -32,14 +32,14 @@ _Repository = Annotated[
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """A place that has a layer.
+    """A repository that has a layer.
 
-    An engine also notes a code that it makes of digest, repository and login (``HMAC``). It only
-    uses it to order places, and whoever has it can try out passwords: it goes no further.
+    An engine also records a code of digest, repository and login (``HMAC``). It uses the code only
+    for the order of repositories. The code permits guessing passwords, so it is not passed on.
 
     Attributes:
-        digest: of the layer's compressed form.
-        repository: who has it, with the registry.
+        digest: digest of the layer's compressed form.
+        repository: the repository, with its registry.
     """
 
     digest: Digest = msgspec.field(name="Digest")
@@ -47,7 +47,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Origins = dict[str, tuple[Origin, ...]]
-"""Layers by their diffID (the digest of what is in them); of each, the newest origin last."""
+"""Layers by their diffID (the digest of their content), each with its origins, newest last."""
 
 _digest = msgspec.json.Decoder(Digest)
 _notes = msgspec.json.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=_MOST_NOTED)])
@@ -55,13 +55,13 @@ _origin = msgspec.json.Decoder(Origin)
 
 
 def decode_notes(file: bytes) -> tuple[Origin, ...]:
-    """The origins in an engine's note, each once; none when it can't be read."""
+    """Return the origins in an engine's record, each once; none if it can't be read."""
     found: dict[Origin, None] = {}
     try:
         for one in _notes.decode(file):
             origin = _decode_origin(one)
             if origin is not None:
-                found.pop(origin, None)  # the newest place counts
+                found.pop(origin, None)  # the newest repository counts
                 found[origin] = None
     except (ValueError, RecursionError):
         return ()
@@ -76,21 +76,21 @@ def _decode_origin(data: msgspec.Raw) -> Origin | None:
 
 
 def encode_notes(origins: tuple[Origin, ...]) -> bytes:
-    """Origins as an engine reads them."""
+    """Encode origins for an engine."""
     return msgspec.json.encode(origins)
 
 
 def tell_origins(folder: str, origins: Origins) -> None:
-    """Add origins to the notes in a folder, as the newest ones.
+    """Add origins to the records in a folder, as the newest ones.
 
-    An engine reads a layer's note whenever it pushes the layer.
+    An engine reads a layer's record whenever it pushes the layer.
 
     Args:
-        folder: what an engine has as `NOTES`, or will have.
-        origins: what is to be told.
+        folder: the folder that an engine has as `NOTES`, or will have.
+        origins: the origins to add.
 
     Raises:
-        OSError: it can't be written.
+        OSError: a file can't be written.
     """
     for layer, places in origins.items():
         path = os.path.join(folder, layer.replace(":", "/"))
@@ -105,10 +105,10 @@ def tell_origins(folder: str, origins: Origins) -> None:
 
 
 def decode_listing(listing: bytes) -> Origins:
-    """Decode the output of ``grep -r '' FOLDER`` for a folder of notes.
+    """Decode the output of ``grep -r '' FOLDER`` for a folder of records.
 
     Args:
-        listing: lines ``.../HEX:NOTE``, in whatever order.
+        listing: lines ``.../HEX:NOTE``, in any order.
     """
     found: Origins = {}
     if len(listing) > _MOST_BYTES:
@@ -131,13 +131,13 @@ _origins = msgspec.json.Decoder(dict[Digest, tuple[Origin, ...]])
 
 
 class PushMemory:
-    """The notes of one project's builds: a file, which may be removed at any time.
+    """The known origins of one project's builds: a file, which may be deleted at any time.
 
-    Of two that learn at the same moment, one may be forgotten: that costs a push its speed.
+    Of two concurrent updates, one may be lost, which only slows down a push.
 
     Args:
-        folder: for the files of all projects; made when there is one.
-        project: whose builds.
+        folder: for the files of all projects; created when needed.
+        project: the project.
     """
 
     def __init__(self, folder: str, project: str) -> None:
@@ -146,7 +146,7 @@ class PushMemory:
         self._path = os.path.join(folder, f"{name[:32]}.json")
 
     def recall(self) -> Origins:
-        """Layers and where they are; empty when nothing is known, or can be read."""
+        """Return layers and their origins; empty if none are known, or can be read."""
         try:
             with open(self._path, "rb") as file:
                 known = file.read(_MOST_BYTES + 1)
@@ -155,14 +155,14 @@ class PushMemory:
             return {}
 
     def learn(self, listing: bytes, shared: AbstractSet[str]) -> None:
-        """Take in what a nested engine noted.
+        """Add the records of a nested engine.
 
         Args:
             listing: see `decode_listing`.
-            shared: diffIDs of the layers that it had from the host engine.
+            shared: diffIDs of the layers that it got from the host engine.
 
         Raises:
-            OSError: it can't be written.
+            OSError: a file can't be written.
         """
         before = self.recall()
         known = dict(before)
@@ -183,7 +183,7 @@ class PushMemory:
         self._forget()
 
     def _forget(self) -> None:
-        """Keep the files of the projects that learned last."""
+        """Delete the files of all but the most recently updated projects."""
         with os.scandir(self._folder) as entries:
             files = [(entry.stat().st_mtime, entry.path) for entry in entries]
         for _, path in sorted(files)[:-_MOST_PROJECTS]:

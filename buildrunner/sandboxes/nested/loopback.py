@@ -1,8 +1,8 @@
 """Ports of this machine's loopback address, made reachable at the same address in a container.
 
-A container with a network of its own has a loopback address of its own: a registry that listens on
-``localhost:5000`` of the machine is not there. A socket belongs to the network namespace in which
-it was made: one made over there, but accepted from here, joins the two. Linux, root only.
+A container with a separate network has its own loopback address: a registry that listens on
+``localhost:5000`` of the machine can't be reached there. A socket belongs to the network namespace
+in which it was made: a socket made there, but accepted here, connects the two. Linux, root only.
 """
 
 from __future__ import annotations
@@ -32,32 +32,33 @@ _REGISTRY_ERROR = re.compile(
 
 
 def loopback_ports(text: str) -> set[int]:
-    """Ports of registries on the machine itself that ``text`` names (``localhost:5000/app``)."""
+    """Return ports of this machine's registries that ``text`` names (``localhost:5000/app``)."""
     return {int(port) for port in _PLACE.findall(text) if 0 < int(port) < 1 << 16}
 
 
 def is_of_this_machine(registry: str) -> bool:
-    """Whether a registry, by its ``host:port``, may be at an address that is another one elsewhere.
+    """Return whether a registry's ``host:port`` may mean another registry on another machine.
 
-    Those are loopback and link-local addresses, however they are written, names of such, and names
-    that this machine can't look up.
+    This holds for loopback and link-local addresses in any form, for names of such addresses, and
+    for names that this machine can't look up.
     """
     if is_loopback(registry):
         return True
-    if registry in DOCKER_HUB:  # the address is not chosen by a step
+    if registry in DOCKER_HUB:  # no step chose the address
         return False
     host = host_of(registry).strip("[]")
     try:
         found = [address_of(one) for one in look_up(host)]
-    except (OSError, UnicodeError):  # the engine may know the name, and a step may have chosen it
+    # the engine may resolve the name, and a step may have chosen it
+    except (OSError, UnicodeError):
         return True
     return any(one is None or kind_of(one) not in ("public", "private") for one in found)
 
 
 def is_registry(port: int) -> bool:
-    """Whether a container registry, and nothing else, listens on that port of this machine.
+    """Return whether a container registry listens on that port of this machine.
 
-    Most say so in a header; others are known by the form of their errors.
+    Most registries have a header for this; others are recognized by the form of their errors.
 
     Source: OCI distribution specification, "Error Codes".
     """
@@ -68,14 +69,14 @@ def is_registry(port: int) -> bool:
 
 
 def token_ports(port: int) -> set[int]:
-    """Ports of this machine's loopback address where the registry sends clients for a token."""
+    """Return the loopback ports to which the registry sends clients for a token."""
     headers = _answer(port, "/v2/", whole=False).splitlines()
     asked = [line for line in headers if line.lower().startswith(b"www-authenticate: bearer ")]
     return loopback_ports(b" ".join(asked).decode("latin-1")) - {port}
 
 
 def _answer(port: int, path: str, *, whole: bool) -> bytes:
-    """An answer to GET, or only its headers; empty when there is none."""
+    """Return the answer to a GET, or only its headers; empty without an answer."""
     answer = b""
     with (
         suppress(OSError),
@@ -91,10 +92,10 @@ def _answer(port: int, path: str, *, whole: bool) -> bytes:
 
 
 class LoopbackPorts:
-    """The machine's ports that are open in one container.
+    """The machine's ports that are reachable in one container.
 
     Args:
-        process: gives the id of a process in the container.
+        process: returns the id of a process in the container.
     """
 
     def __init__(self, process: Callable[[], int]) -> None:
@@ -107,7 +108,7 @@ class LoopbackPorts:
         """Make ``port`` reachable in the container, at 127.0.0.1. Idempotent.
 
         Raises:
-            EngineError: we may not, or something in the container listens there.
+            EngineError: this process lacks the rights, or the port is in use in the container.
         """
         with self._lock:
             if port in self._listeners or self._closed:
@@ -124,7 +125,7 @@ class LoopbackPorts:
         threading.Thread(target=_serve, args=(listener, port), daemon=True).start()
 
     def close(self) -> None:
-        """No new connections. Idempotent."""
+        """Accept no new connections. Idempotent."""
         with self._lock:
             self._closed = True
             for listener in self._listeners.values():
@@ -135,10 +136,10 @@ class LoopbackPorts:
 
 
 def _listen_beside(process: int, port: int) -> socket.socket:
-    """A listening socket in the network namespace of another process."""
+    """Return a listening socket in the network namespace of another process."""
     made: list[socket.socket | OSError] = []
 
-    def enter() -> None:  # the namespace is the thread's: it ends with it
+    def enter() -> None:  # only this thread enters the namespace, and the thread ends here
         try:
             _enter_network_of(process)
             listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)

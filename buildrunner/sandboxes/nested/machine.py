@@ -1,4 +1,4 @@
-"""The engine at hand as the machine that nested engines run on."""
+"""The host engine as the machine of nested engines."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
     """Choices that hold for every nested sandbox of a machine.
 
     Attributes:
-        folder: what this machine keeps of sandboxes is there: ``run/BUILD``, and what it found out.
-        cache_folder: what it keeps of the images that sandboxes share.
-        labels: of everything that is made on the machine's engine.
-        network: the network that every build needs in its engine.
-        egress: which networks sandboxes reach.
-        isolation: one of `ISOLATIONS` that the builds of forks must have; empty demands nothing.
-        limits: of each sandbox; None for a fair share of the machine.
-        builds: how many builds share the machine; 0 if nobody has decided that.
-        disk_gib: how much each sandbox may write to the disk; 0 sets no limit.
-        environ: has the settings of the registry logins that builds act with.
-        is_common: whether an image of the machine, by name, is for builds of every project. None:
-            the builds share all images, and leave theirs to others.
+        folder: the folder of this machine's sandboxes: ``run/BUILD``, and their known modes.
+        cache_folder: the folder of the image cache's catalogs.
+        labels: labels of every resource on the machine's engine.
+        network: the network of every build in its engine.
+        egress: the networks that sandboxes may reach.
+        isolation: one of `ISOLATIONS`, required for builds of forks; empty requires nothing.
+        limits: limits of each sandbox; None for a fair share of the machine.
+        builds: number of builds that share the machine; 0 if unlimited.
+        disk_gib: disk limit of each sandbox; 0 sets no limit.
+        environ: names the registry logins of builds.
+        is_common: returns whether an image of the machine is for builds of every project. None:
+            the builds share all images, and leave theirs to later builds.
     """
 
     folder: str
@@ -60,23 +60,23 @@ class EngineImage(Protocol):
     """The image of nested engines on the machine's engine.
 
     Attributes:
-        is_being_made: it was missing, and is being made by this object.
+        is_being_made: whether this object is making the missing image.
     """
 
     is_being_made: bool
 
     def obtain(self) -> str:
-        """Return its id. The image is made now if it is missing, which takes 20 to 60 s."""
+        """Return the image's id. A missing image is made now, which takes 20 to 60 s."""
         ...
 
 
 class NestedMachine:
-    """The engine at hand, the nested engines on it, and the images that they share.
+    """The host engine, the nested engines on it, and their shared images.
 
     Args:
-        host: the engine at hand. Closed with the machine.
+        host: the host engine. Closed with the machine.
         image: the image of nested engines.
-        choices: those of every sandbox.
+        choices: the choices for every sandbox.
     """
 
     def __init__(self, host: DockerEngine, image: EngineImage, choices: SandboxChoices) -> None:
@@ -87,18 +87,18 @@ class NestedMachine:
         self.cache = ImageCache(self.daemons, host.endpoint, choices.cache_folder, ENGINE_IMAGE)
 
     def limits(self) -> SandboxLimits:
-        """Return what each sandbox may take of the machine."""
+        """Return the limits of each sandbox."""
         choices = self.choices
         if choices.limits is not None:
             return choices.limits
         return fair_share(choices.builds, self.host.info().memory_bytes, choices.disk_gib)
 
     def ensure_images(self) -> None:
-        """Make sure of the images that every build wants on the machine's engine."""
+        """Ensure that the machine's engine has the images that every build needs."""
         self.cache.note_use([ensure_carrier_image(self.host)])
 
     def prepare(self, engine: ContainerEngine, labels: Mapping[str, str]) -> None:
-        """Make what every build needs in a nested engine."""
+        """Create the resources that every build needs in a nested engine."""
         engine.ensure_network(self.choices.network, labels)
 
     def connect(self, socket: str) -> ContainerEngine:
@@ -106,13 +106,16 @@ class NestedMachine:
         return DockerEngine(_endpoint(socket), use_logins=False)
 
     def pulls(self, socket: str) -> PulledImages:
-        """Watch which images the nested engine at a socket pulls."""
+        """Return the names of images that the nested engine at a socket pulls."""
         return PulledImages(_endpoint(socket))
 
     def copy_image(
         self, image: str, socket: str, names: Iterable[str], cancel: threading.Event
     ) -> str:
-        """Copy an image, by id, to the nested engine at a socket, under names; its id there."""
+        """Copy an image, by id, to the nested engine at a socket, under names.
+
+        Returns its id there.
+        """
         return copy_image(image, names, self.host.endpoint, _endpoint(socket), cancel)
 
     def pull_turn(self, name: str) -> AbstractContextManager[None]:
@@ -126,7 +129,7 @@ class NestedMachine:
         return registry_login(registry, self.choices.environ, cancel)
 
     def close(self) -> None:
-        """Close the connections to the engine at hand."""
+        """Close the connections to the host engine."""
         self.host.close()
         self.daemons.close()
 

@@ -1,9 +1,9 @@
-"""Images of the host engine that a build mentions: in its plan, or in files of its source.
+"""Finds images of the host engine that a build mentions, in its plan or in files of its source.
 
-A nested engine begins with the images that the image cache has. One that the host engine has and
-that steps may name (`FROM base:1`, `docker run tool:2`) is to be there before the first step. What
-counts is the name as text. A name that a step puts together is not seen: the nested engine then
-gets the image from its registry, as the hosted service does.
+A nested engine starts with the images of the image cache. Another image of the host engine
+that steps may name (`FROM base:1`, `docker run tool:2`) must be there before the first step. Only
+names in the text are found. For a name that a step composes, the nested engine
+pulls the image from its registry, as on the hosted service.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ search() {{ timeout 10 grep -rIhF --exclude-dir=.git --exclude-dir=node_modules 
 
 
 def search_command(names: Iterable[str], folder: str) -> tuple[str, ...]:
-    """The command that prints lines of a folder's files that may mention one of these names.
+    """Return the command that prints lines of files that may mention one of these names.
 
-    Names that may be any word (``node``) count in Dockerfiles and compose files only.
+    Names that may be any word (``node``) are searched in Dockerfiles and compose files only.
     """
     clear, short = _forms(names)
     return ("sh", "-c", _SEARCH, "search", folder, "\n".join(clear), "\n".join(short))
@@ -58,7 +58,7 @@ def mentioned_in_plan(names: Iterable[str], plan: BuildPlan) -> set[str]:
 
 
 def made_by(names: Iterable[str], plan: BuildPlan) -> set[str]:
-    """Return the names of images that a build is to make, and so does not need."""
+    """Return the names of images that a build makes, and so does not need."""
     clear, short = _forms(names)
     forms = {**short, **clear}
     return {forms[image] for image in plan.images if image in forms}
@@ -73,7 +73,7 @@ def _found(forms: Mapping[str, str], text: str) -> set[str]:
 
 
 def _forms(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """How each name may be written: what can only be an image, and what may be any word."""
+    """Return the forms of names that can only be images, and those that may be any word."""
     clear: dict[str, str] = {}
     short: dict[str, str] = {}
     for name in names:

@@ -1,7 +1,7 @@
 """One build's nested sandbox, open in this process.
 
-The engine starts in the background while the source is fetched. Whoever needs it waits; whoever
-meets it dead is told why.
+The engine starts in the background while the source is fetched. Its callers wait for it, and get
+the reason if it has ended.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 
 _KILLED = 137
 _LEARN_S = 5.0
-_METADATA_SOCKET = "meta.sock"  # no longer than that of the engine: paths of sockets are short
-_NEWS_S = 3.0  # how long the news of an engine's end may take to follow its last connection
+# no longer than the name of the engine's socket: paths of sockets are limited
+_METADATA_SOCKET = "meta.sock"
+_NEWS_S = 3.0  # delay of the report of an engine's end after the end of its connections
 _EMPTY = (
     "sh",
     "-euc",
@@ -69,11 +70,11 @@ class PlaceFacts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: the build.
         place: the sandbox's name on the machine's engine (see `SandboxFolders`).
-        labels: of everything that is made for the build on the machine's engine.
+        labels: labels of the build's resources on the machine's engine.
         privileged_steps: see `OpenSandbox`.
-        found: the nested engine is there already: a process that died made it.
-        shares_images: the build sees images that others used, and leaves its own to them.
-        disk_bytes: how much it may write; it is ended when it has written more. None: no limit.
+        found: the nested engine exists already: a dead process made it.
+        shares_images: the build sees images of other builds, and leaves its own to later ones.
+        disk_bytes: the sandbox ends when it has written more. None: no limit.
     """
 
     build_id: str
@@ -89,11 +90,11 @@ class NestedPlace:
     """Implements `OpenSandbox`, and `NestedAccess` for its engine.
 
     Args:
-        machine: where the nested engine runs. Not closed.
-        folders: what this machine keeps of sandboxes.
-        facts: about this one.
-        start: makes or finds the nested engine; runs once, in a thread. Raises EngineError.
-        memory: keeps what the nested engine learned of registries when it pushed; None: nothing.
+        machine: the machine of the nested engine. Not closed.
+        folders: the folders of this machine's sandboxes.
+        facts: facts about this sandbox.
+        start: creates or finds the nested engine; runs once, in a thread. Raises EngineError.
+        memory: stores the origins of layers that the nested engine pushed; None stores nothing.
     """
 
     def __init__(
@@ -135,11 +136,11 @@ class NestedPlace:
         )
         self._memory = memory
         self._pushed = False
-        self._over = ""  # why we ended the nested engine
+        self._over = ""  # why this process ended the nested engine
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._begun = False
-        self._up = threading.Event()  # or known never to be
+        self._up = threading.Event()  # or has failed
         self._gone = threading.Event()
         self._closed = False
         self._running: Running | None = None
@@ -175,11 +176,11 @@ class NestedPlace:
         )
 
     def options(self, options: RunOptions) -> RunOptions:
-        """See `OpenSandbox.options`. Nothing is removed in it that goes with it anyway."""
+        """See `OpenSandbox.options`: resources in the sandbox are not removed separately."""
         return replace(options, leave_cleanup_to_guardian=True, disk_bytes=self._limit_bytes)
 
     def expect(self, plan: BuildPlan) -> None:
-        """See `OpenSandbox.expect`: registries on this machine that the plan names are reached."""
+        """See `OpenSandbox.expect`: opens ports of registries on this machine in the plan."""
         self._plan = plan
         ports = loopback_ports(msgspec.json.encode(plan).decode())
         if ports:
@@ -198,7 +199,7 @@ class NestedPlace:
 
     def _open_ports(self, ports: set[int]) -> None:
         for port in filter(is_registry, sorted(ports)):
-            with suppress(BuildrunnerError):  # a push by us will say what is wrong
+            with suppress(BuildrunnerError):  # our own push will report the error
                 self.open_port(port)
 
     def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
@@ -215,14 +216,14 @@ class NestedPlace:
         """See `NestedAccess.open_port`."""
         self._ports.open(port)
         for other in token_ports(port):
-            with suppress(BuildrunnerError):  # the registry will say that there was no token
+            with suppress(BuildrunnerError):  # the registry will report the missing token
                 self._ports.open(other)
 
     def _copy_mentioned(self, cancel: threading.Event) -> None:
-        """Have the images of the host engine that steps may name: in time for the first step.
+        """Copy the images of the host engine that steps may name, before the first step.
 
-        Nothing tells of a FROM that the nested engine serves by itself: those of its images that
-        would leave the cache soon are looked for, too.
+        No event reports a FROM that the nested engine serves by itself. So its images that
+        would soon be removed from the cache are searched, too.
         """
         running = self.ready()
         aging = running.images.aging
@@ -236,7 +237,7 @@ class NestedPlace:
             mentioned -= made_by(names, self._plan)
         self.note_use(aging[name] for name in mentioned if name in aging)
         for name in sorted(mentioned - aging.keys()):
-            with suppress(EngineError):  # a step that needs it says what is wrong
+            with suppress(EngineError):  # a step that needs the image reports the error
                 self._nested.have_image(name, cancel)
 
     def close(self) -> None:
@@ -264,7 +265,7 @@ class NestedPlace:
         self._pushed = True
 
     def _remember_pushes(self) -> None:
-        """Ask what was learned of registries. Steps may have seen to it that no answer comes."""
+        """Store the origins of pushed layers. Steps may prevent the engine from answering."""
         memory, self._memory = self._memory, None
         pushed = self._pushed or (self._pulls is not None and self._pulls.pushed)
         running = self._running
@@ -279,10 +280,10 @@ class NestedPlace:
             known = running.images.diff_ids | self._nested.copied_layers
             memory.learn(self._daemons.layer_origins(running.state.id), known)
 
-    # -- from here on: when it comes and goes -----------------------------------------------------
+    # -- start and end of the engine --------------------------------------------------------------
 
     def begin(self) -> None:
-        """Start in the background, unless that was done before."""
+        """Start the engine in the background, once."""
         with self._lock:
             if self._begun:
                 return
@@ -321,19 +322,19 @@ class NestedPlace:
     def _note_pulls(self, pulls: PulledImages) -> None:
         if self._wanted is not None:
             self._wanted.work()
-        for name in pulls:  # also tells of pushes
+        for name in pulls:  # also reports pushes
             if self._wanted is not None:
                 self._wanted.note(name)
 
     def _watch(self, end: Stream) -> None:
-        with suppress(EngineError):  # the host engine went away: that is news, too
+        with suppress(EngineError):  # the host engine has stopped, which ends the sandbox, too
             for _ in end.pieces():
                 pass
         if not self._closed:
             self._gone.set()
 
     def _watch_disk(self, running: Running, limit_bytes: int) -> None:
-        """End the sandbox once it uses more of the disk than it may."""
+        """End the sandbox once it exceeds its disk limit."""
         container = running.state.id
         watch = DiskWatch(
             partial(self._daemons.execute, container),
@@ -365,7 +366,7 @@ class NestedPlace:
 
 
 def ended(state: DaemonState, daemons: NestedDaemons) -> EngineError:
-    """Why an engine that was found does not run."""
+    """Return why an engine that was found does not run."""
     return EngineError(_reason(state, daemons))
 
 

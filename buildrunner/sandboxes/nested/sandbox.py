@@ -1,4 +1,4 @@
-"""The nested sandbox: a Docker engine of the build's own, in a container of the engine at hand.
+"""The nested sandbox: a build's own Docker engine, in a container of the host engine.
 
 See docs/explanation/sandbox.md and ADR 0020.
 """
@@ -62,17 +62,17 @@ class NestedSandbox:
         )
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
-        """See `Sandbox.open`. The first one on a machine finds out how, which takes a second."""
+        """See `Sandbox.open`. The first one on a machine determines the mode, in a second."""
         self.check_engine()
         state = self._daemons.find(self._folders.place(build_id))
         if state is not None and state.status == "created":
-            self._daemons.remove(state.id)  # whoever made it died before it was begun
+            self._daemons.remove(state.id)  # the process that made it died before starting it
             state = None
         memory = None
         if trusted:
             memory = PushMemory(os.path.join(self._folders.root, "pushed-layers"), project)
-        # Images that other builds used may be private: the build of a stranger sees none, and that
-        # of a project with logins of its own.
+        # Images of other builds may be private: an untrusted build sees none, and neither does the
+        # build of a project with its own logins.
         shares_images = trusted and self._machine.choices.is_common is None
         if state is None:
             known = memory.recall() if memory else None
@@ -99,11 +99,11 @@ class NestedSandbox:
         return place
 
     def unenforced(self, egress: Egress) -> tuple[str, ...]:  # noqa: ARG002
-        """See `Sandbox.unenforced`: each sandbox is made for the settings of its project."""
+        """See `Sandbox.unenforced`: each sandbox has the settings of its project."""
         return ()
 
     def isolation(self) -> str:
-        """See `Sandbox.isolation`: known once a sandbox was started, by whichever process."""
+        """See `Sandbox.isolation`: known once any process has started a sandbox."""
         if not self._mode:
             with suppress(EngineError):
                 self._noted_mode(self._daemons.facts())
@@ -125,8 +125,8 @@ class NestedSandbox:
     def keep_spares(self, count: int) -> None:
         """See `Sandbox.keep_spares`. The image of nested engines is made first if it is missing.
 
-        Images that builds used meanwhile are cached first, so that the spares have them. Pulled
-        images that no build uses any more are deleted.
+        Images of recent builds are cached first, so that the spares have them. Pulled
+        images that no build uses are deleted.
         """
         self.check_engine()
         self._image()
@@ -164,7 +164,7 @@ class NestedSandbox:
         self._spares.keep(count, facts, start)
 
     def _find_mode(self) -> None:
-        """Start a sandbox for nobody: only that tells how this machine isolates it."""
+        """Start a sandbox without a build, the only way to determine the mode of this machine."""
         place = self._folders.new_spare()
         try:
             _, begin = self._way(place, self._daemons.facts())
@@ -180,8 +180,8 @@ class NestedSandbox:
     def remove(self, build_id: str) -> None:
         """See `Sandbox.remove`.
 
-        What a dead process asked for at its last moment may come into being after the first look:
-        where one died while it made a sandbox, a second look follows.
+        The last requests of a dead process may take effect after the first pass:
+        if it died while it made a sandbox, a second pass follows.
         """
         state = self._daemons.find(self._folders.place(build_id))
         unfinished = state is None or state.status == "created"
@@ -208,7 +208,7 @@ class NestedSandbox:
                 raise EngineError(f"what a step left on this machine can't be removed: {problem}")
 
     def _remove_as_root(self, folder: str) -> None:
-        """Remove what belongs to root of the machine, as steps leave it in weaker sandboxes."""
+        """Remove files of the machine's root, which steps leave in weaker sandboxes."""
         above, name = os.path.split(folder)
         spec = ContainerSpec(
             image=self._image(),
@@ -239,26 +239,27 @@ class NestedSandbox:
     def builds_left(self) -> tuple[str, ...]:
         """See `Sandbox.builds_left`.
 
-        A place that no build has, and that does not stand ahead, is told as a build of that name.
+        A place that belongs to no build and is no spare is returned as a build of that name.
         """
         labelled = labelled_builds(self._host, self._labels)
-        spares = self._folders.spares()  # before the builds: one that is taken now is seen twice
+        # listed before the builds: one that is acquired in between is listed twice, not missed
+        spares = self._folders.spares()
         builds = self._folders.owners()
         places = {builds.get(one, one) for one in labelled if one not in spares}
         return tuple(sorted({*places, *builds.values()}))
 
-    # -- how this machine lets engines run in containers ------------------------------------------
+    # -- the mode of nested engines on this machine -----------------------------------------------
 
     def _new(
         self, build_id: str, pushed: Origins | None, *, shares_images: bool
     ) -> tuple[str, Callable[[], Running]]:
-        """A new engine's mode, and what gives it: one that was started ahead, or is started now.
+        """Return the mode of a new engine, and a function that acquires a spare or starts it.
 
         Args:
             build_id: the build.
-            pushed: what its project's builds know of registries; None for a build that shares
+            pushed: the origins of layers that its project knows; None for a build that shares
                 nothing with others.
-            shares_images: it starts with the images that other builds used.
+            shares_images: it starts with the images of other builds.
         """
         facts = self._daemons.facts()
         self._noted_mode(facts)
@@ -285,7 +286,10 @@ class NestedSandbox:
         *,
         with_images: bool = True,
     ) -> tuple[str, Callable[[], Running]]:
-        """The mode that works here, and what starts it: tried once for each engine, and noted."""
+        """Return the mode that works here, and a function that starts it.
+
+        Tried once for each engine.
+        """
         host_images = self._daemons.begin_host_images() if with_images else None
         image = self._image()
         way = f"{facts.identity} {image}"
@@ -300,7 +304,7 @@ class NestedSandbox:
         return mode, lambda: running
 
     def _noted_mode(self, facts: HostFacts) -> str:
-        """The mode that was found to work on this engine; empty when none was tried yet.
+        """Return the mode that is known to work on this engine; empty if none was tried yet.
 
         The image cache is set to it.
         """
@@ -339,7 +343,7 @@ class NestedSandbox:
 
 
 def _try_step(running: Running, *, privileged: bool) -> None:
-    """Start a container in a nested engine. That the engine itself runs proves nothing.
+    """Start a container in a nested engine: a running engine alone proves nothing.
 
     Its program is the start gate, which ends at once without an input.
 
@@ -375,7 +379,7 @@ def _given(running: Running) -> Running:
 def _as_known(path: str, start: Callable[[], Running]) -> Running:
     try:
         return start()
-    except ContainerStartError:  # the machine may have changed: the next build tries anew
+    except ContainerStartError:  # the machine may have changed: the next build tries again
         with suppress(OSError):
             os.unlink(path)
         raise

@@ -1,12 +1,12 @@
-"""Nested sandboxes that are started before a build needs them.
+"""Spare nested sandboxes, which are started before a build needs them.
 
-A spare one is as if it had just been started for a build: blank, with the host's images as they
-are now, and limited as a build's is. Nothing of any project is in it; what its build may know of
-registries is told when it is handed over. It goes to one build, and with that build.
+A spare is equal to a sandbox just started for a build: empty, with the host's present images,
+and with the same limits. It has no data of any project; the known origins of layers
+are added when a build acquires it. It belongs to one build, and ends with it.
 
-Who hands one over sees first that it is well (the host's engine may have been restarted) and like
-one that would be started now (images, settings of the host's engine, limits). One that is not stays
-where it is; whoever keeps them replaces it.
+Before a build gets a spare, the spare must answer (the host's engine may have been restarted) and
+equal a new sandbox (images, settings of the host's engine, limits). Otherwise it stays, and its
+keeper replaces it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
 
 LABEL_SPARE = "buildrunner.spare"
-"""On all that is made for one: the process that keeps it, a space, and where its folder is until it
-is taken. It stays there after that."""
+"""Label on every resource of a spare. Value: owner process, a space, and the path of its folder
+until a build acquires it. The label stays after that."""
 
 _NOTE = "spare.json"
 
 
 class _Note(msgspec.Struct, frozen=True):
-    """Written when it answers; nothing of a build has run there by then."""
+    """The record of a ready spare, written when it answers, before any build."""
 
     keeper: str
     likeness: str
@@ -44,12 +44,12 @@ class _Note(msgspec.Struct, frozen=True):
 
 
 class TakenSpare(msgspec.Struct, frozen=True):
-    """One that is a build's now.
+    """A spare that a build has acquired.
 
     Attributes:
         place: its name on the host engine.
         mode: one of `MODES`.
-        running: connected.
+        running: the connected engine.
     """
 
     place: str
@@ -62,9 +62,9 @@ class NestedSpares:
 
     Args:
         starter: starts them.
-        folders: where they stand.
-        remove: removes one that was taken for a build of its own name.
-        prepare: makes, in one that answers, what each build needs first.
+        folders: the folders of sandboxes.
+        remove: removes a spare that was acquired under its own name.
+        prepare: creates, in a ready spare, the resources that each build needs first.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class NestedSpares:
         self._prepare = prepare
 
     def take(self, build_id: str, facts: HostFacts) -> TakenSpare | None:
-        """Give one to a build; None when there is none that is fit.
+        """Acquire a valid spare for a build. Returns None if there is none.
 
         Raises:
             EngineError: the host engine does not answer.
@@ -106,17 +106,17 @@ class NestedSpares:
         facts: HostFacts,
         start: Callable[[str, dict[str, str]], tuple[str, Running]],
     ) -> None:
-        """Have ``count`` of them that are fit; what is not fit goes first.
+        """Keep ``count`` valid spares, after removing all others.
 
-        One of an earlier server is not: whoever looks for what dead servers left would remove it.
+        A spare of an earlier server is not valid: the sweep of dead servers' resources removes it.
 
         Args:
-            count: how many.
-            facts: of the host engine.
-            start: starts one at a place, with labels; its mode besides.
+            count: the number of spares.
+            facts: facts about the host engine.
+            start: starts a spare at a place, with labels; returns its mode, too.
 
         Raises:
-            EngineError: one can't be started, or removed.
+            EngineError: a spare can't be started, or removed.
         """
         likeness, _ = self._starter.likeness(facts)
         for place in self._folders.spares():
@@ -128,10 +128,10 @@ class NestedSpares:
             self._start(facts, start)
 
     def drop_all(self) -> None:
-        """Remove all that no build has.
+        """Remove all spares.
 
         Raises:
-            EngineError: one can't be removed.
+            EngineError: a spare can't be removed.
         """
         for place in self._folders.spares():
             self._drop(place)
@@ -148,7 +148,8 @@ class NestedSpares:
                 self._prepare(running.engine, labels)
             finally:
                 running.engine.close()
-            if self._starter.likeness(facts)[0] != likeness:  # with which of both images?
+            # two images: the origin of the engine is unclear
+            if self._starter.likeness(facts)[0] != likeness:
                 self._drop(place)
                 return
         except EngineError:
@@ -163,7 +164,7 @@ class NestedSpares:
             self._remove(place)
 
     def _note(self, place: str) -> _Note | None:
-        """None while it is being started, and once it was taken."""
+        """Return the record of a spare; None until it is ready, and after it was acquired."""
         try:
             with open(self._note_path(place), "rb") as file:
                 return msgspec.json.decode(file.read(), type=_Note)
@@ -178,14 +179,14 @@ def _label(folders: SandboxFolders, place: str) -> str:
     return f"{owner_label(this_process())} {folders.notes(place)}"
 
 
-# -- what a server that was killed leaves ----------------------------------------------------------
+# -- spares of a server that was killed ------------------------------------------------------------
 
 
 def left_spares(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> OwnedResources:
-    """Spare sandboxes of this machine that no build has, and whose server is gone.
+    """Return the spare sandboxes of this machine whose server has died.
 
     Args:
-        engine: where to look.
+        engine: the engine to search.
         is_alive: see `cleanup.find_leftovers`.
     """
     found = [engine.list_owned({LABEL_SPARE: label}) for label in _left(engine, is_alive)]
@@ -198,10 +199,10 @@ def left_spares(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> Own
 def sweep_spares(
     engine: ContainerEngine, is_alive: Callable[[str], bool]
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Remove those.
+    """Remove the spares of dead servers.
 
     Returns:
-        What was removed, and what could not be, one sentence each.
+        The removed spares, and a sentence for each one that could not be removed.
     """
     removed: list[str] = []
     problems: list[str] = []
@@ -209,7 +210,7 @@ def sweep_spares(
         folders, place = _place_of(label)
         folders.take(place, place)
         if folders.is_taken(place):
-            continue  # a build was quicker
+            continue  # a build has acquired it meanwhile
         owned = engine.list_owned({LABEL_SPARE: label})
         for remove, names in (
             (engine.remove_container, owned.containers),
@@ -233,7 +234,7 @@ def _left(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> list[str]
         if not owner.startswith(here) or is_alive(owner.removeprefix(here)):
             continue
         folders, place = _place_of(label)
-        with suppress(OSError):  # another user's: whose it is can't be seen
+        with suppress(OSError):  # another user's folder: its owner can't be read
             if not folders.is_taken(place):
                 left.append(label)
     return left

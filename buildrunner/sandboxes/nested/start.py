@@ -1,4 +1,4 @@
-"""Starting a nested engine: with the cached images of the host, until it answers."""
+"""Starts nested engines, with the cached images of the host, and waits until they answer."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class NestedStarter:
     """Starts nested engines.
 
     Args:
-        machine: where they run.
-        folders: what this machine keeps of them.
+        machine: the machine of nested engines.
+        folders: the folders of sandboxes.
     """
 
     def __init__(self, machine: NestedMachine, folders: SandboxFolders) -> None:
@@ -65,7 +65,7 @@ class NestedStarter:
         self.folders = folders
         self._labels = dict(machine.choices.labels)
         self._egress = machine.choices.egress
-        self._no_own_disk = ""  # why not
+        self._no_own_disk = ""  # why there is none
 
     def start(
         self,
@@ -77,19 +77,19 @@ class NestedStarter:
         *,
         host_images: ImageListing | None,
     ) -> Running:
-        """Make one, and wait until it answers.
+        """Create a nested engine, and wait until it answers.
 
         Args:
-            place: what it is to be called.
-            facts: of the host engine.
-            image: what to run.
+            place: its name.
+            facts: facts about the host engine.
+            image: its image.
             mode: one of `MODES`.
-            labels: for what is made, besides those that everything has.
-            host_images: the images of the host engine that it may get from the image cache; None
+            labels: further labels of its resources.
+            host_images: images of the host engine that it may get from the image cache; None
                 if it does not see the cache.
 
         Raises:
-            EngineError: it can't be made, or does not answer.
+            EngineError: it can't be created, or does not answer.
         """
         self._machine.ensure_images()
         limits = self._machine.limits()
@@ -123,7 +123,7 @@ class NestedStarter:
     def _start_on_disk(
         self, spec: DaemonSpec, host_images: ImageListing | None
     ) -> tuple[str, SandboxImages]:
-        """Start it on file systems of its own if its limit can be kept so; its data folder."""
+        """Start the engine, on separate file systems if possible. Returns its data folder."""
         limit = self._machine.limits().disk_bytes
         if limit is not None and spec.mode == OWN_DISK_MODE and not self._no_own_disk:
             folders = (self._host.info().data_root, self.folders.root)
@@ -144,7 +144,7 @@ class NestedStarter:
         return data_folder, self._start_with_images(spec, host_images)
 
     def _create_volumes(self, spec: DaemonSpec, devices: Sequence[str] = ()) -> str:
-        """Create the two volumes; the data folder's path on the engine's machine."""
+        """Create the two volumes. Returns the data folder's path on the engine's machine."""
         paths = [
             self._host.create_volume(
                 name,
@@ -164,10 +164,10 @@ class NestedStarter:
             self._host.remove_volume(name)
 
     def likeness(self, facts: HostFacts) -> tuple[str, SandboxImages]:
-        """A hash of all that a sandbox would be started with now, and the images among that.
+        """Return a hash of everything a new sandbox would be started with, and the images in it.
 
         Raises:
-            EngineError: the host engine does not tell.
+            EngineError: the host engine does not answer.
         """
         host_images = self._daemons.host_images()
         offered = self._cache.offered(host_images)
@@ -183,17 +183,17 @@ class NestedStarter:
         return likeness, sandbox_images(offered, host_images)
 
     def tell(self, build_id: str, pushed: Origins, state: DaemonState) -> None:
-        """Tell a build's engine, before its first push, of registries that have layers."""
+        """Add known origins of layers to a build's engine, before its first push."""
         with suppress(OSError, EngineError):  # it is only about speed
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
-            # A first step can push as soon as it runs: the engine has the notes before that.
+            # The first step can push as soon as it runs, so the records come before.
             if pushed and state.mode == "user-namespace":
                 self._daemons.execute(state.id, ("take-origins",))
 
     def _start_with_images(
         self, spec: DaemonSpec, host_images: ImageListing | None
     ) -> SandboxImages:
-        """Start it with what the cache offers now."""
+        """Start the engine with the images that the cache offers now."""
         with suppress(FileNotFoundError):
             os.unlink(os.path.join(spec.folder, SOCKET_NAME))
         images, container = self._created(spec, host_images)
@@ -223,10 +223,10 @@ class NestedStarter:
         return sandbox_images(offered, on_host), container
 
     def found(self, build_id: str, state: DaemonState) -> Running:
-        """Take up again what another process started.
+        """Connect to an engine that another process started.
 
         Raises:
-            EngineError: it has ended, or does not answer.
+            EngineError: the engine has ended, or does not answer.
         """
         if state.status not in ("running", "restarting"):
             raise ended(state, self._daemons)
@@ -236,12 +236,12 @@ class NestedStarter:
         return self._answering(build_id, place, state, data_folder)
 
     def connected(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
-        """One that is known to answer."""
+        """Return an engine that is known to answer."""
         engine = self._machine.connect(self.folders.socket(build_id))
         return Running(state=state, engine=engine, data_folder=data_folder)
 
     def answers(self, place: str) -> DaemonState | None:
-        """One that stands ahead, if it is well."""
+        """Return a spare engine if it answers."""
         state = self._daemons.find(place)
         if state is None or state.status != "running":
             return None
@@ -259,7 +259,7 @@ class NestedStarter:
     ) -> Running:
         """Wait until the engine answers.
 
-        Its socket is there long before; then the first question waits for the engine.
+        Its socket exists earlier; the first request then waits for the engine.
         """
         deadline = time.monotonic() + _START_S
         look_at = time.monotonic() + _LOOK_S
@@ -269,7 +269,7 @@ class NestedStarter:
                 engine.info()
             except EngineUnavailable:
                 now = time.monotonic()
-                if now > look_at:  # does it still try?
+                if now > look_at:  # is the engine still starting?
                     look_at = now + _LOOK_S
                     found = self._daemons.find(place)
                     if found is None or found.status != "running" or now > deadline:
@@ -287,7 +287,7 @@ class NestedStarter:
 
 
 def sandbox_images(offered: SharedImages, host_images: Iterable[HostImage]) -> SandboxImages:
-    """Return the offered images that a sandbox has, and those that it lacks."""
+    """Return the offered images that a sandbox has, and the images that it lacks."""
     return SandboxImages(
         ids=offered.ids,
         diff_ids=offered.diff_ids,
@@ -314,7 +314,7 @@ def _no_answer(state: DaemonState | None, daemons: NestedDaemons) -> EngineError
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Write a file that others see whole or not at all."""
+    """Write a file atomically."""
     fresh = f"{path}.{os.getpid()}.new"
     with open(fresh, "wb") as file:
         file.write(data)
@@ -322,13 +322,13 @@ def write_whole(path: str, data: bytes) -> None:
 
 
 CERTIFICATES = "/etc/docker/certs.d"
-"""Docker's folder; it has one folder for each registry, called ``HOST:PORT``."""
+"""Docker's folder of certificates, with one folder ``HOST:PORT`` for each registry."""
 
 
 def registry_authorities() -> dict[str, bytes]:
-    """Certificates of the authorities that sign the registries' certificates.
+    """Return certificates of the authorities that sign the registries' certificates.
 
-    Client certificates and their keys stay on this machine: steps can read all that a sandbox has.
+    Client certificates and their keys stay on this machine: steps can read all files of a sandbox.
 
     Returns:
         The content by path below `CERTIFICATES`, such as ``registry.example.com:5000/ca.crt``.
@@ -342,9 +342,9 @@ def registry_authorities() -> dict[str, bytes]:
 
 
 def write_authorities(folder: str) -> None:
-    """Make `folder`, with a copy of `registry_authorities`.
+    """Create `folder` with a copy of `registry_authorities`.
 
-    A copy, because the engine's start fails if the folder of this machine goes meanwhile.
+    A copy, because the engine's start fails if the original folder is deleted meanwhile.
     """
     os.makedirs(folder, mode=0o700, exist_ok=True)
     for path, content in registry_authorities().items():

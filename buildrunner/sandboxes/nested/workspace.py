@@ -1,9 +1,9 @@
 """``/workspace`` of a build in a nested sandbox: a volume of the host engine.
 
-It is filled on the host, by the same code and as fast as anywhere, while it is mounted already at
-``/workspace`` of the nested engine's own file system. Where the source is a folder that becomes a
-layer, the layers are mounted there, too, once they are whole. Steps get that folder, so that
-``docker run -v /workspace:/workspace`` in a step means what it means on the hosted service.
+It is filled on the host, by the same code as elsewhere, while it is already mounted at
+``/workspace`` of the nested engine's own file system. If the source is a folder that becomes a
+layer, the layers are mounted there, too, once they are complete. Steps get that folder, so that
+``docker run -v /workspace:/workspace`` in a step works as on the hosted service.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class NestedWorkspace:
     Args:
         source: fills it.
         volume: the host engine, for the source.
-        place: the sandbox's name on it, and so of its volumes.
-        labels: for what is made on the host engine.
-        on_filled: called with the event that cancels the build, once the files are there.
+        place: the sandbox's name, from which its volumes are named.
+        labels: labels of resources on the host engine.
+        on_filled: called with the build's cancel event, once the files are complete.
     """
 
     def __init__(
@@ -67,22 +67,22 @@ class NestedWorkspace:
         return self._source.changed_on_host()
 
     def release(self) -> None:
-        """See `Workspace.release`: the volume goes with the sandbox."""
+        """See `Workspace.release`: the volume is removed with the sandbox."""
         self._volume.keep()
         self._source.release()
 
 
 class MountedVolume(ForwardingEngine):
-    """The host engine while a workspace is filled whose volume the sandbox has mounted.
+    """The host engine, for filling a workspace whose volume the sandbox has mounted.
 
     Args:
         host: the host engine.
         place: see `NestedWorkspace`.
-        process: waits until the sandbox runs; the id of a process in it.
+        process: waits until the sandbox runs; returns the id of a process in it.
         clear: empties the mounted volume.
-        used: a process that died may have begun to fill it.
-        is_mounted_late: whether the volume is a file system of its own, which is there once the
-            sandbox is; waits for the sandbox if that is not known before.
+        used: a dead process may have begun to fill it.
+        is_mounted_late: returns whether the volume is a separate file system, mounted with the
+            sandbox; waits for the sandbox if that is unknown.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class MountedVolume(ForwardingEngine):
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
     ) -> str:
-        """See `Resources.create_volume`. Layers come later, on top of what is mounted."""
+        """See `Resources.create_volume`. Layers are mounted later, on top."""
         if name != self._name:
             return self._host.create_volume(name, labels, options=options)
         if self._is_mounted_late() and options:
@@ -129,11 +129,11 @@ class MountedVolume(ForwardingEngine):
             self._clear()
 
     def keep(self) -> None:
-        """From now on nothing is emptied: all of it goes soon."""
+        """Stop emptying the volume, which will be removed soon."""
         self._kept = True
 
     def attach_layers(self) -> None:
-        """Mount the layers that were asked for over the volume, in the sandbox.
+        """Mount the requested layers over the volume, in the sandbox.
 
         Raises:
             EngineError: the kernel refused.
@@ -164,12 +164,12 @@ class MountedVolume(ForwardingEngine):
 
 
 def _shifted_layers(upper: str, process: int, views: list[int]) -> dict[str, str]:
-    """The options of an `OverlayVolume` for a sandbox whose ids are shifted by a user namespace.
+    """Return the options of an `OverlayVolume` for a sandbox with a user namespace's shifted ids.
 
     Args:
         upper: path of the volume's upper layer.
         process: a process in the namespace.
-        views: gets the descriptors that must be open until the layers are mounted.
+        views: collects the descriptors that must stay open until the layers are mounted.
     """
     from buildrunner.workspace import kernel_mounts
 

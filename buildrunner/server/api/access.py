@@ -1,4 +1,4 @@
-"""Our own routes of access: who am I, tokens, the audit log."""
+"""buildrunner's own routes of access: the caller, tokens, the audit log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Badges: a small picture of how the last build of a trigger, or of a branch of it, ended.
+"""Badges: small pictures of the result of a trigger's last build, or of a branch's.
 
-Whoever may not see a badge gets the same answer as for one that does not exist.
+A caller who may not see a badge gets the same answer as for a missing one.
 
 Source: semantics 12.3. The hosted service has no badges; its users' own ones show the same words.
 """
@@ -34,7 +34,7 @@ _WORDS: Final = {
 _UNKNOWN: Final = ("unknown", "#616161")
 _ENDED: Final = " OR ".join(f'status="{status}"' for status in _WORDS)
 _HEADERS: Final = {
-    # Proxies that show pictures of others' pages must ask each time.
+    # Image proxies must request the badge each time.
     "Cache-Control": "no-cache, no-store, max-age=0, must-revalidate",
     "Cross-Origin-Resource-Policy": "cross-origin",
 }
@@ -83,7 +83,7 @@ class _Badges:
         return _svg(f"{label} ({branch})" if branch else label, *_WORDS.get(status, _UNKNOWN))
 
     def _trigger(self, request: Request) -> tuple[str, dict[str, object], bool] | None:
-        """Project, trigger, and whether its badge is for everybody."""
+        """Return project, trigger, and whether its badge is public."""
         try:
             project = project_of(request, self._context.settings.default_project)
             trigger = self._context.store.triggers.get(project, request.path_params["trigger"])
@@ -91,7 +91,7 @@ class _Badges:
             return None
         try:
             is_public = self._queue.settings(project, str(trigger["id"])).public_badge
-        except ConfigError:  # whose badge it is can't be told: not everybody's
+        except ConfigError:  # the owner is unknown, so the badge is not public
             is_public = False
         return project, trigger, is_public
 
@@ -107,7 +107,7 @@ class _Badges:
             wanted += f" AND substitutions.BRANCH_NAME={quoted(branch)}"
         size = _PAGE if branch else 1
         for build in self._context.store.builds.newest(project, wanted, page_size=size):
-            # A substitution can say anything, and so does the branch of a fork.
+            # A substitution can have any value, and so can the branch of a fork.
             if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
                 return build.status
         return ""
@@ -118,7 +118,7 @@ def _svg(label: str, words: str, colour: str, code: int = 200) -> Response:
 
 
 def badge_svg(label: str, words: str, colour: str) -> str:
-    """A badge as it is drawn: what, and how it is."""
+    """Draw a badge with a subject and a status."""
     if len(label) > _MOST_LETTERS:
         label = f"{label[: _MOST_LETTERS - 1]}…"
     left, right = (round(len(text) * _LETTER) + 12 for text in (label, words))

@@ -272,10 +272,10 @@ def own_router(context: ServerContext) -> APIRouter:
 
 
 def _options(request: Request, caller: Caller) -> BuildOptions:
-    """Our own parameters of a request that makes a build.
+    """Return buildrunner's own parameters of a request that makes a build.
 
     Raises:
-        ApiError: a parameter has a value that it can't have.
+        ApiError: a parameter has an invalid value.
     """
     return BuildOptions(
         supersede=_supersede(request),
@@ -296,7 +296,7 @@ def _supersede(request: Request) -> str:
 
 
 def _build_in(body: Any) -> dict[str, Any]:
-    """The build of a body: the body itself."""
+    """Return the build in a body: the body itself."""
     build = as_mapping(body)
     if not build:
         raise invalid_argument("no build field was provided", field="build")
@@ -304,7 +304,7 @@ def _build_in(body: Any) -> dict[str, Any]:
 
 
 def _decision(body: Any) -> ApprovalResult:
-    """The decision in a request to approve.
+    """Return the decision in a request to approve.
 
     Raises:
         ApiError: there is none, or it can't be read.
@@ -320,7 +320,7 @@ def _decision(body: Any) -> ApprovalResult:
 
 
 def made_by(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Everything that a build's results name, each with its kind."""
+    """Return all artifacts in a build's results, each with its kind."""
     results = document.get("results", {})
     made: list[dict[str, Any]] = [
         {"kind": "image", "name": image.get("name", ""), "digest": image.get("digest", "")}
@@ -373,7 +373,7 @@ def operations_router(context: ServerContext) -> APIRouter:
                 project, stored.id, now=context.clock(), reason=f"cancelled by {caller.name}"
             )
         except Conflict:
-            return json_response({})  # as for any operation: too late is no error
+            return json_response({})  # as for any operation, a late cancel is no error
         context.wake()
         return json_response({})
 

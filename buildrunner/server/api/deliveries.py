@@ -1,4 +1,4 @@
-"""Our own routes of triggers: deliveries with their reasons, replays, and "would this fire?"."""
+"""buildrunner's own routes of triggers: deliveries with their reasons, replays, and test events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _HOOK = Parameter("hook", "string", "Only deliveries of this hook.")
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes. Deliveries are of all projects: they need a token that is good for all."""
+    """Return the routes.
+
+    Deliveries belong to all projects, so they need a token for all projects.
+    """
     access = Access(context)
     body_of = json_body(context, context.settings.max_delivery_bytes, payload=True)
     triggers = Triggers(context)

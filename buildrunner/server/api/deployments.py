@@ -1,4 +1,4 @@
-"""Routes of deployments, which only read: a rollback is a retry of a build."""
+"""Read-only routes of deployments: a rollback is a retry of a build."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(prefix="/buildrunner/v1/projects/{project}", tags=["deployments"])
 
     def listing(request: Request, _: Caller = Depends(access.may("read"))) -> Response:
-        """Deployments of the project's builds, newest first."""
+        """List deployments of the project's builds, newest first."""
         page = context.store.deployments.page(
             project_of(request, context.settings.default_project),
             target=parameter(request, "target"),
@@ -37,12 +37,12 @@ def router(context: ServerContext) -> APIRouter:
         return _answer(page)
 
     def get(request: Request, deployment: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """One deployment."""
+        """Return a deployment."""
         project = project_of(request, context.settings.default_project)
         return json_response(context.store.deployments.get(project, deployment).document())
 
     def of_build(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """Deployments of one build, oldest first."""
+        """List the deployments of a build, oldest first."""
         stored = builds.find(address_of(context, request), build)
         page = context.store.deployments.of_build(
             stored.id, page_size=page_size(request), page_token=parameter(request, "pageToken")

@@ -1,4 +1,4 @@
-"""Is the server alive, is it ready, what are its numbers."""
+"""Health, readiness and metrics of the server."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from buildrunner.server.metrics import CONTENT_TYPE
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes that monitors ask. Health needs no token; numbers need ``read``."""
+    """Return the routes for monitoring. Health needs no token; metrics need ``read``."""
     routes = APIRouter(tags=["monitoring"])
     access = Access(context)
 
     async def healthz() -> Response:
         """Answer 200 while the process lives."""
-        # In the event loop: it answers also while every thread waits for a database.
+        # In the event loop, so that it answers while every thread waits for a database.
         return json_response({"status": "ok"})
 
     def readyz() -> Response:

@@ -1,4 +1,4 @@
-"""Routes that take what other machines send: the hooks of forges, and webhook triggers.
+"""Routes for events of other machines: the hooks of forges, and webhook triggers.
 
 The proof of the sender is a signature or a secret, not a token. Each hook has a binding, which
 says what it may fire; the routes of bindings need a token.
@@ -52,7 +52,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
-    """The routes that forges call: no token, the signature is the proof."""
+    """Add the routes that forges call: without a token, since the signature is the proof."""
     intake = HookIntake(context)
 
     async def receive(request: Request, forge: str) -> Response:
@@ -82,13 +82,16 @@ def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
             methods=["POST"],
             openapi_extra=documented(body="Payload", query=(_PUSH_SECRET,)),
         )
-    routes.add_api_route(  # as people paste addresses
+    routes.add_api_route(  # users paste addresses in this form
         "/hooks/{forge}/", receive, methods=["POST"], include_in_schema=False
     )
 
 
 def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
-    """The routes of bindings: a hook fires triggers of all projects, so they need such a token."""
+    """Add the routes of bindings.
+
+    A hook fires triggers of all projects, so they need such a token.
+    """
     access = Access(context)
     body_of = json_body(context)
 
@@ -124,7 +127,7 @@ def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
         hook = check_hook(forge, name)
         note_target(request, hook)
         try:
-            if forge == BARE:  # forgotten, its next delivery would bind it to what it names
+            if forge == BARE:  # if it were forgotten, its next delivery would bind it again
                 context.store.hooks.get(hook)
                 context.store.hooks.put(hook, {})
             else:
@@ -142,10 +145,10 @@ def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
 
 
 def check_hook(forge: str, name: str) -> str:
-    """The hook of an address.
+    """Return the hook of an address.
 
     Raises:
-        ApiError: there can be no such hook.
+        ApiError: the hook's name is invalid.
     """
     if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
         kinds = ", ".join((*FORGES, PUBSUB))
@@ -178,14 +181,14 @@ _Verified = tuple[WebhookCall, dict[str, Any]]
 
 
 def webhooks_router(context: ServerContext) -> APIRouter:
-    """The route of webhooks: no token, the secret is the proof."""
+    """Return the route of webhooks: without a token, since the secret is the proof."""
     calls = WebhookCalls(context)
     refusals = Refusals(context.store, context.clock)
     read = raw_body(context, context.settings.max_webhook_bytes)
     routes = APIRouter(tags=["triggers"])
 
     async def verified(request: Request) -> _Verified:
-        """The call and its trigger, if the caller knows the trigger's secret."""
+        """Return the call and its trigger, if the caller has the trigger's secret."""
         call = WebhookCall(
             address=address_of(context, request),
             trigger=request.path_params["trigger"],
@@ -210,7 +213,7 @@ def webhooks_router(context: ServerContext) -> APIRouter:
         return call, found
 
     async def body_of(request: Request, known: _Verified = Depends(verified)) -> bytes:
-        """The body; a body that is too large is recorded as refused."""
+        """Return the body. A body that is too large is recorded as refused."""
         try:
             return await read(request)
         except ApiError as error:

@@ -1,4 +1,4 @@
-"""The server as an issuer of identity tokens: what relying parties fetch to verify a token.
+"""The server as an issuer of identity tokens: documents with which relying parties verify tokens.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 7517 for the key set.
 """

@@ -40,7 +40,7 @@ DEFAULT_BUCKET = "buildrunner-logs"
 
 STREAMS_OF_SOURCE = 50
 STREAMS_OF_STRANGERS = 500
-"""Streams that callers without a token have at the same time: of one network, and all together."""
+"""The most concurrent streams of callers without a token: of one network, and of all."""
 
 _BLOCK_BYTES = 1 << 18
 _SEARCH_S = 2.0
@@ -48,7 +48,7 @@ _PREFIX = "/buildrunner/v1/projects/{project}/builds/{build}"
 _TEXT = "text/plain; charset=utf-8"
 _EVENT_STREAM = "text/event-stream"
 _NDJSON = "application/x-ndjson"
-# A log says what a build wants it to say: no browser may take it for anything but text.
+# A build controls its log: browsers must treat it as plain text only.
 _STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 
 
@@ -56,8 +56,8 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     """The routes of this module.
 
     Args:
-        context: what the server is given.
-        watches: closed by whoever stops the server, or streams hold it up; made here when None.
+        context: the server's context.
+        watches: closed to stop the server, since streams would delay it; created here if None.
     """
     routes = APIRouter(tags=["logs"])
     reading = [Depends(Access(context).may("read"))]
@@ -83,7 +83,7 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
 
 
 class _Logs:
-    """The routes, with what they need."""
+    """The routes, and the objects that they use."""
 
     def __init__(self, context: ServerContext, watches: BuildWatches) -> None:
         self._context = context
@@ -251,7 +251,8 @@ class _Logs:
 
     async def _stream(self, request: Request, build: str, position: StreamPosition) -> Response:
         project = self._project(request)
-        # Before the answer begins: who may not read it, or asks for what is gone, is told so.
+        # Before the answer begins, so that callers without access, or for deleted logs, get an
+        # error.
         await run_in_threadpool(self._kept.check, project, build)
         source = ""
         if request.state.caller.name == PUBLIC_NAME:
@@ -271,7 +272,7 @@ class _Logs:
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
 
     def _check_strangers(self, source: str) -> None:
-        """Refuse a stream that would leave no connections to others. Raises `ApiError`."""
+        """Refuse a stream that would leave too few connections. Raises `ApiError`."""
         streams = self._strangers
         if streams[source] >= STREAMS_OF_SOURCE or streams.total() >= STREAMS_OF_STRANGERS:
             message = "too many streams without a token at the same time: try again later"
@@ -279,7 +280,7 @@ class _Logs:
 
     @asynccontextmanager
     async def _counted(self, source: str) -> AsyncIterator[None]:
-        """Count a stream of somebody without a token until the block ends."""
+        """Count a stream of a caller without a token until the block ends."""
         if not source:
             yield
             return
@@ -292,11 +293,11 @@ class _Logs:
                 del self._strangers[source]
 
     async def _may_still_read(self, request: Request, project: str) -> bool:
-        """Whether the caller may go on reading: the token may be revoked, the session ended."""
+        """Return whether the caller may still read: the token may be revoked by now."""
         try:
             return (await self._access.caller(request)).may("read", project)
         except StoreUnavailable:
-            return True  # asked again with the next heartbeat
+            return True  # checked again with the next heartbeat
         except BuildrunnerError:
             return False
 
@@ -331,7 +332,7 @@ def _blocks(reader: LogFileReader, part: ByteRange) -> Iterator[bytes]:
     while offset < part.end:
         block = reader.read(offset, min(_BLOCK_BYTES, part.end - offset))
         if not block:
-            return  # removed meanwhile: the answer ends early, and the client sees that
+            return  # deleted meanwhile: the answer ends early, which the client notices
         yield block
         offset += len(block)
 

@@ -1,4 +1,4 @@
-"""Our own routes of notifications: notifiers, "would this notify?", messages of the outbox."""
+"""buildrunner's own routes of notifications: notifiers, tests, messages of the outbox."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOTIFIERS = "/buildrunner/v1/projects/{project}/notifiers"
 
 
 def notifiers_router(context: ServerContext) -> APIRouter:
-    """The routes. To change notifiers needs ``admin``: they speak for everybody."""
+    """Return the routes. Changes of notifiers need ``admin``, since they affect all users."""
     access = Access(context)
     body_of = json_body(context)
     tests = _Tests(context)
@@ -122,7 +122,7 @@ def notifiers_router(context: ServerContext) -> APIRouter:
 
 
 class _Tests:
-    """Notifiers, tried on builds."""
+    """Tests notifiers on builds."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -130,10 +130,10 @@ class _Tests:
         self.words = NotifierWords(context.calls, self._desk.argument_of)
 
     def kept(self, project: str, name: str) -> dict[str, Any]:
-        """A notifier that is kept.
+        """Return a stored notifier.
 
         Raises:
-            ApiError: there is none of that name.
+            ApiError: no notifier has that name.
         """
         try:
             return self._context.store.notifiers.get(project, name)
@@ -141,11 +141,11 @@ class _Tests:
             raise ApiError(404, str(error)) from error
 
     def tried(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
-        """The result of a notifier's test with a build.
+        """Return the result of a notifier's test with a build.
 
         Raises:
             ApiError: there is no such build.
-            ConfigError: something is wrong with the notifier.
+            ConfigError: the notifier is invalid.
         """
         self.words.check(project, document)
         facts = self._desk.facts(project, self._build(project, asked))
@@ -168,7 +168,7 @@ class _Tests:
         return self.words.of(project, document, facts, key=key, now=now, in_any_case=True)
 
     def sent(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
-        """The message that was put into the outbox.
+        """Put a message into the outbox, and return it.
 
         Raises:
             ApiError: there is no such build, or the template fails.
@@ -180,7 +180,8 @@ class _Tests:
             raise invalid_argument(said["problem"], field="spec.notification.template")
         new = NewMessage(
             key=key,
-            lane=key,  # beside the messages of its build: a trial waits for none of them
+            # separate from the messages of its build, so that a test waits for none of them
+            lane=key,
             kind=said["kind"],
             project_id=project,
             build_id=str(facts.build.get("id", "")),
@@ -191,7 +192,7 @@ class _Tests:
         return shown_message(kept)
 
     def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """The build that is asked about: by its id, or the newest; in another status, if wanted."""
+        """Return the requested build: by id, or the newest; with another status, if requested."""
         store = self._context.store
         wanted, status = str(asked.get("buildId", "")), str(asked.get("status", ""))
         if status and status not in Status.__members__:
@@ -287,7 +288,7 @@ def outbox_router(context: ServerContext) -> APIRouter:
 
 
 def find_message(context: ServerContext, project: str, message_id: int) -> Message:
-    """A message of a project.
+    """Return a message of a project.
 
     Raises:
         ApiError: there is none.

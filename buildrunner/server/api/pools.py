@@ -26,7 +26,7 @@ def router(context: ServerContext) -> APIRouter:
     may_read = [Depends(access.may("read"))]
 
     def pools(request: Request) -> frozenset[str]:
-        """Those of the settings, and those that workers serve for the project."""
+        """Return the pools of the settings, and the pools that workers serve for the project."""
         return context.pools | context.store.tokens.pools(address_of(context, request).project)
 
     def shown(request: Request, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The provenance of builds, and the public key that it is signed with."""
+"""Routes of the provenance of builds, and of its public key."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _PublicKey:
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes. The public key needs no token: whoever verifies an image needs it."""
+    """Return the routes. The public key needs no token, since verifiers of images have none."""
     access = Access(context)
     builds = Builds(context)
     key = _PublicKey(context.provenance_key)

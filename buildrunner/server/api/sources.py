@@ -1,7 +1,7 @@
-"""Our own routes of sources: upload what the server lacks, then name it as the source of a build.
+"""buildrunner's own routes of sources: upload missing files, then name them as a build's source.
 
-Files are known by their SHA-256 sums, per project. A folder that hardly changed since the last
-build costs one question and the files that changed.
+Files are identified by SHA-256, per project. A folder that hardly changed since the last
+build costs one request and the changed files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from buildrunner.sources.uploads import (
 
 _MAX_SUMS = 10_000
 _MAX_MANIFEST_BYTES = 256 << 20
-# Hashing and writing go on in a thread; it is woken for pieces of this size, not for every packet.
+# A thread hashes and writes; it is woken for pieces of this size, not for every packet.
 _PIECE_BYTES = 1 << 20
 
 
@@ -144,10 +144,10 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 def _manifest(body: bytes) -> _Manifest:
-    """Read a manifest as what it must be: other values are refused before they are made.
+    """Read a manifest by its type, so that other values are refused before they take memory.
 
     Raises:
-        ApiError: it is no manifest, or one of too many files.
+        ApiError: the body is no manifest, or has too many files.
     """
     # A file has one object, and seven members at most; its name may have commas.
     marks = ((b"{", 2), (b"[", 2), (b",", 16))

@@ -1,4 +1,4 @@
-"""Triggers: create, get, list, change, delete, run; their own settings, and their fire times.
+"""Routes of triggers: create, get, list, change, delete, run; their settings and fire times.
 
 Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
 """
@@ -63,7 +63,7 @@ _UPDATE_MASK = Parameter("updateMask", "string", "Fields to change, with commas;
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of triggers. To change them needs ``admin``: they act for everybody."""
+    """Return the routes of triggers. Changes need ``admin``, since triggers affect all users."""
     access = Access(context)
     body_of = build_body(context)
     triggers = Triggers(context)
@@ -201,13 +201,13 @@ def _shown(request: Request, document: Document) -> Document:
 
 
 def _forge_settings(request: Request) -> Document:
-    """The settings that the query of a new trigger holds."""
+    """Return the settings in the query of a new trigger."""
     kind, host = parameter(request, "forge"), parameter(request, "forgeHost")
     return {"forge": {"kind": kind, "host": host}} if kind or host else {}
 
 
 def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:
-    """The source of a run: the body itself in the older address form, a part of it in the other.
+    """Return the source of a run: the body itself in the older address form, else a part of it.
 
     Raises:
         ApiError: it can't be read.
@@ -239,7 +239,7 @@ def settings_router(context: ServerContext) -> APIRouter:
         project = address_of(context, request).project
         try:
             return project, context.store.triggers.get(project, trigger)
-        except NotFound as error:  # these routes are ours: they need no sentence of Google's
+        except NotFound as error:  # these routes are not Google's, and neither is their message
             raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:

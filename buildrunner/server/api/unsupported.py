@@ -1,4 +1,4 @@
-"""Routes of Cloud Build for resources that this server does not keep.
+"""Routes of Cloud Build for resources that this server does not have.
 
 The default service account can be read, and `pools` lists worker pools. The other methods and
 resources are refused with the reason.
@@ -33,7 +33,7 @@ _REASONS: Final = {
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of what is refused, and of the account that does not exist."""
+    """Return the routes that are refused, and the route of the default account."""
     access = Access(context)
     routes = APIRouter(tags=["not supported"])
     may_read = [Depends(access.may("read"))]

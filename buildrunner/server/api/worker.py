@@ -89,7 +89,7 @@ class _Route(NamedTuple):
 def _routes_of_leases(
     context: ServerContext, builds: RemoteBuilds, changes: Changes
 ) -> list[_Route]:
-    """Claim a build, begin it, keep its lease."""
+    """Add the routes that claim and begin builds, and renew leases."""
     worker = Depends(WorkerAccess(context))
     small = Depends(raw_body(context, context.settings.max_body_bytes))
 
@@ -168,13 +168,13 @@ def _routes_of_leases(
 
 
 def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Store what a worker reports of a build."""
+    """Add the routes for a worker's reports on a build."""
     worker = Depends(WorkerAccess(context))
     small = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
     plan = Depends(json_text(context, _MOST_PLAN_BYTES, MAX_PAYLOAD_VALUES))
     raw = documented(body="Bytes", media=BYTES)
-    # Of one token, also where it belongs to many workers: each takes a moment, unless it is abused.
+    # Requests of one token, even if many workers share it: each is short, unless it is abused.
     few = (worker, Depends(slot_of(CallerSlots("reports", REPORTS_AT_ONCE))))
 
     def document(
@@ -242,7 +242,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
 
 
 def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Return what a worker needs to begin a build."""
+    """Add the routes for the inputs of a build."""
     worker = Depends(WorkerAccess(context))
 
     def get_log(
@@ -281,11 +281,11 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
 
 
 def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Give a build its secrets, logins, identity tokens and signatures."""
+    """Add the routes for secrets, logins, identity tokens and signatures of a build."""
     worker = Depends(WorkerAccess(context))
     published = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     few = (worker, Depends(slot_of(CallerSlots("requests for credentials", CREDENTIALS_AT_ONCE))))
-    # A key service or Sigstore may take minutes to answer. Other requests need the common threads.
+    # A key service or Sigstore may take minutes, and other requests need the common threads.
     threads = CapacityLimiter(_CREDENTIAL_THREADS)
     credentials = WorkerCredentials(context, builds)
 
@@ -326,7 +326,7 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
 
 
 def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
-    """Call an operation; what it refuses is answered so that the worker can tell the cases apart.
+    """Call an operation, and convert its refusals to answers that a worker can distinguish.
 
     Raises:
         ApiError: the lease is lost, or a piece does not continue the copy.
@@ -340,7 +340,7 @@ def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
 
 
 def _caller(worker: WorkerIdentity) -> str:
-    """The caller whose waiting requests are counted: a token, or a pod of one build."""
+    """Return the caller for the count of waiting requests: a token, or the Pod of a build."""
     return f"{worker.name} for {worker.build_id}" if worker.build_id else worker.name
 
 
