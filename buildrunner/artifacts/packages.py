@@ -78,7 +78,8 @@ class PublishingContainer:
     def run(self, log: LogPipeline, cancel: threading.Event) -> tuple[int, str]:
         """Run the container to its end. Returns its exit code and the end of its output.
 
-        The log gets all of the output."""
+        The log gets all of the output.
+        """
         over = threading.Event()
 
         def watch() -> None:

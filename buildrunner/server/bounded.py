@@ -1,8 +1,8 @@
 """Evaluation of templates and filters of projects, with limits of time, memory and output.
 
-Each evaluation has a process of its own (`bounded_process`), which the kernel ends at its limits. A
-project has few evaluations at a time, and calls that exceed their limits again and again are
-refused for a while. So no template and no filter delays those of other projects.
+Each evaluation has its own process (`bounded_process`), which the kernel ends at its limits. A
+project has few evaluations at a time, and calls that exceed their limits repeatedly are
+refused for a while. So no template or filter delays those of other projects.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from buildrunner.triggers.cel import filter_rule
 from buildrunner.triggers.events import Rule
 
 CPU_S: Final = 2.0
-"""Processor time of one evaluation; thousands of times what a usual template takes."""
+"""Processor time of one evaluation; a usual template takes a thousandth of it."""
 TOO_LONG: Final = "it takes longer than"
-"""In the text of what is given up for its time; `cel_deadline` says it in the same words."""
+"""Part of the message after a time limit; `cel_deadline` uses the same words."""
 _MOST_OF_AN_OWNER: Final = 2
 _MOST_AT_ONCE: Final = max(4, os.cpu_count() or 1)
 _WAIT_S: Final = 15.0
@@ -47,24 +47,24 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class TooMuch(BuildrunnerError):
-    """The evaluation took more time or memory than it may, or gave more output."""
+    """The evaluation exceeded its limit of time, memory or output."""
 
 
 class Busy(BuildrunnerError):
-    """The owner has as many evaluations under way as it may have. Another try may go well."""
+    """The owner has too many running evaluations. A retry may succeed."""
 
     http_status = 429
 
 
 class Bug(BuildrunnerError):
-    """The evaluation met an error of ours."""
+    """The evaluation met a bug of buildrunner."""
 
 
 class BoundedCalls:
-    """Calls operations by name. Thread-safe; the process is started when it is first needed.
+    """Calls operations by name. Thread-safe; the process is started at the first call.
 
     Args:
-        now: a clock that never goes back, in seconds.
+        now: returns monotonic seconds.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
@@ -87,23 +87,23 @@ class BoundedCalls:
         memory_mib: int = 256,
         patience_s: float = 0.0,
     ) -> Any:
-        """Return an operation's result. Blocks for a few seconds at most, when others wait too.
+        """Return an operation's result. Blocks for a few seconds at most.
 
         Args:
             operation: one of `bounded_process.OPERATIONS`.
             argument: JSON.
-            owner: the project that wrote what is evaluated.
-            key: what is evaluated: when it has exceeded its limits three times, it is left out for
-                ten minutes. Empty: never.
-            cpu_s: processor time that it may take; None for `CPU_S`.
-            memory_mib: memory that it may take.
-            patience_s: how long to wait for the owner's own evaluations, and as long for others';
-                0 for not at all, and for `_WAIT_S`.
+            owner: the project that wrote the evaluated text.
+            key: identifies the evaluated text, which is refused after exceeding its limits three
+                times, for ten minutes. Empty: never refused.
+            cpu_s: limit of processor time; None for `CPU_S`.
+            memory_mib: limit of memory.
+            patience_s: seconds to wait for the owner's own evaluations, and again for others';
+                0: don't wait for the owner's, and wait `_WAIT_S` for others'.
 
         Raises:
-            TooMuch: it exceeds its limits, or is left out because it did.
-            Busy: its owner, or all owners together, have too many evaluations under way.
-            Bug: it met a bug; the log says where.
+            TooMuch: it exceeds its limits, or is refused because it did.
+            Busy: its owner, or all owners together, have too many running evaluations.
+            Bug: it met a bug. The log has the traceback.
             BuildrunnerError: no process can be started.
         """
         self._check(key)
@@ -150,17 +150,18 @@ class BoundedCalls:
 
     @contextmanager
     def _turn(self, owner: str, patience_s: float) -> Iterator[None]:
-        """A place among the evaluations that are under way.
+        """Wait for a place among the running evaluations.
 
         Raises:
-            Busy: there is none for this owner, or none comes free.
+            Busy: the owner has no further place, or none becomes free.
         """
         with self._changed:
             if not self._changed.wait_for(
                 lambda: self._owners[owner] < _MOST_OF_AN_OWNER, patience_s
             ):
                 raise Busy(f"project {owner} has others under way: try again in a moment")
-            self._owners[owner] += 1  # while it waits, too: one owner's calls must not pile up
+            # also counts while it waits, so that one owner's calls don't pile up
+            self._owners[owner] += 1
         try:
             with self._changed:
                 longest_s = patience_s or _WAIT_S
@@ -218,7 +219,7 @@ class _Process:
             raise BuildrunnerError("the process that evaluates templates can't be started")
 
     def is_alive(self) -> bool:
-        """Whether the process accepts requests."""
+        """Return whether the process accepts requests."""
         return self._process.poll() is None
 
     def ask(self, limits: dict[str, float], request: bytes, wall_s: float) -> bytes:
@@ -251,7 +252,7 @@ def _read(connection: socket.socket) -> bytes:
 
 @cache
 def shared_calls() -> BoundedCalls:
-    """The one of this process."""
+    """Return the `BoundedCalls` of this process."""
     import atexit
 
     calls = BoundedCalls()
@@ -260,7 +261,7 @@ def shared_calls() -> BoundedCalls:
 
 
 _COMPILE_S: Final = 1.0
-_MEMORY_MIB: Final = 1024  # a payload of 25 MB takes twenty times that as CEL's values
+_MEMORY_MIB: Final = 1024  # a payload of 25 MB takes twenty times as much as CEL's values
 
 
 class BoundedFilters:
@@ -268,8 +269,8 @@ class BoundedFilters:
 
     Args:
         calls: evaluates.
-        project: whose.
-        waits: wait for other filters of the project. Not in the threads that answer requests.
+        project: the project.
+        waits: wait for other filters of the project. False in the threads that answer requests.
     """
 
     def __init__(self, calls: BoundedCalls, project: str, *, waits: bool = True) -> None:
@@ -281,7 +282,7 @@ class BoundedFilters:
         """See `cel.filter_rule`.
 
         Raises:
-            Busy: the project has too many others under way, and that does not change soon.
+            Busy: the project has too many other running filters for too long.
         """
         if not text:
             return filter_rule(text, values, body)

@@ -1,10 +1,10 @@
-"""The process that evaluates what projects wrote: templates and filters. Started by `BoundedCalls`.
+"""The process that evaluates templates and filters of projects. Started by `BoundedCalls`.
 
 ``python -m buildrunner.server.bounded_process FD`` imports everything once, and forks for each
 request. The fork lowers its own limits (time, memory, files, processes), reads the request, writes
-the answer and exits. The kernel ends it at its limit, whatever the evaluated code does.
+the answer and exits. The kernel enforces the limits on any evaluated code.
 
-`OPERATIONS` are what can be requested: pure functions, JSON in, JSON out.
+`OPERATIONS` are the possible requests: pure functions from JSON to JSON.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from buildrunner.triggers.cel import filter_problem, filter_rule
 READY: Final = b"r"
 _MOST_REQUEST: Final = 256 << 20
 _PIECE: Final = 1 << 20
-_NICENESS: Final = 10  # whoever evaluates long must not slow the server down
+_NICENESS: Final = 10  # long evaluations must not slow down the server
 _NOBODY: Final = 65534
 
 
 class NotifyArgument(msgspec.Struct, frozen=True, kw_only=True):
-    """A notifier is asked about a build.
+    """The argument of `notify`: a notifier and a build.
 
     Attributes:
         notifier: its config.
-        facts: of the build.
+        facts: facts about the build.
         key: of the message.
         now: the time.
-        in_any_case: make the message also where its rules say no.
+        in_any_case: make the message even if the rules don't match.
     """
 
     notifier: Notifier
@@ -79,14 +79,14 @@ def notify(argument: Any) -> dict[str, Any]:
 
 
 def check_notifier(argument: Any) -> list[tuple[str, str, str]]:
-    """Every problem of a notifier."""
+    """Return every problem of a notifier."""
     return problems_of(msgspec.convert(argument, Notifier))
 
 
 def trigger_filter(argument: Any) -> dict[str, Any]:
     """Evaluate a trigger's filter for an event (`cel.filter_rule`)."""
     text, values, body, longest_s = argument
-    # Processor time: the server's load must not decide what a filter says.
+    # Processor time, so that the server's load does not change a filter's result.
     rule = filter_rule(text, values, body, longest_s, time.process_time)
     return msgspec.structs.asdict(rule)
 
@@ -106,7 +106,7 @@ OPERATIONS: Final[dict[str, Callable[[Any], Any]]] = {
 
 
 def warm_up() -> None:
-    """Use everything once: what is imported late can't be once files are closed to the process."""
+    """Use everything once, since late imports fail when the process can't open files any more."""
     import_all()
     suggestion("stat", ("status",))
     trigger_filter(["body.a.exists(x, x == 'b') && _A.matches('c')", {"_A": "c"}, {"a": ["b"]}, 5])
@@ -134,8 +134,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     Attributes:
         cpu_s: processor time.
-        wall_s: time.
-        memory_bytes: beyond what the process has when it is forked.
+        wall_s: elapsed time.
+        memory_bytes: memory beyond that of the process at the fork.
     """
 
     cpu_s: float
@@ -147,10 +147,10 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The result of a request.
 
     Attributes:
-        value: what the operation gave.
-        too_large: it needed more memory than it may have.
-        bug: the type of an error that the operation does not know.
-        trace: where it came from.
+        value: the operation's result.
+        too_large: it exceeded its memory limit.
+        bug: the type of an unexpected error.
+        trace: its traceback.
     """
 
     value: Any = None
@@ -160,8 +160,8 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def main(descriptor: int) -> None:
-    """Take requests until the server closes its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for forks
+    """Serve requests until the server closes its end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process collects the forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     warm_up()
     gc.collect()
@@ -191,9 +191,9 @@ def _fork(descriptor: int, limits: bytes) -> None:
 
 
 def lower_limits(limits: Limits) -> None:
-    """Bound this process for good: nothing that it evaluates can raise its limits again."""
+    """Limit this process permanently: evaluated code can't raise its limits again."""
     for timer, seconds in ((signal.ITIMER_REAL, limits.wall_s), (signal.ITIMER_PROF, limits.cpu_s)):
-        signal.setitimer(timer, seconds)  # their signals end a process that does not handle them
+        signal.setitimer(timer, seconds)  # their signals end the process by default
     os.nice(_NICENESS)
     with open("/proc/self/statm", "rb") as statm:
         pages = int(statm.read().split()[0])
@@ -208,7 +208,7 @@ def lower_limits(limits: Limits) -> None:
         (resource.RLIMIT_NOFILE, 0),
     ):
         resource.setrlimit(kind, (most, most))
-    if os.geteuid() == 0:  # a way out of a sandbox of templates must not be one to the server
+    if os.geteuid() == 0:  # code that escapes the sandbox of templates must not reach the server
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)

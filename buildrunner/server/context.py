@@ -1,4 +1,4 @@
-"""The context of the server: everything that its routes know of the world."""
+"""The context of the server: all dependencies of its routes."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of a server.
 
     Attributes:
-        auth: callers need a token; else everyone who can connect may do everything.
-        public_projects: what is in these everyone may read, without a token.
-        max_builds: builds that run at the same time on this server.
-        max_builds_per_trigger: builds of one trigger that run at the same time; 0 for no limit.
-        max_waiting_builds: builds of one project that may wait; 0 for no limit.
-        public_url: how people reach the server, for links; without a slash at the end.
+        auth: callers need a token; otherwise everyone who can connect may do everything.
+        public_projects: projects that everyone may read without a token.
+        max_builds: the most concurrent builds on this server.
+        max_builds_per_trigger: the most concurrent builds of one trigger; 0 for no limit.
+        max_waiting_builds: the most waiting builds of one project; 0 for no limit.
+        public_url: URL of the server for users, in links; without a slash at the end.
         trusted_proxies: addresses and networks of proxies whose X-Forwarded-For and -Proto count.
         worker: name under which this server's worker claims builds.
         default_project: project of a request that names none (``-``).
         default_location: location of builds that name none.
-        max_body_bytes: most that the body of an API call may hold.
+        max_body_bytes: the largest body of an API call.
         max_build_bytes: the same for a build or a trigger.
-        max_webhook_bytes: the same for webhooks of triggers, which anybody may call.
-        max_delivery_bytes: the same for what forges send; GitHub sends up to 25 MB.
-        max_unverified_bodies: webhook bodies in memory at the same time whose sender is not yet
-            verified.
-        max_unverified_bytes: bytes of all these bodies together.
-        unverified_body_s: seconds that such a body may take to arrive.
-        max_blob_bytes: most that one uploaded file may hold.
-        body_timeout_s: seconds between two pieces of a body before the server hangs up.
+        max_webhook_bytes: the same for webhooks of triggers, which anyone may call.
+        max_delivery_bytes: the same for deliveries of forges; GitHub sends up to 25 MB.
+        max_unverified_bodies: the most webhook bodies in memory at the same time whose sender is
+            not yet verified.
+        max_unverified_bytes: the most bytes of all these bodies together.
+        unverified_body_s: the most seconds that such a body may take to arrive.
+        max_blob_bytes: the largest uploaded file.
+        body_timeout_s: seconds between two pieces of a body before the server disconnects.
         min_free_bytes: free disk space below which the server is not ready.
-        isolation: how strongly builds of forks must be isolated; see `ISOLATIONS`.
-        max_log_bytes: most that steps may write to the log of a build; 0 for no limit.
-        sources: which addresses builds may fetch from.
-        notify: which addresses notifications may go to.
+        isolation: the required isolation of builds of forks; see `ISOLATIONS`.
+        max_log_bytes: the most bytes that steps may write to a build's log; 0 for no limit.
+        sources: the addresses from which builds may fetch.
+        notify: the addresses to which notifications may go.
     """
 
     auth: bool = True
@@ -84,67 +84,73 @@ class ServerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def https(self) -> bool:
-        """Whether people reach the server by https, also where a proxy speaks it."""
+        """Return whether users reach the server by https, perhaps through a proxy."""
         return self.public_url.startswith("https://")
 
 
 class ServerSecrets(Protocol):
-    """The secrets of the server's machine. Thread-safe; a value may take long to come."""
+    """The secrets of the server's machine. Thread-safe. Reading a value may take long."""
 
     def value(self, asker: Asker, name: str) -> str:
-        """The value of a secret, by the name that a config or the server has for it.
+        """Return the value of a secret, by its name in a config or on the server.
 
         Raises:
-            SecretNotFound: there is none that the asker may have.
-            SecretError: it can't be had now.
+            SecretNotFound: no such secret is available to the asker.
+            SecretError: the secret can't be read now.
         """
         ...
 
     def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
-        """The value of a secret that the plan of a build names.
+        """Return the value of a secret that the plan of a build names.
 
         Raises:
-            SecretNotFound: there is none that the asker may have.
-            SecretError: it can't be had now.
+            SecretNotFound: no such secret is available to the asker.
+            SecretError: the secret can't be read now.
         """
         ...
 
     def has_own(self, name: str) -> bool:
-        """Whether the server has a secret of its own with this name. Does not fetch the value.
+        """Return whether the server has its own secret with this name. Does not fetch the value.
 
         Raises:
-            SecretError: nobody can tell now.
+            SecretError: this can't be determined now.
         """
         ...
 
 
 class BuildCredentials(Protocol):
-    """Makes the credentials of builds that workers run. Thread-safe. The keys stay here."""
+    """Makes the credentials of builds that workers run.
+
+    Thread-safe. The keys stay on the server.
+    """
 
     def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
-        """The audiences for which a build may have identity tokens now. Raises `StoreError`."""
+        """Return the audiences for which a build may have identity tokens now.
+
+        Raises `StoreError`.
+        """
         ...
 
     def identity_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:
-        """A token of a build.
+        """Return an identity token of a build.
 
         Raises:
             IdentityRefused: the build may not have it.
-            IdentityError: it can't be signed.
+            IdentityError: the token can't be signed.
             StoreError: the database does not answer.
         """
         ...
 
     def has_logins(self, project: str) -> bool:
-        """Whether a project has logins of its own, in place of those of the machine."""
+        """Return whether a project has its own logins, in place of the machine's."""
         ...
 
     def login_files(self, project: str, plan: BuildPlan) -> dict[str, str]:
-        """The files with these logins, as far as the plan names their places, by path."""
+        """Return the files, by path, with the logins for registries in the plan."""
         ...
 
     def provenance(self, project: str) -> Provenance:
-        """The provenance that builds of a project get."""
+        """Return the provenance settings of a project's builds."""
         ...
 
     def attestation(
@@ -155,10 +161,10 @@ class BuildCredentials(Protocol):
         outcome: BuildOutcome,
         masked: Callable[[str], str],
     ) -> str:
-        """The signed provenance of a build, a line of JSON; empty if it published nothing.
+        """Return the signed provenance of a build, a line of JSON; empty if it published nothing.
 
         Raises:
-            AttestationError: it can't be signed.
+            AttestationError: the provenance can't be signed.
         """
         ...
 
@@ -176,31 +182,31 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         store: builds, queue, triggers, tokens, audit log.
-        settings: how to behave.
-        data_folder: logs and sources lie below it.
+        settings: the server's settings.
+        data_folder: the folder of logs and sources.
         uploads: takes the sources that clients upload.
-        metrics: counts what happens.
-        clock: what time it is, aware UTC.
+        metrics: counts events.
+        clock: returns the time, aware UTC.
         new_id: makes ids of builds and triggers.
-        wake: wakes the workers: there may be something to start or to cancel.
-        worker_alive: whether the worker looks at the queue.
-        worker_holds_back: why it begins no build though it could; empty for nothing.
+        wake: wakes the workers, since a build may have to start or to be cancelled.
+        worker_alive: returns whether the worker checks the queue.
+        worker_holds_back: returns why the worker starts no builds at present; empty for no reason.
         worker_holds_forks_back: the same for builds of forks.
-        secrets: what the server and its projects have.
+        secrets: the secrets of the server and its projects.
         calls: evaluates templates and filters of projects.
-        schedule_changed: a trigger or its settings changed.
-        hook_arrived: a delivery was stored.
-        repositories: where connected repositories are: name -> URL.
-        stores: returns the stores where builds of a project put files; None: nothing can be read.
-        workspace_is_kept: whether a later build can go on with the workspace of that one.
-        facts: what the page of the server shows of its surroundings; asked each time.
-        shown_settings: the settings as they hold, with where each value came from.
+        schedule_changed: signals that a trigger or its settings have changed.
+        hook_arrived: signals that a delivery was stored.
+        repositories: URLs of connected repositories by name.
+        stores: returns the stores for files of a project's builds; None: no file can be read.
+        workspace_is_kept: returns whether a later build can resume with a build's workspace.
+        facts: returns facts about the environment for the server's page, on each request.
+        shown_settings: the effective settings, with the origin of each value.
         provenance_key: returns the public key of provenance, as PEM text.
         identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
         pools: names of the pools in the settings, beside those of workers' tokens.
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
-            it knows, and None for others. They are asked before the tokens in the database.
-        fits_spare: whether a spare Pod can run a build; see `provisioner.fits_spare`.
+            it knows, and None for others. They are tried before the tokens in the database.
+        fits_spare: returns whether a spare Pod can run a build; see `provisioner.fits_spare`.
         build_settings: returns the fields of `Settings` that workers get for builds of a project.
         credentials: makes the credentials of builds that workers run; None: they get none.
         store_log: stores the finished log of a build in the bucket that its document names; returns
@@ -240,11 +246,11 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     build_ended: Callable[[StoredBuild], None] = lambda _: None
 
     def is_pool(self, name: str) -> bool:
-        """Whether a pool has that name: in the settings, or that of a worker's token."""
+        """Return whether a pool of that name is in the settings, or in a worker's token."""
         return name in self.pools or name in self.store.tokens.pools()
 
     def disk_problem(self) -> str:
-        """Return what is wrong with the disk of the data folder, in words; empty for nothing."""
+        """Return the problem of the data folder's disk, as text; empty for none."""
         try:
             disk = os.statvfs(self.data_folder)
         except OSError as error:
@@ -273,5 +279,5 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def utc_now() -> datetime:
-    """The time of the machine's clock, aware UTC."""
+    """Return the time of the machine's clock, aware UTC."""
     return datetime.now(UTC)

@@ -12,12 +12,12 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class Loop:
-    """A thread that repeats a task until it is stopped, whatever one turn of it raises.
+    """A thread that repeats a task until it is stopped, even after errors.
 
     `start` once; every method from any thread.
 
     Args:
-        name: of the thread, and of the task in log messages.
+        name: name of the thread, and of the task in log messages.
         turn: does the task once; returns the seconds until the next turn if it knows them.
         pause_s: the longest pause between two turns.
     """
@@ -39,13 +39,13 @@ class Loop:
         self._woken.set()
 
     def was_woken(self) -> bool:
-        """Whether `wake` was called since the last turn began, or since the last call of this."""
+        """Return whether `wake` was called since the last turn began, or the last call of this."""
         woken = self._woken.is_set()
         self._woken.clear()
         return woken
 
     def pause(self, seconds: float) -> None:
-        """Pause within a turn; `end` ends the pause."""
+        """Pause within a turn. `end` ends the pause."""
         self._stopped.wait(seconds)
 
     def end(self) -> None:
@@ -62,7 +62,7 @@ class Loop:
     def _run(self) -> None:
         while not self._stopped.is_set():
             self._woken.clear()
-            if self._stopped.is_set():  # `end` came before the wake was cleared
+            if self._stopped.is_set():  # `end` was called before the wake was cleared
                 return
             pause_s = self._pause_s
             try:

@@ -26,7 +26,7 @@ class Metrics:
     """The numbers of one server since it started. Thread-safe."""
 
     def __init__(self) -> None:
-        # The creation time of each number has no reader, and would double the text.
+        # Nobody reads the creation time of each number, which would double the text.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._queued = self._gauge("builds_queued", "Builds that wait for their turn.")
@@ -56,28 +56,28 @@ class Metrics:
         )
 
     def watch_queue(self, queued: Callable[[], int], running: Callable[[], int]) -> None:
-        """Ask these whenever somebody asks us."""
+        """Read these numbers at each request for metrics."""
         self._queued.set_function(queued)
         self._running.set_function(running)
 
     def watch_outbox(self, waiting: Callable[[], int], given_up: Callable[[], int]) -> None:
-        """Ask these whenever somebody asks us."""
+        """Read these numbers at each request for metrics."""
         self._waiting.set_function(waiting)
         self._given_up.set_function(given_up)
 
     def build_created(self) -> None:
-        """A build was accepted."""
+        """Count an accepted build."""
         self._created.inc()
 
     def build_started(self, document: dict[str, Any], now: datetime) -> None:
-        """A build was taken from the queue."""
+        """Count a build that was claimed from the queue."""
         created = document.get("createTime")
         if created is not None:
             waited = now - datetime.fromisoformat(created)
             self._start.observe(max(0.0, waited.total_seconds()))
 
     def build_ended(self, document: dict[str, Any]) -> None:
-        """A build ended; ``document`` is its last state."""
+        """Count an ended build; ``document`` is its last state."""
         status = str(document.get("status", "STATUS_UNKNOWN"))
         self._ended.labels(status).inc()
         if status not in ("SUCCESS", "CANCELLED"):
@@ -88,8 +88,8 @@ class Metrics:
             self._duration.labels(status).observe(length)
 
     def request_answered(self, method: str, route: str, code: int, seconds: float) -> None:
-        """A request was answered, ``seconds`` after it came in."""
-        # Anybody may send any word as a method: each would be a series of its own, for good.
+        """Count an answered request that took ``seconds``."""
+        # A client may send any word as a method, each of which would be a new permanent series.
         method = method if method in _METHODS else "other"
         self._requests.labels(method, route, str(code)).inc()
         self._latency.labels(method, route).observe(seconds)

@@ -74,7 +74,7 @@ def documented(
 
     Args:
         body: name of the body's schema; empty for a route without one.
-        answer: name of the answer's schema; empty for what FastAPI says.
+        answer: name of the answer's schema; empty for FastAPI's own.
         query: the query parameters that the route reads.
         media: media type of the body.
     """
@@ -113,7 +113,7 @@ _ASSETS: Final = {
     "favicon.png": "image/png",
 }
 _CACHED: Final = {"Cache-Control": "public, max-age=3600"}
-# Prefix of the names in the document -> the message: its parts may have names of Cloud Build's.
+# Prefix of the names in the document -> the message, whose parts may have names of Cloud Build.
 _OWN_MESSAGES: Final = {
     "HookBinding": HookBinding,
     "Notifier": Notifier,
@@ -247,8 +247,8 @@ def add_documentation(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     """Add ``/openapi.json``, ``/docs`` and the files that the page needs.
 
     Args:
-        app: where; the routes that it has when the page is first asked for are documented.
-        routers: what was or will be included in it.
+        app: the application. Its routes at the first request for the page are documented.
+        routers: the routers that it includes.
     """
 
     def document() -> Response:
@@ -268,14 +268,15 @@ def add_documentation(app: FastAPI, routers: Sequence[APIRouter]) -> None:
 
 
 def _page() -> HTMLResponse:
-    """Swagger UI, which runs nothing but its own script and the one that starts it."""
+    """Return the page of Swagger UI, which runs only its own script and the one that starts it."""
     answer = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="buildrunner API",
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon.png",
-        swagger_ui_parameters={"validatorUrl": None},  # it would ask a server of others
+        # it would send the document to another server
+        swagger_ui_parameters={"validatorUrl": None},
     )
     inline = re.findall(rb"<script>(.*?)</script>", bytes(answer.body), re.DOTALL)
     sums = [b64encode(hashlib.sha256(script).digest()).decode() for script in inline]
@@ -292,9 +293,9 @@ def _assets_folder() -> str:
 
 
 def openapi_document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, Any]:
-    """The document: FastAPI's list of routes, with the messages of Cloud Build put in."""
+    """Return the document: FastAPI's list of routes, with the messages of Cloud Build."""
     with warnings.catch_warnings():
-        # One function may serve several methods; each gets an id of its own below.
+        # One function may serve several methods, each of which gets its own id below.
         warnings.filterwarnings("ignore", "Duplicate Operation ID")
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
     scopes = scopes_of(routers)
@@ -313,7 +314,7 @@ def openapi_document(app: FastAPI, routers: Iterable[APIRouter]) -> dict[str, An
 
 
 def scopes_of(routers: Iterable[APIRouter]) -> dict[tuple[str, str], str]:
-    """Method and path -> scope that a token needs; what is not in it needs none."""
+    """Return the required scope by method and path; other routes need none."""
     found = {}
     for route in (route for router in routers for route in router.routes):
         if not isinstance(route, APIRoute):
@@ -356,7 +357,7 @@ def _message_schemas() -> dict[str, Any]:
 
 
 def _moved(value: Any) -> Any:
-    """The schema with its references pointing where OpenAPI keeps schemas."""
+    """Return the schema with its references moved to OpenAPI's place of schemas."""
     if isinstance(value, dict):
         return {
             key: item.replace("#/$defs/", SCHEMAS)

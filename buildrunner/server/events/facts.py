@@ -1,6 +1,6 @@
 """Facts that a delivery lacks, requested from Git and the forge: once, and only if they matter.
 
-The questions of all triggers about one event share their answers. A comment's payload on GitHub and
+All triggers share the answers about one event. A comment's payload on GitHub and
 Gitea names neither the branches nor the commits of its pull request, and few payloads say who may
 write.
 
@@ -65,20 +65,20 @@ _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
 
 ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
-"""Asks Git: repository's URL, old and new commit, whether from their merge base on."""
+"""Queries Git: repository's URL, old and new commit, whether from their merge base."""
 
 
 class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The sources of facts. All raise `BuildrunnerError`; a source that is None is never asked.
+    """The sources of facts. All raise `BuildrunnerError`. A source that is None is never used.
 
     Attributes:
-        files: paths that differ between two commits.
-        message: of a commit, by the repository's URL and the SHA.
-        refs: commit by full name of ref, by the repository's URL.
-        complete: a comment's event with the branches and commits of its pull request.
-        may_write: whether a person may write to a repository: the repository, what the forge's API
-            calls the person, the login.
-        stop: ends all questions that are being asked.
+        files: returns the paths that differ between two commits.
+        message: returns a commit's message, by the repository's URL and the SHA.
+        refs: returns commits by full name of ref, for the repository's URL.
+        complete: returns a comment's event with the branches and commits of its pull request.
+        may_write: returns whether a person may write to a repository, given the repository, the
+            person's id in the forge's API, and the login.
+        stop: ends all running requests.
     """
 
     files: ChangedFiles | None = None
@@ -94,12 +94,12 @@ class KnownEvent:
 
     Args:
         event: as the delivery reports it.
-        facts: has the answers.
-        places: requests them. An error other than `BuildrunnerError` is raised.
+        facts: the sources of facts.
+        places: makes the requests. An error other than `BuildrunnerError` is raised.
 
     Attributes:
-        event: as far as it is known.
-        waits_for: why something that matters is not known yet; empty when nothing may come.
+        event: the event with the facts so far.
+        waits_for: why a needed fact is still unknown; empty if no fact is awaited.
     """
 
     def __init__(self, event: Event, facts: EventFacts, places: Places) -> None:
@@ -115,17 +115,17 @@ class KnownEvent:
 
     @property
     def lacks_commit(self) -> bool:
-        """Whether somebody must be asked which commit this is about."""
+        """Return whether the commit must be requested."""
         event = self.event
         if isinstance(event, PushEvent):
             return event.may_be_unpeeled and bool(event.after)
         if not isinstance(event, PullRequestEvent) or len(event.head_commit) >= _SHA_LENGTH:
             return False
-        # Forges count how often their API is asked.
+        # Forges limit the rate of requests to their API.
         return event.action != "commented" or asks_for_build(event)
 
     def complete(self) -> str:
-        """Learn which commit a pull request or tag is at; why that failed, empty if it did not."""
+        """Request the commit of a pull request or tag. Returns the error; empty on success."""
         event = self.event
         if isinstance(event, PushEvent):
             return self._complete_tag(event)
@@ -141,7 +141,7 @@ class KnownEvent:
         return ""
 
     def _complete_tag(self, event: PushEvent) -> str:
-        """Learn which commit an annotated tag points to, where the payload has the tag's object."""
+        """Request the commit of an annotated tag, if the payload has the tag's object."""
         url, ask = event.repository.clone_url, self._facts.refs
         if not (self.lacks_commit and url and ask):
             return ""
@@ -161,11 +161,11 @@ class KnownEvent:
         repository: TriggerRepository | None,
         filter_rule: FilterRule = filter_rule,
     ) -> Verdict:
-        """Whether the event fires a trigger; asks for what the answer hangs on.
+        """Return whether the event fires a trigger. Requests the facts that decide it.
 
         Args:
             trigger: a valid trigger.
-            repository: the one that the trigger listens to.
+            repository: the trigger's repository.
             filter_rule: see `match`.
         """
         while True:
@@ -186,7 +186,7 @@ class KnownEvent:
         repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
-        """The verdict from known facts. Raises `MustAsk` where a filter needs further ones."""
+        """Return the verdict from known facts. Raises `MustAsk` if a filter needs more facts."""
         longest_s = self._places.filter_s
         try:
             verdict = match(
@@ -206,7 +206,7 @@ class KnownEvent:
         return verdict
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
-        """The verdict, with what could not be learned."""
+        """Return the verdict, with the facts that could not be had."""
         told = _with_doubt(verdict, question, str(error))
         if verdict.fires or not may_pass(error):
             return told
@@ -224,7 +224,7 @@ class KnownEvent:
         return self._places.ask(_host(event.repository), lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
-        """The whole SHA where the payload has the beginning of it, or nothing."""
+        """Return the full SHA if the payload has only its beginning, or none."""
         url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
         if ask is None or not url:
             return event
@@ -235,7 +235,7 @@ class KnownEvent:
         return replace(event, head_commit=found)
 
     def _ask(self, question: Question) -> bool:
-        """Ask; whether there is an answer."""
+        """Make a request. Returns whether there is an answer."""
         try:
             learned = self._learned(question)
         except StoreError:
@@ -250,7 +250,7 @@ class KnownEvent:
         return True
 
     def _doubts_files(self, question: Question) -> bool:
-        """Take the payload's files for unknown where they may not be all; whether that was news."""
+        """Treat an incomplete list of files as unknown. Returns whether that changes anything."""
         event = self.event
         if question is Question.FILES and isinstance(event, PushEvent) and event.doubtful_files:
             self.event = replace(event, files=None, doubtful_files=False)
@@ -258,7 +258,7 @@ class KnownEvent:
         return False
 
     def _learned(self, question: Question) -> Event | None:
-        """The event with the answer; None when nobody can be asked, or says nothing."""
+        """Return the event with the answer; None without a source or an answer."""
         event = self.event
         assert isinstance(event, PushEvent | PullRequestEvent)  # noqa: S101  (messages ask nothing)
         match question:
@@ -297,7 +297,7 @@ class KnownEvent:
             base = event.repository.clone_url
             if base in ("", url):
                 raise
-            # A fork has not what the base branch got since; the base has its pull requests' heads.
+            # A fork lacks newer commits of the base branch; the base has its pull requests' heads.
             return self._differing(base, old, new, event)
 
     def _differing(
@@ -316,7 +316,7 @@ class KnownEvent:
 
 
 def _host(repository: Repository) -> str:
-    """The host of the forge's API."""
+    """Return the host of the forge's API."""
     return urlsplit(repository.host.api).netloc if repository.host else ""
 
 
@@ -334,11 +334,11 @@ def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
 
 
 def _with_doubt(verdict: Verdict, question: Question, reason: str) -> Verdict:
-    """The verdict, with what could not be learned; that decides nothing."""
+    """Return the verdict, with the missing facts, which did not decide it."""
     names = {Question.MESSAGE: "skip", Question.FILES: "files"}
     name = names.get(question, "comment")
     unsure = Rule(name=name, passed=None, text=f"{question.value} is not known: {reason}")
-    if not verdict.fires:  # the rule that says no stays the last one
+    if not verdict.fires:  # the failed rule stays the last one
         return replace(verdict, rules=(*verdict.rules[:-1], unsure, verdict.rules[-1]))
     rules = tuple(unsure if rule.name == name else rule for rule in verdict.rules)
     return replace(verdict, rules=rules)
@@ -351,14 +351,14 @@ _QUICK_S: Final = 1.0
 
 
 class NotNow(Exception):
-    """Handling a delivery ends here, and begins anew elsewhere or later: no failure."""
+    """Handling a delivery stops here, and starts again elsewhere or later. No failure."""
 
 
 class MustAsk(NotNow):
-    """Raised if a request or a filter may take long, and this handler must not wait.
+    """A request or a filter may take long, and this handler must not wait.
 
     Attributes:
-        place: who.
+        place: the address or host to query.
         project: whose trigger needs the answer; empty until the handler sets it.
     """
 
@@ -369,10 +369,10 @@ class MustAsk(NotNow):
 
 
 class Places(Protocol):
-    """Asks somebody.
+    """Makes requests to Git servers and forges.
 
     Attributes:
-        filter_s: how long a trigger's filter may think about an event.
+        filter_s: seconds that a trigger's filter may take for an event.
     """
 
     filter_s: float
@@ -381,22 +381,22 @@ class Places(Protocol):
         """The answer.
 
         Args:
-            place: who is asked: an address, or a host.
-            question: asks.
+            place: the queried address or host.
+            question: makes the request.
 
         Raises:
-            BuildrunnerError: there is none; see `may_pass`.
-            NotNow: nobody is asked now.
+            BuildrunnerError: there is no answer; see `may_pass`.
+            NotNow: no requests are made now.
         """
         ...
 
     def give_up(self, trigger: str) -> None:
-        """A trigger's filter is not done in time. Raises `MustAsk` if there may be more of it."""
+        """End a trigger's filter at its time limit. Raises `MustAsk` if it may have more time."""
         ...
 
 
 class SilentPlaces:
-    """Asks, and leaves those alone for a minute who were slow to give no answer. Thread-safe.
+    """Makes requests. A host that timed out is not queried again for one minute. Thread-safe.
 
     Args:
         now: a clock that never goes back, in seconds.
@@ -414,7 +414,7 @@ class SilentPlaces:
         self._stopped.set()
 
     def check(self, place: str) -> None:
-        """Raise `ServerUnavailable` if the place is left alone."""
+        """Raise `ServerUnavailable` while the host is not queried."""
         if self._now() < self._until.get(place, 0.0):
             raise ServerUnavailable(f"{place} did not answer a moment ago")
 
@@ -431,7 +431,7 @@ class SilentPlaces:
         except BuildrunnerError as error:
             if self._stopped.is_set():
                 raise NotNow from error
-            if self._now() - begun > _QUICK_S:  # a quick "no" costs nobody time
+            if self._now() - begun > _QUICK_S:  # a quick refusal costs no time
                 now = self._now()
                 self._until = {name: at for name, at in self._until.items() if at > now}
                 self._until[place] = now + _SILENT_S
@@ -440,14 +440,14 @@ class SilentPlaces:
         return answer
 
     def give_up(self, trigger: str) -> None:
-        """See `Places.give_up`: that was all the time there is."""
+        """See `Places.give_up`: there is no more time."""
 
 
 class NobodyNow:
-    """Asks nobody: for whoever has no time. Thread-safe.
+    """Makes no requests, for callers that must not wait. Thread-safe.
 
     Args:
-        places: who is left alone anyway.
+        places: knows the hosts that are not queried anyway.
     """
 
     filter_s = 0.1
@@ -466,7 +466,7 @@ class NobodyNow:
 
 
 def may_pass(error: BuildrunnerError) -> bool:
-    """Whether the same question may be answered later: nobody said no."""
+    """Return whether the same request may succeed later: nothing refused it."""
     if isinstance(error, GitFailed):
         return error.kind in TRANSIENT
     return isinstance(error, ServerUnavailable)
@@ -477,14 +477,14 @@ _MOST_BYTES: Final = 5 << 20
 
 
 class ForgeApi:
-    """Completes pull requests, and tells who may write. Thread-safe.
+    """Completes pull requests, and checks who may write. Thread-safe.
 
-    The token is that of the forge's host, as for statuses (`forge_token`). Without one the API is
-    asked all the same: it tells all of public repositories.
+    The token is that of the forge's host, as for statuses (`forge_token`). Without one the requests
+    are anonymous, which is enough for public repositories.
 
     Args:
         secrets: the server's.
-        gate: which hosts may be asked.
+        gate: decides which hosts may be contacted.
     """
 
     def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
@@ -492,7 +492,7 @@ class ForgeApi:
         self._gate = gate
 
     def complete(self, event: PullRequestEvent) -> PullRequestEvent:
-        """The event with its branches and its commits.
+        """Return the event with its branches and its commits.
 
         Raises:
             ServerUnavailable: the API does not answer now.
@@ -585,7 +585,7 @@ def _said(error: httpx.HTTPError) -> str:
 
 
 def _is_limited(answer: HttpAnswer) -> bool:
-    """Whether a refusal is about how often we asked.
+    """Return whether a refusal is about the rate of requests.
 
     Source: GitHub's "Rate limits for the REST API".
     """
@@ -601,14 +601,14 @@ _GITLAB_DEVELOPER = 30
 
 
 def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent:
-    """The event with what the API says about its pull request.
+    """Return the event with the API's data about its pull request.
 
     Args:
-        event: of a comment.
-        pull: answer of the API.
+        event: event of a comment.
+        pull: the API's answer.
 
     Raises:
-        BadDelivery: it is no pull request, or one of another repository.
+        BadDelivery: the answer is no pull request, or one of another repository.
     """
     body = {"repository": part(pull, "base", "repo"), "pull_request": pull}
     told = pull_request_event(body, event.action, event.repository.forge)
@@ -630,11 +630,11 @@ def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent
 
 
 def may_write(forge: str, person: str, answer: dict[str, Any]) -> bool:
-    """Whether a person may write to the repository, by what the API says at the address of rights.
+    """Return whether a person may write to the repository, from the API's answer about rights.
 
     Args:
         forge: see `Repository`.
-        person: the login.
+        person: the person's login.
         answer: of the API.
     """
     match forge:

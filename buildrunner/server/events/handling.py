@@ -1,4 +1,4 @@
-"""From a stored delivery to builds: read it, match every trigger, queue builds, keep the reasons.
+"""Handles a stored delivery: reads it, matches every trigger, queues builds, stores the reasons.
 
 Handling is idempotent: a build's key is made of the delivery, the event's index in it and the
 trigger. A server that is killed in the middle repeats the work and creates nothing twice. A
@@ -80,11 +80,11 @@ from buildrunner.triggers.matching import may_care
 from buildrunner.triggers.trial import trial_events
 
 MOST_VERDICTS = 1000
-"""Of an event; whoever has more triggers than that has most of them for other repositories."""
+"""The most stored verdicts of an event; with more triggers, most are for other repositories."""
 
 
 def described(event: Event) -> str:
-    """The event in one line."""
+    """Describe the event in one line."""
     match event:
         case PushEvent():
             where = f"{event.repository.full_name} ({event.repository.forge})"
@@ -99,7 +99,7 @@ def described(event: Event) -> str:
 
 
 def shown_verdict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as it is stored and shown."""
+    """Return a verdict for storing and showing."""
     shown: dict[str, Any] = {
         "fires": verdict.fires,
         "reason": verdict.reason,
@@ -115,7 +115,10 @@ def shown_verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def kept_verdicts(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the verdicts to store; those of other repositories are left out first, and counted."""
+    """Return the verdicts to store.
+
+    Verdicts for other repositories are dropped first, and counted.
+    """
     if len(verdicts) <= MOST_VERDICTS:
         return {"verdicts": verdicts}
     mine = [one for one in verdicts if not _is_of_another_repository(one)]
@@ -130,7 +133,7 @@ def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
 
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
-    """Labels of a build that describe its event; statuses are sent by them."""
+    """Return labels that describe a build's event, from which statuses are sent."""
     labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
@@ -150,7 +153,7 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
 
 
 def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
-    """Labels for the approver of a pull request's build; see `approval_facts`."""
+    """Return labels for the approver of a pull request's build; see `approval_facts`."""
     told = event.repository
     labels = {
         TITLE: shortened(event.title),
@@ -168,7 +171,7 @@ def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
 
 
 def who_made(delivery: StoredDelivery, event: Event) -> str:
-    """The author of an event, for the audit log."""
+    """Return the author of an event, for the audit log."""
     if isinstance(event, MessageEvent):
         forge, _, name = delivery.hook.rpartition("/")
         return f"{WEBHOOK}:{name}" if forge.startswith(WEBHOOK) else f"hook:{delivery.hook}"
@@ -186,8 +189,8 @@ class DeliveryHandler:
 
     Args:
         context: the server's.
-        facts: asks others.
-        waits: wait for filters of the project that are under way, instead of raising `NotNow`.
+        facts: the sources of facts.
+        waits: wait for running filters of the project, instead of raising `NotNow`.
     """
 
     def __init__(
@@ -207,7 +210,7 @@ class DeliveryHandler:
         self._seen = SeenRefs(context.store)
 
     def stop(self) -> None:
-        """End what is being asked: see `NotNow`. Idempotent."""
+        """End running requests: see `NotNow`. Idempotent."""
         self._places.stop()
         self._facts.stop()
 
@@ -217,13 +220,13 @@ class DeliveryHandler:
         The outcome is preliminary if `tried_again_at` says so.
 
         Args:
-            delivery: which was claimed.
-            may_ask: others may be asked, and waited for.
+            delivery: the claimed delivery.
+            may_ask: requests to other hosts are permitted, with waits.
 
         Raises:
             StoreError: the database fails; the delivery must be handled again.
-            MustAsk: somebody must be asked.
-            NotNow: whoever is asked was cut short by `stop`.
+            MustAsk: a request to another host is needed.
+            NotNow: `stop` ended a request.
         """
         try:
             binding = self._binding(delivery)
@@ -250,13 +253,13 @@ class DeliveryHandler:
         return outcome
 
     def _binding(self, delivery: StoredDelivery) -> HookBinding | None:
-        """The binding of the delivery's hook.
+        """Return the binding of the delivery's hook.
 
         The first delivery of a bare repository's hook, which is genuine, binds it to the address
         that it names. Later ones can't change that.
 
         Raises:
-            BadDelivery: that address can't be used.
+            BadDelivery: the address can't be used.
         """
         found = hook_binding(self._context.store, delivery.hook)
         if found is not None or delivery.hook.partition("/")[0] != BARE:
@@ -297,14 +300,14 @@ class DeliveryHandler:
     def _asked(
         self, event: Event, delivery: StoredDelivery, binding: HookBinding | None
     ) -> list[KnownTrigger]:
-        """The triggers that listen to the source of an event, as far as its hook may fire them."""
+        """Return the triggers for the source of an event that its hook may fire."""
         found = self._triggers.listening(event, delivery.hook)
         if binding is None:
             return found
         return [one for one in found if binding.allows_project(one.project)]
 
     def _complete(self, known: KnownEvent, triggers: list[KnownTrigger]) -> str:
-        """Learn what the payload does not tell if a trigger cares; why that failed."""
+        """Request facts that the payload lacks, if a trigger needs them. Returns the error."""
         if not known.lacks_commit:
             return ""
         caring = (one for one in triggers if may_care(one.trigger, known.event, one.repository))
@@ -317,7 +320,7 @@ class DeliveryHandler:
     def _old_news(
         self, delivery: StoredDelivery, event: Event, triggers: list[KnownTrigger]
     ) -> str:
-        """Why an event brings nothing new; empty when it does. Remembers it."""
+        """Return why an event brings nothing new; empty if it does. Records the event."""
         if isinstance(event, PullRequestEvent):
             is_same = self._seen.is_unchanged(delivery, event)
             return "its text changed, not its commits" if is_same else ""
@@ -326,7 +329,10 @@ class DeliveryHandler:
         return ""
 
     def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
-        """The verdict of one trigger. An unexpected error is stored in it: others still fire."""
+        """Return the verdict of one trigger.
+
+        An unexpected error is stored in it; others still fire.
+        """
         trigger = one.trigger
         try:
             return self._ask(told, known, one)
@@ -370,7 +376,7 @@ class DeliveryHandler:
         return found
 
     def _queued(self, told: ToldEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
-        """The build in the queue; one that can't run is kept as one that failed."""
+        """Queue the build. A build that can't run is stored as failed."""
         delivery, trigger = told.delivery, one.trigger
         facts = RunFacts(
             who=who_made(delivery, event),
@@ -389,7 +395,7 @@ class DeliveryHandler:
         return {"build": stored.id, **warnings}
 
     def _tell_of_waiting(self, told: ToldEvent, event: Event, one: KnownTrigger) -> None:
-        """Have the forge show that a build of a pull request waits for a comment."""
+        """Let the forge show that a build of a pull request waits for a comment."""
         context, delivery = self._context, told.delivery
         message = self._statuses.waiting(
             build_labels(delivery, event),
@@ -399,13 +405,13 @@ class DeliveryHandler:
             key=f"waits/{told.key}-{one.trigger.id}",
         )
         if message is not None:
-            with suppress(Conflict):  # told before a crash
+            with suppress(Conflict):  # reported before a crash
                 context.store.outbox.put(message, now=context.clock())
 
 
 @contextmanager
 def _needed_by(project: str) -> Iterator[None]:
-    """Note in a `MustAsk` whose trigger needs the answer."""
+    """Add the project whose trigger needs the answer to a `MustAsk`."""
     try:
         yield
     except MustAsk as asked:
@@ -413,15 +419,15 @@ def _needed_by(project: str) -> Iterator[None]:
 
 
 class ToldEvent:
-    """An event, as far as it was handled.
+    """An event, and the state of its handling.
 
     Attributes:
-        delivery: which tells of it.
-        number: its place among the delivery's events.
-        event: as the delivery tells it.
-        may_wait: whether there is another try after this one.
-        decided: what was decided at earlier tries, by trigger.
-        waits_for: who does not answer; empty when all is decided.
+        delivery: the delivery that reports it.
+        number: its index among the delivery's events.
+        event: the event in the delivery.
+        may_wait: whether another try follows this one.
+        decided: decisions of earlier tries, by trigger.
+        waits_for: the host that does not answer; empty if all is decided.
     """
 
     def __init__(self, delivery: StoredDelivery, number: int, event: Event, may_wait: bool) -> None:
@@ -436,12 +442,12 @@ class ToldEvent:
 
     @property
     def key(self) -> str:
-        """Key of the event: the same for each attempt, and different for other events."""
+        """The key of the event: the same for each try, and different for other events."""
         return f"{self.delivery.number}-{self.delivery.replays}-{self.number}"
 
 
 def waits(verdicts: Iterable[dict[str, Any]]) -> bool:
-    """Whether one of them hangs on an answer that may come."""
+    """Return whether one of the verdicts depends on a later answer."""
     return any(one.get("waitsForAnswer") for one in verdicts)
 
 
@@ -451,12 +457,12 @@ GIVE_UP_AFTER: Final = timedelta(days=1)
 
 
 def is_retry(delivery: StoredDelivery) -> bool:
-    """Whether a delivery was handled in part, and waited for facts."""
+    """Return whether a delivery was handled in part, and waited for facts."""
     return delivery.status == WAITING
 
 
 def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
-    """The record of a failed try: ``tries``, ``since``, ``at``; empty after a day."""
+    """Return the record of a failed try: ``tries``, ``since``, ``at``; empty after a day."""
     before = delivery.outcome.get("retry", {}) if is_retry(delivery) else {}
     since = datetime.fromisoformat(before["since"]) if before else now
     if now - since >= GIVE_UP_AFTER:
@@ -476,7 +482,7 @@ def tried_again_at(outcome: dict[str, Any]) -> datetime | None:
 def tried(
     context: ServerContext, known: KnownTrigger, asked: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Judge whether events that have not happened would fire a trigger. Nothing is built.
+    """Return whether hypothetical events would fire a trigger. Builds nothing.
 
     Args:
         context: the server's.
@@ -484,8 +490,8 @@ def tried(
         asked: see `trial_events`.
 
     Raises:
-        BadDelivery: nothing that can happen is asked about.
-        Busy: the project has too many filters under way.
+        BadDelivery: the event is impossible.
+        Busy: the project has too many running filters.
     """
     events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))
     filters = BoundedFilters(context.calls, known.project, waits=False)

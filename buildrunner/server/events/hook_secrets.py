@@ -1,4 +1,4 @@
-"""The secrets that forges sign their deliveries with, and those of webhook triggers."""
+"""The secrets of hooks, by which forges sign deliveries, and the secrets of webhook triggers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from buildrunner.server.context import ServerSecrets
 from buildrunner.triggers.forges.catalog import FORGES
 
 LIMIT_S: Final = 8.0
-"""Longest wait of a delivery for its hook's secret: GitHub hangs up after 10 seconds."""
+"""The longest wait of a delivery for its hook's secret: GitHub disconnects after 10 seconds."""
 _KEPT_S: Final = 2.0
 _MOST_KEPT: Final = 1000
 _MOST_AT_ONCE: Final = 256
@@ -26,16 +26,16 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class SecretSlow(SecretError):
-    """The place that has the secret does not give it in time. The sender may try again."""
+    """The secret could not be read in time. The sender may retry."""
 
 
 def secret_name(hook: str) -> str:
-    """The secret of a hook: ``hooks-github`` of ``/hooks/github``, ``hooks-git-app`` of git/app."""
+    """Return the name of a hook's secret: ``hooks-github`` for ``/hooks/github``."""
     return f"hooks-{hook.replace('/', '-')}"
 
 
 def namesake(forge: str, name: str) -> str:
-    """The other forge that has the secret of a hook, too; empty if there is none.
+    """Return another forge whose hook has the same secret name; empty if there is none.
 
     ``/hooks/bitbucket/server-x`` would have the secret of ``/hooks/bitbucket-server/x``.
     """
@@ -44,14 +44,14 @@ def namesake(forge: str, name: str) -> str:
 
 
 class HookSecrets:
-    """Reads each secret at most every two seconds, for all who wait for it; in one event loop.
+    """Reads each secret at most every two seconds, for all waiting callers; in one event loop.
 
-    A fetch has a thread of its own: a secret that hangs holds up nothing but its own hook.
+    Each fetch has its own thread: a slow secret delays only its own hook.
 
     Args:
         secrets: the server's.
         hooks: returns the names of the hooks that are bound. Strangers choose the names of hooks:
-            only for these is a secret looked for where that takes time or costs money.
+            only for these are secrets requested from sources that take time or cost money.
         now: a clock that never goes back, in seconds.
     """
 
@@ -68,11 +68,11 @@ class HookSecrets:
         self._fetches: dict[tuple[Asker, str], asyncio.Future[str | SecretError]] = {}
 
     async def of(self, asker: Asker, name: str) -> str:
-        """The value of a secret, without white space around it.
+        """Return the value of a secret, without surrounding white space.
 
         Raises:
             SecretNotFound: there is none that the asker may have.
-            SecretSlow: it does not come in time.
+            SecretSlow: the secret could not be read in time.
             SecretError: it can't be had now.
         """
         key = (asker, name)

@@ -44,12 +44,12 @@ _MOST_AT_ONCE = 200
 
 
 class DeliveryIntake:
-    """Keeps deliveries. Used in one event loop.
+    """Stores deliveries. Used in one event loop.
 
-    While some are written, all others that come line up, and are written together next.
+    Deliveries that arrive during a write are stored together by the next one.
 
     Args:
-        store: where they are kept.
+        store: stores the deliveries.
         clock: the time.
     """
 
@@ -60,10 +60,10 @@ class DeliveryIntake:
         self._writer: asyncio.Task[None] | None = None
 
     async def add(self, new: NewDelivery) -> tuple[StoredDelivery, bool]:
-        """Keep one; when this returns it is durable. See `ServerStore.add_deliveries`.
+        """Store a delivery. It is durable when this returns. See `ServerStore.add_deliveries`.
 
         Raises:
-            StoreError: it is not kept.
+            StoreError: the delivery is not stored.
         """
         loop = asyncio.get_running_loop()
         kept: asyncio.Future[tuple[StoredDelivery, bool]] = loop.create_future()
@@ -80,7 +80,7 @@ class DeliveryIntake:
                     found = await run_in_threadpool(self._write, [new for new, _ in batch])
                 except Exception as error:  # noqa: BLE001  (each sender is told of it)
                     for _, kept in batch:
-                        if not kept.done():  # whoever sent it hung up
+                        if not kept.done():  # the sender has disconnected
                             kept.set_exception(error)
                 else:
                     for (_, kept), one in zip(batch, found, strict=True):
@@ -106,9 +106,9 @@ class Refusals:
     """Records refusals of one server. For use in one event loop.
 
     Args:
-        store: keeps the records.
+        store: stores the records.
         clock: the time.
-        period_s: seconds over which repeats are counted.
+        period_s: seconds for which repeats are counted.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Refusals:
         self._period: _Period | None = None
 
     async def record(self, refused: NewDelivery, reason: str) -> None:
-        """Record a post that was refused, within the bounds of the module.
+        """Record a refused delivery, within the limits of the module.
 
         Raises:
             StoreError: the first refusal of its kind can't be stored.
@@ -172,7 +172,7 @@ class _Period:
         self._of_address: Counter[str] = Counter()
 
     def begins(self, kind: _Kind) -> bool:
-        """Count a refusal; return whether it is the first of its kind and to be stored."""
+        """Count a refusal. Returns whether it is the first of its kind and must be stored."""
         if kind in self.counts:
             self.counts[kind] += 1
             return False
@@ -192,7 +192,7 @@ class _Period:
 
 _STALE_S: Final = 300
 _MOST_HEADER: Final = 1000
-# Headers that hold a secret or credentials, whatever their sender calls them: x-gitlab-token.
+# Patterns of headers with a secret or credentials, such as x-gitlab-token.
 _SECRET_HEADER: Final = re.compile(
     r"auth|cookie|signature|token|secret|passw|credential|api-?key|access-?key"
 )
@@ -203,9 +203,9 @@ BodyReader: TypeAlias = Callable[[], AbstractAsyncContextManager[bytes]]
 
 
 class HookIntake:
-    """Verifies and stores what forges send, in one event loop.
+    """Verifies and stores deliveries of forges, in one event loop.
 
-    The signature comes first: nothing of a body is parsed before it is known to be the forge's. A
+    The signature is checked first: no part of a body is parsed before it is verified. A
     refused delivery leaves a record.
 
     Source: semantics 9.7 and 9.8; the forges' own pages on webhooks.
@@ -220,14 +220,14 @@ class HookIntake:
     async def receive(
         self, delivery: NewDelivery, headers: Mapping[str, str], presented: str, read: BodyReader
     ) -> tuple[StoredDelivery, bool]:
-        """Verify a delivery and store it; whether it is new.
+        """Verify a delivery and store it. Returns whether it is new.
 
-        The body is read only if the hook has a secret: before that, nobody can be genuine.
+        The body is read only if the hook has a secret: without one, no delivery can be genuine.
 
         Args:
-            delivery: as far as it is known before its body is read.
+            delivery: the delivery without its body.
             headers: all headers of the request, by lower-case name.
-            presented: the secret in the address, which proves a Pub/Sub push.
+            presented: the secret in the address, which verifies a Pub/Sub push.
             read: reads the body.
 
         Raises:
@@ -250,10 +250,10 @@ class HookIntake:
         return stored, is_new
 
     async def _secret(self, delivery: NewDelivery) -> tuple[str, str]:
-        """The secret of a delivery's hook; or why it has none.
+        """Return the secret of a delivery's hook, or why it has none.
 
         Raises:
-            ApiError: it can't be had now.
+            ApiError: the secret can't be read now.
         """
         name = secret_name(delivery.hook)
         try:
@@ -268,13 +268,13 @@ class HookIntake:
     async def _verified(
         self, delivery: NewDelivery, headers: Mapping[str, str], secret: str, read: BodyReader
     ) -> tuple[NewDelivery, str]:
-        """Read the body and verify it; the whole delivery, or why it is refused."""
+        """Read and verify the body. Returns the complete delivery, or the reason of its refusal."""
         forge = delivery.hook.partition("/")[0]
         try:
             async with read() as body:
                 sent = WebhookRequest(headers, body)
                 asked = (replace(delivery, body=body), forge, sent, secret)
-                if len(body) < QUICK_BYTES:  # sooner done than handed to a thread
+                if len(body) < QUICK_BYTES:  # faster than passing it to a thread
                     return self._judged(*asked)
                 return await run_in_threadpool(self._judged, *asked)
         except ApiError as error:
@@ -284,7 +284,10 @@ class HookIntake:
     def _judged(
         self, delivery: NewDelivery, forge: str, sent: WebhookRequest, secret: str
     ) -> tuple[NewDelivery, str]:
-        """A delivery with its id and lane; or why it is not taken. Parses genuine ones only."""
+        """Return a delivery with its id and lane, or why it is refused.
+
+        Parses genuine ones only.
+        """
         reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
         if reason:
             return delivery, reason
@@ -292,7 +295,7 @@ class HookIntake:
         return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
 
     def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:
-        """The reason why a delivery is refused; empty when it is not."""
+        """Return why a delivery is refused; empty if it is not."""
         if not kind.is_genuine(sent, secret):
             return lacking_proof(sent) or _NOT_GENUINE
         sent_at = kind.sent_at(sent)
@@ -301,7 +304,7 @@ class HookIntake:
 
 
 def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers of a delivery but for those that hold secrets, by lower-case name."""
+    """Return the headers of a delivery without secrets, by lower-case name."""
     return {
         key.lower(): value[:_MOST_HEADER]
         for key, value in headers.items()

@@ -24,7 +24,7 @@ from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
 from buildrunner.server.loop import Loop
 from buildrunner.store.model.deliveries import HANDLED, StoredDelivery
 
-# Short: the next server waits for it. A slower server is overtaken, which harms nothing.
+# Short, since the next server waits for it. A slower server loses its claim, which is harmless.
 _LEASE_S = 15.0
 _HELD_EVERY_S = 5.0
 _LAST_S = 5.0
@@ -40,12 +40,12 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class DeliveryLoop:
-    """Handles deliveries in a thread of its own, until it is stopped.
+    """Handles deliveries in a separate thread, until it is stopped.
 
     Args:
         context: the server's.
-        handler: handles one.
-        pause: waits so many seconds; None: until then, or until `stop`.
+        handler: handles a delivery.
+        pause: waits the given seconds; None: a wait that `stop` ends.
     """
 
     def __init__(
@@ -62,15 +62,15 @@ class DeliveryLoop:
         self._held = time.monotonic()
 
     def start(self) -> None:
-        """Begin with what an earlier server left."""
+        """Start with the deliveries that an earlier server left."""
         self._loop.start()
 
     def wake(self) -> None:
-        """There may be a new delivery. Cheap, from any thread."""
+        """Check for new deliveries now. Cheap, from any thread."""
         self._loop.wake()
 
     def stop(self) -> None:
-        """Finish the delivery at hand, and end. Idempotent.
+        """Finish the current delivery, and end. Idempotent.
 
         Deliveries that wait for an answer of a forge are left to the next server.
         """
@@ -82,17 +82,18 @@ class DeliveryLoop:
         self._slow.wait_until_idle(_LAST_S)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait for what is handled beside the loop; whether it came to its end."""
+        """Wait for deliveries in other threads. Returns whether all were handled."""
         return self._slow.wait_until_idle(timeout_s)
 
     def _turn(self) -> float | None:
         return 0.0 if self.turn() else None
 
     def turn(self) -> bool:
-        """Handle some deliveries; whether there were any.
+        """Handle some deliveries. Returns whether there were any.
 
         Raises:
-            StoreError: the database fails. They are handled again when the claim is over.
+            StoreError: the database fails. The deliveries are handled again after their claim
+                expires.
         """
         store, now = self._context.store, self._context.clock()
         self._hold(now)
@@ -110,7 +111,8 @@ class DeliveryLoop:
             except MustAsk as asked:
                 self._slow.add(delivery.number, asked.place, asked.project)
                 slow_lanes |= {delivery.lane} - {""}
-            if time.monotonic() - begun > _TOLD_AFTER_S:  # one was slow: don't hold up what is told
+            # one was slow: don't delay the results of the others
+            if time.monotonic() - begun > _TOLD_AFTER_S:
                 self._keep(handled)
                 handled, begun = [], time.monotonic()
         self._keep(handled)
@@ -119,7 +121,7 @@ class DeliveryLoop:
         return bool(claimed)
 
     def _hold(self, now: datetime) -> None:
-        """Claim what is handled beside the loop for longer."""
+        """Extend the claims of deliveries in other threads."""
         if time.monotonic() - self._held < _HELD_EVERY_S:
             return
         self._held = time.monotonic()
@@ -128,7 +130,7 @@ class DeliveryLoop:
             self._context.store.deliveries.hold(numbers, now=now, lease_s=_LEASE_S)
 
     def _keep(self, handled: list[tuple[StoredDelivery, dict[str, object]]]) -> None:
-        """Keep what came of deliveries."""
+        """Store the outcomes of deliveries."""
         finished = [one for one in handled if tried_again_at(one[1]) is None]
         try:
             if finished:
@@ -144,7 +146,7 @@ class DeliveryLoop:
                 self._context.store.deliveries.postpone(delivery, outcome, until=at)
 
     def _keep_one(self, delivery: StoredDelivery, outcome: dict[str, object]) -> None:
-        """Keep what came of a delivery, or that it can't be kept."""
+        """Store the outcome of a delivery, or the error if that fails."""
         store = self._context.store
         try:
             store.deliveries.finish([(delivery, outcome)])
@@ -155,7 +157,7 @@ class DeliveryLoop:
             store.deliveries.finish([(delivery, _internal(error))])
 
     def _handle_slowly(self, number: int) -> None:
-        """Handle one for which somebody must be asked; in a thread of its own."""
+        """Handle a delivery that needs a request, in a separate thread."""
         try:
             delivery = self._context.store.deliveries.get(number)
             if delivery.status != HANDLED:
@@ -166,21 +168,21 @@ class DeliveryLoop:
             _log.warning("delivery %s waits for the database: %s", number, error)
         except Exception:  # noqa: BLE001  (it is handled again, a few times)
             _log.exception("delivery %s can't be handled", number)
-        self._loop.wake()  # what came after it in its lane is free
+        self._loop.wake()  # the next delivery in its lane is free
 
     def _release(self, number: int) -> None:
-        """The server ends: the next one begins anew, at once."""
+        """Release the claim, so that the next server starts again at once."""
         store = self._context.store
         try:
             store.deliveries.release([store.deliveries.get(number)])
-        except StoreError as error:  # then it is free when the claim is over
+        except StoreError as error:  # otherwise it is free when the claim expires
             _log.warning("delivery %s can't be given back: %s", number, error)
 
     def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
-        """Handle one. While others arrive they come first: a forge waits for its answer."""
+        """Handle a delivery. Arriving deliveries come first, since a forge waits for its answer."""
         begun = time.monotonic()
         outcome = self._outcome(delivery, may_ask=False)
-        if self._loop.was_woken():  # the next turn claims what arrived
+        if self._loop.was_woken():  # the next turn claims the new deliveries
             self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
         return outcome
 
@@ -206,10 +208,10 @@ MOST_OF_A_PROJECT: Final = 8
 
 
 class SlowDeliveries:
-    """Handles each in a thread of its own, as many at a time as there may be. Thread-safe.
+    """Handles each slow delivery in a separate thread, up to a limit. Thread-safe.
 
     Args:
-        handle: handles the one of a number, and keeps what came of it. Raises nothing.
+        handle: handles the delivery of a number, and stores the outcome. Raises nothing.
     """
 
     def __init__(self, handle: Callable[[int], None]) -> None:
@@ -220,13 +222,13 @@ class SlowDeliveries:
         self._stopping = False
 
     def add(self, number: int, place: str, project: str) -> None:
-        """Handle one soon.
+        """Queue a delivery.
 
-        No host and no project has all threads. A project can make triggers for many slow hosts.
+        No host and no project gets all threads. A project can make triggers for many slow hosts.
 
         Args:
-            number: of a delivery that was claimed.
-            place: who must be asked first: an address, or a host.
+            number: number of a claimed delivery.
+            place: the address or host of the first request.
             project: the project whose trigger needs the answer.
         """
         with self._changed:
@@ -235,12 +237,12 @@ class SlowDeliveries:
             self._begin()
 
     def numbers(self) -> list[int]:
-        """All that are not handled yet."""
+        """Return the numbers of all pending deliveries."""
         with self._changed:
             return [*self._under_way, *self._lined_up]
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait until all are handled; whether they are."""
+        """Wait until all are handled. Returns whether they are."""
         end = time.monotonic() + timeout_s
         with self._changed:
             while self._under_way or self._lined_up:
@@ -249,7 +251,7 @@ class SlowDeliveries:
         return True
 
     def stop(self) -> list[int]:
-        """Begin no more; those that were not begun. Idempotent."""
+        """Start no more deliveries. Returns those that were not started. Idempotent."""
         with self._changed:
             self._stopping = True
             left = sorted(self._lined_up)
@@ -258,7 +260,7 @@ class SlowDeliveries:
         return left
 
     def _begin(self) -> None:
-        """Begin as many as there may be, oldest first; with the lock held."""
+        """Start as many as permitted, oldest first. Needs the lock."""
         hosts = Counter(host for host, _ in self._under_way.values())
         projects = Counter(project for _, project in self._under_way.values())
         for number, (host, project) in sorted(self._lined_up.items()):

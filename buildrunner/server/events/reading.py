@@ -1,4 +1,4 @@
-"""The event of a stored delivery; the hook that received it decides how it is read."""
+"""Reads the event of a stored delivery, in the format of its hook."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from buildrunner.triggers.hook_binding import PUBSUB, HookBinding, bound, unboun
 from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
 
 RECONCILE = "reconcile"
-"""The hook of what the server found by looking at a repository itself."""
+"""The hook of events that the server found by checking a repository."""
 
 WEBHOOK = "webhook"
 """The first part of the hook of calls of webhook triggers."""
 
 
 def webhook_hook(project: str, document: Document) -> str:
-    """The hook of calls of a webhook trigger."""
+    """Return the hook of calls of a webhook trigger."""
     return f"{WEBHOOK}/{project}/{document.get('name', '')}"
 
 
 def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> ParsedDelivery:
-    """The event of a delivery, as far as its hook may speak: see `hook_binding.bound`.
+    """Return the event of a delivery, within the binding of its hook: see `hook_binding.bound`.
 
     Args:
-        delivery: a genuine one.
-        binding: what its hook is bound to; None for nothing.
+        delivery: a verified delivery.
+        binding: the binding of its hook; None for none.
 
     Raises:
-        BadDelivery: it is not what that forge sends, or its hook may not speak for it.
+        BadDelivery: the format is not the forge's, or the hook may not report the event.
     """
     forge = delivery.hook.partition("/")[0]
     if forge in (WEBHOOK, RECONCILE):
@@ -60,7 +60,7 @@ def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> Pa
 
 
 def _read(delivery: StoredDelivery, topic: str = "") -> ParsedDelivery:
-    """The event of a delivery, independent of its hook's binding."""
+    """Return the event of a delivery, independent of its hook's binding."""
     request = WebhookRequest(delivery.headers, delivery.body)
     forge = delivery.hook.partition("/")[0]
     if forge == WEBHOOK:
@@ -82,10 +82,10 @@ def delivered_repository(delivery: StoredDelivery) -> str:
 
 
 def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
-    """The payload of one event of a delivery, by root name; empty where there is none.
+    """Return the payload of one event of a delivery, by root name; empty without one.
 
     Args:
-        delivery: which was handled.
+        delivery: a handled delivery.
         number: the event's place among the delivery's events.
     """
     try:
@@ -96,7 +96,7 @@ def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
 
 
 def payload_of_build(deliveries: SqlDeliveries, stored: StoredBuild) -> dict[str, Any]:
-    """The payload of the delivery that fired a build's trigger, by root name; empty for none.
+    """Return the payload of the delivery that fired a build's trigger, by root name; or empty.
 
     Raises:
         StoreUnavailable: the database does not answer.
@@ -106,13 +106,13 @@ def payload_of_build(deliveries: SqlDeliveries, stored: StoredBuild) -> dict[str
         return {}
     try:
         delivery = deliveries.get(int(number))
-    except NotFound:  # it is too old to be kept
+    except NotFound:  # the delivery has expired
         return {}
     return delivered_payload(delivery, int(event))
 
 
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
-    """An event that `reconcile` found: it names the forge of the repository."""
+    """Return an event that `reconcile` found. It names the forge of the repository."""
     parsed = parse_delivery(FORGES["git"], request)
     told = part(json_object(request), "repository")
     kind, url = text(told, "forge") or "git", text(told, "host")

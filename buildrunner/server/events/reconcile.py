@@ -1,11 +1,11 @@
-"""Missed pushes: compare refs of repositories with the known ones, and deliver the changes.
+"""Finds missed pushes: compares refs of repositories with the known ones, and delivers the changes.
 
-A ref that is not where it was last seen becomes a delivery of the hook ``reconcile``, which is
-handled as all others are. The refs seen before are in the store: a server that was down finds what
-was pushed meanwhile, as one push of each ref, and a push that a forge tells of later is not built
-again. A repository that is seen for the first time is only remembered.
+A ref that has moved becomes a delivery of the hook ``reconcile``, which is
+handled like all others. The known refs are in the store: a server that was down finds later pushes,
+as one push of each ref, and a push that a forge reports later is not built
+again. The refs of a new repository are only recorded.
 
-Several are asked at a time, so that one Git server that does not answer holds up few others.
+Several are queried concurrently, so that a Git server that does not answer delays few others.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ _log = logging.getLogger("buildrunner.server")
 
 _MOST_AT_ONCE: Final = 16
 _MOST_OF_A_HOST: Final = 4
-_QUICK_S: Final = 1.0  # a "no" that comes sooner costs nobody time
+_QUICK_S: Final = 1.0  # a quicker refusal costs no time
 _MOST_MESSAGES: Final = 20
-_MOST_REFS: Final = 50  # of a delivery: each is asked of every trigger
+_MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
 
 
 class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
-    """Asks Git servers. Both raise `BuildrunnerError`.
+    """Requests to Git servers. Both raise `BuildrunnerError`.
 
     Attributes:
-        list_refs: branches and tags of the repository at a URL: commit by full name.
-        message: message of a commit there.
-        stop: ends all requests that are under way, and lets no other begin.
+        list_refs: returns branches and tags of the repository at a URL: commit by full name.
+        message: returns the message of a commit there.
+        stop: ends all running requests, and permits no others.
     """
 
     list_refs: Callable[[str], dict[str, str]]
@@ -57,13 +57,13 @@ class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Place(NamedTuple):
-    """A repository to look at.
+    """A repository to check.
 
     Attributes:
-        url: where it is.
-        name: its full name, or the name by which triggers call it.
+        url: its URL.
+        name: its full name, or its name in triggers.
         forge: see `Repository.forge`.
-        host: URL of the forge; empty where no forge is known.
+        host: URL of the forge; empty if unknown.
     """
 
     url: str
@@ -73,11 +73,11 @@ class Place(NamedTuple):
 
 
 class Reconciler:
-    """Looks once, whenever it is told to: not twice at the same time.
+    """Checks all repositories once per call, never concurrently.
 
     Args:
         context: the server's.
-        remote: asks Git servers.
+        remote: requests to Git servers.
     """
 
     def __init__(self, context: ServerContext, remote: RemoteRefs) -> None:
@@ -88,21 +88,21 @@ class Reconciler:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """End a look: what is under way is given up. Idempotent, from any thread."""
+        """End a running check. Idempotent, from any thread."""
         self._stopped.set()
         self._remote.stop()
 
     def look(self) -> int:
-        """Look at every repository that a trigger listens to; how many deliveries it made.
+        """Check every repository with a trigger. Returns the number of new deliveries.
 
-        A repository that can't be asked is left for the next time.
+        An unreachable repository is checked the next time.
 
         Raises:
             StoreError: the database fails.
         """
         lines = self._lines()
         with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
-            # Each host's first before any host's second.
+            # The first repository of each host comes before the second one of any host.
             lookers = [
                 threads.submit(self._look_along, line)
                 for number in range(_MOST_OF_A_HOST)
@@ -112,7 +112,7 @@ class Reconciler:
         return sum(looker.result() for looker in lookers)
 
     def _lines(self) -> list[deque[Place]]:
-        """Repositories to look at, by host; those that failed the last time come last."""
+        """Return the repositories by host; those that failed the last time come last."""
         found: dict[str, deque[Place]] = {}
         for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
             host = repository_key(place.url).partition("/")[0]
@@ -120,7 +120,7 @@ class Reconciler:
         return list(found.values())
 
     def _look_along(self, line: deque[Place]) -> int:
-        """Look at one host's repositories until there are no more, or until it does not answer."""
+        """Check one host's repositories until the host does not answer."""
         made = 0
         while not self._stopped.is_set():
             try:
@@ -135,7 +135,7 @@ class Reconciler:
         return made
 
     def _look_at(self, place: Place) -> int | None:
-        """Look at one; how many deliveries that made, None when it can't be asked."""
+        """Check one repository. Returns the number of deliveries; None if it is unreachable."""
         try:
             refs = self._remote.list_refs(place.url)
         except StoreError:
@@ -154,7 +154,7 @@ class Reconciler:
         return made
 
     def _places(self) -> list[Place]:
-        """The repositories that triggers listen to, each once."""
+        """Return the repositories with triggers, each once."""
         found: dict[str, Place] = {}
         for wanted in self._repositories.all():
             if wanted.problem or not wanted.url:
@@ -197,7 +197,7 @@ class Reconciler:
         return -(-len(changed) // _MOST_REFS)
 
     def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:
-        """Add what the commits say, as far as Git tells; who refuses once is not asked again."""
+        """Add the commits' messages if Git returns them. After a refusal, no more are requested."""
         for one in refs:
             if not one["after"]:
                 continue
@@ -221,11 +221,11 @@ class Reconciler:
 
 
 class ReconcileLoop:
-    """Looks at the start and then from time to time, in a thread of its own.
+    """Checks the repositories at the start and then periodically, in a separate thread.
 
     Args:
-        reconciler: looks.
-        every_s: pause between two looks.
+        reconciler: makes the checks.
+        every_s: seconds between two checks.
     """
 
     def __init__(self, reconciler: Reconciler, every_s: float) -> None:
@@ -233,11 +233,11 @@ class ReconcileLoop:
         self._loop = Loop("missed pushes", self._turn, every_s)
 
     def start(self) -> None:
-        """Look at the repositories at once, and then from time to time."""
+        """Check the repositories at once, and then periodically."""
         self._loop.start()
 
     def stop(self) -> None:
-        """End a look that is under way, and wait for its end: it uses the store. Idempotent."""
+        """End a running check, and wait for its end, since it uses the store. Idempotent."""
         self._loop.end()
         self._reconciler.stop()
         self._loop.stop()
@@ -251,26 +251,26 @@ def _ref(ref: str, before: str, after: str) -> dict[str, Any]:
 
 
 LOOKED_AT = ""
-"""The "ref" that says that a repository was looked at before."""
+"""The pseudo-ref of a repository that was checked before."""
 
 
 class SeenRefs:
-    """Remembers them, and tells news from what is known. Thread-safe.
+    """Records refs, and finds changes. Thread-safe.
 
     Args:
-        store: keeps them.
+        store: stores the refs.
     """
 
     def __init__(self, store: ServerStore) -> None:
         self._store = store
 
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
-        """Remember where the refs of a bare repository are: what moves from now on is news.
+        """Record the refs of a bare repository. Later moves count as pushes.
 
         Args:
-            delivery: of its hook's installation.
-            parsed: says where they are.
-            url: of the repository.
+            delivery: the delivery of its hook's installation.
+            parsed: the parsed delivery, with the refs.
+            url: URL of the repository.
         """
         refs = {event.ref: event.after for event in parsed.known}
         self._store.refs.note_first_look(
@@ -278,9 +278,9 @@ class SeenRefs:
         )
 
     def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
-        """Remember the head of a pull request; whether an update of it brings no commits.
+        """Record the head of a pull request. Returns whether an update brings no commits.
 
-        Only Bitbucket does not tell an update of texts from one of commits.
+        Only Bitbucket does not distinguish an update of texts from one of commits.
         """
         if event.repository.forge != "bitbucket":
             return False
@@ -301,10 +301,10 @@ class SeenRefs:
         event: PushEvent,
         wanted: list[TriggerRepository | None],
     ) -> str:
-        """Remember where the ref is now; why the push is old news, empty when it is not.
+        """Record the ref's position. Returns why the push is not new; empty if it is.
 
         Args:
-            delivery: which tells of the push.
+            delivery: the delivery that reports the push.
             event: the push.
             wanted: the repositories of all triggers.
         """
@@ -328,14 +328,14 @@ class SeenRefs:
 
 
 def _is_one_commit(one: str, other: str) -> bool:
-    """Whether two commits may be the same; of each there may be the first characters only."""
+    """Return whether two commits may be the same, by SHAs that may be abbreviated."""
     return bool(one and other) and (one.startswith(other) or other.startswith(one))
 
 
 def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
-    """Whether a push comes from before the ref was looked at: it begins where the ref is not.
+    """Return whether a push is older than the last check: it begins at another commit than the ref.
 
-    Where a tag was before nobody can say: forges tell the object of an annotated one.
+    The earlier commit of a tag is unknown: forges report the object of an annotated tag.
     """
     if event.tag or known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
         return False

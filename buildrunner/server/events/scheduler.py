@@ -1,9 +1,9 @@
-"""Fires triggers by the clock: one thread in each server, and each fire time once among all.
+"""Fires triggers by schedule: one thread in each server, and each fire time only once.
 
-Two steps, each of which can be cut off anywhere. First the fire times that came are written down:
+This has two steps, each of which can be interrupted anywhere. First the due fire times are stored:
 their key is the trigger and the time, so several servers write the same rows. Then each is claimed
-by one server and becomes a build, whose request id is that same key: a server that died in between
-leaves a row that the next one turns into the same build.
+by one server and becomes a build, whose request id is that same key: a server that dies in between
+leaves a row from which the next one makes the same build.
 
 The clock is read again at each turn, so nothing drifts; `schedule.due` decides what is due.
 """
@@ -45,7 +45,7 @@ from buildrunner.triggers.settings import TriggerSettings, read_settings
 
 WHO: Final = "schedule"
 FIRE_LABEL: Final = "fire_time"
-_LOOK_S = 10.0  # how soon a change on another server is seen
+_LOOK_S = 10.0  # delay until a change on another server is noticed
 _LEASE_S = 60.0
 _AT_ONCE = 20
 _DISABLED = "the trigger was disabled"
@@ -59,7 +59,7 @@ class Scheduler:
     """The thread. `start` once; every method from any thread.
 
     Args:
-        context: the server's; its clock decides.
+        context: the server's. Its clock decides.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -74,7 +74,7 @@ class Scheduler:
         self._loop.start()
 
     def wake(self) -> None:
-        """Look at once, since a trigger has changed. Cheap."""
+        """Check at once, since a trigger has changed. Cheap."""
         self._loop.wake()
 
     def stop(self) -> None:
@@ -86,10 +86,10 @@ class Scheduler:
         return None if next_at is None else (next_at - self._context.clock()).total_seconds()
 
     def turn(self) -> datetime | None:
-        """Do all that is due now; when something is due next, if that is known.
+        """Handle everything that is due now. Returns the next due time, if known.
 
         Raises:
-            StoreError: the database does not answer; nothing is lost by it.
+            StoreError: the database does not answer. Nothing is lost.
         """
         now = self._context.clock()
         times: list[datetime] = []
@@ -120,7 +120,7 @@ class Scheduler:
             return None
 
     def _look_at(self, trigger: ScheduledTrigger, now: datetime) -> datetime | None:
-        """Write down what is due of one trigger; its next fire time."""
+        """Store the due fire times of one trigger. Returns its next fire time."""
         project, trigger_id = trigger.project_id, trigger.id
         if trigger.disabled:
             self._store.schedules.stop(project, trigger_id, _DISABLED)
@@ -151,20 +151,20 @@ class Scheduler:
         return found.next_at
 
     def _see_to(self, fire: Fire) -> None:
-        """Make the build of a fire that is ours, or say why there is none."""
+        """Make the build of a claimed fire, or record why there is none."""
         try:
             settled = self._settled(fire)
-        except NotFound:  # the trigger was deleted, and with it the fire
+        except NotFound:  # the trigger was deleted, and its fires with it
             return
         if settled.state != FIRED:
             _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
         self._store.schedules.settle_fire(settled)
 
     def _settled(self, fire: Fire) -> Fire:
-        """The final state of a fire.
+        """Return the final state of a fire.
 
         Raises:
-            StoreError: it is not known yet: the fire stays, and is given out again.
+            StoreError: it is not known yet. The fire stays, and is claimed again.
         """
         document = self._store.triggers.get(fire.project_id, fire.trigger_id)
         if document.get("disabled") or not document.get("cron"):
@@ -211,7 +211,7 @@ class Scheduler:
         return replace(fire, state=FIRED, build_id=stored.id)
 
     def _unfinished(self, fire: Fire) -> list[str]:
-        """Builds that other fire times of the trigger made, and that are not over."""
+        """Return unfinished builds of other fire times of the trigger."""
         found = []
         for one in self._store.schedules.fires(
             fire.project_id, fire.trigger_id, limit=_AT_ONCE, only_fired=True
@@ -220,7 +220,7 @@ class Scheduler:
                 continue
             try:
                 stored = self._store.builds.get(fire.project_id, one.build_id)
-            except NotFound:  # retention took it
+            except NotFound:  # retention deleted it
                 continue
             if stored.status not in FINAL_STATUSES:
                 found.append(stored.id)
@@ -235,7 +235,7 @@ class Scheduler:
                     now=self._context.clock(),
                     reason="cancelled by the next run of its schedule (overlap: cancel)",
                 )
-            except Conflict:  # it ended by itself
+            except Conflict:  # the build has ended
                 continue
         if builds:
             self._context.wake()
@@ -244,7 +244,7 @@ class Scheduler:
 def _settings_of(trigger: ScheduledTrigger) -> TriggerSettings:
     try:
         return read_settings(trigger.settings)
-    except ConfigError:  # when it fires; `_settled` makes no build
+    except ConfigError:  # set when it fires; `_settled` makes no build
         return TriggerSettings()
 
 

@@ -49,7 +49,8 @@ _READING = ("GET", "HEAD")
 class Access:
     """Makes the dependencies of routes.
 
-    A route says ``caller: Caller = Depends(access.may("submit", "builds.create"))``. It runs before
+    A route declares ``caller: Caller = Depends(access.may("submit", "builds.create"))``. It runs
+        before
     the body is read, so that strangers can't make the server read anything.
     """
 
@@ -60,13 +61,13 @@ class Access:
     def may(
         self, scope: str, action: str = "", *, everywhere: bool = False, known: bool = False
     ) -> Requirement:
-        """A dependency that lets a request pass, and tells who sent it.
+        """Return a dependency that checks a request, and returns its caller.
 
         Args:
-            scope: what the caller's token must allow in the project that the path names.
-            action: name for the audit log; empty for what changes nothing.
-            everywhere: the token must be good for all projects.
-            known: there must be a token, also where the project is for everyone to read.
+            scope: the scope that the caller's token needs in the project of the path.
+            action: name for the audit log; empty if the route changes nothing.
+            everywhere: the token must be valid for all projects.
+            known: a token is required even if the project is public.
         """
         return Requirement(self, scope, action, everywhere=everywhere, known=known)
 
@@ -78,7 +79,7 @@ class Access:
         """Return the caller of the request.
 
         A client without credentials gets 403, not 401: Google's clients answer a 401 by refreshing
-        credentials, which anonymous ones can't, and the reader would never see our sentence.
+        credentials, which fails for anonymous ones, and the user would never see our message.
 
         Raises:
             ApiError: 403 without a token, 401 with a bad one.
@@ -88,7 +89,8 @@ class Access:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
         session = self._sessions.id_of(request)
-        if not token and session and request.method in _READING:  # what our own pages read
+        # a header that only our own pages read
+        if not token and session and request.method in _READING:
             caller = await run_in_threadpool(self._sessions.caller, session)
             if caller is not None:
                 return caller
@@ -126,7 +128,7 @@ class Requirement:
         self._known = known
 
     async def __call__(self, request: Request) -> Caller:
-        """The caller, if he may. Raises `ApiError`."""
+        """Return the caller, if permitted. Raises `ApiError`."""
         project = "" if self._everywhere else self._access.project_of(request)
         if self._action:
             note_action(request, self._action, project)
@@ -148,7 +150,7 @@ def project_of(request: Request, default: str) -> str:
     """The project that the path names; empty when it names none.
 
     Raises:
-        ApiError: it is no project id.
+        ApiError: the project id is invalid.
     """
     project: str = request.path_params.get("project", "")
     if project == "-":
@@ -159,22 +161,22 @@ def project_of(request: Request, default: str) -> str:
 
 
 def note_action(request: Request, action: str, target: str) -> None:
-    """Have the request written into the audit log, with what comes of it."""
+    """Let the request be recorded in the audit log, with its result."""
     request.state.audit = (action, target)
 
 
 def note_target(request: Request, *parts: str) -> None:
-    """Say what exactly the request is about, once that is known."""
+    """Set the exact target of the request, once it is known."""
     action, _ = request.state.audit
     request.state.audit = (action, "/".join(part for part in parts if part))
 
 
 class SameSite:
-    """Refuses requests that a page of another site, or a strange name for us, is behind.
+    """Refuses requests from pages of other sites, and under unknown host names.
 
     Args:
-        app: what is protected.
-        public_host: name by which people reach the server, besides those of this machine.
+        app: the protected application.
+        public_host: public name of the server, besides the names of this machine.
     """
 
     def __init__(self, app: ASGIApp, public_host: str) -> None:
@@ -182,7 +184,7 @@ class SameSite:
         self._public_host = public_host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or refuse it."""
+        """Forward the request, or refuse it."""
         if scope["type"] == "http":
             reason = self._reason(dict(scope["headers"]))
             if reason:
@@ -206,7 +208,7 @@ class SameSite:
         return name in (self._public_host, "localhost") or is_loopback_host(name)
 
 
-# An answer that says nothing else is data: nothing in it may be run, loaded, sent or framed.
+# An answer without its own policy is data: it must not run, load, send or frame anything.
 _DEFAULTS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -222,11 +224,11 @@ _HSTS: Final = "max-age=31536000"
 
 
 class SecureHeaders:
-    """Adds the headers that an answer lacks (pure ASGI, so that streams pass untouched).
+    """Adds missing security headers to answers (pure ASGI, so that streams are not buffered).
 
     Args:
         app: the application.
-        https: people reach the server by https only, and their browsers shall know that.
+        https: users reach the server by https only, and browsers must enforce that.
     """
 
     def __init__(self, app: ASGIApp, *, https: bool) -> None:
@@ -234,7 +236,7 @@ class SecureHeaders:
         self._headers = {**_DEFAULTS, **({"Strict-Transport-Security": _HSTS} if https else {})}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
+        """Forward the request."""
 
         async def adding(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -247,9 +249,9 @@ class SecureHeaders:
 
 
 def policy(*, script: str, image: str = "'self'") -> str:
-    """The content security policy of a page.
+    """Return the content security policy of a page.
 
-    Nothing comes from elsewhere and nothing else is inline: what a build writes can't become a
+    All content comes from this server and nothing else is inline: output of a build can't become a
     program on a page.
 
     Args:
@@ -264,11 +266,13 @@ def policy(*, script: str, image: str = "'self'") -> str:
 
 IDLE: Final = timedelta(days=7)
 LONGEST: Final = timedelta(days=30)
-_EXTEND_EVERY: Final = timedelta(hours=1)  # so that few requests of a session write
+_EXTEND_EVERY: Final = timedelta(hours=1)  # so that few requests of a session write to the database
 
 
 class Sessions:
-    """Begins, finds and ends sessions. Thread-safe; every method but `id_of` asks the database.
+    """Begins, finds and ends sessions.
+
+    Thread-safe; every method except `id_of` queries the database.
 
     Args:
         context: the server's context.
@@ -284,7 +288,7 @@ class Sessions:
         self.cookie = f"{'__Host-' if self._secure else ''}buildrunner_session"
 
     def id_of(self, request: HTTPConnection) -> str:
-        """The session id that a request presents; empty for none."""
+        """Return the session id of a request; empty for none."""
         return request.cookies.get(self.cookie, "")
 
     def begin(self, token_name: str) -> str:
@@ -301,7 +305,7 @@ class Sessions:
         return session_id
 
     def caller(self, session_id: str) -> Caller | None:
-        """The caller whose session it is; None for a session that is unknown or over."""
+        """Return the caller of a session; None for an unknown or ended session."""
         now = self._context.clock()
         found = self._context.store.sessions.find(hash_of(session_id), now=now)
         if found is None:
@@ -317,15 +321,15 @@ class Sessions:
         self._context.store.sessions.delete(hash_of(session_id))
 
     def form_value(self, session_id: str) -> str:
-        """The value that forms of a session hold; nobody else can make it.
+        """Return the secret value for forms of a session (CSRF).
 
-        Servers that share a database make the same, also after a restart.
+        Servers with the same database return the same value, also after a restart.
         """
         key = self._context.store.form_key()
         return hmac.new(key, hash_of(session_id).encode(), hashlib.sha256).hexdigest()
 
     def set_cookie(self, answer: Response, session_id: str) -> None:
-        """Have the browser present a session from now on; no longer any if the id is empty."""
+        """Set the session's cookie; an empty id deletes it."""
         answer.set_cookie(
             self.cookie,
             session_id,
@@ -344,7 +348,7 @@ class WorkerAccess:
         context: the server's. Its ``worker_tokens`` verify further kinds of tokens.
 
     Attributes:
-        scope: of the tokens.
+        scope: the scope of the tokens.
     """
 
     scope = WORKER
@@ -353,7 +357,7 @@ class WorkerAccess:
         self._context = context
 
     async def __call__(self, request: Request) -> WorkerIdentity:
-        """Return who sent a request. Raises `ApiError`."""
+        """Return the worker that sent a request. Raises `ApiError`."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
         if not token or scheme.lower() != "bearer":

@@ -1,4 +1,4 @@
-"""Builds, triggers and operations in the form in which they are answered."""
+"""Builds, triggers and operations in the form of answers."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.writing import rewritten
 
-# The bucket that answers name where a build names none: gcloud refuses to wait for a build without
-# one. Logs of such builds lie on the server, which answers for this bucket itself.
+# The bucket in answers if a build names none: gcloud refuses to wait for a build without
+# one. Logs of such builds are on the server, which serves this bucket itself.
 LOGS_BUCKET: Final = "buildrunner-logs"
 
 _TYPES = "type.googleapis.com/google.devtools.cloudbuild.v1"
@@ -33,45 +33,45 @@ _ERRORS: Final = {
 }
 
 
-# gcloud takes logs from fixed hosts, and fails when it can't, though the build is well. Only where
-# no log is kept does it wait for the end without looking for one.
+# gcloud reads logs from fixed hosts, and fails if it can't, even if the build succeeds. Only if
+# no log is stored, it waits for the end without reading one.
 _GCLOUD: Final = re.compile(r"\bcommand/gcloud(\.alpha|\.beta)?\.builds\.(submit|log)\b")
 
 
 def json_response(value: Any, code: int = 200) -> Response:
-    """``value`` as JSON."""
+    """Return ``value`` as a JSON answer."""
     return Response(msgspec.json.encode(value), code, media_type="application/json")
 
 
 def shown_build(document: dict[str, Any]) -> dict[str, Any]:
-    """The build as clients see it: its log has a bucket in any case."""
+    """Return the build for clients: its log always has a bucket."""
     if document.get("logsBucket"):
         return document
     return {**document, "logsBucket": f"gs://{LOGS_BUCKET}"}
 
 
 def as_asked(request: Request, message: type[Message], document: dict[str, Any]) -> dict[str, Any]:
-    """A document with its enums as the request wants them."""
+    """Return a document with its enums in the requested form."""
     return rewritten(message, document, enum_numbers=wants_enum_numbers(request))
 
 
 def build_response(request: Request, document: dict[str, Any]) -> Response:
-    """A Build."""
+    """Return a Build as an answer."""
     document = without_stream(document, request.headers.get("user-agent", ""))
     return json_response(as_asked(request, Build, shown_build(document)))
 
 
 def operation_response(request: Request, document: dict[str, Any]) -> Response:
-    """The Operation that stands for a build."""
+    """Return the Operation of a build as an answer."""
     document = without_stream(document, request.headers.get("user-agent", ""))
     return json_response(operation(document, enum_numbers=wants_enum_numbers(request)))
 
 
 def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
-    """The build as gcloud can wait for it, when it is gcloud that asks.
+    """Return the build in a form that gcloud can wait for, if gcloud requests it.
 
-    Only where the build itself says nothing about its log, and only for the commands that would
-    look for it; nothing of this is stored, and ``gcloud builds describe`` sees the build as it is.
+    Only if the build sets no logging option, and only for the commands that would
+    read the log. This is never stored, and ``gcloud builds describe`` gets the unchanged build.
     """
     if document.get("logsBucket") or "logging" in document.get("options", {}):
         return document
@@ -81,9 +81,9 @@ def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
 
 
 def operation(document: dict[str, Any], *, enum_numbers: bool = False) -> dict[str, Any]:
-    """The long-running operation of a build, as of now.
+    """Return the present state of a build's long-running operation.
 
-    Nothing but what the published client knows is in it: its poller refuses unknown fields.
+    It has only fields that the published client knows, whose poller refuses others.
     """
     build = rewritten(Build, shown_build(document), enum_numbers=enum_numbers, published_only=True)
     status = document["status"]
@@ -103,7 +103,7 @@ def operation(document: dict[str, Any], *, enum_numbers: bool = False) -> dict[s
 
 
 def operation_name(project: str, build_id: str) -> str:
-    """Name of a build's operation.
+    """Return the name of a build's operation.
 
     Source: names of the hosted service, as seen in public logs.
     """
@@ -111,10 +111,10 @@ def operation_name(project: str, build_id: str) -> str:
 
 
 def build_of_operation(name: str) -> tuple[str, str] | None:
-    """Project and build id in an operation's name; None when it is not one of ours.
+    """Return project and build id in an operation's name; None if it is not one of this server's.
 
     Args:
-        name: with or without ``operations/`` before it.
+        name: with or without the prefix ``operations/``.
     """
     parts = name.removeprefix("operations/").split("/")
     if len(parts) != 3 or parts[0] != "build":
@@ -124,7 +124,7 @@ def build_of_operation(name: str) -> tuple[str, str] | None:
 
 
 def id_of_operation(part: str) -> str:
-    """The build id that the last part of a name stands for: in base64 or as it is; else empty."""
+    """Return the build id in the last part of a name, in base64 or plain; else empty."""
     if len(part) == 36 and part.count("-") == 4:
         return part
     try:

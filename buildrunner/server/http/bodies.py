@@ -1,8 +1,8 @@
 """Bodies of requests, within limits of size, time and number.
 
 A large body, or a search, takes a thread of the server for seconds, and there are some forty
-threads. The costly requests of one caller wait for each other without a thread (`CallerSlots`):
-other callers find one. All callers without a token are one caller.
+threads. The costly requests of one caller wait for each other without a thread (`CallerSlots`), so
+other callers find a free one. All callers without a token count as one caller.
 
 A webhook's signature covers its whole body, so the server must hold the body before it knows the
 sender (`UnverifiedBodies`). The bodies of all unverified senders together are bounded in number,
@@ -30,8 +30,8 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import client_address
 
-# A string that does not end reaches to the end of the body: else the search for its end would begin
-# anew at each quotation mark in it, and take quadratic time.
+# An unterminated string matches to the end of the body: otherwise the search for its end would
+# start again at each quotation mark in it, and take quadratic time.
 _STRING: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _MARKS: Final = (b",", b"[", b"{")
 _MOST_DISCARDED: Final = 64 << 20
@@ -42,7 +42,7 @@ MAX_VALUES: Final = 100_000
 MAX_PAYLOAD_VALUES: Final = 1_000_000
 MAX_TEXT: Final = 1 << 20
 LARGE_BYTES = 1 << 18
-"""Bytes from which on a body is large. A body whose length is not declared is large."""
+"""The size from which a body is large. A body without a declared length is large."""
 LARGE_AT_ONCE = 2
 SEARCHES_AT_ONCE = 4
 REPORTS_AT_ONCE = 4
@@ -52,7 +52,7 @@ _CLOSE = {"Connection": "close", "Retry-After": "10"}
 
 
 def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
-    """A dependency: the body as it came, with at most ``limit`` bytes."""
+    """Return a dependency: the unchanged body, with at most ``limit`` bytes."""
 
     async def read(request: Request) -> bytes:
         pieces = [piece async for piece in body_pieces(context, request, limit)]
@@ -64,14 +64,14 @@ def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitabl
 def json_text(
     context: ServerContext, limit: int, values: int = 0
 ) -> Callable[[Request], AsyncIterator[bytes]]:
-    """A dependency behind that of the caller: the JSON text that a route decodes by itself.
+    """Return a dependency, after that of the caller: JSON text that the route decodes itself.
 
     Large ones of one caller are handled two at a time.
 
     Args:
         context: the server's.
-        limit: most bytes.
-        values: most values in it; 0 if the route looks at them by itself.
+        limit: the most bytes.
+        values: the most JSON values; 0 if the route checks them itself.
     """
     read_raw = raw_body(context, limit)
 
@@ -89,12 +89,12 @@ def json_text(
 def json_body(
     context: ServerContext, limit: int = 0, *, payload: bool = False
 ) -> Callable[[Request], AsyncIterator[Any]]:
-    """A dependency behind that of the caller: the body as parsed JSON; None when it is empty.
+    """Return a dependency, after that of the caller: the body as parsed JSON; None if empty.
 
     Args:
         context: the server's.
-        limit: most bytes; 0 for that of API calls.
-        payload: the body is that of a forge's event, which may be of many values.
+        limit: the most bytes; 0 for the limit of API calls.
+        payload: the body is a forge's event, which may have many values.
     """
     read_raw = raw_body(context, limit or context.settings.max_body_bytes)
 
@@ -109,7 +109,7 @@ def json_body(
         large: CallerSlots = request.app.state.large_bodies
         async with large.slot(request.state.caller.name) if is_large(request) else nullcontext():
             raw = await read_raw(request)
-            # A thread costs more than a small body; a large one would hold up all other requests.
+            # A thread costs more than a small body; a large one would block all other requests.
             quick = len(raw) < QUICK_BYTES
             yield parse(raw) if quick else await run_in_threadpool(parse, raw)
 
@@ -117,7 +117,7 @@ def json_body(
 
 
 def build_body(context: ServerContext) -> Callable[[Request], AsyncIterator[Any]]:
-    """A dependency as `json_body`, for a build or a trigger: to check one takes long."""
+    """Return a dependency like `json_body`, for a build or a trigger, whose check takes long."""
     settings = context.settings
     return json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
 
@@ -128,7 +128,7 @@ def check_values(body: bytes, most: int) -> None:
     The largest build that the rules allow has some 60,000 values.
 
     Raises:
-        ApiError: there are more than ``most``, or about as many.
+        ApiError: there are about ``most`` values, or more.
     """
     if _marks(body) > most and _marks(_STRING.sub(b"", body)) > most:
         raise invalid_argument(f"the body holds more than {most} values")
@@ -158,10 +158,10 @@ def _check_texts(body: Any) -> None:
 
 
 def parsed(body: bytes) -> Any:
-    """A JSON body; None when it is empty.
+    """Parse a JSON body; None if it is empty.
 
     Raises:
-        ApiError: it is not JSON.
+        ApiError: the body is not JSON.
     """
     if not body.strip():
         return None
@@ -172,15 +172,16 @@ def parsed(body: bytes) -> Any:
 
 
 async def body_pieces(context: ServerContext, request: Request, limit: int) -> AsyncIterator[bytes]:
-    """The body as it arrives.
+    """Yield the body while it arrives.
 
     Raises:
-        ApiError: 413 when it is longer than ``limit`` bytes, 408 when it stops coming.
+        ApiError: 413 if it is longer than ``limit`` bytes, 408 if it stops arriving.
     """
     declared = request.headers.get("content-length", "")
     pieces = request.stream()
     if declared.isdecimal() and int(declared) > limit:
-        if request.headers.get("expect", "").lower() != "100-continue":  # it has begun to send
+        # the client has begun to send
+        if request.headers.get("expect", "").lower() != "100-continue":
             await _discard(pieces)
         raise _too_large(limit)
     taken = 0
@@ -204,9 +205,9 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
 
 
 async def _discard(pieces: AsyncIterator[bytes]) -> None:
-    """Read what still comes, up to a bound.
+    """Read and drop the rest of a body, up to a limit.
 
-    A client that is answered while it sends may find its connection reset before it reads why.
+    A client that gets an answer while it sends may see a reset connection instead of the answer.
     """
     left = _MOST_DISCARDED
     try:
@@ -223,10 +224,10 @@ def _too_large(limit: int) -> ApiError:
 
 
 def as_mapping(body: Any) -> dict[str, Any]:
-    """The body as a JSON object; empty when there is none.
+    """Return the body as a JSON object; empty without a body.
 
     Raises:
-        ApiError: it is something else.
+        ApiError: the body is no object.
     """
     if body is None:
         return {}
@@ -236,18 +237,18 @@ def as_mapping(body: Any) -> dict[str, Any]:
 
 
 def member(body: dict[str, Any], name: str) -> Any:
-    """A member by its camelCase name, also in snake_case; None when it is not there."""
+    """Return a member by its camelCase name, also in snake_case; None if it is missing."""
     if name in body:
         return body[name]
     return body.get(re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name))
 
 
 class CallerSlots:
-    """The costly requests of one kind that are handled or wait. For use in one event loop.
+    """Limits the concurrent costly requests of one kind. For use in one event loop.
 
     Args:
-        what: the kind, in the plural.
-        at_once: how many of one caller are handled at the same time.
+        what: name of the kind, in the plural.
+        at_once: the most concurrent requests of one caller.
     """
 
     def __init__(self, what: str, at_once: int) -> None:
@@ -258,7 +259,7 @@ class CallerSlots:
 
     @asynccontextmanager
     async def slot(self, caller: str) -> AsyncIterator[None]:
-        """Wait until a request of a caller may be handled; it counts until the block ends.
+        """Wait until a request of a caller may be handled. It counts until the block ends.
 
         Raises:
             ApiError: 429 after half a minute.
@@ -287,14 +288,14 @@ class CallerSlots:
 
 
 def is_large(request: Request) -> bool:
-    """Whether the body of a request is large, or may be."""
+    """Return whether the body of a request is large, or may be."""
     length = request.headers.get("content-length", "0")
     is_open = "transfer-encoding" in request.headers
     return is_open or not length.isdecimal() or int(length) >= LARGE_BYTES
 
 
 def search_slot() -> Callable[[Request], AsyncIterator[None]]:
-    """Return a dependency, behind that of the caller, that bounds searches and filters."""
+    """Return a dependency, after that of the caller, that limits searches and filters."""
 
     async def wait(request: Request) -> AsyncIterator[None]:
         searches: CallerSlots = request.app.state.searches
@@ -305,7 +306,7 @@ def search_slot() -> Callable[[Request], AsyncIterator[None]]:
 
 
 def slot_of(slots: CallerSlots) -> Callable[[Request], AsyncIterator[None]]:
-    """Return a dependency, behind that of the caller, that waits for one of ``slots``."""
+    """Return a dependency, after that of the caller, that waits for one of ``slots``."""
 
     async def wait(request: Request) -> AsyncIterator[None]:
         async with slots.slot(request.state.caller.name):
@@ -338,7 +339,7 @@ class UnverifiedBodies:
 
         Args:
             request: the request.
-            limit: most bytes of this body.
+            limit: the most bytes of this body.
 
         Raises:
             ApiError: 413 for a body over ``limit``, 408 for a slow one, 429 for a displaced one.
@@ -393,9 +394,9 @@ class _Body:
     Attributes:
         source: network of its sender.
         size: bytes so far.
-        deadline: when reading it is given up; None before that began.
-        complete: all of it is there; verifying it takes too little time for a displacement.
-        displaced: it was given up in favor of others.
+        deadline: time limit of the reading; None before it begins.
+        complete: the body is complete; its verification is too short for a displacement.
+        displaced: it was dropped in favor of others.
     """
 
     def __init__(self, source: str) -> None:
@@ -406,7 +407,7 @@ class _Body:
         self.displaced = False
 
     def displace(self) -> None:
-        """Have its reader raise, also one that waits for the next piece."""
+        """Let its reader raise, also while it waits for the next piece."""
         self.displaced = True
         if self.deadline is not None and not self.deadline.expired():
             self.deadline.reschedule(asyncio.get_running_loop().time())
@@ -419,7 +420,7 @@ class _Body:
 
 
 def network_of(address: str) -> str:
-    """The network that one sender is taken to be: an IPv4 address, or an IPv6 /64 network."""
+    """Return the network that counts as one sender: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -22,9 +22,9 @@ from buildrunner.store.model.builds import Lease
 Found = TypeVar("Found")
 
 _LOOK_S, _SELDOM_S = 1.0, 15.0
-_LOOKS_AT_ONCE = 4  # they claim, which one at a time does
+_LOOKS_AT_ONCE = 4  # claims are made one at a time
 MOST_WAITS = 1000
-"""Requests of one caller that wait at the same time: each holds a connection."""
+"""The most waiting requests of one caller. Each holds a connection."""
 
 
 class OnlyThis(Exception):
@@ -83,11 +83,11 @@ class Changes:
                 another one might.
             seconds: how long to wait.
             line: equal for requests that look for the same.
-            caller: whose waiting requests are counted.
-            is_gone: whether the client has hung up. Then nothing is looked for.
+            caller: the caller for the count of waiting requests.
+            is_gone: returns whether the client has disconnected. If so, ``look`` is not called.
 
         Returns:
-            None if nothing is found for that many seconds, or the client is gone, or the server
+            None if nothing is found for that many seconds, the client disconnects, or the server
             stops.
 
         Raises:
@@ -122,8 +122,8 @@ class Changes:
         """Return what ``look`` finds, which is called at once, and again once a build is disturbed.
 
         Args:
-            lease: of the build. It is disturbed when somebody wants it cancelled, when it ends, or
-                when another worker gets it.
+            lease: of the build. It is disturbed when its cancellation is requested, when it ends,
+                or when another worker gets it.
             look: returns None if it finds nothing.
             seconds: see `wait_for`.
             caller: see `wait_for`.

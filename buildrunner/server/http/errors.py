@@ -78,43 +78,43 @@ class ApiError(BuildrunnerError):
 
 
 def invalid_argument(message: str, *, field: str = "") -> ApiError:
-    """400: the request is wrong, whatever the state of things."""
+    """Return a 400: the request is invalid in any state."""
     details = [_violations([(field, message)])] if field else []
     return ApiError(400, message, details=details)
 
 
 def failed_precondition(message: str, *, details: Sequence[dict[str, Any]] = ()) -> ApiError:
-    """400: the request would be right in another state."""
+    """Return a 400: the request would be valid in another state."""
     return ApiError(400, message, status="FAILED_PRECONDITION", details=details)
 
 
 def already_exists(message: str) -> ApiError:
-    """409: the name is taken."""
+    """Return a 409: the name is taken."""
     return ApiError(409, message, status="ALREADY_EXISTS")
 
 
 def permission_denied(message: str) -> ApiError:
-    """403: the caller may not."""
+    """Return a 403: the caller lacks the right."""
     return ApiError(403, message)
 
 
 def unauthenticated(message: str) -> ApiError:
-    """401: the credentials that came along are not good."""
+    """Return a 401: the credentials are invalid."""
     return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def unimplemented(message: str) -> ApiError:
-    """405: Cloud Build has it, this server has not. gcloud would send a 501 five times."""
+    """Return a 405 for a method that this server lacks. gcloud would retry a 501 five times."""
     return ApiError(405, message, headers={"Allow": ""})
 
 
 def unavailable(message: str) -> ApiError:
-    """503: what is needed for the answer can't be had now."""
+    """Return a 503: a dependency is unavailable now."""
     return ApiError(503, message, headers={"Retry-After": "10"})
 
 
 def invalid_config(problems: Sequence[Problem], *, prefix: str = "") -> ApiError:
-    """400 with all problems: in the message for people, as field violations for programs."""
+    """Return a 400 with all problems, in the message and as field violations."""
     wrong = [problem for problem in problems if problem.severity is Severity.ERROR]
     placed = [replace(problem, path=f"{prefix}{problem.path}") for problem in wrong]
     message = "; ".join(problem.text() for problem in placed)
@@ -128,7 +128,7 @@ def _violations(fields: Sequence[tuple[str, str]]) -> dict[str, Any]:
 
 
 def error_response(error: ApiError) -> Response:
-    """The answer to a request that is refused."""
+    """Return the answer to a refused request."""
     body: dict[str, Any] = {"code": error.code, "message": str(error), "status": error.status}
     if error.details:
         body["details"] = error.details
@@ -137,7 +137,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Translate one of our errors to an answer."""
+    """Convert one of our errors to an answer."""
     match error:
         case ApiError():
             return error
@@ -152,7 +152,7 @@ def as_api_error(error: Exception) -> ApiError:
         case Conflict():
             return ApiError(409, _sentence(error))
         case StoreUnavailable():
-            # A database that is locked or restarts: clients try again by themselves.
+            # A locked or restarting database: clients retry by themselves.
             return ApiError(503, _sentence(error), headers={"Retry-After": "1"})
         case BuildrunnerError():
             return ApiError(error.http_status, _sentence(error))
@@ -165,7 +165,7 @@ def _sentence(error: BuildrunnerError) -> str:
 
 
 def _nothing_at(path: str) -> str:
-    """Why no route has a path."""
+    """Return why no route has a path."""
     if path.startswith("/v2/"):
         return (
             "this server has no Cloud Build v2 API (connections, repositories): triggers name "
@@ -175,11 +175,11 @@ def _nothing_at(path: str) -> str:
 
 
 def add_error_handlers(app: FastAPI, page: Callable[[Request, ApiError], Response]) -> None:
-    """Make every failure of ``app`` answer in the one shape, and browsers get a page.
+    """Let every failure of ``app`` have the same JSON form, or a page for browsers.
 
     Args:
         app: the application.
-        page: draws an error for a browser.
+        page: renders an error for a browser.
     """
 
     def answered(request: Request, error: ApiError) -> Response:

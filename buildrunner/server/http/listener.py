@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HEADER_S: Final = 15.0
-# A client that is refused goes on sending its body for a while. To close at once would take the
-# answer from it, too (the kernel resets the connection); to listen for ever would be foolish.
+# A refused client continues to send its body for a while. To close at once would drop the
+# answer, too (the kernel resets the connection), so the rest is read for a limited time.
 DISCARDED_BYTES: Final = 32 << 20
-# Strangers who only connect must not take the open files that database, logs and builds need.
+# Idle connections must not use up the open files that database, logs and builds need.
 MOST_CONNECTIONS: Final = 2000
 _OPEN_FILES: Final = 8192
 _HEADER_BYTES: Final = 64 * 1024
@@ -38,15 +38,15 @@ _BACKLOG: Final = 1024
 
 
 class Listener:
-    """Serves an application until somebody says stop.
+    """Serves an application until it is stopped.
 
     Args:
         app: from `create_app`.
         listening: from `listen_on`; closed at the end.
         tls_cert: file with the certificate and its chain; empty for plain HTTP.
         tls_key: file with its key.
-        on_signal: called once at the first SIGTERM or SIGINT, in a thread: it finishes what there
-            is to finish and returns; then the server stops. A second signal stops it at once.
+        on_signal: called once at the first SIGTERM or SIGINT, in a thread: it finishes the work
+            and returns; then the server stops. A second signal stops it at once.
 
     Raises:
         UsageError: certificate or key can't be used.
@@ -83,7 +83,7 @@ class Listener:
         self._server = _Server(config, app, on_signal)
 
     def run(self) -> None:
-        """Serve; returns when it is over."""
+        """Serve until the end."""
         _raise_open_files()
         try:
             self._server.run(sockets=[self._listening])
@@ -95,7 +95,7 @@ class Listener:
         self._server.stop()
 
     def wait_until_ready(self) -> None:
-        """Return once connections are answered; from another thread than `run`."""
+        """Wait until connections are answered. For another thread than `run`."""
         self._server.ready.wait()
 
 
@@ -115,7 +115,7 @@ class _Server(uvicorn.Server):
         self.ready.set()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """A signal: finish in a thread, so that viewers see running builds end meanwhile."""
+        """Handle a signal: finish in a thread, so that viewers see the end of running builds."""
         self._signals += 1
         if self._signals > 2:
             self.force_exit = True
@@ -145,7 +145,7 @@ class _Server(uvicorn.Server):
         self._stopping.set()
 
     async def main_loop(self) -> None:
-        """Tick as uvicorn does, and end at once when `stop` is called, not at the next tick."""
+        """Tick like uvicorn, but end at once when `stop` is called, not at the next tick."""
         ticks = 0
         while not await self.on_tick(ticks):
             ticks += 1
@@ -168,7 +168,7 @@ class _Server(uvicorn.Server):
 
 
 class _PatientProtocol(H11Protocol):
-    """HTTP with a limit on how long a client may take to say what it wants."""
+    """HTTP with a time limit for the head of a request."""
 
     _header_timer: asyncio.TimerHandle | None = None
     _discarded = 0
@@ -214,7 +214,7 @@ def _open_files() -> int:
 
 
 def _raise_open_files() -> None:
-    """Allow this process as many open files as its connections may need, where that is possible."""
+    """Raise the limit of open files to the number that connections may need, if possible."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
     if soft < wanted:
@@ -222,10 +222,10 @@ def _raise_open_files() -> None:
 
 
 def listen_on(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+    """Return a listening socket; port 0 takes a free port.
 
     Raises:
-        UsageError: the port is taken, or the address is not this machine's.
+        UsageError: the port is in use, or the address is not this machine's.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(
@@ -233,8 +233,8 @@ def listen_on(host: str, port: int) -> socket.socket:
         )[0]
     except OSError as error:
         raise UsageError(f"--host {host} is no address: {error.strerror}") from error
-    # asyncio turns Nagle off only where the protocol is named: else each answer, which is sent in
-    # two pieces, would wait 40 ms for the client's acknowledgement of the first.
+    # asyncio turns Nagle's algorithm off only if the protocol is named: otherwise each answer,
+    # sent in two pieces, would wait 40 ms for the client's acknowledgement of the first.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,9 +1,10 @@
 """Requests for the log of a build go to the server that has the log.
 
 Servers of one database share everything but files. The log of a build, its events and attestations
-lie on the server that ran the build (or took it from a worker). Another server that is asked passes
-the request on, with the caller's own credentials, which hold on every server of the database. The
-answer comes back as it is, a stream as it grows. Requests of workers about a log go the same way.
+are on the server that ran the build (or claimed it for a worker). Another server forwards
+the request, with the caller's own credentials, which are valid on every server of the database. The
+answer is returned unchanged, a stream while it grows. Workers' requests about a log are forwarded,
+too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from buildrunner.server.http.bodies import body_pieces
 from buildrunner.server.http.errors import ApiError, error_response, unavailable
 
 PASSED_ON = "x-buildrunner-passed-on"
-"""The header of a request that another server passed on: it is answered here, or not at all."""
+"""The header of a forwarded request, which is answered here and not forwarded again."""
 
 _OF_BUILD = re.compile(
     r"/buildrunner/v1/projects/[^/]+/builds/(?P<api>[^/]+)/(?:log(?:/.*)?|events|provenance)"
@@ -40,13 +41,14 @@ _OF_BUILD = re.compile(
 _OF_WORKER = re.compile(
     r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source)"
 )
-# A quiet stream says each 15 s that it is alive.
+# A quiet stream sends a comment every 15 s.
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
-_WORKER_TIMEOUT = httpx.Timeout(10.0, read=300.0)  # a log takes minutes to get to a slow bucket
+# the upload of a log to a slow bucket takes minutes
+_WORKER_TIMEOUT = httpx.Timeout(10.0, read=300.0)
 _KNOWN_S = 5.0
-_MOST_BODY_BYTES = 16 << 20  # of a piece of a log
+_MOST_BODY_BYTES = 16 << 20  # limit of a piece of a log
 _CAME_FROM = "x-forwarded-for"
-# These are of one connection, not of the request.
+# These headers belong to one connection, not to the request.
 _OF_CONNECTION = frozenset(
     (
         "connection",
@@ -65,30 +67,30 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class PassedOnStreams:
-    """Whether answers are still passed on. Used in the event loop of the server only."""
+    """The forwarded answers. Used only in the event loop of the server."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
 
     def close(self) -> None:
-        """End them: the server stops. Viewers come back to the next one by themselves."""
+        """End all forwarded answers, since the server stops. Viewers reconnect by themselves."""
         self.closed.set()
 
 
 class CutShort(Exception):
-    """The server that was asked ended in the middle of its answer."""
+    """The other server ended in the middle of its answer."""
 
 
 class LogHome:
-    """Passes requests for logs on to the servers that have them; an ASGI middleware.
+    """Forwards requests for logs to the servers that have them; an ASGI middleware.
 
-    A request for a log whose server does not answer goes on as any other: the routes of logs then
-    say where the log is (`KeptLogs`), and a page is drawn without it.
+    If the other server does not answer, the request is handled here: the routes of logs then
+    report where the log is (`KeptLogs`), and a page is rendered without it.
 
     Args:
-        app: whatever comes next.
+        app: the next application.
         context: the server's.
-        streams: takes what is being passed on.
+        streams: registers forwarded answers.
     """
 
     def __init__(self, app: ASGIApp, context: ServerContext, streams: PassedOnStreams) -> None:
@@ -114,7 +116,7 @@ class LogHome:
                 url = await run_in_threadpool(self._home, found[found.lastgroup or 0])
         if url and await self._passed_on(url, scope, receive, send):
             return
-        if url and of_worker:  # a second copy of the log must not begin here
+        if url and of_worker:  # a second copy of the log must not start here
             error = unavailable(f"the server {url}, which has the log, does not answer")
             await error_response(error)(scope, receive, send)
             return
@@ -128,13 +130,13 @@ class LogHome:
                 self._urls = {one.name: one.url for one in servers.all() if one.name != own}
                 self._known_until = time.monotonic() + _KNOWN_S
             if not self._urls:
-                return ""  # the only server: no build needs to be looked up
+                return ""  # with a single server, no lookup is needed
             return self._urls.get(servers.log_home(build_id), "")
         except StoreError:
-            return ""  # the route says so
+            return ""  # the route reports it
 
     async def _refused(self, scope: Scope) -> ApiError | None:
-        """Return why a request of a worker is not passed on: whoever sends it has no token."""
+        """Return why a request without a valid worker's token is not forwarded."""
         try:
             await WorkerAccess(self._context)(Request(scope))
         except ApiError as refused:
@@ -165,7 +167,7 @@ class LogHome:
                 for name, value in answer.headers.raw
                 if name.decode("latin-1").lower() not in _OF_CONNECTION
             ]
-            # Without its end: the server then closes the connection, and the reader sees that.
+            # Without its end, so that the server closes the connection, which the reader notices.
             with suppress(CutShort):
                 await response(scope, receive, send)
             return True
@@ -178,7 +180,10 @@ class LogHome:
         return httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False)
 
     async def _body(self, answer: httpx.Response) -> AsyncIterator[bytes]:
-        """Yield an answer as it comes. A stream of events may end early, any other answer not."""
+        """Yield an answer while it arrives.
+
+        A stream of events may end early, any other answer may not.
+        """
         is_stream = answer.headers.get("content-type", "").startswith("text/event-stream")
         pieces = answer.aiter_raw()
         closed = asyncio.ensure_future(self._streams.closed.wait())
@@ -201,14 +206,14 @@ class LogHome:
 
 
 def _target(scope: Scope) -> bytes:
-    """The path and the query of a request, as they were sent."""
+    """Return path and query of a request, unchanged."""
     query: bytes = scope["query_string"]
     path: bytes = scope["raw_path"]
     return path + b"?" + query if query else path
 
 
 def _headers(request: Request) -> list[tuple[bytes, bytes]]:
-    """The headers to pass on: any bytes, as they were sent."""
+    """Return the headers to forward, unchanged, whatever their bytes."""
     left_out = {*_OF_CONNECTION, _CAME_FROM}
     passed = [
         (name, value)

@@ -1,4 +1,4 @@
-"""HTTP calls to hosts that a gate allows, at the very addresses that it judged."""
+"""HTTP calls to hosts that a gate allows, only at the addresses that it checked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MOST_ADDRESSES: Final = 4
 
 
 class _Way(NamedTuple):
-    """By whom, to which address, and what tells the server its name besides."""
+    """One way to a host: the client, the URL with the address, and the name for the server."""
 
     client: httpx.Client
     url: str
@@ -42,9 +42,9 @@ class HttpAnswer(NamedTuple):
 
     Attributes:
         status_code: of HTTP.
-        headers: of HTTP; their names in lower case.
+        headers: the headers, with names in lower case.
         content: the body, or its beginning. It is not decompressed: see `PinnedHttp.call`.
-        is_cut: whether the body goes on after ``content``.
+        is_cut: whether the body continues after ``content``.
     """
 
     status_code: int
@@ -56,9 +56,9 @@ class HttpAnswer(NamedTuple):
 class PinnedHttp:
     """Makes calls. Thread-safe; `close` it. Redirects are not followed.
 
-    A host's name is looked up once, judged, and then connected to by address: a second look-up
-    could give another one, inside the server's network (DNS rebinding). Each call has a connection
-    of its own, so that none goes over a connection that was made to another name.
+    A host's name is looked up once, checked, and then connected to by address: a second lookup
+    could give another one, inside the server's network (DNS rebinding). Each call has its own
+    connection, so that none uses a connection that was made for another name.
     """
 
     def __init__(self) -> None:
@@ -89,15 +89,15 @@ class PinnedHttp:
     ) -> HttpAnswer:
         """Make a call, within `LONGEST_CALL_S` from first to last byte.
 
-        Answers are requested uncompressed and read as they come: no few bytes become many.
+        Answers are requested and read uncompressed, so that few bytes can't expand to many.
 
         Args:
-            gate: says whether the URL's host may be called.
+            gate: decides whether the URL's host may be called.
             method: of HTTP.
             url: where to.
-            headers: beside ``Host``.
+            headers: headers besides ``Host``.
             content: the body.
-            most_bytes: of the answer's body that are read.
+            most_bytes: the most bytes of the answer's body that are read.
 
         Raises:
             NotDelivered: the host may not be called, or is not found.
@@ -123,12 +123,12 @@ class PinnedHttp:
                         raise httpx.TransportError(text) from failed
                     if not isinstance(failed, httpx.ConnectError | httpx.ConnectTimeout):
                         raise
-                    error = failed  # nothing was sent: the next address may answer
+                    error = failed  # nothing was sent yet: the next address may answer
         assert error is not None  # noqa: S101  (there is at least one way)
         raise error
 
     def _ways(self, gate: TargetGate, url: str) -> Iterator[_Way]:
-        """Ways to an address that was judged, best first.
+        """Return ways to a checked address, best first.
 
         Raises:
             NotDelivered: the host may not be called.
@@ -140,7 +140,7 @@ class PinnedHttp:
         if parts.scheme not in ("https", "http") or not host:
             raise NotDelivered("the address is none: it must be https://HOST/PATH")
         is_proxied = parts.scheme in getproxies() and not proxy_bypass(host)
-        if is_proxied and not is_loopback_host(host):  # the proxy looks the name up itself
+        if is_proxied and not is_loopback_host(host):  # the proxy looks up the name itself
             gate.check_name(host)
             yield _Way(self._by_proxy, url, {}, {})
             return
@@ -166,7 +166,7 @@ def _answer(response: httpx.Response, most_bytes: int) -> HttpAnswer:
 
 
 def is_private_to_us(url: str) -> bool:
-    """Whether nobody on the way can read a call: it is encrypted, or stays on this machine."""
+    """Return whether a call is confidential: it is encrypted, or stays on this machine."""
     parts = urlsplit(url)
     return parts.scheme == "https" or is_loopback_host(parts.hostname or "")
 
@@ -179,8 +179,8 @@ class NotDelivered(BuildrunnerError):
     """Raised if a message did not arrive.
 
     Attributes:
-        is_final: it never will.
-        wait: how long the receiver wants us to wait; None when it does not say.
+        is_final: a retry can't succeed.
+        wait: the wait that the receiver requests; None if it requests none.
         no_answer: the receiver did not answer at all.
     """
 
@@ -199,16 +199,16 @@ class NotDelivered(BuildrunnerError):
 
 
 class HostNotFound(NotDelivered):
-    """The name of the host has no address now."""
+    """The host's name has no address now."""
 
 
 class TargetGate:
-    """Says where messages may go. Thread-safe.
+    """Decides where messages may go. Thread-safe.
 
     Args:
-        policy: what is allowed.
-        addresses_of: looks a name up. Raises `OSError`.
-        flag: of ``serve``, which allows more.
+        policy: the allowed addresses.
+        addresses_of: looks up a name. Raises `OSError`.
+        flag: the flag of ``serve`` that allows more, for messages.
     """
 
     def __init__(
@@ -223,10 +223,10 @@ class TargetGate:
         self._flag = flag
 
     def addresses(self, host: str) -> Sequence[str]:
-        """The addresses of a host that may be talked to; at least one.
+        """Return the permitted addresses of a host; at least one.
 
         Raises:
-            NotDelivered: it may not be, or can't be found.
+            NotDelivered: the host is not permitted, or not found.
         """
         self.check_name(host)
         try:
@@ -241,10 +241,10 @@ class TargetGate:
         return found
 
     def check_name(self, host: str) -> None:
-        """Whether a host may be talked to, as far as its name tells.
+        """Check whether a host is permitted, by its name alone.
 
         Raises:
-            NotDelivered: it may not.
+            NotDelivered: the host is not permitted.
         """
         if refusal_of_host(self._policy, host):
             raise self._refused(host, f"{host} is inside the server's network")
@@ -255,21 +255,21 @@ class TargetGate:
 
 
 class Gates(NamedTuple):
-    """The gates of a server: for what projects configure, and for the APIs of forges."""
+    """The gates of a server: for receivers of projects, and for the APIs of forges."""
 
     notifiers: TargetGate
     forges: TargetGate
 
 
 def gates(settings: ServerSettings) -> Gates:
-    """The gates that a server's settings mean."""
+    """Return the gates for a server's settings."""
     return Gates(TargetGate(settings.notify), TargetGate(settings.sources, flag=_SOURCE_FLAG))
 
 
 def tls_context() -> ssl.SSLContext:
-    """A context that trusts the system's authorities, and those that every browser has.
+    """Return a context that trusts the authorities of the system and of browsers.
 
-    A self-hosted forge often has a certificate of its company's own authority, which is in the
+    A self-hosted forge often has a certificate of a company's own authority, which is in the
     system's store, or in the file that ``SSL_CERT_FILE`` names.
     """
     import certifi

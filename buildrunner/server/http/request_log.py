@@ -27,14 +27,14 @@ _WORKERS: Final = "/worker/v1/"
 
 
 class Watch:
-    """Wraps the whole application (pure ASGI, so that streams pass untouched)."""
+    """Wraps the whole application (pure ASGI, so that streams are not buffered)."""
 
     def __init__(self, app: ASGIApp, context: ServerContext) -> None:
         self._app = app
         self._context = context
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note what comes of it."""
+        """Forward the request and record its result."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -78,9 +78,10 @@ class Watch:
         _log.info("%s %s %s", scope["method"], facts["path"], code, extra={"request": facts})
 
     async def _audit(self, scope: Scope, code: int) -> None:
-        """Before the answer goes out: who reads that it is done can read who did it."""
+        """Write the audit entry before the answer, so that a caller with the answer finds it."""
         noted = scope["state"].get("audit")
-        # Strangers were refused: that is in the log. They must not be able to fill the database.
+        # Refused strangers are only in the server's log: they must not be able to fill the
+        # database.
         if noted is None or scope["state"].get("caller") is None:
             return
         action, target = noted
@@ -99,9 +100,9 @@ class Watch:
 
 
 def shown_target(scope: Scope) -> str:
-    """Path and query of a request as they were sent, without the secrets of webhooks.
+    """Return path and query of a request, unchanged but without the secrets of webhooks.
 
-    As they were sent, since decoded ones may hold spaces and line ends: see `server_log`.
+    Unchanged, since decoded ones may have spaces and line breaks: see `server_log`.
     """
     path: str = scope["raw_path"].decode("ascii", "backslashreplace")
     query = scope["query_string"].decode("ascii", "backslashreplace")
@@ -130,7 +131,7 @@ _LEVELS: Final = {"WARNING": "WARN"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, severity, logger, message, and the facts that came along."""
+    """One JSON object a line: time, severity, logger, message, and further facts."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
@@ -150,7 +151,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A line for people: time, what happened, who asked."""
+    """A line for people: time, event, caller."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""

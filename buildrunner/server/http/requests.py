@@ -1,4 +1,4 @@
-"""Taking requests apart: addresses, query parameters, ranges of bytes."""
+"""Parses requests: addresses, query parameters, ranges of bytes."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def any_location(self) -> bool:
-        """Whether the path asks for all locations (``-``)."""
+        """Return whether the path means all locations (``-``)."""
         return self.location == "-"
 
 
 def address_of(context: ServerContext, request: Request) -> Address:
-    """Project and location of a request.
+    """Return project and location of a request.
 
     ``?parent=projects/P/locations/L`` gives an address of the older form its location, as the
     official client sends it.
 
     Raises:
-        ApiError: a name that can't be, or a parent of another project.
+        ApiError: a name is invalid, or the parent is another project.
     """
     settings = context.settings
     project = project_of(request, settings.default_project)
@@ -72,30 +72,30 @@ def _location(name: str, default: str) -> str:
 
 
 def idempotency_key(request: Request, caller: Caller) -> str:
-    """Return the ``requestId`` of a request as a key that only its caller can have.
+    """Return the ``requestId`` of a request as a key of its caller only.
 
-    The server's own keys, of deliveries and schedules, begin otherwise: a caller who guessed one
-    could have a build of their own taken for the build of a push.
+    The server's own keys, of deliveries and schedules, have other prefixes: a caller who guessed
+    one could otherwise pass off their own build as the build of a push.
     """
     given = parameter(request, "requestId")
     return f"caller/{caller.name}/{given}" if given else ""
 
 
 def client_address(request: HTTPConnection) -> str:
-    """The IP address of the client; behind a trusted proxy, the one that the proxy reports."""
+    """Return the IP address of the client; behind a trusted proxy, the address that it reports."""
     return request.client.host if request.client else ""
 
 
 def wants_enum_numbers(request: Request) -> bool:
-    """Whether the caller asked for enums as numbers (``$alt=json;enum-encoding=int``)."""
+    """Return whether the caller requests enums as numbers (``$alt=json;enum-encoding=int``)."""
     return "enum-encoding=int" in request.query_params.get("$alt", "")
 
 
 def page_size(request: Request) -> int:
-    """``pageSize``: 50 unless given, never more than 1000.
+    """Return ``pageSize``: 50 by default, at most 1000.
 
     Raises:
-        ApiError: it is no number, or negative.
+        ApiError: the value is no number, or negative.
     """
     text = parameter(request, "pageSize") or "0"
     if not text.isascii() or not text.isdecimal() or len(text) > 10:
@@ -104,7 +104,7 @@ def page_size(request: Request) -> int:
 
 
 def parameter(request: Request, name: str) -> str:
-    """A query parameter in camelCase or snake_case; empty when it is not there."""
+    """Return a query parameter in camelCase or snake_case; empty if it is missing."""
     value = request.query_params.get(name)
     if value is None:
         snake = re.sub(r"[A-Z]", lambda match: f"_{match.group().lower()}", name)
@@ -113,10 +113,10 @@ def parameter(request: Request, name: str) -> str:
 
 
 def flag(request: Request, name: str, *, default: bool) -> bool:
-    """A query parameter that is true or false.
+    """Return a boolean query parameter.
 
     Raises:
-        ApiError: it is neither.
+        ApiError: the value is neither true nor false.
     """
     text = parameter(request, name).lower()
     if text in ("", "true", "false"):
@@ -125,10 +125,10 @@ def flag(request: Request, name: str, *, default: bool) -> bool:
 
 
 def number(request: Request, name: str, *, low: int, high: int, default: int = 0) -> int:
-    """A query parameter that is a whole number.
+    """Return an integer query parameter.
 
     Raises:
-        ApiError: it is none, or out of bounds.
+        ApiError: the value is no integer, or out of bounds.
     """
     text = parameter(request, name) or str(default)
     try:
@@ -141,7 +141,7 @@ def number(request: Request, name: str, *, low: int, high: int, default: int = 0
 
 
 def row_number(text: str) -> int:
-    """The number of a database row that a page's address names; 0 when it is none."""
+    """Return the number of a database row in a page's address; 0 if it is invalid."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
 
 
@@ -156,10 +156,10 @@ class ByteRange(msgspec.Struct, frozen=True):
 
 
 def parse_range(header: str, size: int) -> ByteRange | None:
-    """The part of ``size`` bytes that is asked for; None for all of them.
+    """Return the requested part of ``size`` bytes; None for all of them.
 
     Raises:
-        ValueError: nothing of it is there (416).
+        ValueError: the range is beyond the end (416).
     """
     match = _FORM.fullmatch(header.strip())
     if match is None or match.group() == "bytes=-":

@@ -1,4 +1,4 @@
-"""Access tokens: how they are made, and who a caller is. Pure, but for the randomness."""
+"""Access tokens: makes tokens, and identifies callers. Pure, except for random numbers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from buildrunner.store.model.remote import WorkerIdentity
 
 SCOPES: Final = ("read", "submit", "approve", "admin")
 WORKER: Final = "worker"
-"""The scope of a worker's token. It opens the worker protocol, and nothing else does."""
-_PREFIX: Final = "brt_"  # so that scanners for leaked secrets know one when they see it
+"""The scope of a worker's token. It opens the worker protocol, and nothing else."""
+_PREFIX: Final = "brt_"  # so that scanners for leaked secrets recognize tokens
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 POOL_NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}")
@@ -29,9 +29,9 @@ class Caller(msgspec.Struct, frozen=True):
     """The authenticated caller of a request and its scopes.
 
     Attributes:
-        name: of his token; ``local`` without authentication.
-        scopes: of `SCOPES`; admin includes all.
-        projects: where; empty for everywhere.
+        name: name of the token; ``local`` without authentication.
+        scopes: scopes of `SCOPES`; admin includes all.
+        projects: the permitted projects; empty for all.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Caller(msgspec.Struct, frozen=True):
     projects: tuple[str, ...] = ()
 
     def may(self, scope: str, project: str = "") -> bool:
-        """Whether he may do what needs ``scope`` in a project; for the whole server when empty."""
+        """Return whether the caller has ``scope`` in a project; empty: on the whole server."""
         return self.can(scope) and (not self.projects or project in self.projects)
 
     def can(self, scope: str) -> bool:
-        """Whether he may do what needs ``scope`` anywhere at all."""
+        """Return whether the caller has ``scope`` in any project."""
         return scope in self.scopes or "admin" in self.scopes
 
 
 LOCAL: Final = Caller("local", SCOPES)
-PUBLIC_NAME: Final = "(public)"  # no token can be called that
+PUBLIC_NAME: Final = "(public)"  # no token can have this name
 
 
 def public_caller(projects: Sequence[str]) -> Caller | None:
@@ -64,10 +64,10 @@ def new_token(
     pool: str = "",
     now: datetime,
 ) -> tuple[str, AccessToken]:
-    """A fresh token: what its bearer gets, once, and what is stored.
+    """Make a token. Returns the secret text for its bearer, and the record to store.
 
     Raises:
-        UsageError: a name, scope, project or pool that can't be.
+        UsageError: a name, scope, project or pool is invalid.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name for a token: letters, digits and ._@- up to 64")
@@ -101,7 +101,7 @@ def new_token(
 
 
 def hash_of(token: str) -> str:
-    """The SHA-256 sum by which a token is stored and found."""
+    """Return the SHA-256 sum by which a token is stored and found."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -120,9 +120,9 @@ def worker_of(presented: str, found: AccessToken | None) -> WorkerIdentity | Non
 
 
 def _is_good(presented: str, found: AccessToken) -> bool:
-    """Whether the token that the store found is the presented one, and is not revoked.
+    """Return whether the token that the store found is the presented one, and is not revoked.
 
-    The store finds by the hash, so that its index leaks nothing of the token itself; that the hash
-    is the same is checked once more in constant time.
+    The store searches by hash, so its index leaks nothing about the token itself. The hash
+    is compared again in constant time.
     """
     return found.revoke_time is None and hmac.compare_digest(found.hash_hex, hash_of(presented))

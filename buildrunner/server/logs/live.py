@@ -4,11 +4,11 @@
            ``"chunks"``, when wanted: bytes, microseconds since 1970, step (-1: the build) of each;
            without text, ``{"offset": N, "size": M}``: the log has M bytes by now
 ``event``  a build event with its ``sequence``
-``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and whenever it changes
-``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and all before it was sent
+``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and at each change
+``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and its log was sent
 
-`LogFollower` polls the log folders. A look at one build is two ``stat`` calls (some 5 µs), whatever
-happens in it and however many watch it; inotify would save them while nothing happens, and cost a
+`LogFollower` polls the log folders. A check of one build is two ``stat`` calls (some 5 µs),
+regardless of its activity and its viewers; inotify would save them for an idle build, and cost a
 wake-up for each of the thousands of chunks a second of a chatty build (decision 0018).
 
 The id of each is ``OFFSET`` or ``OFFSET:SEQUENCE``. A client that reconnects with it as
@@ -40,12 +40,12 @@ from buildrunner.spec.model.build import FINAL_STATUSES
 
 _log = logging.getLogger("buildrunner.server")
 
-# Events tell of most changes; the store, of which some follow soon after, is asked more often then.
+# Events report most changes; then the store, which may change soon after, is polled more often.
 _LOOK_WAITING_S = 1.0
 _LOOK_WORKING_S = 2.0
 _LOOK_SOON_S = 0.2
 _SOON_S = 5.0
-# However many builds are watched, the store is asked so often per look and no more.
+# The most queries to the store per check, regardless of the number of watched builds.
 _ASKED_AT_ONCE = 10
 _WAITING = ("QUEUED", "PENDING")
 
@@ -65,17 +65,17 @@ class BuildState(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def ended(self) -> bool:
-        """Whether the status is final. The log was complete before it became so."""
+        """Return whether the status is final. The log is complete before that."""
         return self.status in FINAL_STATUSES
 
 
 class BuildWatch:
-    """One build that is watched. Made by `BuildWatches.watch`.
+    """One watched build. Made by `BuildWatches.watch`.
 
     Attributes:
-        state: as far as it is known; never older than a few seconds.
-        folder: what watches its log folder.
-        asked_at: when the store was asked last (monotonic seconds).
+        state: the last known state, at most a few seconds old.
+        folder: the watch of its log folder.
+        asked_at: time of the last query to the store (monotonic seconds).
     """
 
     def __init__(self, project: str, build_id: str, folder: FolderWatch, state: BuildState) -> None:
@@ -89,7 +89,7 @@ class BuildWatch:
         self.asked_at = 0.0
 
     def is_due(self, now: float) -> bool:
-        """Whether the store is to be asked again at ``now`` (monotonic seconds)."""
+        """Return whether the store must be queried again at ``now`` (monotonic seconds)."""
         if self.state.ended:
             return False
         if self.folder.events_bytes != self._seen_bytes:
@@ -99,18 +99,18 @@ class BuildWatch:
         return now - self.asked_at >= (_LOOK_SOON_S if now < self._soon_until else pause)
 
     def asked(self, now: float) -> None:
-        """The store is being asked."""
+        """Record that the store is being queried."""
         self.asked_at = now
 
     def learn(self, state: BuildState) -> None:
-        """Take the state that the store told, and wake viewers if it is another one."""
+        """Take the state from the store, and wake viewers if it has changed."""
         if state != self.state:
             self.state = state
             self.folder.wake()
 
 
 class BuildWatches:
-    """All builds that are watched on this server, by one event loop.
+    """All watched builds of this server, for one event loop.
 
     Args:
         context: the server's.
@@ -124,10 +124,10 @@ class BuildWatches:
 
     @asynccontextmanager
     async def watch(self, project: str, build_id: str) -> AsyncIterator[BuildWatch]:
-        """Watch a build for as long as the block takes.
+        """Watch a build until the block ends.
 
         Raises:
-            NotFound: there is no such build.
+            NotFound: the build does not exist.
         """
         state = await run_in_threadpool(self._ask, project, build_id)
         with self._follower.watch(log_folder(self._context.data_folder, build_id)) as folder:
@@ -146,7 +146,7 @@ class BuildWatches:
                     del self._watches[key]
 
     def close(self) -> None:
-        """End all streams: the server stops. Viewers come back to the next one by themselves."""
+        """End all streams, since the server stops. Viewers reconnect by themselves."""
         self._follower.close()
 
     async def _run(self) -> None:
@@ -161,7 +161,7 @@ class BuildWatches:
             self._task = None
 
     async def _look(self) -> None:
-        """Ask for the states that are due, and tell whoever waits for them."""
+        """Query the due states, and wake their viewers."""
         now = asyncio.get_running_loop().time()
         due = [watch for watch in self._watches.values() if watch.is_due(now)]
         due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
@@ -177,9 +177,10 @@ class BuildWatches:
             try:
                 answers.append((watch, self._ask(watch.project, watch.build_id)))
             except BuildrunnerError:
-                continue  # a database that restarts: asked again in a moment
+                continue  # a restarting database is queried again soon
             except Exception:  # noqa: BLE001  (see below)
-                # Viewers of all builds wait for this loop: no bug of one build may end it.
+                # Viewers of all builds depend on this loop, so a bug with one build must not end
+                # it.
                 _log.exception("the state of build %s can't be told", watch.build_id)
         return answers
 
@@ -200,7 +201,7 @@ _BLOCK_BYTES = 1 << 16
 _PART_BYTES = 1 << 14
 _EVENTS_AT_ONCE = 200
 _HEARTBEAT = b": still here\n\n"
-# Clients that follow the standard by themselves wait so long before they come back.
+# Standard clients wait this long before they reconnect.
 _HELLO = b"retry: 1000\n\n"
 
 
@@ -208,10 +209,10 @@ class StreamPosition(msgspec.Struct):
     """The position of a viewer in the stream.
 
     Attributes:
-        offset: bytes of the log; None for a viewer who does not want it.
-        sequence: the last event; None likewise.
-        chunks: he wants to know when each part of the log arrived, and from which step.
-        text: send the text of the log; False: only how long the log is.
+        offset: bytes of the log; None for a viewer without the log.
+        sequence: number of the last event; None for a viewer without events.
+        chunks: send the time and the step of each part of the log.
+        text: send the text of the log; False: only its length.
     """
 
     offset: int | None = 0
@@ -220,10 +221,10 @@ class StreamPosition(msgspec.Struct):
     text: bool = True
 
     def moved_to(self, last_event_id: str) -> StreamPosition:
-        """The position that a ``Last-Event-ID`` names; this one when it is empty.
+        """Return the position in a ``Last-Event-ID``; this one if it is empty.
 
         Raises:
-            ApiError: it is none of ours.
+            ApiError: the id is invalid.
         """
         if not last_event_id:
             return self
@@ -238,7 +239,7 @@ class StreamPosition(msgspec.Struct):
         )
 
     def id(self) -> str:
-        """The id that names it."""
+        """Return the event id of this position."""
         if self.sequence is None:
             return str(self.offset)
         return f"{self.offset or 0}:{self.sequence}"
@@ -247,12 +248,12 @@ class StreamPosition(msgspec.Struct):
 async def build_stream(
     watch: BuildWatch, folder: str, position: StreamPosition, *, heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[bytes]:
-    """The stream of one viewer.
+    """Yield the stream of one viewer.
 
     Args:
         watch: the build.
-        folder: of its log.
-        position: what the viewer has; moves on.
+        folder: folder of its log.
+        position: position of the viewer; it advances.
         heartbeat_s: seconds of silence after which a comment is sent.
     """
     log, events = LogFileReader(folder), EventLogReader(folder)
@@ -285,7 +286,7 @@ async def build_stream(
 
 
 async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
-    """The next messages about the log, if any."""
+    """Return the next messages about the log, if any."""
     if position.offset is None:
         return
     if not position.text:
@@ -303,9 +304,9 @@ async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIt
 
 
 def _parts(data: bytes) -> Iterator[bytes]:
-    """Pieces of 16 KiB at most, of whole lines where that is possible.
+    """Yield pieces of at most 16 KiB, of whole lines if possible.
 
-    Small ones: a network that breaks each connection early must not keep a viewer where he is.
+    Pieces are small, so that a viewer advances even if the network breaks each connection early.
     """
     begin = 0
     while begin < len(data):
@@ -331,7 +332,7 @@ def _log_body(offset: int, data: bytes) -> dict[str, object]:
 
 
 def _message(kind: str, position: StreamPosition, data: bytes) -> bytes:
-    # JSON has no newline in it: one data line is enough.
+    # This JSON has no newline, so one data line is enough.
     return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), position.id().encode(), data)
 
 
@@ -339,9 +340,9 @@ class FolderWatch:
     """The state of one watched log folder. Made by `LogFollower.watch`.
 
     Attributes:
-        version: rises whenever log or events have grown, or somebody called `wake`.
-        watchers: how many watch it.
-        closed: nobody will wake it any more.
+        version: increases when log or events have grown, and on `wake`.
+        watchers: number of its viewers.
+        closed: it will not be woken any more.
     """
 
     def __init__(self, folder: str) -> None:
@@ -353,7 +354,7 @@ class FolderWatch:
         self._changed = asyncio.Event()
 
     async def changed(self, version: int, timeout_s: float) -> bool:
-        """Wait until `version` is another one; whether that came in time."""
+        """Wait until `version` changes. Returns whether it did in time."""
         if self.version == version and not self.closed:
             try:
                 async with asyncio.timeout(timeout_s):
@@ -364,17 +365,17 @@ class FolderWatch:
 
     @property
     def events_bytes(self) -> int:
-        """Size of the events at the last look."""
+        """Return the size of the events at the last check."""
         return self._sizes[1]
 
     def wake(self) -> None:
-        """Wake all who wait, as if something had grown."""
+        """Wake all viewers, as if the log had grown."""
         self.version += 1
         event, self._changed = self._changed, asyncio.Event()
         event.set()
 
     def look(self) -> bool:
-        """Look at the files; whether one has grown since the last look."""
+        """Check the files. Returns whether one has grown since the last check."""
         sizes = tuple(map(_size, self._paths))
         if sizes == self._sizes:
             return False
@@ -383,10 +384,10 @@ class FolderWatch:
 
 
 class LogFollower:
-    """Watches log folders for one event loop, from which alone it is used.
+    """Watches log folders. Used only in one event loop.
 
     Args:
-        poll_s: seconds between two looks; what a viewer waits for a line at most.
+        poll_s: seconds between two checks: the longest delay of a line.
     """
 
     def __init__(self, poll_s: float = POLL_S) -> None:
@@ -397,7 +398,7 @@ class LogFollower:
 
     @contextmanager
     def watch(self, folder: str) -> Iterator[FolderWatch]:
-        """Watch a folder, which need not exist yet, for as long as the block takes."""
+        """Watch a folder, which need not exist yet, until the block ends."""
         watch = self._watches.get(folder)
         if watch is None:
             watch = self._watches[folder] = FolderWatch(folder)
@@ -413,7 +414,7 @@ class LogFollower:
                 del self._watches[folder]
 
     def close(self) -> None:
-        """Wake all for the last time, so that their streams end. Idempotent."""
+        """Wake all viewers for the last time, so that their streams end. Idempotent."""
         self._closed = True
         for watch in self._watches.values():
             watch.closed = True

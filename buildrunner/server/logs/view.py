@@ -1,4 +1,4 @@
-"""Lines of a log as viewers get them: numbered, with time and step, the long ones cut."""
+"""Lines of a log for viewers: numbered, with time and step, long lines cut."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def lines_answer(
     step: int | None = None,
     width: int = LONGEST_LINE,
 ) -> dict[str, Any]:
-    """The body of ``/log/lines``.
+    """Return the body of ``/log/lines``.
 
     Args:
         reader: the log.
         start: first line; counts from the end when negative.
-        count: how many at most.
-        since: take lines from this moment on instead.
-        step: leave out those of other steps.
-        width: cut each line to about so many bytes.
+        count: the most lines.
+        since: take lines from this time instead.
+        step: only lines of this step.
+        width: the size to which long lines are cut, in bytes.
 
     Returns:
         ``lines``, fewer than ``count`` if they exceed `MOST_PAGE_BYTES`; then ``next`` is the first
-        line that is left out, else None.
+        missing line, else None.
     """
     if since is not None:
         found = reader.lines_since(since, only_step=step)
@@ -68,10 +68,10 @@ def lines_answer(
 
 
 def step_runs(reader: LogFileReader) -> dict[str, Any]:
-    """The body of ``/log/steps``: which lines came from which step.
+    """Return the body of ``/log/steps``: the step of each run of lines.
 
     Returns:
-        ``runs``: ``[step, first line, line behind the last]`` in log order, -1 for the build's own
+        ``runs``: ``[step, first line, line after the last]`` in log order, -1 for the build's own
         lines; None when steps alternate more than 5,000 times.
     """
     runs: list[list[int]] | None = []
@@ -90,7 +90,7 @@ def step_runs(reader: LogFileReader) -> dict[str, Any]:
 
 
 def tail(reader: LogFileReader, count: int, width: int, most_bytes: int) -> list[LogLine]:
-    """The last lines, each of them once and cut, not more than so many bytes together."""
+    """Return the last lines, cut, up to a total size."""
     start = max(0, reader.line_count() - count)
     lines = [line for line, _ in _joined(reader.lines(start), width)][-count:]
     total = 0
@@ -113,7 +113,7 @@ def _line(line: LogLine) -> dict[str, Any]:
 
 
 def _joined(found: Iterable[LogLine], width: int) -> Iterator[tuple[LogLine, int]]:
-    """Each line once, cut, with its length; very long ones come in pieces of the same number."""
+    """Yield each line once, cut, with its length; pieces of a long line are joined."""
     begun: LogLine | None = None
     length, last = 0, b""
     for line in found:
@@ -133,7 +133,7 @@ def _cut(line: LogLine, last_piece: bytes, length: int, width: int) -> LogLine:
         return line
     head, drawn = line.text[:width], b""
     if b"\r" in last_piece:
-        # A progress bar: what it showed last counts, and the beginning says whose it is.
+        # A progress bar: keep its last state, and its beginning, which has the step's name.
         drawn = b"\r" + last_piece.rstrip(b"\r").rpartition(b"\r")[2][:width]
         head = head.partition(b"\r")[0]
     return msgspec.structs.replace(line, text=head + drawn)
@@ -150,15 +150,15 @@ class KeptLogs:
         self._context = context
 
     def folder(self, build: str) -> str:
-        """Return the folder of a build's log, if it is here."""
+        """Return the folder of a build's log, if this server has it."""
         return log_folder(self._context.data_folder, build)
 
     def reader(self, project: str, build: str) -> LogFileReader:
-        """Reads the log of a build.
+        """Return a reader of the log of a build.
 
         Raises:
             NotFound: no such build.
-            ApiError: its log is not here; why.
+            ApiError: this server does not have its log. The message says why.
         """
         return self.reader_of(self._context.store.builds.get(project, build))
 
@@ -166,7 +166,7 @@ class KeptLogs:
         """Return a reader of the log of a stored build.
 
         Raises:
-            ApiError: its log is not here; why.
+            ApiError: this server does not have its log. The message says why.
         """
         self._check_kept(stored)
         logging = stored.document.get("options", {}).get("logging")
@@ -176,19 +176,19 @@ class KeptLogs:
         return LogFileReader(self.folder(stored.id))
 
     def check(self, project: str, build: str) -> None:
-        """Refuse a build that is not there, or whose log was removed.
+        """Refuse a build that does not exist, or whose log was deleted.
 
         Raises:
             NotFound: no such build.
-            ApiError: its log was removed.
+            ApiError: its log was deleted.
         """
         self._check_kept(self._context.store.builds.get(project, build))
 
     def _check_here(self, stored: StoredBuild) -> None:
-        """Servers may share a database; a log lies on one of them (see `LogHome`).
+        """Check that this server has the log, which may be on another server (see `LogHome`).
 
         Raises:
-            ApiError: it is on another server, which does not answer, or nobody knows where it is.
+            ApiError: it is on another server, which does not answer, or its server is unknown.
         """
         if os.path.isdir(self.folder(stored.id)):
             return

@@ -1,4 +1,4 @@
-"""Notifiers: which builds they report, to whom, and in which words.
+"""Notifiers: the builds that they report, the receivers, and the text.
 
 `notifier` is the resource; `dispatch` decides which messages are sent; `messages` and `templates`
 write the text, in a bounded process.

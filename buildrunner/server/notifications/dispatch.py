@@ -1,4 +1,4 @@
-"""Messages of notifiers about builds: which are sent, and their text, rendered within bounds.
+"""Messages of notifiers about builds: the decision to send, and the text, rendered within limits.
 
 A notifier that may report a build becomes a message of kind `NOTIFY` in the outbox, which names the
 notifier and the change of the build: a large build is stored once, however many notifiers there
@@ -35,7 +35,7 @@ MOST_BYTES: Final = 256 << 10
 
 
 class NotifierWords:
-    """Evaluates the words and filters of notifiers. Thread-safe.
+    """Evaluates the templates and filters of notifiers. Thread-safe.
 
     Args:
         calls: evaluates.
@@ -50,12 +50,12 @@ class NotifierWords:
         self._argument_of = argument_of
 
     def check(self, project: str, document: dict[str, Any]) -> None:
-        """Look for what is wrong with a notifier.
+        """Check a notifier.
 
         Raises:
-            ConfigError: something is.
-            ApiError: it is too large.
-            Busy: the project has too many others under way.
+            ConfigError: the notifier is invalid.
+            ApiError: the notifier is too large.
+            Busy: the project has too many other running evaluations.
         """
         notifier_of(document)
         if len(msgspec.json.encode(document)) > MOST_BYTES:
@@ -82,7 +82,7 @@ class NotifierWords:
         """Return a notifier's message (`bounded_process.notify`); too much text is a ``problem``.
 
         Raises:
-            Busy: the project has too many others under way.
+            Busy: the project has too many other running evaluations.
             BuildrunnerError: nothing can be evaluated now.
         """
         argument = notify_argument(document, facts, key=key, now=now)
@@ -98,11 +98,11 @@ class NotifierWords:
         return said
 
     def prepared(self, message: Message) -> Message | None:
-        """A message as it can be sent; None for one of a notifier that has nothing to say.
+        """Return a message ready to be sent; None if its notifier does not report the change.
 
         Raises:
-            NotDelivered: the notifier's words can't be had, for good.
-            Busy: the project has too many others under way.
+            NotDelivered: the notifier's text can't be rendered, also not later.
+            Busy: the project has too many other running evaluations.
             BuildrunnerError: nothing can be evaluated now.
         """
         if message.kind != NOTIFY:
@@ -124,7 +124,7 @@ class NotifierWords:
 def notify_argument(
     document: dict[str, Any], facts: Facts, *, key: str, now: datetime
 ) -> dict[str, Any]:
-    """The argument for a notifier's evaluation, as JSON (`bounded_process.NotifyArgument`)."""
+    """Return the argument for a notifier's evaluation (`NotifyArgument`) as JSON."""
     argument = {"notifier": document, "facts": facts, "key": key, "now": now}
     found: dict[str, Any] = msgspec.to_builtins(argument)
     return found
@@ -147,13 +147,13 @@ class NotificationDesk:
         self._logged: set[str] = set()
 
     def __call__(self, change: BuildChange) -> Sequence[NewMessage]:
-        """The notifiers of the build's project that may have something to say of a change."""
+        """Return messages for the notifiers of the build's project that may report a change."""
         facts = _known_facts(change)
         found = []
         for name, document in self._store.notifiers.of_project(change.project_id).items():
             try:
                 notifier = notifier_of(document)
-            except ConfigError as error:  # kept by another version
+            except ConfigError as error:  # stored by another version
                 self._log_once(f"notifier {name} of {change.project_id}: {error}")
                 continue
             if change_rule(notifier, facts).passed is False:
@@ -173,7 +173,7 @@ class NotificationDesk:
         return found
 
     def argument_of(self, message: Message) -> dict[str, Any] | None:
-        """Return the argument of ``notify`` for a message; None if notifier or change are gone."""
+        """Return the argument of ``notify`` for a message; None without notifier or change."""
         build = self._store.outbox.changed_build(message.change_id)
         try:
             name = str(message.message["notifier"])
@@ -186,7 +186,7 @@ class NotificationDesk:
         return notify_argument(document, facts, key=message.key, now=message.created_at)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """Return the facts of a build, as of this document of it."""
+        """Return the facts about a build, from this document."""
         facts = Facts(
             build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
         )
@@ -208,7 +208,7 @@ class NotificationDesk:
 
 
 def _known_facts(change: BuildChange) -> Facts:
-    """Return the facts of the change alone: they tell whether a notifier is interested."""
+    """Return the facts of the change alone, which decide whether a notifier reports it."""
     previous = change.previous
     return Facts(
         build={"status": change.status, "buildTriggerId": change.trigger_id},
@@ -218,7 +218,7 @@ def _known_facts(change: BuildChange) -> Facts:
 
 
 def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
-    """The verdict, rule by rule."""
+    """Return the verdict, rule by rule."""
     rules = [change_rule(notifier, facts)]
     if rules[0].passed is not False:
         others = {
@@ -231,7 +231,7 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
 
 
 def change_rule(notifier: Notifier, facts: Facts) -> Rule:
-    """Return the rule whether a notifier reports such a change; its filter is not evaluated."""
+    """Return the rule on whether a notifier reports such a change. Its filter is not evaluated."""
     on = notifier.spec.notification.on
     if on == "status":
         return Rule(name="on", passed=None, text="it reports each new status")

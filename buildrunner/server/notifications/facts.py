@@ -1,6 +1,6 @@
 """The facts of a build that notifications report, and the variables of their templates. Pure.
 
-In a template an unset field has the zero value of its type, and an unknown name is an error.
+In a template, an unset field has the zero value of its type, and an unknown name is an error.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _ZEROS: dict[str, Any] = {"bool": False, "int": 0, "Int64": 0}
 
 
 class MessageView(dict[str, Any]):
-    """A message's JSON: what is set, and on request what is not. Both spellings of a field will do.
+    """A message's JSON: set fields, and on request zero values. Accepts both spellings of a field.
 
     Args:
-        message: what it is.
-        document: in camelCase.
+        message: type of the message.
+        document: its JSON, in camelCase.
     """
 
     def __init__(self, message: type[Message], document: Mapping[str, Any]) -> None:
@@ -89,7 +89,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build: the Build, as JSON.
         trigger: name of its trigger; empty for none.
-        previous: the last build of its trigger and branch before it that says something; None
+        previous: the last conclusive build of its trigger and branch before it; None
             for none.
         overtaken: a newer build of its trigger and branch has ended already.
     """
@@ -106,7 +106,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def change(self) -> str:
-        """`BROKEN`, `FIXED`, ...; empty while nobody can say."""
+        """Return `BROKEN`, `FIXED`, ...; empty if unknown."""
         if self.overtaken or not self.build.get("buildTriggerId"):
             return ""
         before = str((self.previous or {}).get("status", ""))
@@ -118,30 +118,30 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def substitutions(self) -> dict[str, str]:
-        """Values of the build."""
+        """Return the substitutions of the build."""
         values: dict[str, str] = self.build.get("substitutions", {})
         return values
 
     @property
     def ref(self) -> str:
-        """Branch or tag; empty when unknown."""
+        """Return the branch or tag; empty if unknown."""
         values = self.substitutions
         return values.get("BRANCH_NAME", "") or values.get("TAG_NAME", "")
 
     @property
     def commit(self) -> str:
-        """In full; empty when unknown."""
+        """Return the full commit; empty if unknown."""
         return self.substitutions.get("COMMIT_SHA", "")
 
     @property
     def detail(self) -> str:
-        """Why it failed, in one line; empty unless somebody said."""
+        """Return why it failed, in one line; empty if unknown."""
         failure = self.build.get("failureInfo", {}).get("detail", "")
         return " ".join(str(failure or self.build.get("statusDetail", "")).split())
 
     @property
     def title(self) -> str:
-        """The build in one line: ``FAILURE: on-push, main 0123abcd (broken)``."""
+        """Describe the build in one line: ``FAILURE: on-push, main 0123abcd (broken)``."""
         what = self.trigger or f"build {str(self.build.get('id', ''))[:8]}"
         where = " ".join(part for part in (self.ref, self.commit[:8]) if part)
         change = f" ({self.change})" if self.change in (BROKEN, FIXED, STILL_FAILING) else ""
@@ -149,7 +149,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def template_values(facts: Facts, params: dict[str, str]) -> dict[str, Any]:
-    """The values that templates see."""
+    """Return the values for templates."""
     previous = facts.previous
     return {
         "build": MessageView(Build, facts.build),

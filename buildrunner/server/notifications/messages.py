@@ -1,4 +1,4 @@
-"""The message that a notifier sends of a build. Pure: nobody is called, and no secret is in it."""
+"""The message of a notifier about a build. Pure: it makes no requests, and holds no secret."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ _SUBMISSION_PORT: Final = 587
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
-    """A message, made.
+    """A message that is ready.
 
     Attributes:
-        kind: who delivers it.
-        target: where it goes, for people.
-        call: what is sent.
+        kind: the way of delivery.
+        target: the receiver, for users.
+        call: the request or mail.
     """
 
     kind: str
@@ -59,13 +59,13 @@ def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -
     """The message.
 
     Args:
-        notifier: whose.
+        notifier: the notifier.
         facts: of the build.
         key: of the message.
         now: the time.
 
     Raises:
-        TemplateProblem: the template says nothing for this build.
+        TemplateProblem: the template fails for this build.
     """
     if notifier.kind == MAIL:
         return Made(kind=MAIL_KIND, target=target_of(notifier), call=_mail(notifier, facts, now))
@@ -111,16 +111,16 @@ def target_of(notifier: Notifier) -> str:
 
 
 def _short(secret: str) -> str:
-    """``NAME`` of ``projects/P/secrets/NAME/versions/V``."""
+    """Return ``NAME`` of ``projects/P/secrets/NAME/versions/V``."""
     parts = secret.split("/")
     return parts[3] if len(parts) > 3 and parts[2] == "secrets" else secret
 
 
 def _words(notifier: Notifier, facts: Facts) -> str | None:
-    """The text of the notifier's template; None without one.
+    """Return the text of the notifier's template; None without one.
 
     Raises:
-        TemplateProblem: it fails, or makes no JSON though it begins like it.
+        TemplateProblem: it fails, or makes invalid JSON although it begins like JSON.
     """
     template = notifier.spec.notification.template
     if template is None or not template.content:
@@ -140,7 +140,7 @@ def _is_html(notifier: Notifier) -> bool:
 
 
 def _params(notifier: Notifier, facts: Facts) -> dict[str, str]:
-    # build['_X'] is how configs name a substitution.
+    # configs name a substitution build['_X']
     event = {"build": {**facts.substitutions, **facts.build}}
     given = notifier.spec.notification.params
     return {name: filled(value, event)[0] for name, value in given.items()}
@@ -167,7 +167,7 @@ def _http(notifier: Notifier, facts: Facts) -> str:
 
 
 def _slack(notifier: Notifier, facts: Facts) -> str:
-    """A list of blocks in an attachment; an object as it is; anything else as its text."""
+    """Return a list of blocks in an attachment; an object unchanged; anything else as text."""
     words = _words(notifier, facts)
     colour = _COLOURS.get(facts.status, _OTHER_COLOUR)
     if words is None:
@@ -201,7 +201,7 @@ def _escaped(text: str) -> str:
 
 
 def _envelope(notifier: Notifier, facts: Facts, key: str, now: datetime) -> str:
-    """The form of Pub/Sub's push. Source: semantics 12.1."""
+    """Return the form of Pub/Sub's push. Source: semantics 12.1."""
     words = _words(notifier, facts)
     data = msgspec.json.encode(facts.build) if words is None else words.encode()
     project = facts.build.get("projectId", "")

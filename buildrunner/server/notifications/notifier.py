@@ -1,6 +1,8 @@
-"""Notifiers: configs in the form of Cloud Build's own notifiers, with our additions. Pure.
+"""Notifiers: configs in the form of Cloud Build's own notifiers, with buildrunner's additions.
 
-Our additions need ``apiVersion: buildrunner/v1``, so that a config says by itself whether other
+Pure.
+
+The additions need ``apiVersion: buildrunner/v1``, so that a config shows by itself whether other
 services understand it::
 
     apiVersion: buildrunner/v1
@@ -70,7 +72,7 @@ _PLACE = re.compile(r" - at `\$\.?(.*)`$")
 class SecretRef(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """A value that is a secret: names one of ``spec.secrets``."""
+    """A reference to one of ``spec.secrets``."""
 
     secret_ref: str
 
@@ -82,8 +84,8 @@ class Template(
 
     Attributes:
         type: ``golang``, as on the hosted service, or ``jinja2``; empty is ``golang``.
-        uri: where the words are: resolved by whoever imports the config.
-        content: the words.
+        uri: address of the text, which the import of the config resolves.
+        content: the text.
     """
 
     type: str = ""
@@ -94,22 +96,22 @@ class Template(
 class Delivery(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """The receiver; the fields that count depend on the notifier's kind.
+    """The receiver. The effective fields depend on the notifier's kind.
 
     Attributes:
         url: of HTTPNotifier and PubSubNotifier.
         webhook_url: of SlackNotifier and GoogleChatNotifier.
-        signature: a secret that bodies are signed with (ours).
-        token: a secret that is sent as ``Authorization: Bearer`` (ours).
+        signature: a secret that signs bodies (an addition).
+        token: a secret that is sent as ``Authorization: Bearer`` (an addition).
         server, port: of the mail server.
         sender: mail address that mails come from.
-        from_: how the sender is shown.
+        from_: the displayed sender.
         recipients: mail addresses.
         subject: a template.
         password: for the mail server; a secret.
-        username: for the mail server (ours); empty for the sender.
-        tls: how mail is kept from listeners (ours): ``starttls`` when the server offers it, ``tls``
-            from the first byte, which port 465 means by itself.
+        username: for the mail server (an addition); empty for the sender.
+        tls: encryption of mail (an addition): ``starttls`` if the server offers it, ``tls``
+            from the first byte, the default for port 465.
     """
 
     url: str | SecretRef = ""
@@ -133,13 +135,13 @@ class Notification(
     """The conditions, the text and the receiver of notifications.
 
     Attributes:
-        filter: CEL over ``build``; empty lets everything pass.
-        on: ``status``: each new status of a build; ``change``: a build that ended otherwise than
-            the one before of its trigger and branch; ``recovery``: the first success after a
-            failure (ours).
+        filter: CEL over ``build``; empty matches everything.
+        on: ``status``: each new status of a build; ``change``: a build with another result than
+            the previous one of its trigger and branch; ``recovery``: the first success after a
+            failure (an addition).
         params: bindings, ``$(build.status)``, by name.
-        template: None: the words of the kind.
-        delivery: where.
+        template: None: the default text of the kind.
+        delivery: the receiver.
     """
 
     filter: str = ""
@@ -150,10 +152,10 @@ class Notification(
 
 
 class Secret(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """A secret, by the name that the config has for it.
+    """A secret, by its name in the config.
 
     Attributes:
-        name: what ``secretRef`` says.
+        name: the name in ``secretRef``.
         value: its name in the server's store: ``projects/P/secrets/NAME/versions/latest``, or NAME.
     """
 
@@ -183,9 +185,9 @@ class Notifier(
 
     Attributes:
         api_version: `HOSTED` or `OURS`.
-        kind: what it sends.
+        kind: the kind of messages.
         metadata: its name.
-        spec: what it does.
+        spec: its rules and its receiver.
     """
 
     api_version: str
@@ -199,14 +201,14 @@ class Notifier(
         return self.metadata.name
 
     def secret(self, ref: str | SecretRef | None) -> str:
-        """The store's name of a secret that a value refers to; empty for anything else."""
+        """Return the stored name of the secret that a value refers to; empty for other values."""
         if not isinstance(ref, SecretRef):
             return ""
         return next((one.value for one in self.spec.secrets if one.name == ref.secret_ref), "")
 
 
 def refs_of(delivery: Delivery) -> list[tuple[str, SecretRef]]:
-    """Every reference to a secret, by the name of its field."""
+    """Return every reference to a secret, by the name of its field."""
     values: dict[str, Any] = {
         "url": delivery.url,
         "webhookUrl": delivery.webhook_url,
@@ -218,17 +220,17 @@ def refs_of(delivery: Delivery) -> list[tuple[str, SecretRef]]:
 
 
 def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
-    """The notifier in a document, with its words and its filter checked here.
+    """Return the notifier in a document, with text and filter checked in this process.
 
-    A server checks in `bounded_process` instead (`notifier_of`, `config_error`): it does not know
-    how long that takes.
+    A server checks in `bounded_process` instead (`notifier_of`, `config_error`), since a check
+    may take any time.
 
     Args:
-        document: as parsed from JSON or YAML.
-        with_filter: look at its filter, too, which needs CEL.
+        document: the parsed JSON or YAML.
+        with_filter: also check its filter, which needs CEL.
 
     Raises:
-        ConfigError: something is wrong in it.
+        ConfigError: the notifier is invalid.
     """
     notifier = notifier_of(document)
     problems = problems_of(notifier, with_filter=with_filter)
@@ -238,7 +240,7 @@ def read_notifier(document: Any, *, with_filter: bool = True) -> Notifier:
 
 
 def config_error(problems: Sequence[Finding]) -> ConfigError:
-    """The error that tells of problems."""
+    """Return the error with these problems."""
     return ConfigError(
         [
             Problem(message, path=path, hint=hint, rule="notifier")
@@ -248,16 +250,16 @@ def config_error(problems: Sequence[Finding]) -> ConfigError:
 
 
 def notifier_of(document: Any) -> Notifier:
-    """The notifier in a document, as far as its form goes; neither words nor filter are looked at.
+    """Return the notifier in a document, checked by its form only, without text and filter.
 
     Args:
-        document: as parsed from JSON or YAML.
+        document: the parsed JSON or YAML.
 
     Raises:
-        ConfigError: it has not the form.
+        ConfigError: the form is invalid.
     """
     kind = document.get("kind") if isinstance(document, dict) else None
-    if isinstance(kind, str) and kind not in KINDS:  # whose fields nobody here knows
+    if isinstance(kind, str) and kind not in KINDS:  # the fields of an unknown kind are not checked
         hint = f"use one of {', '.join(KINDS)}"
         wrong = Problem(f"there is no {kind} here", path="kind", hint=hint, rule="notifier")
         raise ConfigError([wrong])
@@ -274,7 +276,7 @@ def notifier_of(document: Any) -> Notifier:
 
 
 def _in_words(message: str) -> str:
-    """A sentence about types, as people call them."""
+    """Return a sentence about types in plain words."""
 
     def worded(found: re.Match[str]) -> str:
         wanted, got = (
@@ -291,7 +293,7 @@ Finding = tuple[str, str, str]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,62})")
 _ADDRESS: Final = re.compile(r"[^@\s,;<>\"]+@[^@\s,;<>\"]+")
-# Kind -> the fields of its delivery, those that must be there first.
+# Kind -> the fields of its delivery, the required ones first.
 _FIELDS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     HTTP: (("url",), ("signature", "token")),
     PUBSUB: (("url",), ("signature", "token")),
@@ -310,7 +312,7 @@ _MOST_PORT: Final = 65535
 
 
 def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
-    """Every problem of a notifier (of one of `KINDS`); ``with_filter``: try its CEL and words."""
+    """Return every problem of a notifier of `KINDS`; ``with_filter``: also of CEL and text."""
     found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
     found += [*_secrets(notifier), *_words(notifier)]
     if not with_filter:
@@ -336,7 +338,7 @@ def _head(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _extensions(notifier: Notifier) -> Iterator[Finding]:
-    """Fields of ours in a config that claims the hosted service's form."""
+    """Return problems of additions in a config of the hosted service's version."""
     if notifier.api_version != HOSTED:
         return
     notification = notifier.spec.notification
@@ -423,7 +425,7 @@ def _words(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _tried(notifier: Notifier) -> Iterator[Finding]:
-    """Problems of a valid template: fields that no build ever has."""
+    """Return problems of a valid template: fields that no build ever has."""
     notification = notifier.spec.notification
     kind = template_type(notifier)
     values = template_values(Facts(build={}), dict.fromkeys(notification.params, ""))
@@ -440,7 +442,7 @@ def _tried(notifier: Notifier) -> Iterator[Finding]:
 
 
 def template_type(notifier: Notifier) -> str:
-    """`GOLANG` or `JINJA`: what the config says, else what its version means."""
+    """Return `GOLANG` or `JINJA`: from the config, else the default of its version."""
     template: Template | None = notifier.spec.notification.template
     if template is not None and template.type:
         return template.type

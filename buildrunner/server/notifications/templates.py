@@ -1,9 +1,9 @@
-"""The words of messages: Jinja2 in its sandbox, and the part of Go's templates that notifiers use.
+"""Templates of messages: Jinja2 in its sandbox, and the part of Go's templates that notifiers use.
 
-A template sees data and nothing else: no files, no attributes of Python's objects. A problem names
+A template can access only data: no files, no attributes of Python's objects. A problem names
 its line. `translated` turns a template of Go into one of Jinja2; `FUNCTIONS` are its operations on
-values. A server evaluates templates in `bounded_process` only: even to compile one takes as much
-time and memory as its author likes.
+values. A server evaluates templates in `bounded_process` only, since even compiling one can take
+any amount of time and memory.
 
 Source: https://jinja.palletsprojects.com/en/stable/sandbox/
 """
@@ -52,25 +52,25 @@ _VERBS: Final = {"v": "s", "q": "s", "t": "s"}
 
 
 class TemplateProblem(BuildrunnerError):
-    """A template can't be read, or says nothing for this build. The message names the line.
+    """A template is invalid, or fails for this build. The message names the line.
 
     Attributes:
-        is_of_all: it is so for every build: a field that there never is.
+        is_of_all: it fails for every build, as with a field that never exists.
     """
 
     is_of_all = False
 
 
 def check_template(text: str, kind: str, names: frozenset[str]) -> None:
-    """Whether a template can be read, and asks for nothing that there never is.
+    """Check that a template is valid, and uses only fields that can exist.
 
     Args:
         text: the template.
         kind: `GOLANG` or `JINJA`.
-        names: what one of Jinja2 may see.
+        names: the names that a Jinja2 template may use.
 
     Raises:
-        TemplateProblem: it can't, or does.
+        TemplateProblem: the template is invalid, or uses another field.
     """
     _compiled(text, kind, "")
     if kind == GOLANG:
@@ -83,7 +83,7 @@ def check_template(text: str, kind: str, names: frozenset[str]) -> None:
 
 
 def is_json(text: str) -> bool:
-    """Whether a template makes JSON: its own words open an object or a list, and close it."""
+    """Return whether a template makes JSON: its text opens an object or list, and closes it."""
     words = _VALUE.sub("_", _CONTROL.sub("", text)).strip()
     return words[:1] + words[-1:] in ("{}", "[]")
 
@@ -94,11 +94,11 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
     Args:
         text: the template.
         kind: `GOLANG` or `JINJA`.
-        values: what it sees.
-        escapes: what it makes: values are escaped so that they stay values in it.
+        values: the values for the template.
+        escapes: the output's format, in which values are escaped.
 
     Raises:
-        TemplateProblem: it can't be read, or fails.
+        TemplateProblem: the template is invalid, or fails.
     """
     pieces: list[str] = []
     length = 0
@@ -112,7 +112,7 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
         raise
     except SecurityError as error:
         raise TemplateProblem(f"{_line_of(error)}this is not allowed: {error}") from error
-    except Exception as error:  # a template may do anything with any build: it is told, not raised
+    except Exception as error:  # a template may raise any error, which becomes a problem
         problem = TemplateProblem(f"{_line_of(error)}{_reason(error)}")
         problem.is_of_all = _NEVER.search(str(error)) is not None
         raise problem from error
@@ -136,7 +136,7 @@ def _environment(escapes: Escapes) -> ImmutableSandboxedEnvironment:
 
 
 def _json_part(value: Any) -> Any:
-    """A value inside a JSON text's quotes; what is JSON by itself (``tojson``) stays as it is."""
+    """Escape a value for a JSON string; JSON (from ``tojson``) stays unchanged."""
     if isinstance(value, Markup | Quoted):
         return value
     return json.dumps(str(value), ensure_ascii=False)[1:-1]
@@ -156,7 +156,7 @@ def _compiled(text: str, kind: str, escapes: Escapes) -> Any:
 
 
 def _line_of(error: Exception) -> str:
-    """``line 3: ``, where in the template it went wrong; empty if nobody knows."""
+    """Return the line of an error, as ``line 3: ``; empty if unknown."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename == _NAME:
             return f"line {frame.lineno}: "
@@ -169,13 +169,13 @@ def _reason(error: Exception) -> str:
 
 
 class Quoted(str):
-    """Text with its quotes, as ``%q`` makes it: JSON by itself."""
+    """Quoted text, as from ``%q``, which is valid JSON."""
 
     __slots__ = ()
 
 
 def field(value: Any, name: str) -> Any:
-    """``.Name`` of a value; None for a key that a map does not have.
+    """Return ``.Name`` of a value; None for a missing key of a map.
 
     Raises:
         ValueError: the value has no such field.
@@ -193,7 +193,7 @@ def field(value: Any, name: str) -> Any:
 
 
 def pairs(value: Any) -> Iterator[tuple[Any, Any]]:
-    """The items of ``range``: a list with its numbers, a map by its sorted keys."""
+    """Return the items of ``range``: a list with its indexes, a map by its sorted keys."""
     if isinstance(value, Mapping):
         return iter(sorted(value.items()))
     if isinstance(value, list | tuple):
@@ -204,7 +204,7 @@ def pairs(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def shown(value: Any) -> str:
-    """A value as Go prints it."""
+    """Return a value as Go prints it."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -321,7 +321,7 @@ _DECLARED: Final = re.compile(
 )
 _BLOCKS: Final = ("if", "range", "with")
 _WORDS: Final = {"true": "true", "false": "false", "nil": "none"}
-# A brace in front of an action would be read as part of it.
+# A brace before an action would be parsed as part of it.
 _BRACES: Final = re.compile(r"\{(?=[{%#]|$)")
 
 
@@ -330,10 +330,10 @@ class GoTemplateError(ValueError):
 
 
 def translated(text: str) -> str:
-    """The Jinja2 template that does what a Go template does.
+    """Return the Jinja2 template equivalent to a Go template.
 
     Raises:
-        GoTemplateError: it can't be read.
+        GoTemplateError: the template is invalid.
     """
     return _Translation(text).result()
 
@@ -342,7 +342,7 @@ class _Translation:
     def __init__(self, text: str) -> None:
         self._text = text
         self._line = 1
-        self._ends: list[str] = []  # what closes the open blocks
+        self._ends: list[str] = []  # closing tags of the open blocks
         self._dots: list[str] = [ROOT]
 
     def result(self) -> str:
@@ -494,7 +494,7 @@ class _Translation:
         raise self._wrong(f"{text!r} is not understood here")
 
     def _fields(self, value: str, tokens: list[tuple[str, str]]) -> str:
-        """Fields of what stands in parentheses: ``(index .Build.Steps 0).Name``."""
+        """Translate fields of a parenthesized expression: ``(index .Build.Steps 0).Name``."""
         if (
             tokens
             and tokens[0][0] == "path"

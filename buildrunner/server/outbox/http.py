@@ -1,6 +1,6 @@
-"""Sends messages of the outbox by HTTP. Raises when they did not arrive.
+"""Sends messages of the outbox by HTTP. Raises if they did not arrive.
 
-Redirects are not followed: who may be called is what was configured, and an answer must not lead
+Redirects are not followed: only the configured receiver may be called, and an answer must not lead
 anywhere else, least of all to an address inside the server's network.
 """
 
@@ -34,7 +34,7 @@ HTTP: Final = "http"
 SIGNATURE: Final = "X-Buildrunner-Signature-256"
 DELIVERY: Final = "X-Buildrunner-Delivery"
 
-# Answers that will not be any better the next time.
+# Answers for which a retry does not help.
 _FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _MOST_BYTES: Final = 1 << 16
@@ -43,19 +43,19 @@ _LONGEST_WAIT: Final = timedelta(days=1)
 
 
 class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored call that is still to be made. It holds no secret, only names of secrets.
+    """A stored call of the outbox. It holds no secret, only names of secrets.
 
     Attributes:
         method: of HTTP.
-        url: where to; empty when ``url_secret`` says it.
-        url_secret: secret that holds the address, where that is one itself, as Slack's are.
-        body: as it is sent.
-        content_type: of the body.
+        url: the URL; empty if ``url_secret`` has it.
+        url_secret: secret with the URL, if the URL is secret, as Slack's are.
+        body: the body.
+        content_type: content type of the body.
         token_secret: secret that holds the token; empty for none.
-        token_header, token_scheme: where the token goes.
-        sign_secret: secret that the body is signed with; empty for none.
-        fine_when: the answer is fine in spite of its code, if this is in its text.
-        to_forge: the call is of a forge's API. The token is the server's own for the URL's host,
+        token_header, token_scheme: the header for the token.
+        sign_secret: secret that signs the body; empty for none.
+        fine_when: text in an answer that makes it a success in spite of its code.
+        to_forge: the call is for a forge's API. The token is the server's own for the URL's host,
             whatever ``token_secret`` says.
     """
 
@@ -77,8 +77,8 @@ class HttpSender:
 
     Args:
         secrets: the server's and its projects'.
-        gates: which hosts may be called by notifiers, and which for forges.
-        now: what time it is.
+        gates: decide which hosts notifiers may call, and which hosts count as forges.
+        now: returns the time.
     """
 
     def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
@@ -95,10 +95,10 @@ class HttpSender:
         """Make a call.
 
         Args:
-            message: holds the `HttpMessage`, as the outbox keeps it.
+            message: the outbox's message, which holds the `HttpMessage`.
 
         Raises:
-            NotDelivered: it did not arrive.
+            NotDelivered: the message did not arrive.
             SecretError: there is no such secret for the message's project.
             msgspec.ValidationError: it was made by another version.
         """
@@ -159,7 +159,7 @@ class HttpSender:
 
 
 def _credentials(scheme: str, token: str) -> str:
-    """The header's value. A login and its password, ``NAME:PASSWORD``, are sent as such."""
+    """Return the header's value. ``NAME:PASSWORD`` is sent as a login with a password."""
     import base64
 
     if scheme == "Bearer" and ":" in token:
@@ -168,7 +168,7 @@ def _credentials(scheme: str, token: str) -> str:
 
 
 def _said(error: Exception, url: str) -> str:
-    """The error without the address: that may be a secret, and httpx quotes it in messages."""
+    """Return the error without the URL, which may be secret, and which httpx quotes."""
     import httpx
 
     if isinstance(error, httpx.InvalidURL | ValueError):
@@ -180,12 +180,12 @@ def _said(error: Exception, url: str) -> str:
 
 
 def signature(secret: str, body: bytes) -> str:
-    """The signature of a body, in the form that GitHub made usual."""
+    """Return the signature of a body, in GitHub's form."""
     return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
 
 
 def _wait(text: str, now: datetime) -> timedelta | None:
-    """The wait in ``Retry-After``: seconds, or a date; a day at most."""
+    """Return the wait in ``Retry-After`` (seconds, or a date), at most a day."""
     if not text:
         return None
     if text.isascii() and text.isdigit():
@@ -199,20 +199,20 @@ def _wait(text: str, now: datetime) -> timedelta | None:
 
 
 class ForgeInClear(SecretError):
-    """A forge is called by http, and would get its token unencrypted."""
+    """A call to a forge by http would send the token unencrypted."""
 
 
 def forge_token(secrets: ServerSecrets, url: str) -> str:
-    """The token for a call of a forge's API, without white space around it.
+    """Return the token for a call of a forge's API, without surrounding white space.
 
     Args:
         secrets: the server's.
-        url: of the call; its host decides which token it is.
+        url: URL of the call, whose host decides the token.
 
     Raises:
         SecretNotFound: the server has none for that host.
         ForgeInClear: the call is not encrypted and leaves this machine.
-        SecretError: the token can't be had now.
+        SecretError: the token can't be read now.
     """
     host = forge_host(url)
     if not is_private_to_us(url):

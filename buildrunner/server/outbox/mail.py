@@ -1,4 +1,4 @@
-"""Sends messages of the outbox by SMTP. Raises when they did not arrive."""
+"""Sends messages of the outbox by SMTP. Raises if they did not arrive."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _MOST_TEXT: Final = 300
 
 
 class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """A stored mail that is still to be sent. It holds no secret, only the name of one.
+    """A stored mail of the outbox. It holds no secret, only the name of one.
 
     Attributes:
-        server, port: where it is handed in.
-        tls: TLS from the first byte. Else STARTTLS is used when the server offers it.
-        must_encrypt: the server must offer it.
-        sender: the address it comes from.
-        shown_sender: how that is shown; empty for the address.
-        recipients: addresses.
+        server, port: the mail server.
+        tls: TLS from the first byte. Otherwise STARTTLS is used if the server offers it.
+        must_encrypt: the server must offer encryption.
+        sender: address of the sender.
+        shown_sender: the displayed sender; empty for the address.
+        recipients: addresses of the recipients.
         subject, body: one line; the text.
         is_html: the body is HTML.
         username: for the server; only used with a password.
         password_secret: secret with the password; empty for none.
-        thread: mails with the same one are shown together.
-        date: when it was made.
+        thread: mails with the same value are shown together.
+        date: time of its creation.
     """
 
     server: str
@@ -60,11 +60,11 @@ class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MailSender:
-    """Knows how to mail. Thread-safe.
+    """Sends mails. Thread-safe.
 
     Args:
         secrets: of the server's projects.
-        gate: which servers may be used.
+        gate: decides which servers may be used.
     """
 
     def __init__(self, secrets: ServerSecrets, gate: TargetGate) -> None:
@@ -75,8 +75,8 @@ class MailSender:
         """Send a mail.
 
         Args:
-            message: holds the `MailMessage`, as the outbox keeps it. The mail's own id is made of
-                its key.
+            message: the outbox's message, which holds the `MailMessage`. The mail's own id is made
+                from its key.
 
         Raises:
             NotDelivered: it did not arrive.
@@ -99,7 +99,7 @@ class MailSender:
     def _deliver(
         self, mail: MailMessage, key: str, password: str, deadline: Deadline
     ) -> dict[str, tuple[int, bytes]]:
-        """Hand a mail in. Returns the recipients that are refused."""
+        """Deliver a mail to the server. Returns the refused recipients."""
         server = self._connect(mail, deadline)
         try:
             _prepare(server, mail, password)
@@ -121,7 +121,7 @@ class MailSender:
 
 
 def _connection(mail: MailMessage, address: str, deadline: Deadline) -> smtplib.SMTP:
-    """A connection to the very address that was judged, under the server's name."""
+    """Return a connection to the checked address, under the server's name."""
 
     def connected(port: int, timeout: float | None) -> socket.socket:
         connection = socket.create_connection((address, port), timeout)
@@ -147,7 +147,7 @@ def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
     """Encrypt the connection, and sign in.
 
     Raises:
-        NotDelivered: the server offers no encryption, and it is needed.
+        NotDelivered: encryption is required, and the server does not offer it.
     """
     server.ehlo_or_helo_if_needed()
     encrypted = mail.tls
@@ -163,7 +163,7 @@ def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
 
 
 def composed(mail: MailMessage, key: str) -> EmailMessage:
-    """The mail itself."""
+    """Return the mail itself."""
     made = EmailMessage()
     made["From"] = mail.shown_sender or mail.sender
     made["To"] = ", ".join(mail.recipients)

@@ -1,11 +1,11 @@
-"""The loop of the outbox: turns changes of builds into messages, and delivers them.
+"""The loop of the outbox: makes messages from changes of builds, and delivers them.
 
-A message that does not arrive is tried again after 10 seconds, 20, 40, ... at most an hour, each a
-little off so that many don't come at once; after three days it is given up, and stays to be seen.
-A receiver that asks for more time (``Retry-After``) gets it.
+An undelivered message is retried after 10 seconds, 20, 40, ... at most an hour, each with
+jitter, so that retries don't coincide. After three days it is given up, and stays visible.
+A receiver can request a longer wait (``Retry-After``).
 
-Projects take turns, and no project has more than a share of the threads: slow receivers of one
-project hold up no other project.
+Projects alternate, and no project gets more than a share of the threads: slow receivers of one
+project delay no other project.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LONGEST_PAUSE: Final = timedelta(hours=1)
 GIVE_UP_AFTER: Final = timedelta(days=3)
 LEASE_S: Final = 180.0
 
-_POLL_S = 1.0  # builds are changed by processes of their own, which wake nobody here
+_POLL_S = 1.0  # separate processes change builds, and don't wake this loop
 _AT_ONCE = 16
 _OF_ONE_PROJECT = 4
 _LAST_S = 5.0
@@ -51,15 +51,15 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class OutboxSender:
-    """The thread, and those that it sends by. `start` and `stop` once.
+    """The loop's thread, and the sending threads. Call `start` and `stop` once.
 
     Args:
         store: changes and messages.
-        delivery: delivers one; closed at the end.
-        prepared: see `NotifierWords.prepared`; by default every message can be sent as it is.
-        reporters: say what is to be sent.
-        now: the time.
-        random: from 0 to 1.
+        delivery: delivers a message; closed at the end.
+        prepared: see `NotifierWords.prepared`; by default every message is ready.
+        reporters: return the messages about a change.
+        now: returns the time.
+        random: returns a number from 0 to 1.
     """
 
     def __init__(
@@ -88,11 +88,14 @@ class OutboxSender:
         self._loop.start()
 
     def wake(self) -> None:
-        """Look for changes at once. Cheap."""
+        """Check for changes at once. Cheap."""
         self._loop.wake()
 
     def stop(self) -> None:
-        """End. Messages in transit have a moment to arrive, else the next server resends them."""
+        """End.
+
+        Messages in transit get a moment to arrive; otherwise the next server resends them.
+        """
         self._loop.stop()
         self.wait_until_idle(_LAST_S)
         self._delivery.close()
@@ -102,7 +105,7 @@ class OutboxSender:
         self.begin_sending()
 
     def announce(self) -> None:
-        """Make messages of changes that nobody has dealt with: those whose turn it is.
+        """Make messages from pending changes, in order.
 
         Raises:
             StoreError: the database does not answer; nothing is lost by it.
@@ -129,7 +132,7 @@ class OutboxSender:
         return found
 
     def begin_sending(self) -> None:
-        """Hand what is due to threads.
+        """Pass due messages to threads.
 
         Raises:
             StoreError: the database does not answer; nothing is lost by it.
@@ -151,7 +154,7 @@ class OutboxSender:
             sender.start()
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait until nothing is being sent; whether that came in time."""
+        """Wait until no message is being sent. Returns whether that happened in time."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._under_way.total(), timeout_s)
 
@@ -159,19 +162,19 @@ class OutboxSender:
         try:
             self.send(message)
         except StoreError as error:
-            # It may have arrived: it is sent again when the claim ends, under the same key.
+            # It may have arrived. It is sent again when the claim expires, under the same key.
             _log.warning("outbox: %s", error)
         finally:
             with self._changed:
-                self._under_way -= Counter([message.project_id])  # keeps no zeros
+                self._under_way -= Counter([message.project_id])  # drop zeros
                 self._changed.notify_all()
             self._loop.wake()
 
     def send(self, message: Message) -> None:
-        """Deliver a claimed message, or note why not.
+        """Deliver a claimed message, or record the failure.
 
         Raises:
-            StoreError: what came of it could not be written down.
+            StoreError: the result could not be stored.
         """
         receiver = receiver_of(message)
         pause = self._backoffs.of(receiver, self._now())
@@ -191,7 +194,7 @@ class OutboxSender:
             self._not_delivered(message, error)
         except StoreError:
             raise
-        except Busy as error:  # of its own project, mostly: others go on
+        except Busy as error:  # mostly of its own project; others continue
             until = self._now() + _BUSY_PAUSE
             self._store.outbox.put_off(message, next_try=until, error=str(error), tried=False)
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
@@ -216,20 +219,20 @@ def pause_before(attempts: int, random: float) -> timedelta:
     """Return the time to wait before the next attempt.
 
     Args:
-        attempts: tries before the one that just failed.
-        random: from 0 to 1; moves it by a fifth either way.
+        attempts: number of tries before the failed one.
+        random: from 0 to 1, for a jitter of a fifth either way.
     """
     pause = backoff(attempts + 1, FIRST_PAUSE, LONGEST_PAUSE)
     return pause * (0.8 + 0.4 * random)
 
 
 class Delivery:
-    """Knows how to deliver. Thread-safe; `close` it.
+    """Delivers messages. Thread-safe; `close` it.
 
     Args:
         secrets: the server's and its projects'.
-        gates: where messages may go.
-        now: what time it is.
+        gates: decide where messages may go.
+        now: returns the time.
     """
 
     def __init__(self, secrets: ServerSecrets, gates: Gates, now: Callable[[], datetime]) -> None:
@@ -245,7 +248,7 @@ class Delivery:
         """Deliver a message.
 
         Raises:
-            NotDelivered: it did not arrive.
+            NotDelivered: the message did not arrive.
         """
         send = self._senders.get(message.kind)
         if send is None:
@@ -266,7 +269,7 @@ LONGEST_BACKOFF: Final = timedelta(minutes=1)
 
 
 class ReceiverBackoff(msgspec.Struct, frozen=True):
-    """The pause of a receiver that does not answer: its end, the failures in a row, the reason."""
+    """The pause of an unresponsive receiver: its end, the failures in a row, the reason."""
 
     until: datetime
     failures: int
@@ -289,7 +292,7 @@ class ReceiverBackoffs:
         return pause if pause is not None and pause.until > now else None
 
     def begin(self, receiver: str, now: datetime, why: str) -> None:
-        """Note that a receiver does not answer. Calls at the same time count as one failure."""
+        """Record that a receiver does not answer. Concurrent calls count as one failure."""
         with self._lock:
             before = self._backoffs.get(receiver)
             if before is not None and before.until > now:
@@ -304,7 +307,7 @@ class ReceiverBackoffs:
             self._backoffs[receiver] = ReceiverBackoff(now + length, failures, why)
 
     def end(self, receiver: str) -> None:
-        """Note that a receiver answers."""
+        """Record that a receiver answers."""
         with self._lock:
             self._backoffs.pop(receiver, None)
 
@@ -312,7 +315,7 @@ class ReceiverBackoffs:
 def receiver_of(message: Message) -> str:
     """Return the receiver: a project's address, or the secret of the project that has the address.
 
-    A project can make an address of its own fail in many ways. That delays no other project.
+    Keyed by project, since a project can make its own addresses fail, which must not delay others.
     """
     call = message.message
     if receiver := call.get("receiver", ""):

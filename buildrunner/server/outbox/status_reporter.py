@@ -35,7 +35,7 @@ class StatusReporter:
         secrets: the server's.
         hooks: returns the bindings of hooks by name. They decide which projects may report to
             a repository: see `may_speak_for`.
-        changed_build: returns the Build as of a change, by its id; None if it is gone.
+        changed_build: returns the Build at a change, by the change's id; None if it was deleted.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class StatusReporter:
         Source: semantics 9.11: the commit has a pending status until the comment.
 
         Args:
-            labels: of the event, as for a build.
+            labels: labels of the event, as for a build.
             project: the trigger's.
             trigger: its name.
             url: page with the reason.

@@ -1,4 +1,4 @@
-"""The files that a build uploaded, as its manifest lists them; one of them to download."""
+"""The files that a build uploaded, from its manifest, and their downloads."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from buildrunner.storage.stores import Stores
 
 _MOST_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 256 << 10
-_MOST_SIZES = 500  # of so many files the sizes are looked up, where that costs little
+_MOST_SIZES = 500  # number of files whose sizes are looked up, if that costs little
 
 
 class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
     """One uploaded file.
 
     Attributes:
-        number: its place in the manifest, from 0.
-        name: as the build named it: below the folder where the manifest is.
-        location: where it is.
-        size_bytes: None when it was not looked up, or the file is gone.
+        number: its index in the manifest, from 0.
+        name: its name in the build: its path below the folder of the manifest.
+        location: its URL.
+        size_bytes: None if it was not looked up, or the file was deleted.
     """
 
     number: int
@@ -63,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
             _pieces(reader),
             headers={
                 **HEADERS,
-                # It is somebody's file, not a page of ours: it is kept, never shown here.
+                # A build's file must never be shown as a page of this server, only downloaded.
                 "Content-Security-Policy": "sandbox; default-src 'none'",
                 "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
                 "Content-Length": str(reader.found.size_bytes),
@@ -84,8 +84,8 @@ def listed_files(context: ServerContext, project: str, manifest: str) -> tuple[U
     """Return the files that the manifest of a build of a project lists.
 
     Raises:
-        NotFound: it is gone.
-        StorageError: it can't be read.
+        NotFound: the manifest was deleted.
+        StorageError: the manifest can't be read.
     """
     folder, stores = _folder(manifest), _stores(context, project)
     return tuple(
@@ -100,10 +100,11 @@ def listed_files(context: ServerContext, project: str, manifest: str) -> tuple[U
 
 
 def _locations(stores: Stores, manifest: str) -> list[str]:
-    """Return where the files are. The build uploaded them below the folder of its manifest.
+    """Return the URLs of the files, which are below the folder of the manifest.
 
-    A build may write objects of any name, also a manifest that lists other objects: those are left
-    out, since the server would read them with its own rights.
+    A build may write objects of any name, also a manifest that lists other objects: those are
+        ignored,
+    since the server would read them with its own rights.
     """
     reader = _reader(stores, manifest)
     if reader.found.size_bytes > _MOST_MANIFEST_BYTES:
@@ -164,5 +165,5 @@ def _is_below(folder: str, name: str) -> bool:
 
 
 def _name(location: str) -> str:
-    """The URL of an object as a person writes it, without the generation."""
+    """Return the URL of an object without the generation."""
     return unquote(location.partition("#")[0])

@@ -16,7 +16,7 @@ from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
 
 _ORDER = "predecessors"
-_NAMED = 3  # steps that are named where several changed alike
+_NAMED = 3  # the most steps that are named in one change
 _OF_EACH_BUILD = frozenset(
     {"BUILD_ID", "COMMIT_SHA", "REVISION_ID", "SHORT_SHA", "BRANCH_NAME", "TAG_NAME", "REF_NAME"}
 )
@@ -26,10 +26,10 @@ class Change(msgspec.Struct, frozen=True):
     """One difference between two builds.
 
     Attributes:
-        name: of what.
-        before: what it was; empty for nothing.
-        after: what it is; empty for nothing.
-        link: where both can be compared; empty for nowhere.
+        name: name of the changed thing.
+        before: the earlier value; empty for none.
+        after: the present value; empty for none.
+        link: page that compares both; empty for none.
     """
 
     name: str
@@ -89,7 +89,7 @@ def step_times(old: BuildView, build: BuildView) -> tuple[StepTime, ...]:
 
 
 def _compare_link(old: BuildView, build: BuildView) -> str:
-    """The forge's own page of what came between two commits."""
+    """Return the forge's own page that compares two commits."""
     repository = build.revision.address.removesuffix(".git").rstrip("/")
     if not (repository.startswith("https://") and old.revision.commit and build.revision.commit):
         return ""
@@ -102,7 +102,7 @@ def _compare_link(old: BuildView, build: BuildView) -> str:
 
 
 def _by_title(steps: Sequence[StepView]) -> dict[str, StepView]:
-    """Steps by what people call them; those that share a name by their place, too."""
+    """Return steps by their titles, with the index if several have the same title."""
     titles = [step.title for step in steps]
     return {
         step.title if titles.count(step.title) == 1 else f"#{step.index} {step.title}": step
@@ -132,7 +132,7 @@ def _grouped(changes: Iterable[_StepChange]) -> Iterator[Change]:
 
 
 def _differing(before: Sequence[str], after: Sequence[str]) -> tuple[str, str]:
-    """The entries that only one of two lists has."""
+    """Return the entries that only one of two lists has."""
     old, new = set(before), set(after)
     return (
         " ".join(one for one in before if one not in new),
@@ -179,7 +179,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildHistory:
-    """Asks the store. Every question is answered off an index."""
+    """Queries the store. Every query uses an index."""
 
     def __init__(self, context: ServerContext) -> None:
         self._store = context.store
@@ -194,7 +194,7 @@ class BuildHistory:
         return usual_seconds(one.document for one in whole)
 
     def last_green(self, stored: StoredBuild, build: BuildView) -> StoredBuild | None:
-        """The last build of its trigger before it that succeeded, of its branch if there is one."""
+        """Return the last successful build before it of its trigger, if possible of its branch."""
         if not build.trigger_id:
             return None
         wanted = (
@@ -207,7 +207,7 @@ class BuildHistory:
         return next(same, found[0] if found else None)
 
     def attempts(self, stored: StoredBuild) -> list[Attempt]:
-        """All tries of the same build, the first one first; empty when there is only one."""
+        """Return all tries of the same build, the first one first; empty if there is only one."""
         project = stored.document["projectId"]
         first = self._build(project, stored.labels.get(FIRST_ATTEMPT, "")) or stored
         ids = first.labels.get(ATTEMPTS, "").split()[-_MOST_ATTEMPTS:]

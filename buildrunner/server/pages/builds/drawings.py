@@ -89,7 +89,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
         end_s: the same; the present for work that still runs.
         pull_s: seconds from its start until the image was pulled.
         run_from_s: seconds from its start until its container ran.
-        is_critical: whether it decided when the build ended.
+        is_critical: whether it is on the critical path.
     """
 
     label: str
@@ -120,7 +120,7 @@ def waterfall(
         document: the Build as JSON.
         depends_on: for each step, the indexes of the steps that it waits for; empty if unknown.
         now: the end of work that still runs.
-        start_s: how long it took to start the container of each step that ran.
+        start_s: seconds to start the container of each step that ran.
     """
     axis = _Axis(document, now)
     if axis.zero is None:
@@ -164,7 +164,7 @@ def _before_steps(document: Mapping[str, Any], axis: _Axis) -> list[Bar]:
         for phase, kind in _BEFORE.items()
         if (span := axis.span(document.get("timing", {}).get(phase, {}))) is not None
     }
-    # Both run at the same time; the steps waited for the one that took longer.
+    # Both run concurrently; the steps waited for the longer one.
     last = max(phases, key=lambda kind: phases[kind][1], default=None)
     bars += [
         Bar(label=kind, kind=kind, start_s=start, end_s=end, is_critical=kind == last)
@@ -219,10 +219,10 @@ def ticks(total_s: float) -> list[float]:
 
 
 def critical_path(ends: Mapping[int, float], depends_on: Sequence[Sequence[int]]) -> set[int]:
-    """Return the steps that decided when the last step ended.
+    """Return the steps of the critical path to the last step's end.
 
     Args:
-        ends: when each step that ran ended.
+        ends: end time of each step that ran.
         depends_on: for each step, the steps that it waits for.
     """
     path: set[int] = set()
