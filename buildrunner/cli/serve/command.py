@@ -14,7 +14,7 @@ from buildrunner import wiring
 from buildrunner.cli.serve import settings as serve_settings
 from buildrunner.cli.serve.credentials import ServerCredentials
 from buildrunner.cli.serve.place import data_of, database_of
-from buildrunner.cli.serve.worker import WorkerOptions
+from buildrunner.cli.serve.worker import WorkerOptions, spare_sandboxes
 from buildrunner.errors import EXIT_SUCCESS
 from buildrunner.logs.files.retention import LogRetention
 from buildrunner.server.context import ServerContext, ServerSettings
@@ -114,7 +114,7 @@ def _serve(
     kept = Retention(store, folder, uploads, kept_times(args, settings), utc_now)
     options = WorkerOptions(
         max_builds=server.max_builds,
-        spare_sandboxes=serve_settings.spare_sandboxes(args),
+        spare_sandboxes=spare_sandboxes(args.sandbox, args.spare_sandboxes),
         chores=(*kept.chores(), rotation, *_log_chores(args, folder, store)),
         run_again=store.queue.run_again,
         log_home=store.servers.log_home,

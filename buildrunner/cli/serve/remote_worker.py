@@ -11,8 +11,7 @@ import sys
 import threading
 from functools import partial
 
-from buildrunner.cli.serve.settings import spare_sandboxes
-from buildrunner.cli.serve.worker import ServerWorker, WorkerOptions
+from buildrunner.cli.serve.worker import ServerWorker, WorkerOptions, spare_sandboxes
 from buildrunner.errors import EXIT_SUCCESS, AuthError, ServerUnavailable, UsageError
 from buildrunner.sandboxes.protocol import ISOLATIONS
 from buildrunner.settings import WorkerSettings, data_folder, server_variables
@@ -175,7 +174,6 @@ class _Worker:
             most=1 if self._is_of_one_build else 0,
         )
         self._queue = RemoteQueue(self._server, send_log=self._send_rest, claims=self._claims)
-        spares = argparse.Namespace(sandbox=args.sandbox, spare_sandboxes=None)
         self._worker = ServerWorker(
             settings,
             self._queue,
@@ -183,7 +181,7 @@ class _Worker:
             folder,
             WorkerOptions(
                 max_builds=1 if self._is_of_one_build else args.max_builds,
-                spare_sandboxes=0 if self._is_of_one_build else spare_sandboxes(spares),
+                spare_sandboxes=0 if self._is_of_one_build else spare_sandboxes(args.sandbox, None),
                 store_log=self._store_log,
                 on_started=lambda stored: _say(f"Build {stored.id} begins."),
                 on_gone=self._gone,

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from buildrunner import wiring
 from buildrunner.cli.serve.place import add_place_flags
+from buildrunner.cli.serve.worker import spare_sandboxes
 from buildrunner.errors import BuildrunnerError, UsageError
 from buildrunner.server.context import ServerSettings, ShownSetting
 from buildrunner.settings import Settings, WorkerSettings, server_database, setting_origins
 
 _LEAST_BUILDS = 2
-_MEMORY_FOR_SPARES = 2 << 30
 
 EPILOG = """\
 examples:
@@ -246,16 +246,6 @@ def max_builds(args: argparse.Namespace) -> int:
     return int(args.max_builds) or max(_LEAST_BUILDS, os.cpu_count() or 1)
 
 
-def spare_sandboxes(args: argparse.Namespace) -> int:
-    """Return the number of spare sandboxes; builds on the host's engine need none."""
-    if args.sandbox != "nested":
-        return 0
-    if args.spare_sandboxes is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return 1 if memory >= _MEMORY_FOR_SPARES else 0
-    return int(args.spare_sandboxes)
-
-
 def keep_builds(given: str) -> tuple[str, str]:
     """Return project and rule of one ``--keep-builds``.
 
@@ -394,7 +384,7 @@ def shown_settings(
         "database": _without_password(worker.database),
         "max_builds": server.max_builds,
         "public_url": server.public_url,
-        "spare_sandboxes": spare_sandboxes(args),
+        "spare_sandboxes": spare_sandboxes(args.sandbox, args.spare_sandboxes),
     }
     shown = []
     parser = argparse.ArgumentParser(add_help=False)

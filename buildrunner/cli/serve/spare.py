@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
+from buildrunner.settings import WorkerSettings, worker_settings
 from buildrunner.worker.processes import SpareOrder
 
 # Modules that a build's process imports at some time; a spare imports them ahead.
@@ -24,12 +25,20 @@ _MODULES = (
     "buildrunner.engine.build_loop",
     "buildrunner.workspace.volume",
     "buildrunner.logs.files.events",
-    "buildrunner.store.sql.store",
     "buildrunner.worker.execution",
     "buildrunner.sandboxes.host",
-    "buildrunner.sandboxes.nested.sandbox",
-    "sqlalchemy.dialects.sqlite",
 )
+_OF_DATABASE = ("buildrunner.store.sql.store", "sqlalchemy.dialects.sqlite")
+_OF_SERVER = (
+    "buildrunner.worker.remote.credentials",
+    "buildrunner.worker.remote.log_sender",
+    "buildrunner.worker.remote.materials",
+    "buildrunner.worker.remote.queue",
+)
+_OF_SANDBOX = {
+    "nested": ("buildrunner.sandboxes.nested.sandbox",),
+    "pod": ("buildrunner.sandboxes.pod", "buildrunner.sandboxes.pod_engine"),
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +51,7 @@ def run(_: argparse.Namespace) -> int:
     Returns:
         0 when the build has ended, or when the server ended without sending a build.
     """
-    for name in _MODULES:
+    for name in _modules(worker_settings()):
         import_module(name)
     _rehearse()
     gc.collect()
@@ -53,6 +62,12 @@ def run(_: argparse.Namespace) -> int:
     import msgspec
 
     return _execute(msgspec.json.decode(line, type=SpareOrder))
+
+
+def _modules(worker: WorkerSettings) -> tuple[str, ...]:
+    """The modules for builds of a worker, which has its queue in a database or at a server."""
+    of_queue = _OF_SERVER if worker.server else _OF_DATABASE
+    return (*_MODULES, *of_queue, *_OF_SANDBOX.get(worker.sandbox, ()))
 
 
 def _rehearse() -> None:

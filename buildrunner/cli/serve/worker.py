@@ -32,8 +32,24 @@ from buildrunner.worker.program import ServerProgram, shared_network
 from buildrunner.worker.recovery import sweep_engine
 from buildrunner.worker.supervisor import Supervisor, SupervisorOptions
 
+_MEMORY_FOR_SPARES = 2 << 30
 _SWEEP_S = 120.0
 _UNKEPT_S = 5.0
+
+
+def spare_sandboxes(sandbox: str, wanted: int | None) -> int:
+    """Return the number of spare sandboxes.
+
+    Args:
+        sandbox: the kind; only nested ones are started ahead of need.
+        wanted: the number that was asked for; None: as the memory of this machine allows.
+    """
+    if sandbox != "nested":
+        return 0
+    if wanted is not None:
+        return wanted
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 1 if memory >= _MEMORY_FOR_SPARES else 0
 
 
 class WorkerOptions(msgspec.Struct, frozen=True, kw_only=True):

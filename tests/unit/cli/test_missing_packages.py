@@ -37,6 +37,7 @@ def test_what_to_install_is_said(tmp_path, package, arguments):
         ["builds", "list"],
         ["secrets", "list"],
         ["schema"],
+        ["worker", "--help"],
     ],
     ids=lambda arguments: arguments[0],
 )

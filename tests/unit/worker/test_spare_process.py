@@ -128,3 +128,42 @@ sys.stdin.read()
         wait_for_end(pid)
     except ProcessLookupError:
         return  # it was quicker
+
+
+@pytest.mark.parametrize(
+    ("server", "sandbox", "has", "lacks"),
+    [
+        (
+            "http://127.0.0.1:1",
+            "pod",
+            {"buildrunner.worker.remote.queue", "buildrunner.sandboxes.pod"},
+            {"sqlalchemy", "buildrunner.sandboxes.nested.sandbox"},
+        ),
+        (
+            "",
+            "nested",
+            {"sqlalchemy", "buildrunner.sandboxes.nested.sandbox"},
+            {"buildrunner.worker.remote.queue", "buildrunner.sandboxes.pod"},
+        ),
+    ],
+)
+def test_it_imports_only_what_builds_of_its_worker_need(
+    environ, folder, server, sandbox, has, lacks
+):
+    database = "" if server else environ["BUILDRUNNER_DATABASE"]
+    worker = WorkerSettings(data=folder.path, database=database, sandbox=sandbox, server=server)
+    code = (
+        "import sys; from buildrunner.cli.main import main;"
+        "main(['spare']); print(*sorted(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environ, **worker_environment(worker)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    modules = set(done.stdout.split())
+    assert has <= modules
+    assert not lacks & modules
