@@ -56,7 +56,7 @@ class FakeImages:
     def __init__(self, images: Iterable[str]) -> None:
         self.calls: list[tuple[str, str]] = []
         self.registry: dict[str, ImageInfo] = {}
-        self.pull_errors: dict[str, list[ImagePullError]] = {}
+        self.pull_errors: dict[str, list[EngineError]] = {}
         self.push_errors: dict[str, list[ImagePushError]] = {}
         self.push_logins: list[tuple[str, RegistryLogin | None]] = []
         self.private: set[str] = set()

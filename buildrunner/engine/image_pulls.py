@@ -138,7 +138,7 @@ class _Pull:
         self.announced = False
         self.failing = False  # a try has failed; a retry may follow
         self.image: ImageInfo | None = None
-        self.error: ImagePullError | None = None
+        self.error: EngineError | None = None
 
 
 class ImagePulls:
@@ -215,6 +215,7 @@ class ImagePulls:
 
         Raises:
             ImagePullError: the image can't be pulled.
+            EngineError: the engine broke off, or refuses to answer.
         """
         served = self.served(step)
         with self._lock:
@@ -256,7 +257,8 @@ class ImagePulls:
         image = pull.image
         if image is None:
             error = pull.error or ImagePullError("the pull was given up")
-            if error.transient and not error.unresolved and not self._halt.is_set():
+            gave_up = isinstance(error, ImagePullError) and error.transient and not error.unresolved
+            if gave_up and not self._halt.is_set():
                 log.line("ERROR: failed to pull because we ran out of retries.")
             raise error
         if image.digest:
@@ -291,7 +293,7 @@ class ImagePulls:
             self._report(PullStarted(at=self._clock.now(), image=name, steps=steps))
             pull.image = self._try_hard(pull)
         except EngineError as error:
-            pull.error = error if isinstance(error, ImagePullError) else ImagePullError(str(error))
+            pull.error = error
         finally:
             # Reported before any step continues, so that the events come in this order.
             self._report(

@@ -368,9 +368,11 @@ class StepVerdict:
         if error.hint:
             said.append(error.hint)
         options, others = self._build.options, self._build.pulls.also_missing(self._step)
-        if others:
+        is_gone = isinstance(error, EngineUnavailable)  # then nothing is known of any image
+        if others and not is_gone:
             said.append(f"These images can't be pulled either: {', '.join(others)}")
-        served = [one for one in (self._step.image, *others) if one in options.image_advice]
+        asked = () if is_gone else (self._step.image, *others)
+        served = [one for one in asked if one in options.image_advice]
         if served and others:
             said.append(f"`{options.install_command}` makes images for {', '.join(served)}")
         elif served:
@@ -383,7 +385,7 @@ class StepVerdict:
         return StepOutcome(
             index=self._step.index,
             status=self.stopped_by or Status.FAILURE,
-            infrastructure=isinstance(error, EngineUnavailable),
+            infrastructure=is_gone,
             forgiven=self._forgives_trouble(),
             error=text,
             timing=pulling,

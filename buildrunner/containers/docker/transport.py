@@ -17,6 +17,7 @@ import socket
 import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from http.client import IncompleteRead
 from typing import Any, NamedTuple
 
 from docker import APIClient
@@ -342,6 +343,8 @@ def _piece(raw: BaseHTTPResponse) -> bytes:
 def _reason(error: BaseException) -> str:
     """Return the message of the first error in a chain."""
     while (earlier := error.__cause__ or error.__context__) is not None:
+        if isinstance(error, IncompleteRead):  # below is how the next length could not be read
+            return "its answer is incomplete"
         error = earlier
     return str(error) or type(error).__name__
 

@@ -259,6 +259,12 @@ def test_a_peer_that_leaves_the_protocol_is_dropped(talk: Talk, answer: bytes) -
         peer.api.send("GET", "/")
 
 
+def test_a_peer_that_dies_between_two_pieces_is_said_to_have_ended(talk: Talk) -> None:
+    peer = talk(answering(chunked(b"a")[: -len(b"0\r\nTrailer: x\r\n\r\n")]))
+    with pytest.raises(EngineUnavailable, match="its answer is incomplete"):
+        peer.api.send("GET", "/")
+
+
 def test_an_engine_can_not_send_the_client_elsewhere(talk: Talk) -> None:
     moved = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
     with pytest.raises(Refusal):

@@ -425,6 +425,18 @@ def test_a_registry_that_had_an_address_before_is_tried_on() -> None:
     assert len(build.called("pull_image")) == 11
 
 
+def test_an_engine_that_breaks_off_during_a_pull_is_no_fault_of_the_image() -> None:
+    build = Build(step(0, image="app"))
+    gone = EngineUnavailable("the engine broke off", hint="Look at its log.")
+    build.engine.pull_errors = {"app": [gone]}
+    outcome = build.run(RunOptions(image_advice={"app": "another image"}))
+    assert outcome.status is Status.INTERNAL_ERROR
+    assert outcome.error == (
+        'error pulling build step 0 "app": the engine broke off. Look at its log.'
+    )
+    assert build.called("pull_image") == ["app"]
+
+
 def test_a_refused_pull_is_not_tried_again() -> None:
     build = Build(step(0, image="app"))
     assert build.run().status is Status.FAILURE
