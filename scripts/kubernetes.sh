@@ -8,6 +8,7 @@
 #   scripts/kubernetes.sh machine COMMAND...   runs a command on the node that `up` started
 #   scripts/kubernetes.sh render          writes deploy/kubernetes.yaml, the chart without values
 #   scripts/kubernetes.sh test [ARGUMENT...]   `up`, the tests on the cluster with arguments of pytest, `down`
+#   scripts/kubernetes.sh bench [ARGUMENT...]  `up`, the benchmark `kubernetes` with arguments of it, `down`
 #   scripts/kubernetes.sh down            ends what `up` started, and nothing else
 #
 # `up` uses the cluster that KUBECONFIG names, if it is set. Else it makes one: by kind, if that is
@@ -16,7 +17,7 @@
 # (ten minutes or more). Docker here is not touched.
 #
 # Variables:
-#   KEEP_CLUSTER      set: `test` leaves the cluster for the next time
+#   KEEP_CLUSTER      set: `test` and `bench` leave the cluster for the next time
 #   KUBERNETES_HOME   where compiled programs are kept (~/.cache/buildrunner-kubernetes)
 #   IMAGE_REGISTRY    with KUBECONFIG: where `load` pushes images to, and the cluster pulls them from
 #   ENGINES_HOME, SHARED, DEBIAN_MIRROR   as in scripts/engine-machine.sh
@@ -179,23 +180,58 @@ address() { [ "$(cat "$state/kubernetes/started" 2> /dev/null)" != machine ] || 
 
 render() { "$(tools)/helm" template buildrunner deploy/helm/buildrunner > deploy/kubernetes.yaml; }
 
-run_tests() {
-  scripts/engine.sh start
-  .venv/bin/buildrunner builders install engine
-  [ -n "${KEEP_CLUSTER:-}" ] || trap down EXIT
-  up
-  # Base images can't be pulled everywhere: Debian's packages make one.
-  .venv/bin/buildrunner builders install base docker
+# The images of the tests, from the engine here. Base images can't be pulled everywhere: Debian's packages make one.
+make_images() {
+  .venv/bin/buildrunner builders install base docker engine
   .venv/bin/buildrunner submit --no-push --config deploy/cloudbuild.yaml --substitutions _BASE=buildrunner/base .
+}
+
+# end: ends what this script started, also when it fails.
+end() {
+  kill -- "-$images" 2> /dev/null || :
+  [ -n "${KEEP_CLUSTER:-}" ] || down
+}
+
+# A cluster that has the images. Both take minutes the first time, and neither needs the other.
+prepare() {
+  local began=$SECONDS
+  scripts/engine.sh start
+  set -m   # a process group of its own, which `end` can end
+  make_images > "$state/kubernetes/images.log" 2>&1 & images=$!
+  set +m
+  trap end EXIT
+  up
+  say "The node is ready after $((SECONDS - began)) s"
+  wait "$images" || { cat "$state/kubernetes/images.log"; die "the images could not be made; the reason is above"; }
   load buildrunner/engine:latest buildrunner/server:latest buildrunner/worker:latest
+  say "The images are loaded after $((SECONDS - began)) s"
+  export BUILDRUNNER_TEST_KUBECONFIG=$kubeconfig
+}
+
+run_tests() {
+  prepare
+  tests() {
+    env --default-signal=HUP,INT,QUIT .venv/bin/pytest -q -p no:cacheprovider --durations=0 --durations-min=1 "$@"
+  }
   say "Tests on Kubernetes"
-  BUILDRUNNER_TEST_KUBECONFIG=$kubeconfig env --default-signal=HUP,INT,QUIT \
-    .venv/bin/pytest -q -p no:cacheprovider -m kubernetes tests/kubernetes "$@"
+  if [ "$#" -gt 0 ]; then
+    tests -m kubernetes tests/kubernetes "$@"
+  else
+    # Most tests wait. Those that stop parts of the cluster, or that measure, run behind the others.
+    tests -n 3 --dist loadfile --no-loadscope-reorder -m 'kubernetes and not alone' tests/kubernetes
+    tests -m 'kubernetes and alone' tests/kubernetes
+  fi
+}
+
+run_benchmark() {
+  prepare
+  .venv/bin/python -m benchmarks kubernetes "$@"
 }
 
 verb=${1:-}
 case $verb in
   test) shift; run_tests "$@" ;;
+  bench) shift; run_benchmark "$@" ;;
   up|load|tools|address|render|down) shift; "$verb" "$@" ;;
   machine) shift; machine run "$name" "$@" ;;
   *) sed -n '2,/^source/s/^# \{0,1\}//p' "$0"; exit 2 ;;

@@ -62,7 +62,7 @@ else
   run -q -n "$(($(nproc) + 2))" --dist loadfile --no-loadscope-reorder -m 'not chaos and not alone and not kubernetes'
   # Collecting all tests again would take longer than some of these run. Those in tests/web bear each other, and would
   # wait for one browser at a time.
-  alone=$(grep -rl --include='*.py' --exclude-dir=web 'pytest\.mark\.alone' tests)
+  alone=$(grep -rl --include='*.py' --exclude-dir=web --exclude-dir=kubernetes 'pytest\.mark\.alone' tests)
   # shellcheck disable=SC2086  (several paths)
   run -q -m alone $alone
   run -q -n "$(nproc)" --dist loadfile --no-loadscope-reorder -m alone tests/web

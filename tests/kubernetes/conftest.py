@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from buildrunner.kubernetes.manifest import LABEL_POOL, LABEL_SPARE
 from tests.conftest import remove_image
 
 CHART = Path(__file__).parents[2] / "deploy" / "helm" / "buildrunner"
@@ -110,12 +111,13 @@ def tools():
     return subprocess.check_output([SCRIPT, "tools"], text=True).strip()
 
 
-def relay(address, target):
-    """A server that leads connections at an address to a target; returns its port.
+def relay(address, target, wait=lambda: None):
+    """Return a running server that leads connections at an address to a target.
 
     Args:
         address: of this machine.
         target: host and port, or the path of a socket.
+        wait: called for each connection before it is led on.
     """
 
     def reach():
@@ -127,6 +129,7 @@ def relay(address, target):
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
+            wait()
             with reach() as far:
                 back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
                 back.start()
@@ -209,9 +212,9 @@ def namespace(kubeconfig, tools):
         found.kubectl("delete", "namespace", found.namespace, "--grace-period=1", "--wait=false")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(kubeconfig, tools):
-    """A namespace of its own for each test."""
+    """A namespace for the tests of a module: a server takes half a minute to be installed."""
     with namespace(kubeconfig, tools) as found:
         yield found
 
@@ -222,7 +225,7 @@ def volume_class(cluster, servers=1):
     if cluster.find("storageclasses")["items"]:
         yield ""
         return
-    storage_class = f"{cluster.namespace}-data"
+    storage_class = f"{cluster.namespace}-{uuid.uuid4().hex[:8]}"
     names = [f"{storage_class}-{number}" for number in range(servers)]
     on_a_node = {"key": "kubernetes.io/hostname", "operator": "Exists"}
     for name in names:
@@ -318,3 +321,32 @@ def token(cluster):
     found = re.search(r"brt_\S+", said)
     assert found is not None
     return found[0]
+
+
+def ready_spare(cluster, pool):
+    """The spare Pod of a pool whose worker waits for a build, once there is one."""
+
+    def ready():
+        for pod in cluster.find("pods", "--selector", f"{LABEL_POOL}={pool}")["items"]:
+            states = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
+            is_idle = "deletionTimestamp" not in pod["metadata"]
+            if LABEL_SPARE in pod["metadata"]["labels"] and states.get("Ready") == "True":
+                log = cluster.kubectl("logs", pod["metadata"]["name"], "-c", "worker", check=False)
+                if is_idle and "works for" in log and "begins" not in log:
+                    return pod
+        return None
+
+    return cluster.until(ready, "a spare Pod is ready", 120)
+
+
+def bare_pod_s(cluster):
+    """Start a Pod that does nothing; return the seconds until it is ready."""
+    name = f"pause-{uuid.uuid4().hex[:8]}"
+    container = {"name": "pause", "image": "buildrunner/pause:latest", "imagePullPolicy": "Never"}
+    spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
+    began = time.monotonic()
+    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+    cluster.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
+    took = time.monotonic() - began
+    cluster.kubectl("delete", "pod", name, "--wait=false")
+    return took

@@ -60,6 +60,7 @@ def test_an_image_that_is_not_there_is_the_reason(api, cluster):
         return "the engine in its Pod does not start" in found[0].reason
 
     cluster.until(said, "the reason of the kubelet", 60)
+    api.delete_job(cluster.namespace, job_name(build_id))
 
 
 def test_refusals_have_their_reasons(api, cluster):
@@ -83,6 +84,7 @@ def test_refusals_have_their_reasons(api, cluster):
         return False
 
     cluster.until(refused, "the quota counts", 30)
+    cluster.kubectl("delete", "resourcequota", "none")
 
 
 def test_the_keys_of_service_accounts_are_read(api):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import httpx
+import pytest
 
 from tests.kubernetes.conftest import (
     forwarded,
@@ -60,6 +61,7 @@ def objects(cluster):
     return found
 
 
+@pytest.mark.alone  # other tests make objects of the cluster
 def test_a20_an_uninstalled_chart_leaves_nothing_not_even_a_running_build(cluster, volume, mirror):
     before = objects(cluster)
     install(cluster, values(volume))

@@ -44,6 +44,7 @@ def job_that_runs(script, build_id, cluster, **settings):
         worker_image=image("engine"),
         engine_image=image("engine"),
         cpu="1",
+        cpu_request_percent=10,
         memory="512Mi",
         **settings,
     )

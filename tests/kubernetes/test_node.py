@@ -5,20 +5,52 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from tests.conftest import drain
 from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
-from tests.kubernetes.conftest import image, on_node
+from tests.kubernetes.conftest import image, on_node, relay
 from tests.kubernetes.test_pools import client, found, of_pool, phases, pod_of, pods, running
 from tests.kubernetes.test_workers import ended, submitted
 
-pytestmark = pytest.mark.usefixtures("own_cluster")
+pytestmark = [pytest.mark.usefixtures("own_cluster"), pytest.mark.alone]
+
+
+class Held:
+    """A mirror that can be held: its registry then gets requests and gives no answers.
+
+    Attributes:
+        url: its address.
+        asked: set at each request.
+        open: set unless it is held.
+    """
+
+    def __init__(self, here, mirror):
+        self.asked, self.open = threading.Event(), threading.Event()
+        self.open.set()
+        parts = urlsplit(mirror)
+        self.relay = relay(here, (parts.hostname, parts.port), self._wait)
+        self.url = f"http://{here}:{self.relay.server_address[1]}"
+
+    def _wait(self):
+        self.asked.set()
+        self.open.wait()
 
 
 @pytest.fixture
-def server(serve, cluster, here, mirror, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
+def held(here, mirror):
+    """See `Held`."""
+    found = Held(here, mirror)
+    yield found
+    found.open.set()
+    found.relay.shutdown()
+    found.relay.server_close()
+
+
+@pytest.fixture
+def server(serve, cluster, here, held, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
     """A client of a server outside of the cluster, which no lost node stops."""
     with socket.create_server((here, 0)) as free:
         port = free.getsockname()[1]
@@ -30,7 +62,7 @@ server = "http://{here}:{port}"
 namespace = "{cluster.namespace}"
 worker_image = "{image("worker")}"
 engine_image = "{image("engine")}"
-mirror = "{mirror}"
+mirror = "{held.url}"
 cpu = "1"
 cpu_request_percent = 10
 memory = "768Mi"
@@ -117,19 +149,19 @@ def test_a10_a_node_that_was_lost_comes_back_and_its_pod_writes_nothing(cluster,
     assert kept(server, build_id) == before
 
 
-def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod(cluster, server):
+def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod(
+    cluster, server, held
+):
+    held.open.clear()
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
+    assert held.asked.wait(60), cluster.state()  # for the image of the step, which can't begin
     pod = pod_of(cluster, build_id)
-
-    def is_up():
-        conditions = cluster.find("pod", pod)["status"].get("conditions", ())
-        return "True" in [one["status"] for one in conditions if one["type"] == "Ready"]
 
     def others():
         return [one for one in pods(cluster, build_id) if one["metadata"]["name"] != pod]
 
-    cluster.until(is_up, "the worker starts", 60)
     with Node(cluster, pod).frozen():
+        held.open.set()
         cluster.until(others, "another Pod", 120)
     build, log = ended(cluster, server, build_id)
     assert build["status"] == "SUCCESS", log

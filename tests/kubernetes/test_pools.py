@@ -16,7 +16,6 @@ from tests.kubernetes.conftest import (
     forwarded,
     image,
     install,
-    namespace,
     on_node,
     pod_images,
     pool_values,
@@ -30,13 +29,6 @@ UNPRIVILEGED = ("user-namespace", "capabilities")  # tests may run where nobody 
 FIVE_MB = bytes(range(256)) * 20_000
 LINES = 2000
 SPEAKS = f"for i in $(seq 0 {LINES - 1}); do echo line $i; [ $((i % 20)) -gt 0 ] || sleep 0.2; done"
-
-
-@pytest.fixture(scope="module")
-def cluster(kubeconfig, tools):
-    """One namespace for all tests of the module: a server takes half a minute."""
-    with namespace(kubeconfig, tools) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +186,9 @@ def test_a9_a_build_whose_pod_was_deleted_before_a_step_began_runs_in_another(cl
 def test_a11_a_build_whose_pod_was_evicted_says_so(cluster, server):
     build_id, pod = running(cluster, server)
     metadata = {"name": pod, "namespace": cluster.namespace}
-    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+    soon = {"gracePeriodSeconds": 5}
+    policy = {"apiVersion": "policy/v1", "kind": "Eviction"}
+    eviction = {**policy, "metadata": metadata, "deleteOptions": soon}
     path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}/eviction"
     cluster.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(eviction))
     build, _ = ended(cluster, server, build_id, 90)
@@ -261,6 +255,7 @@ def test_a15_a_server_that_is_killed_loses_no_line_of_a_running_build(cluster, s
     assert lines(log) == [f"line {number}" for number in range(LINES)]
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("own_cluster")
 def test_a15_builds_run_on_while_the_api_of_the_cluster_is_away(cluster, server, installed):
     build_id, _ = running(cluster, server, SPEAKS)

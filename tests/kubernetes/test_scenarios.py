@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -10,8 +11,9 @@ import pytest
 
 from buildrunner.spec.reading.decode import load_build
 from buildrunner.spec.writing import encode_duration, encode_message
+from tests.e2e.test_corpus_runs import CORPUS
+from tests.e2e.test_serve import api, serve  # noqa: F401  (a fixture)
 from tests.kubernetes.test_pools import (  # noqa: F401  (fixtures)
-    cluster,
     found,
     installed,
     of_pool,
@@ -23,7 +25,7 @@ from tests.scenarios.test_scenarios import SCENARIOS, Run
 # `test_pools::test_a12_...` has a limit of the memory.
 FOLDERS = [folder for folder in SCENARIOS if folder.name != "26_out_of_memory"]
 PULLED = timedelta(seconds=30)  # the engine of a new Pod has no images
-AT_A_TIME = 8
+AT_A_TIME = 4
 
 
 def request(folder):
@@ -68,3 +70,51 @@ def test_a2_every_scenario_ends_in_a_pod_as_in_a_nested_sandbox(cluster, server)
     with ThreadPoolExecutor(AT_A_TIME) as threads:
         problems = list(filter(None, threads.map(partial(problem, cluster, server), FOLDERS)))
     assert not problems, "\n".join(problems)
+
+
+# Configs of `tests/corpus` whose lines have a certain order: no two steps run at once.
+CONFIGS = (
+    "02_several_steps",
+    "07_script",
+    "09_directories",
+    "10_environment",
+    "11_home_persists",
+    "12_step_volumes",
+    "13_global_volumes",
+    "14_step_outputs",
+    "17_allow_failure",
+    "22_unknown_program",
+    "26_built_ins",
+)
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def result(cluster, server, name, **options):  # noqa: F811
+    """The end of a build of a config, and its log, without ids and times."""
+    loaded = load_build((CORPUS / f"{name}.yaml").read_bytes(), file=name)
+    body = encode_message(loaded.build)
+    body["options"] = {**body.get("options", {}), **options}
+    build, log = ended(cluster, server, submitted(server, body), 240)
+    ends = [(step.get("status"), step.get("exitCode")) for step in build["steps"]]
+    facts = build["status"], build.get("statusDetail"), build.get("failureInfo"), ends
+    return UUID.sub("ID", repr(facts)), UUID.sub("ID", log)
+
+
+@pytest.fixture
+def nested(serve, busybox, tmp_path):  # noqa: F811
+    """A client of a server on this machine, whose builds run in nested sandboxes."""
+    (tmp_path / "buildrunner").mkdir()
+    (tmp_path / "buildrunner" / "config.toml").write_text(
+        f'[images.aliases]\nbusybox = "{busybox}"\n'
+    )
+    flags = ("--sandbox", "nested", "--max-builds", "1")
+    serving = serve(*flags, env={"XDG_CONFIG_HOME": str(tmp_path)})
+    with api(serving) as http:
+        yield http
+    assert serving.stop()[0] == 0
+
+
+def test_a1_logs_and_results_in_a_pod_are_those_of_a_nested_sandbox(cluster, server, nested):  # noqa: F811
+    for name in CONFIGS:
+        expected = result(cluster, nested, name)
+        assert result(cluster, server, name, **of_pool(pool="wide")["options"]) == expected

@@ -15,7 +15,6 @@ from tests.fixtures_postgres import running_postgres
 from tests.kubernetes.conftest import (
     forwarded,
     install,
-    namespace,
     on_node,
     pod_images,
     pool_values,
@@ -31,13 +30,6 @@ SERVERS = ("ci-buildrunner-0", "ci-buildrunner-1")
 QUICK = {"name": "busybox", "args": ["true"]}
 
 pytestmark = pytest.mark.usefixtures("own_cluster")
-
-
-@pytest.fixture(scope="module")
-def cluster(kubeconfig, tools):
-    """One namespace for all tests of the module."""
-    with namespace(kubeconfig, tools) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from datetime import UTC, datetime
 from statistics import median
 
 import pytest
 
-from buildrunner.kubernetes.manifest import LABEL_SPARE
 from tests.kubernetes.conftest import (
+    bare_pod_s,
     install,
-    namespace,
     pod_images,
     pool_values,
+    ready_spare,
     token,
     values,
     volume_class,
@@ -24,12 +22,6 @@ from tests.kubernetes.test_pools import of_pool, pods, server  # noqa: F401  (a 
 from tests.kubernetes.test_workers import ended, submitted
 
 TIMES = 3
-
-
-@pytest.fixture(scope="module")
-def cluster(kubeconfig, tools):
-    with namespace(kubeconfig, tools) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +36,6 @@ def installed(cluster, mirror):
         yield bearer
 
 
-def spare(cluster):
-    """The spare Pod that is ready, once there is one."""
-
-    def ready():
-        for pod in pods(cluster, pool="fast"):
-            states = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
-            is_idle = "deletionTimestamp" not in pod["metadata"]
-            if LABEL_SPARE in pod["metadata"]["labels"] and states.get("Ready") == "True":
-                log = cluster.kubectl("logs", pod["metadata"]["name"], "-c", "worker", check=False)
-                if is_idle and "works for" in log and "begins" not in log:
-                    return pod
-        return None
-
-    return cluster.until(ready, "a spare Pod is ready", 120)
-
-
 def first_step_s(cluster, server, pool):  # noqa: F811
     """Run a build; return the seconds from its request until its first step began."""
     asked = datetime.now(UTC)
@@ -70,26 +46,13 @@ def first_step_s(cluster, server, pool):  # noqa: F811
     return (begun - asked).total_seconds()
 
 
-def bare_pod_s(cluster):
-    """Start a Pod that does nothing; return the seconds until it is ready."""
-    name = f"pause-{uuid.uuid4().hex[:8]}"
-    container = {"name": "pause", "image": "buildrunner/pause:latest", "imagePullPolicy": "Never"}
-    spec = {"containers": [container], "terminationGracePeriodSeconds": 0}
-    began = time.monotonic()
-    cluster.apply({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
-    cluster.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=60s")
-    took = time.monotonic() - began
-    cluster.kubectl("delete", "pod", name, "--wait=false")
-    return took
-
-
 def test_a_build_runs_in_a_spare_pod_that_ends_with_it_and_is_replaced(cluster, server):  # noqa: F811
-    before = spare(cluster)["metadata"]
+    before = ready_spare(cluster, "fast")["metadata"]
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}, pool="fast"))
     build, log = ended(cluster, server, build_id, 60)
     assert build["status"] == "SUCCESS", log
     assert not pods(cluster, build_id)
-    after = spare(cluster)["metadata"]
+    after = ready_spare(cluster, "fast")["metadata"]
     assert after["uid"] != before["uid"]
 
     def phase():
@@ -99,7 +62,7 @@ def test_a_build_runs_in_a_spare_pod_that_ends_with_it_and_is_replaced(cluster, 
 
 
 def test_a9_a_build_whose_spare_pod_is_deleted_ends_with_the_reason(cluster, server):  # noqa: F811
-    pod = spare(cluster)["metadata"]["name"]
+    pod = ready_spare(cluster, "fast")["metadata"]["name"]
     step = {"name": "busybox", "script": "exec sleep 300"}
     build_id = submitted(server, of_pool(step, pool="fast"))
     path = f"/v1/projects/shop/builds/{build_id}"
@@ -112,6 +75,7 @@ def test_a9_a_build_whose_spare_pod_is_deleted_ends_with_the_reason(cluster, ser
     assert "its Pod was deleted" in build["statusDetail"]
 
 
+@pytest.mark.alone
 @pytest.mark.usefixtures("own_cluster")
 def test_a19_a_spare_pod_begins_a_build_sooner_than_a_new_one(cluster, server, capsys):  # noqa: F811
     """The figures are those of the machine: the bars of A19 need one that does nothing else."""
@@ -119,7 +83,7 @@ def test_a19_a_spare_pod_begins_a_build_sooner_than_a_new_one(cluster, server, c
     for _ in range(TIMES):
         bare.append(bare_pod_s(cluster))
         cold.append(first_step_s(cluster, server, "linux"))
-        spare(cluster)
+        ready_spare(cluster, "fast")
         fast.append(first_step_s(cluster, server, "fast"))
     seconds = {
         name: [round(one, 2) for one in found]

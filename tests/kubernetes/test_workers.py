@@ -7,15 +7,21 @@ import base64
 import httpx
 import pytest
 
-from tests.kubernetes.conftest import forwarded, image, install, token, values
+from tests.kubernetes.conftest import forwarded, image, install, token, values, volume_class
 
 # A build finds nothing of the one before in its workspace.
 NEXT = {"name": "busybox", "script": "ls -A /workspace; test ! -e /workspace/file"}
 
 
-@pytest.fixture
-def settings(cluster, volume, mirror):
+@pytest.fixture(scope="module")
+def settings(cluster, mirror):
     """The values of a server with one worker, installed as the notes of the chart say it."""
+    with volume_class(cluster) as volume:
+        yield installed(cluster, volume, mirror)
+
+
+def installed(cluster, volume, mirror):
+    """Install the server, then its worker; return the values of the chart."""
     install(cluster, values(volume))
     made = cluster.kubectl(
         *("exec", "ci-buildrunner-0", "--", "buildrunner", "tokens", "create", "workers"),
