@@ -36,7 +36,9 @@ BENCHMARKS = {
     "big-log": ("benchmarks.big_log", "measure"),
     "workers": ("benchmarks.workers", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
+    "kubernetes": ("benchmarks.kubernetes", "measure"),
 }
+ON_A_CLUSTER = {"kubernetes"}
 WITHOUT_ENGINE = {"startup", "validation", "store", "pages", "big-log"}
 
 
@@ -52,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(BENCHMARKS):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
-    names = options.names or list(BENCHMARKS)
+    names = options.names or [name for name in BENCHMARKS if name not in ON_A_CLUSTER]
     results: list[Result] = []
     failed = False
     print_row("", "value", "target", "ours", "theirs", "")
