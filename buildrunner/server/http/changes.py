@@ -1,7 +1,8 @@
 """Requests that wait for a change of the queue: held open, and woken by `ServerContext.wake`.
 
 A change costs a few reads of the database, however many requests wait: of requests that look for
-the same, the first one looks; and one read says which of the builds that run were disturbed.
+the same, the first one looks; and one read says which of the builds that run were disturbed. Few
+requests of one caller look at the same time, so that those of others do not wait for them.
 """
 
 from __future__ import annotations
@@ -23,12 +24,24 @@ Found = TypeVar("Found")
 
 _LOOK_S, _SELDOM_S = 1.0, 15.0
 _LOOKS_AT_ONCE = 4  # claims are made one at a time
+_LOOKS_OF_CALLER = 2
 MOST_WAITS = 1000
 """The most waiting requests of one caller. Each holds a connection."""
+MOST_LINES = 100
+"""The most lines of one caller. The first request of each looks at the database after a change."""
 
 
 class OnlyThis(Exception):
     """A request finds nothing for a reason of its own: another one of its line may find it."""
+
+
+class _Caller:
+    """The waiting requests of one caller."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.lines: Counter[Hashable] = Counter()
+        self.looking = asyncio.Semaphore(_LOOKS_OF_CALLER)
 
 
 class Changes:
@@ -54,14 +67,14 @@ class Changes:
         self._running: dict[asyncio.Event, Lease] = {}
         self._changed = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
-        self._waits: Counter[str] = Counter()
+        self._callers: dict[str, _Caller] = {}
         self._closed = False
         changed.connect(self._notify)
 
     @property
     def waiting(self) -> int:
         """The number of requests that wait."""
-        return self._waits.total()
+        return sum(caller.waits for caller in self._callers.values())
 
     async def wait_for(
         self,
@@ -91,13 +104,15 @@ class Changes:
             stops.
 
         Raises:
-            ApiError: 429 if `MOST_WAITS` requests of the caller wait already.
+            ApiError: 429 if `MOST_WAITS` requests of the caller wait already, or in `MOST_LINES`
+                lines.
         """
-        with self._counted(caller) as loop, self._in_line(line) as place:
+        with self._counted(caller, line) as own, self._in_line(line) as place:
+            loop = asyncio.get_running_loop()
             end = loop.time() + seconds
             while True:
                 place.clear()
-                async with self._looking:
+                async with own.looking, self._looking:
                     if await is_gone():
                         return None
                     try:
@@ -134,7 +149,8 @@ class Changes:
         Raises:
             ApiError: see `wait_for`.
         """
-        with self._counted(caller) as loop:
+        with self._counted(caller):
+            loop = asyncio.get_running_loop()
             end = loop.time() + seconds
             disturbed = asyncio.Event()
             self._running[disturbed] = lease
@@ -173,18 +189,25 @@ class Changes:
             self._watch = None
 
     @contextmanager
-    def _counted(self, caller: str) -> Iterator[asyncio.AbstractEventLoop]:
-        if self._waits[caller] >= MOST_WAITS:
-            message = f"{MOST_WAITS} requests of {caller} wait already: try again later"
-            raise ApiError(429, message, headers={"Retry-After": "10"})
+    def _counted(self, caller: str, line: Hashable = None) -> Iterator[_Caller]:
         self._loop = asyncio.get_running_loop()
-        self._waits[caller] += 1
+        own = self._callers.setdefault(caller, _Caller())
+        if own.waits >= MOST_WAITS:
+            raise _too_many(f"{MOST_WAITS} requests of {caller} wait already")
+        if line is not None and line not in own.lines and len(own.lines) >= MOST_LINES:
+            raise _too_many(f"requests of {caller} wait for {MOST_LINES} different things already")
+        own.waits += 1
+        if line is not None:
+            own.lines[line] += 1
         try:
-            yield self._loop
+            yield own
         finally:
-            self._waits[caller] -= 1
-            if not self._waits[caller]:
-                del self._waits[caller]
+            own.waits -= 1
+            if line is not None:
+                own.lines[line] -= 1
+                own.lines += Counter()  # without those that are empty
+            if not own.waits:
+                del self._callers[caller]
 
     @contextmanager
     def _in_line(self, line: Hashable) -> Iterator[asyncio.Event]:
@@ -218,6 +241,10 @@ class Changes:
         for line in self._lines:
             self._wake(line, 0)
         self._changed.set()
+
+
+def _too_many(problem: str) -> ApiError:
+    return ApiError(429, f"{problem}: try again later", headers={"Retry-After": "10"})
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from buildrunner.server.http.changes import Changes, OnlyThis
+from buildrunner.server.http.errors import ApiError
 from buildrunner.server.loop import Signal
 from buildrunner.store.model.builds import Lease
 
@@ -107,6 +110,58 @@ def test_the_next_request_looks_when_the_first_one_leaves() -> None:
         queue.full = {"w0"}
         assert await first is None
         assert await second == "b"
+
+    run(test)
+
+
+def test_looks_of_one_caller_hold_up_no_other() -> None:
+    """One token had 990 requests in 990 lines: a claim of another project took 39 seconds."""
+
+    async def test(queue: Queue) -> None:
+        begun: list[int] = []
+
+        def slow(line: int) -> Awaitable[str | None]:
+            async def look() -> str | None:
+                begun.append(line)
+                await asyncio.Event().wait()
+                return None
+
+            waits = queue.changes.wait_for(look, LONGEST_S, line=line, caller="evil", is_gone=stays)
+            return asyncio.ensure_future(waits)
+
+        many = [slow(line) for line in range(50)]
+        while len(begun) < 2:
+            await asyncio.sleep(0)
+        queue.builds.append("b")
+        assert await queue.claim("w0") == "b"
+        assert begun == [0, 1]
+        assert len(many) == 50
+
+    run(test)
+
+
+def test_a_caller_waits_in_a_bounded_number_of_lines() -> None:
+    async def test(queue: Queue) -> None:
+        async def nothing() -> None:
+            return None
+
+        def wait(line: int, caller: str = "c") -> Awaitable[None]:
+            waits = queue.changes.wait_for(
+                nothing, LONGEST_S, line=line, caller=caller, is_gone=stays
+            )
+            return asyncio.ensure_future(waits)
+
+        waits = [wait(line) for line in range(100)]
+        while queue.changes.waiting < 100:
+            await asyncio.sleep(0)
+        with pytest.raises(ApiError, match="100 different things"):
+            await wait(100)
+        waits += [wait(99), wait(100, "another")]
+        while queue.changes.waiting < 102:
+            await asyncio.sleep(0)
+        queue.changes.close()
+        assert set(await asyncio.gather(*waits)) == {None}
+        assert queue.changes.waiting == 0
 
     run(test)
 
