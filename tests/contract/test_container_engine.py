@@ -684,6 +684,20 @@ class TestImages:
         assert bench.engine.find_image(registry_name) is not None
         assert bench.engine.find_image(registry_name.rpartition("/")[2]) is None
 
+    @only_real_engines
+    def test_are_not_found_by_a_short_beginning_of_their_id(
+        self, bench: Bench, registry_name: str
+    ) -> None:
+        """A step that names ``cafe`` ran any image whose id begins so."""
+        make_image(bench.engine, f"{registry_name}:latest", b"of another")
+        image = bench.engine.find_image(registry_name)
+        assert image is not None
+        digits = image.id.removeprefix("sha256:")
+        assert bench.engine.find_image(digits[:11]) is None
+        found = bench.engine.find_image(digits[:12])
+        assert found is not None
+        assert found.id == image.id
+
     def test_push_latest_when_they_have_no_tag(self, bench: Bench, registry_name: str) -> None:
         make_image(bench.engine, f"{registry_name}:latest", b"latest")
         pushed = bench.engine.push_image(

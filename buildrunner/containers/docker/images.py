@@ -28,6 +28,7 @@ from buildrunner.errors import EngineError, ImagePullError, ImagePushError
 
 _MADE_HERE = "buildrunner/"
 _INVALID_NAME = "invalid reference format"
+_SHOWN_OF_ID = 12  # digits
 
 
 class DockerImages:
@@ -210,16 +211,22 @@ def _import_changes(
 def _has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
     """Return whether an image that the engine found has the requested name or id.
 
-    Podman finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
+    Engines take any word of hexadecimal digits for the beginning of an id. Only one as long as
+    those that they show counts: somebody could make an image whose id begins with ``cafe``. Podman
+    finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
     one image, and a config that names it must not run another.
     """
     name = str(asked)
-    if is_image_id(name) or image["Id"].removeprefix("sha256:").startswith(name):
+    if is_image_id(name):
         return True
     names = [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]
     known = {ImageName.parse(one).familiar for one in names}
     # Podman's own commands name images without a registry below localhost.
-    return not known or asked.familiar in known or f"localhost/{asked.familiar}" in known
+    if asked.familiar in known or f"localhost/{asked.familiar}" in known:
+        return True
+    if image["Id"].removeprefix("sha256:").startswith(name):
+        return len(name) >= _SHOWN_OF_ID
+    return not known
 
 
 def _digest_of(asked: ImageName, image: Mapping[str, Any]) -> str:
