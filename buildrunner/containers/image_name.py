@@ -60,6 +60,16 @@ class ImageName(msgspec.Struct, frozen=True):
         return first if is_host else "docker.io"
 
     @property
+    def with_plain_host(self) -> ImageName:
+        """The name with the usual spelling of its registry: small letters, and no ``:443``."""
+        host, slash, path = self.repository.partition("/")
+        if not slash or host != self.registry:
+            return self
+        plain = host.lower().removesuffix(":443")
+        plain = DOCKER_HUB[0] if plain in DOCKER_HUB else plain
+        return msgspec.structs.replace(self, repository=f"{plain}/{path}")
+
+    @property
     def reference(self) -> str:
         """Return the reference for the engine: by digest if there is one, else by tag."""
         if self.digest:

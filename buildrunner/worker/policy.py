@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from buildrunner.containers.image_name import ImageName
 from buildrunner.errors import ConfigError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.problem import Problem
@@ -51,8 +52,8 @@ def policy_facts(stored: StoredBuild, plan: BuildPlan) -> dict[str, Any]:
     approval = stored.document.get("approval", {})
     approved = approval.get("state") == "APPROVED"
     return {
-        "images": list(dict.fromkeys(step.image for step in plan.steps)),
-        "pushed": list(plan.images),
+        "images": list(dict.fromkeys(_plain(step.image) for step in plan.steps)),
+        "pushed": [_plain(image) for image in plan.images],
         "trusted": not stored.untrusted,
         "approved": approved,
         "approver": approval.get("result", {}).get("approverAccount", "") if approved else "",
@@ -62,6 +63,11 @@ def policy_facts(stored: StoredBuild, plan: BuildPlan) -> dict[str, Any]:
         "commit": origin.commit,
         "verified": bool(origin.commit) and origin.config_in_source and not stored.untrusted,
     }
+
+
+def _plain(image: str) -> str:
+    """Another spelling of the registry must not pass by a rule."""
+    return str(ImageName.parse(image).with_plain_host)
 
 
 def check_rules(settings: Settings) -> None:

@@ -98,6 +98,33 @@ def test_a_rule_decides_on_the_planned_build_and_on_the_servers_facts(rule, fact
 
 
 @pytest.mark.parametrize(
+    "image",
+    [
+        "Registry.EXAMPLE.com/prod/app:1",
+        "registry.example.com:443/prod/app",
+        "REGISTRY.example.com:443/prod/app@sha256:" + "0" * 64,
+    ],
+)
+@pytest.mark.parametrize(
+    ("rule", "build"),
+    [
+        ('!pushed.exists(i, i.startsWith("registry.example.com/prod/"))', "images"),
+        ('!images.exists(i, i.startsWith("registry.example.com/prod/"))', "steps"),
+    ],
+)
+def test_no_other_spelling_of_a_registry_passes_by_a_rule(rule, build, image):
+    pushed = {"images": [image], "substitutions": {}}
+    changed = pushed if build == "images" else {"steps": [{"name": image}]}
+    assert "is false" in refusal(rule, build=changed)
+
+
+def test_docker_hub_has_one_name_as_a_registry_in_rules():
+    steps = [{"name": "index.docker.io/acme/a"}, {"name": "acme/b"}]
+    rule = 'images == ["docker.io/acme/a", "acme/b"]'
+    assert refusal(rule, build={"steps": steps}) == ""
+
+
+@pytest.mark.parametrize(
     ("rule", "words"),
     [
         ("trusted && false", "the rule r is false: trusted && false"),
