@@ -34,6 +34,12 @@ case $(python -c 'import buildrunner; print(buildrunner.__file__)') in
   *) die "the tests would not run what the wheel installed" ;;
 esac
 
+if [ "$#" -eq 0 ]; then
+  # pytest rewrites the assertions of all modules of tests, and stores what it made of them. This does it once, beside
+  # the images; else each worker would. An error of a module shows in the run.
+  pytest --collect-only -qq > /dev/null 2>&1 &
+fi
+
 say "Builder images"
 # Those that tests use; `make builders-test` tries them all.
 buildrunner builders install docker git curl wget gcc python node npm yarn gsutil twine \
@@ -44,6 +50,7 @@ if ! docker compose version > /dev/null 2>&1; then   # Debian 12 has only versio
   docker cp "$carrier:/usr/libexec/docker/cli-plugins/docker-compose" "$state/tools/usr/bin/"
   docker rm "$carrier" > /dev/null
 fi
+wait
 say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it. The files of tests have a folder of their own, which stays if

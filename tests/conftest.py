@@ -7,6 +7,7 @@ missing, the test fails and says what to install: nothing is skipped.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import resource
@@ -19,7 +20,7 @@ import tarfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -50,6 +51,22 @@ hypothesis.settings.register_profile("buildrunner", deadline=None)
 hypothesis.settings.load_profile("buildrunner")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Keep what the collection makes out of the garbage collector's later passes.
+
+    Thousands of tests and their modules stay to the end: each full pass over them took half a
+    second, a fifth of the time of tests that start servers.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Report the tests that are left out without gcloud."""
     if not HAS_GCLOUD:
@@ -58,10 +75,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def wait_until(condition: Callable[[], bool], limit_s: float = 60.0) -> None:
-    """For what another process does in its own time; each look takes a while itself."""
+    """For what others do in their own time; they have the processor between two looks."""
     give_up_at = time.monotonic() + limit_s
+    pause = threading.Event()
     while not condition():
         assert time.monotonic() < give_up_at
+        pause.wait(0.01)
 
 
 def started_when(process: subprocess.Popen[bytes], word: bytes) -> bytes:

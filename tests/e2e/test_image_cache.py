@@ -296,11 +296,14 @@ def test_a_process_that_dies_while_it_adds_images_costs_nothing_but_time(machine
     machine.cache.note_use([machine.host_id(large)])
     argv = [sys.executable, "-c", UPDATING, str(machine.folder / "images")]
     with subprocess.Popen(argv) as updating:
+        pause = threading.Event()
         while not machine.daemons.is_running(machine.cache.volume):
             assert updating.poll() is None
+            pause.wait(0.01)
         loading = machine.folder / "images" / "engine" / "docker.sock"
         while not loading.exists():
             assert updating.poll() is None
+            pause.wait(0.001)
         updating.send_signal(signal.SIGKILL)
     place = machine.open()
     assert content(place, small) == "one"
