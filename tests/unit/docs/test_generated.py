@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,12 @@ def test_every_open_point_is_decided():
     assert [point.id for point in FOUND.open_points if not point.tests] == []
 
 
+@cache
+def body_of(module: Path) -> list[ast.stmt]:
+    """The statements of a module of tests."""
+    return ast.parse(module.read_text()).body
+
+
 @pytest.mark.parametrize("name", sorted(set(FOUND.all_tests())))
 def test_a_test_that_is_named_exists(name):
     if name.startswith("corpus/"):
@@ -152,7 +159,7 @@ def test_a_test_that_is_named_exists(name):
     if not parts:
         assert (TESTS / file / "expected.json").is_file()
         return
-    body = ast.parse((TESTS / f"{file}.py").read_text()).body
+    body = body_of(TESTS / f"{file}.py")
     for part in parts:
         kinds = (ast.FunctionDef, ast.ClassDef)
         found = [one for one in body if isinstance(one, kinds) and one.name == part]
@@ -166,7 +173,7 @@ def test_a_capability_of_engines_has_tests(start):
     words = start.split("[")[0].rstrip(".").split(".")
     length = next(at for at, word in enumerate(words) if word.startswith("test_")) + 1
     file = ROOT.joinpath(*words[:length]).with_suffix(".py")
-    body = ast.parse(file.read_text()).body
+    body = body_of(file)
     for word in words[length:]:
         kinds = (ast.FunctionDef, ast.ClassDef)
         found = [one for one in body if isinstance(one, kinds) and one.name.startswith(word)]

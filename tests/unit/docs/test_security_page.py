@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,16 @@ def statements(text: str) -> list[str]:
     return found
 
 
+@cache
+def ends_with_tests(statement: str) -> bool:
+    return re.search(rf"{TESTS}\.?\Z", statement) is not None
+
+
+@cache
+def leads_to_a_list(statement: str) -> bool:
+    return LEAD.fullmatch(statement) is not None
+
+
 def unproved(text: str) -> list[str]:
     """The statements of a page that do not end with the names of tests.
 
@@ -38,8 +49,7 @@ def unproved(text: str) -> list[str]:
     return [
         one
         for one in statements(text)
-        if not re.search(rf"{TESTS}\.?\Z", one)
-        and not (LEAD.fullmatch(one) and f"{one}\n\n- " in text)
+        if not ends_with_tests(one) and not (leads_to_a_list(one) and f"{one}\n\n- " in text)
     ]
 
 
@@ -57,13 +67,18 @@ def test_a_statement_without_its_tests_is_found(number: int) -> None:
     assert unproved(text.replace(statement, without, 1)) == [without]
 
 
-@pytest.mark.parametrize(("module", "name"), sorted(set(NAMED.findall(PAGE.read_text()))))
-def test_a_test_that_is_named_exists(module: str, name: str) -> None:
+@cache
+def names_in(module: str) -> set[str]:
+    """The classes and functions of a module of tests."""
     tree = ast.parse((ROOT / "tests" / f"{module}.py").read_text())
-    names = {
+    return {
         node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
-    assert set(name.split("::")) <= names
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(set(NAMED.findall(PAGE.read_text()))))
+def test_a_test_that_is_named_exists(module: str, name: str) -> None:
+    assert set(name.split("::")) <= names_in(module)
 
 
 def test_the_scopes_of_the_page_on_servers_are_those_of_the_code() -> None:
