@@ -13,15 +13,17 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.server.http import changes
 from buildrunner.server.http.tokens import new_token
+from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import StoredBuild
-from buildrunner.store.model.remote import WorkerIdentity
+from buildrunner.store.model.remote import ClaimRequest, WorkerIdentity
 from tests.api_server import ApiServer, api_server, now
 
 
@@ -98,6 +100,27 @@ class TestClaim:
         waits.join()
         assert answers[0].json()["document"]["id"] == build
         assert time.monotonic() - begin < 5
+
+    def test_spare_pods_read_a_build_that_they_can_not_run_once(self, server: ApiServer) -> None:
+        """After every change, every spare Pod read up to a hundred documents, each maybe large."""
+        client, read = user(server), list[str]()
+        worker(server, pool="arm")  # a server knows a pool by its workers
+        pool = {"name": "projects/p/locations/global/workerPools/arm"}
+        large = [create(client, options={"pool": pool}) for _ in range(3)]
+
+        def fits(build: StoredBuild) -> bool:
+            read.append(build.id)
+            return build.id not in large
+
+        builds = RemoteBuilds(replace(server.context, fits_spare=fits))
+        spares = [WorkerIdentity(name=f"pod:{n}", pool="arm", spare=f"s{n}") for n in range(4)]
+        for one in spares:
+            assert builds.claim(one, ClaimRequest(worker="w")) is None
+        small = create(client, options={"pool": pool})
+        found = builds.claim(spares[0], ClaimRequest(worker="w"))
+        assert found is not None
+        assert found.id == small
+        assert sorted(read) == sorted([*large, small])
 
     def test_the_waiting_requests_of_a_token_are_limited(
         self, server: ApiServer, monkeypatch: pytest.MonkeyPatch
@@ -649,8 +672,6 @@ class TestTokens:
             server.create()
             identity = WorkerIdentity(name="pod", build_id=build)
             verified = {"projected": identity}.get
-            from msgspec.structs import replace
-
             from buildrunner.server.app import create_app
             from buildrunner.server.http.listener import Listener, listen_on
 

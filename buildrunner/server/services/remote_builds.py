@@ -117,6 +117,7 @@ class RemoteBuilds:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._queue = context.store.queue
+        self._fits: dict[str, dict[str, bool]] = {}  # by pool and build
 
     def claim(self, worker: WorkerIdentity, request: ClaimRequest) -> StoredBuild | None:
         """Claim the next build for a worker; None if there is none for workers with its token.
@@ -164,14 +165,21 @@ class RemoteBuilds:
     def _chosen_for(self, scope: ClaimScope) -> Iterator[ClaimScope]:
         """Yield the scope for each waiting build that fits a spare Pod, in the queue's order."""
         no_forks = {scope.pool} if scope.trusted_only else set()
-        for build in self._queue.waiting_in({scope.pool}, no_forks=no_forks)[:_LOOKED_AT]:
+        waiting = self._queue.waiting_in({scope.pool}, no_forks=no_forks)[:_LOOKED_AT]
+        known = self._fits.get(scope.pool, {})
+        # Every spare Pod looks after every change: a document, which may be large, is read once.
+        fits = {build.id: known[build.id] for build in waiting if build.id in known}
+        self._fits[scope.pool] = fits
+        for build in waiting:
             if scope.build_id not in ("", build.id) or (build.untrusted and scope.trusted_only):
                 continue
-            try:
-                stored = self._context.store.builds.find(build.id)
-            except NotFound:
-                continue
-            if self._context.fits_spare(stored):
+            if build.id not in fits:
+                try:
+                    stored = self._context.store.builds.find(build.id)
+                except NotFound:
+                    continue
+                fits[build.id] = self._context.fits_spare(stored)
+            if fits[build.id]:
                 yield replace(scope, build_id=build.id)
 
     def _check_waits(self, worker: WorkerIdentity, build_id: str) -> None:
