@@ -16,50 +16,51 @@ _NO_HOME = "/nonexistent"
 
 
 def data_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of builds and logs: ``$XDG_DATA_HOME/buildrunner``."""
+    """Return the folder of builds and logs: ``$XDG_DATA_HOME/buildrunner``."""
     return _own_folder(environ, "XDG_DATA_HOME", "~/.local/share")
 
 
 def config_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
+    """Return the folder of the user's own settings: ``$XDG_CONFIG_HOME/buildrunner``."""
     return _own_folder(environ, "XDG_CONFIG_HOME", "~/.config")
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of what can be fetched again: ``$XDG_CACHE_HOME/buildrunner``."""
+    """Return the folder of caches: ``$XDG_CACHE_HOME/buildrunner``."""
     return _own_folder(environ, "XDG_CACHE_HOME", "~/.cache")
 
 
 def _own_folder(environ: Mapping[str, str], variable: str, usual: str) -> str:
-    """Source: the XDG base directory specification; a relative path in the variable is ignored."""
+    """Source: the XDG base directory specification, which ignores relative paths."""
     base = environ.get(variable, "")
     if not os.path.isabs(base):
         base = os.path.expanduser(usual)
     if not os.path.isabs(base):
-        # A user without a home. Not a folder named ~ below the current one, which the next build
-        # would take as source: nothing is read, and what can't be written is told.
+        # A user without a home. Not a folder named ~ in the current one, which the next build
+        # would take as source: nothing is read, and a write fails with a message.
         base = os.path.join(_NO_HOME, usual.removeprefix("~/"))
     return os.path.join(base, "buildrunner")
 
 
 def sandbox_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of what nested sandboxes of this user's own builds keep on this machine."""
+    """Return the folder for nested sandboxes of this user's own builds."""
     return os.path.join(data_folder(environ), "sandboxes")
 
 
 def secrets_folder(environ: Mapping[str, str] = os.environ) -> str:
-    """Folder of the local secret store and its key."""
+    """Return the folder of the local secret store and its key."""
     return os.path.join(data_folder(environ), "secrets")
 
 
 def lock_folder() -> str:
-    """Folder for locks and notes of one user's processes on this machine.
+    """Return the folder for locks and logs of one user's processes on this machine.
 
-    Not a matter of environment variables: builds from a desktop, from cron and from a test must
-    find the same one. Made by us alone, or not used.
+    It does not depend on environment variables: builds from a desktop, from cron and from a test
+        must
+    find the same one. It is used only if this user created it.
 
     Raises:
-        StoreError: somebody else made it.
+        StoreError: another user created it.
     """
     uid = os.geteuid()
     session = f"/run/user/{uid}"
@@ -81,15 +82,15 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         data: the server's folder.
         database: URL of its database; may hold a password. Empty for a worker on another host.
         sandbox: ``host``, ``nested``, ``pod``, or ``none`` for a server that runs no builds itself.
-        max_builds: how many builds share the machine; 0 when that is not known.
-        sources: where builds may fetch from, as `sources.source_policy.policy_from` reads it.
-        keep_gib: what kept workspaces of builds that failed may take; 0 keeps none.
-        isolation: how strongly the builds of forks must be isolated; with ``pod``, how the Pod
+        max_builds: number of builds that share the machine; 0 if unknown.
+        sources: the source policy, in the form of `sources.source_policy.policy_from`.
+        keep_gib: disk limit of kept workspaces of failed builds; 0 keeps none.
+        isolation: the required isolation of builds of forks; with ``pod``, how the Pod
             isolates builds. See `sandboxes.protocol.ISOLATIONS`.
-        pod_egress_deny, pod_egress_allow: networks that the engine of the Pod does not reach, and
+        pod_egress_deny, pod_egress_allow: networks that the engine of the Pod may not reach, and
             exceptions, with a space between them.
-        disk_gib: what one nested sandbox may take of the disk; 0 sets no limit.
-        log_gib: what the log of one build may take; 0 sets no limit.
+        disk_gib: disk limit of a nested sandbox; 0 sets no limit.
+        log_gib: limit of a build's log; 0 sets no limit.
         public_url: address of the server, which provenance names as the builder.
         server: address of the server that a worker on another host works for; else empty.
         token_file: file with the token of such a worker.
@@ -114,7 +115,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pod_egress(self) -> Egress:
-        """The networks that the engine of the Pod does not reach."""
+        """Return the networks that the engine of the Pod may not reach."""
         return Egress(
             deny=tuple(self.pod_egress_deny.split()), allow=tuple(self.pod_egress_allow.split())
         )
@@ -158,7 +159,7 @@ def _natural(text: str) -> int:
 
 
 def worker_environment(settings: WorkerSettings) -> dict[str, str]:
-    """The variables that `worker_settings` reads."""
+    """Return the variables that `worker_settings` reads."""
     return {
         "BUILDRUNNER_DATA": settings.data,
         "BUILDRUNNER_DATABASE": settings.database,
@@ -193,7 +194,7 @@ class ServerVariables(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables:
-    """The server that commands talk to, unless a flag names another."""
+    """Return the server for commands, unless a flag names another."""
     return ServerVariables(
         url=environ.get("BUILDRUNNER_SERVER", ""),
         token=environ.get("BUILDRUNNER_TOKEN", ""),
@@ -202,9 +203,9 @@ def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables
 
 
 def server_database(environ: Mapping[str, str] = os.environ) -> str:
-    """URL of a server's database, when it is not a file in the server's folder; else empty.
+    """Return the URL of a server's database; empty for a file in the server's folder.
 
-    In the environment or a file, as it may hold a password, which must not be on a command line.
+    It is in the environment or a file, since a password must not be on a command line.
 
     Raises:
         UsageError: the file can't be read, or is empty.
@@ -224,7 +225,7 @@ def server_database(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def traces_wanted(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether somebody collects OpenTelemetry traces. The SDK reads the addresses by itself."""
+    """Return whether OpenTelemetry traces are collected. The SDK reads the addresses by itself."""
     if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     return bool(
@@ -260,7 +261,7 @@ def terminal(
 ) -> Look:
     """Return the capabilities of the terminal (or the pipe) behind an output.
 
-    ``NO_COLOR`` and ``FORCE_COLOR`` (set and not empty) decide on colours before anything else;
+    ``NO_COLOR`` and ``FORCE_COLOR`` (if not empty) override everything else on colours;
     ``TERM=dumb`` means neither colours nor a status line.
     """
     able = output_is_terminal and environ.get("TERM", "dumb") != "dumb"

@@ -1,7 +1,7 @@
 """Trust in a project's own settings file: settings that need it, and the files that have it.
 
-A project's file comes with the project, perhaps from a stranger. By itself it can only lower what
-builds get. For anything else the user trusts the file once, in exactly the form that it has.
+A project's file comes with the project, perhaps from a stranger. By itself it can only lower the
+rights of builds. For anything else, the user must trust the file once, in exactly its present form.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _STORE_NAME = "trusted-files.json"
 
 
 class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A project's settings file as it was read.
+    """A project's settings file, as read.
 
     Attributes:
         path: its path; the folder is resolved, so that one folder has one name.
-        content: what it says.
-        needs: what it asks for that needs trust: place in the file -> what that does.
+        content: its content.
+        needs: settings that need trust: place in the file -> effect.
     """
 
     path: str
@@ -37,9 +37,9 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def sha256(self) -> str:
-        """Sum of all that is trusted, in hex.
+        """Digest of everything that is trusted, in hex.
 
-        The needs of the file are part of it: a link beside the file changes them, and not the file.
+        It includes the needs, which a link beside the file can change without changing the file.
         """
         trusted = hashlib.sha256(self.content)
         trusted.update(json.dumps(self.needs, sort_keys=True).encode())
@@ -47,7 +47,7 @@ class ProjectFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UntrustedFile(ConfigError):
-    """A project's settings file asks for something that needs trust, and is not trusted."""
+    """A project's settings file needs trust, and is not trusted."""
 
     def __init__(self, file: ProjectFile) -> None:
         folder = shlex.quote(os.path.dirname(file.path))
@@ -64,12 +64,12 @@ class UntrustedFile(ConfigError):
 
 
 def needs_of(path: str, tree: Mapping[str, Any], *, own: Mapping[str, Any]) -> dict[str, str]:
-    """Return what of a project's file needs trust: place -> what it does.
+    """Return the settings of a project's file that need trust: place -> effect.
 
     Args:
-        path: of the file.
-        tree: what it says; it has passed `checks.settings_problems`.
-        own: fields of `Settings` that hold without it.
+        path: path of the file.
+        tree: its content, checked by `settings_problems`.
+        own: fields of `Settings` without it.
     """
     return dict(_needs(os.path.dirname(path), tree, own))
 
@@ -99,9 +99,9 @@ def _needs(
 
 
 def file_inside(folder: str, path: str) -> str:
-    """Return the resolved path of a file in ``folder``; empty for one that is elsewhere.
+    """Return the resolved path of a file in ``folder``; empty for a file elsewhere.
 
-    Links count for what they lead to. A path must be relative.
+    Links are resolved. The path must be relative.
     """
     if os.path.isabs(path) or path.startswith("~"):
         return ""
@@ -111,21 +111,21 @@ def file_inside(folder: str, path: str) -> str:
 
 
 class TrustedFiles:
-    """The projects' files that the user trusts, each by its path and `ProjectFile.sha256`.
+    """The trusted files of projects, by path and `ProjectFile.sha256`.
 
     Args:
-        environ: names the user's configuration folder, which has the list.
+        environ: names the user's configuration folder with the list.
     """
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._path = os.path.join(config_folder(environ), _STORE_NAME)
 
     def has(self, file: ProjectFile) -> bool:
-        """Return whether the file is trusted in the form in which it was read."""
+        """Return whether the file is trusted in its present form."""
         return self.all().get(file.path) == file.sha256
 
     def add(self, file: ProjectFile) -> None:
-        """Trust the file as it was read, in place of an earlier form of it.
+        """Trust the file in its present form, which replaces an earlier form.
 
         Raises:
             StoreError: the list can't be written.
@@ -133,7 +133,7 @@ class TrustedFiles:
         self._write({**self.all(), file.path: file.sha256})
 
     def remove(self, path: str) -> bool:
-        """Trust the file at ``path`` no more; return whether it was trusted.
+        """Withdraw trust from the file at ``path``. Returns whether it was trusted.
 
         Raises:
             StoreError: the list can't be written.

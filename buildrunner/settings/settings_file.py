@@ -1,12 +1,12 @@
-"""Settings files: their tables, every problem of them, and the `Settings` that they make together.
+"""Settings files: their tables, their checks, and the `Settings` that result from them.
 
 `load_settings` reads the file of the user and that of the project. `settings_problems` checks one
 file.
 
 Workers on other hosts get the settings of the build's project on the server: aliases of images,
 privileges, the policy (`settings_for_workers`). Settings that name something on the server's own
-machine do not leave it: places of secrets, keys, logins and folders. For these, the settings of the
-worker's own machine count. Provenance is off: the key that signs it does not leave the server.
+machine are not sent: places of secrets, keys, logins and folders. For these, the settings of the
+worker's own machine count. Provenance is off, since its signing key does not leave the server.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         cache: folder of the cache; empty for `cache_folder`.
-        cache_gib: what the cache may keep, in GiB.
-        submodules: fetch them, too.
-        lfs: fetch the content of files that Git LFS keeps elsewhere, too.
+        cache_gib: limit of the cache, in GiB.
+        submodules: fetch submodules, too.
+        lfs: fetch the content of Git LFS files, too.
         repositories: name of a ``repoSource`` or ``connectedRepository`` -> URL.
-        tokens: host -> ``env:NAME`` or ``file:PATH``; for what keys mean see `GitAccess`.
+        tokens: host -> ``env:NAME`` or ``file:PATH``; for the keys see `GitAccess`.
         ssh_keys: host -> path of a private key.
-        known_hosts: path of a file of ssh host keys, beside the user's own; empty for none.
+        known_hosts: path of a file of ssh host keys, besides the user's own; empty for none.
         host_keys: host -> fingerprints of its ssh host keys, separated by spaces.
-        credentials_of: project whose own credentials are among these; empty if all projects have
-            the same. Not in files.
+        credentials_of: project with its own credentials among these; empty if all projects have
+            the same. Not set in files.
     """
 
     cache: str = ""
@@ -92,11 +92,11 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def git_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
-    """The fields of `GitSettings` that the table sets, paths made absolute.
+    """Return the fields of `GitSettings` that a table sets, with absolute paths.
 
     Args:
-        table: with keys and types as they must be.
-        folder: of the settings file.
+        table: the table, with valid keys and types.
+        folder: folder of the settings file.
     """
     fields = dict(table)
     for name in ("cache", "known_hosts"):
@@ -112,7 +112,7 @@ def git_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def with_fields(git: GitSettings, fields: dict[str, Any]) -> GitSettings:
-    """``git`` with fields that win; of tables, their entries."""
+    """Return ``git`` with overriding fields; tables are merged by entry."""
     changes = {
         name: {**getattr(git, name), **value} if isinstance(value, dict) else value
         for name, value in fields.items()
@@ -121,7 +121,7 @@ def with_fields(git: GitSettings, fields: dict[str, Any]) -> GitSettings:
 
 
 def anchored(source: str, folder: str) -> str:
-    """A reference with its path, if it has one, made absolute: ``file:x`` means beside the file."""
+    """Return a reference with an absolute path: ``file:x`` is relative to the settings file."""
     kind, _, value = source.partition(":")
     if kind != "file":
         return source
@@ -188,10 +188,10 @@ PROJECT_TABLES = (
     "policy",
     "provenance",
 )
-"""The tables that may also stand below ``[projects.NAME]``, for one project."""
+"""The tables that may also be below ``[projects.NAME]``, for one project."""
 
-# A project's file comes with the project. It must not run commands here, nor spend the user's own
-# Google credentials, nor hand out logins and keys, nor say where files are written.
+# A project's file comes with the project. It must not run commands here, nor use the user's own
+# Google credentials, nor give out logins and keys, nor decide where files are written.
 _USER_ONLY = (
     "secret_sources",
     "registries",
@@ -212,12 +212,12 @@ _URI = re.compile(r"[a-z][a-z0-9+.-]*:")
 
 
 def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[Problem]:
-    """All that is wrong with a settings file.
+    """Return all problems of a settings file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         tree: what it says.
-        is_own: it is the user's own, not a project's.
+        is_own: the file is the user's own, not a project's.
     """
     return [
         *_shape_problems(path, tree),
@@ -247,7 +247,7 @@ def _shape_problems(path: str, tree: dict[str, Any]) -> list[Problem]:
 
 
 def _projects_problems(path: str, projects: Any) -> list[Problem]:
-    """Problems below ``[projects.NAME]``, which has some of the tables for one project."""
+    """Return problems below ``[projects.NAME]``, which has some of the tables for one project."""
     problems = []
     for project, tree in projects.items() if isinstance(projects, dict) else ():
         place = f"projects.{project}"
@@ -270,7 +270,7 @@ def _projects_problems(path: str, projects: Any) -> list[Problem]:
 
 
 def _pools_problems(path: str, pools: Any) -> list[Problem]:
-    """Problems of the tables ``[pools.NAME]``."""
+    """Return problems of the tables ``[pools.NAME]``."""
     problems = []
     for name, table in pools.items() if isinstance(pools, dict) else ():
         place = f"pools.{name}"
@@ -442,7 +442,7 @@ def _provenance_problems(path: str, tree: dict[str, Any], above: str = "") -> li
 
 
 def _is_a(value: object, kind: type) -> bool:
-    # For Python true is a number, for a reader it is not.
+    # In Python, true is a number.
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -463,37 +463,37 @@ DEFAULT_PROJECT = "local-project"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings of all files, with defaults filled in.
+    """The settings of all files, with defaults.
 
     Attributes:
-        project_id: project of builds that name none.
-        image_aliases: image as configs name it -> image to run in its place.
-        untrusted_images: images that builds of untrusted configs may use though not everyone can
+        project_id: project of builds that name no project.
+        image_aliases: image in configs -> image to run instead.
+        untrusted_images: images that builds of untrusted configs may use although not everyone can
             pull them: names, or patterns with ``*``.
         docker_socket: steps get the engine's socket.
         privileged: steps run privileged; None leaves it to the place where the build runs.
         secrets: secret name -> ``env:NAME`` or ``file:PATH`` (absolute).
-        google_secrets: ask Secret Manager and Cloud KMS, with the user's own credentials.
+        google_secrets: use Secret Manager and Cloud KMS, with the user's own credentials.
         kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
-        secrets_key: where the key of the local secret store is: ``file`` or ``keyring``.
-        logins_folder: stands for the home folder where logins for registries and packages are
-            looked for; empty for the user's own. Builds with it share no images with others.
+        secrets_key: place of the local secret store's key: ``file`` or ``keyring``.
+        logins_folder: replaces the home folder for logins for registries and
+            packages; empty for the user's own. Builds with it share no images with others.
         share_registry_logins: steps get the user's logins for the registries of the images that
             the build names.
-        package_repositories: repository as configs name it -> address of the one to publish to.
+        package_repositories: repository in configs -> address of the repository to publish to.
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
         storage_buckets: names of the buckets that builds may use; None for all.
-        git: how Git repositories are fetched.
-        egress_allow, egress_deny: IPv4 networks that nested sandboxes reach although, or do not
-            reach because, they are named here; the first counts.
-        provenance: builds that publish images, files or packages get provenance.
-        provenance_push: provenance is also attached to images in their registry.
-        provenance_sbom: formats in which pushed images get a bill of materials.
+        git: settings of Git repositories.
+        egress_allow, egress_deny: IPv4 networks that nested sandboxes may, or may not,
+            reach; the first wins.
+        provenance: make provenance for builds that publish images, files or packages.
+        provenance_push: also attach provenance to images in their registry.
+        provenance_sbom: formats of bills of materials of pushed images.
         provenance_sbom_wait: builds wait for their bills of materials.
         provenance_builder: URI of the builder in provenance; empty for the server's own address.
         provenance_key: path or KMS URI of the key that signs provenance; empty for the key that is
             made in ``provenance_folder``.
-        provenance_certificate: path of the certificate of the key, and of those above it.
+        provenance_certificate: path of the key's certificate and its chain.
         provenance_sigstore: sign by Sigstore instead of a key: ``public``, or the path of the trust
             config of another instance; empty to sign with the key.
         provenance_identity_token: path of an identity token for Sigstore; empty for the token of
@@ -501,10 +501,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         provenance_folder: data folder of the server; empty for that of the user. Not in files.
         identity_key: URI of the KMS key that signs identity tokens; empty for keys in files, which
             the server makes and rotates.
-        policy: CEL rules that the builds of a server must fulfil, by name; see `worker.policy`.
-        keep_builds: project, or ``*``, -> which of its builds a server keeps; see `keep_rule`.
-        pools: name -> the place on a Kubernetes cluster where a server runs the pool's builds.
-        projects: for one project, fields that win over the others; see `of_project`.
+        policy: CEL rules for the builds of a server, by name; see `worker.policy`.
+        keep_builds: project, or ``*`` -> retention of its builds; see `keep_rule`.
+        pools: name -> the pool on a Kubernetes cluster.
+        projects: overriding fields for one project; see `of_project`.
     """
 
     project_id: str = DEFAULT_PROJECT
@@ -541,7 +541,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     projects: dict[str, dict[str, Any]] = {}
 
     def logins_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the variables that say where logins for registries and packages are."""
+        """Return the variables for the places of logins for registries and packages."""
         if not self.logins_folder:
             return environ
         elsewhere = ("DOCKER_CONFIG", "NETRC", "NPM_CONFIG_USERCONFIG")
@@ -550,7 +550,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def egress(self) -> Egress:
-        """The networks that builds do not reach."""
+        """Return the networks that builds may not reach."""
         return Egress(deny=(*Egress().deny, *self.egress_deny), allow=self.egress_allow)
 
     def of_server(self, data: str, public_url: str) -> Settings:
@@ -562,7 +562,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def of_project(self, project: str) -> Settings:
-        """Return the settings for builds of one project: of tables, its own entries win."""
+        """Return the settings for builds of one project; in tables, its own entries win."""
         changes: dict[str, Any] = {"projects": {}}
         for name, value in self.projects.get(project, {}).items():
             common = getattr(self, name)
@@ -580,12 +580,12 @@ def load_settings(
     *,
     confirm: Callable[[ProjectFile], bool] = lambda _: False,
 ) -> Settings:
-    """The settings that hold in ``folder``.
+    """Return the effective settings of ``folder``.
 
     Args:
-        folder: where the user is, or the source that is built.
-        environ: the environment's variables.
-        confirm: asked whether to obey a project's file that needs trust and is not trusted.
+        folder: the current folder, or the source folder.
+        environ: environment variables.
+        confirm: called to confirm a project's file that needs trust and is not trusted.
 
     Raises:
         ConfigError: a file is not TOML, or has an unknown key or a value of the wrong type.
@@ -601,7 +601,7 @@ def load_settings(
 
 
 def own_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """The user's own settings, without those of any project.
+    """Return the user's own settings, without those of any project.
 
     Raises:
         ConfigError: see `load_settings`.
@@ -612,10 +612,10 @@ def own_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 def read_project_file(
     folder: str, environ: Mapping[str, str] = os.environ
 ) -> tuple[ProjectFile | None, dict[str, Any]]:
-    """Read the settings file that holds in ``folder``, once: what it needs, and what it says.
+    """Read the project's settings file for ``folder``, once.
 
     Returns:
-        The file, and fields of `Settings`; None and nothing where there is no such file.
+        The file, and its fields of `Settings`; None and no fields without a file.
 
     Raises:
         ConfigError: see `load_settings`.
@@ -636,7 +636,7 @@ def read_project_file(
 def setting_origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the origins of the user's own settings: field of `Settings` -> place.
 
-    A field that is not there has its default.
+    A missing field has its default.
 
     Raises:
         ConfigError: see `load_settings`.
@@ -645,8 +645,8 @@ def setting_origins(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     for origin, fields in _own_layers(environ):
         for name, value in fields.items():
             if value == {}:
-                continue  # the file says nothing of it
-            # Tables of several files are put together; of all else the last one counts.
+                continue  # not set in the file
+            # Tables of several files are merged; for other values the last file counts.
             before = f"{origins[name]}, " if isinstance(value, dict) and name in origins else ""
             origins[name] = f"{before}{origin}"
     return origins
@@ -664,7 +664,7 @@ def _own_fields(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _own_layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The user's own settings, the weakest first: name of the file, and fields of `Settings`."""
+    """Return the user's own settings, weakest first: name of the file, and fields of `Settings`."""
     for variable in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
         if environ.get(variable):
             yield f"${variable}", {"project_id": environ[variable]}
@@ -675,8 +675,8 @@ def _own_layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any
 
 
 def _project_file(folder: str) -> str:
-    # A file planted by someone else in a folder above (/tmp, ...) must not steer our builds: it
-    # counts only when it belongs to us, to root, or to the owner of the folder we build.
+    # A file planted by another user in a parent folder (/tmp, ...) must not control our builds: it
+    # counts only if it belongs to this user, to root, or to the owner of the source folder.
     folder = os.path.realpath(folder)
     try:
         trusted = {0, os.geteuid(), os.stat(folder).st_uid}
@@ -802,7 +802,7 @@ def settings_of_worker(own: Settings, fields: dict[str, Any], logins_folder: str
 
     Args:
         own: the settings of the worker's machine.
-        fields: what `settings_for_workers` returned on the server.
+        fields: result of `settings_for_workers` on the server.
         logins_folder: folder with the logins of the build's project; empty if the project has
             none, and those of the worker's own user count.
 

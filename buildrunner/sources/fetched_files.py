@@ -1,4 +1,4 @@
-"""Files that a source fetches, for whoever places them in a workspace."""
+"""Files that a source fetches, to be placed in a workspace."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FetchedFiles(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         files: files and links.
         size_bytes: content of the files.
-        provenance: exactly which source it was, where that can be said.
+        provenance: the exact source, if known.
     """
 
     files: int
@@ -31,7 +31,7 @@ class FetchedFiles(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FetchedSource(Protocol):
-    """Something that has to be fetched."""
+    """A source that must be fetched."""
 
     def fetch(
         self,
@@ -40,26 +40,26 @@ class FetchedSource(Protocol):
         cancel: threading.Event,
         report: FetchReport,
     ) -> FetchedFiles:
-        """Fetch it, in the calling thread.
+        """Fetch the source, in the calling thread.
 
         Args:
-            unpack: takes folders, files and links, safe to unpack as root. When called again, all
-                that was unpacked before is gone. Errors of the members are raised.
+            unpack: takes folders, files and links, safe to unpack as root. A second call first
+                removes all that was unpacked before. It raises errors of the members.
             cancel: give up soon once it is set.
-            report: told of progress.
+            report: receives the progress.
 
         Raises:
-            SourceError: one sentence.
-            EngineError: what ``unpack`` raised.
+            SourceError: the source can't be fetched. The message is one sentence.
+            EngineError: an error of ``unpack``.
         """
         ...
 
 
 class FetchReport(Protocol):
-    """Takes what there is to tell while a source is fetched. Any thread may call it."""
+    """Receives the progress of a fetch. Any thread may call it."""
 
     def line(self, text: str) -> None:
-        """A line for the build's log, below ``FETCHSOURCE``."""
+        """Take a line for the build's log, below ``FETCHSOURCE``."""
         ...
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
@@ -69,10 +69,10 @@ class FetchReport(Protocol):
 
 @contextmanager
 def scratch_file() -> Iterator[BinaryIO]:
-    """A file in the system's folder for such (``TMPDIR``), open for the block.
+    """Open a temporary file (in ``TMPDIR``) for the block.
 
     Raises:
-        SourceError: none can be made.
+        SourceError: the file can't be created.
     """
     try:
         file = tempfile.TemporaryFile(prefix="buildrunner-source-")  # noqa: SIM115  (see below)
@@ -81,13 +81,13 @@ def scratch_file() -> Iterator[BinaryIO]:
     try:
         yield file
     finally:
-        # A disk that is full refuses once more what is not written yet: nobody needs it any more.
+        # A full disk refuses the buffered data again, which is not needed any more.
         with suppress(OSError):
             file.close()
 
 
 def no_room(what: str, error: OSError) -> SourceError:
-    """The error for a file of this kind that can't be made or written to."""
+    """Return the error for a temporary file that can't be created or written."""
     return SourceError(
         f"{what}: {os.strerror(error.errno or 0)}", hint="TMPDIR names a folder with more room"
     )

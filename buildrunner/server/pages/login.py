@@ -29,16 +29,16 @@ class _Pages:
         self.session = Session(context)
 
     async def start(self) -> Response:
-        """The first page."""
+        """Redirect to the first page."""
         return RedirectResponse("/builds", 303)
 
     async def login(self, request: Request) -> Response:
-        """The page to sign in."""
+        """Show the page to sign in."""
         target = request.query_params.get("next", "/")
         return page(request, "login", target=target, wrong="")
 
     async def sign_in(self, request: Request) -> Response:
-        """Take a token."""
+        """Sign in with a token."""
         fields = await self.session.form(request, None)
         target = fields.get("next", "/")
         note_action(request, "login", "")
@@ -56,5 +56,5 @@ class _Pages:
 
 
 def static(name: str) -> Response:
-    """A static file; the version in its address is for browsers' caches only."""
+    """Return a static file; the version in its address is for browsers' caches only."""
     return static_file(name)

@@ -1,4 +1,4 @@
-"""The page of what goes out: who is told of builds, what arrived, and why something did not."""
+"""The page of notifications: the receivers, the delivered messages, and the failures."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class _OutboxPages:
         self._context = context
 
     def all(self, request: Request) -> Response:
-        """Notifiers, and messages, the newest first."""
+        """Show notifiers, and messages, newest first."""
         viewer: Viewer = request.state.viewer
         query = request.query_params
         project = query.get("project") or self.session.first_project(viewer)
-        if viewer.is_public:  # where people are told is not for everyone
+        if viewer.is_public:  # receivers are not public
             raise LoginNeeded
         check_may(viewer, "read", project)
         state = query.get("state", "") if query.get("state") in STATES else ""
@@ -77,7 +77,7 @@ class _OutboxPages:
         )
 
     async def act(self, request: Request, message: int, action: str) -> Response:
-        """Send a message now, or forget it."""
+        """Send a message now, or delete it."""
         viewer: Viewer = request.state.viewer
         await self.session.form(request, viewer)
         project = project_of(request, self._context.settings.default_project)
@@ -101,7 +101,7 @@ class _OutboxPages:
 
 
 def _shown(document: dict[str, Any]) -> dict[str, str]:
-    """A notifier in the list."""
+    """Return a notifier for the list."""
     try:
         notifier = notifier_of(document)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Templates and static files: how a page is drawn, and what browsers may do with it."""
+"""Templates and static files: renders pages, with their security policy for browsers."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def page(request: Request, template: str, code: int = 200, **values: Any) -> Res
     """A page.
 
     Args:
-        request: whose answer it is; its viewer is in the page's head.
+        request: the request. Its viewer is in the page's head.
         template: name of a template, without its endings.
         code: HTTP status.
-        **values: what the template shows.
+        **values: values for the template.
     """
     viewer = getattr(request.state, "viewer", None)
     text = (
@@ -76,7 +76,7 @@ def error_page(request: Request, error: ApiError) -> Response:
 
 @functools.cache
 def _files() -> dict[str, bytes]:
-    """All static files: name -> content. No name that a request holds reaches the file system."""
+    """Return all static files by name. No name from a request reaches the file system."""
     folder = resources.files("buildrunner.server.pages").joinpath("static")
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return {file.name: file.read_bytes() for file in files}
@@ -91,9 +91,9 @@ def _content(name: str) -> bytes:
 
 @functools.cache
 def static_url(name: str) -> str:
-    """Address of a static file; it changes with what any of them holds, so browsers may keep it.
+    """Return the address of a static file. It changes with any file, so browsers may cache it.
 
-    Any, since scripts name each other by relative addresses.
+    With any file, since scripts import each other by relative addresses.
     """
     _content(name)
     return f"/static/{_version()}/{name}"
@@ -117,10 +117,10 @@ def static_file(name: str) -> Response:
 
 
 class PageRoute(APIRoute):
-    """A route whose failures are pages too, and lead to signing in where that is missing."""
+    """A route whose errors are pages, or redirect to the sign-in page."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[object, object, Response]]:
-        """The route's handler, with its failures turned into pages."""
+        """Return the route's handler, with errors as pages."""
         handle = super().get_route_handler()
 
         async def handled(request: Request) -> Response:

@@ -1,7 +1,7 @@
 """The viewer of a page: a session in a cookie that scripts can't read, and protected forms.
 
-A browser sends the cookie by itself, so it opens pages and what they read (GET), and nothing else:
-a form must also hold a value that only our own pages know.
+A browser sends the cookie by itself, so the cookie permits only GET requests:
+a form must also have a value that only our own pages know.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Viewer(msgspec.Struct, frozen=True):
     """The user who looks at a page.
 
     Attributes:
-        caller: what he may do.
-        csrf: the value that his forms hold.
-        signed_in: with a token, so that he can sign out.
-        is_public: he has none, and sees what everyone may read.
+        caller: the authenticated caller.
+        csrf: the secret value of the viewer's forms.
+        signed_in: signed in with a token, and can sign out.
+        is_public: has no token, and sees only public projects.
     """
 
     caller: Caller
@@ -53,17 +53,17 @@ class Viewer(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """Signs in and out, and tells who looks."""
+    """Signs in and out, and finds the viewer of a request."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._sessions = Sessions(context)
 
     async def viewer(self, request: Request) -> Viewer:
-        """Return the viewer; noted in the request for the page's head and the audit log.
+        """Return the viewer, and store it in the request for the page's head and the audit log.
 
         Raises:
-            LoginNeeded: nobody is signed in.
+            LoginNeeded: the user is not signed in.
         """
         viewer = await self._viewer(request)
         request.state.viewer = viewer
@@ -83,20 +83,20 @@ class Session:
         return Viewer(caller, self._sessions.form_value(session), signed_in=True)
 
     def first_project(self, viewer: Viewer) -> str:
-        """The project to show when none was asked for: the server's, or the viewer's first."""
+        """Return the default project of pages: the server's, or the viewer's first."""
         default = self._context.settings.default_project
         projects = viewer.caller.projects
         return default if not projects or default in projects else projects[0]
 
     async def form(self, request: Request, viewer: Viewer | None) -> dict[str, str]:
-        """The fields of a form.
+        """Return the fields of a form.
 
         Args:
             request: the request.
-            viewer: whose form it is; None for the one by which one signs in.
+            viewer: owner of the form; None for the sign-in form.
 
         Raises:
-            ApiError: it does not come from one of our pages, or is too large.
+            ApiError: the form is not from one of our pages, or is too large.
         """
         if viewer is None:
             bodies: UnverifiedBodies = request.app.state.unverified_bodies
@@ -118,7 +118,7 @@ class Session:
         return fields
 
     def _is_of_our_site(self, request: Request) -> bool:
-        """Whether the browser says that one of our pages sent the form, or says nothing."""
+        """Return whether our page sent the form, by the browser's headers. True without headers."""
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return False
         origin = request.headers.get("origin")
@@ -126,12 +126,12 @@ class Session:
         return origin is None or urlsplit(origin).netloc in ours
 
     async def sign_in(self, request: Request, token: str, target: str) -> Response | None:
-        """Begin a session of a good token and lead on; None when the token is not good.
+        """Begin a session with a valid token and redirect; None if the token is invalid.
 
         Args:
             request: the request; a session that it presents ends.
-            token: what was typed.
-            target: path of ours to go to; anything else leads to the first page.
+            token: the typed token.
+            target: path on this server to redirect to; anything else leads to the first page.
         """
         found = await run_in_threadpool(self._context.store.tokens.find, hash_of(token))
         caller = caller_of(token, found)
@@ -159,11 +159,11 @@ class Session:
 
 
 def check_may(viewer: Viewer, scope: str, project: str) -> None:
-    """See that somebody may do what needs a scope in a project.
+    """Check that a viewer has a scope in a project.
 
     Raises:
-        LoginNeeded: he has no token, and this is not for everyone.
-        ApiError: his token does not allow it.
+        LoginNeeded: the viewer has no token, and the page is not public.
+        ApiError: the viewer's token lacks the scope.
     """
     if viewer.may(scope, project):
         return
@@ -175,7 +175,7 @@ def check_may(viewer: Viewer, scope: str, project: str) -> None:
 
 
 def check_everywhere(viewer: Viewer, scope: str) -> None:
-    """See that somebody may do what needs a scope for all projects. Raises as `check_may`."""
+    """Check that a viewer has a scope for all projects. Raises like `check_may`."""
     if viewer.may(scope) and not viewer.caller.projects:
         return
     if viewer.is_public:
@@ -191,6 +191,6 @@ def login_address(path: str) -> str:
 
 
 def own_path(target: str) -> str:
-    """``target`` if it is a path of this server, else the first page."""
+    """Return ``target`` if it is a path of this server, else the first page."""
     plain = target.startswith("/") and not target.startswith(("//", "/\\"))
     return target if plain and "\n" not in target and "\r" not in target else "/"

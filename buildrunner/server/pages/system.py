@@ -1,4 +1,4 @@
-"""The page of the server itself: its work, its disk, its settings, and who did what."""
+"""The page of the server itself: its work, its disk, its settings, its audit log."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
     def system(request: Request) -> Response:
-        """The server's state."""
+        """Show the server's state."""
         check_everywhere(request.state.viewer, "admin")
         store = context.store
         before = row_number(request.query_params.get("before", ""))
@@ -64,7 +64,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def _workers(context: ServerContext, claimed: Sequence[ClaimedBuild]) -> list[tuple[str, int, str]]:
-    """Each worker that has builds, and this server's own: name, builds, state."""
+    """Return each worker with builds, and this server's own: name, builds, state."""
     own = context.settings.worker
     counts = Counter(stored.worker for stored in claimed if stored.worker)
     names = sorted({*counts, *([own] if own else [])})

@@ -14,7 +14,7 @@ from buildrunner.engine.deployments import with_short_digest
 from buildrunner.logs.console.outputs import without_controls
 from buildrunner.plan.build_plan import StepPlan
 
-# A sign besides the colour: not everybody tells red from green.
+# A sign besides the colour, for colour-blind users.
 SIGNS = {
     "SUCCESS": "✓",
     "FAILURE": "✗",
@@ -31,24 +31,24 @@ NOTHING = "\N{EN DASH}"
 
 _SUM = re.compile(r"(sha256:)?[0-9a-f]{40,64}")
 _SHOWN = 400
-_SHORT = 0.095  # below, a tenth of a second says too little
+_SHORT = 0.095  # below this, a tenth of a second is too coarse
 _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 _KIB = 1024
 
 
 def instant(text: str | None) -> datetime | None:
-    """An instant of the API's JSON; None for none."""
+    """Parse an instant of the API's JSON; None for none."""
     return datetime.fromisoformat(text) if text else None
 
 
 def seconds_between(start: str | None, end: str | None) -> float | None:
-    """Seconds from one instant to another; None unless both are there."""
+    """Return the seconds from one instant to another; None unless both are set."""
     first, last = instant(start), instant(end)
     return (last - first).total_seconds() if first and last else None
 
 
 def duration(seconds: float | None) -> str:
-    """``40 ms``, ``1.2 s``, ``3 min 4 s``, ``2 h 5 min``; a dash for None."""
+    """Format a duration: ``40 ms``, ``1.2 s``, ``3 min 4 s``, ``2 h 5 min``; a dash for None."""
     if seconds is None:
         return NOTHING
     if seconds < _SHORT:
@@ -63,7 +63,7 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(text: str | None, now: datetime) -> str:
-    """``5 min ago``; a dash for None."""
+    """Format a past time: ``5 min ago``; a dash for None."""
     moment = instant(text)
     if moment is None:
         return NOTHING
@@ -78,7 +78,7 @@ def ago(text: str | None, now: datetime) -> str:
 
 
 def size(count: float | None) -> str:
-    """``1.5 MiB``; a dash for None."""
+    """Format a size: ``1.5 MiB``; a dash for None."""
     if count is None:
         return NOTHING
     if count < _KIB:
@@ -91,22 +91,22 @@ def size(count: float | None) -> str:
 
 
 def sign(status: str) -> str:
-    """A sign for a status, for those who don't see its colour."""
+    """Return a sign for a status, besides its colour."""
     return SIGNS.get(status, "?")
 
 
 def words(status: str) -> str:
-    """``INTERNAL_ERROR`` -> ``internal error``."""
+    """Return a status in words: ``INTERNAL_ERROR`` -> ``internal error``."""
     return status.replace("_", " ").lower()
 
 
 def short(text: str) -> str:
-    """The first characters of an id or a commit."""
+    """Return the first characters of an id or a commit."""
     return text[:8]
 
 
 def shortened(text: str) -> str:
-    """A value for a narrow column: of a commit or digest its beginning, of a long text some."""
+    """Shorten a value for a narrow column: a commit, digest or long text."""
     if _SUM.fullmatch(text):
         return text.removeprefix("sha256:")[:12]
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
@@ -120,7 +120,7 @@ def expected(estimate: Estimate) -> str:
 
 
 def rough(seconds: float) -> str:
-    """A time that nobody knows exactly: ``20 s``, ``4 min``, ``2 h``."""
+    """Format an estimate: ``20 s``, ``4 min``, ``2 h``."""
     if seconds < _MINUTE:
         return f"{max(1, round(seconds))} s"
     if seconds < _HOUR:
@@ -129,7 +129,7 @@ def rough(seconds: float) -> str:
 
 
 def argv(step: StepPlan) -> str:
-    """The command of a step, as typed in a shell."""
+    """Return the command of a step, as in a shell."""
     return shlex.join([*([step.entrypoint] if step.entrypoint else []), *(step.args or ())])
 
 
@@ -147,13 +147,13 @@ FILTERS: dict[str, Callable[..., Any]] = {
 }
 
 
-# Sequences that remain after cursor moves are gone: colours; control characters; characters that
+# Sequences that remain after cursor moves are removed: colours; control characters; characters that
 # reverse the direction of text, with which a line could look like another text.
 _UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def shown_text(line: bytes | str) -> str:
-    """The text of a line: without colours, and of a progress bar only what it showed last."""
+    """Return the text of a line without colours, with the last state of a progress bar."""
     data = line if isinstance(line, bytes) else line.encode("utf-8", "replace")
     drawn = data.rstrip(b"\r").rpartition(b"\r")[2]
     return _UNPRINTED.sub("", without_controls(drawn).decode("utf-8", "replace"))
@@ -163,8 +163,8 @@ class Estimate(msgspec.Struct, frozen=True):
     """The expected duration of a build.
 
     Attributes:
-        usual_s: how long successful builds of its trigger took lately (the median).
-        so_far_s: how long it has run.
+        usual_s: median duration of recent successful builds of its trigger.
+        so_far_s: its duration so far.
     """
 
     usual_s: float
@@ -172,12 +172,12 @@ class Estimate(msgspec.Struct, frozen=True):
 
     @property
     def left_s(self) -> float:
-        """Seconds until the expected end; negative if the build takes longer than usual."""
+        """Return the seconds until the expected end; negative if it is over."""
         return self.usual_s - self.so_far_s
 
     @property
     def percent(self) -> int:
-        """Percentage of the usual time that is over, at most 99."""
+        """Return the elapsed percentage of the usual time, at most 99."""
         if self.usual_s <= 0:
             return 99
         return min(99, max(0, int(self.so_far_s / self.usual_s * 100)))

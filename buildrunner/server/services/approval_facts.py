@@ -1,4 +1,4 @@
-"""Facts for the approver of a build: whose code it is, and what the approval grants.
+"""Facts for the approver of a build: the author of its code, and the rights that it gets.
 
 Pure. The facts of the pull request are labels of the build, which only the server sets.
 """
@@ -15,7 +15,7 @@ from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
 
 AUTHOR: Final = "author"
-"""The label with the author of what is built, where it is known: ``FORGE:LOGIN``."""
+"""The label with the author of the code, if known: ``FORGE:LOGIN``."""
 
 AUTHOR_ID: Final = "author_id"
 BASE_BRANCH: Final = "base_branch"
@@ -34,23 +34,23 @@ _OF_STRANGERS: Final = (
 
 
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A build that waits for an approval, or waited for one.
+    """A build with a pending or past approval.
 
     Attributes:
-        state: of the approval; empty for a build that needs none.
-        fork: its code is a stranger's: a fork's pull request.
-        forge: kind of the forge; empty for a build of no pull request.
-        pull_request: its number; 0 for none.
-        title, url: of the pull request.
-        author: who opened the pull request; a number where the forge told no login.
-        commenter: who asked for the build by a comment; empty for nobody.
-        head_repository, head_branch: where the code is.
-        base_repository, base_branch: where the pull request wants it to go.
-        commit: what is built.
+        state: state of the approval; empty for a build that needs none.
+        fork: its code is untrusted: a fork's pull request.
+        forge: kind of the forge; empty without a pull request.
+        pull_request: number of the pull request; 0 for none.
+        title, url: title and URL of the pull request.
+        author: author of the pull request; a number if the forge sent no login.
+        commenter: author of the comment that requested the build; empty for none.
+        head_repository, head_branch: location of the code.
+        base_repository, base_branch: target of the pull request.
+        commit: the commit.
         trusted: it acts with the rights of its project.
-        grants: sentences about what it may do once it is approved.
-        secrets: names of the secrets that it asks for, as far as its config is known.
-        approver, time, comment, decision_url: of the decision; empty before it.
+        grants: sentences about its rights after the approval.
+        secrets: names of the secrets that it requests, as far as its config is known.
+        approver, time, comment, decision_url: facts about the decision; empty before it.
     """
 
     state: str = ""
@@ -76,19 +76,19 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 
     @property
     def request_word(self) -> str:
-        """The forge's own term: pull request or merge request."""
+        """Return the forge's own term: pull request or merge request."""
         return request_word(self.forge)
 
     @property
     def request_number(self) -> str:
-        """Its number as the forge writes it: ``#7`` or ``!7``."""
+        """Return the number in the forge's form: ``#7`` or ``!7``."""
         return request_number(self.forge, self.pull_request)
 
 
 def approval_facts(stored: StoredBuild) -> ApprovalFacts:
-    """The facts of a build; those of its pull request also where it needs no approval.
+    """Return the facts of a build, including its pull request even if it needs no approval.
 
-    Texts of other people are printable: they reverse no text that stands beside them.
+    Texts of other users are made printable, so that they can't reverse adjacent text.
     """
     labels = {name: printable(text) for name, text in stored.labels.items()}
     approval = stored.document.get("approval", {})
@@ -122,7 +122,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
 
 
 def secrets_of(request: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the secrets and keys that a Build asks for."""
+    """Return the names of the secrets and keys that a Build requests."""
     available = request.get("availableSecrets", {})
     names = [
         *(one.get("versionName", "") for one in available.get("secretManager", ())),

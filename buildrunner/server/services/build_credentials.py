@@ -1,8 +1,8 @@
 """The credentials that a server makes for builds of workers: tokens, logins, signatures.
 
-The keys stay on the server. A token or a provenance states what the server knows of a build. A
-worker reports only facts that it alone can know: the commit that it fetched, and the digests of
-what the build published to places that its plan names.
+The keys stay on the server. Tokens and provenance state facts that the server knows about a build.
+A worker reports only facts that it alone can know: the fetched commit, and the digests of
+artifacts that the build published to places in its plan.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class WorkerCredentials:
     def logins(self, worker: WorkerIdentity, lease: Lease) -> dict[str, str]:
         """Return the files with the logins of the build's project, by path below a home folder.
 
-        Only logins for the registries and packages that the plan names are in them. The builds of
+        They have only logins for registries and packages in the plan. Builds of
         forks get none.
 
         Raises:
@@ -79,7 +79,7 @@ class WorkerCredentials:
         return self._credentials.login_files(str(stored.document["projectId"]), plan)
 
     def attest(self, worker: WorkerIdentity, lease: Lease, outcome: BuildOutcome) -> MadeForBuild:
-        """Sign and keep the provenance of a build; empty if it published nothing.
+        """Sign and store the provenance of a build. Returns it; empty if it published nothing.
 
         Raises:
             ApiError: the plan names no such image or file, or there is no plan yet.
@@ -107,7 +107,7 @@ class WorkerCredentials:
         return made
 
     def _within(self, stored: StoredBuild, outcome: BuildOutcome) -> BuildOutcome:
-        """The outcome with its times bounded: the clock of the worker may be wrong."""
+        """Return the outcome with its times bounded, since the worker's clock may be wrong."""
         now = self._context.clock()
         first = decode_message(Build, stored.document).value.create_time or now
         start = min(max(outcome.started_at, first), now)
@@ -115,7 +115,7 @@ class WorkerCredentials:
         return replace(outcome, started_at=start, finished_at=finish)
 
     def _origin(self, stored: StoredBuild, plan: BuildPlan) -> BuildOrigin:
-        """The origin of a build: only commit and config are from its worker."""
+        """Return the origin of a build: only commit and config are from its worker."""
         reported, trigger = plan.origin, str(stored.document.get("buildTriggerId", ""))
         repository = self._repository(stored)
         return replace(
@@ -129,7 +129,7 @@ class WorkerCredentials:
         )
 
     def _repository(self, stored: StoredBuild) -> str:
-        """The URL of the build's Git repository, as a build process shows it; or an empty text."""
+        """Return the URL of the build's Git repository, as in a build process; or an empty text."""
         build = decode_message(Build, stored.document).value
         source = git_source_of(build)
         if source is None:
@@ -156,7 +156,7 @@ def _made(make: Callable[[], str]) -> MadeForBuild:
 
 
 def _definition(stored: StoredBuild) -> Build:
-    """The build as it was planned, without states of its steps."""
+    """Return the build as it was planned, without states of its steps."""
     build = decode_message(Build, stored.document).value
     blank = BuildStep()
     unset = {name: getattr(blank, name) for name in BuildStep.OUTPUT_ONLY}
@@ -164,7 +164,7 @@ def _definition(stored: StoredBuild) -> Build:
 
 
 def _check_published(plan: BuildPlan, outcome: BuildOutcome) -> None:
-    """Refuse to attest what the build was not to publish."""
+    """Refuse to attest artifacts that are not in the build's plan."""
     planned = {_repository_of(image) for image in plan.images}
     for image in outcome.images:
         if _repository_of(image.name) not in planned:
@@ -172,14 +172,14 @@ def _check_published(plan: BuildPlan, outcome: BuildOutcome) -> None:
     files = outcome.objects.files if outcome.objects else ()
     for file in files:
         elsewhere = file.url.startswith("gs://") and not file.url.startswith(plan.object_location)
-        if not plan.object_paths or elsewhere:  # a worker may have a folder in place of a bucket
+        if not plan.object_paths or elsewhere:  # on a worker, a folder may replace a bucket
             raise invalid_argument(f"the build uploads no file {file.url}", field="objects")
     if outcome.packages and not plan.packages:
         raise invalid_argument("the build publishes no package", field="packages")
 
 
 def _repository_of(image: str) -> str:
-    """The name of an image without its tag and digest."""
+    """Return the name of an image without its tag and digest."""
     name = image.partition("@")[0]
     head, _, tag = name.rpartition(":")
     return name if not head or "/" in tag else head

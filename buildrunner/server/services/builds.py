@@ -55,7 +55,7 @@ from buildrunner.triggers.settings import ApprovalPolicy, TriggerSettings
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a request that makes a build, beside Cloud Build's own; see `NewBuild`.
+    """The options of a request that makes a build, besides Cloud Build's own; see `NewBuild`.
 
     Attributes:
         request_id: idempotency key; empty for none.
@@ -149,7 +149,7 @@ class Builds:
 
         Args:
             old: the build to retry.
-            options: of these, the request id and ``supersede`` count; the rest is the old build's.
+            options: only the request id and ``supersede`` count; the rest is the old build's.
             caller: the authenticated caller.
             from_step: id or index of a step of the old build. Steps that succeeded before it do
                 not run again, and the workspace is as the old build left it. Empty runs all steps.
@@ -207,7 +207,7 @@ class Builds:
             )
 
     def _wants_approval(self, document: dict[str, Any]) -> bool:
-        """Whether the build's trigger demands an approval by now."""
+        """Return whether the build's trigger now requires an approval."""
         trigger = document.get("buildTriggerId", "")
         if not trigger:
             return False
@@ -221,7 +221,7 @@ class Builds:
         """Approve or reject.
 
         Raises:
-            ApiError: the build does not wait for it, or its trigger lets others decide.
+            ApiError: the build does not wait for an approval, or the caller may not decide.
         """
         approved = decision.decision is Decision.APPROVED
         now = self._context.clock()
@@ -245,14 +245,14 @@ class Builds:
         return decided
 
     def _policy(self, stored: StoredBuild, *, approves: bool) -> ApprovalPolicy:
-        """Return who may approve a build, as its trigger says now.
+        """Return the present approval policy of a build's trigger.
 
         Raises:
-            ApiError: nobody can tell: the trigger was deleted, or its settings can't be read.
+            ApiError: the trigger was deleted, or its settings can't be read.
         """
         project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
         try:
-            if trigger and approves:  # its settings, with the approvers, went with it
+            if trigger and approves:  # its settings, with the approvers, were deleted with it
                 self._context.store.triggers.get(project, trigger)
             return TriggerQueue(self._context).settings(project, trigger).approval
         except NotFound:
@@ -268,7 +268,7 @@ class Builds:
 
 
 def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:
-    """The request of a build; a trigger's build is tied to the commit that was built.
+    """Return the request of a build. A trigger's build is fixed to its commit.
 
     Source: the API's text of ``retry``.
     """
@@ -305,14 +305,14 @@ def _decided(
 
 
 def going_on(old: StoredBuild, name: str) -> dict[str, str]:
-    """The labels of a build that goes on with an old one: from which step, and what is reused.
+    """Return the labels of a build that resumes an old one: the first step, and the reused ones.
 
     Args:
         old: the build that failed.
         name: id or index of one of its steps.
 
     Raises:
-        ApiError: it has no such step.
+        ApiError: the build has no such step.
     """
     steps: Sequence[dict[str, Any]] = old.document.get("steps", ())
     first = _index_of(steps, name)
@@ -349,7 +349,7 @@ def roll_back(old: StoredBuild, deployment: RecordedDeployment) -> dict[str, str
 
 
 def _index_of(steps: Sequence[dict[str, Any]], name: str) -> int | None:
-    """The step with that id; else the one at that index."""
+    """Return the step with that id; else the one at that index."""
     for index, step in enumerate(steps):
         if step.get("id") == name:
             return index
@@ -367,10 +367,10 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
     """Return why a caller may not decide; empty if the caller may. Pure.
 
     Args:
-        policy: the trigger's.
-        labels: the build's.
-        who: name of the token, and of the person on the forge who goes by that name.
-        approves: the caller wants the build to run. The starter of a build may always reject it.
+        policy: the trigger's policy.
+        labels: the build's labels.
+        who: name of the token, which is also compared with users of the forge.
+        approves: an approval, not a rejection. The starter of a build may always reject it.
     """
     if policy.approvers and who not in policy.approvers:
         names = ", ".join(policy.approvers)
@@ -387,7 +387,7 @@ class ApprovalExpiry:
     `start` once; every method from any thread.
 
     Args:
-        context: the server's; its clock decides.
+        context: the server's. Its clock decides.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -406,10 +406,10 @@ class ApprovalExpiry:
         self.turn()
 
     def turn(self) -> int:
-        """Cancel all whose time is over; how many.
+        """Cancel all builds whose time is over. Returns their number.
 
         Raises:
-            StoreError: the database does not answer; it is tried again.
+            StoreError: the database does not answer. The next turn retries.
         """
         return sum(
             self._expire(waiting, settings)
@@ -423,7 +423,7 @@ class ApprovalExpiry:
         return known_settings(self._context.store.triggers.settings(project, trigger))
 
     def _expire(self, waiting: Iterable[ListedBuild], settings: TriggerSettings) -> int:
-        """Cancel those builds of one trigger whose time is over; return how many."""
+        """Cancel the builds of one trigger whose time is over. Returns their number."""
         now, lasts = self._context.clock(), settings.approval_expires
         over = [one for one in waiting if lasts is not None and one.create_time + lasts <= now]
         return sum(self._cancel(one, settings.approval.expires, now) for one in over)
@@ -435,7 +435,7 @@ class ApprovalExpiry:
             store.decide_approval(
                 build.project, build.id, _expired(document, now, lasts), approved=False
             )
-        except (Conflict, NotFound):  # somebody decided a moment ago, or another server was sooner
+        except (Conflict, NotFound):  # decided a moment ago, or another server was faster
             return False
         _log.info("build %s: nobody approved it in time", build.id)
         return True

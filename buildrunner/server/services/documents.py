@@ -1,4 +1,4 @@
-"""JSON documents of our own resources, as the API, pages and commands show them. Pure."""
+"""JSON documents of buildrunner's own resources, for the API, pages and commands. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from buildrunner.store.model.outbox import Message
 
 
 def shown_token(token: AccessToken) -> dict[str, Any]:
-    """The public facts of a token: not its hash."""
+    """Return the public facts of a token, without its hash."""
     shown: dict[str, Any] = {
         "name": token.name,
         "scopes": token.scopes,
@@ -26,7 +26,7 @@ def shown_token(token: AccessToken) -> dict[str, Any]:
 
 
 def shown_entry(entry: AuditEntry) -> dict[str, Any]:
-    """An entry of the audit log as JSON."""
+    """Return an entry of the audit log as JSON."""
     return {
         "id": str(entry.id),
         "at": encode_instant(entry.at),
@@ -39,7 +39,7 @@ def shown_entry(entry: AuditEntry) -> dict[str, Any]:
 
 
 def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
-    """A delivery in a list."""
+    """Return a delivery for a list."""
     outcome = delivery.outcome
     verdicts = [one for event in outcome.get("events", ()) for one in event.get("verdicts", ())]
     events = [event.get("event", "") for event in outcome.get("events", ())]
@@ -67,7 +67,7 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
 
 
 def shown_message(message: Message) -> dict[str, Any]:
-    """A message in a list."""
+    """Return a message for a list."""
     shown: dict[str, Any] = {
         "id": message.id,
         "state": message.state,

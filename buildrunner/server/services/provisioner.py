@@ -1,6 +1,6 @@
 """Makes the Jobs of builds whose pool is on Kubernetes, and compares them with the queue.
 
-One of several servers does it. `decisions` says what is to be done; this module does it.
+One of several servers does it. `decisions` decides; this module acts.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ class Provisioner:
     """The loop. `start` and `stop` once; `wake` from any thread.
 
     Args:
-        store: the server's.
-        cluster: where the Jobs are.
+        store: the server's store.
+        cluster: the cluster of the Jobs.
         pools: the pools of the settings, by name.
         report_lost: called with the lease of a build whose Pod is gone, and the reason.
-        clock: the time, aware UTC.
-        isolation: what the builds of forks must have; see `ServerSettings.isolation`.
-        egress: returns the networks that builds of a project do not reach.
+        clock: returns the time, aware UTC.
+        isolation: required for builds of forks; see `ServerSettings.isolation`.
+        egress: returns the networks that builds of a project may not reach.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Provisioner:
         self._leadership = store.leadership(TASK)
         self._problem = ""
         self._refused: dict[str, datetime] = {}
-        self._disrupted: dict[str, str] = {}  # the Pod is gone soon after it has said why
+        self._disrupted: dict[str, str] = {}  # the Pod is deleted soon after it has the reason
         self._no_spares: dict[str, datetime] = {}  # pools whose spare Job the cluster refused
         self._fits: dict[str, bool] = {}
         self._loop = Loop("provisioner", self.turn, _LOOK_S)
@@ -129,7 +129,7 @@ class Provisioner:
         self._loop.start()
 
     def wake(self) -> None:
-        """Look at the queue at once. Cheap."""
+        """Check the queue at once. Cheap."""
         self._loop.wake()
 
     def stop(self) -> None:
@@ -138,7 +138,7 @@ class Provisioner:
         self._leadership.close()
 
     def turn(self) -> None:
-        """Compare builds and Jobs once, and do what is to be done.
+        """Compare builds and Jobs once, and act on the differences.
 
         Raises:
             StoreError: the database does not answer.
@@ -181,7 +181,7 @@ class Provisioner:
         self._do(decide(situation), waiting)
 
     def _fitting(self, waiting: list[WaitingBuild]) -> frozenset[str]:
-        """The ids of builds that a spare Pod can run."""
+        """Return the ids of builds that a spare Pod can run."""
         asked = [one.id for one in waiting if self._pools[one.pool].spare]
         self._fits = {one: fits for one, fits in self._fits.items() if one in set(asked)}
         for build_id in asked[:_LOOKED_AT]:
@@ -194,7 +194,7 @@ class Provisioner:
         return frozenset(one for one, fits in self._fits.items() if fits)
 
     def _found(self) -> tuple[list[BuildJob], dict[str, str], list[SpareJob]]:
-        """The Jobs of builds, `live_pods`, and the spare Jobs of our pools."""
+        """Return the Jobs of builds, `live_pods`, and the spare Jobs of our pools."""
         found: list[BuildJob] = []
         spares: list[SpareJob] = []
         live: dict[str, str] = {}
@@ -206,7 +206,7 @@ class Provisioner:
             live |= live_pods(pods, claims)
             self._disrupted |= disruptions(pods, claims)
             start = len(pods) < len(jobs) or any(map(_is_pending, pods))
-            # A namespace may have many events, and all else is told by the Pods.
+            # A namespace may have many events, and the Pods have all other reasons.
             warnings = self._cluster.warnings(namespace) if start else ()
             found += build_jobs(jobs, pods, warnings, self._disrupted, claims)
         known = {job.build_id for job in found}
@@ -287,14 +287,14 @@ class Provisioner:
             build = replace(pod_build(stored), egress=egress)
             self._cluster.create_job(job_manifest(build, place, owner))
         except NotFound:
-            return None  # it was deleted just now
+            return None  # it was just deleted
         except KubernetesError as error:
             self._note_problem(str(error))
             return error
         return None
 
     def _reached(self, pool: Pool, stored: StoredBuild) -> Pool:
-        """The pool with the address of the server that has the upload of a build, if one has it."""
+        """Return the pool with the address of the server that has the build's upload, if any."""
         servers = self._store.servers.all() if stored.only_worker else []
         for server in servers if len(servers) > 1 else ():
             if server.name == stored.only_worker:
@@ -321,7 +321,7 @@ def _is_pending(pod: Mapping[str, Any]) -> bool:
 
 
 def _spare_names(objects: Iterable[Mapping[str, Any]]) -> set[str]:
-    """The names of spare Jobs, among Jobs and Pods."""
+    """Return the names of spare Jobs, from Jobs and Pods."""
     names = set()
     for one in objects:
         labels = one["metadata"].get("labels") or {}

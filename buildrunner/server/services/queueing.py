@@ -1,9 +1,9 @@
-"""The one way into the queue, for builds of callers, uploads, triggers, schedules and retries.
+"""The only way into the queue, for builds of callers, uploads, triggers, schedules and retries.
 
 `admit` is pure: fields are read and every rule of the API is checked there, so that a build that
-can't run is refused at once, with all of its problems. Substitutions are made there when all values
-are known; a build from a Git repository is kept as it was sent, since its commit, branch and tag
-are known only once it was fetched. In both cases the worker plans from the request, never from what
+can't run is refused at once, with all its problems. Substitutions are made there if all values
+are known; a build from a Git repository is stored unchanged, since its commit, branch and tag
+are known only after the fetch. In both cases the worker plans from the request, never from what
 is shown.
 
 `queue_build` admits a build and stores it; `keep_refused` stores one that can't run as a failed
@@ -55,22 +55,22 @@ DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
-    """The circumstances in which a build comes in.
+    """The circumstances of a new build.
 
     Attributes:
         build_id: its id.
         project: project it belongs to.
         location: ``global`` or a region.
-        now: when it came.
-        public_url: how people reach this server.
-        policy: where it may fetch from.
+        now: the time.
+        public_url: URL of this server for users.
+        policy: the sources from which it may fetch.
         trigger_id: trigger that makes it; empty for none.
         approval: it must be approved before it runs.
-        labels: free facts that are kept with it.
+        labels: further facts that are stored with it.
         request_id: idempotency key; empty for none.
-        worker: name of this server's worker, which alone can read what is uploaded here.
-        is_tied: it needs something else that is here alone, too.
-        is_pool: whether workers of this server have a pool of that name.
+        worker: name of this server's worker, the only one that can read uploads here.
+        is_tied: it needs another file that only this server has.
+        is_pool: returns whether workers of this server have a pool of that name.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
 
@@ -97,19 +97,19 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def config_comes_later(self) -> bool:
-        """Whether the steps are in a file of the source that nobody has read yet."""
+        """Return whether the steps are in a file of the source that is not read yet."""
         return "config_file" in self.labels
 
 
 def admit(body: Any, arrival: Arrival) -> NewBuild:
-    """The build to keep.
+    """Return the build to store.
 
     Args:
         body: the Build as parsed JSON. Fields that only the service sets are dropped.
-        arrival: how it came.
+        arrival: its circumstances.
 
     Raises:
-        ConfigError: it can't run; holds all problems.
+        ConfigError: the build can't run; holds all problems.
         ApiError: there is no build in the body.
     """
     if not body:
@@ -124,23 +124,23 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
     pool = _pool(resolved, arrival)
-    if pool:  # what else is said of pools is that they mean nothing here
+    if pool:  # the other problem of pools is that they have no effect here
         problems = [one for one in problems if not one.path.startswith(_POOL_FIELDS)]
     shown = _with_facts(resolved, arrival, _warnings(problems))
     return replace(_kept(build, shown, arrival), pool=pool)
 
 
 def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
-    """A build that `admit` does not let in, as one that failed before it began.
+    """Return a build that `admit` refuses, as one that failed before it began.
 
-    For what events and the clock ask for: nobody waits for an answer who could be told.
+    For builds of events and schedules, for which no caller waits for an error.
 
-    Source: semantics 9.3: a config that can't be run fails its build, and the commit shows it.
+    Source: semantics 9.3: an invalid config fails its build, and the commit's status shows it.
 
     Args:
-        body: the Build that was asked for, as JSON.
-        arrival: how it came.
-        reason: why it can't run.
+        body: the requested Build, as JSON.
+        arrival: its circumstances.
+        reason: the reason of the refusal.
     """
     build = decode_message(Build, body, outputs=False).value
     shown = _with_facts(build, arrival, ())
@@ -150,20 +150,20 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
         status_detail=reason,
         failure_info=FailureInfo(detail=reason),
         finish_time=arrival.now,
-        # Lists of builds show them: what a payload put there may be as large as a payload.
+        # Shown in lists of builds: values from a payload may be as large as the payload.
         substitutions={name: _cut(value) for name, value in build.substitutions.items()},
-        # Nobody can decide any more. That an approval is needed counts for a retry, too.
+        # No decision is possible any more. A retry still needs the approval.
         approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
     )
-    # It ends here, and takes nobody else's place.
+    # It has ended, and supersedes no other build.
     return replace(_kept(build, failed, arrival), expires_at=arrival.now, supersede="")
 
 
 def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
-    """The documents for the store: a build as it was requested, and as it is shown."""
+    """Return the documents for the store: a build as requested, and as shown."""
     return NewBuild(
         document=encode_message(shown),
-        # Masked where a refused build is kept: what is admitted holds no password.
+        # Masked for a refused build: an admitted one holds no password.
         request=masked_build(encode_message(build)),
         expires_at=arrival.now + queue_ttl(build),
         location=arrival.location,
@@ -181,12 +181,12 @@ def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
 
 
 def _pool(build: Build, arrival: Arrival) -> str:
-    """The pool whose workers run the build; empty if it names none that this server has.
+    """Return the pool whose workers run the build; empty if it names no pool of this server.
 
     The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
     """
     options = build.options
-    if options is None or arrival.is_tied:  # no worker has the kept workspace
+    if options is None or arrival.is_tied:  # workers don't have the kept workspace
         return ""
     named = (options.pool.name if options.pool else "") or options.worker_pool
     name = named.rpartition("/")[2]
@@ -204,14 +204,14 @@ def queue_ttl(build: Build) -> timedelta:
 
 
 def depends_on_commit(source: Source | None) -> bool:
-    """Whether values of substitutions come from the source's commit."""
+    """Return whether values of substitutions come from the source's commit."""
     if source is None:
         return False
     return any((source.repo_source, source.git_source, source.connected_repository))
 
 
 def _compiled(build: Build, arrival: Arrival) -> tuple[Build, list[Problem]]:
-    """The Build to show, with substitutions made if all values are known, and its problems."""
+    """Return the Build to show, with substitutions if all values are known, and its problems."""
     if arrival.config_comes_later:
         return build, check_values(build)
     triggered = bool(arrival.trigger_id)
@@ -226,7 +226,7 @@ def _compiled(build: Build, arrival: Arrival) -> tuple[Build, list[Problem]]:
 
 
 def _foreign_upload(build: Build, project: str) -> list[Problem]:
-    """Refuse what is no uploaded archive of the project: a caller must not read other uploads."""
+    """Refuse uploads of other projects, which a caller must not read."""
     problems = []
     for name, where in _uploads(build):
         if name != "storageSource" or not is_upload_of(project, where.object):
@@ -236,7 +236,7 @@ def _foreign_upload(build: Build, project: str) -> list[Problem]:
 
 
 def _uploads(build: Build) -> list[tuple[str, StorageSource | StorageSourceManifest]]:
-    """The uploaded parts of the source, by the field that names them."""
+    """Return the uploaded parts of the source, by the field that names them."""
     source = build.source
     if source is None:
         return []
@@ -283,7 +283,7 @@ def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) ->
 
 
 def log_url(public_url: str, project: str, build_id: str) -> str:
-    """The page where people find a build and its log, and sign in if they must."""
+    """Return the page of a build with its log, where users can sign in."""
     return f"{public_url}/builds/{project}/{build_id}"
 
 
@@ -305,7 +305,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         who: the caller, hook or schedule that started it.
         labels: facts about the event; see `NewBuild.labels`.
-        request_id: with the same one the build that was made first is returned.
+        request_id: idempotency key: a second run with it returns the first build.
         priority: see `NewBuild`.
         push: push its images.
     """
@@ -340,7 +340,7 @@ def arrival(context: ServerContext, project: str, location: str, **facts: Any) -
 
 
 def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
-    """Queue a build, or keep it until it is approved, and wake the worker.
+    """Queue a build, or store it until it is approved, and wake the worker.
 
     Args:
         context: the server's.
@@ -363,7 +363,7 @@ def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
 def keep_refused(
     context: ServerContext, body: dict[str, Any], at: Arrival, reason: str
 ) -> StoredBuild:
-    """Keep a build that can't run as a failed one, which is reported as any other.
+    """Store a build that can't run as a failed one, which is reported like any other.
 
     Raises:
         StoreError: the build can't be stored.
@@ -389,18 +389,18 @@ class TriggerQueue:
     def queue(
         self, project: str, document: dict[str, Any], made: TriggeredBuild, facts: RunFacts
     ) -> StoredBuild:
-        """Queue a build, behind an approval if it wants one.
+        """Queue a build, after an approval if it needs one.
 
         Args:
             project: project of the trigger.
             document: the trigger.
-            made: what it made of an event.
-            facts: of this run.
+            made: the trigger's build for an event.
+            facts: facts of this run.
 
         Raises:
             ConfigError: the build can't run, or the trigger's settings can't be read.
             QuotaExceeded: too many builds of the project wait.
-            StoreError: it can't be kept.
+            StoreError: the build can't be stored.
         """
         settings = self.settings(project, document["id"])
         at = self._arrival(project, document, made, facts, settings)
@@ -414,17 +414,17 @@ class TriggerQueue:
         facts: RunFacts,
         error: ConfigError | UsageError,
     ) -> StoredBuild:
-        """Keep a build that can't be queued as a failed one.
+        """Store a build that can't be queued as a failed one.
 
         Args:
             project: see `queue`.
             document: see `queue`.
             made: see `queue`.
             facts: see `queue`.
-            error: why it can't.
+            error: the reason.
 
         Raises:
-            StoreError: it can't be kept.
+            StoreError: the build can't be stored.
         """
         beside = self._context.store.triggers.settings(project, document["id"])
         at = self._arrival(project, document, made, facts, known_settings(beside))
@@ -462,7 +462,7 @@ class TriggerQueue:
         """Return the settings of a trigger.
 
         Raises:
-            ConfigError: they can't be read. Defaults would drop what they demand: approvers, the
+            ConfigError: they can't be read. Defaults would drop their requirements: approvers, the
                 forge, limits.
         """
         return read_settings(self._context.store.triggers.settings(project, trigger_id))
@@ -471,7 +471,7 @@ class TriggerQueue:
 def known_settings(document: dict[str, Any]) -> TriggerSettings:
     """Return the stored settings of a trigger, or the defaults if they can't be read. Pure.
 
-    For what the defaults do not loosen: the end of a build that failed, or of an approval's time.
+    For cases in which defaults weaken nothing: the end of a failed build, or of an approval's time.
     """
     try:
         return read_settings(document)
@@ -480,13 +480,13 @@ def known_settings(document: dict[str, Any]) -> TriggerSettings:
 
 
 def reason_of(error: ConfigError | UsageError) -> str:
-    """All that is wrong, in one line."""
+    """Return all problems in one line."""
     if isinstance(error, ConfigError):
         return "; ".join(problem.text() for problem in error.problems)
     return f"{error}; {error.hint}" if error.hint else str(error)
 
 
 def location_of(document: dict[str, Any]) -> str:
-    """The location in a trigger's resource name."""
+    """Return the location in a trigger's resource name."""
     parts = str(document.get("resourceName", "")).split("/")
     return parts[3] if len(parts) > 3 else "global"

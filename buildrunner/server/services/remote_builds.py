@@ -1,9 +1,9 @@
 """Builds that workers on other hosts run: the operations of the worker protocol.
 
-A worker holds a build by a lease, as the server's own worker does, and every operation names the
-fence of its lease. A worker that lost its lease changes nothing, and is told so by `LeaseLost`,
-which says no more of a build than of one that does not exist. `reported` decides which fields count
-of the document that a worker reports.
+A worker holds a build by a lease, like the server's own worker, and every operation names the
+fence of its lease. A worker that lost its lease changes nothing, and gets `LeaseLost`,
+which is the same for an existing build and a missing one. `reported` decides which fields count
+in a worker's document.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ from buildrunner.triggers.labels import CONFIG_LABEL
 _WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _MOST_BUILDS: Final = 1000
 _LOOKED_AT: Final = 100
-# The lines that the build itself writes come on top of the limit for steps.
+# The build's own lines are not part of the limit for steps.
 _OWN_LINES_BYTES: Final = 1 << 20
 
 _OUTCOME: Final = (
@@ -93,7 +93,7 @@ _OUTCOME: Final = (
     "warnings",
     "failure_info",
 )
-# Fields that a config in the source decides, or that substitutions from a commit may be in.
+# Fields that a config in the source decides, or that may have substitutions from a commit.
 _CONFIG: Final = (
     "steps",
     "timeout",
@@ -123,14 +123,14 @@ class RemoteBuilds:
         """Claim the next build for a worker; None if there is none for workers with its token.
 
         Raises:
-            OnlyThis: this worker has as many builds as it may; there may be one for others.
-            ApiError: the request is wrong, or the token is not for that pool or build.
-            NotFound: the build that it names does not exist, or is of another project.
-            Conflict: the build that it names does not wait any more.
+            OnlyThis: this worker has reached its limit; there may be a build for others.
+            ApiError: the request is invalid, or the token is not for that pool or build.
+            NotFound: the requested build does not exist, or is another project's.
+            Conflict: the requested build does not wait any more.
         """
         _check(worker, request)
         if self._context.disk_problem():
-            return None  # the log could not be kept
+            return None  # the log could not be stored
         wanted = request.build_id or worker.build_id
         if wanted:
             self._check_waits(worker, wanted)
@@ -258,7 +258,7 @@ class RemoteBuilds:
         )
 
     def renew(self, worker: WorkerIdentity, lease: Lease) -> str:
-        """Renew a lease; return why somebody wants the build cancelled, or an empty text.
+        """Renew a lease; return why the build is to be cancelled, or an empty text.
 
         Raises:
             LeaseLost: see `begin`.
@@ -267,14 +267,14 @@ class RemoteBuilds:
         return self._queue.renew(lease, now=self._context.clock(), lease_s=LEASE_S)
 
     def wants_cancel(self, worker: WorkerIdentity, lease: Lease) -> bool:
-        """Whether somebody wants the build cancelled. Raises `LeaseLost`."""
+        """Return whether the build is to be cancelled. Raises `LeaseLost`."""
         return self._own(worker, lease).cancel_requested
 
     def record(self, worker: WorkerIdentity, lease: Lease, document: Document) -> None:
-        """Store what a worker reports of a build; see `reported`.
+        """Store a worker's report of a build; see `reported`.
 
         Raises:
-            ApiError: it is the document of another build, or none of a build.
+            ApiError: the document is another build's, or is invalid.
             LeaseLost: see `begin`.
             Conflict: the build has ended already.
         """
@@ -288,9 +288,9 @@ class RemoteBuilds:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
 
     def _why_nobody_holds(self, worker: WorkerIdentity, lease: Lease) -> StoreError:
-        """Say that the build has ended, if it ended under this lease and the worker may claim such.
+        """Raise `Conflict` if the build has ended under this lease, else `LeaseLost`.
 
-        A worker whose last report was stored, and whose answer was lost, reports once more.
+        A worker may repeat its last report if the answer was lost.
         """
         try:
             stored = self._context.store.builds.find(lease.build_id)
@@ -318,10 +318,10 @@ class RemoteBuilds:
             raise invalid_argument(str(error)) from None
 
     def record_plan(self, worker: WorkerIdentity, lease: Lease, plan: bytes) -> None:
-        """Keep the compiled plan.
+        """Store the compiled plan.
 
         Raises:
-            ApiError: it is no plan.
+            ApiError: the body is no plan.
             LeaseLost: see `begin`.
         """
         self._own(worker, lease)
@@ -334,7 +334,7 @@ class RemoteBuilds:
     def record_deployments(
         self, worker: WorkerIdentity, lease: Lease, made: Sequence[WorkerDeployment]
     ) -> None:
-        """Record deployments that the build made, at times when it ran.
+        """Record deployments of the build, with times within its run.
 
         Raises:
             ApiError: the build has no such step.
@@ -362,10 +362,10 @@ class RemoteBuilds:
         )
 
     def store_log(self, worker: WorkerIdentity, lease: Lease, document: Document) -> Document:
-        """Store the finished log of a build in its bucket; return its document, with warnings.
+        """Store the finished log of a build in its bucket. Returns its document, with warnings.
 
         Raises:
-            ApiError: it is the document of another build, or none of a build.
+            ApiError: the document is another build's, or is invalid.
             LeaseLost: see `begin`.
         """
         sent = decoded_build(document)
@@ -373,13 +373,13 @@ class RemoteBuilds:
         return self._context.store_log(stored, self._reported(lease, sent))
 
     def append_log(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
-        """Append a piece to the log of a build; return the bytes of the log.
+        """Append a piece to the log of a build. Returns the bytes of the log.
 
         Raises:
             LeaseLost: see `begin`.
             OffsetMismatch: the log has another size.
             ApiError: the log is too large, or the disk is full.
-            StoreError: the piece is none, or can't be written.
+            StoreError: the piece is invalid, or can't be written.
         """
         self._own(worker, lease)
         folder = self._folder(lease)
@@ -437,7 +437,7 @@ class RemoteBuilds:
         return stored, msgspec.json.decode(found, type=BuildPlan)
 
     def secrets(self, worker: WorkerIdentity, lease: Lease) -> list[RemoteSecret]:
-        """Return the secrets that the stored plan of a build names, as far as it may have them.
+        """Return the secrets in the stored plan of a build that it may have.
 
         Raises:
             ApiError: the build has no plan yet.
@@ -500,7 +500,7 @@ def _checked_name(name: str) -> str:
 
 
 def _shown(worker: WorkerIdentity, stored: StoredBuild) -> StoredBuild:
-    """The build as its worker knows it: under the worker's own name."""
+    """Return the build for its worker, under the worker's own name."""
     return replace(stored, worker=stored.worker.removeprefix(worker.holder("")))
 
 
@@ -512,7 +512,7 @@ def decoded_build(document: Document) -> Build:
     """Return the build that a worker sent.
 
     Raises:
-        ApiError: it is not the document of a build.
+        ApiError: the document is no build.
     """
     loaded = decode_message(Build, document)
     if not loaded.ok:
@@ -521,7 +521,7 @@ def decoded_build(document: Document) -> Build:
 
 
 def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
-    """Return the document to store: the stored build with the outcome that its worker reports.
+    """Return the document to store: the stored build with its worker's outcome.
 
     A worker decides the config of a build only if the server does not know it, and only until a
     step begins: the config is in the source, or has substitutions whose values come from a commit.
@@ -529,9 +529,9 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
     The clock of the worker may be wrong: no time is before the build was created, or in the future.
 
     Args:
-        sent: by the worker.
+        sent: the worker's document.
         stored: the build.
-        now: the time of the server.
+        now: the server's time.
 
     Raises:
         ApiError: a worker may not set this status, or these are not the steps of the build.
@@ -560,7 +560,7 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
 
 
 def _fetched(source: Source | None, sent: SourceProvenance | None) -> SourceProvenance | None:
-    """Return what a worker may say of the source that it fetched: it is the source of the build.
+    """Return a worker's facts about the fetched source, which must be the build's source.
 
     Retries of the build fetch this source, and its commit gets statuses.
     """
@@ -601,7 +601,7 @@ def _commit(source: RepoSource | ConnectedRepository | GitSource) -> str:
 
 
 def _within(found: Any, first: datetime, last: datetime) -> Any:
-    """A value of a message with all its times between two times, and no end before its start."""
+    """Return a message's value with all times between two limits, and no end before its start."""
     match found:
         case datetime():
             return min(max(found, first), last)

@@ -1,6 +1,6 @@
-"""The triggers of a server, for routes, pages and events: known, created, changed, run.
+"""The triggers of a server, for routes, pages and events: finds, creates, changes and runs them.
 
-A known trigger has its settings and repository beside the resource, ready for events to match.
+A known trigger has the resource, its settings and its repository, ready to be matched with events.
 
 Source of update masks: google.protobuf.FieldMask. Without a mask, every field that callers may set
 is replaced.
@@ -46,15 +46,15 @@ _UNREADABLE: Final = "set the trigger's settings again, or update this server"
 
 
 class KnownTrigger(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger and all that decides what fires it.
+    """A trigger, and everything that decides which events fire it.
 
     Attributes:
         project: the trigger's project.
-        document: the BuildTrigger as it is stored.
-        trigger: the same, decoded.
-        set_beside: its settings as they are stored.
-        settings: the same, decoded.
-        repository: the repository that it listens to; None for a trigger that listens to none.
+        document: the stored BuildTrigger.
+        trigger: the decoded BuildTrigger.
+        set_beside: its stored settings.
+        settings: its decoded settings.
+        repository: its repository; None for a trigger without one.
     """
 
     project: str
@@ -71,12 +71,12 @@ _MOST_KEPT: Final = 32 << 20
 class KnownTriggers:
     """The triggers that an event may fire. Thread-safe.
 
-    The database tells which triggers listen to the source of an event. A trigger that has not
-    changed since the last event is not read again, as far as `_MOST_KEPT` bytes of triggers go.
+    The database finds the triggers for the source of an event. A trigger that has not
+    changed since the last event is not read again: up to `_MOST_KEPT` bytes are cached.
 
     Args:
-        store: has them.
-        repositories: where connected repositories are: name -> URL.
+        store: the store of triggers.
+        repositories: URLs of connected repositories by name.
     """
 
     def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
@@ -87,7 +87,7 @@ class KnownTriggers:
         self._bytes = 0
 
     def listening(self, event: Event, hook: str) -> list[KnownTrigger]:
-        """The triggers that listen to the source of an event, and others of the same name.
+        """Return the triggers for the source of an event, and others of the same name.
 
         Args:
             event: the event.
@@ -102,7 +102,7 @@ class KnownTriggers:
         return [known for one in versions if (known := self._known(one, bare)) is not None]
 
     def _known(self, wanted: TriggerVersion, bare: Mapping[str, str]) -> KnownTrigger | None:
-        """A trigger as it is now; None if it was deleted meanwhile."""
+        """Return the present trigger; None if it was deleted meanwhile."""
         key = (wanted.project, wanted.id)
         with self._lock:
             kept = self._kept.get(key)
@@ -123,7 +123,7 @@ class KnownTriggers:
 
 
 class _Kept(NamedTuple):
-    """A trigger that was read, and what it was decoded by."""
+    """A cached trigger, and the values from which it was decoded."""
 
     trigger: KnownTrigger
     version: int
@@ -132,13 +132,13 @@ class _Kept(NamedTuple):
 
 
 class KnownRepositories:
-    """The repositories that enabled triggers listen to. For one thread.
+    """The repositories of enabled triggers. For one thread.
 
-    Reads the triggers that have changed since the last time, one after the other.
+    Reads only the triggers that have changed since the last call.
 
     Args:
-        store: has the triggers.
-        repositories: where connected repositories are: name -> URL.
+        store: the store of triggers.
+        repositories: URLs of connected repositories by name.
     """
 
     def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
@@ -148,7 +148,7 @@ class KnownRepositories:
         self._bare: dict[str, str] = {}
 
     def all(self) -> list[TriggerRepository]:
-        """The repositories, as they are now; one of several triggers comes several times.
+        """Return the present repositories; one of several triggers comes several times.
 
         Raises:
             StoreError: the database fails.
@@ -170,7 +170,7 @@ class KnownRepositories:
 
 
 def known_trigger(context: ServerContext, project: str, document: Document) -> KnownTrigger:
-    """One trigger as `KnownTriggers` has it.
+    """Return one trigger as a `KnownTrigger`.
 
     Raises:
         StoreError: the database fails.
@@ -192,7 +192,7 @@ def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
 
 
 def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
-    """Return the binding of a hook; None if it is bound to nothing."""
+    """Return the binding of a hook; None if it has none."""
     try:
         return msgspec.convert(store.hooks.get(hook), HookBinding)
     except NotFound:
@@ -218,7 +218,7 @@ def _known(
     except ConfigError as error:  # stored by another version
         settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
     repository = trigger_repository(trigger, settings.forge, repositories=repositories, bare=bare)
-    if repository is not None and wrong:  # they name its forge: no other one may stand in for that
+    if repository is not None and wrong:  # they name its forge, which no other may replace
         repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
     return KnownTrigger(
         project=stored.project,
@@ -231,11 +231,11 @@ def _known(
 
 
 def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> list[str]:
-    """Triggers that nothing can fire, and hooks that fire nothing; one sentence with its cure each.
+    """Return a sentence with the remedy for each trigger or hook that can't fire.
 
     Args:
-        store: of the server.
-        repositories: where connected repositories are: name -> URL.
+        store: the server's store.
+        repositories: URLs of connected repositories by name.
 
     Raises:
         StoreError: the database fails.
@@ -274,16 +274,16 @@ class Triggers:
         self._queue = TriggerQueue(context)
 
     def create(self, address: Address, body: Any, settings: Document | None = None) -> Document:
-        """Keep a new trigger.
+        """Store a new trigger.
 
         Args:
-            address: where it belongs.
+            address: its project and location.
             body: the BuildTrigger as parsed JSON.
-            settings: what is set beside it.
+            settings: its settings.
 
         Raises:
             ApiError: its name is taken.
-            ConfigError: something is wrong with it.
+            ConfigError: the trigger is invalid.
         """
         if address.any_location:
             raise invalid_argument("a trigger needs one location, not -", field="location")
@@ -322,17 +322,17 @@ class Triggers:
         return document
 
     def change(self, project: str, old: Document, body: Any, mask: str) -> Document:
-        """Replace a trigger, or the parts of it that a mask names.
+        """Replace a trigger, or its parts that a mask names.
 
         Raises:
             ApiError: its new name is taken.
-            ConfigError: something is wrong with the change.
-            NotFound: somebody deletes it meanwhile.
+            ConfigError: the change is invalid.
+            NotFound: the trigger was deleted meanwhile.
         """
         given = _read(body)
         store = self._context.store
         changed = None
-        while changed is None:  # somebody else changes other parts of it: both count
+        while changed is None:  # another caller changes other parts of it: both changes count
             new = updated(old, given, mask)
             self._check(project, new, old)
             try:
@@ -348,7 +348,7 @@ class Triggers:
         filters = BoundedFilters(self._context.calls, project)
         trigger = decode_message(BuildTrigger, document).value
         problems = check_trigger(trigger, filters.problem)
-        # One that an earlier version took must not keep a trigger from being disabled.
+        # A filter that an earlier version accepted must not prevent disabling a trigger.
         problems += git_address.trigger_problems(document, old)
         if errors_of(problems):
             raise ConfigError(errors_of(problems))
@@ -371,10 +371,10 @@ class Triggers:
 
 
 def _read(body: Any) -> Document:
-    """A trigger that a caller sent, as a document without what only the service sets.
+    """Return a caller's trigger as a document without fields that only the service sets.
 
     Raises:
-        ConfigError: it can't be read.
+        ConfigError: the trigger can't be read.
     """
     loaded = decode_message(BuildTrigger, as_mapping(body), outputs=False)
     if not loaded.ok:
@@ -383,15 +383,15 @@ def _read(body: Any) -> Document:
 
 
 def updated(stored: Document, given: Document, mask: str) -> Document:
-    """The trigger after a change.
+    """Return the trigger after a change.
 
     Args:
-        stored: the trigger as it is, camelCase.
+        stored: the present trigger, camelCase.
         given: the change, camelCase, without the fields that only the service sets.
         mask: paths in camelCase or snake_case, separated by commas; empty for all fields.
 
     Raises:
-        ConfigError: the mask names a field that is not there, or can't be set.
+        ConfigError: the mask names an unknown field, or one that can't be set.
     """
     ours = {field.json for field in fields_of(BuildTrigger) if _is_ours(field.name)}
     kept = {name: value for name, value in stored.items() if name in ours}
@@ -416,7 +416,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _json_path(path: str) -> list[str]:
-    """The path in camelCase; empty when there is no such field."""
+    """Return the path in camelCase; empty if the field is unknown."""
     message: type[Message] | None = BuildTrigger
     steps: list[str] = []
     parts = path.split(".")
@@ -439,7 +439,7 @@ def _json_path(path: str) -> list[str]:
 
 
 def _with_part(target: Document, given: Document, steps: list[str]) -> Document:
-    """``target`` with the part at a path as it is in ``given``; gone where it is not there."""
+    """Return ``target`` with the part at a path from ``given``, or without it."""
     first, *rest = steps
     result = dict(target)
     if not rest:

@@ -1,8 +1,8 @@
 """An archive in a bucket as the source of a build.
 
-Source: semantics 7.6. The object's name tells a zip from all else; the generation is looked up once
-and everything is read of that one, whatever is written to the bucket meanwhile. Sums are of what is
-stored; ``Content-Encoding: gzip`` is undone, as gsutil undoes it.
+Source: semantics 7.6. The object's name distinguishes a zip; the generation is looked up once
+and everything is read from it, even if the object is replaced meanwhile. Digests are of the stored
+bytes; ``Content-Encoding: gzip`` is decoded, as by gsutil.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TRIES_WHEN_CORRUPT = 2
 _NOT_KEPT = "the source archive can't be kept while it is unpacked"
 
 HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512: "sha512"}
-"""The sums of ``sourceProvenanceHash`` that a file can have, by hashlib's names."""
+"""The digests of ``sourceProvenanceHash``, by hashlib's names."""
 
 
 class BucketSource(ABC):
@@ -44,7 +44,7 @@ class BucketSource(ABC):
 
     Args:
         source: the object; generation 0 is the newest.
-        hashes: sums for ``sourceProvenance.fileHashes``.
+        hashes: digests for ``sourceProvenance.fileHashes``.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class BucketSource(ABC):
     def _find(
         self, store: ObjectStore, cancel: threading.Event, report: FetchReport
     ) -> StoredObject:
-        """Look the object up; every read afterwards is of the generation that is found."""
+        """Look up the object. Every later read uses the found generation."""
         url = self._url
         find = partial(
             store.find,
@@ -90,11 +90,11 @@ class StorageArchive(BucketSource):
     """``source.storageSource``: an archive.
 
     Args:
-        source: which object; generation 0 is the newest.
-        store: who has it.
-        hashes: sums for ``sourceProvenance.fileHashes``.
-        limits: how much the archive may hold.
-        wait_s: the first pause before another try; it doubles.
+        source: the object; generation 0 is the newest.
+        store: the store of its bucket.
+        hashes: digests for ``sourceProvenance.fileHashes``.
+        limits: limits of the archive's content.
+        wait_s: the first pause before a retry; it doubles.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class StorageArchive(BucketSource):
         cancel: threading.Event,
         report: FetchReport,
     ) -> tuple[Guard, ObjectReader]:
-        """Unpack all of it; once more when what arrived is not what is stored."""
+        """Unpack the archive; again if the received bytes are damaged."""
         tries_left = _TRIES_WHEN_CORRUPT
         while True:
             tries_left -= 1
@@ -186,7 +186,7 @@ class StorageArchive(BucketSource):
                     encoded=encoded,
                 )
                 return
-            # A zip's directory is at its end: all of it has to be here first.
+            # A zip's directory is at its end, so all of it must be downloaded first.
             with scratch_file() as file:
                 _copy(content_of(reader, guard.limits), file)
                 file.seek(0)
@@ -196,7 +196,7 @@ class StorageArchive(BucketSource):
             raise
 
     def _file_hashes(self, found: StoredObject, reader: ObjectReader) -> dict[str, FileHashes]:
-        """One entry, for the archive itself. Source: semantics 1.6."""
+        """Return one entry, for the archive itself. Source: semantics 1.6."""
         if not self._hashes:
             return {}
         hashes = tuple(
@@ -206,10 +206,10 @@ class StorageArchive(BucketSource):
 
 
 def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
-    """Return an object's content, without the compression that it was stored with.
+    """Return an object's content, without the compression of its storage.
 
     Raises:
-        SourceError: it is damaged or expands too far.
+        SourceError: the object is damaged or expands too far.
     """
     found = reader.found
     if not found.gzip_encoded or not found.size_bytes:
@@ -218,7 +218,7 @@ def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
 
 
 def human_size(size_bytes: int) -> str:
-    """``5.1 KiB``, as gsutil writes sizes."""
+    """Format a size like gsutil: ``5.1 KiB``."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -228,10 +228,10 @@ def human_size(size_bytes: int) -> str:
 
 
 def read_on(reader: ObjectReader) -> None:
-    """Read to the end, where the sum tells whether what seemed wrong is what is stored.
+    """Read to the end, where the checksum shows whether the stored bytes are really invalid.
 
     Raises:
-        StorageError: it is not.
+        StorageError: the received bytes differ from the stored ones.
     """
     while reader.read(_PIECE_BYTES):
         pass

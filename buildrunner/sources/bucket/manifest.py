@@ -1,7 +1,7 @@
 """A list of files in buckets as the source of a build (``source.storageSourceManifest``).
 
 Source: semantics 7.5 and gcs-fetcher: a JSON object of path -> ``{sourceUrl, sha1sum}``; files are
-fetched several at a time, checked, and have mode 0555 whatever the manifest says.
+fetched several at a time, checked, and always have mode 0555.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class ManifestEntry(msgspec.Struct, frozen=True):
     """One file of a manifest.
 
     Attributes:
-        path: where it goes, relative to the workspace.
-        url: where it comes from.
-        sha1: hexadecimal sum of its content; empty: not checked.
+        path: its path in the workspace.
+        url: its URL.
+        sha1: hexadecimal digest of its content; empty: not checked.
     """
 
     path: str
@@ -73,10 +73,10 @@ class StorageManifest(BucketSource):
     """``source.storageSourceManifest``: a list of files.
 
     Args:
-        source: where the manifest is; generation 0 is the newest.
-        stores: who has it, and the files it names.
-        hashes: sums for ``sourceProvenance.fileHashes``.
-        wait_s: the first pause before another try; it doubles.
+        source: the manifest's object; generation 0 is the newest.
+        stores: finds the stores of the manifest and its files.
+        hashes: digests for ``sourceProvenance.fileHashes``.
+        wait_s: the first pause before a retry; it doubles.
     """
 
     def __init__(
@@ -188,13 +188,13 @@ class StorageManifest(BucketSource):
 
 
 def _let_go(content: BinaryIO) -> None:
-    """Close a file of which nothing is wanted: a full disk may refuse what is not written yet."""
+    """Close an unneeded file, ignoring errors: a full disk may refuse buffered data."""
     with suppress(OSError):
         content.close()
 
 
 def _pieces(reader: ObjectReader) -> Iterator[bytes]:
-    """An object's content. Source: gcs-fetcher's client undoes a ``Content-Encoding``."""
+    """Yield an object's content. Source: gcs-fetcher's client decodes a ``Content-Encoding``."""
     content = content_of(reader, ArchiveLimits())
     try:
         while data := content.read(_PIECE_BYTES):
@@ -222,10 +222,10 @@ def _content(content: BinaryIO, size_bytes: int, guard: Guard) -> Iterator[bytes
 
 
 def parse_manifest(text: bytes, name: str) -> list[ManifestEntry]:
-    """The files of a manifest, in its order.
+    """Return the files of a manifest, in order.
 
     Raises:
-        SourceError: it is no manifest.
+        SourceError: the object is no manifest.
     """
     try:
         document: Any = msgspec.json.decode(text)

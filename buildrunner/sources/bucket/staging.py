@@ -22,16 +22,16 @@ _TYPE = "application/gzip"
 
 
 class Staging:
-    """A folder of a bucket where sources are put.
+    """A folder of a bucket for uploaded sources.
 
     Args:
-        stores: which store has the bucket.
+        stores: finds the store of the bucket.
         place: the folder.
-        now: the time in the objects' names.
-        token: 32 hexadecimal digits for them, so that no two are the same.
-        say: takes messages for the person.
-        bar: shows how far an upload of so many bytes is: what it yields takes how many more were
-            read to be sent.
+        now: the time for the objects' names.
+        token: 32 hexadecimal digits that make the names unique.
+        say: takes messages for the user.
+        bar: opens a progress bar for a number of bytes: the function that it yields takes the bytes
+            read since its last call.
     """
 
     def __init__(
@@ -53,14 +53,14 @@ class Staging:
         self._bar = bar
 
     def stage_folder(self, folder: LocalFolder, shown: str) -> StorageSource:
-        """Pack a folder, upload it; where it is now.
+        """Pack and upload a folder. Returns its object.
 
         Args:
             folder: the source.
-            shown: how the person named it.
+            shown: the folder's name on the command line.
 
         Raises:
-            SourceError: it can't be read, packed or uploaded.
+            SourceError: the folder can't be read, packed or uploaded.
         """
         summary = folder.scan()
         self._say(
@@ -84,10 +84,10 @@ class Staging:
             return self._store(name, file, _TYPE)
 
     def stage_file(self, path: str) -> StorageSource:
-        """Upload an archive as it is; where it is now.
+        """Upload an archive unchanged. Returns its object.
 
         Raises:
-            SourceError: it can't be read or uploaded.
+            SourceError: the archive can't be read or uploaded.
         """
         ending = ".zip" if path.endswith(".zip") else ".tar" if path.endswith(".tar") else ".tgz"
         name = f"{self._stem}{ending}"
@@ -118,7 +118,7 @@ class Staging:
 
 
 class _Watched:
-    """A file that tells how far it was read; what is read once more counts back first."""
+    """A file that reports its reads; a repeated read is subtracted first."""
 
     def __init__(self, file: BinaryIO, moved: Callable[[int], object]) -> None:
         self._file = file

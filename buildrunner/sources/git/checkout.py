@@ -1,4 +1,4 @@
-"""One commit in one folder: fetched, looked at, written out."""
+"""One commit in one folder: fetches, measures and writes it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _BLOCK_BYTES = 4096
 
 
 class GitOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How much of a repository is fetched.
+    """Options of a fetch.
 
     Attributes:
-        depth: commits of history; 0 for all of it.
-        tags: with the tags that point into the fetched history.
-        submodules: with submodules, at any depth.
-        lfs: with the files that Git LFS keeps elsewhere; else their pointers.
+        depth: commits of history; 0 for the whole history.
+        tags: fetch the tags that point into the fetched history.
+        submodules: fetch submodules, at any depth.
+        lfs: fetch the content of Git LFS files; otherwise their pointers stay.
         max_files: a commit with more files and links is refused.
         max_size_bytes: a commit whose files are larger is refused.
     """
@@ -59,16 +59,16 @@ class WrittenCommit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevisionMoved(Exception):
-    """The ref names another commit by now, and the server gives out only what refs name."""
+    """The ref has moved, and the server serves only commits of refs."""
 
 
 class CheckoutFolder:
-    """A folder with a repository of its own, whose HEAD is detached. Owned by one thread.
+    """A folder with its own repository, with a detached HEAD. Owned by one thread.
 
     Args:
-        git: the door, for the repository's URL.
-        path: the folder; made by `init`.
-        options: how much is fetched.
+        git: runs git for the repository's URL.
+        path: the folder, created by `init`.
+        options: options of the fetch.
     """
 
     def __init__(self, git: GitCommand, path: str, options: GitOptions) -> None:
@@ -79,10 +79,10 @@ class CheckoutFolder:
         self._has_filters = False
 
     def init(self, commit: str) -> None:
-        """Make the folder, with an empty repository that knows its remote.
+        """Create the folder, with an empty repository and its remote.
 
         Args:
-            commit: a full SHA of the remote, for the kind of its SHAs.
+            commit: a full SHA of the remote, whose length decides the object format.
         """
         os.makedirs(self.path, exist_ok=True)
         self._plain_git.run(
@@ -97,7 +97,7 @@ class CheckoutFolder:
         self._plain_git.run("remote", "add", _REMOTE_NAME, url, folder=self.path)
 
     def unlock(self) -> None:
-        """Remove what a killed git has left: its locks and half-written packs."""
+        """Remove the locks and partial packs of a killed git."""
         for folder, folders, names in os.walk(os.path.join(self.path, ".git")):
             if folder.endswith("/objects"):
                 folders[:] = [name for name in folders if name in ("pack", "info")]
@@ -106,10 +106,10 @@ class CheckoutFolder:
                     os.unlink(os.path.join(folder, name))
 
     def fetch(self, revision: ResolvedRevision) -> str:
-        """Get the commit, and nothing else of what was not here before; its SHA.
+        """Fetch the commit, and as little else as possible. Returns its SHA.
 
         Raises:
-            GitFailed: see `GitCommand.run`; ``unknown_ref`` when there is no such commit.
+            GitFailed: see `GitCommand.run`; ``unknown_ref`` if the commit does not exist.
             RevisionMoved: resolve the revision again.
         """
         git = self._plain_git
@@ -133,7 +133,7 @@ class CheckoutFolder:
         return commit
 
     def _has(self, revision: ResolvedRevision) -> bool:
-        """Whether an earlier fetch brought it, whole: git would fetch a shallow one again."""
+        """Return whether an earlier fetch brought the commit with the requested history."""
         if self._options.depth != 1 or self._options.tags:
             return False
         try:
@@ -152,7 +152,7 @@ class CheckoutFolder:
             arguments.append("--no-tags")
         elif not options.depth:
             arguments.append("--tags")
-        # Tags follow only what is given a name here.
+        # git fetches tags only for named refs.
         refspec = f"+{what}:{_FETCHED}" if ":" not in what else what
         try:
             self._plain_git.run(
@@ -164,14 +164,14 @@ class CheckoutFolder:
             self._fetch(what, depth=False)
 
     def _fetch_ref(self, revision: ResolvedRevision) -> None:
-        """From a server that gives out only what refs name: the ref, if it still names that."""
+        """Fetch the ref, if it still names the commit, from a server that serves only refs."""
         self._fetch(revision.ref)
         found = self._plain_git.run("rev-parse", _FETCHED, folder=self.path).strip()
         if found != revision.wanted:
             raise RevisionMoved(revision.ref)
 
     def _fetch_everything(self, revision: ResolvedRevision) -> None:
-        """From such a server, a commit that no ref names: it is in the history of one."""
+        """Fetch all refs from such a server: the commit is in the history of one."""
         self._plain_git.report("Fetching the whole history: the server gives out no single commit")
         shallow = os.path.exists(os.path.join(self.path, ".git", "shallow"))
         try:
@@ -189,12 +189,12 @@ class CheckoutFolder:
             )
         except GitFailed as failed:
             if failed.kind != "not_advertised":
-                raise  # else it is a shallow clone itself, and the commit lies deeper
+                raise  # otherwise the server's repository is shallow, and lacks the commit
         if not self._commit_of(revision.wanted):
             raise unknown_revision(self._plain_git, revision.wanted)
 
     def _commit_of(self, name: str) -> str:
-        """The commit behind an object we have, or empty."""
+        """Return the commit of a local object, or an empty string."""
         try:
             return self._plain_git.run(
                 "rev-parse", "--quiet", "--verify", f"{name}^{{commit}}", folder=self.path
@@ -205,10 +205,10 @@ class CheckoutFolder:
             return ""
 
     def measure(self, commit: str) -> WrittenCommit:
-        """Count what the commit would write, before it does.
+        """Measure the commit's files before they are written.
 
         Raises:
-            GitFailed: it is more than the limits or the disk allow.
+            GitFailed: they exceed the limits or the disk.
         """
         files = size = 0
         options = self._options
@@ -244,14 +244,14 @@ class CheckoutFolder:
 
     @property
     def _written(self) -> bool:
-        """Whether some commit is written out already."""
+        """Return whether a commit is written already."""
         return os.path.exists(os.path.join(self.path, ".git", "index"))
 
     def write(self, revision: ResolvedRevision, commit: str) -> None:
-        """Make the folder hold exactly the commit, whatever it held before.
+        """Write exactly the commit to the folder, whatever its earlier content.
 
         Raises:
-            GitFailed: a name in it can't be written here, an LFS object or submodule is missing,
+            GitFailed: a file name can't be written here, an LFS object or submodule is missing,
                 the disk is full, ...
         """
         self._set_filters()
@@ -277,7 +277,7 @@ class CheckoutFolder:
 
     @contextmanager
     def _lfs_gate(self) -> Iterator[GitCommand]:
-        """Git whose LFS reaches only hosts that policy allows, wherever its server leads it."""
+        """Yield git with an LFS that reaches only hosts that the policy allows."""
         if not (self._options.lfs and self._plain_git.is_limited):
             yield self._git
             return
@@ -285,7 +285,7 @@ class CheckoutFolder:
             yield self._git.with_settings(transfers.settings, {})
 
     def holds(self, commit: str) -> bool:
-        """Whether the folder is just as `write` has left it. Changes nothing."""
+        """Return whether the folder is unchanged since `write`. Changes nothing."""
         self._set_filters()
         try:
             state = self._git.run(
@@ -304,7 +304,7 @@ class CheckoutFolder:
         return f"# branch.oid {commit}" in lines and all(line.startswith("# ") for line in lines)
 
     def _clear(self) -> None:
-        """Remove all but the repository itself."""
+        """Remove everything except the repository itself."""
         with os.scandir(self.path) as entries:
             for entry in entries:
                 if entry.name == ".git":
@@ -323,7 +323,7 @@ class CheckoutFolder:
             self._has_filters = True
 
     def _set_refs(self, revision: ResolvedRevision) -> None:
-        """The one ref that was asked for, as a fetch by a person would leave it."""
+        """Set the requested ref, as a user's fetch would."""
         refs = os.path.join(self.path, ".git", "refs")
         if not self._options.tags:
             remove_tree(os.path.join(refs, "tags"))
@@ -346,24 +346,25 @@ _LFS = (
     ("filter.lfs.smudge", "git-lfs smudge -- %f"),
     ("filter.lfs.process", "git-lfs filter-process"),
     ("filter.lfs.required", "true"),
-    # With several workers git writes ``.lfsconfig`` after the files whose server it names.
+    # With several workers, git may write ``.lfsconfig`` after the files that need it.
     ("checkout.workers", "1"),
-    ("lfs.transfer.maxretries", "2"),  # of a file; what may pass is fetched again as a whole
+    # tries per file; after a transient failure, the whole file is fetched again
+    ("lfs.transfer.maxretries", "2"),
 )
 
 
 def filter_settings(
     git: GitCommand, folder: str, *, lfs: bool
 ) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """Settings and environment that turn every filter of the user's configuration off.
+    """Return settings and environment that turn off every filter of the user's configuration.
 
     Args:
-        git: the door.
+        git: runs git.
         folder: a repository.
-        lfs: let Git LFS put the content in the place of its pointers.
+        lfs: let Git LFS replace pointers by content.
 
     Raises:
-        SourceError: LFS is wanted, and git-lfs is not installed.
+        SourceError: LFS is requested, and git-lfs is not installed.
     """
     names = git.run("config", "--list", "--name-only", folder=folder)
     drivers = {found[1] for line in names.split("\n") if (found := _FILTER_KEY.fullmatch(line))}
@@ -378,10 +379,10 @@ def filter_settings(
 
 
 def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
-    """Refuse LFS servers that the commit's ``.lfsconfig`` names and policy does not allow.
+    """Refuse LFS servers in the commit's ``.lfsconfig`` that the policy does not allow.
 
     Raises:
-        SourceError: there is one, or the file is a link, which LFS would follow.
+        SourceError: there is such a server, or the file is a link, which LFS would follow.
     """
     entry = git.run("ls-tree", commit, "--", ".lfsconfig", folder=folder)
     if entry and not entry.startswith("100"):
@@ -396,10 +397,10 @@ def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
     except GitFailed as failed:
         if failed.kind == "cancelled":
             raise
-        return  # no such file, or one that LFS can't read either
+        return  # the file is missing, or unreadable for LFS, too
     for entry in listed.split("\0"):
         key, _, value = entry.partition("\n")
-        if "\n" in value or "\r" in value:  # git-lfs takes each line for a setting
+        if "\n" in value or "\r" in value:  # git-lfs reads each line as a setting
             raise SourceError(
                 f"{key} in .lfsconfig of {git.url.text} has a line end in commit {commit}",
                 hint="write the setting in one line",
@@ -412,13 +413,13 @@ _MAX_DEPTH = 20
 
 
 def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
-    """Fetch and write the submodules of ``folder``, and theirs, each at depth 1 where that goes.
+    """Fetch and write the submodules of ``folder``, recursively, at depth 1 if possible.
 
-    Level by level, since the hosts of one level must be allowed before it is fetched.
+    This works level by level, since the hosts of a level must be checked before its fetch.
 
     Raises:
-        GitFailed: one can't be fetched, or speaks a protocol that is not allowed.
-        SourceError: a host is not allowed, or they lie in one another without end.
+        GitFailed: a submodule can't be fetched, or its protocol is not allowed.
+        SourceError: a host is not allowed, or the nesting is too deep.
     """
     if not os.path.isfile(os.path.join(folder, ".gitmodules")):
         return
@@ -434,14 +435,14 @@ def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
     try:
         _update(git, folder, "--depth=1")
     except GitFailed as failed:
-        # The host gives out no part of a history, or no commit that is not a branch's last.
+        # The host serves no partial history, or only the last commits of branches.
         if failed.kind not in ("no_depth", "not_advertised"):
             raise
         _forget(git, folder)
         _update(git, folder)
     for path in _values(git, folder, r"^submodule\..*\.path$", "--file", ".gitmodules"):
         inner = os.path.join(folder, path)
-        # A path that leads out through a link was refused by git and is not there.
+        # git refuses a path through a link, which therefore does not exist.
         if os.path.exists(os.path.join(inner, ".git")):
             update_submodules(git, inner, depth=depth + 1)
 
@@ -455,7 +456,7 @@ def _update(git: GitCommand, folder: str, *depth: str) -> None:
 
 
 def _forget(git: GitCommand, folder: str) -> None:
-    """Remove what came of the submodules: a clone at depth 1 would never fetch what lies deeper."""
+    """Remove the submodules' clones: a clone at depth 1 would never fetch deeper history."""
     git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
     clones = git.run("rev-parse", "--git-path", "modules", folder=folder).removesuffix("\n")
     remove_tree(os.path.join(folder, clones))
@@ -475,17 +476,18 @@ _LARGEST_BYTES = 16 * 1024**2
 
 
 def read_file(folder: str, path: str) -> bytes | None:
-    """A file's content; None when there is no such file.
+    """Return a file's content; None if it does not exist.
 
-    A symbolic link is followed inside of the folder only: what a config shows in its error messages
-    must be the repository's own.
+    A symbolic link is followed only inside the folder: the text that error messages of a config
+        quote
+    must be from the repository.
 
     Args:
-        folder: of the checkout; nobody changes it meanwhile.
-        path: relative to it.
+        folder: folder of the checkout, which does not change meanwhile.
+        path: path relative to it.
 
     Raises:
-        SourceError: it leads out of the folder, is too large, or can't be read.
+        SourceError: the path leads out of the folder, or the file is too large or unreadable.
     """
     root = os.path.realpath(folder)
     found = os.path.realpath(os.path.join(root, path))

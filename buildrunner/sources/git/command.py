@@ -1,4 +1,4 @@
-"""The door to git: GitPython starts it, with an environment that leaves nothing to chance."""
+"""Runs git by GitPython, in a controlled environment. The only module that does so."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from buildrunner.sources.git.errors import GitFailed, explain
 from buildrunner.sources.git.url import GitUrl, parse_git_url
 
 Progress = Callable[[str, "int | None"], None]
-"""Called with what git is doing and how much of it is done, in percent (0: unknown); or with a
+"""Called with git's current activity and its percentage (0: unknown); or with a
 sentence for the log and None."""
 
 _KEPT = ("GIT_CONFIG_", "GIT_SSL_", "GIT_PROXY_SSL_", "GIT_HTTP_", "GIT_PYTHON_", "GIT_EXEC_PATH")
 
-# A repository is data: nothing in it, and nothing meant for interactive work, may run here.
+# A repository is data: no program that it names, and no interactive program, may run here.
 _CONFIG: dict[str, str] = {
     "core.hooksPath": os.devnull,
     "core.fsmonitor": "false",
@@ -42,7 +42,7 @@ _CONFIG: dict[str, str] = {
     "fetch.recurseSubmodules": "false",
     "submodule.recurse": "false",
     "checkout.thresholdForParallelism": "100",
-    # A server that sends less than this for so long is gone.
+    # A server that sends less than this for that long counts as dead.
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "60",
     "protocol.allow": "never",
@@ -50,7 +50,7 @@ _CONFIG: dict[str, str] = {
     "protocol.http.allow": "always",
     "protocol.ssh.allow": "always",
     "protocol.git.allow": "always",
-    # Harmful objects are refused; those that are only untidy (common in old repositories) are not.
+    # Harmful objects are refused; objects with minor flaws (common in old repositories) are not.
     "fetch.fsckObjects": "true",
     "fetch.fsck.badDate": "warn",
     "fetch.fsck.badDateOverflow": "warn",
@@ -69,7 +69,7 @@ _CONFIG: dict[str, str] = {
 
 
 class LineReader(Protocol):
-    """Reads git's output line by line, in a thread of its own; false stops git."""
+    """Reads git's output line by line, in a separate thread. Returning false stops git."""
 
     def __call__(self, line: str) -> bool:
         """Take one line, its newline included."""
@@ -77,17 +77,17 @@ class LineReader(Protocol):
 
 
 class GitCommand:
-    """Runs git on behalf of one repository. May be used by one thread at a time.
+    """Runs git for one repository. For one thread at a time.
 
     Args:
-        url: the repository, for messages and for the protocols that are allowed.
-        environment: added to the environment of every command (see credentials.py).
-        config: Git settings that win over the user's own.
-        secrets: what must never be in a message.
-        cancel: kills the running command within a second when set.
+        url: the repository, for messages and for the allowed protocols.
+        environment: further environment of every command (see credentials.py).
+        config: Git settings that override the user's own.
+        secrets: values that must never be in a message.
+        cancel: when set, kills the running command within a second.
         progress: see `Progress`.
-        allow_host: says whether a host may be talked to (empty: this machine's files); None: all.
-        pin: what ties an allowed URL to judged addresses, None for nothing (see `SourceGate`).
+        allow_host: returns whether a host is allowed (empty: this machine's files); None: all.
+        pin: ties an allowed URL to checked addresses; None for nothing (see `SourceGate`).
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class GitCommand:
             *_CONFIG.items(),
             ("checkout.workers", str(len(os.sched_getaffinity(0)))),
             ("protocol.file.allow", "always" if url.transport == "file" else "never"),
-            # A host that is allowed must not send us to one that is not.
+            # An allowed host must not redirect to a host that is not allowed.
             *([("http.followRedirects", "false")] if allow_host is not None else []),
             *config,
         ]
@@ -132,15 +132,15 @@ class GitCommand:
         return self._cancel
 
     def report(self, text: str, percent: int | None = None) -> None:
-        """Tell whoever watches what goes on."""
+        """Report the progress."""
         if self._progress is not None:
             self._progress(text, percent)
 
     def check_host(self, url: str) -> None:
-        """Refuse a repository or LFS server on a host that policy does not allow.
+        """Refuse a repository or LFS server on a host that the policy does not allow.
 
         Raises:
-            SourceError: it is not allowed, or the URL is none.
+            SourceError: the host is not allowed, or the URL is invalid.
         """
         pinned = self._judged(url)
         parsed = parse_git_url(url)
@@ -152,14 +152,14 @@ class GitCommand:
 
     @property
     def is_limited(self) -> bool:
-        """Whether some hosts may not be talked to."""
+        """Return whether some hosts are not allowed."""
         return self._allow_host is not None
 
     def addresses_of(self, url: str) -> list[str]:
-        """Return the addresses at which the host of an HTTP URL may be reached.
+        """Return the allowed addresses of the host of an HTTP URL.
 
         Raises:
-            SourceError: it is not allowed, or the URL is none.
+            SourceError: the host is not allowed, or the URL is invalid.
         """
         pinned = self._judged(url)
         host = parse_git_url(url).host
@@ -181,7 +181,7 @@ class GitCommand:
     def with_settings(
         self, config: Sequence[tuple[str, str]], environment: Mapping[str, str]
     ) -> GitCommand:
-        """The same door with more settings, which win over the present ones."""
+        """Return a copy with more settings, which override the present ones."""
         door = GitCommand(
             self.url,
             secrets=self._secrets,
@@ -204,18 +204,19 @@ class GitCommand:
         each_line: LineReader | None = None,
         text: str = "",
     ) -> str:
-        """Run one git command to its end; its output, undecodable bytes as surrogates.
+        """Run one git command to its end. Returns its output, undecodable bytes as surrogates.
 
         Args:
-            arguments: what follows ``git``.
-            folder: where it runs. No repository above this folder is ever taken for it.
-            timeout_s: the longest it may take.
-            silent_s: the longest it may say nothing.
-            each_line: takes the output instead, which then is empty.
-            text: its standard input.
+            arguments: arguments of ``git``.
+            folder: the working folder. git never uses a repository above this folder.
+            timeout_s: the most seconds that it may take.
+            silent_s: the most seconds without output.
+            each_line: takes the output, so that none is returned.
+            text: the standard input.
 
         Raises:
-            GitFailed: it failed, took too long or was cancelled; nothing of it runs any more.
+            GitFailed: it failed, took too long or was cancelled; none of its processes runs any
+                more.
             SourceError: git is not installed.
         """
         if self._cancel.is_set():
@@ -244,7 +245,7 @@ class GitCommand:
         return GitFailed(f"fetching {self.url.text} was cancelled", kind="cancelled")
 
     def _start(self, arguments: Sequence[str], folder: str, text: str) -> Any:
-        # GitPython looks for git when it is imported: what it says then is a page long.
+        # GitPython searches git on import, and its error is a page long.
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from git import Git
         from git.exc import GitCommandNotFound
@@ -255,7 +256,7 @@ class GitCommand:
             **self._allowed_by_ssh(),
             "GIT_CEILING_DIRECTORIES": os.path.dirname(os.path.realpath(folder)),
         }
-        # GitPython adds variables but takes none away: GIT_DIR is set when a hook runs us.
+        # GitPython adds variables but removes none: in a hook, GIT_DIR is set.
         unset = [
             part
             for name in os.environ
@@ -268,7 +269,7 @@ class GitCommand:
                 given.write(text.encode())
                 given.seek(0)
                 return Git(folder).execute(
-                    # Without -C, a folder that is gone would mean the current one.
+                    # Without -C, a deleted folder would mean the current one.
                     [*command, "git", "-C", folder, *arguments],
                     istream=given if text else None,
                     as_process=True,
@@ -290,7 +291,7 @@ class GitCommand:
         return {SSH_ADDRESSES: " ".join(allowed)}
 
     def _numbered_config(self) -> dict[str, str]:
-        """Settings in git's own environment form: never in argv, never in a file."""
+        """Return settings in git's environment form, so that they are in no argv and no file."""
         try:
             first = int(os.environ.get("GIT_CONFIG_COUNT", "0"))
         except ValueError:
@@ -309,10 +310,10 @@ _HELD_S = 60.0
 
 
 class GitProcess:
-    """One command's output, and what can end it early.
+    """One running command: its output and its limits.
 
     Attributes:
-        stopped: the reader of lines wants no more.
+        stopped: the reader of lines has stopped.
 
     Args:
         each_line: takes the output.
@@ -342,14 +343,14 @@ class GitProcess:
         timeout_s: float | None,
         silent_s: float | None,
     ) -> str:
-        """Wait for the end of the process; why it must be ended instead, or empty."""
+        """Wait for the end of the process. Returns why it must be killed, or an empty string."""
         drained = threading.Event()
         threading.Thread(target=self._pump, args=(process, drained), daemon=True).start()
         started_s = time.monotonic()
         while process.poll() is None:
             drained.wait(_TICK_S)
             if drained.is_set():
-                cancel.wait(0.001)  # it closed its output: its end is a moment away
+                cancel.wait(0.001)  # it has closed its output, and ends soon
             if cancel.is_set():
                 return "cancelled"
             if self.stopped.is_set():
@@ -365,8 +366,8 @@ class GitProcess:
     def _await_output(process: Any, drained: threading.Event, cancel: threading.Event) -> str:
         """Wait until all output is read.
 
-        A helper that stays (a connection kept open) may hold standard error for ever, and is given
-        a moment only. Standard output must end: half an answer must never pass for a whole one.
+        A helper that stays (a connection kept open) may hold standard error open, and gets
+        only a moment. Standard output must end: a partial answer must never count as complete.
         """
         ended_s = time.monotonic()
         while not drained.wait(_TICK_S):
@@ -402,11 +403,11 @@ class GitProcess:
 
 
 def end_process(process: Any) -> None:
-    """Leave nothing of the command running: it leads a process group of its own."""
+    """Kill all processes of the command, which leads its own process group."""
     process.poll()
     if process.returncode is not None:
         return
-    for signal_number in (signal.SIGTERM, signal.SIGKILL):  # TERM lets git remove its locks
+    for signal_number in (signal.SIGTERM, signal.SIGKILL):  # SIGTERM lets git remove its locks
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal_number)
         deadline_s = time.monotonic() + _GRACE_S
@@ -421,7 +422,7 @@ _PERCENT = re.compile(r"(?:remote: )?([A-Z][a-z]+ [a-z ]+):\s+(\d+)% ")
 
 
 class GitProgress(RemoteProgress):
-    """Reads standard error of one command."""
+    """Reads the standard error of one command."""
 
     def __init__(self, watcher: Progress | None) -> None:
         super().__init__()
@@ -431,7 +432,7 @@ class GitProgress(RemoteProgress):
         self._shown = ("", -1)
 
     def take(self, line: str) -> None:
-        """One line, or one state of a line that git writes over."""
+        """Take one line, or one state of a line that git overwrites."""
         line = line.rstrip()
         if not line:
             return
@@ -440,7 +441,7 @@ class GitProgress(RemoteProgress):
         self._handle(line)
 
     def text(self) -> str:
-        """The last lines of standard error that are not progress."""
+        """Return the last lines of standard error that are not progress."""
         return "\n".join(self._words)
 
     def update(
@@ -450,13 +451,16 @@ class GitProgress(RemoteProgress):
         max_count: str | float | None = None,
         message: str = "",  # noqa: ARG002  (the signature is GitPython's)
     ) -> None:
-        """Progress that GitPython parsed. See `RemoteProgress.update`."""
+        """Take progress that GitPython parsed. See `RemoteProgress.update`."""
         del op_code
         name = (self._cur_line or "").removeprefix("remote: ").partition(":")[0]
         self._show(name, int(100 * float(cur_count) / float(max_count)) if max_count else 0)
 
     def line_dropped(self, line: str) -> None:
-        """A line that GitPython does not know, such as "Updating files". See `RemoteProgress`."""
+        """Take a line that GitPython can't parse, such as "Updating files".
+
+        See `RemoteProgress`.
+        """
         found = _PERCENT.match(line)
         if found:
             self._show(found[1], int(found[2]))
@@ -470,21 +474,21 @@ class GitProgress(RemoteProgress):
 
 _TIMEOUT_S = 60.0
 _SHA256_LENGTH = 64
-# Protocol version 2; older servers say "filter" among many words of the first ref.
+# Protocol version 2; older servers announce "filter" in the line of the first ref.
 _FILTER_OFFERED = re.compile(rb"< fetch=(?:\S+ )*filter\b")
 
 
 def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ...]:
-    """``--filter=WANTED`` where the server can leave objects out, else nothing.
+    """Return ``--filter=WANTED`` if the server supports partial clones, else nothing.
 
-    It must not be tried out: with a server that ignores it, git asks for what it then misses by
-    a git that does the same, and so on without end. Servers that speak only the first protocol
-    are not believed, for some of them leave out more than they should, to the same effect.
+    Trying it is no option: with a server that ignores it, git requests missing objects by
+    a git that does the same, and so on without end. Servers with only the first protocol
+    are not trusted, since some of them omit too many objects, with the same effect.
 
     Args:
-        git: the door, for the repository's URL.
+        git: runs git for the repository's URL.
         wanted: ``tree:0``, ``blob:none``.
-        folder: where a file may be written meanwhile.
+        folder: folder for a temporary file.
 
     Raises:
         GitFailed: the server does not answer, or refuses.
@@ -495,7 +499,7 @@ def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ..
         traced.run("ls-remote", "--", git.url.text, "HEAD", timeout_s=_TIMEOUT_S)
         with open(trace, "rb") as file:
             offered = any(_FILTER_OFFERED.search(line) for line in file)
-    except FileNotFoundError:  # a plain web server: no packets at all
+    except FileNotFoundError:  # a plain web server sends no packets
         return ()
     finally:
         if os.path.exists(trace):
@@ -504,7 +508,7 @@ def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ..
 
 
 def format_argument(sha: str) -> str:
-    """The kind of repository that a full SHA is from, as an argument of ``git init``."""
+    """Return the object format of a full SHA, as an argument of ``git init``."""
     return f"--object-format={'sha256' if len(sha) == _SHA256_LENGTH else 'sha1'}"
 
 
@@ -517,18 +521,18 @@ def fetch_history(
     depth: int,
     timeout_s: float,
 ) -> None:
-    """Fetch commits into a bare repository, in the way that the server allows.
+    """Fetch commits into a bare repository, in a way that the server supports.
 
-    One that gives out no commit by its SHA, or no part of its history, is asked for everything
-    that its refs point to: that may have them.
+    From a server that serves no commit by SHA, or no partial history, everything that its
+    refs point to is fetched.
 
     Args:
-        git: the door.
+        git: runs git.
         folder: the repository.
         commits: full SHAs.
         filters: see `filter_arguments`.
-        depth: commits of history; 0 for all of it.
-        timeout_s: the longest that one try may take.
+        depth: commits of history; 0 for the whole history.
+        timeout_s: the most seconds of one try.
 
     Raises:
         GitFailed: see `GitCommand.run`.

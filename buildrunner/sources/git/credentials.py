@@ -1,4 +1,4 @@
-"""How we say who we are to a Git host, and how the host proves who it is."""
+"""Credentials for Git hosts, and the verification of hosts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import msgspec
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.url import GitUrl
 
-_DEFAULT_USER = "x-access-token"  # with a token, hosts take any name
+_DEFAULT_USER = "x-access-token"  # with a token, hosts accept any name
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 
-# git asks this with the word "get"; "store" and "erase" are not answered. The values come by the
-# environment, so that they are in no argv and in no file.
+# git calls this with "get"; "store" and "erase" are ignored. The values are in the
+# environment, so that they are in no argv and no file.
 _HELPER = (
     '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
     '"$BUILDRUNNER_GIT_USERNAME" "$BUILDRUNNER_GIT_PASSWORD"; }; f'
@@ -25,11 +25,11 @@ _HELPER = (
 
 
 class GitCredentials(msgspec.Struct, frozen=True, kw_only=True):
-    """Credentials for one repository. Without them git finds its own: netrc, helpers, ssh agent.
+    """Credentials for one repository. Without them git uses the user's: netrc, helpers, ssh agent.
 
     Attributes:
         username: user for https; may be empty with a token.
-        password: password or token for https; empty: none.
+        password: password or token for https; empty for none.
         ssh_key: path of a private key; empty: those of the ssh configuration and agent.
         known_hosts: path of a file of host keys, in addition to the user's and the system's.
         host_fingerprints: ``SHA256:...`` of host keys that are trusted, too.
@@ -46,12 +46,12 @@ class GitCredentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Credentials in the form in which git takes them.
+    """Credentials in git's form.
 
     Attributes:
-        config: Git settings, the later ones win.
+        config: Git settings; later ones win.
         environment: variables for git.
-        secrets: what must not be shown.
+        secrets: values that must not be shown.
     """
 
     config: tuple[tuple[str, str], ...]
@@ -69,7 +69,7 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     a redirection, never gets it. Nor do the user's own credential helpers, which would store it.
 
     Raises:
-        SourceError: a fingerprint is not one.
+        SourceError: a fingerprint is invalid.
     """
     credentials = credentials or GitCredentials()
     config: list[tuple[str, str]] = []
@@ -78,7 +78,7 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     password = credentials.password or url.password
     if url.origin and password:
         config += [
-            (f"credential.{url.origin}.helper", ""),  # forget the user's own
+            (f"credential.{url.origin}.helper", ""),  # drop the user's own helpers
             (f"credential.{url.origin}.helper", _HELPER),
         ]
         environment["BUILDRUNNER_GIT_USERNAME"] = username or _DEFAULT_USER
@@ -92,11 +92,11 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
 SSH_ADDRESSES: Final = "BUILDRUNNER_SSH_ADDRESSES"
 """Variable with the hosts that ssh may reach: ``HOST=ADDRESS``, separated by spaces.
 
-``HOST=`` is a host that may be reached wherever it is. Without the variable, all may.
+``HOST=`` permits a host at any address. Without the variable, all hosts are permitted.
 """
 
 # Git appends options, the host and a command. The host's key is looked up by the host's name.
-# Where the user's own configuration gives the host another name, it says where ssh goes.
+# If the user's own configuration maps the host to another name, that name is connected to.
 _SSH_SCRIPT = f"""
 port=22
 for word; do
@@ -121,7 +121,7 @@ exit 1
 
 
 def _ssh_command(credentials: GitCredentials) -> str:
-    """OpenSSH that never asks and never trusts a host it does not know."""
+    """Return an OpenSSH command that never prompts and never trusts unknown hosts."""
     options = [
         "BatchMode=yes",
         "StrictHostKeyChecking=yes",
@@ -146,13 +146,13 @@ def _ssh_command(credentials: GitCredentials) -> str:
 
 
 def _ssh_word(path: str) -> str:
-    """A path as one word of an ssh option; ``%`` starts a token there."""
+    """Return a path as one word of an ssh option, in which ``%`` starts a token."""
     escaped = path.replace("%", "%%").replace('"', '\\"')
     return f'"{escaped}"'
 
 
 def _pin_command(fingerprints: tuple[str, ...]) -> str:
-    """A command that tells ssh to know the host key it was shown when its fingerprint is pinned."""
+    """Return a command by which ssh accepts a host key with a pinned fingerprint."""
     for fingerprint in fingerprints:
         if not _FINGERPRINT.fullmatch(fingerprint):
             raise SourceError(
@@ -165,15 +165,15 @@ def _pin_command(fingerprints: tuple[str, ...]) -> str:
 
 
 class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings about Git hosts.
+    """The settings for Git hosts.
 
-    Keys name a host, and more when it matters: ``git.example.com``, ``git.example.com:8443``,
-    ``git.example.com/team`` (all below it), ``ci@git.example.com`` (user name for https). They hold
-    for https and ssh; for plain http a key must say so: ``http://localhost:8080``. The longest that
-    fits wins.
+    Keys name a host, optionally with more: ``git.example.com``, ``git.example.com:8443``,
+    ``git.example.com/team`` (all below it), ``ci@git.example.com`` (user name for https). They
+    apply to https and ssh; plain http must be explicit: ``http://localhost:8080``. The longest
+    match wins.
 
     Attributes:
-        tokens: where passwords or tokens for https are: ``env:NAME`` or ``file:PATH``.
+        tokens: places of passwords or tokens for https: ``env:NAME`` or ``file:PATH``.
         ssh_keys: paths of private keys.
         known_hosts: path of a file of host keys, in addition to the user's and the system's.
         host_keys: fingerprints of ssh host keys that are trusted, separated by spaces.
@@ -188,10 +188,10 @@ class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
 def credentials_for(
     url: GitUrl, access: GitAccess, environ: Mapping[str, str]
 ) -> GitCredentials | None:
-    """The credentials for a repository; None lets git find its own.
+    """Return the credentials for a repository; None lets git use the user's.
 
     Raises:
-        SourceError: a token or key is not where the settings say.
+        SourceError: a token or key of the settings is missing.
     """
     if url.transport in ("https", "http"):
         key = _best(url, access.tokens)
@@ -215,7 +215,7 @@ def credentials_for(
 
 
 def _check_readable(path: str, key: str) -> None:
-    """Without a key that is not there ssh goes on, and the host's refusal misleads."""
+    """Check the key file: without it, ssh continues, and the host's refusal is misleading."""
     try:
         with open(path, "rb"):
             pass
@@ -227,7 +227,7 @@ def _check_readable(path: str, key: str) -> None:
 
 
 def _best(url: GitUrl, keys: Mapping[str, str]) -> str | None:
-    """The longest key that stands for the repository."""
+    """Return the longest key that matches the repository."""
     target = f"{_place(url)}/{url.path}"
     found = [key for key in keys if _fits(_normal(key), target)]
     return max(found, key=lambda key: len(_normal(key)), default=None)
@@ -238,7 +238,7 @@ def _fits(key: str, target: str) -> bool:
 
 
 def _normal(key: str) -> str:
-    """The key without user, and without the schemes that are meant anyway."""
+    """Return the key without the user and without default schemes."""
     scheme, mark, rest = key.rpartition("://")
     host, slash, path = rest.partition("/")
     host = host.rpartition("@")[2].lower()
@@ -247,7 +247,7 @@ def _normal(key: str) -> str:
 
 
 def _place(url: GitUrl) -> str:
-    """Host and port as keys name them; the scheme where it is http."""
+    """Return host and port in the form of keys, with the scheme for http."""
     if url.origin:
         return url.origin.removeprefix("https://")
     if "://" not in url.text:

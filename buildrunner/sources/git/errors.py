@@ -1,6 +1,6 @@
-"""Meaning of git's messages: one clear sentence each, and whether a retry may help.
+"""Converts git's messages to one clear sentence each, and decides whether a retry may help.
 
-Git has one exit code for everything, so its words (in the C locale) are all there is to go by.
+Git has one exit code for everything, so only its messages (in the C locale) show the cause.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Kind = Literal[
 ]
 
 TRANSIENT: frozenset[Kind] = frozenset({"network", "stalled"})
-"""Kinds for which another try may help."""
+"""Kinds for which a retry may help."""
 
 REMOTE: frozenset[Kind] = frozenset(
     {"network", "auth", "missing", "host_key", "unknown_ref", "not_advertised", "stalled", "lfs"}
 )
-"""Kinds that say nothing about the files we have."""
+"""Kinds that don't concern the local files."""
 
 _TAIL_CHARACTERS = 400
 # Lines that git adds after the error of a program that it has started (ssh).
@@ -53,7 +53,7 @@ class GitFailed(SourceError):
     """One git command failed.
 
     Attributes:
-        kind: what went wrong, for whoever decides what comes next.
+        kind: the kind of the failure, for the caller's decision.
     """
 
     def __init__(self, message: str, *, kind: Kind, hint: str = "") -> None:
@@ -68,7 +68,7 @@ class _Meaning(msgspec.Struct, frozen=True):
     hint: str = ""
 
 
-# The first that matches counts: the specific ones come first, since git ends many failures with
+# The first match counts. Specific ones come first, since git ends many failures with
 # general words ("Could not read from remote repository").
 _MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
@@ -131,7 +131,7 @@ _MEANINGS: tuple[_Meaning, ...] = (
     _Meaning(
         r"returned error: (?:404|410)|[Rr]epository .*not found|does not appear to be a git "
         r"repository|access denied or repository not exported|not a git repository: |"
-        # by ssh, hosts say it in words of their own
+        # ssh hosts have their own messages for it
         r"DENIED by |[Pp]roject .*could not be found|[Rr]epository .*does not exist|"
         r"project \S+ not found|Cannot find repository|is not authorized to read",
         "missing",
@@ -202,7 +202,7 @@ _MEANINGS: tuple[_Meaning, ...] = (
         "the connection to {host} failed while fetching {url}",
         "check the network and the URL's host",
     ),
-    # A plain web server's repository: said after the cause where there is one.
+    # A plain web server's repository: this message follows the cause, if there is one.
     _Meaning(
         r"Unable to find \w+ under|Cannot obtain needed object",
         "not_advertised",
@@ -212,13 +212,13 @@ _MEANINGS: tuple[_Meaning, ...] = (
 
 
 def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) -> GitFailed:
-    """The error for a git command that ended with these words.
+    """Return the error for git's output.
 
     Args:
-        stderr: all that git wrote.
+        stderr: git's standard error.
         url: the repository, without credentials.
         host: its host; empty for files.
-        secrets: what must not be shown, whatever git repeats.
+        secrets: values that must not be shown, even if git repeats them.
     """
     shown = _scrubbed(stderr, secrets)
     submodule = _SUBMODULE.search(shown)
@@ -243,20 +243,20 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
             hint = meaning.hint.format(
                 host=place, url=url, port=_port(url), plain=_plain(url), folder=_folder(shown)
             )
-            if meaning.kind == "missing" and not host:  # https:// is easily forgotten
+            if meaning.kind == "missing" and not host:  # users forget https:// easily
                 hint = "check the path; a repository of another machine has a URL, https://..."
             return GitFailed(sentence, kind=meaning.kind, hint=hint)
     return GitFailed(f"git failed on {url}{_reason(shown)}", kind="other")
 
 
 def _port(url: str) -> str:
-    """The flag by which ``ssh-keyscan`` looks at the URL's port, with a blank; else nothing."""
+    """Return the ``ssh-keyscan`` flag for the URL's port, with a blank; else nothing."""
     port = re.match(r"(?:git\+)?ssh(?:\+git)?://[^/]*:(\d+)(?:/|$)", url)
     return f"-p {port[1]} " if port else ""
 
 
 def _folder(stderr: str) -> str:
-    """The folder that git does not trust."""
+    """Return the folder that git does not trust."""
     from shlex import quote
 
     found = re.search(r"dubious ownership in repository at '(.+)'", stderr)
@@ -264,7 +264,7 @@ def _folder(stderr: str) -> str:
 
 
 def _plain(url: str) -> str:
-    """A common mistake with a token for a server without TLS."""
+    """Return a hint for a token that is configured for https, on a server without TLS."""
     return " (one in [git.tokens] must begin with http://)" * url.startswith("http://")
 
 
@@ -278,7 +278,7 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 
 
 def _reason(stderr: str) -> str:
-    """The line that says most: what HTTP came to, the last ``fatal:`` or ``error:``, the last."""
+    """Return the best line: HTTP's result, the last ``fatal:`` or ``error:``, or the last."""
     stripped = (line.strip().removeprefix("remote:").strip() for line in stderr.splitlines())
     lines = [
         line
@@ -288,7 +288,7 @@ def _reason(stderr: str) -> str:
     if not lines:
         return ""
     telling = [line for line in lines if line.lower().startswith(("fatal:", "error:"))] or lines
-    # Behind a failed exchange git only adds that nothing more came.
+    # After a failed exchange, git only adds that the connection ended.
     telling = [line for line in telling if "RPC failed" in line] or telling
     line = telling[-1]
     if line.endswith("redirection:"):
@@ -309,9 +309,9 @@ class LfsFailure(msgspec.Struct, frozen=True):
 
     Attributes:
         kind: see `git_errors.Kind`.
-        sentence: with ``{url}`` and ``{host}``.
-        hint: what to do about it.
-        reason: the file, and what Git LFS says of it.
+        sentence: the sentence, with ``{url}`` and ``{host}``.
+        hint: advice.
+        reason: the file, and the message of Git LFS.
     """
 
     kind: Kind
@@ -323,7 +323,7 @@ class LfsFailure(msgspec.Struct, frozen=True):
 _BUSY = "{host} did not give out the Git LFS files of {url}"
 _LATER = "try again later, or fetch without LFS"
 
-# The first that matches counts.
+# The first match counts.
 _MEANINGS_GIT_LFS_ERRORS: tuple[tuple[str, Kind, str, str], ...] = (
     (
         r"no space left on device|disk quota exceeded",
@@ -364,7 +364,7 @@ def lfs_failure(stderr: str) -> LfsFailure | None:
     """Return the failure of Git LFS; None if it did not stop git.
 
     Args:
-        stderr: all that git wrote.
+        stderr: git's standard error.
     """
     file = _FILE.search(stderr)
     if file is None:
@@ -380,6 +380,6 @@ def lfs_failure(stderr: str) -> LfsFailure | None:
 
 
 def _short(why: str) -> str:
-    """The end of the message: names of temporary files and Go's view of a URL come before it."""
+    """Return the end of the message, after names of temporary files and Go's form of a URL."""
     status = re.search(r"from (HTTP \d{3})", why)
     return (status[1] if status else why.rpartition("LFS: ")[2])[:_TAIL_CHARACTERS_GIT_LFS_ERRORS]

@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 _STATUS_LIMIT_S = 60.0
 
-# A repository can call itself a partial clone. Git then fetches missing objects when it needs them,
-# with programs that the repository's configuration names (``core.sshCommand``). The variable wins
-# over any ``protocol.NAME.allow`` of the configuration.
+# A repository can declare itself a partial clone. Git then fetches missing objects on demand,
+# with programs that the repository's configuration names (``core.sshCommand``). The variable
+# overrides any ``protocol.NAME.allow`` of the configuration.
 _NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "none"}
 
 
 class FolderCommit(msgspec.Struct, frozen=True, kw_only=True):
-    """The commit that a working tree is at.
+    """The commit of a working tree.
 
     Attributes:
         root: absolute path of the working tree.
         commit_sha: full SHA of HEAD.
-        branch: branch that is checked out; empty with a detached HEAD.
-        tag: tag that names the commit; empty for none.
+        branch: the branch; empty with a detached HEAD.
+        tag: tag of the commit; empty for none.
         url: the remote repository's URL without a password; empty without a remote.
         full_name: ``owner/name`` of the remote repository; the folder's name without a remote.
-        changed: whether files differ from the commit, or are unknown to Git and not ignored.
+        changed: whether files differ from the commit, or are untracked.
     """
 
     root: str
@@ -44,7 +44,7 @@ class FolderCommit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def commit_of_folder(folder: str) -> FolderCommit | None:
-    """The commit that a folder is at; None outside of a working tree, or before a first commit.
+    """Return the commit of a folder; None outside of a working tree, or before a first commit.
 
     Raises:
         SourceError: Git is not installed, or refuses to read the repository.
@@ -82,10 +82,10 @@ def commit_of_folder(folder: str) -> FolderCommit | None:
 
 
 def _without_programs(git: GitCommand, root: str) -> GitCommand:
-    """The door without the filters that the repository's own configuration names.
+    """Return a `GitCommand` without the filters of the repository's own configuration.
 
-    The folder may be a stranger's, with its ``.git``: comparing a file with the commit would run
-    the program that ``filter.NAME.clean`` names. (Submodules have configurations of their own.)
+    The folder, with its ``.git``, may be untrusted: comparing a file with the commit would run
+    the program in ``filter.NAME.clean``. (Submodules have their own configurations.)
     """
     named = _answer(git, root, "config", "--null", "--name-only", "--get-regexp", r"^filter\.")
     keys = filter(None, named.split("\0"))
@@ -95,7 +95,7 @@ def _without_programs(git: GitCommand, root: str) -> GitCommand:
 
 
 def _working_tree(folder: str) -> str:
-    """The working tree that a folder is in; empty for none."""
+    """Return the working tree of a folder; empty for none."""
     root = os.path.realpath(folder)
     while not os.path.exists(os.path.join(root, ".git")):
         parent = os.path.dirname(root)
@@ -106,7 +106,7 @@ def _working_tree(folder: str) -> str:
 
 
 def _remote(git: GitCommand, root: str, upstream: str) -> tuple[str, str]:
-    """URL and full name of the branch's own remote, of ``origin``, or of the only remote."""
+    """Return URL and full name of the branch's own remote, of ``origin``, or of the only remote."""
     from buildrunner.sources.git.url import parse_git_url
 
     names = _answer(git, root, "remote").split()
@@ -123,7 +123,7 @@ def _remote(git: GitCommand, root: str, upstream: str) -> tuple[str, str]:
 
 
 def _answer(git: GitCommand, root: str, *arguments: str) -> str:
-    """Git's output; empty where it has no answer."""
+    """Return git's output; empty if it fails."""
     try:
         return git.run(*arguments, folder=root).strip()
     except GitFailed:

@@ -1,8 +1,8 @@
-"""Downloads of Git LFS files, each from an address that was judged.
+"""Downloads Git LFS files, only from checked addresses.
 
-An LFS server says from where its files are downloaded, and may redirect requests. git-lfs goes
-there itself, to loopback addresses even around a proxy. So it transfers nothing here: it hands each
-file to a transfer agent, which passes the request on to this process.
+An LFS server names the URLs of its files, and may redirect requests. git-lfs follows
+them itself, to loopback addresses even around a proxy. So git-lfs transfers nothing here: it
+passes each file to a transfer agent, which forwards the request to this process.
 
 Source: git-lfs, "Adding Custom Transfer Agents" and "Git LFS Batch API".
 """
@@ -41,12 +41,12 @@ _JSON = "application/vnd.git-lfs+json"
 _TIMEOUT = httpx.Timeout(60.0, connect=30.0)
 _TRIES = 3
 _MOST_ANSWER = 4 << 20
-# How long a file may take in all: a server that sends a byte now and then is left.
+# The limit for a whole file, for servers that send a byte now and then.
 _ANSWERS_S = 300.0
 _SLOWEST_BYTES_PER_S = 32 << 10
-_ACCESS_S = 120.0  # how long what a server said by ssh is used; most say that it holds for longer
+_ACCESS_S = 120.0  # how long a server's answer by ssh is used; most are valid for longer
 _SSH = '!sh -c "$GIT_SSH_COMMAND \\"\\$@\\"" ssh'
-# The program that git-lfs starts. It passes lines on, one answer for each.
+# The program that git-lfs starts. It forwards lines, and returns one answer for each.
 _AGENT = """
 import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as made:
@@ -64,7 +64,7 @@ with socket.socket(socket.AF_UNIX) as made:
 
 
 class _Action(msgspec.Struct):
-    """Where something is requested, and with which headers."""
+    """The URL and the headers of a request."""
 
     href: str
     header: dict[str, str] = {}
@@ -88,18 +88,18 @@ class LfsTransfers:
     """The transfers of one checkout. A context manager.
 
     Args:
-        git: for the repository; it judges hosts.
+        git: runs git for the repository, and checks hosts.
     """
 
     def __init__(self, git: GitCommand) -> None:
         self._git = git
-        self._lock = threading.Lock()  # Git is for one thread at a time
+        self._lock = threading.Lock()  # `GitCommand` is for one thread at a time
         self._accesses: dict[str, tuple[float, _Action]] = {}
         self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
         self._folder = tempfile.TemporaryDirectory(prefix="buildrunner-lfs-")
         self._path = os.path.join(self._folder.name, "s")
         self._agent = os.path.join(self._folder.name, "agent.py")
-        with open(self._agent, "w", encoding="utf-8") as file:  # settings have one line
+        with open(self._agent, "w", encoding="utf-8") as file:  # settings must be on one line
             file.write(_AGENT)
         self._server = _Server(self._path, self)
         self._thread = threading.Thread(
@@ -108,7 +108,7 @@ class LfsTransfers:
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        """The settings with which git-lfs hands each file to this object."""
+        """Return the settings by which git-lfs passes each file to this object."""
         agent = "lfs.customtransfer.buildrunner"
         return [
             ("lfs.standalonetransferagent", "buildrunner"),
@@ -129,15 +129,15 @@ class LfsTransfers:
         self._folder.cleanup()
 
     def download(self, folder: str, oid: str, size: int) -> str:
-        """Download a file beside the files that git-lfs keeps; its path.
+        """Download a file into the folder of git-lfs. Returns its path.
 
         Args:
             folder: the work tree of the repository that names the file.
             oid: SHA-256 of the file.
-            size: of the file; no more is read.
+            size: size of the file; no more is read.
 
         Raises:
-            SourceError: it can't be had, or is another file.
+            SourceError: the file can't be downloaded, or is another one.
         """
         with self._lock:
             access = self._access(folder)
@@ -177,7 +177,7 @@ class LfsTransfers:
         return path
 
     def _local(self, url: str, oid: str) -> str:
-        """The file in a repository of this machine, if policy allows such."""
+        """Return the file in a repository of this machine, if the policy allows that."""
         with self._lock:
             self._git.check_host(url)
         folder = f"/{parse_git_url(url).path}"
@@ -189,7 +189,7 @@ class LfsTransfers:
         return found
 
     def _action(self, client: httpx.Client, access: _Action, oid: str, size: int) -> _Action:
-        """Ask the LFS server where a file is."""
+        """Request a file's URL from the LFS server."""
         body = {
             "operation": "download",
             "transfers": ["basic"],
@@ -222,7 +222,7 @@ class LfsTransfers:
     def _sent(
         self, client: httpx.Client, method: str, action: _Action, body: bytes = b""
     ) -> httpx.Response:
-        """Send a request, with a login if it is needed; the answer, a success, is not read yet."""
+        """Send a request, with a login if needed. Returns the successful answer, not yet read."""
         headers = dict(action.header)
         answer = self._tried(client, method, action.href, headers, body)
         is_named = any(name.lower() == "authorization" for name in headers)
@@ -259,10 +259,10 @@ class LfsTransfers:
                 if not answer.is_server_error or not left:
                     return answer
                 answer.close()
-        raise AssertionError  # the last one returns or raises
+        raise AssertionError  # the last try returns or raises
 
     def _access(self, folder: str) -> _Action:
-        """The LFS server of a repository, and what it says by ssh to send along."""
+        """Return the LFS server of a repository, with the headers from its answer by ssh."""
         until, known = self._accesses.get(folder, (0.0, None))
         if known is not None and time.monotonic() < until:
             return known
@@ -278,7 +278,7 @@ class LfsTransfers:
 
     def _authenticated(self, folder: str, place: str, url: str) -> _Action:
         user_and_host, _, path = place.partition(":")
-        parse_git_url(f"ssh://{user_and_host}/")  # refuses what ssh would take for an option
+        parse_git_url(f"ssh://{user_and_host}/")  # refuses a host that ssh would read as an option
         remote = parse_git_url(
             self._git.run("ls-remote", "--get-url", "origin", folder=folder).strip()
         )
@@ -298,7 +298,7 @@ class LfsTransfers:
             raise SourceError(f"batch response: {user_and_host} knows no Git LFS") from error
 
     def _login(self, url: str) -> httpx.BasicAuth | None:
-        """The login for a URL, where Git itself would find it."""
+        """Return the login for a URL, from Git's own sources."""
         parts = urlsplit(url)
         with suppress(OSError, NetrcParseError):
             found = (
@@ -319,7 +319,7 @@ class LfsTransfers:
 
 
 class _GitTransport(PinnedTransport):
-    """Reaches the hosts that Git may reach, each with Git's settings for its URL."""
+    """Connects to the hosts that Git may reach, with Git's settings for the URL."""
 
     def __init__(
         self,
@@ -342,7 +342,7 @@ class _GitTransport(PinnedTransport):
         """
         if self._deadline.is_over:
             raise SourceError(f"{request.url.host} answers too slowly")
-        # Of this URL alone: a copy, since a redirect takes the headers of the request along.
+        # For this URL alone: a copy, since a redirect keeps the headers of the request.
         own = [
             (name, value)
             for name, value in self._extra_headers(str(request.url))
@@ -360,7 +360,7 @@ class _GitTransport(PinnedTransport):
         )
 
     def tls(self, url: httpx.URL) -> ssl.SSLContext:
-        """Trust what Git trusts for a URL, with the client certificate that Git shows there.
+        """Return Git's TLS settings for a URL: authorities and client certificate.
 
         Raises:
             SourceError: a file that Git's settings name can't be used.
@@ -373,7 +373,7 @@ class _GitTransport(PinnedTransport):
         return context
 
     def _setting(self, name: str, url: str) -> str:
-        """Git's setting for a URL; empty if there is none."""
+        """Return Git's setting for a URL; empty if there is none."""
         kind = "bool" if name == "http.sslverify" else "path"
         with self._git_lock, suppress(GitFailed):
             found = self._git.run("config", f"--type={kind}", "--get-urlmatch", name, url)
@@ -381,10 +381,10 @@ class _GitTransport(PinnedTransport):
         return ""
 
     def _extra_headers(self, url: str) -> list[tuple[str, str]]:
-        """Git's ``http.extraHeader`` for a URL.
+        """Return Git's ``http.extraHeader`` for a URL.
 
-        Git sends headers without a URL to every host. They often are a login, so here they go to
-        the host of the repository only.
+        Git sends headers without a URL to every host. They are often a login, so here they go to
+        only the host of the repository.
         """
         with self._git_lock:
             try:
@@ -394,7 +394,7 @@ class _GitTransport(PinnedTransport):
             except GitFailed as failed:
                 if failed.kind == "cancelled":
                     raise
-                return []  # there is none
+                return []  # the setting does not exist
         found: dict[str, list[str]] = {}
         for entry in filter(None, listed.split("\0")):
             key, _, value = entry.partition("\n")
@@ -431,14 +431,14 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.transfers = transfers
 
     def handle_error(self, *_: object) -> None:
-        """Say nothing: git-lfs reports that its agent is gone."""
+        """Log nothing: git-lfs reports the end of its agent."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        """Answer one agent of git-lfs."""
+        """Serve one agent of git-lfs."""
         folder = str(json.loads(self.rfile.readline()))
         for line in self.rfile:
             event = json.loads(line)
@@ -457,11 +457,11 @@ class _Handler(socketserver.StreamRequestHandler):
 
 
 def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
-    """Write the file that an answer sends.
+    """Write the file in an answer.
 
     Raises:
-        SourceError: it is another file.
-        httpx.HTTPError: it did not arrive.
+        SourceError: the content is another file's.
+        httpx.HTTPError: the file did not arrive.
     """
     digest = hashlib.sha256()
     with open(path, "wb") as file:
@@ -488,7 +488,7 @@ def _context(verify: str, authorities: str, certificate: str, key: str) -> ssl.S
         elif authorities:
             context.load_verify_locations(authorities)
         if certificate:
-            # Nobody is asked for a password: a key that has one can't be used.
+            # There is no prompt for a password, so a key with one can't be used.
             context.load_cert_chain(certificate, key or None, password="")
     except OSError as error:
         named = ", ".join(filter(None, (authorities, certificate, key)))
@@ -497,7 +497,7 @@ def _context(verify: str, authorities: str, certificate: str, key: str) -> ssl.S
 
 
 def _covers(place: str, url: str) -> bool:
-    """Whether a URL is at or below a place that a Git setting names."""
+    """Return whether a URL is at or below the URL of a Git setting."""
     try:
         one, other = httpx.URL(place), httpx.URL(url)
     except httpx.InvalidURL:

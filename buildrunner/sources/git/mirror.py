@@ -1,15 +1,15 @@
-"""A cache of checkouts on this machine, so that the next build fetches only what has changed.
+"""A cache of checkouts on this machine, so that the next build fetches only changes.
 
-Each repository (URL, options and owner of credentials) has a folder of its own::
+Each repository (URL, options and owner of credentials) has its own folder::
 
-    NAME-HASH/lock         held by who fetches or removes; one at a time
-    NAME-HASH/0/           a checkout with a repository of its own, as a build gets it
-    NAME-HASH/0.lock       shared by the builds that use it, exclusive for who changes it
-    NAME-HASH/0.json       what it holds; absent while it is being changed
+    NAME-HASH/lock         held by the process that fetches or removes
+    NAME-HASH/0/           a checkout with its own repository, for builds
+    NAME-HASH/0.lock       shared by the builds that use it, exclusive for changes
+    NAME-HASH/0.json       its content; absent while it is being changed
 
-A build whose commit lies in a checkout shares it (nobody writes there: steps write to layers above
-it, or to copies). Another commit is fetched into a checkout that nobody uses, so that git transfers
-and writes the difference only, or else into a new one that starts with a copy of the objects.
+A build whose commit is in a checkout shares it (it is never written: steps write to layers above
+it, or to copies). Another commit is fetched into an unused checkout, so that git transfers
+and writes only the difference, or else into a new one that starts with a copy of the objects.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from buildrunner.sources.git.revision import ResolvedRevision
 
 DEFAULT_QUOTA_BYTES = 20 * 1024**3
 _MANY_PACKS = 20
-_TRASH = "trash."  # the name of no home has a full stop
-# Failures that a new start would not cure.
+_TRASH = "trash."  # no folder of a repository has a full stop in its name
+# Failures that a fresh checkout would not cure.
 _OURS_TO_KEEP = REMOTE | {"cancelled", "disk", "refused"}
 
 
 class MirrorLease:
-    """A checkout in the cache, for as long as the lease is held.
+    """A checkout in the cache, while the lease is held.
 
     Attributes:
         folder: absolute path; must not be written to.
-        written: what is in it.
-        reused: it was there already.
+        written: its content.
+        reused: it existed already.
     """
 
     def __init__(self, folder: str, written: WrittenCommit, lock: int, *, reused: bool) -> None:
@@ -52,7 +52,10 @@ class MirrorLease:
         self._lock = lock
 
     def release(self) -> None:
-        """Let others change or remove the checkout. Idempotent."""
+        """Release the lease, so that other processes may change or remove the checkout.
+
+        Idempotent.
+        """
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -62,12 +65,12 @@ class GitMirror:
     """The cache. Any number of processes and threads may use the same folder.
 
     Args:
-        folder: where it lies; made when needed, for nobody else to read.
-        quota_bytes: what it may keep; the checkouts that were not used for longest go first.
-            Those in use stay, whatever they take.
-        credentials_of: project whose own credentials fetch; empty for those of all projects. Other
-            projects do not get its checkouts, which may hold submodules and LFS files that only
-            its credentials can read.
+        folder: its folder, created when needed, private to this user.
+        quota_bytes: its size limit; the least recently used checkouts are removed first.
+            Checkouts in use always stay.
+        credentials_of: project whose own credentials are used; empty for those of all projects.
+            Other projects do not get its checkouts, which may have submodules and LFS files that
+            only its credentials can read.
     """
 
     def __init__(
@@ -84,13 +87,13 @@ class GitMirror:
     def checkout(
         self, git: GitCommand, revision: ResolvedRevision, options: GitOptions
     ) -> MirrorLease:
-        """Lease a checkout of the commit. Waits for others that fetch the same repository.
+        """Lease a checkout of the commit. Waits for other fetches of the same repository.
 
-        A checkout that turns out broken is thrown away and fetched anew.
+        A broken checkout is removed and fetched again.
 
         Raises:
             GitFailed, SourceError, RevisionMoved: as `CheckoutFolder`; a new checkout that failed
-                is removed, an old one stays as it was or is marked as unfinished.
+                is removed, an old one stays unchanged or is marked as incomplete.
         """
         repository = _Repository(self._folder, git, options, self._credentials_of)
         try:
@@ -102,21 +105,21 @@ class GitMirror:
             ) from error
         try:
             self.trim()
-        except OSError as error:  # the checkout is there: what others left is no reason to fail
+        except OSError as error:  # the checkout exists, so errors with leftovers are ignored
             git.report(f"The Git cache {self._folder} can't be trimmed: {error.strerror}")
         return lease
 
     def hold(self, folder: str, commit: str) -> MirrorLease | None:
-        """Lease a checkout again, for a build that goes on after its process has died.
+        """Lease a checkout again, for a build that resumes after its process has died.
 
-        Until then nobody keeps others from changing the checkout.
+        Before that, other processes may change the checkout.
 
         Args:
-            folder: `GitCheckout.folder` of then.
-            commit: full SHA that it held.
+            folder: the earlier `GitCheckout.folder`.
+            commit: its full SHA.
 
         Returns:
-            None when it is not in the cache, or not as it was: the build can't go on with it.
+            None if it is not in the cache, or was changed: the build can't resume with it.
         """
         home, number = os.path.split(folder)
         path = os.path.join(home, f"{number}.lock")
@@ -131,7 +134,7 @@ class GitMirror:
         return MirrorLease(folder, written, lock.detach(), reused=True)
 
     def trim(self) -> int:
-        """Remove what is beyond the quota and in nobody's use; the bytes that are kept."""
+        """Remove unused checkouts beyond the quota. Returns the remaining bytes."""
         kept: list[tuple[int, int, str, str]] = []
         for home in folders_in(self._folder):
             if os.path.basename(home).startswith(_TRASH):
@@ -189,7 +192,7 @@ class _Repository:
             return shared if shared is not None else self._change(revision)
 
     def _find(self, revision: ResolvedRevision) -> MirrorLease | None:
-        """A checkout that holds the commit already."""
+        """Return a checkout that has the commit already."""
         for number in checkout_numbers(self._home):
             state = read_state(self._home, number)
             if state is None or (state.commit, state.revision) != (
@@ -207,7 +210,7 @@ class _Repository:
         return None
 
     def _change(self, revision: ResolvedRevision) -> MirrorLease:
-        """Fetch the commit into a checkout that nobody uses."""
+        """Fetch the commit into an unused checkout."""
         number, lock = self._free(revision)
         try:
             try:
@@ -249,7 +252,7 @@ class _Repository:
         return written
 
     def _free(self, revision: ResolvedRevision) -> tuple[str, FileLock]:
-        """A checkout that nobody uses, locked: the one of the same branch before others."""
+        """Return an unused checkout, locked; preferably one of the same branch."""
         numbers = list(checkout_numbers(self._home))
         states = {number: read_state(self._home, number) for number in numbers}
 
@@ -272,9 +275,9 @@ class _Repository:
         return new, lock
 
     def _seed(self, old: str, new: str) -> None:
-        """Start with a copy of what another checkout has fetched.
+        """Copy the objects of another checkout.
 
-        A copy, not links: a build that uses the other one would see its files change (ctime).
+        A copy, not links: a build that uses the other checkout would see its files change (ctime).
         """
         target = self._path(new)
         os.mkdir(target)
@@ -295,7 +298,7 @@ class _Repository:
         return CheckoutFolder(self._git, self._path(number), self._options)
 
     def _has_objects(self, number: str) -> bool:
-        """Whether something was fetched before that may be broken."""
+        """Return whether earlier fetched objects exist, which may be broken."""
         return count_packs(self._path(number)) > 0 or self._has_head(number)
 
     def _has_head(self, number: str) -> bool:
@@ -319,7 +322,7 @@ class CheckoutState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FileLock:
-    """One lock file, open. `close` gives the lock back."""
+    """One open lock file. `close` releases the lock."""
 
     def __init__(self, path: str) -> None:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -331,7 +334,7 @@ class FileLock:
         self.close()
 
     def take(self, *, exclusive: bool) -> bool:
-        """Take the lock if nobody keeps us from it."""
+        """Acquire the lock if it is free."""
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)
@@ -340,29 +343,29 @@ class FileLock:
         return True
 
     def wait(self, cancel: threading.Event, url: str) -> None:
-        """Take the lock when the others are done (the kernel's own wait can't be cancelled)."""
+        """Wait for the lock (by polling, since the kernel's own wait can't be cancelled)."""
         while not self.take(exclusive=True):
             if cancel.wait(_LOCK_POLL_S):
                 raise GitFailed(f"fetching {url} was cancelled", kind="cancelled")
 
     def share(self) -> None:
-        """Let others in who only read."""
+        """Make the lock shared, for other readers."""
         fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def detach(self) -> int:
-        """Give the open file away."""
+        """Return the open file to the caller, who then owns it."""
         descriptor, self._descriptor = self._descriptor, -1
         return descriptor
 
     def close(self) -> None:
-        """Give the lock back. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def folders_in(path: str) -> Iterator[str]:
-    """Paths of the folders in one, sorted; none where it is missing."""
+    """Return the paths of subfolders, sorted; none if the folder is missing."""
     try:
         with os.scandir(path) as entries:
             yield from sorted(entry.path for entry in entries if entry.is_dir())
@@ -371,7 +374,7 @@ def folders_in(path: str) -> Iterator[str]:
 
 
 def checkout_numbers(home: str) -> Iterator[str]:
-    """Names of the checkouts of a repository."""
+    """Return the names of the checkouts of a repository."""
     for path in folders_in(home):
         name = os.path.basename(path)
         if name.isdecimal() and os.path.exists(os.path.join(home, f"{name}.lock")):
@@ -388,7 +391,7 @@ def read_state(home: str, number: str) -> CheckoutState | None:
 
 
 def write_state(home: str, number: str, state: CheckoutState) -> None:
-    """Say that a checkout is whole, and what it holds."""
+    """Record that a checkout is complete, and its content."""
     path = os.path.join(home, f"{number}.json")
     with open(f"{path}.new", "wb") as file:
         file.write(msgspec.json.encode(state))
@@ -396,14 +399,14 @@ def write_state(home: str, number: str, state: CheckoutState) -> None:
 
 
 def forget_state(home: str, number: str) -> None:
-    """From now on nobody takes the checkout for whole."""
+    """Mark a checkout as incomplete."""
     path = os.path.join(home, f"{number}.json")
     if os.path.exists(path):
         os.unlink(path)
 
 
 def discard(root: str, home: str, number: str) -> None:
-    """Remove a checkout. The holder of its lock may make it anew."""
+    """Remove a checkout. The holder of its lock may create it again."""
     forget_state(home, number)
     path = os.path.join(home, number)
     if not os.path.exists(path):
@@ -414,7 +417,7 @@ def discard(root: str, home: str, number: str) -> None:
 
 
 def count_packs(folder: str) -> int:
-    """How many packs a checkout's repository has."""
+    """Return the number of packs of a checkout's repository."""
     try:
         names = os.listdir(os.path.join(folder, ".git", "objects", "pack"))
     except OSError:
@@ -423,7 +426,7 @@ def count_packs(folder: str) -> int:
 
 
 def repository_bytes(folder: str) -> int:
-    """Return the size of a checkout's repository, without the files that are written out."""
+    """Return the size of a checkout's repository, without the working tree."""
     size = 0
     for path, _, names in os.walk(os.path.join(folder, ".git")):
         size += sum(os.lstat(os.path.join(path, name)).st_size for name in names)

@@ -1,4 +1,4 @@
-"""From what a person calls a revision to one commit, which is what is fetched from then on."""
+"""Resolves a revision to one commit, which is then fetched."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _SILENT_S = 300.0
 _BRANCHES_SHOWN = 5
 _FULL_SHA = re.compile(r"[0-9a-fA-F]{40}(?:[0-9a-fA-F]{24})?")
 _SHORT_SHA = re.compile(r"[0-9a-fA-F]{4,63}")
-# Characters that no ref name may hold (git-check-ref-format), or that git would read otherwise.
+# Characters that no ref name may have (git-check-ref-format), or that git interprets.
 _NOT_A_NAME = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//|^[-+/]|/$|\.$|\.lock$|^@$")
 
 
 class ResolvedRevision(msgspec.Struct, frozen=True, kw_only=True):
-    """One commit, and what named it.
+    """One commit, and the ref that named it.
 
     Attributes:
-        commit: full SHA; the commit an annotated tag points to.
-        wanted: what to ask the server for: the tag object of an annotated tag, else ``commit``.
-        ref: full name of the ref that named it; empty when a SHA did.
-        branch: branch name; empty when it was no branch.
-        tag: tag name; empty when it was no tag.
+        commit: full SHA; for an annotated tag, the commit that it points to.
+        wanted: the object to request: the tag object of an annotated tag, else ``commit``.
+        ref: full name of the ref that named it; empty for a SHA.
+        branch: branch name; empty if it is no branch.
+        tag: tag name; empty if it is no tag.
     """
 
     commit: str
@@ -42,19 +42,19 @@ class ResolvedRevision(msgspec.Struct, frozen=True, kw_only=True):
 def resolve_revision(
     git: GitCommand, revision: str, kind: RevisionKind = "any"
 ) -> ResolvedRevision:
-    """Ask the server which commit a revision is, now.
+    """Request the present commit of a revision from the server.
 
-    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is looked for
-    among the tips; others raise `ShortSha`, since only the whole history tells.
+    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is searched
+    among the tips; others raise `ShortSha`, since only the whole history can complete them.
 
     Args:
-        git: the door, for the repository's URL.
+        git: runs git for the repository's URL.
         revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
-        kind: what the revision must be.
+        kind: the required kind of the revision.
 
     Raises:
-        GitFailed: ``unknown_ref`` when there is no such revision; what `GitCommand.run` raises.
-        ShortSha: the beginning of a SHA that no ref points to.
+        GitFailed: ``unknown_ref`` if the revision does not exist; otherwise as `GitCommand.run`.
+        ShortSha: an abbreviated SHA that no ref points to.
 
     Source: ``GitSource.revision`` ("anything git fetch takes"; absent: the default branch).
     """
@@ -77,7 +77,7 @@ def resolve_revision(
 
 
 def unknown_revision(git: GitCommand, revision: str) -> GitFailed:
-    """The error for a revision that isn't there."""
+    """Return the error for a missing revision."""
     shown = revision.encode("utf-8", "backslashreplace").decode()
     return GitFailed(
         f"{git.url.text} has no revision {shown!r}",
@@ -87,7 +87,7 @@ def unknown_revision(git: GitCommand, revision: str) -> GitFailed:
 
 
 def _no_default_branch(git: GitCommand) -> GitFailed:
-    """The error for a HEAD that names no commit: nobody said which branch was meant."""
+    """Return the error for a HEAD without a commit, if no branch is given."""
     tips, _ = _list_refs(git, "refs/heads/*")
     branches = [name.removeprefix("refs/heads/") for name in sorted(tips)]
     if not branches:
@@ -105,11 +105,11 @@ def _no_default_branch(git: GitCommand) -> GitFailed:
 
 
 class ShortSha(Exception):
-    """The beginning of a commit's SHA, which only the history can complete.
+    """An abbreviated SHA, which only the history can complete.
 
     Attributes:
         prefix: lower case, at least four characters.
-        tip: a full SHA of the same repository; empty when it has none.
+        tip: a full SHA of the same repository; empty if it has none.
     """
 
     def __init__(self, prefix: str, tip: str) -> None:
@@ -119,16 +119,16 @@ class ShortSha(Exception):
 
 
 def complete_sha(git: GitCommand, short: ShortSha, folder: str) -> ResolvedRevision:
-    """The one commit whose SHA starts so, found in a history without any file.
+    """Return the only commit with an abbreviated SHA, from a history without files.
 
     Args:
-        git: the door.
-        short: the beginning.
-        folder: an empty folder, filled with the commits (all of the repository from servers that
-            can't leave out the rest); the caller removes it.
+        git: runs git.
+        short: the abbreviated SHA.
+        folder: an empty folder for the commits (or for the whole repository, from servers without
+            partial clones). The caller removes it.
 
     Raises:
-        GitFailed: no such commit, or several.
+        GitFailed: no commit, or several commits match.
     """
     prefix = short.prefix
     git.run("init", "--quiet", "--bare", "--template=", format_argument(short.tip), folder=folder)
@@ -161,7 +161,7 @@ def _is_commit(git: GitCommand, sha: str, folder: str) -> bool:
 
 
 def _candidates(revision: str, kind: RevisionKind) -> list[str]:
-    """Full names a revision may stand for, the first that exists counts."""
+    """Return the full names that a revision may mean; the first existing one counts."""
     if not revision or revision == "HEAD" or kind == "commit":
         return ["HEAD"] if not revision or revision == "HEAD" else []
     if kind == "branch":
@@ -174,8 +174,8 @@ def _candidates(revision: str, kind: RevisionKind) -> list[str]:
 
 
 def _list_refs(git: GitCommand, *patterns: str) -> tuple[dict[str, str], str]:
-    """SHAs by full name, and what HEAD is a name for."""
-    # Also when no name is of interest the server is asked: it tells whether we may read at all.
+    """Return SHAs by full name, and the target of HEAD."""
+    # The server is queried even if no name is needed: this checks the access.
     wanted = patterns or ("HEAD",)
     text = git.run(
         "ls-remote", "--symref", "--", git.url.text, *wanted, timeout_s=_RESOLVE_TIMEOUT_S

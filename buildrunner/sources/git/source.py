@@ -1,6 +1,6 @@
-"""A Git repository as the source of a build: its commit and files, fetched, and its refs, listed.
+"""A Git repository as the source of a build: fetches its commit and files, and lists its refs.
 
-Some questions need no checkout: where refs are, which files changed, what a commit's message is.
+Some queries need no checkout: refs, changed files, messages of commits.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to fetch one revision of a repository.
 
     Attributes:
-        url: URL, scp-like address or path of the repository. Credentials in it are used, and
-            appear nowhere.
+        url: URL, scp-like address or path of the repository. Credentials in it are used, but
+            never shown.
         revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
-        kind: what the revision must be.
-        source: the message of the Build that asks for it; provenance is a copy of it.
-        full_name: ``owner/name`` where it is not what the URL says.
-        options: how much of the repository.
-        credentials: None: git finds its own.
+        kind: the required kind of the revision.
+        source: the Build's message for it, which the provenance copies.
+        full_name: ``owner/name`` if it differs from the URL.
+        options: options of the fetch.
+        credentials: None lets git use the user's.
     """
 
     url: str
@@ -73,16 +73,16 @@ class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
 def request_of(
     source: Source, *, project_id: str, repositories: Mapping[str, str] | None = None
 ) -> GitRequest:
-    """Return the request in a Build's ``source``, when it is a Git repository.
+    """Return the request in a Build's ``source``, if it is a Git repository.
 
     Args:
         source: with ``git_source``, ``repo_source`` or ``connected_repository``.
-        project_id: project of sources that name none.
-        repositories: where repositories are whose message holds no URL: name -> URL.
+        project_id: project of sources that name no project.
+        repositories: URLs of repositories whose message has no URL, by name.
 
     Raises:
-        SourceError: it is no Git source, its ``dir`` leaves the repository, or nobody says where
-            the repository is.
+        SourceError: it is no Git source, its ``dir`` leaves the repository, or the repository's
+            URL is unknown.
     """
     repositories = repositories or {}
     git, repo, connected = source.git_source, source.repo_source, source.connected_repository
@@ -125,10 +125,10 @@ def _check_dir(folder: str) -> None:
 
 
 def provenance_of(source: Source | None, url: str, commit: str) -> SourceProvenance:
-    """``sourceProvenance``: the source's own message with the commit in place of its revision.
+    """Return ``sourceProvenance``: the source's own message with the commit as its revision.
 
     Args:
-        source: what asked for it; None: a Git source that a flag gave.
+        source: the Build's source; None for a Git source from a flag.
         url: the repository, without credentials.
         commit: full SHA.
 
@@ -154,12 +154,12 @@ def provenance_of(source: Source | None, url: str, commit: str) -> SourceProvena
 
 
 class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """The allowed origins of one build's fetches, and their folder.
+    """The allowed hosts of one build's fetches, and their folder.
 
     Attributes:
-        mirror: the cache; None: each into a folder of its own, below ``temporary``.
-        temporary: where folders outside the cache are made; None: the system's place.
-        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        mirror: the cache; None: each fetch into its own folder, below ``temporary``.
+        temporary: parent of folders outside the cache; None: the system's temporary folder.
+        allow_host: returns whether a host is allowed; empty means this machine. None: all.
         pin: ties an allowed URL to addresses, see `SourceGate`.
     """
 
@@ -170,13 +170,13 @@ class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts that built-in substitutions are made of (see `BuiltIns`).
+    """The facts for built-in substitutions (see `BuiltIns`).
 
     Attributes:
         url: the repository's URL, without a password.
         commit_sha: full SHA.
-        branch: empty when the revision was no branch.
-        tag: empty when the revision was no tag.
+        branch: branch; empty if the revision is no branch.
+        tag: tag; empty if the revision is no tag.
         repo_full_name: ``owner/name``.
         files: files and links in the commit.
         size_bytes: their size.
@@ -192,10 +192,10 @@ class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GitCheckout:
-    """A fetched commit, until it is released.
+    """A fetched commit, valid until it is released.
 
     Attributes:
-        folder: absolute path, ``.git`` in it; read-only, others may use it too.
+        folder: absolute path, with ``.git``; read-only, since other builds may use it.
         resolved: facts for substitutions.
         provenance: for the Build.
         log: lines for the build's log.
@@ -216,7 +216,7 @@ class GitCheckout:
         self._lease = lease
 
     def release(self) -> None:
-        """Give the folder back; it is removed unless the cache keeps it. Idempotent."""
+        """Release the folder, which is removed unless it is in the cache. Idempotent."""
         if self._lease is not None:
             self._lease.release()
         else:
@@ -234,23 +234,23 @@ def fetch_git(
     temporary: str | None = None,
     wait_s: float = 1.0,
 ) -> GitCheckout:
-    """Resolve the revision to a commit, and fetch exactly that, at once or after some tries.
+    """Resolve the revision to a commit, and fetch exactly that, with retries.
 
-    The commit is requested by its SHA: a push in between changes nothing. If a server can't do that
-    (old servers), the revision is resolved again until both agree. Runs in any thread.
+    The commit is requested by its SHA, so a push in between has no effect. If a server can't do
+    that (old servers), the revision is resolved again until both agree. Runs in any thread.
 
     Args:
-        request: what to fetch.
-        mirror: the cache; None: into a folder of its own, which `GitCheckout.release` removes.
+        request: the request.
+        mirror: the cache; None: fetch into a new folder, which `GitCheckout.release` removes.
         cancel: kills git within a second when set.
         progress: called from other threads, too.
-        allow_host: says whether a host may be talked to; empty means this machine. None: all.
+        allow_host: returns whether a host is allowed; empty means this machine. None: all.
         pin: ties an allowed URL to addresses, see `SourceGate`.
-        temporary: where folders outside the cache are made; None: the system's place.
+        temporary: parent of folders outside the cache; None: the system's temporary folder.
         wait_s: the first pause before another try; it doubles.
 
     Raises:
-        SourceError: one sentence, no credentials in it; nothing is left behind.
+        SourceError: one sentence without credentials; nothing is left behind.
     """
     git = git_door(request, cancel, progress, allow_host, pin)
     for tries in range(1, _TRIES):
@@ -271,7 +271,7 @@ def git_door(
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], tuple[str, str] | None] | None,
 ) -> GitCommand:
-    """The way to a repository: with its credentials, and held to a policy.
+    """Return a `GitCommand` for a repository, with its credentials and under a policy.
 
     Raises:
         SourceError: the policy does not allow its host.
@@ -328,7 +328,7 @@ def _checkout(
         return _result(request, git, revision, lease.folder, lease.written, lease)
     path = tempfile.mkdtemp(prefix="buildrunner-git-", dir=temporary)
     try:
-        os.chmod(path, 0o755)  # what a build sees as its workspace  # noqa: S103
+        os.chmod(path, 0o755)  # the mode of a workspace  # noqa: S103
         folder = CheckoutFolder(git, path, request.options)
         folder.init(revision.commit)
         written = folder.measure(folder.fetch(revision))
@@ -349,7 +349,7 @@ def _result(
 ) -> GitCheckout:
 
     named = revision.tag or revision.branch or revision.ref or request.revision
-    # A commit that was asked for by its own name is told once.
+    # A commit that was requested by SHA is named only once.
     named = "" if named == written.commit else f"{named} "
     state = "in the cache already" if lease is not None and lease.reused else "fetched"
     return GitCheckout(
@@ -371,18 +371,18 @@ def _result(
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
-_MESSAGE_TIMEOUT_S = 30.0  # of one commit; deliveries of all forges wait for it
+_MESSAGE_TIMEOUT_S = 30.0  # seconds for one commit, since deliveries of all forges wait for it
 _PEELED = "^{}"
 
 
 def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> dict[str, str]:
-    """Branches and tags of a repository: commit by full name, tags peeled.
+    """Return branches and tags of a repository: commit by full name, tags peeled.
 
-    Names that are not UTF-8 are left out: no event could tell of them.
+    Names that are not UTF-8 are skipped, since no event can contain them.
 
     Args:
-        request: the repository; its revision does not count.
-        place: where may be fetched from.
+        request: the repository; its revision is ignored.
+        place: the allowed hosts.
         cancel: kills git within a second when set.
 
     Raises:
@@ -409,20 +409,20 @@ def changed_files(
     place: GitPlace,
     cancel: threading.Event,
 ) -> tuple[str, ...]:
-    """Paths that differ between two commits; a renamed file counts under both names.
+    """Return the paths that differ between two commits; a renamed file counts under both names.
 
-    Only commits and folders are fetched from servers that can leave out the rest.
+    Only commits and folders are fetched from servers that support partial clones.
 
     Args:
-        request: the repository that has both; its revision does not count.
+        request: the repository with both commits; its revision is ignored.
         old: full SHA.
         new: full SHA.
-        from_merge_base: compare with the commit that both come from, not with ``old`` itself.
-        place: where may be fetched from, and where folders are made.
+        from_merge_base: compare with the merge base instead of ``old``.
+        place: the allowed hosts, and the place of folders.
         cancel: kills git within a second when set.
 
     Raises:
-        SourceError: the server does not answer, refuses, or has not both.
+        SourceError: the server does not answer, refuses, or lacks a commit.
     """
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
@@ -436,7 +436,7 @@ def changed_files(
             timeout_s=_FETCH_TIMEOUT_S,
         )
         if from_merge_base:
-            # Both, and then ^BASE for each base; there is none when they have nothing in common.
+            # Both commits, then ^BASE for each base; without a common history there is none.
             three = git.run("rev-parse", f"{old}...{new}", folder=folder).split()
             old = next((one[1:] for one in three if one.startswith("^")), old)
         listed = git.run(
@@ -448,16 +448,16 @@ def changed_files(
 def commit_message(
     request: GitRequest, commit: str, *, place: GitPlace, cancel: threading.Event
 ) -> str:
-    """The message of a commit; nothing but the commit is fetched, where the server can do so.
+    """Return the message of a commit; fetches only the commit if the server supports that.
 
     Args:
-        request: the repository that has it; its revision does not count.
+        request: the repository with the commit; its revision is ignored.
         commit: full SHA.
-        place: where may be fetched from, and where folders are made.
+        place: the allowed hosts, and the place of folders.
         cancel: kills git within a second when set.
 
     Raises:
-        SourceError: the server does not answer, refuses, or has it not.
+        SourceError: the server does not answer, refuses, or lacks the commit.
     """
     git = git_door(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
@@ -474,5 +474,5 @@ def commit_message(
 
 
 def _readable(text: str) -> str:
-    """The text, with what is not UTF-8 replaced: it is to be compared, stored and shown."""
+    """Return the text with invalid UTF-8 replaced, since it is compared, stored and shown."""
     return os.fsencode(text).decode("utf-8", "replace")

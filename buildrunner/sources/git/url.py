@@ -34,17 +34,17 @@ _PORTS: dict[Transport, int] = {"https": 443, "http": 80, "ssh": 22, "git": 9418
 
 
 class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository's URL without what must stay secret.
+    """A repository's URL without its secret parts.
 
     Attributes:
-        text: what git is given, what is stored and shown: no password, and for https no user.
-        transport: how git reaches it.
+        text: the URL for git, storage and display: without password, and for https without user.
+        transport: git's transport.
         host: lower case, without port; empty for files.
         port: of the connection; 0 for files.
         origin: ``scheme://host:port``, to which https credentials are bound; empty otherwise.
         path: path on the host, without leading ``/``.
-        username: user that the URL named; empty when none.
-        password: password that the URL held; empty when none.
+        username: user in the URL; empty for none.
+        password: password in the URL; empty for none.
     """
 
     text: str
@@ -61,17 +61,17 @@ class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def full_name(self) -> str:
-        """``owner/name``, whatever lies between host and ``.git``; for files the name alone."""
+        """Return ``owner/name``: everything between host and ``.git``; for files the name alone."""
         path = self.path.strip("/").removesuffix(".git").rstrip("/")
         return path.rpartition("/")[2] if self.transport == "file" else path
 
 
 def parse_git_url(url: str) -> GitUrl:
-    """Take a URL, an scp-like address (``git@host:path``) or a local path apart.
+    """Parse a URL, an scp-like address (``git@host:path``) or a local path.
 
     Raises:
-        SourceError: it is none of these, or speaks a protocol that runs programs (``ext::``), or
-            its host could be read in two ways: Git decodes an ssh or git URL before it looks for
+        SourceError: the text is none of these, or its protocol runs programs (``ext::``), or
+            its host is ambiguous: Git decodes an ssh or git URL before it finds
             the host, and curl and resolvers change some names.
     """
     if not url or url.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in url):
@@ -119,7 +119,7 @@ def _from_url(url: str) -> GitUrl:
         path = unquote(url.partition("://")[2])
         return GitUrl(text=url, transport="file", host="", port=0, origin="", path=path.lstrip("/"))
     web = transport in ("https", "http")
-    # Git takes all before the first slash for user and host, once it has decoded the URL.
+    # After decoding the URL, Git takes everything before the first slash as user and host.
     authority = re.split("[/?#]" if web else "/", url.partition("://")[2], maxsplit=1)[0]
     login, _, place = authority.rpartition("@")
     if not place or place.startswith(("-", ":")):
@@ -150,5 +150,5 @@ def _from_url(url: str) -> GitUrl:
 
 
 def _printable(url: str) -> str:
-    """A URL that can't be parsed, without what may be a password in it."""
+    """Return an unparsable URL without a possible password."""
     return url.rpartition("@")[2]

@@ -19,13 +19,13 @@ from buildrunner.logs.files.reader import LogFileReader, LogLine, wants_more
 from buildrunner.server.pages.wording import shown_text
 
 _SEARCH_S = 1.0
-_BACK = 500  # lines of the log before an error, among which those of its step are looked for
-_TAIL = 3000  # lines before the step's end, likewise for its last ones
+_BACK = 500  # lines of the log before an error that are searched for lines of its step
+_TAIL = 3000  # lines before the step's end, searched for its last lines
 _BEFORE, _BEHIND, _LAST = 2, 8, 5
 _WIDTH = 500
 _PREFIX = re.compile(r'^Step #\d+(?: - "[^"]*")?: ')
 
-# In every line that looks like an error, also between escapes of colours.
+# Every line that looks like an error has one of these, also between colour escapes.
 _CANDIDATE = (
     r"error|fatal|panic|fail|traceback|exception|E\s{2}|npm ERR!|segmentation fault"
     r"|undefined reference|not found|no such file|permission denied|expected|cannot|✗|✖|❌"
@@ -37,7 +37,7 @@ _ERROR = re.compile(
     r"|\bexpected\b.*\b(got|but|received|found)\b|\bcannot\b|\bnot found\b|✗|✖|❌",
     re.IGNORECASE,
 )
-# Texts that look like an error and are none.
+# Texts that look like an error without being one.
 _FINE = re.compile(
     r"\b(0|no|without|zero)\s+(\w+\s+)?(errors?|failures?|failed)\b|\b(errors?|failed|failures?)[:=]\s*0\b"
     r"|-Werror|--?\w*(fail|error)|\bPASSED\b",
@@ -54,11 +54,11 @@ class ErrorLine(msgspec.Struct, frozen=True):
 
 
 class Excerpt(msgspec.Struct, frozen=True):
-    """Lines of a step's log that tell why it failed.
+    """Lines of a step's log that show why it failed.
 
     Attributes:
         first: number of the first line that looks like an error; None without one.
-        parts: runs of lines, in their order; between two of them some were left out.
+        parts: runs of lines, in order, with other lines skipped between them.
         searched: a sentence on what was searched; empty if ``first`` is the first of the step.
     """
 
@@ -73,19 +73,19 @@ def excerpt_of(
     ended: datetime | None,
     may_continue: Callable[[], bool] | None = None,
 ) -> Excerpt | None:
-    """Return the first error of a step and its last lines; None if its lines are not at hand.
+    """Return the first error of a step and its last lines; None if its log is not available.
 
     Args:
         reader: the log.
         step: the step that failed.
-        ended: when it did; None when that is not known.
+        ended: time of its end; None if unknown.
         may_continue: called after each block; false ends the search. None: after one second.
     """
     found = _search(reader, step, may_continue or wants_more(_SEARCH_S, time.monotonic))
     until = reader.line_count() + 1
     if ended is not None:
         behind = next(iter(reader.lines_since(ended)), None)
-        # Its last words may have come in the moment of its end: some lines behind count, too.
+        # Its last lines may have arrived at the moment of its end, so some later lines count, too.
         until = until if behind is None else min(until, behind.number + 200)
     lines: dict[int, LogLine] = {}
     if found.line is not None:
@@ -119,13 +119,13 @@ def _said(found: _Found) -> str:
 
 
 def _search(reader: LogFileReader, step: int, may_continue: Callable[[], bool]) -> _Found:
-    """Look for the first line of a step that looks like an error."""
+    """Find the first line of a step that looks like an error."""
     seen = 0
     for first, block in reader.step_blocks(step):
         done = 0
         for match in _candidate().finditer(block):
             if match.start() < done:
-                continue  # of a line that was looked at
+                continue  # length limit of a checked line
             begin = block.rfind(b"\n", 0, match.start()) + 1
             end = block.find(b"\n", match.start())
             done = len(block) if end < 0 else end
@@ -139,7 +139,7 @@ def _search(reader: LogFileReader, step: int, may_continue: Callable[[], bool]) 
 
 @cache
 def _candidate() -> Any:
-    """The expression, for RE2: Python's own takes ten times as long."""
+    """Return the expression for RE2: Python's own takes ten times as long."""
     import re2
 
     options = re2.Options()
@@ -149,7 +149,7 @@ def _candidate() -> Any:
 
 
 def _around(reader: LogFileReader, step: int, number: int) -> dict[int, LogLine]:
-    """Lines of a step around one of them: more behind it than `pick` shows."""
+    """Return lines of a step around one of them, with more after it than `pick` shows."""
     lines: dict[int, LogLine] = {}
     for line in reader.lines(max(0, number - _BACK), only_step=step):
         lines.setdefault(line.number, line)
@@ -162,7 +162,7 @@ def _around(reader: LogFileReader, step: int, number: int) -> dict[int, LogLine]
 
 
 def _text(line: bytes) -> str:
-    """The step's own output: its name is said above."""
+    """Return the step's own output, without the step's name, which is shown above."""
     return _PREFIX.sub("", shown_text(line))
 
 
@@ -187,5 +187,5 @@ def pick(lines: Sequence[tuple[int, str]]) -> Excerpt | None:
 
 
 def looks_like_error(text: str) -> bool:
-    """Whether a person would stop at this line when he looks for what went wrong."""
+    """Return whether a user who looks for the error would stop at this line."""
     return bool(_ERROR.search(_FINE.sub(" ", text)))

@@ -1,4 +1,4 @@
-"""The list of builds: what waits and why, what runs and for how long still, what has ended."""
+"""The list of builds: waiting ones with reasons, running ones with estimates, ended ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from buildrunner.store.list_filter import quoted
 from buildrunner.store.model.builds import WaitReason
 
 _PAGE_SIZE = 50
-# Builds that a page reads for what no index knows: some hundredths of a second.
+# The most builds that a page reads for conditions without an index: some hundredths of a second.
 LOOKED_AT, SEARCHED = 2000, 3000
 _STATES = (
     "SUCCESS",
@@ -43,8 +43,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         status: name of a status.
         trigger: id of a trigger.
         branch: name of a branch.
-        text: what must be somewhere in the build.
-        filter: in the language of the API.
+        text: text that must be somewhere in the build.
+        filter: filter in the language of the API.
     """
 
     status: str = ""
@@ -55,7 +55,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expression(self) -> str:
-        """All conditions as one filter expression."""
+        """Return all conditions as one filter expression."""
         named = (
             ("status", self.status if self.status in _STATES else ""),
             ("trigger_id", self.trigger),
@@ -68,7 +68,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_any(self) -> bool:
-        """Whether the list has no conditions."""
+        """Return whether the list has no conditions."""
         return not self.expression
 
 
@@ -95,7 +95,7 @@ class _BuildsPage:
         self._history = BuildHistory(context)
 
     def builds(self, request: Request) -> Response:
-        """The newest first."""
+        """Show the builds, newest first."""
         query = request.query_params
         viewer: Viewer = request.state.viewer
         project = query.get("project") or self.session.first_project(viewer)
@@ -136,7 +136,7 @@ class _BuildsPage:
             more=f"/builds?{urlencode({**given, 'project': project, 'page': more})}"
             if more
             else "",
-            # A search that found little has looked at some builds only.
+            # A search with few results has searched only some builds.
             looked_at=look_at if more and len(builds) < _PAGE_SIZE else 0,
             is_first="page" not in query,
         )

@@ -1,4 +1,4 @@
-"""The page of a build's log: its end as text, for the viewer in the browser to take over."""
+"""The page of a build's log: its end as text, which the viewer in the browser replaces."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MANY_EVENTS = 20_000
 
 
 class TailLine(msgspec.Struct, frozen=True):
-    """One line of the page: its number, from 0, and what it says without colours."""
+    """One line of the page: its number, from 0, and its text without colours."""
 
     number: int
     text: str
@@ -38,7 +38,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
     def log(request: Request) -> Response:
-        """The log of one build."""
+        """Show the log of one build."""
         project = project_of(request, context.settings.default_project)
         check_may(request.state.viewer, "read", project)
         stored = context.store.builds.get(project, request.path_params["build"])
@@ -57,7 +57,7 @@ def router(context: ServerContext) -> APIRouter:
         if stored.document.get("options", {}).get("logging") == "NONE" and build.is_over:
             removed = "This build has no log: its options say logging: NONE."
         reader = LogFileReader(folder)
-        # The viewer asks again when something changed, and has the lines already.
+        # The viewer has the lines already, and polls for changes.
         wants_lines = not removed and request.query_params.get("tail") != "no"
         lines = tail(reader, _LINES, _WIDTH, _MOST_BYTES) if wants_lines else []
         return page(

@@ -1,4 +1,4 @@
-"""The page of one build: why it ended so, its steps, its time, what went in and what came out."""
+"""The page of one build: its result with the reason, steps, times, inputs and outputs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 class BuildPage:
-    """Draws the page."""
+    """Renders the page."""
 
     def __init__(self, context: ServerContext) -> None:
         self.session = Session(context)
@@ -113,7 +113,7 @@ class BuildPage:
     def _other(
         self, request: Request, stored: StoredBuild, build: BuildView, view: str
     ) -> BuildView | None:
-        """The build to compare with: which was asked for, or the last success before it."""
+        """Return the build to compare with: the requested one, or the last success before it."""
         now = self._context.clock()
         wanted = request.query_params.get("with", "").strip() if view == "compare" else ""
         if wanted:
@@ -130,7 +130,7 @@ class BuildPage:
         return Estimate(usual, build.seconds) if usual is not None else None
 
     def _excerpt(self, reader: LogFileReader, build: BuildView) -> Excerpt | None:
-        """Kept once the build is over: nothing of it changes any more."""
+        """Return the excerpt, cached once the build has ended."""
         step = build.failing
         if step is None:
             return None
@@ -143,7 +143,7 @@ class BuildPage:
             self._excerpts[build.id] = found
         return found
 
-    # -- what only one of the views needs --------------------------------------------------------
+    # -- data of single views --------------------------------------------------------------------
 
     def _of_view(
         self,
@@ -200,7 +200,7 @@ class BuildPage:
 
 
 def depends_on(plan: BuildPlan | None, count: int) -> list[tuple[int, ...]]:
-    """For each of so many steps the indexes of those that it waits for; empty without a plan."""
+    """Return, for each step, the indexes of its dependencies; empty without a plan."""
     if plan is None or not plan.steps:
         return []
     edges: list[tuple[int, ...]] = [() for _ in range(count)]
@@ -219,7 +219,7 @@ class _BuildActions:
         self._builds = Builds(context)
 
     async def act(self, request: Request) -> Response:
-        """Do what a form of the page asks for, and go back to it or on to what was made."""
+        """Do the action of a form, and redirect to the page, or to the new build."""
         viewer: Viewer = request.state.viewer
         fields = await self.session.form(request, viewer)
         project = project_of(request, self._context.settings.default_project)

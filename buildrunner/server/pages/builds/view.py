@@ -22,10 +22,10 @@ class Revision(msgspec.Struct, frozen=True):
     """The repository, ref and commit of a build.
 
     Attributes:
-        repository: short name, or where the source lies.
+        repository: short name, or location of the source.
         ref: branch, tag or revision; empty for none.
-        commit: in full; empty when not known.
-        address: the repository's URL; empty when not known.
+        commit: full SHA; empty if unknown.
+        address: the repository's URL; empty if unknown.
     """
 
     repository: str = ""
@@ -39,7 +39,7 @@ def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revis
 
     Args:
         document: the build.
-        labels: its labels. The server's word on the ref wins over what a caller substituted.
+        labels: its labels. The ref in them, from the server, wins over a caller's substitutions.
     """
     values = document.get("substitutions", {})
     source = document.get("source", {})
@@ -78,7 +78,7 @@ def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revis
 
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """The exact source that was built, by name, for a table."""
+    """Return the exact source of the build, by name, for a table."""
     shown: dict[str, str] = {}
     for kind, fields in document.get("sourceProvenance", {}).items():
         if kind != "fileHashes" and isinstance(fields, dict):
@@ -95,33 +95,33 @@ def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
 
 
 BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
-"""Statuses of what has failed."""
+"""Statuses of failed steps and builds."""
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """One step.
 
     Attributes:
-        index: from 0.
+        index: index from 0.
         title: its id, or the short name of its image.
-        image: as written.
-        command: what runs in it, on one line.
+        image: the image in the config.
+        command: its command, on one line.
         script: its whole script; empty for none.
         status: name of its status; QUEUED before it began, NOT_RUN when it never will.
-        seconds: how long it took.
-        pull_s, start_s, run_s: how much of that was getting the image, starting the container, and
+        seconds: its duration.
+        pull_s, start_s, run_s: the parts for the image, the start of the container, and
             its own work.
-        digest: of the image that ran; empty when not known.
-        exit_code: None unless it failed by itself.
-        error: one sentence when it failed.
-        last_lines: the end of its log when it failed.
+        digest: digest of its image; empty if unknown.
+        exit_code: exit code; None unless it failed by itself.
+        error: one sentence, if it failed.
+        last_lines: the end of its log, if it failed.
         waits_for: titles of the steps that it waits for.
-        timeout: as written; empty for none.
-        env: its environment, as written; secret variables by name only.
+        timeout: timeout in the config; empty for none.
+        env: its environment in the config; secret variables by name only.
         secrets: names of its secret variables.
-        ended: when it did.
-        forgiven: it failed, and the build went on all the same.
-        reused: the build that this one resumes ran it.
+        ended: time of its end.
+        forgiven: it failed, and the build continued.
+        reused: an earlier build ran it, which this one resumes.
     """
 
     index: int
@@ -148,7 +148,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_bad(self) -> bool:
-        """Whether the step failed."""
+        """Return whether the step failed."""
         return self.status in BAD
 
 
@@ -202,7 +202,7 @@ def step_views(
 
 
 def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """A step that waits when the build is over will never run."""
+    """Return the status of a step: one that still waits after the build will never run."""
     status = str(step.get("status", "QUEUED"))
     return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL_STATUSES else status
 
@@ -223,13 +223,13 @@ _PACKAGES = {
 
 
 class ImageView(msgspec.Struct, frozen=True, kw_only=True):
-    """One image that was pushed.
+    """One pushed image.
 
     Attributes:
-        name: with its tag.
-        digest: as the registry confirmed it.
-        size_bytes: unpacked; None when not known.
-        layers_pushed, layers_reused: None when not known.
+        name: name with its tag.
+        digest: digest that the registry confirmed.
+        size_bytes: unpacked size; None if unknown.
+        layers_pushed, layers_reused: numbers of layers; None if unknown.
     """
 
     name: str
@@ -244,30 +244,30 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id, project, location, status: of the build.
-        reason: why it ended as it did, one sentence; empty for a success.
-        failing: the step that failed it; None when it was none.
+        reason: reason of its result, one sentence; empty for a success.
+        failing: the step that failed the build; None if no step did.
         trigger: name of its trigger; empty for none.
         trigger_id: its id; empty for none.
-        revision: of what it was made.
-        submitter: who asked for it; empty when not known.
+        revision: its repository, ref and commit.
+        submitter: the caller who requested it; empty if unknown.
         create_time, start_time, finish_time: instants of the API's JSON; None for none.
-        seconds: how long it has run.
-        queued_s: how long it waited; None while it waits.
-        steps: in their order.
-        images: what was pushed.
-        substitutions: as given.
-        tags: of the build.
-        warnings: texts.
-        provenance: what exactly was built, by name.
-        approval: what is to be approved, or was, and of which pull request it is.
-        retry_of: the build that this one repeats; empty for none.
-        from_build, from_step: the build that this one goes on with, and from which step; empty for
-            a build that began at its beginning.
+        seconds: its duration so far.
+        queued_s: seconds that it waited; None while it waits.
+        steps: steps in order.
+        images: the pushed images.
+        substitutions: the given substitutions.
+        tags: tags of the build.
+        warnings: texts of warnings.
+        provenance: the exact source, by name.
+        approval: the approval, and its pull request.
+        retry_of: the build that this one retries; empty for none.
+        from_build, from_step: the build that this one resumes, and its first step; empty for
+            a build with all steps.
         rollback_to: the deployment that this build makes once more; empty for no rollback.
-        processes: how often a process was started for it.
-        timeout: limit of the whole build, as written.
-        packages: what was published beside images, by kind.
-        manifest: where the list of uploaded files is; empty for none.
+        processes: number of processes that were started for it.
+        timeout: timeout of the whole build in the config.
+        packages: the published packages, by kind.
+        manifest: URL of the list of uploaded files; empty for none.
         json: the whole Build.
     """
 
@@ -305,17 +305,17 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_over(self) -> bool:
-        """Whether the build has ended."""
+        """Return whether the build has ended."""
         return self.status in FINAL_STATUSES
 
     @property
     def path(self) -> str:
-        """Address of its page."""
+        """Return the address of its page."""
         return f"/builds/{self.project}/{self.id}"
 
     @property
     def api(self) -> str:
-        """Address of what we add to the API for it."""
+        """Return the address of its buildrunner-specific API."""
         return f"/buildrunner/v1/projects/{self.project}/builds/{self.id}"
 
 
@@ -326,7 +326,7 @@ def build_view(
 
     Args:
         stored: the build.
-        events: its events; none of them for a list.
+        events: its events; empty for a list.
         now: the present.
     """
     document = stored.document
@@ -397,7 +397,7 @@ def _trigger(document: Mapping[str, Any]) -> str:
 
 
 def _packages(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Kind and address of each package that was published."""
+    """Return kind and address of each published package."""
     results = document.get("results", {})
     return tuple(
         (kind, package.get("uri", ""))

@@ -1,6 +1,6 @@
-"""The pages of deliveries: what forges sent, and why each trigger fired or did not.
+"""The pages of deliveries: events of forges, and why each trigger fired or did not.
 
-Deliveries are of all projects, so they need a token that is good for all; bodies are for admins.
+Deliveries belong to all projects, so they need a token for all projects. Bodies are for admins.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _DeliveryPages:
         self._context = context
 
     def all(self, request: Request) -> Response:
-        """The newest first."""
+        """Show deliveries, newest first."""
         check_everywhere(request.state.viewer, "read")
         hook = request.query_params.get("hook", "")
         before = row_number(request.query_params.get("before", ""))
@@ -76,7 +76,7 @@ class _DeliveryPages:
         )
 
     async def replay(self, request: Request, delivery: int) -> Response:
-        """Handle it once more."""
+        """Handle a delivery again."""
         viewer: Viewer = request.state.viewer
         await self.session.form(request, viewer)
         note_action(request, "deliveries.replay", str(delivery))

@@ -27,7 +27,7 @@ Document = dict[str, Any]
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes. To change triggers needs ``admin``: they act for everybody."""
+    """Return the routes. Changes need ``admin``, since triggers affect all users."""
     pages = _TriggerEditing(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
@@ -53,14 +53,14 @@ class _TriggerEditing:
         self._triggers = Triggers(context)
 
     def new(self, request: Request) -> Response:
-        """The form for new triggers."""
+        """Show the form for new triggers."""
         project = self._allowed(request)
         kind = request.query_params.get("kind", "github")
         _, text = STARTERS.get(kind, STARTERS["github"])
         return self._form(request, project, text=text, kind=kind)
 
     async def make(self, request: Request) -> Response:
-        """Make the triggers of a text, or change those that have the same name."""
+        """Create the triggers of a text, or change those of the same name."""
         fields = await self.session.form(request, request.state.viewer)
         project = project_of(request, self._context.settings.default_project)
         note_action(request, "triggers.import", project)
@@ -77,13 +77,13 @@ class _TriggerEditing:
         )
 
     def edit(self, request: Request) -> Response:
-        """The form with a trigger in it."""
+        """Show the form with a trigger."""
         project = self._allowed(request)
         document = self._found(request, project)
         return self._form(request, project, text=text_of(document), trigger=document)
 
     async def change(self, request: Request) -> Response:
-        """Make a trigger what the text says."""
+        """Replace a trigger by the text."""
         fields = await self.session.form(request, request.state.viewer)
         project, old = await self._about(request, "triggers.update")
         text = fields.get("text", "")
@@ -94,7 +94,7 @@ class _TriggerEditing:
         return RedirectResponse(f"/triggers/{project}/{old['id']}", 303)
 
     def export(self, request: Request) -> Response:
-        """A trigger as a file that ``import`` takes."""
+        """Return a trigger as a file for ``import``."""
         project = project_of(request, self._context.settings.default_project)
         check_may(request.state.viewer, "read", project)
         document = self._found(request, project)
@@ -113,7 +113,7 @@ class _TriggerEditing:
         return RedirectResponse(f"/triggers?project={project}", 303)
 
     async def set(self, request: Request) -> Response:
-        """Set what Cloud Build's triggers have no fields for."""
+        """Change the settings for which Cloud Build's triggers have no fields."""
         fields = await self.session.form(request, request.state.viewer)
         project, old = await self._about(request, "triggers.settings")
         path = f"/triggers/{project}/{old['id']}"
@@ -127,12 +127,12 @@ class _TriggerEditing:
             )
         before = await run_in_threadpool(store.triggers.settings, project, old["id"])
         if "forge" not in settings and before.get("forge", {}).get("unconfirmed"):
-            settings["forge"] = before["forge"]  # the form does not show it
+            settings["forge"] = before["forge"]  # not in the form
         await run_in_threadpool(store.triggers.set_settings, project, old["id"], settings)
         self._context.schedule_changed()
         return RedirectResponse(f"{path}#settings", 303)
 
-    # -- what they need --------------------------------------------------------------------------
+    # -- shared parts ----------------------------------------------------------------------------
 
     def _allowed(self, request: Request) -> str:
         project = project_of(request, self._context.settings.default_project)
@@ -141,7 +141,7 @@ class _TriggerEditing:
         return project
 
     async def _about(self, request: Request, action: str) -> tuple[str, Document]:
-        """Project and trigger that a form is about, noted for the audit log."""
+        """Return project and trigger of a form, recorded for the audit log."""
         project = project_of(request, self._context.settings.default_project)
         note_action(request, action, f"{project}/{request.path_params['trigger']}")
         self._allowed(request)
@@ -195,7 +195,7 @@ class _TriggerEditing:
 
 
 def settings_of(fields: dict[str, str]) -> Document:
-    """The settings that a form says; what is empty is left at its default."""
+    """Return the settings of a form; empty fields get their defaults."""
 
     def given(**values: Any) -> Document:
         return {name: value for name, value in values.items() if value}
@@ -238,7 +238,7 @@ filename: cloudbuild.yaml
 # substitutions: {_TARGET: staging}
 # approvalConfig: {approvalRequired: true}
 """
-# Name -> what fires it, in words; the text to begin with.
+# Name -> the event in words, and the initial text.
 STARTERS: dict[str, tuple[str, str]] = {
     "github": (
         "a push to GitHub",
@@ -282,17 +282,17 @@ STARTERS: dict[str, tuple[str, str]] = {
 
 
 def text_of(trigger: Document) -> str:
-    """A trigger as ``import`` takes it: without what only the server sets."""
+    """Return a trigger for ``import``, without fields that only the server sets."""
     shown = masked_trigger(trigger)
     return yaml_text({name: value for name, value in shown.items() if name not in OURS})
 
 
 def triggers_of(text: str) -> list[Document]:
-    """The triggers of a text, YAML or JSON.
+    """Return the triggers of a text, YAML or JSON.
 
     Raises:
-        ConfigError: something is wrong in it: all problems, with their lines.
-        UsageError: there is none in it.
+        ConfigError: the text is invalid. Holds all problems, with their lines.
+        UsageError: the text has no trigger.
     """
     loaded = load_triggers(text.encode("utf-8", "replace"), file="line")
     problems = errors_of([problem for one in loaded for problem in one.problems])
@@ -304,7 +304,7 @@ def triggers_of(text: str) -> list[Document]:
 
 
 def trigger_of(text: str) -> Document:
-    """The one trigger of a text. Raises as `triggers_of`, also when there are several."""
+    """Return the only trigger of a text. Raises like `triggers_of`, also for several triggers."""
     found = triggers_of(text)
     if len(found) > 1:
         raise UsageError(f"one trigger is changed here, and the text holds {len(found)}")

@@ -1,4 +1,4 @@
-"""The pages of triggers: what fires them, what they built, when they fire next; run and switch."""
+"""The pages of triggers: their events, builds and next runs; run, enable and disable."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from buildrunner.triggers.schedule import BadSchedule, Missed, Overlap, Schedule
 from buildrunner.triggers.settings import TriggerSettings
 
 _LAST_BUILDS = 20
-_RECENT = 8  # builds of each trigger in the list
-_LOOKED_AT = 200  # deliveries that are looked through for those that asked a trigger
+_RECENT = 8  # number of builds of each trigger in the list
+_LOOKED_AT = 200  # number of deliveries that are searched for those of a trigger
 _FIRES = 10
 
 _EVENTS_OF_GITLAB = "gitlabEnterpriseEventsConfig"
@@ -67,7 +67,7 @@ class _TriggerPages:
         self._history = BuildHistory(context)
 
     def all(self, request: Request) -> Response:
-        """All triggers of a project."""
+        """Show all triggers of a project."""
         viewer: Viewer = request.state.viewer
         project = request.query_params.get("project") or self.session.first_project(viewer)
         check_may(viewer, "read", project)
@@ -146,7 +146,7 @@ class _TriggerPages:
         return RedirectResponse(path, 303)
 
     def _tried(self, known: KnownTrigger, asked: TestEvent) -> tuple[list[dict[str, Any]], str]:
-        """Whether the event would fire the trigger, rule by rule; or why that can't be told."""
+        """Return whether the event would fire the trigger, rule by rule; or why that is unknown."""
         if not asked.ref:
             return [], ""
         try:
@@ -189,7 +189,7 @@ class _TriggerPages:
 
 
 def _substitutions(text: str) -> dict[str, str]:
-    """Values that were typed, one ``_NAME=value`` a line."""
+    """Return typed values, one ``_NAME=value`` a line."""
     pairs = (line.partition("=") for line in text.splitlines() if line.strip())
     return {name.strip(): value for name, _, value in pairs}
 
@@ -201,10 +201,10 @@ class ComparedDelivery(msgspec.Struct, frozen=True):
     """One delivery that was compared with the trigger.
 
     Attributes:
-        number: of the delivery.
-        at: when it came, as the API writes it.
-        event: the event that it reported, in words.
-        verdict: as it is kept.
+        number: number of the delivery.
+        at: time of its arrival, in the API's form.
+        event: its event, in words.
+        verdict: the stored verdict.
     """
 
     number: int
@@ -216,7 +216,7 @@ class ComparedDelivery(msgspec.Struct, frozen=True):
 def compared_deliveries(
     trigger_id: str, deliveries: Iterable[StoredDelivery]
 ) -> list[ComparedDelivery]:
-    """The deliveries that asked a trigger, in their order, not more than a page shows."""
+    """Return the deliveries that were matched with a trigger, up to a page's limit, in order."""
     found = (
         ComparedDelivery(
             one.number, encode_instant(one.received_at), event.get("event", ""), verdict
@@ -230,14 +230,14 @@ def compared_deliveries(
 
 
 class TestEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """The event of which somebody asks whether it would fire a trigger; ``ref`` is empty for none.
+    """The hypothetical event of a test; ``ref`` is empty for none.
 
     Attributes:
         ref: branch, or full name of a ref.
-        base: branch that a pull request wants to get into; empty for a push.
-        files: what changed, one a line; empty when that is not said.
-        message: of the commit, or the comment on the pull request.
-        fork: it comes from a fork, by somebody who may not write.
+        base: target branch of a pull request; empty for a push.
+        files: changed files, one a line; empty if unknown.
+        message: message of the commit, or the comment on the pull request.
+        fork: it comes from a fork, by a user without write access.
     """
 
     ref: str = ""
@@ -267,7 +267,7 @@ def test_event_of(query: Mapping[str, str]) -> TestEvent:
 
 
 class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger's settings as the fields of a form; empty for the default."""
+    """A trigger's settings as form fields; empty for defaults."""
 
     jitter: str
     missed: str
@@ -286,7 +286,7 @@ class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shown_settings(settings: TriggerSettings) -> ShownSettings:
-    """The fields of the form."""
+    """Return the fields of the form."""
     queue = settings.concurrency.policy
     forge = None if settings.forge is None or settings.forge.unconfirmed else settings.forge
     return ShownSettings(
@@ -308,7 +308,7 @@ def shown_settings(settings: TriggerSettings) -> ShownSettings:
 
 
 class NextRun(msgspec.Struct, frozen=True):
-    """A fire time: in UTC as the API writes it, and as the trigger's own zone has it."""
+    """A fire time: in UTC in the API's form, and in the trigger's own time zone."""
 
     at: str
     local: str
@@ -319,16 +319,16 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id, name, project, description: of the trigger.
-        disabled: it fires by hand only.
-        request_word: what the trigger's forge calls a pull request.
-        fires_on: what fires it, in words.
-        builds: what it builds, in words.
-        conditions: what else must hold, each in words.
-        needs_approval: its builds wait for somebody.
-        has_source: a run by hand may name a branch, tag or commit.
-        substitutions: its own.
-        next_runs: coming fire times of its schedule.
-        schedule: as it is written, with its zone; empty without one.
+        disabled: it runs only manually.
+        request_word: the forge's term for a pull request.
+        fires_on: its events, in words.
+        builds: its build, in words.
+        conditions: its further conditions, in words.
+        needs_approval: its builds wait for an approval.
+        has_source: a manual run may name a branch, tag or commit.
+        substitutions: its substitutions.
+        next_runs: next fire times of its schedule.
+        schedule: its schedule with the time zone; empty without one.
         json: the whole resource.
     """
 
@@ -350,7 +350,7 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def path(self) -> str:
-        """Address of its page."""
+        """Return the address of its page."""
         return f"/triggers/{self.project}/{self.id}"
 
 
@@ -368,8 +368,8 @@ def trigger_view(
         document: the BuildTrigger as JSON.
         project: its project.
         now: the present, for the next runs.
-        runs: how many of them.
-        settings: what is set beside it.
+        runs: number of next runs.
+        settings: its settings.
     """
     document = masked_trigger(dict(document))
     cron = document.get("cron", {})
@@ -405,7 +405,7 @@ def fires_on(document: Mapping[str, Any], word: str = "pull request") -> str:
 
     Args:
         document: the BuildTrigger as JSON.
-        word: what its forge calls a pull request.
+        word: the forge's term for a pull request.
     """
     for field, forge in _EVENTS.items():
         if field in document:

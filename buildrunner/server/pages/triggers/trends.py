@@ -1,4 +1,4 @@
-"""The page of trends: how the last builds of a project, or of one trigger and branch, went."""
+"""The page of trends: results and times of the last builds of a project, trigger or branch."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         bars: left edge, height, and the build of each bar.
         line: points of a polyline; empty for none.
-        bar_width: of each bar.
-        top: what the upper edge stands for, in seconds.
+        bar_width: width of each bar.
+        top: the value of the upper edge, in seconds.
     """
 
     bars: tuple[tuple[float, float, Point], ...] = ()
@@ -45,7 +45,7 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
     def show(request: Request) -> Response:
-        """Trends of the last builds."""
+        """Show trends of the last builds."""
         viewer: Viewer = request.state.viewer
         query = request.query_params
         project = query.get("project") or session.first_project(viewer)
@@ -94,7 +94,7 @@ def bar_plot(points: Sequence[Point], values: Sequence[float]) -> Plot:
 
 
 def line_plot(rates: Sequence[float]) -> Plot:
-    """A line from left to right; 1 is the upper edge of the box. Pure."""
+    """Draw a line from left to right; 1 is the upper edge of the box. Pure."""
     step = _WIDTH / max(len(rates), 25)
     points = [
         f"{(at + 0.5) * step:.1f},{_HEIGHT - rate * (_HEIGHT - 2) - 1:.1f}"
@@ -113,9 +113,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: the build.
         status: name of its status.
-        at: when it was created, as the API writes it.
-        seconds: how long it took.
-        queued_s: how long it waited.
+        at: time of its creation, in the API's form.
+        seconds: its duration.
+        queued_s: seconds that it waited.
     """
 
     id: str
@@ -130,11 +130,11 @@ class StepTrend(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: its id, or ``#N image``.
-        runs: how often it ran to an end.
-        median_s: half of its runs were faster.
-        failures: how often it failed.
-        flips: how often it failed once and succeeded the next time on the same commit, or the
-            other way round.
+        runs: number of complete runs.
+        median_s: median duration.
+        failures: number of failures.
+        flips: number of times that its result changed between two runs on the same
+            commit.
     """
 
     name: str
@@ -148,11 +148,11 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """The builds of one trigger or one branch.
 
     Attributes:
-        name: of the trigger or the branch.
-        key: what the page asks for to see only these: the trigger's id, or the branch.
-        builds: how many ran to an end.
-        failed: how many of these failed.
-        median_s, median_queued_s: half of them were faster, or waited less.
+        name: name of the trigger or the branch.
+        key: value of the page's filter for these: the trigger's id, or the branch.
+        builds: number of complete builds.
+        failed: number of failed builds.
+        median_s, median_queued_s: median duration and waiting time.
     """
 
     name: str
@@ -167,12 +167,12 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
     """The content of the page.
 
     Attributes:
-        points: builds that ran to an end, oldest first.
+        points: complete builds, oldest first.
         median_s, median_queued_s: None without builds.
         failure_rate: 0 to 1; None without builds.
-        slowest: steps by their median, slowest first.
-        flakiest: steps that flipped, most often first.
-        p95_s: one build in twenty took longer; None without builds.
+        slowest: steps by median duration, slowest first.
+        flakiest: steps with flips, most flips first.
+        p95_s: 95th percentile of durations; None without builds.
         triggers, branches: the same builds by trigger and by branch, most builds first.
     """
 
@@ -188,10 +188,10 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
-    """Sum up builds.
+    """Compute the trends of builds.
 
     Args:
-        documents: Builds as JSON, newest first, as lists have them.
+        documents: Builds as JSON, newest first.
     """
     ended = [one for one in reversed(documents) if one.get("status") in _ENDED]
     points = [
@@ -235,7 +235,7 @@ def _parts(
     points: Sequence[Point],
     key_and_name: Callable[[Mapping[str, Any]], tuple[str, str]],
 ) -> tuple[Part, ...]:
-    """Builds put together by what a function says of them; those of which it says nothing aside."""
+    """Group builds by a function's result; builds with an empty result are skipped."""
     grouped: dict[str, list[Point]] = {}
     names: dict[str, str] = {}
     for build, point in zip(ended, points, strict=True):
@@ -259,7 +259,7 @@ def _parts(
 
 
 def failure_line(points: Sequence[Point], window: int = 20) -> list[float]:
-    """For each build how many of the last ``window`` up to it failed, 0 to 1."""
+    """Return, for each build, the failure rate of the last ``window`` builds, 0 to 1."""
     rates = []
     for at in range(len(points)):
         last = points[max(0, at - window + 1) : at + 1]
