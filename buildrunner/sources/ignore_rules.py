@@ -1,11 +1,11 @@
-r"""Files of a local folder that are not sent: the rules of ``.gcloudignore``.
+r"""Ignore rules for files of a local folder: ``.gcloudignore``.
 
 The syntax is gitignore's, with ``#!include:FILE`` added. Only the rules file of the root counts;
 files of the same kind further down are ordinary files.
 
 Every rule becomes one alternative of a regular expression, newest rule first, so that the first
 alternative that matches is the last rule that matches. The expressions hold no ambiguity (each
-``*`` is atomic up to what follows it), so matching takes linear time whatever the rules are.
+``*`` is atomic up to its successor), so matching takes linear time with any rules.
 
 Source: semantics of ``gcloud topic gcloudignore`` and gitignore(5). Where the gcloud of today
 differs from gitignore by accident (``a/b`` is not anchored there, ``a/**`` also ignores ``a``
@@ -31,9 +31,9 @@ class Rule(msgspec.Struct, frozen=True):
     """One line of a rules file.
 
     Attributes:
-        regex: expression that matches the whole name, or the whole path when ``anchored``.
+        regex: expression that matches the whole name, or the whole path if ``anchored``.
         anchored: match the path from the root rather than the name alone.
-        negated: a match puts the file back in.
+        negated: a match includes the file again.
         directories_only: only directories match.
     """
 
@@ -48,7 +48,7 @@ class IgnoreRules:
 
     Attributes:
         origin: where the rules are from, for messages: a file name, ``generated defaults``, or
-            empty when nothing is ignored.
+            empty if nothing is ignored.
     """
 
     __slots__ = ("_directories", "_files", "origin")
@@ -60,18 +60,18 @@ class IgnoreRules:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing can be ignored, so that asking is needless."""
+        """Return whether nothing can be ignored."""
         return self._directories.empty
 
     def ignores(self, path: str, *, is_directory: bool) -> bool:
-        """Whether the rules leave ``path`` out.
+        """Return whether the rules ignore ``path``.
 
-        Its parents must not be left out themselves: a walk never descends into what is ignored,
-        which is why a rule can't put back a file of an ignored folder.
+        Its parents must not be ignored themselves: a walk never descends into an ignored folder,
+        which is why a rule can't include a file of an ignored folder again.
 
         Args:
             path: relative to the root, with ``/`` between names; undecodable bytes as surrogates.
-            is_directory: it is a directory, or a symbolic link to one (as gcloud sees it).
+            is_directory: it is a directory, or a symbolic link to one (as for gcloud).
         """
         matcher = self._directories if is_directory else self._files
         return matcher.ignores(path)
@@ -114,7 +114,7 @@ def _compile(alternatives: Sequence[str | None]) -> re.Pattern[str] | None:
 
 
 def parse_rule(line: str) -> Rule | None:
-    """The rule that one line stands for; None for blank, comment and unparsable lines."""
+    """Return the rule of a line; None for blank, comment and unparsable lines."""
     if line.startswith("#"):
         return None
     line = _strip_trailing_spaces(line)
@@ -136,14 +136,14 @@ def parse_rule(line: str) -> Rule | None:
 
 
 def _strip_trailing_spaces(line: str) -> str:
-    """``line`` without the spaces at its end, except one that a backslash protects."""
+    """Return ``line`` without trailing spaces, except one after a backslash."""
     stripped = line.rstrip(" ")
     backslashes = len(stripped) - len(stripped.rstrip("\\"))
     return stripped + " " if backslashes % 2 and len(stripped) < len(line) else stripped
 
 
 def parse_rules(text: str, directory: str, *, includes: bool = True) -> list[Rule]:
-    """The rules in ``text``.
+    """Return the rules in ``text``.
 
     Args:
         text: content of a rules file.
@@ -151,7 +151,7 @@ def parse_rules(text: str, directory: str, *, includes: bool = True) -> list[Rul
         includes: follow ``#!include:``; False inside an included file (one level only).
 
     Raises:
-        SourceError: an included file can't be read or lies in another folder.
+        SourceError: an included file can't be read or is in another folder.
     """
     rules: list[Rule] = []
     for line in text.splitlines():
@@ -182,7 +182,7 @@ def _included_rules(name: str, directory: str) -> list[Rule]:
 
 
 def _read_rules(path: str) -> str | None:
-    """The text of a rules file without its byte order mark; None when there is no such file."""
+    """Return the text of a rules file without its byte order mark; None without the file."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             return file.read()
@@ -195,11 +195,11 @@ def _read_rules(path: str) -> str | None:
 def load_ignore_rules(
     directory: str, *, ignore_file: str = "", enabled: bool = True
 ) -> IgnoreRules:
-    """The rules that hold for the folder ``directory``.
+    """Return the rules for the folder ``directory``.
 
-    In this order: ``ignore_file``; ``.gcloudignore`` of the folder; when the folder holds ``.git``
-    or ``.gitignore``, a default that leaves out both, ``.gcloudignore`` and what ``.gitignore``
-    says; else nothing is ignored.
+    In this order: ``ignore_file``; ``.gcloudignore`` of the folder; if the folder has ``.git``
+    or ``.gitignore``, a default that ignores both, ``.gcloudignore`` and the matches of
+    ``.gitignore``; otherwise nothing is ignored.
 
     Args:
         directory: the source folder.
@@ -209,7 +209,7 @@ def load_ignore_rules(
 
     Raises:
         UsageError: ``ignore_file`` does not exist.
-        SourceError: rules can't be read, or an include is wrong.
+        SourceError: rules can't be read, or an include is invalid.
 
     Source: ``gcloud builds submit --ignore-file`` and ``gcloud topic gcloudignore``.
     """
@@ -264,7 +264,7 @@ class BadPattern(ValueError):
 
 
 def translate_glob(glob: str, *, across_directories: bool) -> str:
-    """A regular expression (for fullmatch, with DOTALL) that matches what ``glob`` matches.
+    """Return a regular expression (for fullmatch, with DOTALL) equivalent to ``glob``.
 
     Args:
         glob: without the leading and trailing ``/`` of its line.
@@ -272,7 +272,7 @@ def translate_glob(glob: str, *, across_directories: bool) -> str:
             directories; False when it is matched against one name.
 
     Raises:
-        BadPattern: it can't match anything.
+        BadPattern: the glob can't match anything.
 
     Source: gitignore(5), "PATTERN FORMAT".
     """
@@ -297,7 +297,7 @@ def translate_glob(glob: str, *, across_directories: bool) -> str:
 
 
 def _split(glob: str) -> list[str]:
-    """``glob`` at its slashes, except those inside brackets."""
+    """Split ``glob`` at its slashes, except those inside brackets."""
     names: list[str] = []
     start = position = 0
     while position < len(glob):
@@ -315,10 +315,10 @@ def _split(glob: str) -> list[str]:
 
 
 def _join(crossing: bool, segment: str, *, atomic: bool) -> str:
-    """``segment``, after any number of directories when ``crossing``.
+    """Return ``segment``, after any number of directories if ``crossing``.
 
-    The first place where a segment fits is as good as any later one, so that a segment with more
-    to come is atomic: this is what keeps matching linear.
+    The first match of a segment is as good as any later one, so a segment with a
+    successor is atomic: this keeps matching linear.
     """
     if not crossing:
         return segment
@@ -330,8 +330,8 @@ def _join(crossing: bool, segment: str, *, atomic: bool) -> str:
 
 
 def _translate_name(glob: str) -> str:
-    """One name of a path, or a glob for names only: no wildcard matches a slash."""
-    fixed: list[str] = [""]  # what stands between the stars
+    """Translate one name of a path, or a glob for names only: no wildcard matches a slash."""
+    fixed: list[str] = [""]  # the parts between the stars
     position = 0
     while position < len(glob):
         character = glob[position]
@@ -358,7 +358,10 @@ def _translate_name(glob: str) -> str:
 
 
 def _translate_class(glob: str, position: int) -> tuple[str, int]:
-    """The class that begins after the ``[`` before ``position``, and the position after it."""
+    """Translate the class after the ``[`` before ``position``.
+
+    Returns the position after it, too.
+    """
     negated = glob[position : position + 1] in ("!", "^")
     position += negated
     members: list[str] = []
@@ -388,7 +391,7 @@ def _translate_class(glob: str, position: int) -> tuple[str, int]:
 
 
 def _class_member(glob: str, position: int) -> tuple[str, int]:
-    """One character of a class, and the position after it."""
+    """Return one character of a class, and the position after it."""
     if position < len(glob) and glob[position] == "\\":
         position += 1
     if position >= len(glob):
@@ -397,7 +400,7 @@ def _class_member(glob: str, position: int) -> tuple[str, int]:
 
 
 def exposed_secrets(folder: str, ignore_file: str, secrets: Mapping[str, str]) -> list[str]:
-    """One warning for each file of a secret that goes into the workspace.
+    """Return a warning for each file of a secret that would be in the workspace.
 
     Args:
         folder: the source.
@@ -405,8 +408,8 @@ def exposed_secrets(folder: str, ignore_file: str, secrets: Mapping[str, str]) -
         secrets: name -> ``env:VARIABLE`` or ``file:ABSOLUTE/PATH``.
 
     Raises:
-        UsageError: there is no such ignore file.
-        SourceError: ignore rules that can't be read.
+        UsageError: the ignore file does not exist.
+        SourceError: ignore rules can't be read.
     """
     root = os.path.realpath(folder)
     files = {
@@ -429,7 +432,7 @@ def exposed_secrets(folder: str, ignore_file: str, secrets: Mapping[str, str]) -
 
 
 def is_left_out(path: str, rules: IgnoreRules, *, is_directory: bool) -> bool:
-    """Whether the rules leave out a file or folder, or a folder that it is in."""
+    """Return whether the rules ignore a file or folder, or one of its parents."""
     folders = path.split("/")[:-1]
     above = ("/".join(folders[:depth]) for depth in range(1, len(folders) + 1))
     return rules.ignores(path, is_directory=is_directory) or any(

@@ -39,11 +39,11 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         files: regular files and symbolic links that belong to the source.
-        directories: directories that belong to it, the root not counted.
+        directories: directories that belong to it, without the root.
         size_bytes: content of the regular files.
         largest: size and path of the ten largest files, largest first.
-        left_out: what does not belong to the source, in order; nothing below an entry is named.
-        owners: every (uid, gid) among what belongs to the source, the root included.
+        left_out: ignored files and folders, in order, without the content of folders.
+        owners: every (uid, gid) in the source, including the root's.
         hard_links: a file has two names in the source.
     """
 
@@ -57,12 +57,12 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalFolder:
-    """The source in a folder. Reads the rules at once, the folder only when asked.
+    """The source in a folder. Reads the rules at once, the folder only on a call.
 
     Attributes:
         root: absolute path of the folder.
-        rules: what of it is left out.
-        warnings: what changed while `pack` read it, one sentence each; grows while it runs.
+        rules: its ignore rules.
+        warnings: a sentence for each change while `pack` reads; grows during `pack`.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class LocalFolder:
         """Find the folder and its rules.
 
         Args:
-            root: the folder; relative paths start at the current one.
+            root: the folder; a relative path starts at the current folder.
             ignore_file: ``--ignore-file``.
             ignore_enabled: see `load_ignore_rules`.
-            broken_links: symbolic links to nothing belong to the source, too.
+            broken_links: broken symbolic links belong to the source, too.
 
         Raises:
             UsageError: no such folder, or no such ``ignore_file``.
-            SourceError: rules that can't be read.
+            SourceError: the rules can't be read.
         """
         self.root = os.path.abspath(root)
         if not os.path.isdir(self.root):
@@ -100,7 +100,7 @@ class LocalFolder:
         return walk_folder(self.root, self.rules, cancel, broken_links=self._broken_links)
 
     def scan(self, cancel: threading.Event | None = None) -> FolderSummary:
-        """Look at everything without reading any file: some 8 ms for 1,000 files.
+        """List everything without reading files: some 8 ms for 1,000 files.
 
         Raises:
             SourceError: a folder can't be read.
@@ -142,14 +142,14 @@ class LocalFolder:
         )
 
     def entries(self) -> Iterator[tuple[str, os.stat_result]]:
-        """Path and status of everything that belongs to the source, as it is by now."""
+        """Yield path and present status of everything that belongs to the source."""
         yield ".", os.stat(self.root)
         for found in self._walk():
             if isinstance(found, Sent):
                 yield found.path, found.status
 
     def describe(self, summary: FolderSummary) -> tuple[str, ...]:
-        """Lines that tell a person what is sent and what is not: count, size, the ten largest."""
+        """Return lines about the sent and ignored files: count, size, the ten largest."""
         size = format_size(summary.size_bytes)
         first = f"Source: {_count(summary.files, 'file')} totalling {size}"
         ignored = sum(1 for entry in summary.left_out if not entry.reason)
@@ -171,15 +171,15 @@ class LocalFolder:
     def pack(
         self, cancel: threading.Event | None = None, *, root: str = "", below: str = ""
     ) -> Iterator[bytes]:
-        """A tar stream of the source: everything owned by root, modes and times kept.
+        """Yield a tar stream of the source: everything owned by root, modes and times kept.
 
-        All names start with ``root``, a folder that is there, with a slash at the end; behind that
-        with ``below``, a folder that is made.
+        All names start with ``root``, an existing folder, with a slash at the end; then
+        with ``below``, a new folder.
 
-        Nothing is written to disk and memory is constant, but for the names of files with several
-        hard links. A file that vanishes is left out, one that shrinks is filled up with zeros,
-        one that grows is cut; each leaves a sentence in ``warnings``. When ``cancel`` is set the
-        stream ends without its end mark, so that nobody takes it for whole.
+        Nothing is written to disk and memory is constant, except for the names of files with
+        several hard links. A deleted file is skipped, one that shrinks is padded with zeros,
+        one that grows is cut; each adds a sentence to ``warnings``. If ``cancel`` is set, the
+        stream ends without its end mark, so that no reader accepts it as complete.
 
         Raises:
             SourceError: a file or folder can't be read.
@@ -231,10 +231,10 @@ class LocalFolder:
         )
 
     def _pack_file(self, found: Sent, buffer: bytearray, start: str) -> Iterator[bytes]:
-        """Append a file to ``buffer``; yields what gets too large for it."""
+        """Append a file to ``buffer``; yields the excess."""
         path = os.path.join(self.root, found.path)
         try:
-            # NONBLOCK: a pipe that took the file's place must not hang us.
+            # NONBLOCK: a pipe that replaced the file must not block.
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             self._vanished(found, error)
@@ -284,13 +284,13 @@ class LocalFolder:
 
 
 def _folders_to(path: str) -> Iterator[str]:
-    """``a/b`` needs ``a`` and ``a/b``."""
+    """Return the folders of a path: ``a`` and ``a/b`` for ``a/b``."""
     parts = path.split("/") if path else []
     return ("/".join(parts[: count + 1]) for count in range(len(parts)))
 
 
 def _is_later_name(found: Sent, first_names: dict[tuple[int, int], str]) -> bool:
-    """Whether the file has been packed under another name already."""
+    """Return whether the file has been packed under another name already."""
     status = found.status
     if status.st_nlink == 1:
         return False
@@ -308,7 +308,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """``5.1 KiB``, as gcloud writes sizes."""
+    """Format a size like gcloud: ``5.1 KiB``."""
     size = float(size_bytes)
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if size < 1024:
@@ -337,8 +337,8 @@ class LeftOut(msgspec.Struct, frozen=True):
 
     Attributes:
         path: as in `Sent`; nothing below it is reported.
-        reason: why, for a warning; empty when the ignore rules say so.
-        vanished: it was there a moment ago.
+        reason: the reason, for a warning; empty for ignore rules.
+        vanished: it was deleted during the walk.
     """
 
     path: str
@@ -353,20 +353,20 @@ def walk_folder(
     *,
     broken_links: bool = False,
 ) -> Iterator[Sent | LeftOut]:
-    """Everything below ``root``, each directory before what it holds, names in order.
+    """Yield everything below ``root``, each directory before its content, names in order.
 
-    Symbolic links are never followed; a broken one is left out, as gcloud leaves it out. So are
-    sockets, pipes and devices. A file that vanishes meanwhile is left out with a reason. The root
+    Symbolic links are never followed; a broken one is skipped, as by gcloud. So are
+    sockets, pipes and devices. A file that is deleted meanwhile is skipped with a reason. The root
     itself is not reported.
 
     Args:
         root: an existing folder.
-        rules: which files to leave out. Ignored folders are not descended into.
-        cancel: ends the walk early, without an error, when set.
-        broken_links: they belong to the source, too.
+        rules: the ignore rules. The walk does not descend into ignored folders.
+        cancel: when set, ends the walk early, without an error.
+        broken_links: include broken symbolic links.
 
     Raises:
-        SourceError: something can't be read.
+        SourceError: a folder or file can't be read.
 
     Source: ``gcloud builds submit`` (symbolic links, broken links, ignored folders).
     """
@@ -402,7 +402,7 @@ def _look_at(
 ) -> Sent | LeftOut:
     try:
         if is_link := entry.is_symlink():
-            # gcloud takes a link to a folder for a folder.
+            # gcloud treats a link to a folder as a folder.
             is_directory = os.path.isdir(entry.path)
         else:
             is_directory = entry.is_dir(follow_symlinks=False)
@@ -434,7 +434,7 @@ def _vanished(path: str, error: OSError) -> LeftOut:
 
 
 def unreadable(path: str, error: OSError) -> SourceError:
-    """The error for something of the source that can't be read."""
+    """Return the error for an unreadable part of the source."""
     return SourceError(
         f"can't read {printable(path) or 'the source folder'}: {error.strerror}",
         hint="make it readable, or name it in .gcloudignore",
@@ -442,7 +442,7 @@ def unreadable(path: str, error: OSError) -> SourceError:
 
 
 def printable(path: str) -> str:
-    """``path`` for a message: what can't be shown or encoded is escaped."""
+    """Return ``path`` for a message, with unprintable characters escaped."""
     return path if path.isprintable() else repr(path)[1:-1]
 
 
@@ -450,8 +450,8 @@ class LocalArchive:
     """A ``.tgz``, ``.tar.gz``, ``.tar`` or ``.zip`` file. Implements `FetchedSource`.
 
     Args:
-        path: of the file.
-        hashes: ``sourceProvenanceHash``: which hashes of it the Build gets.
+        path: path of the file.
+        hashes: ``sourceProvenanceHash``: its hashes for the Build.
     """
 
     def __init__(self, path: str, hashes: Sequence[HashType] = ()) -> None:
@@ -479,7 +479,7 @@ class LocalArchive:
         return FetchedFiles(files=guard.files, size_bytes=guard.size_bytes, provenance=provenance)
 
     def _provenance(self, file: BufferedReader) -> SourceProvenance | None:
-        """One entry, for the archive itself. Source: semantics 1.6."""
+        """Return one entry, for the archive itself. Source: semantics 1.6."""
         if not self._hashes:
             return None
         import hashlib

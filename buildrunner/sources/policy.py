@@ -1,14 +1,14 @@
-"""Policy for the places that a build may fetch its source from: pure rules, no look-ups.
+"""Policy for the hosts from which a build may fetch its source: pure rules, no lookups.
 
-A server fetches what strangers name. Without rules it would fetch from places that only the server
-can reach: its own disk, other services on its machine, the cloud's metadata server.
+A server fetches URLs from untrusted users. Without rules it would fetch from places that only the
+server can reach: its own disk, other services on its machine, the cloud's metadata server.
 
-Three moments, three questions:
+The policy is checked at three moments:
 
-* when a build comes in: `refusals` judges what the request says;
-* when a host name has been looked up: `refusal_of_addresses` judges every address of it;
-* when the connection is made: it must go to an address that was judged (`pinned` tells git which),
-  else a second look-up could give another answer (DNS rebinding), and redirects must not be
+* for a new build: `refusals` checks the request;
+* after the lookup of a host name: `refusal_of_addresses` checks every address;
+* for the connection: it must go to a checked address (`pinned` sets it for git),
+  since a second lookup could give another answer (DNS rebinding), and redirects must not be
   followed to another host.
 """
 
@@ -39,10 +39,10 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     """The allowed sources.
 
     Attributes:
-        private: hosts with private, loopback or link-local addresses, and names of such.
-        files: repositories on the server's own disk (``file://`` and paths).
-        hosts: these hosts are allowed whatever their addresses: names in small letters; one that
-            begins with a dot stands for all names that end so.
+        private: allow hosts with private, loopback or link-local addresses, and their names.
+        files: allow repositories on the server's own disk (``file://`` and paths).
+        hosts: hosts that are allowed with any address: lower-case names; a name that
+            begins with a dot matches all names with this suffix.
     """
 
     private: bool = False
@@ -51,13 +51,13 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def policy_text(policy: SourcePolicy) -> str:
-    """The policy in one line, for the environment of a build's process."""
+    """Return the policy in one line, for the environment of a build's process."""
     words = [name for name in ("private", "files") if getattr(policy, name)]
     return " ".join([*words, *(f"host:{host}" for host in policy.hosts)])
 
 
 def policy_from(text: str) -> SourcePolicy:
-    """The policy that `policy_text` wrote; unknown words allow nothing."""
+    """Return the policy from the text of `policy_text`; unknown words allow nothing."""
     words = text.split()
     hosts = tuple(word.removeprefix("host:") for word in words if word.startswith("host:"))
     return SourcePolicy(private="private" in words, files="files" in words, hosts=hosts)
@@ -74,7 +74,7 @@ def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
 
 
 def _hint(url: str) -> str:
-    """Advice for a refused URL."""
+    """Return advice for a refused URL."""
     try:
         host = parse_git_url(url).host
     except SourceError as error:
@@ -92,7 +92,7 @@ def _urls(build: Build) -> Iterator[tuple[str, str]]:
 
 
 def refusal_of_url(policy: SourcePolicy, url: str) -> str:
-    """Why a repository's URL is not allowed, as far as the URL itself tells; empty when it is."""
+    """Return why a repository's URL is not allowed, by the URL alone; empty if it is."""
     try:
         host = parse_git_url(url).host
     except SourceError as error:
@@ -103,7 +103,7 @@ def refusal_of_url(policy: SourcePolicy, url: str) -> str:
 
 
 def refusal_of_host(policy: SourcePolicy, host: str) -> str:
-    """Why a host is not allowed, as far as its name tells; empty when it is."""
+    """Return why a host is not allowed, by its name alone; empty if it is."""
     host = host.lower().rstrip(".")
     if _is_allowed(policy, host):
         return ""
@@ -118,14 +118,14 @@ def refusal_of_host(policy: SourcePolicy, host: str) -> str:
 
 
 def depends_on_addresses(policy: SourcePolicy, host: str) -> bool:
-    """Whether a host that passed `refusal_of_url` must still be looked up and judged."""
+    """Return whether a host that passed `refusal_of_url` must still be looked up and checked."""
     return not policy.private and not _is_allowed(policy, host)
 
 
 def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[str]) -> str:
-    """Why a host is not allowed, now that its addresses are known; empty when it is.
+    """Return why a host with these addresses is not allowed; empty if it is.
 
-    One bad address spoils them all: whoever connects may take any.
+    One refused address refuses the host, since a client may connect to any.
     """
     if not depends_on_addresses(policy, host):
         return ""
@@ -137,16 +137,17 @@ def refusal_of_addresses(policy: SourcePolicy, host: str, addresses: Iterable[st
 
 
 def pinned(url: str, addresses: Sequence[str]) -> tuple[str, str]:
-    """The setting of git that ties a URL's host to judged addresses (one at least).
+    """Return the git setting that ties a URL's host to checked addresses (at least one).
 
-    For ssh it is no setting, but a word for the program that git starts: `SSH_ADDRESSES`.
+    For ssh it is not a setting, but a variable for the program that git starts: `SSH_ADDRESSES`.
     """
     parsed = parse_git_url(url)
     host, port = parsed.host, parsed.port
     shown = [f"[{address}]" if ":" in address else address for address in addresses]
     if parsed.transport == "ssh":
         return SSH_ADDRESSES, f"{host}={addresses[0]}"
-    if parsed.transport == "git":  # it has no setting, and no encryption that would need the name
+    # git:// has no such setting, and no encryption that needs the name
+    if parsed.transport == "git":
         place = url.partition("://")[2].partition("/")[0]
         return f"url.git://{shown[0]}:{port}/.insteadOf", f"{url[:3]}://{place}/"
     return "http.curloptResolve", f"{host}:{port}:{','.join(shown)}"
@@ -160,14 +161,14 @@ def _is_allowed(policy: SourcePolicy, host: str) -> bool:
 
 
 class SourceGate:
-    """Says where one fetch may go. Used by one thread.
+    """Decides which hosts one fetch may reach. Used by one thread.
 
-    A name is looked up once. Git is told to connect to what was found then (``pin``): whoever owns
-    the name can't answer differently a second time.
+    A name is looked up once. Git then connects to the found addresses (``pin``), so the owner of
+    the name can't return other addresses later.
 
     Args:
-        policy: what is allowed.
-        addresses_of: looks a name up.
+        policy: the policy.
+        addresses_of: looks up a name.
     """
 
     def __init__(
@@ -178,10 +179,10 @@ class SourceGate:
         self._known: dict[str, Sequence[str]] = {}
 
     def allows(self, host: str) -> bool:
-        """Whether a host may be talked to; empty means this machine's files.
+        """Return whether a host is allowed; empty means this machine's files.
 
         Raises:
-            GitFailed: its name can't be looked up.
+            GitFailed: the lookup of its name fails.
         """
         if not host:
             return self._policy.files
@@ -192,9 +193,9 @@ class SourceGate:
         return not refusal_of_addresses(self._policy, host, self._addresses(host))
 
     def pin(self, url: str) -> tuple[str, str] | None:
-        """The setting of git for a URL whose host was allowed: see `pinned`.
+        """Return the git setting for a URL whose host was allowed: see `pinned`.
 
-        None if the host may be reached wherever it is.
+        None if the host is allowed at any address.
 
         Raises:
             SourceError: the host was not looked up.
@@ -206,7 +207,7 @@ class SourceGate:
         addresses = self._known.get(host)
         if not addresses:
             raise SourceError(f"the host {host} has no address", hint="check the URL's host")
-        if parsed.transport == "ssh":  # which takes one only
+        if parsed.transport == "ssh":  # it accepts only one
             addresses = [first_that_answers(addresses, parsed.port)]
         return pinned(url, addresses)
 
@@ -224,19 +225,19 @@ class SourceGate:
 
 
 def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
-    """Return why images of strangers may not come from a registry; empty when they may.
+    """Return why images of untrusted configs may not come from a registry; empty if they may.
 
-    The policy is that of Git sources. The engine looks the name up once more, and asks by https: a
-    name that leads elsewhere then meets a certificate of another name. A name that only the engine
+    The policy is that of Git sources. The engine looks up the name again, and connects by https: a
+    name that leads elsewhere then fails on the certificate. A name that only the engine
     can look up may lead anywhere, and is refused.
 
     Args:
-        policy: what is allowed; None: anything.
+        policy: the policy; None allows everything.
         registry: ``host`` or ``host:port``.
     """
     if policy is None:
         return ""
-    if registry in DOCKER_HUB:  # everyone's, also where only the engine can look it up
+    if registry in DOCKER_HUB:  # public, even if only the engine can look it up
         return ""
     host = urlsplit(f"//{registry}").hostname or ""
     refused = refusal_of_host(policy, host)

@@ -1,13 +1,13 @@
-"""Sources that clients upload to the server: files by their content, and archives made of them.
+"""Sources that clients upload to the server: files by content, and archives made from them.
 
-Below ``sources/PROJECT/`` of the data folder lie ``blobs/ab/SHA256`` (files, each once),
-``archives/SHA256.tar`` (what builds fetch, as objects of the bucket ``buildrunner-sources``; see
-`uploaded_source`) and ``lists/SHA256`` (by the sum of a list of files, the archive made of it).
-Archives are named by their own sums, so that a build can check what it fetches.
-Projects don't share blobs: whoever knows a sum must not get at another project's file by it.
+Below ``sources/PROJECT/`` of the data folder are ``blobs/ab/SHA256`` (files, each once),
+``archives/SHA256.tar`` (fetched by builds, as objects of the bucket ``buildrunner-sources``; see
+`UploadedSource`) and ``lists/SHA256`` (the name of the archive, by the digest of its list of
+files). Archives are named by their own digests, so that a build can verify them.
+Projects don't share blobs: knowing a digest must not give access to another project's file.
 
-Blobs are not synced to the disk one by one, which would cost more than their upload: they are
-checked when they are packed, and what a power cut spoiled counts as missing then.
+Blobs are not synced to the disk one by one, which would cost more than the upload: they are
+verified when they are packed, and blobs damaged by a power cut count as missing.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _PIECE_BYTES = 1 << 20
 _MOST: Final = (1 << 63) - 1
 _SMALLEST_FILE: Final = 4096
 _LONGEST_COUNT_S: Final = 600.0
-_RECOUNT_S: Final = 10.0  # when the quota is exceeded, as far as is known
+_RECOUNT_S: Final = 10.0  # when the quota seems to be exceeded
 
 
 class MissingBlobs(UsageError):
     """A source names files that were not uploaded yet.
 
     Attributes:
-        sums: their SHA-256 sums in hex.
+        sums: their SHA-256 digests in hex.
     """
 
     def __init__(self, sums: list[str]) -> None:
@@ -54,32 +54,33 @@ class MissingBlobs(UsageError):
 
 
 class UploadQuotaExceeded(UsageError):
-    """The uploads of a project take all the space that they may."""
+    """The uploads of a project have reached its quota."""
 
 
 class _Space:
-    """The disk space that uploads of each project take. Thread-safe.
+    """The disk space of each project's uploads. Thread-safe.
 
-    Files are counted again once in a while: they expire, and other servers may write to the folder.
+    Files are counted again periodically: they expire, and other servers may write to the folder.
 
     Args:
-        folder: with a folder for each project.
-        quota_bytes: of one project; None for no limit.
+        folder: the parent of the projects' folders.
+        quota_bytes: quota of a project; None for no limit.
     """
 
     def __init__(self, folder: str, quota_bytes: int | None) -> None:
         self._folder = folder
         self._quota = quota_bytes
         self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}  # by project: a count of many files takes long
+        # by project, since a count of many files takes long
+        self._locks: dict[str, threading.Lock] = {}
         self._used: dict[str, int] = {}
         self._counted_at: dict[str, float] = {}
 
     def take(self, project: str, size: int) -> None:
-        """Count ``size`` more bytes.
+        """Reserve ``size`` bytes.
 
         Raises:
-            UploadQuotaExceeded: they would exceed the quota.
+            UploadQuotaExceeded: the quota would be exceeded.
         """
         if self._quota is None:
             return
@@ -99,7 +100,7 @@ class _Space:
             self._used[project] += size
 
     def give_back(self, project: str, size: int) -> None:
-        """Count ``size`` bytes less: they were taken, and are not stored."""
+        """Release ``size`` reserved bytes that were not stored."""
         if self._quota is None:
             return
         with self._locked(project):
@@ -111,7 +112,7 @@ class _Space:
 
 
 class _Taken:
-    """The space that one file takes while it is written. For one thread at a time."""
+    """The reserved space of one file while it is written. For one thread at a time."""
 
     def __init__(self, space: _Space, project: str) -> None:
         self._space = space
@@ -119,22 +120,22 @@ class _Taken:
         self._bytes = 0
 
     def more(self, size: int) -> None:
-        """Take ``size`` more bytes. Raises `UploadQuotaExceeded`."""
+        """Reserve ``size`` more bytes. Raises `UploadQuotaExceeded`."""
         self._space.take(self._project, size)
         self._bytes += size
 
     def keep(self) -> None:
-        """The file is stored: what was taken stays taken."""
+        """Keep the reservation of a stored file."""
         self._bytes = 0
 
     def give_back(self) -> None:
-        """Give back what no stored file takes. Idempotent."""
+        """Release the reservation unless the file is stored. Idempotent."""
         self._space.give_back(self._project, self._bytes)
         self._bytes = 0
 
 
 def _disk_use(folder: str) -> int:
-    """Bytes of the files below a folder, each inode once."""
+    """Return the bytes of the files below a folder, each inode once."""
     sizes: dict[int, int] = {}
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -147,7 +148,7 @@ def _disk_use(folder: str) -> int:
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A file, a symbolic link (``link``) or a folder (``directory``) of a source.
 
-    JSON is UTF-8: of names that are not, the bytes come along, which count then.
+    JSON is UTF-8: for other names, a further field has the bytes, which then count.
     """
 
     path: str
@@ -162,17 +163,17 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @property
     def name(self) -> str:
-        """The path; undecodable bytes as surrogates."""
+        """Return the path; undecodable bytes as surrogates."""
         return os.fsdecode(self.path_bytes) if self.path_bytes else self.path
 
     @property
     def target(self) -> str:
-        """The target of a link; undecodable bytes are surrogates."""
+        """Return the target of a link; undecodable bytes as surrogates."""
         return os.fsdecode(self.link_bytes) if self.link_bytes else self.link or ""
 
 
 def is_sum(text: str) -> bool:
-    """Whether ``text`` is a SHA-256 sum in hex, in small letters."""
+    """Return whether ``text`` is a SHA-256 digest in lower-case hex."""
     return _SUM.fullmatch(text) is not None
 
 
@@ -180,8 +181,8 @@ class SourceUploads:
     """The uploaded sources of one server. Thread-safe; several processes may use one folder.
 
     Args:
-        folder: ``sources`` of the data folder; made when needed.
-        quota_bytes: disk space for the uploads of one project; None for no limit.
+        folder: ``sources`` of the data folder; created when needed.
+        quota_bytes: quota of a project; None for no limit.
     """
 
     def __init__(self, folder: str, quota_bytes: int | None = None) -> None:
@@ -189,26 +190,26 @@ class SourceUploads:
         self._space = _Space(folder, quota_bytes)
 
     def missing(self, project: str, sums: Iterable[str]) -> list[str]:
-        """Return the blobs that are not here. The others are kept for a while from now on."""
+        """Return the missing blobs. The others are kept for a while from now."""
         return [each for each in dict.fromkeys(sums) if not _touch(self._blob(project, each))]
 
     def receive(self, project: str, sha256: str) -> BlobReceiver:
-        """Take a blob in pieces; it is there once `BlobReceiver.finish` has returned.
+        """Receive a blob in pieces. It exists once `BlobReceiver.finish` has returned.
 
         Raises:
-            UploadQuotaExceeded: there is no room for it.
+            UploadQuotaExceeded: the quota has no room for it.
         """
         taken = _Taken(self._space, project)
         taken.more(_SMALLEST_FILE)
         return BlobReceiver(self._blob(project, sha256), sha256, taken)
 
     def pack(self, project: str, files: list[SourceFile]) -> str:
-        """Make an archive of files; the name of its object in `UPLOADS_BUCKET`. Idempotent.
+        """Make an archive of files. Returns its name in `UPLOADS_BUCKET`. Idempotent.
 
         Raises:
-            MissingBlobs: some were not uploaded.
-            UsageError: a path leaves the workspace, or comes twice.
-            UploadQuotaExceeded: there is no room for the archive.
+            MissingBlobs: some files were not uploaded.
+            UsageError: a path leaves the workspace, or is duplicate.
+            UploadQuotaExceeded: the quota has no room for the archive.
             StorageError: the disk is full, or broken.
         """
         _check(files)
@@ -223,14 +224,14 @@ class SourceUploads:
         return f"{project}/{ARCHIVES}/{name}"
 
     def adopt(self, project: str, sha256: str, file_name: str) -> str:
-        """Make an object of an uploaded blob that is an archive. Idempotent.
+        """Make an object from an uploaded archive. Idempotent.
 
         Returns:
             The object's name in `UPLOADS_BUCKET`.
 
         Raises:
-            MissingBlobs: it was not uploaded.
-            UsageError: its name does not end as an archive's does.
+            MissingBlobs: the archive was not uploaded.
+            UsageError: its name has no archive's suffix.
         """
         ending = next((e for e in ENDINGS if file_name.lower().endswith(e)), "")
         if not ending:
@@ -249,16 +250,16 @@ class SourceUploads:
         return f"{project}/{ARCHIVES}/{sha256}{ending}"
 
     def path_of(self, name: str) -> str:
-        """The file of an object of `UPLOADS_BUCKET`; empty where it is not here any more.
+        """Return the file of an object of `UPLOADS_BUCKET`; empty if it was deleted.
 
         Args:
-            name: of the object, as `pack` or `adopt` returned it.
+            name: name of the object, from `pack` or `adopt`.
         """
         path = os.path.join(self._folder, name)
         return path if _touch(path) else ""
 
     def prune(self, unused_since: float) -> int:
-        """Delete what nobody asked for since then (seconds since 1970); how many files."""
+        """Delete files unused since a time (seconds since 1970). Returns their number."""
         deleted = 0
         for parent, _, names in os.walk(self._folder):
             for name in names:
@@ -272,7 +273,7 @@ class SourceUploads:
         return deleted
 
     def _write_archive(self, project: str, files: list[SourceFile], note: str) -> str:
-        """Write the archive and the note of it; return the archive's name."""
+        """Write the archive and its record. Returns the archive's name."""
         folder = self._archive(project, "")
         digest = hashlib.sha256()
         taken = _Taken(self._space, project)
@@ -288,7 +289,7 @@ class SourceUploads:
                     out.flush()
                     os.fsync(out.fileno())
                     name = f"{digest.hexdigest()}.tar"
-                    # An archive that is there stays: a build may be reading it already.
+                    # An existing archive stays, since a build may be reading it.
                     with suppress(FileExistsError):
                         os.link(out.name, self._archive(project, name))
                         taken.keep()
@@ -352,7 +353,7 @@ class BlobReceiver:
             raise _broken(error) from error
 
     def write(self, piece: bytes) -> None:
-        """Take the next piece. Raises `StorageError`, `UploadQuotaExceeded`."""
+        """Write the next piece. Raises `StorageError`, `UploadQuotaExceeded`."""
         assert self._file is not None  # noqa: S101  (write comes before finish)
         self._taken.more(len(piece))
         self._sum.update(piece)
@@ -362,10 +363,10 @@ class BlobReceiver:
             raise _broken(error) from error
 
     def finish(self) -> None:
-        """Make the blob known.
+        """Complete the blob.
 
         Raises:
-            UsageError: the content has another sum.
+            UsageError: the content has another digest.
             StorageError: the disk is full, or broken.
         """
         assert self._file is not None  # noqa: S101  (finish comes once)
@@ -380,9 +381,9 @@ class BlobReceiver:
         self._taken.keep()
 
     def abandon(self) -> None:
-        """Let go of what is unfinished. Idempotent."""
+        """Delete an incomplete blob. Idempotent."""
         if self._file is not None:
-            with suppress(OSError):  # a full disk may refuse once more what is not written yet
+            with suppress(OSError):  # a full disk may refuse the buffered data again
                 self._file.close()
             self._file = None
         if self._temporary:
@@ -423,7 +424,7 @@ def _check(files: list[SourceFile]) -> None:
 
 
 def _noted(path: str) -> str:
-    """The archive's name in a note of it; empty where there is no such note."""
+    """Return the archive's name in a record; empty without a record."""
     try:
         with open(path, encoding="ascii") as note:
             name = note.read()
@@ -434,9 +435,9 @@ def _noted(path: str) -> str:
 
 
 def _touch(path: str) -> bool:
-    """Note that somebody asks for it; whether it is there.
+    """Record a use of the file. Returns whether it exists.
 
-    The time of its last change stays: builds that read an archive take another one for a change.
+    Its modification time stays, since a build that reads an archive would see a change.
     """
     try:
         os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))
@@ -454,7 +455,7 @@ def _broken(error: OSError) -> StorageError:
 
 
 def as_source(object_name: str) -> dict[str, Any]:
-    """The ``source`` of a Build that stands for an object of `UPLOADS_BUCKET`."""
+    """Return the ``source`` of a Build for an object of `UPLOADS_BUCKET`."""
     return {"storageSource": {"bucket": UPLOADS_BUCKET, "object": object_name}}
 
 
@@ -466,7 +467,7 @@ _SUM_UPLOADED_SOURCE: Final = "[0-9a-f]{64}"
 def is_upload_of(project: str, name: str) -> bool:
     """Return whether ``name`` can be an uploaded archive of ``project``.
 
-    Only `SourceUploads` makes such names, so that a name never leads anywhere else.
+    Only `SourceUploads` makes such names, so a name never leads anywhere else.
     """
     endings = "|".join(map(re.escape, ENDINGS))
     pattern = f"{re.escape(project)}/{ARCHIVES}/{_SUM_UPLOADED_SOURCE}(?:{endings})"
@@ -474,12 +475,12 @@ def is_upload_of(project: str, name: str) -> bool:
 
 
 def blob_name(project: str, sha256: str) -> str:
-    """Return where the file with that sum lies below the folder of uploads."""
+    """Return the path, below the folder of uploads, of the file with that digest."""
     return f"{project}/blobs/{sha256[:2]}/{sha256}"
 
 
 class _UploadFolder(FolderStore):
-    """The folder of uploads, which no message or log of a build names."""
+    """The folder of uploads, whose path is in no message or log of a build."""
 
     def url_of(self, bucket: str, name: str) -> str:
         """See `ObjectStore.url_of`."""
@@ -487,18 +488,18 @@ class _UploadFolder(FolderStore):
 
 
 OpenUpload = Callable[[str, StorageSource], ObjectStore]
-"""Given the project and the uploaded source of a build, returns the store that has the source."""
+"""Returns the store of the uploaded source of a build, given its project and source."""
 
 
 class SourceUpload:
-    """The archive that a build names as its source, as the only object of a store.
+    """The uploaded source of a build, as the only object of a store.
 
-    The methods of `ObjectStore` that do not depend on where the archive is; subclasses have `find`
-    and `read`.
+    It has the methods of `ObjectStore` that do not depend on the archive's place; subclasses have
+    `find` and `read`.
 
     Args:
         project: the project of the build.
-        source: what the build names.
+        source: the build's source.
     """
 
     def __init__(self, project: str, source: StorageSource) -> None:
@@ -510,7 +511,7 @@ class SourceUpload:
         return f"gs://{bucket}/{name}"
 
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
-        """See `ObjectStore.check_bucket`: the bucket is always there."""
+        """See `ObjectStore.check_bucket`: the bucket always exists."""
 
     def write(
         self,
@@ -522,7 +523,7 @@ class SourceUpload:
         content_type: str,  # noqa: ARG002
         retried: Retried | None = None,  # noqa: ARG002
     ) -> StoredObject:
-        """See `ObjectStore.write`: a build changes no uploads.
+        """See `ObjectStore.write`: a build can't change uploads.
 
         Raises:
             StorageError: always.
@@ -548,7 +549,7 @@ class SourceUpload:
 
 
 def sum_in_name(name: str) -> str:
-    """Return the SHA-256 sum that an uploaded archive must have, which is in its name."""
+    """Return the SHA-256 digest of an uploaded archive, which is in its name."""
     return os.path.basename(name).partition(".")[0]
 
 
@@ -556,9 +557,9 @@ class UploadedSource(SourceUpload):
     """Implements `ObjectStore` for the archive that a build names as its source.
 
     Args:
-        folder: the server's folder of uploads; empty where there is no server.
+        folder: the server's folder of uploads; empty without a server.
         project: the project of the build.
-        source: what the build names.
+        source: the build's source.
     """
 
     def __init__(self, folder: str, project: str, source: StorageSource) -> None:
@@ -573,15 +574,15 @@ class UploadedSource(SourceUpload):
         if not self._folder or not self._is_own(bucket, name):
             raise self._not_own(bucket, name)
         found = self._store.find(bucket, name, generation, retried=retried)
-        if not found.size_bytes:  # of an empty object nothing is read
+        if not found.size_bytes:  # an empty object is not read
             list(self.read(found, 0, threading.Event()))
         return found
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """See `ObjectStore.read`. A damaged archive is removed, so that it can be sent again.
+        """See `ObjectStore.read`. A damaged archive is deleted, so that it can be uploaded again.
 
         Raises:
-            StorageError: it can't be read, or its sum is not that of its name.
+            StorageError: the archive can't be read, or has another digest.
         """
         digest = hashlib.sha256()
         for piece in self._store.read(found, offset, cancel):

@@ -1,5 +1,5 @@
-"""The Build resource of Cloud Build: its fields, how it is read, validated and written. Pure.
+"""The Build resource of Cloud Build: its fields, reading, validation and writing. Pure.
 
 Start with `model.build`. `reading` turns YAML or JSON into a Build, `validation` checks it,
-`substitutions` fills in values, `writing` turns it back into JSON or YAML.
+`substitutions` fills in values, `writing` converts it back to JSON or YAML.
 """

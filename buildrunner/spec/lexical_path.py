@@ -1,4 +1,4 @@
-"""POSIX paths as text: cleaned without looking at any file system.
+"""POSIX paths as text, without access to a file system.
 
 Source: Go's ``path.Clean`` and ``path.Join``, which the local builder uses for ``dir`` and volumes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def clean_path(path: str) -> str:
-    """The shortest equal path: no ``.``, no double or final ``/``, ``..`` resolved lexically.
+    """Return the shortest equal path: no ``.``, no double or final ``/``, no inner ``..``.
 
     An absolute path can't climb above ``/``; the empty path is ``.``.
     """
@@ -27,5 +27,5 @@ def clean_path(path: str) -> str:
 
 
 def join_paths(*parts: str) -> str:
-    """The parts joined with ``/`` and cleaned; empty parts do not count."""
+    """Return the parts joined with ``/`` and cleaned; empty parts are skipped."""
     return clean_path("/".join(part for part in parts if part))

@@ -1,7 +1,7 @@
 """The JSON Schema of configs and triggers, for editors.
 
-It says what `decode` accepts: both spellings of every key, and one value where a list is wanted.
-Two things it can't say: a value that is given twice, and one that only looks like a string in YAML.
+It describes what `decode` accepts: both spellings of every key, and one value in place of a list.
+It can't express two rules: on duplicate values, and on values that only look like strings in YAML.
 
 Source: https://json-schema.org/draft/2020-12
 """
@@ -46,12 +46,12 @@ _SCALAR_SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def build_schema() -> dict[str, Any]:
-    """The schema of a build config."""
+    """Return the schema of a build config."""
     return _document(Build, "Cloud Build config", required="steps")
 
 
 def trigger_schema() -> dict[str, Any]:
-    """The schema of a build trigger."""
+    """Return the schema of a build trigger."""
     from buildrunner.spec.model.trigger import BuildTrigger
 
     return _document(BuildTrigger, "Cloud Build trigger")
@@ -110,7 +110,7 @@ def _message_schema(message: type[Message], texts: dict[str, str]) -> dict[str, 
 
 
 def _at_most_one(members: tuple[str, ...], message: type[Message]) -> dict[str, Any]:
-    """No two members may be set; null is unset."""
+    """Return a rule that no two members may be set; null is unset."""
     json_names = dict(zip(message.__struct_fields__, message.__struct_encode_fields__, strict=True))
     is_set = []
     for member in members:
@@ -137,7 +137,7 @@ def _field_schema(field: Field, message: type[Message], texts: dict[str, str]) -
     if field.form == LIST:
         value = [{"type": "array", "items": item}, *_as_one_value(item, field, message)]
     elif field.form == MAP:
-        # In a map of strings null stands for the empty string.
+        # In a map of strings, null means the empty string.
         values = {"anyOf": [item, _NULL]} if field.type_name == "str" else item
         value = [{"type": "object", "additionalProperties": values}]
     else:
@@ -149,7 +149,7 @@ def _field_schema(field: Field, message: type[Message], texts: dict[str, str]) -
 
 
 def _as_one_value(item: dict[str, Any], field: Field, message: type[Message]) -> list[Any]:
-    """One value in place of a list: allowed for all but messages."""
+    """Permit one value in place of a list, except for messages."""
     if field.type_name not in SCALARS and issubclass(type_named(field.type_name, message), Message):
         return []
     return [item]
@@ -161,7 +161,7 @@ def _type_schema(field: Field, message: type[Message]) -> dict[str, Any]:
     found = type_named(field.type_name, message)
     if issubclass(found, enum.Enum):
         numbers = [member.value for member in found]
-        # Editors offer what stands in the first list.
+        # Editors offer the values of the first list.
         return {"enum": [*found.__members__, *numbers, *(str(number) for number in numbers)]}
     return {"$ref": f"#/$defs/{_name(found)}"}
 

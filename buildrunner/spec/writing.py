@@ -1,7 +1,7 @@
-"""Messages to JSON as protobuf writes it, and to YAML; stored documents in other forms of JSON.
+"""Encodes messages as protobuf's JSON, and as YAML; converts stored documents to other JSON forms.
 
 camelCase keys, durations as "600s", 64-bit integers as strings, bytes as base64, times in RFC 3339
-with a Z, unset fields left out.
+with a Z, unset fields omitted.
 
 Source: https://protobuf.dev/programming-guides/json/
 """
@@ -29,12 +29,12 @@ _writers: dict[tuple[type[Message], bool, bool], Writer] = {}
 def encode_message(
     message: Message, *, enum_numbers: bool = False, published_only: bool = False
 ) -> dict[str, Any]:
-    """``message`` as a value that `json.dumps` takes.
+    """Return ``message`` as a value for `json.dumps`.
 
     Args:
-        message: what to encode.
+        message: the message.
         enum_numbers: write enums as numbers, else as names.
-        published_only: leave out what the published client does not know (`Message.NEWER`); its
+        published_only: omit fields that the published client does not know (`Message.NEWER`); its
             poller of operations refuses such fields.
     """
     encoded: dict[str, Any] = _message_writer(type(message), enum_numbers, published_only)(message)
@@ -42,7 +42,7 @@ def encode_message(
 
 
 def encode_duration(length: timedelta) -> str:
-    """Seconds with as few of 0, 3 or 6 decimals as are needed, and an ``s``: "1.500s"."""
+    """Return seconds with 0, 3 or 6 decimals, as few as needed, and an ``s``: "1.500s"."""
     microseconds = length // _MICROSECOND
     sign = "-" if microseconds < 0 else ""
     seconds, fraction = divmod(abs(microseconds), 1_000_000)
@@ -50,14 +50,14 @@ def encode_duration(length: timedelta) -> str:
 
 
 def encode_instant(instant: datetime) -> str:
-    """RFC 3339 in UTC with as few of 0, 3 or 6 decimals as are needed: "2024-05-31T12:00:00Z"."""
+    """Return RFC 3339 in UTC with 0, 3 or 6 decimals, as few as needed."""
     utc = instant.astimezone(UTC)
     whole = utc.replace(tzinfo=None, microsecond=0).isoformat()
     return f"{whole}{_decimals(utc.microsecond)}Z"
 
 
 def encode_bytes(value: bytes) -> str:
-    """Base64 in the standard alphabet, padded."""
+    """Return base64 in the standard alphabet, padded."""
     import base64
 
     return base64.b64encode(value).decode("ascii")
@@ -70,7 +70,7 @@ def _decimals(microseconds: int) -> str:
     return f".{digits[:3]}" if digits.endswith("000") else f".{digits}"
 
 
-# None for a type that JSON has itself.
+# None for a native type of JSON.
 _SCALAR_WRITERS: dict[str, Writer | None] = {
     "str": None,
     "bool": None,
@@ -129,7 +129,7 @@ def _field_writer(
 def _late_writer(
     type_name: str, beside: type[Message], enum_numbers: bool, published_only: bool
 ) -> Writer:
-    """A writer that is compiled, and whose class is imported, when it is first used."""
+    """Return a writer that is compiled, and whose class is imported, at its first use."""
     compiled: Writer | None = None
 
     def write(value: Any) -> Any:
@@ -158,7 +158,7 @@ _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 class _BlockDumper(_Dumper):  # type: ignore[misc] # its base is only known at run time
-    """Writes lists and mappings in block style and texts of several lines as literal blocks."""
+    """Writes lists and mappings in block style, and multi-line texts as literal blocks."""
 
     def ignore_aliases(self, _data: object) -> bool:
         return True
@@ -173,7 +173,7 @@ _BlockDumper.add_representer(str, _represent_text)
 
 
 def yaml_text(value: object) -> str:
-    """``value``, which is made of what JSON is made of, as one YAML document."""
+    """Return a JSON value as one YAML document."""
     text: str = yaml.dump(
         value,
         Dumper=_BlockDumper,
@@ -197,13 +197,13 @@ def rewritten(
     enum_numbers: bool = False,
     published_only: bool = False,
 ) -> dict[str, Any]:
-    """``document`` in the form that a client asked for.
+    """Return ``document`` in the form that a client requests.
 
     Args:
-        message: what the document is.
-        document: in camelCase; not changed.
+        message: type of the document.
+        document: the document in camelCase; not changed.
         enum_numbers: write enums as numbers instead of names.
-        published_only: leave out what the published client (3.43.0) does not know: it refuses
+        published_only: omit fields that the published client (3.43.0) does not know: it refuses
             operations with unknown fields.
     """
     if not (enum_numbers or published_only):

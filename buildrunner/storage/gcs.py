@@ -1,8 +1,8 @@
 """Cloud Storage by Google's own client: the only module that imports it.
 
-The credentials are those that the client finds: the application default credentials, or none for
+The client finds the credentials: the application default credentials, or none for
 public buckets. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
-that uses the client. `refusal` and `reason` turn errors of the client into one sentence each.
+with this client. `refusal` and `reason` convert errors of the client to one sentence each.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from buildrunner.errors import StorageError
 from buildrunner.retry import LONGEST_WAIT_S, asked_wait_s
 from buildrunner.storage.object_store import SCHEME, Content, Retried, StoredObject, has_arrived
 
-_CHUNK_BYTES = 8 * 1024 * 1024  # of a resumable upload; it is held in memory
-_TIMEOUT_S = (5.0, 60.0)  # to connect, and between two pieces
-_QUESTION_TIMEOUT_S = (5.0, 15.0)  # for what takes a server no time
+_CHUNK_BYTES = 8 * 1024 * 1024  # size of a piece of a resumable upload, which is held in memory
+_TIMEOUT_S = (5.0, 60.0)  # seconds to connect, and between two pieces
+_QUESTION_TIMEOUT_S = (5.0, 15.0)  # seconds for requests that a server answers at once
 _TRIES_WHEN_DAMAGED = 3
 _SMALL_BYTES = 1024 * 1024
 _OK = 200
-# Errors that the client raises on JSON of another form, because it does not check an answer.
+# Errors of the client for JSON of another form, since it does not check answers.
 _NONSENSE = (AttributeError, TypeError, ValueError, LookupError)
 _DAMAGED = "its checksum is wrong after the transfer"
 
 OUT_OF_STEP = (400, 409, 416)
-"""Statuses with which servers refuse a piece of an upload that is not the next one."""
+"""Statuses by which servers refuse a piece of an upload that is not the next one."""
 
 TO_ANYONE = " to anyone without credentials"
 LOG_IN = (
@@ -102,7 +102,7 @@ class GoogleStore:
             self.check_bucket(bucket)
             named = f"generation {generation} of {url}" if generation else f"object {url}"
             raise StorageError(f"there is no {named}", missing=True) from error
-        # Some servers of this API don't know generations and answer with what they have.
+        # Some servers of this API ignore generations and return the newest one.
         if generation and found.generation != generation:
             raise StorageError(f"there is no generation {generation} of {url}", missing=True)
         return found
@@ -126,8 +126,8 @@ class GoogleStore:
                     .bucket(found.bucket)
                     .blob(found.name, generation=found.generation or None)
                 )
-                # As it is stored, whatever its Content-Encoding; summed up by the reader, for the
-                # client can't do that across several tries.
+                # The stored bytes, regardless of Content-Encoding. The reader computes the digest,
+                # since the client can't do so across several tries.
                 blob.download_to_file(
                     pipe,
                     start=offset or None,
@@ -155,9 +155,9 @@ class GoogleStore:
     ) -> StoredObject:
         """See `ObjectStore.write`.
 
-        An object that arrived damaged is sent anew as a whole: when the connection broke behind a
-        piece, some servers keep it twice, others refuse it the second time. So is an upload that a
-        server has forgotten: Cloud Storage answers a piece of it with 404 or 410.
+        An object that arrived damaged is sent again as a whole: if the connection broke after a
+        piece, some servers store it twice, others refuse it the second time. So is an upload that a
+        server has lost: Cloud Storage answers a piece of it with 404 or 410.
         """
         tries_left = _TRIES_WHEN_DAMAGED
         while True:
@@ -200,10 +200,10 @@ class GoogleStore:
                     raise StorageError(f"{url}: {lost}", corrupt=True) from error
                 if error.code != _OK:
                     raise
-                # All has arrived; the client misses a checksum in the answer.
+                # Everything has arrived, but the answer lacks a checksum.
                 blob.reload(timeout=_QUESTION_TIMEOUT_S, retry=self._retry(url, retried))
             stored = _described(blob, url)
-        # Of large ones the client looks at the sum in the answer itself: of what it has sent.
+        # For large objects, the client itself compares the digest of its bytes with the answer.
         arrived = stored.size_bytes == size_bytes
         if arrived and size_bytes <= _CHUNK_BYTES:
             arrived = has_arrived(content, size_bytes, stored)
@@ -221,7 +221,7 @@ class GoogleStore:
         from google.auth.transport.requests import AuthorizedSession
         from google.cloud import storage
 
-        # Other clients take the address without a scheme, and so say the papers of some servers.
+        # Other clients, and documentation of some servers, have the address without a scheme.
         host = os.environ.get("STORAGE_EMULATOR_HOST", "")
         options = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
         credentials = self._credentials(is_emulator=bool(host))
@@ -246,13 +246,13 @@ class GoogleStore:
             return google.auth.default(scopes=storage.Client.SCOPE)[0]
         except DefaultCredentialsError:
             if os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
-                raise  # a file that was named must not be left aside without a word
+                raise  # a named file must not be ignored silently
             self._anonymous = True
             return AnonymousCredentials()
 
     @contextmanager
     def _translated(self, what: str) -> Iterator[None]:
-        """Turn whatever the client raises into a `StorageError` about ``what``."""
+        """Convert any error of the client to a `StorageError` about ``what``."""
         import requests
         import urllib3
         from google.api_core.exceptions import GoogleAPICallError, RetryError
@@ -284,7 +284,7 @@ class GoogleStore:
                     f"{what}: the server that gives out Google's access tokens is busy or broken",
                     transient=True,
                 ) from error
-            # Of nobody's credentials it says that they can't be refreshed.
+            # Its message for missing credentials is that they can't be refreshed.
             nobody = self._anonymous or isinstance(error, InvalidOperation)
             who = f": no Google credentials that work: {sentence(error)}"
             raise StorageError(
@@ -350,15 +350,15 @@ _ASKED = re.compile(r"bytes=(\d+)-")
 
 
 class Skipping(Protocol):
-    """The target of a download, without the bytes that arrived before."""
+    """The target of a download, which drops bytes that arrived before."""
 
     def skip(self, count: int) -> None:
-        """Leave out so many bytes of what comes."""
+        """Drop the next bytes."""
         ...
 
 
 class AnswerReader(HTTPAdapter):
-    """Sends the client's requests, and reads each answer before the client does.
+    """Sends the client's requests, and corrects each answer before the client reads it.
 
     Transfers are bound to their threads.
     """
@@ -369,7 +369,7 @@ class AnswerReader(HTTPAdapter):
 
     @contextmanager
     def uploading(self, content: Content) -> Iterator[None]:
-        """Send the content of ``content`` in this thread's uploads until the end of the block."""
+        """Use ``content`` for this thread's uploads until the end of the block."""
         self._transfer.content = content
         self._transfer.in_doubt = False
         try:
@@ -393,7 +393,7 @@ class AnswerReader(HTTPAdapter):
         return answer
 
     def _sent(self, request: Any, *arguments: Any, **options: Any) -> Any:
-        """Send a request; ask how to go on where a piece that may have arrived is refused."""
+        """Send a request. If a piece that may have arrived is refused, query the upload's state."""
         if getattr(self._transfer, "content", None) is None or request.method != "PUT":
             return super().send(request, *arguments, **options)
         again, self._transfer.in_doubt = self._transfer.in_doubt, True
@@ -405,7 +405,7 @@ class AnswerReader(HTTPAdapter):
         return answer
 
     def look(self, response: Any) -> None:
-        """Correct the address in an answer, and what the transfer goes on with."""
+        """Correct the address in an answer, and the position of the transfer."""
         location = response.headers.get("Location")
         if location:
             response.headers["Location"] = _place(response.url, location)
@@ -419,7 +419,7 @@ class AnswerReader(HTTPAdapter):
 
 
 def _place(asked: str, location: str) -> str:
-    """Return the address of a redirect; https stays https, which a server behind a proxy omits."""
+    """Return the address of a redirect, with https, which a server behind a proxy may not know."""
     place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
     if place.netloc == base.netloc and base.scheme == "https":
         place = place._replace(scheme="https")
@@ -427,7 +427,7 @@ def _place(asked: str, location: str) -> str:
 
 
 def _question_about(piece: Any) -> Any:
-    """Return a request for the number of bytes that the server has of an upload.
+    """Return a request for the number of bytes of an upload that the server has.
 
     Source: Cloud Storage's resumable uploads: an empty PUT with ``Content-Range: bytes */SIZE``.
     """
@@ -440,12 +440,12 @@ def _question_about(piece: Any) -> Any:
 
 
 def _go_on_with(content: Content, response: Any) -> None:
-    """The next piece begins behind what was kept, wherever this one ended.
+    """Continue the upload after the stored bytes.
 
-    Source: Cloud Storage names no range when it has kept nothing yet.
+    Source: Cloud Storage names no range if it has stored nothing yet.
 
     Raises:
-        requests.ConnectionError: nothing was kept of the first piece: it is to be sent once more.
+        requests.ConnectionError: nothing of the first piece was stored: it must be sent again.
     """
     kept = _KEPT.fullmatch(response.headers.get("Range", ""))
     sent = response.request.headers.get("Content-Range") or ""
@@ -459,31 +459,31 @@ def _go_on_with(content: Content, response: Any) -> None:
 
 
 _RETRY_S = 45.0
-_UNREACHABLE_S = 12.0  # for a server that has never answered: it may not be there at all
+_UNREACHABLE_S = 12.0  # for a server that has never answered, and may not exist
 
 
 class RetryPolicy:
-    """The retries of calls to one server: for longer once it has answered. Thread-safe."""
+    """The retries of calls to one server, which last longer once it has answered. Thread-safe."""
 
     def __init__(self) -> None:
         self._limit_s = _UNREACHABLE_S
 
     @property
     def is_lost(self) -> bool:
-        """Whether the server was given up before it has ever answered."""
+        """Return whether the server was given up before it has ever answered."""
         return not self._limit_s
 
     def answered(self) -> None:
-        """The server has answered something."""
+        """Record that the server has answered."""
         self._limit_s = _RETRY_S
 
     def retry(self, tell: Callable[[Exception], None]) -> Any:
         """Return the retry of one call: long, but short for a server that never answered.
 
-        The time that a busy server asks us to wait does not count, up to a minute.
+        Waits that a busy server requests do not count, up to a minute.
 
         Args:
-            tell: told of each error that another try follows.
+            tell: called with each error that will be retried.
         """
         from google.cloud.storage.retry import DEFAULT_RETRY
 
@@ -497,7 +497,7 @@ class RetryPolicy:
             if status_of(error):
                 self.answered()
             elif self._limit_s < _RETRY_S and time.monotonic() >= until:
-                self._limit_s = 0.0  # whatever comes next is tried once
+                self._limit_s = 0.0  # later calls are tried once
                 raise error
             asked_s = wait_asked_for(error)
             waited_s += asked_s
@@ -530,11 +530,11 @@ class Pipe:
         self._abandoned = threading.Event()
 
     def skip(self, count: int) -> None:
-        """Leave out so many bytes of what comes."""
+        """Drop the next bytes."""
         self._skip = count
 
     def write(self, data: bytes) -> int:
-        """Take bytes; blocks while the reader is slow."""
+        """Write bytes. Blocks while the reader is slow."""
         left_out = min(self._skip, len(data))
         self._skip -= left_out
         self._buffer += data[left_out:]
@@ -543,7 +543,7 @@ class Pipe:
         return len(data)
 
     def finish(self, error: BaseException | None) -> None:
-        """No more bytes, because of ``error`` if there is one."""
+        """End the pipe, with ``error`` if there is one."""
         try:
             self._hand_over()
             self._put(error)
@@ -586,22 +586,22 @@ class Pipe:
 
 
 def status_of(error: BaseException | None) -> int:
-    """The HTTP status that an error of the client stands for; 0 for none."""
+    """Return the HTTP status of an error of the client; 0 for none."""
     response = getattr(error, "response", None)
     return int(getattr(error, "code", None) or getattr(response, "status_code", None) or 0)
 
 
 def wait_asked_for(error: BaseException | None) -> float:
-    """Return the seconds that the server asks to wait before a retry; 0 if it does not ask."""
+    """Return the wait before a retry that the server requests, in seconds; 0 for none."""
     response = getattr(error, "response", None)
     headers = getattr(response, "headers", None) or {}
     return asked_wait_s(headers.items())
 
 
 def why_upload_lost(error: BaseException) -> str:
-    """Why a server can't go on with an upload that it has begun; empty for another error.
+    """Return why a server can't continue an upload; empty for another error.
 
-    It has forgotten it, or does not take a piece twice. A 404 to the question that begins an upload
+    It has lost it, or refuses a repeated piece. A 404 to the request that begins an upload
     is about the bucket.
     """
     request = getattr(getattr(error, "response", None), "request", None)
@@ -614,7 +614,7 @@ def why_upload_lost(error: BaseException) -> str:
 
 
 def sentence(error: object) -> str:
-    """The first line of an error, without the request's address, which the caller has named."""
+    """Return the first line of an error, without the request's address, which the caller has."""
     arguments = error.args if isinstance(error, BaseException) else ()
     first = arguments[0] if arguments and isinstance(arguments[0], str) else str(error)
     body = _OF_THE_CLIENT.sub("", _METHOD.sub("", first.strip(), count=1))
@@ -625,8 +625,8 @@ def sentence(error: object) -> str:
 
 
 def _said_in(body: str) -> str:
-    """The message in an answer's body: in JSON, in XML, or in plain words."""
-    if body.startswith("<"):  # without a message: a page for people, of a proxy most often
+    """Return the message in an answer's body: JSON, XML, or plain text."""
+    if body.startswith("<"):  # without a message: an HTML page, mostly of a proxy
         found = _XML_MESSAGE.search(body)
         return unescape(found[1]).strip() if found else _NO_REASON
     try:
@@ -636,7 +636,7 @@ def _said_in(body: str) -> str:
 
 
 def is_untrusted(error: BaseException | None) -> bool:
-    """Whether an error means that the server's certificate is not trusted."""
+    """Return whether an error means that the server's certificate is not trusted."""
     import ssl
 
     while error is not None:
@@ -647,7 +647,7 @@ def is_untrusted(error: BaseException | None) -> bool:
 
 
 def reason(error: BaseException | None, host: str) -> str:
-    """Why there was no answer: what the system said, below what libraries wrapped around it."""
+    """Return why there was no answer: the system's message, below the libraries' wrappers."""
     inner = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.errno and inner.strerror:
@@ -667,14 +667,14 @@ def reason(error: BaseException | None, host: str) -> str:
 def refusal(
     what: str, status: int, message: str, error: BaseException, anonymous: bool
 ) -> StorageError:
-    """The error about ``what`` for an answer that is none of those that were hoped for.
+    """Return the error about ``what`` for an unsuccessful answer.
 
     Args:
         what: the object or bucket.
-        status: of the answer.
-        message: what it says.
-        error: the client's.
-        anonymous: we have no credentials.
+        status: status of the answer.
+        message: its message.
+        error: the client's error.
+        anonymous: whether no credentials are used.
     """
     said = sentence(message)
     if status in _FORGOTTEN:
@@ -687,7 +687,7 @@ def refusal(
             unauthorized=True,
             hint=_LET_IN if known else LOG_IN,
         )
-    if status == _RESUME_INCOMPLETE:  # to the whole content: the server has lost what it was sent
+    if status == _RESUME_INCOMPLETE:  # in answer to the whole content: the server has lost it
         return StorageError(f"{what}: the server has lost a part of it", corrupt=True)
     return StorageError(
         f"{what}: the server answers {status}: {said}",

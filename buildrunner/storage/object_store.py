@@ -1,6 +1,6 @@
 """The protocol of stores that keep objects in buckets, and the reader of one object.
 
-`ObjectReader` reads an object as one stream, whatever happens to the connections that carry it.
+`ObjectReader` reads an object as one stream, also across broken connections.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from buildrunner.errors import StorageError
 from buildrunner.retry import backoff
 
 Retried = Callable[[StorageError], None]
-"""Told, from any thread, of an error that another try follows."""
+"""Called, from any thread, with each error that will be retried."""
 
 SCHEME = "gs://"
 
@@ -25,7 +25,7 @@ class ObjectUrl(msgspec.Struct, frozen=True):
 
     Attributes:
         bucket: the bucket's name.
-        name: of the object, or a folder in the bucket; may be empty.
+        name: name of the object, or a folder in the bucket; may be empty.
         generation: 0 for the newest.
     """
 
@@ -35,22 +35,22 @@ class ObjectUrl(msgspec.Struct, frozen=True):
 
     @property
     def text(self) -> str:
-        """The URL, with the generation where there is one."""
+        """Return the URL, with the generation if there is one."""
         suffix = f"#{self.generation}" if self.generation else ""
         return f"{SCHEME}{self.bucket}/{self.name}{suffix}"
 
 
 class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
-    """One generation of an object, as the store describes it.
+    """One generation of an object.
 
     Attributes:
-        bucket, name, generation: which one; the generation is 0 where a store knows none.
-        url: where it is, without the generation.
+        bucket, name, generation: its identity; generation 0 if the store has none.
+        url: its URL, without the generation.
         size_bytes: its size.
-        md5: base64 of the MD5 sum; empty when the store does not tell.
-        crc32c: base64 of the big-endian CRC32C sum; empty when the store does not tell.
-        gzip_encoded: its content was compressed on the way in (``Content-Encoding: gzip``); size
-            and sums are of what is stored.
+        md5: base64 of the MD5 digest; empty if unknown.
+        crc32c: base64 of the big-endian CRC32C; empty if unknown.
+        gzip_encoded: its content is stored compressed (``Content-Encoding: gzip``); size
+            and digests are of the stored bytes.
     """
 
     bucket: str
@@ -64,24 +64,24 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pinned_url(self) -> str:
-        """The URL with the generation, where the store knows one."""
+        """Return the URL with the generation, if the store has one."""
         return f"{self.url}#{self.generation}" if self.generation else self.url
 
     @property
     def object_url(self) -> str:
-        """``gs://BUCKET/NAME#GENERATION``, also where a folder stands for the bucket."""
+        """Return ``gs://BUCKET/NAME#GENERATION``, also if a folder replaces the bucket."""
         return ObjectUrl(self.bucket, self.name, self.generation).text
 
 
 class Content(Protocol):
-    """The content to store: as much of a file as a store needs."""
+    """The content to store: the file methods that a store needs."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most ``size`` bytes, none only at the end."""
+        """Return at most ``size`` bytes; no bytes only at the end."""
         ...
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go on from there."""
+        """Continue at a position."""
         ...
 
     def tell(self) -> int:
@@ -90,7 +90,7 @@ class Content(Protocol):
 
 
 class ObjectStore(Protocol):
-    """Keeps objects. Every method may be called from any thread at the same time.
+    """Stores objects. Every method may be called from any thread concurrently.
 
     Every failure is a `StorageError`. A call that may succeed later is retried for up to a minute,
     for some seconds if the server has never answered; ``retried`` is called each time.
@@ -103,7 +103,8 @@ class ObjectStore(Protocol):
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """Raise StorageError (``missing``) for a bucket that does not exist.
 
-        Credentials that may write objects may not always read buckets: then nothing is raised.
+        Credentials that may write objects may lack the right to read buckets: nothing is raised
+            then.
         """
         ...
 
@@ -114,7 +115,7 @@ class ObjectStore(Protocol):
         ...
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """Its bytes from ``offset`` to the end, in one try.
+        """Yield its bytes from ``offset`` to the end, in one try.
 
         Ends early with an error, at the latest a second after ``cancel`` was set.
         """
@@ -130,18 +131,18 @@ class ObjectStore(Protocol):
         content_type: str,
         retried: Retried | None = None,
     ) -> StoredObject:
-        """Store ``content`` (seekable, read from its start) under a name that may be taken.
+        """Store ``content`` (seekable, read from its start), perhaps over an existing object.
 
-        Readers see the old generation or the whole new one.
+        Readers see either the old generation or the complete new one.
         """
         ...
 
 
 def parse_object_url(url: str) -> ObjectUrl:
-    """The parts of ``gs://bucket/name#generation``; a ``#`` before anything else is in the name.
+    """Parse ``gs://bucket/name#generation``; a ``#`` before anything else belongs to the name.
 
     Raises:
-        StorageError: it is no such URL.
+        StorageError: the text is no such URL.
     """
     bucket, _, name = url.removeprefix(SCHEME).partition("/")
     if not url.startswith(SCHEME) or not bucket:
@@ -160,19 +161,19 @@ _STEP_BYTES = 1024 * 1024
 
 
 class ObjectReader:
-    """One generation of an object, from front to back, in constant memory. For one thread.
+    """Reads one generation of an object sequentially, in constant memory. For one thread.
 
-    A connection that breaks is followed by another from where it broke off. At the end the
-    object's own checksum is compared with what was read.
+    After a broken connection, another one continues. At the end the
+    object's checksum is verified.
 
     Args:
-        store: who has it.
-        found: which object.
-        cancel: ends reading with an error.
-        hashes: names of hashlib's sums to compute on the way.
-        moved: told how many bytes were read so far, now and then.
-        retried: told of every error that another try follows.
-        wait_s: the pause before the second try; it doubles.
+        store: its store.
+        found: the object.
+        cancel: ends the reading with an error.
+        hashes: names of hashlib's digests to compute.
+        moved: called periodically with the bytes so far.
+        retried: called with each error that will be retried.
+        wait_s: the first pause before a retry; it doubles.
     """
 
     def __init__(
@@ -202,10 +203,10 @@ class ObjectReader:
         self._count = self._reported = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        """At most ``size`` bytes (all that is left when negative), none only at the end.
+        """Return at most ``size`` bytes (negative: the whole rest); no bytes only at the end.
 
         Raises:
-            StorageError: it can't be had, or not as it was stored.
+            StorageError: the object can't be read, or is damaged.
         """
         if size < 0:
             rest = self._piece[self._position :] + b"".join(self._pieces)
@@ -271,7 +272,7 @@ _PIECE_BYTES = 256 * 1024
 
 
 class ObjectChecksum:
-    """The sum that the store knows of an object: CRC32C, else MD5, else none."""
+    """The checksum of an object in the store: CRC32C, else MD5, else none."""
 
     def __init__(self, found: StoredObject) -> None:
         self._expected = found.crc32c or found.md5
@@ -291,14 +292,17 @@ class ObjectChecksum:
             self._sum.update(data)
 
     def fits(self) -> bool:
-        """Whether what was taken is what is stored; true where the store does not tell."""
+        """Return whether the content matches the stored checksum; true without a checksum."""
         from base64 import b64encode
 
         return self._sum is None or b64encode(self._sum.digest()).decode() == self._expected
 
 
 def has_arrived(content: Content, size_bytes: int, stored: StoredObject) -> bool:
-    """Whether an object is what was sent, by its size and sum; reads the content once more."""
+    """Return whether an object equals the sent content, by size and digest.
+
+    Reads the content again.
+    """
     if stored.size_bytes != size_bytes:
         return False
     checksum = ObjectChecksum(stored)

@@ -1,4 +1,4 @@
-"""Several transfers at a time."""
+"""Runs several transfers concurrently."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from buildrunner.errors import StorageError
 
 WORKERS = 8
-"""Transfers at a time; Google's client keeps ten connections."""
+"""Concurrent transfers; Google's client keeps ten connections."""
 
 _LOOK_S = 0.25
 
@@ -23,11 +23,11 @@ def in_parallel(
     workers: int = WORKERS,
     discard: Callable[[T], None] | None = None,
 ) -> Generator[T, None, None]:
-    """The results of ``jobs``, in their order, while later ones run already.
+    """Yield the results of ``jobs``, in order, while later ones already run.
 
-    No job begins more than twice ``workers`` places ahead of the result that is waited for. The
-    first error, in the order of the jobs, is raised; jobs that run then end by themselves. Who
-    stops to iterate must exhaust or close the iterator. Results that nobody takes any more go to
+    No job begins more than twice ``workers`` places ahead of the next result. The
+    first error, in the order of the jobs, is raised; running jobs then end by themselves. A caller
+    that stops iterating must exhaust or close the iterator. Unused results go to
     ``discard``, from any thread.
 
     Raises:
@@ -44,7 +44,7 @@ def in_parallel(
 
 
 def interruptible(job: Callable[[], T], cancel: threading.Event) -> T:
-    """The result of a job that can't be interrupted; it is left alone once ``cancel`` is set.
+    """Return the result of an uninterruptible job, which is abandoned once ``cancel`` is set.
 
     Raises:
         StorageError: ``cancel`` is set.

@@ -24,18 +24,18 @@ from buildrunner.storage.object_store import (
 
 _FILE = "file://"
 UPLOADS_BUCKET: Final = "buildrunner-sources"
-"""The bucket of the sources that were uploaded to a server. No store has it: a build reads the one
-archive that is its source (`sources.uploaded_source`), and writes nothing there."""
+"""The bucket of sources that were uploaded to a server. No store has it: a build reads only the
+archive of its own source (`sources.uploads`), and writes nothing there."""
 _OF_ONE_BUILD = re.compile(r"/[^/]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}.*")
 
 
 class Stores:
-    """The stores of one process. Thread-safe; nothing is imported before a store is asked for.
+    """The stores of one process. Thread-safe; nothing is imported before the first use of a store.
 
     Args:
         folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///ABSOLUTE/FOLDER``. The
-            longest one that fits an object's name counts. ``file:///FOLDER`` -> the same lets
-            builds write there by that name: a config alone can't.
+            longest match of an object's name counts. ``file:///FOLDER`` -> the same lets
+            builds write there under that name, which a config alone does not permit.
         buckets: names of the buckets that may be used; None for all.
 
     Raises:
@@ -50,10 +50,10 @@ class Stores:
         self._google: ObjectStore | None = None
 
     def place(self, url: str) -> tuple[ObjectStore, ObjectUrl]:
-        """The store for a ``gs://`` or ``file:///`` URL, and the place in it.
+        """Return the store for a ``gs://`` or ``file:///`` URL, and the place in it.
 
         Raises:
-            StorageError: it is neither, or a folder where builds may not write.
+            StorageError: the URL is neither, or a folder where builds may not write.
         """
         if not url.startswith(_FILE):
             place = parse_object_url(url)
@@ -64,7 +64,7 @@ class Stores:
             if wanted.startswith(prefix) and url.startswith(f"{_FILE}/"):
                 rest = wanted.removeprefix(prefix)
                 return FolderStore(posixpath.join(mapped, rest).rstrip("/") or "/"), ObjectUrl("")
-        # The folder of one build ($BUILD_ID) would let that one in, and no other.
+        # A folder with $BUILD_ID would permit only that build.
         allowed = _OF_ONE_BUILD.sub("/", wanted).rstrip("/")
         raise StorageError(
             f"builds may not write to the folder {url}",
@@ -73,9 +73,9 @@ class Stores:
         )
 
     def written(self, url: str) -> tuple[ObjectStore, ObjectUrl]:
-        """The store and place of an object by the URL under which a store says it is.
+        """Return store and place of an object by the URL that a store returned for it.
 
-        A file is given only from a folder that stands for a bucket, or into which builds may write.
+        A file must be in a folder that replaces a bucket, or into which builds may write.
 
         Raises:
             StorageError: it is no such URL.
@@ -101,11 +101,11 @@ class Stores:
         return self._buckets is None or bucket in self._buckets
 
     def store_of(self, bucket: str, name: str) -> ObjectStore:
-        """The store that has, or would have, that object.
+        """Return the store for that object.
 
         Raises:
-            StorageError: that is no name of a bucket, the bucket of a server's uploads, or a bucket
-                that may not be used.
+            StorageError: the bucket's name is invalid, is the bucket of a server's uploads, or a
+                bucket that may not be used.
         """
         if not is_bucket_name(bucket):
             raise StorageError(
@@ -156,12 +156,12 @@ _PIECE_BYTES = 256 * 1024
 class FolderStore:
     """Implements `ObjectStore` for the objects of one bucket below one prefix.
 
-    The generation of an object is the time of its last change in microseconds; older generations
-    are gone.
+    The generation of an object is its modification time in microseconds; older generations
+    are not kept.
 
     Args:
-        folder: absolute path; made by the first write.
-        prefix: start of the names it stands for: empty, or with a slash at the end.
+        folder: absolute path; created by the first write.
+        prefix: prefix of its objects' names: empty, or with a slash at the end.
     """
 
     def __init__(self, folder: str, prefix: str = "") -> None:
@@ -176,7 +176,7 @@ class FolderStore:
         return f"file://{quote(os.path.join(self._folder, rest))}"
 
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
-        """See `ObjectStore.check_bucket`: a folder that is not there yet can be made."""
+        """See `ObjectStore.check_bucket`: a missing folder can be created."""
 
     def find(
         self,
@@ -226,7 +226,7 @@ class FolderStore:
         content_type: str,  # noqa: ARG002  (files have none)
         retried: Retried | None = None,  # noqa: ARG002  (see above)
     ) -> StoredObject:
-        """See `ObjectStore.write`: the file takes its name when it is whole."""
+        """See `ObjectStore.write`: the file gets its name when it is complete."""
         import hashlib
         import tempfile
         from base64 import b64encode

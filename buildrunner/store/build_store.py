@@ -1,7 +1,7 @@
-"""The seam to whatever keeps builds.
+"""The protocol of stores of builds.
 
-A build is kept as its *document*: the Build resource in protobuf JSON form (camelCase keys), so
-that what an older version wrote can always be read and shown. Implementations pass the contract
+A build is stored as its *document*: the Build resource in protobuf JSON form (camelCase keys), so
+that documents of older versions can always be read and shown. Implementations pass the contract
 suite tests/contract/test_build_store.py.
 """
 
@@ -16,13 +16,13 @@ Document = dict[str, Any]
 
 
 class BuildStore(Protocol):
-    """Builds by id. Several processes and threads may use one at the same time.
+    """Builds by id. Several processes and threads may use one concurrently.
 
-    Every method raises `StoreError` with a sentence for a person when the store is broken.
+    Every method raises `StoreError` with a sentence for the user if the store fails.
     """
 
     def create(self, document: Document, *, owner: str) -> None:
-        """Keep a new build that process ``owner`` (see `process_owner`) runs.
+        """Store a new build of the process ``owner`` (see `process_owner`).
 
         Raises:
             Conflict: a build of that id exists.
@@ -30,7 +30,7 @@ class BuildStore(Protocol):
         ...
 
     def update(self, document: Document) -> None:
-        """Replace the document of a build. Durable, also against a power cut, once it is final.
+        """Replace the document of a build. A final one survives a power cut.
 
         Raises:
             NotFound: no such build.
@@ -39,13 +39,13 @@ class BuildStore(Protocol):
         ...
 
     def get(self, build_id: str) -> Document:
-        """The build of that id, or the only one whose id begins with it.
+        """Return the build of that id, or the only one whose id begins with it.
 
-        A build whose process died is INTERNAL_ERROR from then on.
+        A build whose process died becomes INTERNAL_ERROR.
 
         Raises:
             NotFound: there is none.
-            Conflict: several ids begin so.
+            Conflict: several ids begin with these characters.
         """
         ...
 
@@ -59,15 +59,15 @@ class BuildStore(Protocol):
         ...
 
     def find(self, *, statuses: Sequence[str] = (), limit: int = 50) -> list[Document]:
-        """The newest builds first; only those with one of ``statuses`` when given."""
+        """Return builds, newest first; only those with one of ``statuses`` if given."""
         ...
 
     def owner_of(self, build_id: str) -> str:
-        """The process that runs the build (full id); empty once it ended."""
+        """Return the process that runs the build (full id); empty once it has ended."""
         ...
 
     def record_deployments(self, made: Sequence[RecordedDeployment]) -> None:
-        """Record what steps of a build here deployed; again changes nothing."""
+        """Record deployments of steps of a build. Idempotent."""
         ...
 
     def deployments(
@@ -79,10 +79,10 @@ class BuildStore(Protocol):
             target: only of this target; empty for all.
             build_id: only of this build (full id); empty for all.
             latest: only the latest of each target.
-            limit: how many at most.
+            limit: the most deployments.
         """
         ...
 
     def close(self) -> None:
-        """Let go of the store. Idempotent."""
+        """Close the store. Idempotent."""
         ...

@@ -17,11 +17,11 @@ _UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 class KeepRule(msgspec.Struct, frozen=True):
-    """The builds of a project that are kept; what goes beyond either limit is deleted.
+    """The retention of a project's builds; builds beyond either limit are deleted.
 
     Attributes:
-        max_age: since the end of the build; None for any age.
-        max_count: newest builds that have ended; None for any number.
+        max_age: time since the end of the build; None for no limit.
+        max_count: number of ended builds; None for no limit.
     """
 
     max_age: timedelta | None = None
@@ -32,7 +32,7 @@ def parse_keep_rule(text: str) -> KeepRule:
     """Read a rule: ``90d``, ``1000``, ``90d,1000`` or ``all``.
 
     Raises:
-        UsageError: it is none of these.
+        UsageError: the rule has another form.
     """
     if text == "all":
         return KeepRule()

@@ -41,7 +41,7 @@ NUMBER = "number"
 INSTANT = "instant"
 DURATION = "duration"
 MESSAGE = "message"
-KEYS = "keys"  # a map as a whole
+KEYS = "keys"  # the whole map
 
 PRESENT = "*"
 
@@ -70,9 +70,9 @@ class FilterField(msgspec.Struct, frozen=True):
 
     Attributes:
         path: keys of the document.
-        kind: how its values compare.
+        kind: the kind of its values.
         members: the names of an enum.
-        zero: what it holds when it is unset; None where unset is something of its own.
+        zero: its value if unset; None if unset differs from every value.
     """
 
     path: tuple[str, ...]
@@ -85,10 +85,10 @@ class Operand(msgspec.Struct, frozen=True):
     """A value to compare with.
 
     Attributes:
-        kind: of the field.
+        kind: kind of the field.
         value: text, a number, microseconds (since 1970, for an instant), or a truth value.
-        zero: what an unset field counts as; None for as nothing.
-        present: any value at all will do (``field:*``).
+        zero: the value of an unset field; None if it matches nothing.
+        present: any value matches (``field:*``).
     """
 
     kind: str
@@ -98,10 +98,10 @@ class Operand(msgspec.Struct, frozen=True):
 
 
 def field_of(written: str) -> FilterField:
-    """The field that a path names.
+    """Return the field of a path.
 
     Raises:
-        ValueError: there is none; says so, and what may have been meant.
+        ValueError: the field is unknown. The message has a suggestion.
     """
     from buildrunner.spec.model.build import Build
 
@@ -117,7 +117,7 @@ def field_of(written: str) -> FilterField:
         if field.form == MAP:
             if not names:
                 return FilterField(tuple(path), KEYS)
-            # Keys of our maps hold no dots, but a stray one is the key's rather than an error.
+            # Keys of our maps have no dots, but a stray one belongs to the key.
             path.append(".".join(names) if field.type_name in SCALARS else names.pop(0))
             names = names if field.type_name not in SCALARS else []
         found = None if field.type_name in SCALARS else type_named(field.type_name, message)
@@ -148,16 +148,16 @@ def _leaf(
 
 
 def operand_of(field: FilterField, operator: str, text: str, *, any_value: bool) -> Operand:
-    """The value that a term compares with.
+    """Return the value that a term compares with.
 
     Args:
-        field: what it is compared to.
-        operator: how.
+        field: the field.
+        operator: the operator.
         text: the value without quotes.
-        any_value: it is a bare ``*``.
+        any_value: the value is a bare ``*``.
 
     Raises:
-        ValueError: the field has no such values, or can't be compared so.
+        ValueError: the field has no such values, or does not support the operator.
     """
     name = ".".join(field.path)
     if operator == ":" and any_value:
@@ -187,10 +187,10 @@ _WANTED = {
 
 
 def read_value(kind: str, raw: object) -> str | int | bool:
-    """A value of a document or a filter, in the form in which values of its kind compare.
+    """Return a value of a document or a filter in the comparable form of its kind.
 
     Raises:
-        ValueError: it is none of that kind.
+        ValueError: the value is not of that kind.
     """
     match kind:
         case "bool":
@@ -239,13 +239,13 @@ class Term(msgspec.Struct, frozen=True):
 
 
 class Anywhere(msgspec.Struct, frozen=True):
-    """A bare value: some text of the build holds it, whatever its case."""
+    """A bare value: some text of the build contains it, ignoring case."""
 
     text: str
 
 
 class Not(msgspec.Struct, frozen=True):
-    """A filter that matches where ``of`` does not."""
+    """A filter that matches if ``of`` does not."""
 
     of: Expression
 
@@ -266,10 +266,10 @@ Expression: TypeAlias = "Term | Anywhere | Not | And | Or"
 
 
 def parse_filter(text: str) -> Expression | None:
-    """The expression of a filter; None for an empty one.
+    """Return the expression of a filter; None for an empty one.
 
     Raises:
-        FilterError: it is not of the grammar, or names an unknown field; with the position.
+        FilterError: a syntax error or an unknown field, with the position.
     """
     if len(text) > MAX_FILTER:
         raise FilterError(f"the filter is longer than {MAX_FILTER} characters", position=MAX_FILTER)
@@ -289,7 +289,7 @@ class _Token(msgspec.Struct, frozen=True):
 
 
 _STRING = r"""(?P<string>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
-# Behind an operator stands a value, which may hold colons: a time, an image.
+# The value after an operator may have colons: a time, an image.
 _VALUE = re.compile(rf"{_STRING}|(?P<word>[^\s\"'()=<>!]+)", re.DOTALL)
 _SCAN = re.compile(
     rf"{_STRING}|(?P<op>!=|<=|>=|=|<|>|:)|(?P<mark>[()])|(?P<minus>-(?=[\w(\"']))"
@@ -335,7 +335,7 @@ def _error(said: str, at: int, *, hint: str = "") -> FilterError:
 
 
 class _Reader:
-    """Recursive descent over tokens."""
+    """A recursive descent parser."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self._tokens = tokens
@@ -423,7 +423,7 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def matches(expression: Expression | None, document: Document) -> bool:
-    """Whether a build is one of those that a filter asks for; None asks for all."""
+    """Return whether a build matches a filter; None matches all."""
     match expression:
         case None:
             return True
@@ -458,7 +458,7 @@ def _holds(term: Term, document: Document) -> bool:
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """All values at a path; lists are walked into."""
+    """Return all values at a path, also in lists."""
     if isinstance(value, list):
         for element in value:
             yield from _at(element, path)
@@ -472,7 +472,7 @@ def _value(kind: str, raw: object) -> Iterator[str | int | bool]:
     try:
         yield read_value(kind, raw)
     except ValueError:
-        return  # a document of another version: what can't be compared matches nothing
+        return  # in a document of another version, incomparable values match nothing
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,8 +1,9 @@
-"""The embedded store: SQLite in the user's data folder, log files beside it.
+"""The embedded store: SQLite in the user's data folder, with log files beside it.
 
-``builds.db`` holds one row a build; ``logs/ID/`` its log (see `buildrunner.logs.files.log_file`).
-WAL mode lets readers and one writer work at the same time; a writer that meets another waits. The
-schema's version is SQLite's own ``user_version``; `_MIGRATIONS` brings an older file up to date.
+``builds.db`` has one row for each build; ``logs/ID/`` its log (see
+`buildrunner.logs.files.log_file`). WAL mode lets readers and one writer work concurrently; a
+second writer waits. The schema's version is SQLite's own ``user_version``; `_MIGRATIONS` brings an
+older file up to date.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DATABASE_NAME = "builds.db"
 DIED = "the buildrunner process died"
 
 _BUSY_TIMEOUT_S = 10.0
-# Never change an entry that was released: add one.
+# Never change a released entry: add one.
 _MIGRATIONS = (
     """
     CREATE TABLE builds (
@@ -61,7 +62,7 @@ class LocalBuildStore:
     """A `BuildStore` in a folder. Used by one thread; other threads open their own.
 
     Args:
-        folder: made when missing, readable by the user only.
+        folder: created if missing, readable by the user only.
     """
 
     def __init__(self, folder: str) -> None:
@@ -125,7 +126,7 @@ class LocalBuildStore:
         """See `BuildStore.delete`."""
         import shutil
 
-        status = self.get(build_id)["status"]  # also buries one whose process died
+        status = self.get(build_id)["status"]  # also ends one whose process died
         with self._translated():
             deleted = self._db.execute(
                 "DELETE FROM builds WHERE id = ? AND owner = ''", (build_id,)
@@ -185,7 +186,7 @@ class LocalBuildStore:
         self._db.close()
 
     def _rows(self, clause: str, values: Sequence[object]) -> list[Document]:
-        # The clause is one of ours; values always travel as parameters.
+        # The clause is a constant of this module; values are always parameters.
         with self._translated():
             rows = self._db.execute(
                 f"SELECT document, owner FROM builds {clause}",  # noqa: S608
@@ -211,7 +212,7 @@ class LocalBuildStore:
             if step.get("status") == "WORKING":
                 step["status"] = "CANCELLED"
         with self._translated():
-            # Only if nobody else did it meanwhile, and only from that owner.
+            # Only if no other process did it meanwhile, and only from that owner.
             self._db.execute(
                 "UPDATE builds SET status = ?, document = ?, owner = '' WHERE id = ? AND owner = ?",
                 (document["status"], msgspec.json.encode(document), document["id"], owner),
@@ -228,7 +229,7 @@ class LocalBuildStore:
                 hint="use that version, or point XDG_DATA_HOME to another folder",
             )
         self._db.execute("PRAGMA journal_mode = WAL")
-        # Another process may migrate at the same time: the lock first, then look again.
+        # Another process may migrate concurrently: take the lock first, then check again.
         self._db.execute("BEGIN IMMEDIATE")
         try:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -243,7 +244,7 @@ class LocalBuildStore:
 
     @contextmanager
     def _durable(self, *, when: bool) -> Iterator[None]:
-        # NORMAL survives the end of the process, FULL a power cut too.
+        # NORMAL survives the end of the process, FULL also a power cut.
         if when:
             self._db.execute("PRAGMA synchronous = FULL")
         yield

@@ -42,14 +42,14 @@ class Status(enum.Enum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can change any more."""
+        """Return whether the status is final."""
         return self.name in FINAL_STATUSES
 
 
 FINAL_STATUSES = frozenset(
     {"SUCCESS", "FAILURE", "INTERNAL_ERROR", "TIMEOUT", "CANCELLED", "EXPIRED"}
 )
-"""Names of the statuses that a build or a step never leaves, for stored documents."""
+"""Names of the final statuses, for stored documents."""
 
 
 class VerifyOption(enum.Enum):
@@ -61,7 +61,7 @@ class VerifyOption(enum.Enum):
 
 
 class MachineType(enum.Enum):
-    """Size of the machine that the hosted service would take."""
+    """The machine type of the hosted service."""
 
     UNSPECIFIED = 0
     N1_HIGHCPU_8 = 1
@@ -173,7 +173,7 @@ class BuildStep(Message, frozen=True, kw_only=True):
 
 
 class PoolOption(Message, frozen=True, kw_only=True):
-    """The private pool that the build asks for."""
+    """The private pool that the build requests."""
 
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("worker_release", "resolved_worker_release")
 
@@ -235,14 +235,14 @@ class InlineSecret(Message, frozen=True, kw_only=True):
 
 
 class Secrets(Message, frozen=True, kw_only=True):
-    """The secrets that steps may ask for."""
+    """The secrets that steps may use."""
 
     secret_manager: tuple[SecretManagerSecret, ...] = ()
     inline: tuple[InlineSecret, ...] = ()
 
 
 class Build(Message, frozen=True, kw_only=True):
-    """One build: what was asked for and, once it ran, what came of it."""
+    """One build: the request, and the results once it has run."""
 
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = (
         "name",

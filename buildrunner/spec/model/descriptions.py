@@ -1,6 +1,6 @@
 """The meaning of every field, in one sentence; for the JSON Schema and the documentation.
 
-Kept out of the message classes so that a build never pays for loading it.
+It is separate from the message classes so that a build never loads it.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ _BUILDS: dict[str, dict[str, str]] = {
 
 
 def all_descriptions() -> dict[str, str]:
-    """Every sentence, by ``Message.field`` with the field's JSON name."""
+    """Return every sentence, by ``Message.field`` with the field's JSON name."""
     return {
         f"{message}.{field}": text
         for group in (_BUILDS, RESULTS, TRIGGERS)

@@ -1,4 +1,4 @@
-"""Passwords in addresses of Git repositories: found, so that they are refused, and masked. Pure."""
+"""Finds and masks passwords in addresses of Git repositories, which are refused. Pure."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ _TRIGGER: Final = (
 
 
 def has_password(address: str) -> bool:
-    """Whether an address of a repository holds a password, or a token in place of the user."""
-    return _with(address, "") != address  # the mask itself is no address, either
+    """Return whether an address of a repository has a password, or a token in place of the user."""
+    return _with(address, "") != address  # the mask is not a password
 
 
 def without_password(address: str) -> str:
-    """The address with what is secret in it masked; the same for most."""
+    """Return the address with secret parts masked."""
     return _with(address, MASK)
 
 
@@ -69,7 +69,7 @@ def _with(address: str, mask: str) -> str:
 
 
 def masked_build(document: dict[str, Any]) -> dict[str, Any]:
-    """A Build document that can be shown: no address in it holds a password."""
+    """Return a Build document with masked passwords."""
     return _masked(document, _BUILD)
 
 
@@ -79,7 +79,7 @@ def masked_trigger(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_problems(document: dict[str, Any]) -> list[Problem]:
-    """One problem for each address in a Build document that holds a password; it is not shown."""
+    """Return a problem for each address with a password in a Build document."""
     return _problems(document, _BUILD)
 
 

@@ -1,6 +1,6 @@
-"""The base of every message of the Cloud Build API, and the fields of each message.
+"""The base class of every message of the Cloud Build API, and the fields of each message.
 
-Decoder, encoder and JSON Schema all read `fields_of`, so that a field is declared once: in its
+Decoder, encoder and JSON Schema all read `fields_of`, so a field is declared once: in its
 class.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 import msgspec
 from msgspec import Struct
 
-# A 64-bit integer of the API: JSON writes it as a string. The decoder and the encoder tell it from
+# A 64-bit integer of the API, a string in JSON. The decoder and the encoder distinguish it from
 # ``int`` (32 bits) by the name in the annotation.
 Int64: TypeAlias = int
 
@@ -25,13 +25,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, ren
 
     Repeated fields are tuples, maps are dicts (not to be changed), durations are `timedelta` and
     instants aware `datetime`, both exact to the microsecond. A field that is None is unset; other
-    fields are unset when they hold their default, as in protobuf.
+    fields are unset if they have their default, as in protobuf.
 
     Attributes:
         ONEOFS: name of each oneof, with its members: at most one of them may be set.
         OUTPUT_ONLY: fields that only the service sets; callers' values are ignored.
-        REFUSED: fields that exist in the API and that we can't honour, each with the reason and the
-            way out, for the user.
+        REFUSED: fields of the API that buildrunner can't honour, each with the reason and the
+            alternative, for the user.
         NEWER: fields of the service's newer schema, which the published client (3.43.0) does not
             know; it refuses them in an operation.
 
@@ -51,8 +51,8 @@ class TimeSpan(Message, frozen=True, kw_only=True):
     end_time: datetime | None = None
 
 
-# The module of each message or enum that fields of other modules refer to. A module is imported
-# when a config first has such a field, so a small config does not pay for the others.
+# The module of each message or enum to which fields of other modules refer. A module is imported
+# at the first such field of a config, so a small config does not load the others.
 _HOMES = {
     "Build": "build",
     "TimeSpan": "message",
@@ -85,11 +85,11 @@ class Field(Struct, frozen=True):
     """One field of a message.
 
     Attributes:
-        name: in Python and in the proto, snake_case.
-        json: in JSON, camelCase.
+        name: name in Python and in the proto, snake_case.
+        json: name in JSON, camelCase.
         form: ONE, LIST or MAP (whose keys are strings).
         type_name: one of SCALARS, or the name of a message or enum class.
-        default: what it holds when unset.
+        default: value if unset.
         optional: None means unset, and the type's own zero is a value.
     """
 
@@ -102,7 +102,7 @@ class Field(Struct, frozen=True):
 
 
 def import_all() -> None:
-    """Import every module of messages at once: for a process that can't open files later."""
+    """Import every module of messages now, for a process that can't open files later."""
     for home in set(_HOMES.values()):
         importlib.import_module(f"buildrunner.spec.model.{home}")
 
@@ -111,7 +111,7 @@ _fields: dict[type[Message], tuple[Field, ...]] = {}
 
 
 def fields_of(message: type[Message]) -> tuple[Field, ...]:
-    """The fields of ``message``, in the order of its class."""
+    """Return the fields of ``message``, in the order of its class."""
     known = _fields.get(message)
     if known is None:
         annotations: dict[str, str] = {}
@@ -129,7 +129,7 @@ def fields_of(message: type[Message]) -> tuple[Field, ...]:
 
 
 def type_named(name: str, beside: type[Message]) -> type[Message] | type[enum.Enum]:
-    """The message or enum class called ``name`` that a field of ``beside`` refers to."""
+    """Return the message or enum class ``name`` to which a field of ``beside`` refers."""
     home = _HOMES.get(name)
     if home is None:
         module = sys.modules[beside.__module__]

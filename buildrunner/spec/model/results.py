@@ -67,7 +67,7 @@ class NpmPackage(Message, frozen=True, kw_only=True):
 
 
 class GenericArtifact(Message, frozen=True, kw_only=True):
-    """Files to publish as they are. The service's newer schema has it."""
+    """Files to publish unchanged (in the service's newer schema only)."""
 
     folder: str = ""
     registry_path: str = ""
@@ -111,7 +111,7 @@ class FileHashes(Message, frozen=True, kw_only=True):
 
 
 class SourceProvenance(Message, frozen=True, kw_only=True):
-    """Exactly which source was built."""
+    """The exact source that was built."""
 
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("file_hashes",)
 

@@ -1,4 +1,4 @@
-"""Messages of the Build resource that say where its files come from."""
+"""Messages of the Build resource for the origin of its files."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class GitSourceDependency(Message, frozen=True, kw_only=True):
 
 
 class Dependency(Message, frozen=True, kw_only=True):
-    """Something that is fetched before the steps, or the word that nothing is."""
+    """A dependency that is fetched before the steps, or ``empty`` for no source at all."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"dep": ("empty", "git_source")}
 
@@ -150,10 +150,10 @@ _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 def is_commit(text: str | None) -> bool:
-    """Whether a text is the full id of a Git commit, by SHA-1 or SHA-256."""
+    """Return whether a text is the full id of a Git commit, by SHA-1 or SHA-256."""
     return text is not None and _COMMIT.fullmatch(text) is not None
 
 
 def is_bucket_name(text: str) -> bool:
-    """Return whether ``text`` is the name of a bucket: no scheme, no folder behind it."""
+    """Return whether ``text`` is the name of a bucket, without scheme or folder."""
     return re.fullmatch(BUCKET_NAME, text, re.ASCII) is not None

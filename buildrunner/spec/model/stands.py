@@ -1,11 +1,11 @@
 """The support of every field of the API by buildrunner.
 
-Modelled fields stand as their class says (`OUTPUT_ONLY`, `REFUSED`) or as listed in `_RECORDED`;
-all others are implemented, those in `_DIFFERS` not quite as on the hosted service. Output fields
-that are never filled in are in `_NEVER_SET`. Fields of the service that we do not model are listed
+The class of a modelled field (`OUTPUT_ONLY`, `REFUSED`) or `_RECORDED` decides its support;
+all others are implemented, those in `_DIFFERS` with differences from the hosted service. Output
+fields that are never set are in `_NEVER_SET`. Unmodelled fields of the service are
 in `_UNMODELLED`.
 
-The compatibility page of the manual is made from these tables.
+The manual's page on compatibility is generated from these tables.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class Verdict(Struct, frozen=True):
     """The support of one field, with the reason.
 
     Attributes:
-        stand: the short word for it.
-        reason: why; for an implemented field what differs from the hosted service, and for one
-            that is only output why it is never set. Empty when there is nothing to say.
+        stand: the kind of support.
+        reason: the reason; for an implemented field, the differences from the hosted service; for
+            an output field, why it is never set. May be empty.
     """
 
     stand: Stand
@@ -225,5 +225,5 @@ def stand_of(owner: type[Message] | type[enum.Enum], name: str) -> Verdict | Non
 
 
 def unmodelled() -> dict[str, Verdict]:
-    """The fields and values that Cloud Build knows and we do not model, by ``Message.field``."""
+    """Return the fields and values of Cloud Build that are not modelled, by ``Message.field``."""
     return dict(_UNMODELLED)

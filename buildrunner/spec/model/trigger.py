@@ -77,7 +77,7 @@ class EventType(enum.Enum):
 
 
 class PushFilter(Message, frozen=True, kw_only=True):
-    """Pushes that fire: of matching branches, or of matching tags."""
+    """A filter for pushes, by branches or tags."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"git_ref": ("branch", "tag")}
 
@@ -87,7 +87,7 @@ class PushFilter(Message, frozen=True, kw_only=True):
 
 
 class PullRequestFilter(Message, frozen=True, kw_only=True):
-    """Pull requests that fire: those into matching branches."""
+    """A filter for pull requests, by target branches."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"git_ref": ("branch",)}
 
@@ -161,7 +161,7 @@ class PubsubConfig(Message, frozen=True, kw_only=True):
 
 
 class WebhookConfig(Message, frozen=True, kw_only=True):
-    """Calls of a URL by someone who knows a secret."""
+    """Calls of a URL with a secret."""
 
     ONEOFS: ClassVar[dict[str, tuple[str, ...]]] = {"auth_method": ("secret",)}
     OUTPUT_ONLY: ClassVar[tuple[str, ...]] = ("state",)

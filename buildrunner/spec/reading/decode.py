@@ -1,9 +1,9 @@
-"""Text or JSON to messages: the one way in for configs, triggers and request bodies.
+"""Decodes text or JSON to messages: for configs, triggers and request bodies.
 
-Nothing here raises for bad content: every problem is returned, none is raised.
+Invalid content raises nothing: every problem is returned.
 
-The readers of messages, lists and maps are made from the fields of each message class. Each class
-is compiled once, when it is first met. A reader walks every node at most once, so the work is
+Readers of messages, lists and maps are made from the fields of each message class. Each class
+is compiled once, at its first use. A reader visits every node at most once, so the time is
 linear in the size of the (already limited) tree.
 """
 
@@ -46,12 +46,12 @@ M = TypeVar("M", bound="Message")
 
 
 class Loaded(Struct, Generic[M], frozen=True):
-    """A message as far as it could be read, and what was wrong.
+    """A message as far as it could be read, and its problems.
 
     Attributes:
-        value: the message; where something could not be read it has the field's default.
+        value: the message; an unreadable field has its default.
         problems: errors and warnings in the order of the text.
-        root: root of the text's node tree, for `locate`; None when there is none.
+        root: root of the text's node tree, for `locate`; None if there is none.
     """
 
     value: M
@@ -60,24 +60,24 @@ class Loaded(Struct, Generic[M], frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether there are no errors (there may be warnings)."""
+        """Return whether there are no errors (there may be warnings)."""
         return all(problem.severity is not Severity.ERROR for problem in self.problems)
 
     def locate(self, path: str) -> tuple[int, int]:
-        """Line and column (from 1) of what stands at a JSON path, or of its nearest ancestor.
+        """Return line and column (from 1) of a JSON path, or of its nearest ancestor.
 
         Args:
-            path: such as ``steps[2].waitFor[0]``; a field that is not there is placed where the
-                mapping that lacks it begins. (0, 0) when nothing was read from a text.
+            path: such as ``steps[2].waitFor[0]``; the place of a missing field is the start of the
+                mapping that lacks it. (0, 0) if the value was not read from a text.
         """
         return locate(self.root, path)
 
 
 class LoadedBuild(Loaded[Build], frozen=True):
-    """A build config as far as it could be read, and what was wrong.
+    """A build config as far as it could be read, and its problems.
 
     Attributes:
-        file: name of the file that was read; empty for a config that was in no file.
+        file: name of the file; empty for a config from elsewhere.
         sha256: SHA-256 of the file, in hex; empty without a file.
     """
 
@@ -91,7 +91,7 @@ class LoadedBuild(Loaded[Build], frozen=True):
 
 
 def load_build(text: bytes, *, file: str, allow_source: bool = False) -> LoadedBuild:
-    """Reads a build config (YAML or JSON).
+    """Read a build config (YAML or JSON).
 
     Args:
         text: content of the file.
@@ -114,9 +114,9 @@ def load_build(text: bytes, *, file: str, allow_source: bool = False) -> LoadedB
 
 
 def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]:
-    """Reads a file of build triggers: one trigger a document, empty documents left out.
+    """Read a file of build triggers: one trigger a document; empty documents are skipped.
 
-    When the text itself is broken, the last element carries that problem.
+    If the text itself is invalid, the last element has that problem.
     """
     roots, problem = compose_all(text)
     reader = message_reader(BuildTrigger, outputs=False)
@@ -137,12 +137,12 @@ def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]
 
 
 def decode_message(message: type[M], value: object, *, outputs: bool = True) -> Loaded[M]:
-    """Reads a parsed JSON value (a request body, a stored build) by the same rules.
+    """Decode a parsed JSON value (a request body, a stored build) by the same rules.
 
     Args:
         message: class to read.
-        value: what `json.loads` gave.
-        outputs: keep the fields that only the service sets; else they are dropped with a warning.
+        value: the result of `json.loads`.
+        outputs: keep the fields that only the service sets; otherwise drop them with a warning.
     """
     from buildrunner.spec.reading.nodes import node_of
 
@@ -196,9 +196,9 @@ def _in_file(problem: Problem, file: str) -> Problem:
 def resolve_merges(
     pairs: list[tuple[Node, Node]], findings: DecodingProblems
 ) -> list[tuple[Node, Node]]:
-    """``pairs`` with its merge keys resolved.
+    """Return ``pairs`` with its merge keys resolved.
 
-    The mapping's own keys win, then what is merged first. The tree is free of cycles, so this ends;
+    The mapping's own keys win, then the first merged ones. The tree has no cycles, so this ends;
     its expanded size is limited, so it ends soon.
     """
     own = [pair for pair in pairs if not is_merge_key(pair[0])]
@@ -231,11 +231,11 @@ _readers: dict[tuple[type[Message], bool], Reader] = {}
 
 
 def message_reader(message: type[Message], *, outputs: bool) -> Reader:
-    """The reader of ``message``.
+    """Return the reader of ``message``.
 
     Args:
         message: class to read.
-        outputs: keep the fields that only the service sets; else they are dropped with a warning.
+        outputs: keep the fields that only the service sets; otherwise drop them with a warning.
     """
     known = _readers.get((message, outputs))
     if known is None:
@@ -295,7 +295,7 @@ def _field_reader(field: Field, message: type[Message], outputs: bool) -> Reader
 
 
 def _late_reader(type_name: str, beside: type[Message], outputs: bool) -> Reader:
-    """A reader that is compiled, and whose class is imported, when it is first used."""
+    """Return a reader that is compiled, and whose class is imported, at its first use."""
     compiled: Reader | None = None
 
     def read(node: Node, findings: DecodingProblems) -> Any:
@@ -333,14 +333,14 @@ def _refused_reader(reader: Reader, json: str, reason: str) -> Reader:
 
 
 def _other_spelling(key: Node, table: dict[str, Entry]) -> Entry | None:
-    """The field whose camelCase name gcloud would make of ``key``."""
+    """Return the field whose camelCase name gcloud would make from ``key``."""
     if type(key) is ScalarNode and "_" in key.value:
         return table.get(camel_case(key.value))
     return None
 
 
 def _report_repeated(key: Node, pairs: list[tuple[Node, Node]], findings: DecodingProblems) -> None:
-    """Reports a second key for the same field; the first one counts."""
+    """Report a second key for the same field; the first one counts."""
     if findings.full:
         findings.error(key, "", rule="two-spellings")
         return
@@ -368,7 +368,7 @@ def _check_groups(
     table: dict[str, Entry],
     findings: DecodingProblems,
 ) -> None:
-    """Reports every member of a oneof after the first."""
+    """Report every member of a oneof after the first."""
     for name, members in groups:
         if sum(values.get(member) is not None for member in members) < 2:
             continue
@@ -393,7 +393,7 @@ _COLLECTION_TAGS = frozenset({"tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"})
 
 
 def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
-    """The reader of a list.
+    """Return the reader of a list.
 
     Args:
         reader: reads an item.
@@ -406,7 +406,7 @@ def list_reader(reader: Reader, field: Field, message: type[Message]) -> Reader:
             items = [reader(item, findings) for item in node.value]
             if None in items:
                 _report_nulls(node, findings)
-                # An unreadable item becomes an empty one, so that the others keep their index.
+                # An unreadable item becomes an empty one, so that the others keep their indexes.
                 items = [_empty(field, message) if item is None else item for item in items]
             return tuple(items)
         if not isinstance(node, ScalarNode):
@@ -438,7 +438,7 @@ def _report_nulls(node: SequenceNode, findings: DecodingProblems) -> None:
 
 
 def _empty(field: Field, message: type[Message]) -> Any:
-    """The zero value of an item of a list."""
+    """Return the zero value of an item of a list."""
     if field.type_name not in SCALARS:
         found = type_named(field.type_name, message)
         return next(iter(found)) if issubclass(found, enum.Enum) else found()
@@ -446,11 +446,11 @@ def _empty(field: Field, message: type[Message]) -> Any:
 
 
 def map_reader(reader: Reader, default: Any) -> Reader:
-    """The reader of a map from strings.
+    """Return the reader of a map from strings.
 
     Args:
         reader: reads a value.
-        default: what null stands for; None refuses it.
+        default: the value for null; None refuses null.
     """
 
     def read(node: Node, findings: DecodingProblems) -> dict[str, Any] | None:
@@ -480,7 +480,7 @@ def map_reader(reader: Reader, default: Any) -> Reader:
 
 
 def _null_value(node: Node, default: Any, findings: DecodingProblems) -> Any:
-    """The meaning of null in a map; None for a problem that was reported already."""
+    """Return the value for null in a map; None after a reported problem."""
     if not is_null(node):
         return None
     if default is None:
@@ -493,7 +493,7 @@ def _null_value(node: Node, default: Any, findings: DecodingProblems) -> Any:
 
 
 def enum_reader(found: type[enum.Enum]) -> Reader:
-    """The reader of an enum, by name or by number."""
+    """Return the reader of an enum, by name or by number."""
     by_name = dict(found.__members__)
     by_number: dict[object, enum.Enum] = {member.value: member for member in found}
 
@@ -512,7 +512,7 @@ def enum_reader(found: type[enum.Enum]) -> Reader:
 
 
 def is_mapping(node: Any, findings: DecodingProblems) -> bool:
-    """Whether ``node`` can be read as a mapping after all; reports when it can't."""
+    """Return whether ``node`` can be read as a mapping; reports a problem if not."""
     if isinstance(node, MappingNode) and _has_collection_tag(node):
         return True
     if isinstance(node, MappingNode):
@@ -527,7 +527,7 @@ def _has_collection_tag(node: Any) -> bool:
 
 
 def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: DecodingProblems) -> None:
-    """Reports a key that stands twice in one mapping; the first one counts."""
+    """Report a duplicate key of a mapping; the first one counts."""
     place = ""
     if not findings.full:
         line, column = position(next(other for other, _ in pairs if other.value == key.value))
@@ -541,7 +541,7 @@ def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: Decodi
 
 
 def merged_pairs(node: Node, findings: DecodingProblems) -> list[tuple[Node, Node]]:
-    """The pairs of a mapping with those of its merge keys behind, where its own have no say."""
+    """Return the pairs of a mapping, followed by those of its merge keys for other keys."""
     pairs: list[tuple[Node, Node]] = node.value
     if not any(is_merge_key(key) for key, _ in pairs):
         return pairs

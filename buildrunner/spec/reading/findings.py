@@ -1,4 +1,4 @@
-"""Problems that a decoder finds, each with its place, and suggestions for unknown words."""
+"""Problems found by a decoder, each with its place, and suggestions for unknown words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from buildrunner.spec.model.message import Message, fields_of
 from buildrunner.spec.model.stands import Stand, stand_of
 from buildrunner.spec.reading.nodes import is_plain, position
 
-# Keys under these are the user's own and keep their spelling.
+# Keys below these are the user's own and keep their spelling.
 _VERBATIM = frozenset({"substitutions", "secretEnv", "envMap", "timing", "fileHashes"})
 
 _PART = re.compile(r"\[(\d+)\]|([^.\[\]]+)")
@@ -26,9 +26,9 @@ def shorten(text: str) -> str:
 
 
 def camel_case(key: str) -> str:
-    """``key`` with every ``_x`` turned to ``X``, the rest of that word lowered.
+    """Return ``key`` with every ``_x`` as ``X``, and the rest of that word in lower case.
 
-    Underscores in front stay. Source: what gcloud does to the keys of a config file.
+    Leading underscores stay. Source: gcloud's conversion of keys in a config file.
     """
     stripped = key.lstrip("_")
     if "_" not in stripped:
@@ -39,12 +39,12 @@ def camel_case(key: str) -> str:
 
 
 def paths_under(root: Node) -> dict[int, str]:
-    """The path of every node under ``root``, by the node's id; keys have their value's path.
+    """Return the path of every node under ``root``, by the node's id; keys have their value's path.
 
-    A node that several aliases share has the path where it stands first.
+    A node shared by several aliases has the path of its first place.
     """
     paths: dict[int, str] = {}
-    # Nodes to visit: each with its path, and whether its keys are the user's own.
+    # Nodes to visit, each with its path, and whether its keys are the user's own.
     pending: list[tuple[Node, str, bool]] = [(root, "", False)]
     while pending:
         node, path, verbatim = pending.pop()
@@ -81,12 +81,12 @@ def _merged(value: Node, path: str, verbatim: bool) -> Iterator[tuple[Node, str,
 
 
 def is_merge_key(key: Node) -> bool:
-    """Whether ``key`` is an unquoted ``<<``."""
+    """Return whether ``key`` is an unquoted ``<<``."""
     return isinstance(key, ScalarNode) and key.value == "<<" and is_plain(key)
 
 
 def locate(root: Node | None, path: str) -> tuple[int, int]:
-    """Line and column of what stands at ``path``, or of its nearest ancestor that exists.
+    """Return line and column of ``path``, or of its nearest existing ancestor.
 
     Args:
         root: root of the document; None gives (0, 0).
@@ -106,7 +106,7 @@ def locate(root: Node | None, path: str) -> tuple[int, int]:
 def _item(node: Node, index: int) -> Node | None:
     if isinstance(node, SequenceNode):
         return node.value[index] if index < len(node.value) else None
-    # One value where a list is wanted is a list of one.
+    # A single value in place of a list is a list of one.
     return node if index == 0 and isinstance(node, ScalarNode) else None
 
 
@@ -140,13 +140,13 @@ MAX_PROBLEMS = 100
 class DecodingProblems:
     """The problems of one text.
 
-    A problem is kept with the node it is about; its path is worked out at the end, so that a config
-    without problems never pays for paths. After `MAX_PROBLEMS` problems further ones are only
-    counted: nobody reads them, and it keeps hostile input cheap.
+    A problem is stored with its node; its path is computed at the end, so that a config
+    without problems never computes paths. After `MAX_PROBLEMS` problems, further ones are only
+    counted, which keeps hostile input cheap.
 
     Attributes:
-        file: name of the file, as the user gave it.
-        merges: whether the text may hold merge keys (``<<``).
+        file: name of the file, as given by the user.
+        merges: whether the text may have merge keys (``<<``).
     """
 
     def __init__(self, file: str = "", *, merges: bool = False) -> None:
@@ -158,19 +158,19 @@ class DecodingProblems:
 
     @property
     def full(self) -> bool:
-        """Whether further problems are only counted; then no need to look for suggestions."""
+        """Return whether further problems are only counted, and need no suggestions."""
         return len(self._found) >= MAX_PROBLEMS
 
     def error(self, node: Node, message: str, *, rule: str, hint: str = "") -> None:
-        """Something that makes the config unusable."""
+        """Add a problem that makes the config unusable."""
         self._add(node, message, rule, hint, Severity.ERROR)
 
     def warning(self, node: Node, message: str, *, rule: str, hint: str = "") -> None:
-        """Something that is accepted, but should be said."""
+        """Add a problem that does not make the config unusable."""
         self._add(node, message, rule, hint, Severity.WARNING)
 
     def problems(self, root: Node | None) -> tuple[Problem, ...]:
-        """All problems under ``root`` in the order of the text, with their paths."""
+        """Return all problems under ``root`` in the order of the text, with their paths."""
         if not self._found or root is None:
             return ()
 
@@ -214,7 +214,7 @@ class DecodingProblems:
 
 
 def report_unknown_key(key: Node, message: type[Message], findings: DecodingProblems) -> None:
-    """Reports a key that is no field of ``message``."""
+    """Report a key that is no field of ``message``."""
     if not isinstance(key, ScalarNode):
         findings.error(key, "a key must be a single word", rule="wrong-type")
         return
@@ -237,7 +237,7 @@ def report_unknown_key(key: Node, message: type[Message], findings: DecodingProb
 def report_unknown_value(
     node: ScalarNode, found: type[enum.Enum], findings: DecodingProblems
 ) -> None:
-    """Reports a value that is no member of the enum ``found``."""
+    """Report a value that is no member of the enum ``found``."""
     if findings.full:
         findings.error(node, "", rule="enum-value")
         return
@@ -253,7 +253,7 @@ def report_unknown_value(
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """``did you mean waitFor?`` when a known word is close to ``word``, else empty."""
+    """Return ``did you mean waitFor?`` if a known word is similar to ``word``, else empty."""
     if len(word) > 40:
         return ""
     near = nearest(word, known, cutoff=0.7)

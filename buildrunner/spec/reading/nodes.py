@@ -1,6 +1,6 @@
-"""YAML text or parsed JSON as a tree of nodes that know their place.
+"""Parses YAML text or JSON values to a tree of nodes with places.
 
-The composer stops at nodes: building Python values would turn ``1.10`` into 1.1 and drop the
+The composer stops at nodes: Python values would turn ``1.10`` into 1.1 and drop the
 second of two equal keys silently. The tree may share nodes (aliases), but it has no cycles, and its
 size with all aliases followed is limited.
 
@@ -23,18 +23,18 @@ MAX_BYTES = 2 * 1024 * 1024
 MAX_NODES = 100_000
 MAX_DEPTH = 64
 
-# The ``tag`` of a list or mapping that carries none in the text.
+# The ``tag`` of a list or mapping without a tag in the text.
 IMPLICIT: Any = True
 
 _ANCHOR = re.compile(rb"(?:^|[\s\[{,])&[^\s&]")
-# Two escapes of one character, where no backslash makes text of the first.
+# Two escapes of one character, without a backslash before the first.
 _SURROGATES = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
 
 class _Refused(Exception):
-    """The text breaks a rule of ours; carries the problem."""
+    """The text breaks one of our limits; holds the problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -44,7 +44,7 @@ class _Refused(Exception):
 class _Limits:
     """The hooks that a composer calls around every node, used to count.
 
-    libyaml's composer recurses on the C stack and has no limit of its own: without these hooks,
+    libyaml's composer recurses on the C stack without a limit: without these hooks,
     200 KB of ``[`` end the process.
     """
 
@@ -66,9 +66,9 @@ class _Limits:
 
 
 class _AnchorComposer(_Limits, yaml.composer.Composer):
-    """PyYAML's own composer, with anchors that may be defined anew, as YAML allows.
+    """PyYAML's own composer, with anchors that may be redefined, as YAML permits.
 
-    To be mixed with a parser, which brings the two methods below.
+    A mixin for a parser, which has the two methods below.
     """
 
     check_event: Callable[..., bool]
@@ -81,9 +81,9 @@ class _AnchorComposer(_Limits, yaml.composer.Composer):
 
 
 def _composers() -> tuple[type[Any], type[Any]]:
-    """The composer of plain texts and that of texts with anchors.
+    """Return the composer for texts without anchors, and the one for texts with anchors.
 
-    PyYAML may have been built without libyaml: then both are the same, in pure Python.
+    If PyYAML was built without libyaml, both are the same, in pure Python.
     """
     parser: Any = getattr(getattr(yaml, "cyaml", None), "CParser", None)
     if parser is None:
@@ -102,7 +102,7 @@ def _composers() -> tuple[type[Any], type[Any]]:
 
 
 def python_composer() -> type[Any]:
-    """A composer in pure Python."""
+    """Return a composer in pure Python."""
 
     class PythonComposer(
         _AnchorComposer, yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser
@@ -120,10 +120,10 @@ _PLAIN_COMPOSER, _ANCHOR_COMPOSER = _composers()
 
 
 def compose(text: bytes) -> tuple[Node | None, Problem | None]:
-    """The one document of ``text``.
+    """Parse the only document of ``text``.
 
     Returns:
-        Its root (None when there is none) and the problem that kept us from reading it.
+        Its root (None if it can't be read) and the problem.
     """
     try:
         return _compose_one(text), None
@@ -132,7 +132,7 @@ def compose(text: bytes) -> tuple[Node | None, Problem | None]:
 
 
 def compose_all(text: bytes) -> tuple[list[Node], Problem | None]:
-    """The documents of ``text``, empty ones left out, up to the first problem."""
+    """Parse the documents of ``text``, without empty ones, up to the first problem."""
     roots: list[Node] = []
     try:
         roots.extend(_documents(text))
@@ -142,13 +142,13 @@ def compose_all(text: bytes) -> tuple[list[Node], Problem | None]:
 
 
 def is_plain(node: Node) -> bool:
-    """Whether ``node`` is a scalar without quotes and without a tag."""
+    """Return whether ``node`` is a scalar without quotes and without a tag."""
     tag: object = node.tag
     return tag == (True, False)
 
 
 def position(node: Node | None) -> tuple[int, int]:
-    """Line and column of ``node``, from 1; (0, 0) when it was not read from a text."""
+    """Return line and column of ``node``, from 1; (0, 0) if it was not read from a text."""
     if node is None or node.start_mark is None:
         return 0, 0
     return node.start_mark.line + 1, node.start_mark.column + 1
@@ -167,7 +167,7 @@ def _compose_one(text: bytes) -> Node | None:
 
 
 def _documents(text: bytes) -> Iterator[Node]:
-    """The non-empty documents of ``text``; raises `_Refused`."""
+    """Yield the non-empty documents of ``text``; raises `_Refused`."""
     _check_bytes(text)
     if b"\\u" in text:
         text = _with_whole_characters(text)
@@ -189,9 +189,9 @@ def _documents(text: bytes) -> Iterator[Node]:
 
 
 def _with_whole_characters(text: bytes) -> bytes:
-    """JSON with a character beyond U+FFFF as one escape, where JSON writes two.
+    """Return JSON with each character beyond U+FFFF as one escape instead of two.
 
-    ``json.dumps`` makes such pairs of any emoji, and YAML knows none.
+    ``json.dumps`` writes an emoji as such a pair, which YAML does not support.
     """
     if not text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
         return text
@@ -204,7 +204,7 @@ def _with_whole_characters(text: bytes) -> bytes:
 
 
 def _is_empty(root: Node) -> bool:
-    """Whether a document holds nothing at all (an end marker alone makes such a document)."""
+    """Return whether a document is empty (an end marker alone makes such a document)."""
     return isinstance(root, ScalarNode) and root.value == "" and is_plain(root)
 
 
@@ -228,16 +228,16 @@ def _too_many() -> Problem:
 
 
 def _check_expansion(root: Node) -> None:
-    """Refuses a document that contains itself, or that its aliases blow up.
+    """Refuse a document that contains itself, or that expands too much by aliases.
 
-    Linear in the size of the text: what an alias stands for is measured once.
+    Linear in the size of the text: the target of an alias is measured once.
     """
     sizes: dict[int, tuple[int, int]] = {}
     _measure(root, 1, sizes)
 
 
 def _measure(node: Node, level: int, sizes: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Number of nodes under ``node`` and its height, aliases followed."""
+    """Return the number of nodes under ``node`` and its height, with aliases followed."""
     known = sizes.get(id(node))
     if known == _OPEN:
         line, column = position(node)
@@ -272,7 +272,7 @@ def _check_measure(node: Node, level: int, measure: tuple[int, int]) -> None:
 
 
 def children(node: Node) -> Iterator[Node]:
-    """The keys and values, or the items, directly under ``node``."""
+    """Return the keys and values, or the items, directly under ``node``."""
     if isinstance(node, MappingNode):
         for key, value in node.value:
             yield key
@@ -300,7 +300,7 @@ _HINTS = {
 
 
 def syntax_problem(error: yaml.YAMLError, text: bytes) -> Problem:
-    """The problem that the parser met in ``text``, at its line and column."""
+    """Return the parser's problem in ``text``, at its line and column."""
     if isinstance(error, yaml.reader.ReaderError):
         return _control_character(error, text)
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
@@ -324,7 +324,7 @@ def syntax_problem(error: yaml.YAMLError, text: bytes) -> Problem:
 
 
 def encoding_problem(error: UnicodeDecodeError, text: bytes) -> Problem:
-    """The problem of bytes that are not UTF-8."""
+    """Return the problem of bytes that are not UTF-8."""
     line, column = _place(text, error.start)
     kind = "UTF-16" if text[:2] in (b"\xff\xfe", b"\xfe\xff") else "something else"
     return Problem(
@@ -359,7 +359,7 @@ def _at_tab(text: bytes, line: int, column: int) -> bool:
 
 
 def _place(text: bytes, offset: int) -> tuple[int, int]:
-    """Line and column, from 1, of the byte at ``offset``."""
+    """Return line and column, from 1, of the byte at ``offset``."""
     before = text[:offset]
     start = before.rfind(b"\n") + 1
     return before.count(b"\n") + 1, len(before[start:].decode(errors="replace")) + 1
@@ -369,7 +369,7 @@ _QUOTED = (False, True)
 
 
 def node_of(value: object) -> tuple[Node, Problem | None]:
-    """The tree of ``value``, which is made of what `json.loads` makes; or why there is none."""
+    """Return the tree of ``value``, a result of `json.loads`; or the problem."""
     try:
         return _node(value, 1), None
     except RecursionError:

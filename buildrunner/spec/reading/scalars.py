@@ -1,7 +1,7 @@
-"""Readers of scalar values: a node in, a Python value out.
+"""Readers of scalar values: from a node to a Python value.
 
-A reader returns None for null and for what it has reported as wrong; the field then keeps its
-default and decoding goes on.
+A reader returns None for null and after a reported problem; the field then keeps its
+default and decoding continues.
 """
 
 from __future__ import annotations
@@ -78,15 +78,15 @@ def kind_of_tag(tag: str) -> str | None:
 
 
 def boolean_value(text: str) -> bool:
-    """The value of a scalar of kind BOOLEAN."""
+    """Return the value of a scalar of kind BOOLEAN."""
     return text.lower() in _TRUE
 
 
 def integer_value(text: str) -> int:
-    """The value of a scalar of kind INTEGER, in any of YAML 1.1's notations.
+    """Return the value of a scalar of kind INTEGER, in any of YAML 1.1's notations.
 
     Raises:
-        ValueError: ``text`` is none (only with an explicit tag), or has more than 100 digits.
+        ValueError: ``text`` is no integer (only with an explicit tag), or has more than 100 digits.
     """
     digits = text.replace("_", "")
     if len(digits) > 100:
@@ -106,10 +106,10 @@ def integer_value(text: str) -> int:
 
 Reader = Callable[[Node, DecodingProblems], Any]
 
-# Longest duration and its parts; the limit is that of the protobuf type.
+# The longest duration, the limit of the protobuf type, and its parts.
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 _MAX_DURATION_S = 315_576_000_000
-# The durations of Go.
+# Go's durations.
 _GO_DURATION = re.compile(
     r"([-+]?)((?:(?:\d{1,12}(?:\.\d{0,9})?|\.\d{1,9})(?:ns|us|µs|μs|ms|s|m|h))+)"
 )
@@ -162,12 +162,12 @@ def describe(node: Node) -> str:
 
 
 def is_null(node: Node) -> bool:
-    """Whether ``node`` says that there is no value."""
+    """Return whether ``node`` is null."""
     return isinstance(node, ScalarNode) and kind_of(node) == NULL
 
 
 def wrong_type(node: Node, findings: DecodingProblems, wanted: str, hint: str = "") -> None:
-    """Reports that ``node`` is not what is wanted; null is no problem."""
+    """Report that ``node`` has the wrong type; null is no problem."""
     kind = kind_of(node)
     if kind == NULL:
         return
@@ -176,7 +176,7 @@ def wrong_type(node: Node, findings: DecodingProblems, wanted: str, hint: str = 
 
 
 def read_string(node: Node, findings: DecodingProblems) -> str | None:
-    """A string; what YAML takes for anything else must be quoted."""
+    """Read a string. A value that YAML reads as another type must be quoted."""
     if type(node) is ScalarNode:
         text: str = node.value
         tag: object = node.tag
@@ -196,7 +196,7 @@ def read_string(node: Node, findings: DecodingProblems) -> str | None:
 
 
 def read_boolean(node: Node, findings: DecodingProblems) -> bool | None:
-    """``true`` or ``false``; YAML 1.1's other words are accepted with a warning."""
+    """Read ``true`` or ``false``; YAML 1.1's other words are accepted with a warning."""
     if kind_of(node) != BOOLEAN or kind_of_plain(node.value) != BOOLEAN:
         wrong_type(node, findings, "true or false", "write it without quotes")
         return None
@@ -212,19 +212,19 @@ def read_boolean(node: Node, findings: DecodingProblems) -> bool | None:
 
 
 def read_int32(node: Node, findings: DecodingProblems) -> int | None:
-    """A whole number of 32 bits, or its decimal digits in a string."""
+    """Read an integer of 32 bits, or its decimal digits in a string."""
     return _integer(node, findings, 32)
 
 
 def read_int64(node: Node, findings: DecodingProblems) -> int | None:
-    """A whole number of 64 bits, or its decimal digits in a string."""
+    """Read an integer of 64 bits, or its decimal digits in a string."""
     return _integer(node, findings, 64)
 
 
 def read_duration(node: Node, findings: DecodingProblems) -> timedelta | None:
-    """Seconds with an ``s`` behind: "600s", "1.5s". Fractions of a microsecond are cut off.
+    """Read seconds with an ``s``: "600s", "1.5s". Fractions of a microsecond are cut off.
 
-    ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read all the same.
+    ``15m`` and ``1h30m`` are errors of the rule ``duration-unit``, and are read nevertheless.
     """
     kind = kind_of(node)
     text = node.value if kind == STRING else ""
@@ -246,7 +246,7 @@ def read_duration(node: Node, findings: DecodingProblems) -> timedelta | None:
 
 
 def _go_duration(text: str) -> timedelta | None:
-    """The duration that a Go program would read; None where it would read none."""
+    """Return the duration in Go's format; None if it is none."""
     match = _GO_DURATION.fullmatch(text)
     if match is None:
         return None
@@ -258,7 +258,7 @@ def _go_duration(text: str) -> timedelta | None:
 
 
 def read_instant(node: Node, findings: DecodingProblems) -> datetime | None:
-    """An RFC 3339 time with its offset. Fractions of a microsecond are cut off."""
+    """Read an RFC 3339 time with its offset. Fractions of a microsecond are cut off."""
     kind = kind_of(node)
     if kind == NULL:
         return None
@@ -275,14 +275,14 @@ def read_instant(node: Node, findings: DecodingProblems) -> datetime | None:
 
 
 def read_bytes(node: Node, findings: DecodingProblems) -> bytes | None:
-    """Base64 in either alphabet; line breaks are allowed, padding may be left out."""
+    """Read base64 in either alphabet; line breaks are allowed, padding is optional."""
     kind = kind_of(node)
     if kind == NULL:
         return None
     text: str = node.value if kind == STRING else "?"
     digits = text.replace("\n", "").replace("\r", "").rstrip("=")
     if _BASE64.fullmatch(text) is None or len(digits) % 4 == 1:
-        # The value may be a secret that someone forgot to encrypt: never show it.
+        # The value may be an unencrypted secret: never show it.
         findings.error(
             node,
             "base64 text is wanted, but this is not base64",
@@ -309,7 +309,7 @@ def _integer(node: Node, findings: DecodingProblems, bits: int) -> int | None:
 
 
 def whole_number(node: Node) -> int | None:
-    """The whole number that ``node`` is, or writes in decimal digits in a string; else None."""
+    """Return the integer in ``node``, perhaps as decimal digits in a string; else None."""
     kind = kind_of(node)
     try:
         if kind == INTEGER:
@@ -326,7 +326,7 @@ def _microseconds(fraction: str | None) -> int:
 
 
 def _suggested_duration(node: Node) -> str:
-    """The duration that the user probably meant by ``10m`` or ``600``."""
+    """Return the duration that the user probably meant by ``10m`` or ``600``."""
     if isinstance(node, ScalarNode):
         match = _HUMAN_DURATION.fullmatch(node.value)
         if match and any(match.groups()):

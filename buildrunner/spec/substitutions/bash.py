@@ -1,10 +1,10 @@
 """Bash-style expressions inside ``${...}``, for builds with ``dynamicSubstitutions``.
 
 ``parse_expression`` reads one expression, ``evaluate`` gives its text. No shell is ever run: values
-come from commit data. Nesting is bounded and globs are matched in linear time (`bash_glob`).
+come from commit data. Nesting is limited and globs are matched in linear time (`Glob`).
 
-Inside an expression the rules of bash hold: a backslash quotes the next character. Outside it has
-no meaning (`substitutions`). Quotes stand for themselves.
+Inside an expression the rules of bash apply: a backslash quotes the next character. Outside it has
+no meaning (`templates`). Quotes are literal.
 
 Source: Cloud Build "Substituting variable values", bash-style string operations; the operators of
 bash 4 (`${v:=w}`, `${v:?w}`, `${!v}`, arrays, arithmetic and commands are refused).
@@ -45,17 +45,17 @@ class _TooDeep(Exception):
 
 
 def parse_expression(text: str, position: int) -> tuple[Expression, int] | None:
-    """The expression whose ``${`` is at ``position``, and where it ends.
+    """Return the expression whose ``${`` is at ``position``, and its end.
 
     Returns:
-        None when the closing brace is missing. Time is linear in the text's length.
+        None if the closing brace is missing. Time is linear in the text's length.
     """
     try:
         return _expression(text, position, 0)
     except _Unterminated:
         return None
     except _TooDeep:
-        # The end of the expression does not matter, since the whole text is refused.
+        # The end of the expression is irrelevant, since the whole text is refused.
         error = f"expressions are nested more than {MAX_NESTING} deep"
         return Expression("", error=error), len(text)
 
@@ -87,7 +87,7 @@ def _expression(text: str, position: int, depth: int) -> tuple[Expression, int]:
 
 
 def _checked(expression: Expression) -> Expression:
-    """The expression, with an error in it when the operands can't be right."""
+    """Return the expression, with an error if the operands are invalid."""
     if expression.operator == ":":
         for word in expression.operands:
             literal = all(isinstance(part, str) for part in word)
@@ -104,7 +104,7 @@ def _checked(expression: Expression) -> Expression:
 def _words(
     text: str, position: int, depth: int, separator: str, *, pattern: bool = False
 ) -> tuple[tuple[Word, ...], int]:
-    """The words up to the closing brace: two when the separator occurs, else one."""
+    """Return the words up to the closing brace: two if the separator occurs, else one."""
     first, position = _word(text, position, depth, separator, pattern=pattern)
     if text[position] == "}":
         return (first,), position + 1
@@ -115,7 +115,7 @@ def _words(
 def _word(
     text: str, position: int, depth: int, separator: str, *, pattern: bool
 ) -> tuple[Word, int]:
-    """One word and the position of the brace or separator that ends it."""
+    """Return one word and the position of the brace or separator that ends it."""
     parts: list[str | Expression] = []
     braces = 0
     start = position
@@ -123,7 +123,7 @@ def _word(
         char = text[position]
         if char == "}" and not braces:
             return tuple(parts), position
-        # Bash: a third "/" belongs to the pattern, "${x////-}" turns every "/" into "-".
+        # Bash: a third "/" belongs to the pattern: "${x////-}" replaces every "/" by "-".
         third = position == start and text.startswith("//", position - 2) and pattern
         if char == separator and not braces and not third:
             return tuple(parts), position
@@ -147,7 +147,7 @@ def _word(
 
 
 def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int, int]:
-    """The value of a ``$`` in a word, where it ends, and how many literal braces it opened."""
+    """Return the value of a ``$`` in a word, its end, and the number of open literal braces."""
     if text.startswith("$$", position):
         return "$", position + 2, 0
     reference = _REFERENCE.match(text, position)
@@ -162,14 +162,14 @@ def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int
 
 
 def evaluate(expression: Expression, lookup: Callable[[str], str | None]) -> str:
-    """The expression's text.
+    """Return the expression's value.
 
     Args:
-        expression: what to evaluate.
-        lookup: the value of a variable; None when it is not set.
+        expression: the expression.
+        lookup: returns the value of a variable; None if it is not set.
 
     Raises:
-        BadExpression: the expression is not supported, or an offset makes no sense.
+        BadExpression: the expression is not supported, or an offset is invalid.
     """
     return bounded(_evaluated(expression, lookup))
 
@@ -199,7 +199,7 @@ def _evaluated(expression: Expression, lookup: Callable[[str], str | None]) -> s
     return _cased(text, operator, operands[0])
 
 
-# True: the word; None: the value; False: nothing.
+# True: use the word; None: use the value; False: use nothing.
 _DEFAULTS: Final[dict[str, Callable[[str | None], bool | None]]] = {
     ":-": lambda value: None if value else True,
     "-": lambda value: None if value is not None else True,
@@ -273,7 +273,7 @@ def _cased(text: str, operator: str, pattern: str) -> str:
 
     def cased(char: str) -> str:
         changed = convert(char)
-        # As in C, one character stays one character.
+        # As in C, one character maps to one character.
         return changed if len(changed) == 1 and glob.matches(char) else char
 
     if len(operator) == 1:
@@ -311,7 +311,7 @@ class _OneOf:
         self._negated = negated
 
     def accepts(self, char: str) -> bool:
-        """Whether ``char`` is in the set."""
+        """Return whether ``char`` is in the set."""
         inside = any(low <= char <= high for low, high in self._ranges) or any(
             member(char) for member in self._named
         )
@@ -329,7 +329,7 @@ class _Automaton:
         self._accepting: dict[str, int] = {}
 
     def _past_stars(self, states: int) -> int:
-        # Neighbouring stars were merged, so that one pass is the whole closure.
+        # Adjacent stars were merged, so one pass is the whole closure.
         return states | ((states & self.stars) << 1)
 
     def step(self, states: int, char: str) -> int:
@@ -343,7 +343,7 @@ class _Automaton:
         return self._past_stars((states & self.stars) | ((states & accepting) << 1))
 
     def first_and_last_end(self, text: Iterable[str]) -> tuple[int, int]:
-        """Lengths of the shortest and the longest match at the text's start; (-1, -1) for none."""
+        """Return the lengths of the shortest and longest match at the start; (-1, -1) for none."""
         states = self.start
         first = last = 0 if states & self.final else -1
         for length, char in enumerate(text, start=1):
@@ -368,19 +368,19 @@ class Glob:
         self._backward = _Automaton(items[::-1])
 
     def prefix(self, text: str) -> tuple[int, int]:
-        """Lengths of the shortest and longest prefix that match; (-1, -1) when none does."""
+        """Return the lengths of the shortest and longest matching prefix; (-1, -1) for none."""
         return self._forward.first_and_last_end(text)
 
     def suffix(self, text: str) -> tuple[int, int]:
-        """Lengths of the shortest and longest suffix that match; (-1, -1) when none does."""
+        """Return the lengths of the shortest and longest matching suffix; (-1, -1) for none."""
         return self._backward.first_and_last_end(reversed(text))
 
     def matches(self, text: str) -> bool:
-        """Whether the whole text matches."""
+        """Return whether the whole text matches."""
         return self.prefix(text)[1] == len(text)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """All leftmost-longest matches that are not empty, in order, without overlap."""
+        """Return all leftmost-longest non-empty matches, in order, without overlap."""
         found: list[tuple[int, int]] = []
         position = 0
         for start in self._starts(text):
@@ -391,12 +391,12 @@ class Glob:
                 found.append((start, end))
                 position = end
                 if self._has_star:
-                    # The star could have stretched to any later match: there is none.
+                    # A star would have extended to any later match, so there is none.
                     break
         return found
 
     def _starts(self, text: str) -> list[int]:
-        """All positions where a match begins, found by reading the text once, backwards."""
+        """Return all start positions of matches, in one backward pass over the text."""
         automaton = self._backward
         states = 0
         starts: list[int] = []
@@ -412,10 +412,11 @@ class Glob:
 
 
 def _parse(pattern: str) -> list[_OneOf | None]:
-    """The pattern's items; None stands for a star, several stars in a row are one."""
+    """Return the pattern's items; None is a star, several stars in a row are one."""
     items: list[_OneOf | None] = []
     position = 0
-    unclosed = False  # one failed search for a "]" is enough: each more would cost the rest again
+    # one failed search for a "]" is enough: each further one would scan the rest again
+    unclosed = False
     while position < len(pattern):
         char = pattern[position]
         position += 1
@@ -445,7 +446,7 @@ def _literal(char: str) -> _OneOf:
 
 
 def _parse_class(pattern: str, position: int) -> tuple[_OneOf, int] | None:
-    """The class whose ``[`` ends at ``position`` and where it ends; None without a ``]``."""
+    """Return the class whose ``[`` ends at ``position``, and its end; None without a ``]``."""
     negated = pattern[position : position + 1] in ("!", "^") and position < len(pattern)
     if negated:
         position += 1

@@ -1,4 +1,4 @@
-"""References in templates: how ``${NAME operator...}`` is read is in `bash`."""
+"""References in templates; `bash` parses ``${NAME operator...}``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-# The beginning of an expression: a whole variable must follow. A name with a lower-case letter
+# The beginning of an expression, before a whole variable name. A name with a lower-case letter
 # (${TF_VAR_org_id:?}) is the shell's, with and without dynamic substitutions.
 OPENER = re.compile(r"\$\{[#!]?[A-Z_][A-Z0-9_]*(?![A-Za-z0-9_])")
 
-# Values may multiply (each "?" of one replaced by another): far beyond any real value it stops.
+# Values may multiply (each "?" of one replaced by another), up to this limit beyond any real value.
 MAX_LENGTH: Final = 32 * 1024
 
 
@@ -20,10 +20,10 @@ class Expression(msgspec.Struct, frozen=True):
     """One ``$NAME``, ``${NAME}`` or ``${NAME operator operands}``.
 
     Attributes:
-        name: the variable it is about.
-        operator: ``""`` for a plain reference, ``"length"`` for ``${#NAME}``, else as written.
+        name: its variable.
+        operator: ``""`` for a plain reference, ``"length"`` for ``${#NAME}``, else the operator.
         operands: the words after the operator.
-        error: why it can't be evaluated; empty when it can.
+        error: why it can't be evaluated; empty if it can.
     """
 
     name: str
@@ -39,14 +39,14 @@ TOO_LONG: Final = f"the value grows beyond {MAX_LENGTH} characters"
 
 
 class BadExpression(ValueError):
-    """An expression that can't be evaluated; the message is one clause for a person."""
+    """An expression that can't be evaluated; the message is one clause."""
 
 
 def bounded(text: str) -> str:
-    """The text itself.
+    """Return the text unchanged.
 
     Raises:
-        BadExpression: it is longer than `MAX_LENGTH`.
+        BadExpression: the text is longer than `MAX_LENGTH`.
     """
     if len(text) > MAX_LENGTH:
         raise BadExpression(TOO_LONG)
@@ -54,7 +54,7 @@ def bounded(text: str) -> str:
 
 
 def names_in(expression: Expression) -> Iterator[str]:
-    """Every variable the expression mentions, itself first."""
+    """Return every variable in the expression, its own first."""
     yield expression.name
     for word in expression.operands:
         for part in word:

@@ -1,10 +1,10 @@
-"""The fields of a build that hold templates: one table, read by checking and by replacing.
+"""The fields of a build with templates: one table, for checks and for replacements.
 
-Not in the table, on purpose: ``script`` (the documentation is explicit: use ``env`` or automap),
-``id``, ``waitFor``, ``secretEnv``, volumes, ``source``, and everything that is not text. Values of
+The table lacks, on purpose: ``script`` (the documentation says: use ``env`` or automap),
+``id``, ``waitFor``, ``secretEnv``, volumes, ``source``, and all fields that are not text. Values of
 ``substitutions`` are templates only with dynamic substitutions (`substitutions.expand`).
 
-Source: the local builder's list, widened by what the hosted service does (``options.env``,
+Source: the local builder's list, extended as on the hosted service (``options.env``,
 ``logsBucket``, ``serviceAccount``, pools, secret names, packages).
 """
 
@@ -87,7 +87,7 @@ _TREE: Final = _tree(SUBSTITUTED_FIELDS)
 
 
 def templates(build: Build) -> list[tuple[str, str]]:
-    """JSON path and text of every substituted field that holds a ``$``."""
+    """Yield JSON path and text of every substituted field with a ``$``."""
     found: list[tuple[str, str]] = []
     _collect(build, _TREE, "", found)
     return found
@@ -114,7 +114,7 @@ def _collect(
 
 
 def with_templates_replaced(build: Build, replace: Callable[[str], str]) -> Build:
-    """The build with ``replace`` applied to every substituted field; other fields are untouched."""
+    """Return the build with ``replace`` applied to every substituted field, and no other."""
     return _replaced(build, _TREE, replace)
 
 

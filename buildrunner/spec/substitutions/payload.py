@@ -1,10 +1,10 @@
 """Payload bindings: ``$(body.ref)`` in the substitutions of a trigger, filled from its event.
 
-The value of a binding is data: it is quoted, so that neither ``$(...)`` nor ``${...}`` in it is
+The value of a binding is data: it is quoted, so that no ``$(...)`` or ``${...}`` in it is
 ever expanded again, also inside a bash-style expression.
 
 Source: Cloud Build "Using payload bindings". The path after the root is JSONPath.
-One that can lead to several places is filled with the list of what it finds (our choice).
+A path that can match several places yields the list of matches (our choice).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NOTHING: Final = object()
 """The value at a path that does not exist."""
 
 PATH: Final = r"(?:\.{1,2}[^.\[\]()\s]+|(?:\.\.)?\[[^\[\]()]{1,200}\])*"
-"""Regular expression for the text of a path, behind its root."""
+"""Regular expression for the text of a path, after its root."""
 
 _MOST: Final = 1_000_000
 _PART = re.compile(r"(\.\.)?(?:\.?(?P<name>[^.\[\]()\s]+)|\[(?P<inside>[^\[\]()]+)\])")
@@ -42,12 +42,12 @@ def find(value: Any, path: str) -> Any:
 
     Args:
         value: parsed JSON.
-        path: what follows the root; empty for all of it.
+        path: the path after the root; empty for the whole value.
 
     Returns:
-        The one value of a path that can lead to one only; of another path the list of all that it
-        leads to, in order. `NOTHING` when there is none, when that is no path, or when it takes a
-        million places to find out (``..*..*`` grows without end).
+        The value of a path that can match only one; for another path, the list of all matches,
+        in order. `NOTHING` if nothing matches, if the path is invalid, or if it visits more than a
+        million places (``..*..*`` grows without end).
     """
     parts = _parts(path)
     if parts is None:
@@ -70,7 +70,7 @@ def find(value: Any, path: str) -> Any:
 
 @lru_cache(maxsize=256)
 def _parts(path: str) -> tuple[tuple[list[Selector], bool, bool], ...] | None:
-    """Parse a path: of each part the selectors, whether it descends, whether it is one value."""
+    """Parse a path: for each part the selectors, whether it descends, whether it is one value."""
     parts = []
     position = 0
     while position < len(path):
@@ -146,7 +146,7 @@ def _every(value: Any) -> Iterator[Any]:
 
 
 def _all_below(value: Any) -> Iterator[Any]:
-    """It, and all that is in it, from the outside to the inside."""
+    """Yield a value and everything in it, from the outside to the inside."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
@@ -165,7 +165,7 @@ class Bound(msgspec.Struct, frozen=True):
 
     Attributes:
         values: templates for dynamic substitutions, with all data quoted.
-        missing: the bindings that found nothing, such as ``$(body.none)``; each became the empty
+        missing: the bindings without a match, such as ``$(body.none)``; each became the empty
             string.
     """
 
@@ -177,9 +177,9 @@ def bind(substitutions: Mapping[str, str], event: Mapping[str, Any]) -> Bound:
     """Fill in the bindings of all values.
 
     Args:
-        substitutions: of a trigger, or of the config that a repository event builds.
+        substitutions: substitutions of a trigger, or of its config.
         event: parsed JSON by root name: ``body``, ``push`` or ``pull_request``. Bindings of roots
-            that are not there are left as they stand.
+            that are missing stay unchanged.
     """
     missing: dict[str, None] = {}
     values = {name: _bind(value, event, missing) for name, value in substitutions.items()}
@@ -187,11 +187,11 @@ def bind(substitutions: Mapping[str, str], event: Mapping[str, Any]) -> Bound:
 
 
 def filled(template: str, event: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """A text with its bindings filled in, where nothing looks at it again; and those without value.
+    """Return a text with its bindings filled in, unquoted; and the bindings without a value.
 
     Args:
         template: the text.
-        event: parsed JSON by root name, as for `bind`; any name will do.
+        event: parsed JSON by root name, as for `bind`; any name is accepted.
     """
     missing: dict[str, None] = {}
 
@@ -229,7 +229,7 @@ def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> 
 
 
 def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
-    """Length of what stands at ``position``, and how many expressions are open after it."""
+    """Return the length of the token at ``position``, and the open expressions after it."""
     char = template[position]
     if template.startswith("$$", position):
         return 2, depth
@@ -243,14 +243,14 @@ def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
 
 
 def _quoted(text: str, *, in_expression: bool) -> str:
-    """The text as a template that stands for it, and for nothing else."""
+    """Return a template whose value is the text."""
     if in_expression:
         return _SPECIAL.sub(r"\\\1", text)
     return text.replace("$", "$$")
 
 
 def _as_text(value: Any) -> str:
-    """A scalar as text, anything else as compact JSON."""
+    """Return a scalar as text, anything else as compact JSON."""
     if isinstance(value, str):
         return value
     if value is None:

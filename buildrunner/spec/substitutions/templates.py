@@ -1,14 +1,14 @@
-r"""Finding and replacing ``$NAME``, ``${NAME}`` and ``$$`` in the strings of a build.
+r"""Finds and replaces ``$NAME``, ``${NAME}`` and ``$$`` in the strings of a build.
 
-One scanner serves checking and replacing, so that both always see the same references:
+One scanner serves checks and replacements, so that both find the same references:
 
     template   := ( escape | reference | char )*
     escape     := "$$"                       one literal "$"
     reference  := "$" NAME | "${" NAME "}"   longest match
     NAME       := [A-Z_] [A-Z0-9_]*          ASCII only
 
-One pass from left to right; results are never scanned again; a backslash means nothing; any other
-``$`` is itself. With dynamic substitutions ``${NAME operator...}`` counts too (`dynamic`).
+One pass from left to right; results are never scanned again; a backslash has no meaning; any other
+``$`` is literal. With dynamic substitutions ``${NAME operator...}`` counts, too (`bash`).
 
 Source: the substitution package of the local builder; "Substituting variable values".
 """
@@ -32,7 +32,7 @@ class Reference(msgspec.Struct, frozen=True):
     Attributes:
         start: position of its ``$``.
         end: position after its last character.
-        expression: what it refers to; None for the escape ``$$``.
+        expression: its expression; None for the escape ``$$``.
     """
 
     start: int
@@ -41,7 +41,7 @@ class Reference(msgspec.Struct, frozen=True):
 
 
 class Cycle(ValueError):
-    """User variables refer to each other in a circle; the message draws it.
+    """User variables refer to each other in a cycle, which the message shows.
 
     Attributes:
         names: the variables in the order of their references; the first is also the last.
@@ -53,11 +53,11 @@ class Cycle(ValueError):
 
 
 def find_references(template: str, *, dynamic: bool = False) -> Iterator[Reference]:
-    """Every escape and reference of the template, from left to right, without overlap.
+    """Return every escape and reference of the template, from left to right, without overlap.
 
     Args:
         template: any text; never an error. Time is linear in its length.
-        dynamic: also see ``${NAME operator...}``.
+        dynamic: also find ``${NAME operator...}``.
     """
     position = 0
     while True:
@@ -75,7 +75,7 @@ def find_references(template: str, *, dynamic: bool = False) -> Iterator[Referen
 
             parsed = parse_expression(template, token.start())
             if parsed is None:
-                # No closing brace: the rest can hold no expression either.
+                # Without a closing brace, the rest can have no expression either.
                 dynamic = False
             else:
                 expression, position = parsed
@@ -83,12 +83,12 @@ def find_references(template: str, *, dynamic: bool = False) -> Iterator[Referen
 
 
 def substitute(template: str, lookup: Callable[[str], str | None], *, dynamic: bool = False) -> str:
-    """The template with every reference replaced; a variable without a value is empty.
+    """Return the template with every reference replaced; a variable without a value is empty.
 
     Args:
         template: any text.
-        lookup: the value of a variable, None when it has none.
-        dynamic: evaluate bash-style expressions too.
+        lookup: returns the value of a variable; None if it has none.
+        dynamic: also evaluate bash-style expressions.
 
     Raises:
         BadExpression: an expression can't be evaluated (only with ``dynamic``).
@@ -117,7 +117,7 @@ def _value(expression: Expression, lookup: Callable[[str], str | None]) -> str:
 
 
 def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
-    """The name of every variable the template refers to, in order, repeated as often as it is."""
+    """Return the name of the variable of each reference, in order, with repetitions."""
     if "$" not in template:
         return
     for reference in find_references(template, dynamic=dynamic):
@@ -128,13 +128,13 @@ def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
 def expand(
     user: Mapping[str, str], built_in: Mapping[str, str], *, is_template: Callable[[str], bool]
 ) -> dict[str, str]:
-    """The values of ``user`` with the references between them resolved (dynamic substitutions).
+    """Return the values of ``user`` with the references between them resolved.
 
-    Values of names that are no template (overridden built-ins) are taken as they are: they hold
-    data of commits and events. The order of the map does not matter.
+    For dynamic substitutions. Values of overridden built-ins are no templates: they have
+    data of commits and events. The order of the map is irrelevant.
 
     Raises:
-        Cycle: variables refer to each other in a circle.
+        Cycle: variables refer to each other in a cycle.
         BadExpression: an expression can't be evaluated; the message names the variable.
     """
     done: dict[str, str] = {}
@@ -156,11 +156,11 @@ def expand(
 
 
 def _dependency_order(user: Mapping[str, str], is_template: Callable[[str], bool]) -> list[str]:
-    """The names so that each comes after those that its value mentions."""
+    """Return the names in an order in which each follows those in its value."""
     order: list[str] = []
     finished: set[str] = set()
     for first in user:
-        # An explicit stack: a chain of 200 variables is legal, deep recursion is not.
+        # An explicit stack, since a chain of 200 variables is legal.
         path: list[str] = []
         on_path: set[str] = set()
         pending: list[tuple[str, bool]] = [(first, False)]

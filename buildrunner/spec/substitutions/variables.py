@@ -1,4 +1,4 @@
-"""The variables of a build: which names exist, who may set them, and what the built-in ones hold.
+"""The variables of a build: their names, the permission to set them, and built-in values.
 
 Source: Cloud Build "Substituting variable values" (which lists twelve overridable built-ins, where
 the help of gcloud lists six).
@@ -33,27 +33,27 @@ OVERRIDABLE: Final = frozenset(
 FIXED: Final = frozenset({"PROJECT_ID", "PROJECT_NUMBER", "BUILD_ID", "LOCATION"})
 BUILT_IN: Final = OVERRIDABLE | FIXED
 
-# Set by the event of a pull request; their shape is that of user variables.
+# Set by the event of a pull request; they have the form of user variables.
 PULL_REQUEST: Final = ("_HEAD_BRANCH", "_BASE_BRANCH", "_HEAD_REPO_URL", "_PR_NUMBER")
 
 _SHORT_SHA_LENGTH: Final = 7
 
 
 class BuiltIns(msgspec.Struct, frozen=True, kw_only=True):
-    """The facts from which the built-in variables are computed.
+    """The inputs of the built-in variables.
 
     Attributes:
         project_id: project of the build.
         project_number: its number; any stable number will do.
         build_id: id of this build.
         location: region, ``global`` by default.
-        commit_sha: resolved commit of the source; empty when it has none.
-        branch: branch that is built; empty on tags.
-        tag: tag that is built; empty on branches.
+        commit_sha: resolved commit of the source; empty if it has none.
+        branch: the built branch; empty for tags.
+        tag: the built tag; empty for branches.
         repo_full_name: ``owner/name``; empty without a repository.
-        trigger_name: name of the trigger; empty when none fired.
+        trigger_name: name of the trigger; empty for none.
         config_path: path of the config file in the repository (triggered builds).
-        service_account_email: account the build runs as; empty when unknown.
+        service_account_email: account of the build; empty if unknown.
         pull_request: values of ``_HEAD_BRANCH``, ``_BASE_BRANCH``, ``_HEAD_REPO_URL`` and
             ``_PR_NUMBER``; empty unless a pull request fired the trigger.
     """
@@ -72,7 +72,7 @@ class BuiltIns(msgspec.Struct, frozen=True, kw_only=True):
     pull_request: dict[str, str] = {}
 
     def values(self) -> dict[str, str]:
-        """Every built-in by name. Those that have no value are empty, never absent."""
+        """Return every built-in by name. Those without a value are empty, never absent."""
         account = self.service_account_email
         project = self.project_id
         return {
@@ -97,19 +97,19 @@ class BuiltIns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_user_variable(name: str) -> bool:
-    """Whether ``name`` has the form ``_X`` of a user-defined variable (``_`` alone has not)."""
+    """Return whether ``name`` has the form ``_X`` of a user-defined variable."""
     return USER_VARIABLE.fullmatch(name) is not None
 
 
 def may_be_set(name: str) -> bool:
-    """Whether a caller may give ``name`` a value: user variables and overridable built-ins."""
+    """Return whether a caller may set ``name``: user variables and overridable built-ins."""
     return name in OVERRIDABLE or is_user_variable(name)
 
 
 def merged(*maps: Mapping[str, str]) -> dict[str, str]:
-    """One map of user values; later maps win (file, then trigger, then flags).
+    """Return one map of user values; later maps win (file, then trigger, then flags).
 
-    Source: a value given at run time beats the trigger's, which beats the file's.
+    Source: a value given at run time overrides the trigger's, which overrides the file's.
     """
     result: dict[str, str] = {}
     for each in maps:

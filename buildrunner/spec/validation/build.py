@@ -26,7 +26,7 @@ _LOGS_ELSEWHERE: Final = (LoggingMode.CLOUD_LOGGING_ONLY, LoggingMode.NONE)
 
 
 def check_build_level(build: Build, limits: Limits, findings: Findings) -> None:
-    """Durations, disk, tags and the account: V03-V06, V08, V10."""
+    """Check durations, disk, tags and the account: V03-V06, V08, V10."""
     timeout = build.timeout
     if timeout is not None and timeout > limits.timeout:
         findings.error("V03", "timeout", "timeout exceeds the timeout limit of 24h0m0s")
@@ -63,7 +63,7 @@ def _has_log_destination(build: Build, options: BuildOptions) -> bool:
 
 
 def check_uploads(build: Build, limits: Limits, findings: Findings) -> None:
-    """Images and artifacts, before substitution: V60-V68."""
+    """Check images and artifacts, before substitution: V60-V68."""
     artifacts = build.artifacts
     _check_images("images", build.images, limits, findings)
     if artifacts is None:
@@ -115,7 +115,7 @@ def _check_objects(objects: ArtifactObjects, limits: Limits, findings: Findings)
             findings.error("V68", f"{where}[{index}]", message)
 
 
-# The fields that the API calls required, in the order of the reference.
+# The required fields of the API, in the order of the reference.
 _REQUIRED: Final = (
     ("maven_artifacts", "mavenArtifacts", ("repository", "artifact_id", "group_id", "version")),
     ("go_modules", "goModules", ("repository_name", "module_path", "module_version")),
@@ -131,7 +131,7 @@ def _check_packages(artifacts: Artifacts, findings: Findings) -> None:
             path = f"artifacts.{json_name}[{index}]"
             required: tuple[str, ...] = all_required
             if attribute == "maven_artifacts" and package.deploy_folder:
-                required = ("repository",)  # the files lie in it as the repository will have them
+                required = ("repository",)  # its files have the layout of the repository
                 if package.path:
                     message = "mavenArtifacts must not specify both path and deployFolder"
                     findings.error("artifact-field", path, message)
@@ -180,7 +180,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 def effective_options(options: BuildOptions | None, *, triggered: bool) -> BuildOptions:
-    """The options that count: a triggered build is always loose and dynamic.
+    """Return the effective options: a triggered build is always loose and dynamic.
 
     Source: the API text of ``substitutionOption`` and ``dynamicSubstitutions``.
     """
@@ -198,7 +198,7 @@ _WORKSPACE = "/workspace"
 
 
 def check_source(build: Build, findings: Findings) -> None:
-    """``source.*`` and ``dependencies``: what they name, and no password in it.
+    """Check ``source.*`` and ``dependencies``, which must not hold a password.
 
     Source: semantics 1.5 (``dir`` is relative) and 1.13.
     """

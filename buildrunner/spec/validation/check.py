@@ -1,8 +1,8 @@
-"""`check_build`: everything that is wrong with a build, in one go and in the order of the file.
+"""`check_build`: all problems of a build, in the order of the file.
 
-The rules have stable ids, V01-V71 and a few named ones;
-each lives in the ``validate_*`` module of its subject. Reading problems (unknown fields, wrong
-types, V01, V02) come from the decoder and are only passed on.
+The rules have stable ids, V01-V71 and a few names;
+each is in the module of its subject. Reading problems (unknown fields, wrong
+types, V01, V02) come from the decoder and are only included.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _RECORDED_OPTIONS = {
 
 
 def check_differences(build: Build, findings: Findings) -> None:
-    """Warn about every such field that the build uses: rule ``not-done-here``."""
+    """Warn about every used field that has no effect here: rule ``not-done-here``."""
     for owner, json_name, path in _used(build):
-        # Not at the top: most builds use none of them.
+        # Imported here, since most builds use none of them.
         from buildrunner.spec.model.stands import Stand, stand_of
 
         verdict = stand_of(owner, json_name)
@@ -87,7 +87,7 @@ def _used(build: Build) -> Iterator[tuple[type[Message], str, str]]:
 
 MAX_PROBLEMS: Final = 200
 
-# Stand-ins for what is known only when the build runs, so that gcr.io/$PROJECT_ID/x can be judged.
+# Samples of values that only a run knows, so that gcr.io/$PROJECT_ID/x can be checked.
 SAMPLE: Final = BuiltIns(
     project_id="my-project",
     project_number="123456789012",
@@ -120,21 +120,21 @@ def check_build(
     triggered: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> list[Problem]:
-    """All problems of a build, errors and warnings, in the order of the file.
+    """Return all problems of a build, errors and warnings, in the order of the file.
 
     Args:
-        subject: what `decode.load_build` gave (then problems have a place, those of reading are
-            among them, and the stricter rules for config files hold), or a Build that came by the
-            API (then problems come in the order of the rules).
-        file: name of the file that ``subject`` was loaded from.
-        substitutions: values given from outside (flags, trigger, API); they win over the build's.
-        built_ins: values of the built-in variables. Without them samples are used, and what depends
-            on a repository is judged leniently, since it is not known where the build will run.
-        triggered: judge it as a build that a trigger makes: loose, dynamic substitutions.
-        limits: how much of everything a build may hold.
+        subject: the result of `decode.load_build` (problems then have a place, reading problems are
+            included, and the stricter rules for config files apply), or a Build from the
+            API (problems are then in the order of the rules).
+        file: name of the file of ``subject``.
+        substitutions: values from outside (flags, trigger, API), which override the build's.
+        built_ins: values of the built-in variables. Without them samples are used, and values that
+            depend on a repository are checked leniently, since the environment is unknown.
+        triggered: check it as a triggered build: loose, dynamic substitutions.
+        limits: the limits of a build.
 
     Returns:
-        An empty list for a build without blemish. A bad build never raises; the time is linear in
+        An empty list for a valid build. An invalid build never raises; the time is linear in
         the build's size.
     """
     findings = Findings()
@@ -162,7 +162,7 @@ def check_build(
 
 
 def _as_read_by_triggers(problem: Problem) -> Problem:
-    """The problem with a config as the reader of triggers sees it.
+    """Return a problem with the severity for triggered configs.
 
     Source: configs in use whose triggers read ``timeout: 20m`` (googleapis/cel-spec,
         GoogleCloudPlatform/golang-samples); the API refuses it.
@@ -184,7 +184,7 @@ def check_values(build: Build) -> list[Problem]:
 
 
 def _readable(problems: list[Problem]) -> list[Problem]:
-    """The problems, but no more than anybody reads; a last one counts the rest."""
+    """Return the problems up to a limit; a last one counts the rest."""
     if len(problems) <= MAX_PROBLEMS:
         return problems
     hidden = problems[MAX_PROBLEMS:]
@@ -223,7 +223,7 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
     if build.source is not None or build.dependencies:
-        from buildrunner.spec.validation.build import check_source  # few builds have either
+        from buildrunner.spec.validation.build import check_source  # few builds have these
 
         check_source(build, findings)
     check_differences(build, findings)
@@ -235,7 +235,7 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
         try:
             expanded = expand(known, built_in, is_template=is_user_variable)
         except BadExpression as error:
-            # With samples it says nothing: their values may be shorter than the real ones.
+            # Not with samples, whose values may be shorter than the real ones.
             complete = False
             if not assumed:
                 findings.error("expression", "substitutions", str(error))
@@ -256,26 +256,26 @@ def _with_place(problem: Problem, loaded: LoadedBuild, file: str) -> Problem:
     return msgspec.structs.replace(problem, file=file, line=line, column=column)
 
 
-# Rules about something that is not there: no news when the place where it stands can't be read.
+# Rules about missing values, which don't count if the surrounding value is unreadable.
 _ABSENCE: Final = frozenset({"V20", "V22", "V43", "V63", "V65", "artifact-field", "V17"})
 _ABSENCE_ANYWHERE: Final = frozenset({"V19", "V45", "V46", "V50", "V59"})
 
 
 def _follows_from(problem: Problem, read_badly: Sequence[str], build: Build) -> bool:
-    """Whether the problem would not be there if what could not be read had been read."""
+    """Return whether the problem may result from an unreadable value."""
     if problem.rule == "V27":
         return any(_may_hide_an_id(path, build) for path in read_badly)
     if problem.rule in _ABSENCE_ANYWHERE:
         return True
     if problem.rule == "V20" and any(path.isidentifier() for path in read_badly):
-        return True  # "stps:" is an unknown field, and reason enough that there are no steps
+        return True  # "stps:" is an unknown field, which explains the missing steps
     if problem.rule == "V17":
         return any(path.startswith("substitutions") for path in read_badly)
     return problem.rule in _ABSENCE and any(path.startswith(problem.path) for path in read_badly)
 
 
 def _may_hide_an_id(path: str, build: Build) -> bool:
-    """Whether a step's id may be in what could not be read at ``path``."""
+    """Return whether a step's id may be in the unreadable value at ``path``."""
     if not path.startswith("steps"):
         return False
     number = path.removeprefix("steps[").partition("]")[0]

@@ -1,4 +1,4 @@
-"""The findings of checks, before they have a place in a file."""
+"""The problems found by checks, before they get a place in a file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Findings:
     """The problems of one build, in the order in which they were found.
 
     Attributes:
-        problems: what was found; file, line and column are not known yet.
+        problems: the problems; file, line and column are not known yet.
     """
 
     def __init__(self) -> None:
@@ -22,11 +22,11 @@ class Findings:
         self._suggestions_left = _MAX_SUGGESTIONS
 
     def error(self, rule: str, path: str, message: str, hint: str = "") -> None:
-        """The build can't run like this."""
+        """Add a problem that prevents the build."""
         self.problems.append(Problem(message, path=path, rule=rule, hint=hint))
 
     def warning(self, rule: str, path: str, message: str, hint: str = "") -> None:
-        """The build runs, but perhaps not everywhere, or not as meant."""
+        """Add a problem that does not prevent the build."""
         self.problems.append(
             Problem(message, path=path, rule=rule, hint=hint, severity=Severity.WARNING)
         )
@@ -34,7 +34,7 @@ class Findings:
     def did_you_mean(self, word: str, known: Iterable[str]) -> str:
         """``did you mean "x"?`` for the known word most like ``word``; empty for none.
 
-        Only the first few calls look: thousands of typos are no typos, and looking is slow.
+        Only the first calls search, since the search is slow and thousands of typos are no typos.
         """
         self._suggestions_left -= 1
         return did_you_mean(word, known) if self._suggestions_left >= 0 else ""
@@ -47,6 +47,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """The text on one line for a message, its end cut off when it is long."""
+    """Return the text on one line for a message; a long text is cut."""
     line = text[: limit + 1].replace("\n", "\\n").replace("\r", "\\r")
     return line if len(line) <= limit else f"{line[: limit - 1]}…"

@@ -1,4 +1,4 @@
-"""Rules about what comes out of the templates: V07, V09, V64, V69-V71 and what contradicts it."""
+"""Rules about substituted values: V07, V09, V64, V69-V71."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class ImageReference(msgspec.Struct, frozen=True):
     """The parts of an image's name.
 
     Attributes:
-        repository: host and path, as written.
-        tag: empty when none is given.
-        digest: ``sha256:...``; empty when none is given.
+        repository: host and path.
+        tag: empty for none.
+        digest: ``sha256:...``; empty for none.
     """
 
     repository: str
@@ -48,7 +48,7 @@ class ImageReference(msgspec.Struct, frozen=True):
 
 @lru_cache(maxsize=1024)
 def parse_image_reference(text: str) -> ImageReference | None:
-    """The parts of ``text``, or None when it is no image reference."""
+    """Return the parts of ``text``, or None if it is no image reference."""
     match = _REFERENCE.fullmatch(text)
     if match is None or len(match.group(1)) > MAX_REPOSITORY_LENGTH:
         return None
@@ -58,8 +58,8 @@ def parse_image_reference(text: str) -> ImageReference | None:
 def attachment_refusal(tag: str) -> str:
     """Return why no image is pushed to a tag; empty if one may be.
 
-    Registries have signatures and attestations of an image under a tag with the image's digest.
-    An author of that tag decides which signatures others find there.
+    Registries store signatures and attestations of an image under a tag with the image's digest.
+    The author of that tag decides which signatures others find.
 
     Source: the OCI distribution specification 1.1, "Referrers Tag Schema" (``sha256-DIGEST``), and
     cosign, which writes ``sha256-DIGEST.att``, ``.sig`` and ``.sbom``.
@@ -72,7 +72,7 @@ def attachment_refusal(tag: str) -> str:
     )
 
 
-# Compiled on first use: most builds have none of them, and compiling takes time.
+# Compiled on first use, since most builds have none of them.
 _TAG = r"(?a:\w[\w.-]{0,127})"
 _LOGS_BUCKET = rf"(?s:(?:gs://)?{BUCKET_NAME}(?:/.*)?)"
 _SERVICE_ACCOUNT = r"projects/[^/\s]+/serviceAccounts/[^/\s]+"
@@ -84,14 +84,14 @@ _PLACE = (
 
 
 class Values:
-    """Gives the text of a template as the build will have it.
+    """Evaluates templates with the values of the build.
 
     Args:
         variables: every known variable.
-        user: the user variables as they are written.
+        user: the user variables, unevaluated.
         dynamic: evaluate bash-style expressions.
-        complete: the templates have passed their checks; else only plain text can be looked at.
-        assumed: it is not known where the build will run, and so what it will be given.
+        complete: the templates have passed their checks; otherwise only plain text can be checked.
+        assumed: the environment, and so the given values, are unknown.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Values:
         self._assumed = assumed
 
     def text(self, template: str) -> str | None:
-        """The text; None when it can't be known."""
+        """Return the text; None if unknown."""
         if "$" not in template:
             return template
         if not self._complete:
@@ -122,11 +122,11 @@ class Values:
 
     @property
     def are_final(self) -> bool:
-        """Whether bash-style expressions can be judged: the values are those of a real build."""
+        """Return whether bash-style expressions can be checked: the values are a real build's."""
         return self._complete and self._dynamic and not self._assumed
 
     def failure(self, template: str) -> str:
-        """Why the template can't be evaluated with the values of this build; empty if it can."""
+        """Return why the template can't be evaluated with these values; empty if it can."""
         try:
             substitute(template, self._variables.get, dynamic=True)
         except BadExpression as error:
@@ -134,9 +134,9 @@ class Values:
         return ""
 
     def unset(self, template: str) -> list[str]:
-        """The variables that the template depends on, without a value here but perhaps elsewhere.
+        """Return the variables of the template that lack a value here but perhaps not elsewhere.
 
-        With dynamic substitutions it also depends on what the values of its variables mention.
+        With dynamic substitutions, the variables in values of its variables count, too.
         """
         return self.without_value(template) if self._assumed else []
 
@@ -145,7 +145,7 @@ class Values:
         pending = list(names_in(template, dynamic=self._dynamic))
         seen: set[str] = set()
         unset: list[str] = []
-        for name in pending:  # grows meanwhile
+        for name in pending:  # grows during the loop
             if name in seen:
                 continue
             seen.add(name)
@@ -161,7 +161,7 @@ class Values:
 
 
 def check_results(build: Build, values: Values, findings: Findings) -> None:
-    """Whether every template can be evaluated, and what comes out of it is valid."""
+    """Check that every template can be evaluated, and that its value is valid."""
     for path, template in templates(build) if values.are_final else ():
         failure = values.failure(template)
         if failure:
@@ -179,16 +179,16 @@ def check_results(build: Build, values: Values, findings: Findings) -> None:
 
 
 class _ResultCheck:
-    """Looks at the text that each template becomes."""
+    """Checks the value of each template."""
 
     def __init__(self, values: Values, findings: Findings) -> None:
         self._values = values
         self._findings = findings
 
     def images(self, build: Build) -> None:
-        """The images of steps, and those to push."""
+        """Check the images of steps, and the images to push."""
         for index, step in enumerate(build.steps):
-            # An empty name is V22 already, unless a variable made it empty.
+            # An empty name is reported by V22, unless a variable made it empty.
             if step.name:
                 self._image(f"steps[{index}].name", step.name, rule="V69")
         for index, image in enumerate(build.images):
@@ -198,7 +198,7 @@ class _ResultCheck:
                 self._image(f"artifacts.images[{index}]", image, rule="V70")
 
     def names(self, build: Build) -> None:
-        """Tags, the logs bucket and the account; each of them may be empty."""
+        """Check tags, the logs bucket and the account; each of them may be empty."""
         for index, tag in enumerate(build.tags):
             text = self._mismatch(tag, f"(?:{_TAG})?")
             if text is not None:
@@ -217,7 +217,7 @@ class _ResultCheck:
     def uploads(self, artifacts: Artifacts) -> None:
         """Check the addresses that objects and generic artifacts are uploaded to."""
         location = artifacts.objects.location if artifacts.objects else ""
-        # An empty location is V63 already, unless a variable made it empty.
+        # An empty location is reported by V63, unless a variable made it empty.
         text = self._mismatch(location, _LOCATION) if location else None
         if text is not None:
             message = (
@@ -274,14 +274,14 @@ class _ResultCheck:
         return ""
 
     def _mismatch(self, template: str, pattern: str) -> str | None:
-        """The template's text, shortened for a message, if it is known and does not match."""
+        """Return the template's value, shortened, if it is known and does not match."""
         text = self._values.text(template)
         if text is None or re.fullmatch(pattern, text):
             return None
         return shortened(text)
 
     def _report(self, path: str, template: str, message: str, hint: str = "", *, rule: str) -> None:
-        """Report an error; a warning if the build may still be given a value that is missing."""
+        """Report an error; a warning if a missing value may still be given."""
         unset = self._values.unset(template)
         if not unset:
             self._findings.error(rule, path, message, hint)

@@ -21,7 +21,7 @@ _VOLUME_NAME = r"[a-zA-Z0-9][a-zA-Z0-9_.-]+"
 
 
 def check_steps(build: Build, limits: Limits, findings: Findings) -> None:
-    """Every step on its own and what it waits for: V20-V36."""
+    """Check every step and its dependencies: V20-V36."""
     steps = build.steps
     if not steps:
         findings.error("V20", "steps", "no build steps are specified")
@@ -140,7 +140,7 @@ def _check_timeout(
     index: int, timeout: timedelta, build: Build, limits: Limits, findings: Findings
 ) -> None:
     path = f"steps[{index}].timeout"
-    # An unset build timeout counts as the limit here, as in the local builder.
+    # An unset build timeout counts as the maximum here, as in the local builder.
     build_timeout = build.timeout or limits.timeout
     if timeout < _ZERO:
         message = f"invalid .timeout in build step #{index}: build step timeout must be >0"
@@ -157,7 +157,7 @@ def _check_timeout(
 
 
 def check_volumes(build: Build, findings: Findings) -> None:
-    """Global and step volumes: V50-V59."""
+    """Check global and step volumes: V50-V59."""
     global_volumes = build.options.volumes if build.options else ()
     if global_volumes:
         if len(build.steps) < 2:
@@ -223,7 +223,7 @@ def _check_volume_path(place: str, given: str, path: str, findings: Findings) ->
 
 
 def check_environment(build: Build, limits: Limits, findings: Findings) -> None:
-    """Plain variables of the build and of each step: V30, V37, V38."""
+    """Check plain variables of the build and of each step: V30, V37, V38."""
     if build.options and build.options.env:
         prefix = "invalid .options.env field:"
         _check_env_list("options.env", prefix, "", build.options.env, limits, findings)
@@ -261,7 +261,7 @@ def _check_env_list(
 
 
 def check_secrets(build: Build, limits: Limits, findings: Findings) -> None:
-    """Secrets: what is defined, what is used, and that the two agree: V39-V49."""
+    """Check secrets: definitions, uses, and their agreement: V39-V49."""
     defined = _check_definitions(build, limits, findings)
     used = _check_uses(build, findings)
     for name, path in used.items():
@@ -278,7 +278,7 @@ def check_secrets(build: Build, limits: Limits, findings: Findings) -> None:
 
 
 class _Definitions:
-    """Every secret variable that the build defines, with the path of its first definition."""
+    """The secret variables that the build defines, with the path of the first definition."""
 
     def __init__(self, limits: Limits, findings: Findings) -> None:
         self.paths: dict[str, str] = {}
@@ -287,7 +287,7 @@ class _Definitions:
         self._findings = findings
 
     def define(self, name: str, path: str) -> None:
-        """One more variable: V44."""
+        """Add a variable: V44."""
         self.count += 1
         if name in self.paths:
             message = f'secretEnv "{shortened(name)}" is defined more than once'
@@ -297,7 +297,7 @@ class _Definitions:
     def define_encrypted(
         self, path: str, entries: Sequence[tuple[str, dict[str, bytes]]], map_name: str
     ) -> None:
-        """Variables that are encrypted with KMS keys: V42, V43, V48."""
+        """Add variables that are encrypted with KMS keys: V42, V43, V48."""
         keys: set[str] = set()
         for index, (key_name, ciphertexts) in enumerate(entries):
             place = f"{path}[{index}]"
@@ -337,7 +337,7 @@ def _check_definitions(build: Build, limits: Limits, findings: Findings) -> dict
 
 
 def _check_uses(build: Build, findings: Findings) -> dict[str, str]:
-    """Every secret variable that a step gets, with the path of its first use."""
+    """Return every secret variable that a step gets, with the path of its first use."""
     used: dict[str, str] = {}
     everywhere: set[str] = set()
     for position, name in enumerate(build.options.secret_env if build.options else ()):
@@ -363,7 +363,7 @@ def _check_uses(build: Build, findings: Findings) -> dict[str, str]:
 
 
 def _check_overlap(build: Build, findings: Findings) -> None:
-    """A name may be secret or plain in a step, not both: V49."""
+    """Check that no name is both secret and plain in a step: V49."""
     options = build.options
     global_secrets = set(options.secret_env) if options else set()
     global_env = [entry.partition("=")[0] for entry in options.env] if options else []

@@ -1,4 +1,4 @@
-"""Rules about substitutions and references to them: V11-V19, and what dynamic ones add."""
+"""Rules about substitutions and references to them: V11-V19, and rules for dynamic ones."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from buildrunner.spec.substitutions.variables import (
 from buildrunner.spec.validation.build import Limits
 from buildrunner.spec.validation.findings import Findings, shortened
 
-# Variables that the shell of a step sets: $PATH in an argument most likely means the shell's.
+# Variables of a step's shell: $PATH in an argument most likely means the shell's.
 _SHELL_VARIABLES: Final = frozenset({"BUILDER_OUTPUT", "HOME", "PATH", "PWD", "USER", "HOSTNAME"})
 
-# Compiled on first use: most builds have none of them, and compiling takes time.
+# Compiled on first use, since most builds have none of them.
 _ESCAPED = r"\$\{?([A-Z_][A-Z0-9_]*)"
 _EXPRESSION = r"\$\{[#!]?([A-Z_][A-Z0-9_]*)[^A-Za-z0-9_}]"
 _WORD = r"[A-Z_][A-Z0-9_]*"
@@ -40,14 +40,14 @@ def check_substitution_maps(
     *,
     from_config_file: bool,
 ) -> None:
-    """Keys and values of ``substitutions`` and of what was given from outside: V11-V16.
+    """Check keys and values of ``substitutions`` and of values from outside: V11-V16.
 
     Args:
-        build: holds its own map.
-        given: values of the command line or of a trigger.
-        limits: what to enforce.
-        findings: where problems go.
-        from_config_file: the build stands in a file, where built-in names may not be set.
+        build: the build with its own map.
+        given: values from the command line or a trigger.
+        limits: the limits.
+        findings: collects problems.
+        from_config_file: the build is in a file, in which built-in names may not be set.
     """
     count = len(build.substitutions.keys() | given.keys()) if given else len(build.substitutions)
     if count > limits.substitutions:
@@ -80,7 +80,7 @@ def _check_entry(
         message = f'substitution key "{shown}" does not respect format {_FORMAT}'
         hint = f"built-in names are set from outside: --substitutions={key}=..."
         findings.error("V15", path, message, hint)
-    # Four bytes are the most that UTF-8 takes for a character.
+    # A character takes at most four bytes in UTF-8.
     if 4 * len(key) > limits.substitution_key_bytes:
         length = len(key.encode("utf-8", "surrogatepass"))
         if length > limits.substitution_key_bytes:
@@ -95,15 +95,15 @@ def _check_entry(
 
 
 def _user_name(key: str) -> str:
-    """The valid key that ``key`` is nearly; empty when it is not near one."""
+    """Return the valid key similar to ``key``; empty if there is none."""
     name = "_" + key.lstrip("_").upper().replace("-", "_").replace(".", "_")
     return name if is_user_variable(name) and len(name) < 100 else ""
 
 
 def without_own_values(user: Mapping[str, str]) -> dict[str, str]:
-    """The variables but those whose value (``_X: ${_X}``) is whatever the build is given for them.
+    """Return the variables without those whose value (``_X: ${_X}``) is the given value.
 
-    Source: configs in use write it for values that their trigger sets.
+    Source: configs in use have it for values that their trigger sets.
     """
     return {
         name: value
@@ -120,14 +120,14 @@ def check_references(
     *,
     assumed: bool,
 ) -> bool:
-    """Whether references and values fit together: V17-V19, expressions, cycles.
+    """Check that references and values fit together: V17-V19, expressions, cycles.
 
     Args:
         build: the build before substitution.
         user: all user values, from the build and from outside.
-        options: the options that count (`plan.resolve.effective_options`).
-        findings: where problems go.
-        assumed: it is not known which values the build will be given from outside.
+        options: the effective options (`effective_options`).
+        findings: collects problems.
+        assumed: the values from outside are unknown.
 
     Returns:
         Whether every template can be substituted.
@@ -156,12 +156,12 @@ class _ReferenceCheck:
         self._findings = findings
         self._used: set[str] = set()
         self._missing: dict[str, str] = {}
-        # Variables that stand in text that only looks like a reference to them.
+        # Variables in text that only looks like a reference to them.
         self._escaped: set[str] = set()
         self._unevaluated: set[str] = set()
 
     def read(self, path: str, text: str) -> None:
-        """Take note of every reference in one template."""
+        """Record every reference in one template."""
         for reference in find_references(text, dynamic=self._dynamic):
             expression = reference.expression
             if expression is None:
@@ -201,7 +201,7 @@ class _ReferenceCheck:
         return f"{similar} Or {hint}" if similar else hint
 
     def _read_unevaluated(self, path: str, text: str) -> None:
-        """Expressions that are plain text because dynamic substitutions are off."""
+        """Record expressions that are plain text because dynamic substitutions are off."""
         for match in re.finditer(_EXPRESSION, text):
             name = match.group(1)
             if text[: match.start()].endswith("$") or not self._is_known(name):
@@ -212,7 +212,7 @@ class _ReferenceCheck:
             self._findings.warning("not-dynamic", path, message, hint)
 
     def read_value(self, name: str, value: str) -> None:
-        """Take note of the references in a user variable's own value."""
+        """Record the references in a user variable's own value."""
         path = f"substitutions.{name}"
         if self._dynamic:
             self.read(path, value)
@@ -225,7 +225,7 @@ class _ReferenceCheck:
                 self._findings.warning("not-dynamic", path, message, hint)
 
     def report(self, build: Build, *, assumed: bool) -> None:
-        """Report problems that show only once all templates are read: V17, V19 and circles."""
+        """Report problems that are known only after all templates: V17, V19 and cycles."""
         if self._dynamic and self.good:
             self._check_values(assumed=assumed)
         if self._loose:
@@ -260,7 +260,7 @@ class _ReferenceCheck:
             hint = f"give {name} a value that does not depend on itself"
             self._findings.error("cycle", f"substitutions.{name}", str(error), hint)
         except BadExpression:
-            # Whether it can be evaluated depends on values that are known only when it runs.
+            # Its evaluation depends on values that only a run knows.
             pass
 
     def _missing_hint(self, name: str) -> str:

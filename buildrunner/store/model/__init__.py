@@ -1,1 +1,1 @@
-"""Values of the server's store: builds, deliveries, messages, tokens, as they are handed out."""
+"""Values that the server's store returns: builds, deliveries, messages, tokens."""

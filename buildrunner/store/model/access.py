@@ -14,14 +14,14 @@ class AccessToken(msgspec.Struct, frozen=True, kw_only=True):
     """The scopes of a bearer, with the hash of a secret that only the bearer has.
 
     Attributes:
-        name: unique, for people.
+        name: unique name, for users.
         hash_hex: SHA-256 of the token, in hex (a token has 256 random bits: no salt is needed).
         scopes: of ``read``, ``submit``, ``approve``, ``admin``; admin includes all. The token of a
             worker has ``worker`` alone.
-        projects: project ids it is good for; empty for all.
+        projects: ids of the permitted projects; empty for all.
         pool: the pool whose builds a worker runs; empty for builds without a pool.
-        create_time: when it was made.
-        revoke_time: when it was revoked; None while it is good.
+        create_time: time of its creation.
+        revoke_time: time of its revocation; None while it is valid.
     """
 
     name: str
@@ -38,9 +38,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         hash_hex: SHA-256 of the session id, in hex (256 random bits: no salt is needed).
-        token_name: the token that signed in.
-        expires_at: when the session ends without a further request.
-        ends_at: when it ends in any case.
+        token_name: name of its token.
+        expires_at: end of the session without a further request.
+        ends_at: latest end of the session.
     """
 
     hash_hex: str
@@ -53,13 +53,13 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """An action of a caller on a resource, with its result.
 
     Attributes:
-        id: rising; 0 before it is stored.
-        at: when.
-        who: the token's name, ``local`` without authentication, or ``server``.
+        id: ascending; 0 before it is stored.
+        at: time.
+        who: name of the token, ``local`` without authentication, or ``server``.
         action: ``builds.create``, ``triggers.delete``, ...
-        target: project and id of what it was done to.
+        target: project and id of the resource.
         outcome: HTTP status, or ``ok``.
-        address: where the request came from.
+        address: source address of the request.
     """
 
     at: datetime
@@ -78,8 +78,8 @@ class IdentityKey(msgspec.Struct, frozen=True, kw_only=True):
         id: its thumbprint.
         owner: the server whose key it is; empty for a key of a KMS.
         jwk: the key as a JSON Web Key.
-        created_at: when it was published first.
-        published_until: when no token that it signed is good any more.
+        created_at: time of its first publication.
+        published_until: time at which all tokens that it signed have expired.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""A build as the server's store returns it, the queue as a worker sees it, and known servers."""
+"""Builds in the server's store, the queue for workers, and known servers."""
 
 from __future__ import annotations
 
@@ -14,44 +14,44 @@ from buildrunner.store.model.deployments import RecordedDeployment
 from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 
 CANCELLED_BY: Final = "cancelled_by"
-"""The label that says who cancelled a build: ``cancelled by TOKEN``."""
+"""The label with the origin of a cancellation: ``cancelled by TOKEN``."""
 
 LOST_WORKER: Final = "lost_worker"
-"""The label of a build that begins again, since its worker was lost before any step began."""
+"""The label of a build that starts again, since its worker was lost before any step began."""
 
 WAITS_FOR: Final = "waits_for"
-"""The label of a build of a pool that says why it waits, as a sentence."""
+"""The label of a pool's build with the reason why it waits, as a sentence."""
 
 TRIGGER_GROUP: Final = "trigger:"
-"""And a trigger's id: the group of its builds, unless it names another."""
+"""Prefix of the group of a trigger's builds, before the trigger's id, unless it names another."""
 
 
 class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """A build to keep.
+    """A build to store.
 
     Attributes:
-        document: the Build as of its creation: id, projectId, createTime and status (QUEUED;
-            PENDING when it waits for an approval; FAILURE when it can't run) are set.
-        request: the Build as the caller sent it; what ``retry`` starts from.
+        document: the Build at its creation: id, projectId, createTime and status (QUEUED;
+            PENDING if it waits for an approval; FAILURE if it can't run) are set.
+        request: the caller's Build, from which ``retry`` starts.
         location: ``global`` or a region.
         request_id: idempotency key of the caller; empty for none. A second creation with the same
             key and project returns the first build.
-        priority: higher runs earlier than other builds of the project; among equals the older one
-            does.
+        priority: higher ones run earlier than other builds of the project; among equals, the oldest
+            runs first.
         group: builds of a project in one concurrency group share ``group_limit``; empty for none
             (a trigger's group is ``trigger:ID`` unless it names another).
-        group_limit: how many of the group may run at the same time; 0 for no limit.
+        group_limit: the most concurrent builds of the group; 0 for no limit.
         supersede: on creation, ``cancel_queued`` cancels the group's queued builds, ``cancel_all``
-            its running ones too, empty none.
-        expires_at: when a build that still waits becomes EXPIRED (``queueTtl``).
+            its running ones, too; empty cancels none.
+        expires_at: time at which a waiting build becomes EXPIRED (``queueTtl``).
         push: push images at the end.
-        untrusted: the config comes from somebody who may not have secrets or the socket.
-        only_worker: the one worker that may claim it, by its name: the source lies in a folder of
+        untrusted: the config's author may not have secrets or the socket.
+        only_worker: name of the only worker that may claim it, since the source is in a folder of
             that server; empty for any.
         pool: only workers of this pool may claim it; empty: only workers without a pool may.
-        labels: free facts for triggers and pages (who submitted it, delivery id, ...).
-        attempt_of: the first try of what this build tries again; that build's label ``attempts``
-            then lists this one, too. Empty for a first try.
+        labels: further facts for triggers and pages (submitter, delivery id, ...).
+        attempt_of: the first try, if this build is a retry; that build's label ``attempts``
+            lists this one, too. Empty for a first try.
     """
 
     document: dict[str, Any]
@@ -72,18 +72,18 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """A build as it is in the store.
+    """A build in the store.
 
     Attributes:
-        document: the resource as of now.
-        request: as it came in.
+        document: the present resource.
+        request: the original request.
         location: ``global`` or a region.
-        worker: who holds the lease, as ``worker_name`` of `ServerStore.claim`; empty for nobody.
+        worker: holder of the lease, the ``worker_name`` of `BuildQueue.claim`; empty for none.
         process: the process that runs it (`process_owner`); empty for none.
-        fence: of the last claim; 0 when it was never claimed.
-        lease_until: when the lease ends unless renewed.
-        attempts: how often it was claimed.
-        cancel_requested: somebody wants it cancelled.
+        fence: fence of the last claim; 0 if it was never claimed.
+        lease_until: end of the lease unless renewed.
+        attempts: number of claims.
+        cancel_requested: its cancellation is requested.
         push, untrusted, priority, group, group_limit, only_worker, pool, labels: see `NewBuild`.
     """
 
@@ -107,7 +107,7 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def cancel_reason(self) -> str:
-        """The origin of the request to cancel, as text for users; empty without such a request."""
+        """Return the origin of the cancellation request, as text for users; empty without one."""
         return cancel_reason(self.labels) if self.cancel_requested else ""
 
     @property
@@ -117,16 +117,16 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> str:
-        """Name of its status."""
+        """The name of its status."""
         return str(self.document["status"])
 
 
 class ListedBuild(msgspec.Struct, frozen=True, kw_only=True):
-    """A build as the lists of pages show it, without its document, whose size is up to its author.
+    """A build for lists on pages, without its document, which may be large.
 
     Attributes:
         id, project, status, trigger_id: of the build.
-        create_time: when it was created.
+        create_time: time of its creation.
     """
 
     id: str
@@ -141,7 +141,7 @@ class ClaimedBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id, project, status: of the build.
-        start_time: when its process recorded WORKING; None before that.
+        start_time: time at which its process recorded WORKING; None before that.
         worker, process, fence, lease_until, cancel_requested, labels, pool, group: see
             `StoredBuild`.
     """
@@ -167,7 +167,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
         id, project: of the build.
         pool, group, group_limit, untrusted: see `NewBuild`.
         waits_for: see `WAITS_FOR`.
-        create_time: when it was created.
+        create_time: time of its creation.
     """
 
     id: str
@@ -181,7 +181,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to write one build's document, until somebody else claims it."""
+    """The right to write one build's document, until another claim."""
 
     build_id: str
     fence: int
@@ -191,7 +191,7 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
     """The builds that a worker may claim.
 
     Attributes:
-        pool: the worker's pool: it claims the builds of this pool alone. Empty: builds without one.
+        pool: the worker's pool: it claims only builds of this pool. Empty: builds without a pool.
         projects: the projects whose builds it may claim; empty for all.
         build_id: the only build that it may claim; empty for any.
         uploads_of: name of the server's own worker, whose uploads this worker can read, too.
@@ -208,14 +208,14 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
 
 
 WITHOUT_POOL: Final = ClaimScope()
-"""Every build that has no pool."""
+"""All builds without a pool."""
 
 
 LEASE_S: Final = 30.0
-"""How long a lease lasts unless its holder renews it."""
+"""Duration of a lease unless its holder renews it."""
 
 RETURNS_S: Final = 45.0
-"""How long a worker on another host may stay away after its lease, once steps have begun."""
+"""How long a remote worker may be absent after its lease, once steps have begun."""
 
 
 class BuildPage(msgspec.Struct, frozen=True):
@@ -229,12 +229,12 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
     """The reason why a build has not begun.
 
     Attributes:
-        kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is simply next),
+        kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is next),
             ``pool`` (it waits for a worker of its pool) or ``no_worker``.
-        text: one sentence for a person.
-        ahead: ids of the builds that it waits for, at most ten: those that run first, then those of
+        text: one sentence for the user.
+        ahead: ids of the builds that it waits for, at most ten: running ones first, then those of
             its project.
-        position: place in the queue, from 1; 0 when it is not in the queue.
+        position: place in the queue, from 1; 0 if it is not in the queue.
     """
 
     kind: str
@@ -249,7 +249,7 @@ def cancel_reason(labels: Mapping[str, str]) -> str:
 
 
 class BuildQueue(Protocol):
-    """The queue of builds as a worker sees it: builds are claimed, run under a lease, and ended.
+    """The queue of builds for a worker: builds are claimed, run under a lease, and ended.
 
     `SqlQueue` implements it on a database; a worker that reaches its server over HTTPS needs these
     methods and no others.
@@ -264,10 +264,10 @@ class BuildQueue(Protocol):
         limit: int,
         scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
-        """Take the next build that may run.
+        """Claim the next build that may run.
 
-        It is one of the project with the fewest claimed builds; among several such projects, of the
-        one whose last claim is the longest ago. In the project, the highest priority comes first,
+        It is a build of the project with the fewest claimed builds; among several such projects,
+        of the one with the oldest last claim. In the project, the highest priority comes first,
         then the oldest build.
 
         Returns None if no build may run: the queue is empty, ``limit`` builds are WORKING on this
@@ -290,23 +290,23 @@ class BuildQueue(Protocol):
 
         Args:
             build_id: the build.
-            worker_name: who takes it.
+            worker_name: name of the new holder.
             now: the time.
-            lease_s: how long the lease holds, in seconds.
-            instead_of: the fence of the dead process. Of several servers that saw it die, one gets
+            lease_s: duration of the lease in seconds.
+            instead_of: the fence of the dead process, so that only one of several servers gets
                 the build. 0 takes the build from any holder.
 
         Raises:
             NotFound: no such build.
-            Conflict: it has ended, was never claimed, or was taken over by somebody else.
+            Conflict: it has ended, was never claimed, or was claimed by another process.
         """
         ...
 
     def set_process(self, lease: Lease, process: str) -> None:
-        """Note which process runs the build.
+        """Record the process that runs the build.
 
         Raises:
-            LeaseLost: the lease is somebody else's, or another process began the build under it.
+            LeaseLost: the lease is another holder's, or another process began the build under it.
         """
         ...
 
@@ -319,14 +319,14 @@ class BuildQueue(Protocol):
         ...
 
     def record_plan(self, lease: Lease, plan: bytes) -> None:
-        """Keep the compiled plan (JSON). Raises `LeaseLost`."""
+        """Store the compiled plan (JSON). Raises `LeaseLost`."""
         ...
 
     def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
-        """Record what steps of the build deployed; again changes nothing.
+        """Record deployments of steps of the build. Idempotent.
 
-        Builds of strangers' code (``untrusted``) deploy nothing that counts: the records are the
-        project's word on what runs at its targets.
+        Deployments of untrusted builds do not count: the records are the
+        project's statement about its targets.
 
         Raises:
             LeaseLost: the lease is another worker's.
@@ -336,16 +336,16 @@ class BuildQueue(Protocol):
         ...
 
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
-        """Builds with a lease that have not ended: those of one worker, or all."""
+        """Return builds with a lease that have not ended, of one worker or all."""
         ...
 
     def expire(self, *, now: datetime) -> list[str]:
-        """Make QUEUED builds EXPIRED that were not claimed in time; return their ids.
+        """Make QUEUED builds EXPIRED that were not claimed in time. Returns their ids.
 
-        A call takes a few seconds at most, and leaves what is over then to the next call. It ends
+        A call takes a few seconds at most, and leaves the rest to the next call. It ends
         superseded builds, too.
 
-        Source: the queue's time does not run while a build waits for an approval (O-6).
+        Source: the queue's time does not include the wait for an approval (O-6).
         """
         ...
 
@@ -355,8 +355,8 @@ class KnownServer(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: the name of its worker; the same after a restart.
-        url: where the other servers reach it, without a slash at its end.
-        started_at: when it was started last.
+        url: its URL for other servers, without a slash at its end.
+        started_at: time of its last start.
     """
 
     name: str
@@ -365,11 +365,11 @@ class KnownServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_asker(stored: StoredBuild, default_project: str) -> Asker:
-    """Return what the server knows of a build that asks for secrets, not what its config says.
+    """Return the server's own facts about a build that requests secrets, not its config's.
 
     Args:
         stored: the build.
-        default_project: the project of a build that names none.
+        default_project: the project of a build that names no project.
     """
     trigger = str(stored.document.get("buildTriggerId", ""))
     name = stored.labels.get(TRIGGER_NAME, "")

@@ -1,10 +1,10 @@
-"""The seam to what forges told the server: deliveries of webhooks, and where refs were last seen.
+"""Deliveries of webhooks, and the last seen commits of refs.
 
-A delivery is kept as it came before its sender is answered, and is handled from here: a server
-that is killed in between finds it again. Those of one lane, which is a repository, are handled one
+A delivery is stored before its sender gets an answer, and is handled from the store: a server
+that is killed in between finds it again. Deliveries of one lane (a repository) are handled one
 after the other.
 
-Rules for every implementation (contract suite: tests/contract/test_delivery_store.py): those of
+Rules for every implementation (contract suite: tests/contract/test_delivery_store.py) are those of
 `server_store`. Several servers may share the database: each delivery is claimed by one.
 """
 
@@ -27,12 +27,12 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery as it arrived.
 
     Attributes:
-        hook: where: ``github``, ``git/app``, ``pubsub/topic``.
-        delivery_id: the sender's own id for it; the same for each try.
-        headers: by lower-case name, without any that holds a secret.
-        body: as it was sent.
-        address: who sent it.
-        lane: what it must be handled in the order of; empty: none.
+        hook: its hook: ``github``, ``git/app``, ``pubsub/topic``.
+        delivery_id: the sender's own id; the same for each try.
+        headers: headers by lower-case name, without secret ones.
+        body: the unchanged body.
+        address: address of the sender.
+        lane: deliveries of one lane are handled in order; empty for none.
     """
 
     hook: str
@@ -44,16 +44,17 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
-    """A delivery as it is in the store.
+    """A delivery in the store.
 
     Attributes:
-        number: rising, unique.
-        hook, delivery_id, headers, body, address: see `NewDelivery`; a refused one has no body.
-        received_at: when it came.
-        status: ``received``; ``waiting`` to be tried again; ``handled`` or ``refused``.
-        attempts: how often somebody began to handle it since it came or waited.
-        replays: how often somebody had it handled again.
-        outcome: what came of it; empty before it was handled, and so far while it waits.
+        number: ascending, unique.
+        hook, delivery_id, headers, body, address: see `NewDelivery`; a refused delivery has no
+            body.
+        received_at: time of its arrival.
+        status: ``received``; ``waiting`` for a retry; ``handled`` or ``refused``.
+        attempts: number of tries since it arrived or waited.
+        replays: number of replays.
+        outcome: its outcome; empty before it was handled, partial while it waits.
         lane: see `NewDelivery`.
     """
 
@@ -75,9 +76,9 @@ class KnownRef(msgspec.Struct, frozen=True):
     """The last seen commit of a ref, and its witness: ``delivery NUMBER``.
 
     Attributes:
-        commit: where.
-        seen_by: by whom.
-        before: where it was before that, as far as who saw it knows.
+        commit: the commit.
+        seen_by: the witness.
+        before: the previous commit, if the witness knows it.
     """
 
     commit: str

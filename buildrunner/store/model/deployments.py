@@ -1,4 +1,4 @@
-"""Deployments as stores keep and return them."""
+"""Stored deployments."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
         project_id, build_id: of the build.
         step: index of the step.
         step_id: its id; empty if it has none.
-        time: when the step had succeeded.
+        time: time of the step's success.
         target, images, version, url, reported: see `Deployment`.
-        previous_images: the images that ran before, by the report, or else by the record.
-        previous_version: the version in the record of the deployment before.
-        previous_id: the deployment of the target that was recorded before; empty for the first.
+        previous_images: the images that ran before, from the report, or else from the record.
+        previous_version: the version in the record of the previous deployment.
+        previous_id: the previous deployment of the target; empty for the first.
     """
 
     id: str
@@ -43,7 +43,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
     previous_id: str = ""
 
     def after(self, before: RecordedDeployment | None) -> RecordedDeployment:
-        """Return the deployment with what the record knows of the one before."""
+        """Return the deployment with facts from the record of the previous one."""
         if before is None:
             return self
         return replace(
@@ -54,7 +54,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
         )
 
     def deployment(self) -> Deployment:
-        """Return what the step deployed."""
+        """Return the step's deployment."""
         return Deployment(
             target=self.target,
             images=self.images,
@@ -65,7 +65,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
         )
 
     def document(self) -> dict[str, Any]:
-        """Return the deployment as the API and commands show it."""
+        """Return the deployment for the API and commands."""
         from buildrunner.spec.writing import encode_instant
 
         shown: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
@@ -94,7 +94,7 @@ def recorded(
 
 
 def checked(made: RecordedDeployment, *, project_id: str, build_id: str) -> RecordedDeployment:
-    """Return a record of others as one of this project and build.
+    """Return an untrusted record as one of this project and build.
 
     Raises:
         InvalidRecord: the record breaks a rule of `Deployment`.
