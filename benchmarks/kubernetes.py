@@ -112,7 +112,9 @@ def _serving(cluster: Cluster, folder: str, here: str, mirror: str) -> Iterator[
         with open(os.path.join(config, "buildrunner", "config.toml"), "w") as file:
             file.writelines(pools)
         environ = {**os.environ, "XDG_CONFIG_HOME": config, "KUBECONFIG": cluster.kubeconfig}
-        server = Server(os.path.join(folder, "server"), 0, environ, "none", f"--port={port}")
+        # Without tokens, a server answers to its own names only, and Pods reach it by another one.
+        flags = (f"--port={port}", "--auth=tokens")
+        server = Server(os.path.join(folder, "server"), 0, environ, "none", *flags)
         try:
             yield server
         finally:

@@ -50,10 +50,13 @@ class Server:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             with open(output) as file:
-                found = re.search(r"http://127\.0\.0\.1:\d+", file.read())
+                said = file.read()
+            found = re.search(r"http://127\.0\.0\.1:\d+", said)
             if found:
                 with contextlib.suppress(OSError):
                     urllib.request.urlopen(f"{found[0]}/readyz").close()
+                    token = re.search(r"brt_\S+", said)  # with the flag --auth=tokens
+                    self._token = token[0] if token else ""
                     return found[0]
             time.sleep(0.05)
         raise NotPossible("the server does not start")
@@ -62,6 +65,8 @@ class Server:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}{path}", data, method=method)
         request.add_header("Content-Type", "application/json")
+        if self._token:
+            request.add_header("Authorization", f"Bearer {self._token}")
         with urllib.request.urlopen(request) as answer:
             return json.load(answer)
 

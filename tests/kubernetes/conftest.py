@@ -130,7 +130,7 @@ def relay(address, target, wait=lambda: None):
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
             wait()
-            with reach() as far:
+            with suppress(ConnectionError), reach() as far:  # the target may be gone
                 back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
                 back.start()
                 copy(self.request, far)
