@@ -45,7 +45,7 @@ _UPLOADED: dict[str, tuple[str, type[UploadedArtifact], HashType]] = {
 
 
 def apply_outcome(build: Build, outcome: BuildOutcome) -> Build:
-    """The finished resource: ``build`` with all output fields that the run decides.
+    """Return the finished resource: ``build`` with all output fields of the run.
 
     Source: semantics 1.1 (timing has a key for each phase that existed), 1.10, 5.10 (outputs are
     absent until one step writes one), 6.4; a forgiven failure is also a warning (O-19).
@@ -104,7 +104,7 @@ def _artifacts(build: Build, outcome: BuildOutcome) -> Artifacts | None:
 
 
 def _uploaded(outcome: BuildOutcome) -> dict[str, Any]:
-    """Objects and packages; ``artifactTiming`` spans both."""
+    """Return results of objects and packages; ``artifactTiming`` spans both."""
     fields = _published(outcome)
     objects = outcome.objects
     if objects is not None:
@@ -123,7 +123,7 @@ def _published(outcome: BuildOutcome) -> dict[str, Any]:
         "artifact_timing": TimeSpan(start_time=first.start, end_time=last.end)
     }
     for package in outcome.packages:
-        if package.kind == "generic":  # the published schema has no place for them
+        if package.kind == "generic":  # the published schema has no field for them
             continue
         field, made, hash_type = _UPLOADED[package.kind]
         entry = made(
@@ -151,10 +151,10 @@ def _time_span(span: Span) -> TimeSpan:
 
 
 class BuildRecord:
-    """Folds what happens into the Build resource. Used by one thread; snapshots are frozen.
+    """Applies events to the Build resource. Used by one thread; snapshots are immutable.
 
     Args:
-        build: the build as it was asked for, substitutions made, with id and create time.
+        build: the requested build, substitutions made, with id and create time.
         left_out: indexes of the steps that the build does not run. They have no status.
     """
 
@@ -163,11 +163,11 @@ class BuildRecord:
 
     @property
     def build(self) -> Build:
-        """The build as of now."""
+        """Return the present build."""
         return self._build
 
     def apply(self, event: BuildEvent) -> bool:
-        """Take an event; whether it is worth saving the build for."""
+        """Apply an event. Returns whether the build should be saved."""
         handler = _HANDLERS.get(type(event))
         if handler is None:
             return False
@@ -175,7 +175,7 @@ class BuildRecord:
         return True
 
     def planned(self, build: Build, left_out: Collection[int]) -> None:
-        """Take the build as it was planned, if it began before there was a plan."""
+        """Take the planned build, if the build began before it was planned."""
         self._build = replace(
             build,
             status=self._build.status,
@@ -185,7 +185,7 @@ class BuildRecord:
         )
 
     def deployments(self, event: BuildEvent) -> tuple[RecordedDeployment, ...]:
-        """Return the deployments that an event of the build tells of; mostly none."""
+        """Return the deployments in an event of the build; mostly none."""
         if not isinstance(event, StepFinished) or not event.deployments:
             return ()
         steps = self._build.steps
@@ -202,11 +202,11 @@ class BuildRecord:
         )
 
     def replace(self, build: Build) -> None:
-        """Take what came of the build after its outcome."""
+        """Take a change of the build after its outcome."""
         self._build = build
 
     def finish(self, outcome: BuildOutcome) -> None:
-        """Take the outcome: it knows all times and results exactly."""
+        """Take the outcome, which has all exact times and results."""
         self._build = apply_outcome(self._build, outcome)
 
 
@@ -252,10 +252,10 @@ def _with_step(build: Build, index: int, **changes: object) -> Build:
 
 
 def steps_begun(document: Document, reused: Collection[int] = ()) -> bool:
-    """Whether a step of a build has begun, or may have.
+    """Return whether a step of a build has begun, or may have.
 
     Args:
-        document: the build, which is stored before a step begins.
+        document: the stored build. It is stored before a step begins.
         reused: indexes of steps that an earlier build ran.
     """
     steps: list[Document] = document.get("steps", [])
@@ -272,7 +272,7 @@ FROM_BUILD: Final = "from_build"
 FROM_STEP: Final = "from_step"
 REUSED_STEPS: Final = "reused_steps"
 ROLLBACK_TO: Final = "rollback_to"
-"""The id of the deployment that a build deploys again."""
+"""Label of a rollback: the id of the deployment."""
 ROLLBACK_STEP: Final = "rollback_step"
 PINNED_IMAGES: Final = "pinned_images"
 # A later attempt does not inherit them.
@@ -285,7 +285,7 @@ OF_ONE_ATTEMPT: Final = frozenset(
 
 
 def reused_steps_of(labels: Mapping[str, str]) -> frozenset[int]:
-    """Return the indexes of the steps that a build reuses of the build it resumes."""
+    """Return the indexes of the steps that a build reuses from the build that it resumes."""
     return frozenset(map(int, filter(None, labels.get(REUSED_STEPS, "").split(","))))
 
 
@@ -302,37 +302,37 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def microseconds(instant: datetime) -> int:
-    """Microseconds from 1970 to an aware instant."""
+    """Return the microseconds from 1970 to an aware instant."""
     return (instant - _EPOCH) // _MICROSECOND
 
 
 def instant_of(value: int) -> datetime:
-    """The instant of that many microseconds since 1970."""
+    """Return the instant at a number of microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=value)
 
 
 def parse_instant(text: str) -> int:
-    """Microseconds since 1970 of an RFC 3339 time or date; without an offset it is UTC.
+    """Return the microseconds since 1970 of an RFC 3339 time or date; UTC without an offset.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     instant = datetime.fromisoformat(text)
     return microseconds(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
 
 
-# Opening a database costs processor time that the first container's start has better use for.
+# Opening a database takes processor time that the start of the first container needs.
 _HEAD_START_S = 2.0
 _PAUSE_S = 0.05
 
 
 class BuildWriter:
-    """Writes snapshots of one build from a thread of its own; of several that wait, the newest.
+    """Writes snapshots of one build in a separate thread; of several waiting ones, the newest.
 
     Args:
         open_store: opens the store; called in the thread.
-        encode: the document of a build; called in the thread.
-        owner: the process that runs the build, as `process_owner.this_process` names it.
+        encode: returns the document of a build; called in the thread.
+        owner: the process that runs the build, from `process_owner.this_process`.
     """
 
     def __init__(
@@ -355,9 +355,9 @@ class BuildWriter:
         self._thread.start()
 
     def begin(self) -> None:
-        """The first step is on its way: from now on the engine is busy, and we are not.
+        """Begin to write, when the first step is starting and this process is idle.
 
-        Without this call writing begins two seconds after the start.
+        Without this call, writing begins two seconds after the start.
         """
         if not self._begun:
             with self._changed:
@@ -365,7 +365,7 @@ class BuildWriter:
                 self._changed.notify()
 
     def save(self, build: Build) -> None:
-        """Write this snapshot soon. Never blocks."""
+        """Queue this snapshot. Never blocks."""
         with self._changed:
             self._waiting = build
             self._changed.notify()
@@ -379,7 +379,7 @@ class BuildWriter:
         """Return once the last snapshot is written. Idempotent.
 
         Raises:
-            StoreError: something could not be written.
+            StoreError: a snapshot could not be written.
         """
         with self._changed:
             self._closing = True

@@ -1,4 +1,4 @@
-"""The build that a trigger makes: its template or config, with which values. Pure.
+"""The build that a trigger makes: its template or config, and its values. Pure.
 
 Source: Cloud Build's "Create and manage triggers", and the API's text of ``RunBuildTrigger``.
 """
@@ -42,13 +42,13 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
     """The build that a trigger makes of an event.
 
     Attributes:
-        request: the Build to ask for, as JSON; without steps when they are in the source.
-        labels: `CONFIG_LABEL` when they are; `TRIGGER_NAME`, `BUILT_REF`; `forge_labels` for a
-            build that no event made. Only the server sets them, never the caller who asks for a
+        request: the requested Build, as JSON; without steps if they are in the source.
+        labels: `CONFIG_LABEL` in that case; `TRIGGER_NAME`, `BUILT_REF`; `forge_labels` for a
+            build without an event. Only the server sets them, never the caller who requests a
             build.
-        warnings: sentences about what was not found.
-        hold: it must be approved, whatever the trigger says: its source is a fork's.
-        untrusted: it may have neither secrets nor the engine's socket, also once it was approved.
+        warnings: sentences about missing values.
+        hold: it must be approved, even if the trigger does not require it: its source is a fork's.
+        untrusted: it may have neither secrets nor the engine's socket, even after an approval.
     """
 
     request: dict[str, Any]
@@ -63,17 +63,17 @@ def manual_run(
     source: RepoSource | None,
     repository: TriggerRepository | None = None,
 ) -> TriggeredBuild:
-    """The build of a manual run.
+    """Return the build of a manual run.
 
-    Neither ``disabled`` nor the event's filters count for it.
+    It ignores ``disabled`` and the event's filters.
 
     Args:
-        trigger: what is run.
-        source: revision and values that the caller asked for; None for none.
-        repository: the one that the trigger listens to; None: what its fields alone say.
+        trigger: the trigger.
+        source: the caller's revision and values; None for none.
+        repository: the trigger's repository; None: the one in its fields.
 
     Raises:
-        UsageError: nobody says which revision to build.
+        UsageError: no revision is given.
         ConfigError: a revision is a pattern, or the folder is absolute.
     """
     wanted = source or RepoSource()
@@ -84,24 +84,24 @@ def manual_run(
 
 
 def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
-    """The build that a webhook's payload makes.
+    """Return the build of a webhook's payload.
 
     Args:
-        trigger: whose webhook was called.
+        trigger: the called trigger.
         body: the payload as parsed JSON.
 
     Raises:
-        UsageError: nobody says which revision to build.
+        UsageError: no revision is given.
     """
     return _build(trigger, Revision(), {}, {"body": body})
 
 
 def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
-    """The facts of a build without any source: it can only fail.
+    """Return the facts of a build without a source, which can only fail.
 
     Args:
-        trigger: which fires.
-        facts: built-in variables that are known.
+        trigger: the firing trigger.
+        facts: values of the built-in substitutions that are known.
         body: parsed JSON by root name (`spec.bindings.ROOTS`).
     """
     made = assembled(trigger, None, facts, {}, body)
@@ -109,10 +109,10 @@ def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) ->
 
 
 def filter_values(trigger: BuildTrigger, event: Mapping[str, Any]) -> dict[str, str]:
-    """The trigger's substitutions as its ``filter`` sees them: bindings filled in, plain text.
+    """Return the trigger's substitutions for its ``filter``: bindings filled in, plain text.
 
     Args:
-        trigger: whose.
+        trigger: the trigger.
         event: parsed JSON by root name (`spec.bindings.ROOTS`).
     """
     bound = bind(trigger.substitutions, event).values
@@ -136,11 +136,11 @@ def _build(
 
 
 def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
-    """The build with a label that says which ref of the trigger's repository it is of.
+    """Return the build with a label for its ref of the trigger's repository.
 
     Args:
         made: the build.
-        ref: a branch's or tag's full name; anything else says nothing.
+        ref: a branch's or tag's full name; others add no label.
     """
     if not ref.startswith(("refs/heads/", "refs/tags/")):
         return made
@@ -148,7 +148,7 @@ def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
 
 
 def _forge_labels(repository: TriggerRepository | None, source: Source | None) -> dict[str, str]:
-    """Return the labels that say where the commit status of a build without an event goes."""
+    """Return the labels for the commit status of a build without an event."""
     if repository is not None:
         host, name = repository.host, repository.name
     else:
@@ -159,7 +159,7 @@ def _forge_labels(repository: TriggerRepository | None, source: Source | None) -
 
 
 def forge_labels(host: ForgeHost, full_name: str) -> dict[str, str]:
-    """The labels that say which repository of which forge a build is of."""
+    """Return the labels for the forge and the repository of a build."""
     return {"forge": host.kind, "forge_url": host.url, "repository": full_name}
 
 
@@ -170,13 +170,13 @@ def assembled(
     given: Mapping[str, str],
     event: Mapping[str, Any],
 ) -> TriggeredBuild:
-    """The trigger's build on a source.
+    """Return the trigger's build of a source.
 
     Args:
-        trigger: which has the template.
-        source: what is built; None: what the template says.
-        facts: built-in variables that are known; the template's and the trigger's values win.
-        given: values of this run; they win over all others.
+        trigger: the trigger with the template.
+        source: the source; None: the template's.
+        facts: known built-in variables; values of the template and the trigger win.
+        given: values of this run, which override all others.
         event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
     """
     template = trigger.build or Build()
@@ -209,13 +209,13 @@ def _config_label(trigger: BuildTrigger) -> dict[str, str]:
 
 
 def config_path(trigger: BuildTrigger) -> str:
-    """``$TRIGGER_BUILD_CONFIG_PATH``: empty for an inline build."""
+    """Return ``$TRIGGER_BUILD_CONFIG_PATH``: empty for an inline build."""
     label = _config_label(trigger).get(CONFIG_LABEL, "")
     return "" if label == AUTODETECT else label
 
 
 def known_facts(trigger: BuildTrigger, revision: Revision) -> dict[str, str]:
-    """Built-ins that the trigger knows. Those of the commit are known once it was fetched."""
+    """Return built-ins that the trigger knows. Those of the commit are known after the fetch."""
     facts = {
         "TRIGGER_NAME": trigger.name,
         "TRIGGER_BUILD_CONFIG_PATH": config_path(trigger),
@@ -238,16 +238,16 @@ _WHOLE = 40
 def event_run(
     trigger: BuildTrigger, event: Event, repository: TriggerRepository | None = None
 ) -> TriggeredBuild:
-    """The build that an event makes, whatever its kind.
+    """Return the build of an event of any kind.
 
     Args:
-        trigger: which fires.
-        event: what happened; its repository is bound to a forge.
-        repository: the one that the trigger listens to. One whose address the server's settings
-            say is fetched from there.
+        trigger: the firing trigger.
+        event: the event, with a repository bound to a forge.
+        repository: the trigger's repository. If the server's settings have its
+            URL, it is fetched from there.
 
     Raises:
-        UsageError: nobody says which commit or repository to build.
+        UsageError: the commit or the repository is unknown.
     """
     match event:
         case PushEvent():
@@ -259,14 +259,14 @@ def event_run(
 
 
 def event_values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
-    """The values for the trigger's ``filter``: substitutions, the event's bindings filled in."""
+    """Return the values for the trigger's ``filter``: substitutions with bindings filled in."""
     return filter_values(trigger, payload_roots(event))
 
 
 def payload_roots(event: Event) -> dict[str, Any]:
-    """The event's payload under the names that bindings begin with.
+    """Return the event's payload by the root names of bindings.
 
-    Source: semantics 4.9. ``body`` is ours for events of repositories: the filter has it, too.
+    Source: semantics 4.9. ``body`` of repository events is an extension: the filter has it, too.
     """
     match event:
         case PushEvent():
@@ -280,15 +280,15 @@ def payload_roots(event: Event) -> dict[str, Any]:
 def push_run(
     trigger: BuildTrigger, event: PushEvent, repository: TriggerRepository | None
 ) -> TriggeredBuild:
-    """The build of a push: the commit that the ref points to since.
+    """Return the build of a push: the new commit of the ref.
 
     Args:
-        trigger: which fires.
-        event: not a deletion.
+        trigger: the firing trigger.
+        event: a push, not a deletion.
         repository: see `event_run`.
 
     Raises:
-        UsageError: the event has no commit, or nobody says where the repository is.
+        UsageError: the event has no commit, or the repository's URL is unknown.
     """
     if event.is_deletion:
         raise UsageError(f"{event.ref} was deleted: there is nothing to build")
@@ -300,13 +300,13 @@ def push_run(
 def pull_request_run(
     trigger: BuildTrigger, event: PullRequestEvent, repository: TriggerRepository | None
 ) -> TriggeredBuild:
-    """The build of a pull request: its head commit, from the repository that has it.
+    """Return the build of a pull request: its head commit, from its head repository.
 
-    A fork's is held for an approval, and gets neither secrets nor the socket.
+    A fork's build is held for an approval, and gets neither secrets nor the socket.
 
     Args:
-        trigger: which fires.
-        event: with its head commit.
+        trigger: the firing trigger.
+        event: the event, with its head commit.
         repository: see `event_run`.
 
     Raises:
@@ -329,7 +329,7 @@ def pull_request_run(
 
 
 def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:
-    """The facts of a build that `event_run` can't make: see `unsourced_run`."""
+    """Return the facts of a build that `event_run` can't make: see `unsourced_run`."""
     roots = payload_roots(event)
     match event:
         case PushEvent():
@@ -373,7 +373,7 @@ def _known(facts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _commit_facts(commit: str) -> dict[str, str]:
-    """Facts of a whole commit; other revisions are resolved by the fetch."""
+    """Return facts of a full commit; the fetch resolves other revisions."""
     if len(commit) < _WHOLE:
         return {}
     return {"COMMIT_SHA": commit, "REVISION_ID": commit, "SHORT_SHA": commit[:_SHORT]}
@@ -391,10 +391,10 @@ def _repository_facts(trigger: BuildTrigger, repository: Repository) -> dict[str
 def _source(
     trigger: BuildTrigger, told: Repository, commit: str, wanted: TriggerRepository | None
 ) -> Source:
-    """The commit, from where the server's settings say, or else from the event's repository.
+    """Return the source of the commit: the URL in the server's settings, or the event's.
 
     Raises:
-        UsageError: nothing says where that is.
+        UsageError: the URL is unknown.
     """
     connected, template = trigger.repository_event_config, trigger.trigger_template
     folder = template.dir if template is not None else ""
@@ -423,7 +423,7 @@ def _git(url: str, commit: str, folder: str) -> Source:
 
 
 def _page(clone_url: str) -> str:
-    """The repository's address as people know it.
+    """Return the address of the repository's web page.
 
     Source: ``_HEAD_REPO_URL`` is https://github.com/OWNER/NAME, without ``.git``.
     """

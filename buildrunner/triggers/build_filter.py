@@ -1,8 +1,8 @@
-"""The CEL expression that says of which builds somebody is told.
+"""The CEL filter of a notifier, which selects builds.
 
-``build`` is the Build message: its fields have their names of the proto (snake_case; those of the
-JSON will do, too), what is unset is its type's zero, and ``has()`` tells whether it is set. An
-enum's value is its name, which is what ``Build.Status.FAILURE`` stands for.
+``build`` is the Build message: its fields have the names of the proto (snake_case; those of the
+JSON are accepted, too), an unset field has its type's zero, and ``has()`` tests whether it is set.
+An enum's value is its name, which is the value of ``Build.Status.FAILURE``.
 
 Source: semantics 12.2
 """
@@ -23,7 +23,7 @@ from buildrunner.triggers.events import Rule
 
 _STRING: Final = re.compile(r"""\"(?:\\.|[^"\\\n])*\"|'(?:\\.|[^'\\\n])*'""")
 _STATUS: Final = re.compile(r"\bBuild\.Status\.(\w+)")
-# build.a.b, up to what is called: .size() is no field.
+# build.a.b, without a called method: .size() is no field.
 _PATH: Final = re.compile(r"(?<![\w.])(?:build|previous)((?:\.[A-Za-z_]+(?![\w(]))+)")
 
 
@@ -35,7 +35,7 @@ def check_filter(text: str) -> str:
 
 
 def _unknown(text: str) -> str:
-    """The first name of a field or a status that the Build message does not have."""
+    """Return the first unknown name of a field or a status of the Build message."""
     for status in _STATUS.findall(text):
         if status not in Status.__members__:
             known = ", ".join(Status.__members__)
@@ -62,13 +62,13 @@ def build_rule(
     others: Mapping[str, Any],
     longest_s: float = cel.LONGEST_S,
 ) -> Rule:
-    """Whether the filter lets a build pass. A filter that can't be evaluated does not.
+    """Return whether the filter matches a build. A filter that can't be evaluated does not.
 
     Args:
         text: the expression; empty for none.
         build: the Build, as JSON.
         others: further variables by name: texts, None, and Builds.
-        longest_s: when it is given up.
+        longest_s: time limit in seconds.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -84,7 +84,7 @@ def check_answer(text: str, others: Mapping[str, Any]) -> str:
     """Return the problem of a filter's value; empty for yes, no, and values not known yet.
 
     Args:
-        text: an expression that `check_filter` finds nothing wrong with.
+        text: an expression without problems from `check_filter`.
         others: see `build_rule`.
     """
     runner = _runner(cel.LONGEST_CHECK_S)

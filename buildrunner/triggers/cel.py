@@ -1,7 +1,7 @@
 """CEL expressions of triggers, evaluated with limits of time and size.
 
-The sender of an event decides how large the event is, and an expression may compare each part with
-each other part. Without a limit, one delivery could hold up all others.
+The sender of an event controls its size, and an expression may compare each part with
+each other part. Without a limit, one delivery could block all others.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from buildrunner.triggers.events import Rule
 
 
 class TooLong(Exception):
-    """The evaluation was given up."""
+    """The evaluation exceeded its time."""
 
 
 class Deadline:
-    """Until when work may go on.
+    """A time limit for work.
 
     Args:
-        now: a clock that never goes back, in seconds.
-        seconds: from now on.
+        now: returns monotonic seconds.
+        seconds: duration from now.
     """
 
     def __init__(self, now: Callable[[], float], seconds: float) -> None:
@@ -47,16 +47,16 @@ class Deadline:
         self._text = f"it takes longer than {seconds:g} seconds"
 
     def check(self) -> None:
-        """Raise `TooLong` when it is over."""
+        """Raise `TooLong` after the time limit."""
         if self._now() > self._until:
             raise TooLong(self._text)
 
 
 def timed_runner(deadline: Deadline) -> type[InterpretedRunner]:
-    """A runner, for celpy's ``Environment``, that evaluates an expression until a deadline."""
+    """Return a runner, for celpy's ``Environment``, that evaluates expressions until a deadline."""
 
     class TimedEvaluator(Evaluator):
-        """Looks at the clock at each part of the expression."""
+        """Checks the deadline at each part of the expression."""
 
         def sub_evaluator(self, ast: Any) -> Evaluator:
             return TimedEvaluator(ast, activation=self.activation)
@@ -66,7 +66,7 @@ def timed_runner(deadline: Deadline) -> type[InterpretedRunner]:
             return super().visit_children(tree)
 
     class TimedRunner(InterpretedRunner):
-        """Evaluates with it."""
+        """Runs the evaluator above."""
 
         def evaluate(self, context: Any) -> Any:
             return TimedEvaluator(self.ast, activation=self.new_activation()).evaluate(context)
@@ -75,7 +75,7 @@ def timed_runner(deadline: Deadline) -> type[InterpretedRunner]:
 
 
 def cel_of_json(value: Any, deadline: Deadline) -> Any:
-    """Parsed JSON as CEL has it. Raises `TooLong`."""
+    """Return parsed JSON as CEL values. Raises `TooLong`."""
     if isinstance(value, dict):
         deadline.check()
         return MapType({StringType(key): cel_of_json(one, deadline) for key, one in value.items()})
@@ -95,11 +95,11 @@ _ZEROS: Final[dict[str, Any]] = {
 
 
 class MessageValue(MapType):
-    """A message: a map whose unset fields have values, too.
+    """A message: a map whose unset fields have zero values.
 
     Args:
-        message: what it is.
-        document: in camelCase; what the message does not have is left out.
+        message: type of the message.
+        document: its JSON in camelCase; unknown fields are dropped.
     """
 
     def __init__(self, message: type[Message], document: Mapping[str, Any]) -> None:
@@ -118,7 +118,7 @@ class MessageValue(MapType):
         return _zero(field, self._message)
 
     def has(self, key: str) -> bool:
-        """Whether a field is there and set."""
+        """Return whether a field exists and is set."""
         field = self._field(key)
         return field is not None and StringType(field.name) in self
 
@@ -128,10 +128,10 @@ class MessageValue(MapType):
 
 
 def message_runner(deadline: Deadline) -> type[InterpretedRunner]:
-    """A runner for expressions in which messages may occur, with a deadline."""
+    """Return a runner for expressions with messages, with a deadline."""
 
     class Reader(Evaluator):
-        """Knows what ``has`` asks of a message; looks at the clock at each part."""
+        """Implements ``has`` for messages; checks the deadline at each part."""
 
         is_set = True
 
@@ -155,7 +155,7 @@ def message_runner(deadline: Deadline) -> type[InterpretedRunner]:
             return BoolType(bool(answer) and self.is_set)
 
     class MessageRunner(InterpretedRunner):
-        """Evaluates with it."""
+        """Runs the evaluator above."""
 
         def evaluate(self, context: Any) -> Any:
             return Reader(ast=self.ast, activation=self.new_activation()).evaluate(context)
@@ -245,14 +245,14 @@ def filter_rule(
     longest_s: float = LONGEST_S,
     now: Callable[[], float] = time.monotonic,
 ) -> Rule:
-    """Whether the filter lets a trigger fire. A filter that can't be evaluated does not.
+    """Return whether the filter lets a trigger fire. A filter that can't be evaluated does not.
 
     Args:
         text: the expression; empty for none.
         values: the trigger's substitutions, bindings filled in.
         body: the event's payload as parsed JSON.
-        longest_s: when it is given up.
-        now: the clock for that, in seconds.
+        longest_s: time limit in seconds.
+        now: returns monotonic seconds.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -262,7 +262,7 @@ def filter_rule(
 
     deadline = Deadline(now, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
-    if "body" in text:  # else nobody looks at it, however large it is
+    if "body" in text:  # otherwise it is not read, whatever its size
         try:
             variables["body"] = cel_of_json(body, deadline)
         except TooLong as error:
@@ -279,12 +279,12 @@ def evaluated_rule(
     Args:
         text: the expression.
         variables: CEL's values by name.
-        about: what it is asked about, for the sentence when it can't be evaluated.
-        runner: what evaluates it; None for CEL's own.
+        about: the subject, for the message if it can't be evaluated.
+        runner: evaluates it; None for CEL's own.
     """
     try:
         result = _evaluated(text, variables, runner)
-    except MemoryError:  # where there is a limit to memory, somebody waits for it
+    except MemoryError:  # under a memory limit, a caller handles this error
         raise
     except Exception as error:  # noqa: BLE001  (anything may come: whatever fails is no "yes")
         why = f"the filter can't be evaluated for {about}: {_reason(error)}"
@@ -297,7 +297,7 @@ def evaluated_rule(
 
 
 def values_answer(text: str, values: Mapping[str, str]) -> str:
-    """`check_answer` of a trigger's filter that looks at the trigger's values alone."""
+    """Return `check_answer` of a trigger's filter that reads only the trigger's values."""
     if "body" in text:
         return ""
 
@@ -309,8 +309,8 @@ def check_answer(text: str, variables: Mapping[str, Any], runner: type[Any] | No
     """Return the problem of an expression's value: empty for yes, no, and values not known yet.
 
     Args:
-        text: an expression that can be read.
-        variables: some that it may meet.
+        text: a valid expression.
+        variables: sample values.
         runner: see `evaluated_rule`.
     """
     try:
@@ -328,7 +328,7 @@ def _evaluated(text: str, variables: Mapping[str, Any], runner: type[Any] | None
 
 
 def _no_answer(result: object) -> str:
-    """Why it is no answer; empty for true and false."""
+    """Return why a value is no answer; empty for true and false."""
     if isinstance(result, BoolType | bool):
         return ""
     shown = repr(str(result)) if isinstance(result, str) else str(result)

@@ -1,4 +1,4 @@
-"""Check a trigger: all problems at once. Read and check the triggers of a file.
+"""Checks triggers, and reads the triggers of a file.
 
 Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
 """
@@ -37,10 +37,10 @@ EventConfig = (
 )
 
 MAX_PATTERNS: Final = 200
-"""Most globs of ``includedFiles``, and as many of ``ignoredFiles``."""
+"""The most globs of ``includedFiles``, and of ``ignoredFiles``."""
 
 MAX_PATTERN: Final = 1000
-"""Most characters of a glob or regular expression."""
+"""The most characters of a glob or regular expression."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 _SECRET_VERSION: Final = re.compile(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+")
@@ -51,14 +51,14 @@ _TEMPLATES: Final = "autodetect, build, filename, gitFileSource"
 def check_trigger(
     trigger: BuildTrigger, filter_problem: Callable[[str, Mapping[str, str]], str] = filter_problem
 ) -> list[Problem]:
-    """All problems of a trigger, errors and warnings. A bad trigger never raises.
+    """Return all problems of a trigger, errors and warnings. An invalid trigger never raises.
 
     Args:
-        trigger: as it was decoded.
-        filter_problem: looks at its filter; see `cel.filter_problem`.
+        trigger: the decoded trigger.
+        filter_problem: checks its filter; see `cel.filter_problem`.
     """
     sizes = [*_sizes(trigger)]
-    if sizes:  # to look at the rest would take long
+    if sizes:  # checking the rest would take long
         return sizes
     problems = [
         *_name(trigger),
@@ -84,13 +84,13 @@ def check_trigger(
             for found in check_build(
                 trigger.build, substitutions=trigger.substitutions, triggered=True
             )
-            if found.rule != "git-password"  # `git_address.trigger_problems` looks at all of it
+            if found.rule != "git-password"  # `git_address.trigger_problems` checks all of it
         ]
     return problems
 
 
 def _sizes(trigger: BuildTrigger) -> Iterator[Problem]:
-    """Limits that are exceeded. Each push is compared with all patterns of each trigger."""
+    """Report exceeded limits. Each push is compared with all patterns of each trigger."""
     counted = {
         "tags": (len(trigger.tags), DEFAULT_LIMITS.tags),
         "substitutions": (len(trigger.substitutions), DEFAULT_LIMITS.substitutions),
@@ -117,7 +117,7 @@ def _sizes(trigger: BuildTrigger) -> Iterator[Problem]:
 
 
 def _patterns(trigger: BuildTrigger) -> Iterator[tuple[str, str]]:
-    """Every glob and regular expression of a trigger, with its path."""
+    """Yield every glob and regular expression of a trigger, with its path."""
     for field, globs in (
         ("ignoredFiles", trigger.ignored_files),
         ("includedFiles", trigger.included_files),
@@ -188,7 +188,7 @@ def _event(trigger: BuildTrigger) -> Iterator[Problem]:
 
 
 def _repository(trigger: BuildTrigger) -> Iterator[Problem]:
-    """A name such as ``x/../owner/name`` leads to a repository of another owner."""
+    """Check the repository: ``x/../owner/name`` would be another owner's."""
     github, gitlab = trigger.github, trigger.gitlab_enterprise_events_config
     server = trigger.bitbucket_server_trigger_config
     names = {
@@ -353,10 +353,10 @@ def _source_to_build(source: GitRepoSource) -> Iterator[Problem]:
 
 
 def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list[Problem]]:
-    """The triggers of a file, and everything that is wrong with them.
+    """Return the triggers of a file, and all their problems.
 
     Raises:
-        UsageError: the file can't be read, or holds none.
+        UsageError: the file can't be read, or holds no trigger.
     """
     from buildrunner.spec.reading.decode import load_triggers
 
@@ -376,7 +376,7 @@ def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list
 
 
 def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
-    """The problems of one trigger, with their places: the server has no lines to point at."""
+    """Return the problems of one trigger, with their places, which the server does not know."""
     from msgspec.structs import replace
 
     from buildrunner.spec.model import git_address

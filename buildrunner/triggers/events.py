@@ -1,7 +1,7 @@
 """Events of a forge, in one form for all forges.
 
-The parsers of webhooks make these, and so do the hook of a bare repository and the loop that looks
-for missed pushes. Nothing here knows a forge's own names.
+The parsers of webhooks make these, and so do the hook of a bare repository and the loop that checks
+for missed pushes. This module has no forge-specific names.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from buildrunner.triggers.forge_host import ForgeHost
 
 
 def is_commit(name: str) -> bool:
-    """Whether a payload names a commit, and not "none": nothing, or zeros, 64 with SHA-256."""
+    """Return whether a payload's value is a commit, and not empty or zeros."""
     return bool(name.strip("0"))
 
 
 class Repository(msgspec.Struct, frozen=True, kw_only=True):
-    """A repository where something happened.
+    """The repository of an event.
 
     Attributes:
         full_name: ``owner/name``, or ``group/subgroup/name``; just ``name`` for a bare repository.
-        clone_url: where git fetches it. In a parsed payload: what the payload says;
-            `hook_binding.bound` replaces it with the address that we compute.
+        clone_url: its URL for git. In a parsed payload: the payload's;
+            `hook_binding.bound` replaces it with the computed address.
         urls: other addresses in the payload: web page, ssh, ...; empty once it is bound.
-        forge: a kind of `forge_host.KINDS`, or ``git`` where the kind is not known.
-        host: the forge that the delivery's hook is bound to; None before that, and off forges.
-        bare: a bare repository, told of by a hook of its own.
+        forge: a kind of `forge_host.KINDS`, or ``git`` if unknown.
+        host: the forge of the hook's binding; None before the binding, and without a forge.
+        bare: a bare repository with its own hook.
     """
 
     full_name: str
@@ -40,22 +40,22 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A branch or tag was made, moved or deleted.
+    """A branch or tag was created, moved or deleted.
 
     Attributes:
-        repository: where.
-        ref: in full: ``refs/heads/main``, ``refs/tags/v1``.
-        before: commit it pointed to; empty for a new one.
-        after: commit it points to, tags peeled; empty for a deleted one.
-        may_be_unpeeled: of a tag; ``after`` is the object of an annotated tag, if it is one.
-        message: of the head commit; empty where the payload does not tell.
-        files: paths that changed from ``before`` to ``after``; None where the payload does not
-            tell (too many commits, a forced push, a new branch).
+        repository: its repository.
+        ref: full name: ``refs/heads/main``, ``refs/tags/v1``.
+        before: previous commit; empty for a new ref.
+        after: new commit, tags peeled; empty for a deleted ref.
+        may_be_unpeeled: ``after`` may be the object of an annotated tag.
+        message: message of the head commit; empty if the payload has none.
+        files: paths that changed from ``before`` to ``after``; None if the payload does not
+            have them (too many commits, a forced push, a new branch).
         forced: ``after`` does not follow from ``before``.
-        doubtful_files: ``files`` are those of the commits that are new here. Were the push forced,
-            which its payload does not tell, others would differ, too.
-        skip_option: the option with which somebody pushed so as not to have it built.
-        author: who pushed.
+        doubtful_files: ``files`` are those of the new commits. If the push was forced,
+            which the payload does not say, other files differ, too.
+        skip_option: the push option that requests no build.
+        author: the user who pushed.
         body: the payload, for ``$(body...)``.
     """
 
@@ -74,49 +74,49 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def branch(self) -> str:
-        """Short name of a branch; empty for a tag."""
+        """Return the short name of a branch; empty for a tag."""
         return self.ref.removeprefix("refs/heads/") if self.ref.startswith("refs/heads/") else ""
 
     @property
     def tag(self) -> str:
-        """Short name of a tag; empty for a branch."""
+        """Return the short name of a tag; empty for a branch."""
         return self.ref.removeprefix("refs/tags/") if self.ref.startswith("refs/tags/") else ""
 
     @property
     def is_deletion(self) -> bool:
-        """The ref is gone."""
+        """Return whether the ref was deleted."""
         return not is_commit(self.after)
 
 
 class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """A pull (merge) request was opened, reopened or pushed to, or somebody wrote a comment on it.
+    """A pull (merge) request was opened, reopened, pushed to, or commented on.
 
     Attributes:
-        repository: that of the base branch.
-        number: the pull request's.
-        action: ``opened``, ``reopened``, ``pushed``, ``commented``; ``updated``, where the forge
-            does not tell commits from texts; whatever else it says (``closed``, ``labeled``, ...)
-            never fires.
-        base_branch: where it is to be merged.
-        head_branch: what is to be merged.
-        head_commit: its newest commit, or the beginning of its SHA; empty where the payload does
-            not tell (comments).
-        base_commit: what the base branch points to; empty where the payload does not tell.
-        head_full_name: full name of the repository that has the head branch; empty when unknown.
-        head_clone_url: where the head branch is fetched from: on the base's forge, computed.
-        is_fork: the head branch is in another repository, or is none (Gitea's AGit flow, which
-            whoever may read can use), or nobody says that it is not.
+        repository: repository of the base branch.
+        number: number of the pull request.
+        action: ``opened``, ``reopened``, ``pushed``, ``commented``; ``updated``, if the forge
+            does not distinguish commits from texts; other actions (``closed``, ``labeled``, ...)
+            never fire.
+        base_branch: the target branch.
+        head_branch: the source branch.
+        head_commit: its newest commit, or an abbreviated SHA; empty if the payload does
+            not have it (comments).
+        base_commit: commit of the base branch; empty if the payload does not have it.
+        head_full_name: full name of the head branch's repository; empty if unknown.
+        head_clone_url: URL of the head branch's repository, computed on the base's forge.
+        is_fork: the head branch is in another repository, or does not exist (Gitea's AGit flow,
+            which every reader can use), or its repository is unknown.
         title, description: texts of the pull request.
-        message: of the head commit; empty where the payload does not tell.
-        author: who opened it.
-        actor: who did this: opened it, pushed to it or commented; empty where it is not told.
-        author_may_write: whether the author may write to the repository; None: not known.
+        message: message of the head commit; empty if the payload has none.
+        author: the user who opened it.
+        actor: the user who opened it, pushed or commented; empty if unknown.
+        author_may_write: whether the author may write to the repository; None: unknown.
         comment: text of the comment, for ``commented``.
-        commenter: who wrote it.
+        commenter: author of the comment.
         commenter_may_write: whether that person may write to the repository.
-        files: changed from the merge base to the head; None where the payload does not tell.
-        author_id: what the forge's API calls the author: login, number or UUID.
-        commenter_id: what it calls the commenter.
+        files: files changed from the merge base to the head; None if unknown.
+        author_id: the author's id in the forge's API: login, number or UUID.
+        commenter_id: the commenter's id there.
         body: the payload, for ``$(body...)`` and ``$(pull_request...)``.
     """
 
@@ -151,8 +151,8 @@ class MessageEvent(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         kind: ``webhook`` or ``pubsub``.
         body: the payload; for Pub/Sub ``{"message": {"data", "attributes", "messageId",
-            "publishTime"}}`` with ``data`` decoded, and parsed where it is JSON.
-        topic: of Pub/Sub, where it is known.
+            "publishTime"}}`` with ``data`` decoded, and parsed if it is JSON.
+        topic: the Pub/Sub topic, if known.
     """
 
     kind: str
@@ -168,9 +168,9 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``enabled``, ``repository``, ``ref``, ``branch``, ``comment``, ``skip``, ``files``,
-            ``filter``; ``internal`` for a bug that asking met.
-        passed: None: it was not asked, or does not apply.
-        text: one sentence for a person.
+            ``filter``; ``internal`` for a bug.
+        passed: its result; None: not evaluated, or not applicable.
+        text: one sentence for the user.
     """
 
     name: str
@@ -179,14 +179,14 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a trigger fires, and why.
+    """The decision whether a trigger fires, with reasons.
 
     Attributes:
-        fires: it does.
-        rules: in the order in which they were asked; the last one decided when it does not fire.
+        fires: whether it fires.
+        rules: evaluated rules in order; the last one decided if it does not fire.
         hold: it fires, and its build must wait for an approval: a pull request from a fork.
-        waits_for_comment: it would fire if somebody who may write wrote ``/gcbrun``.
-        waits_for_answer: it may fire once somebody answers who does not now.
+        waits_for_comment: it would fire on a ``/gcbrun`` of a user with write access.
+        waits_for_answer: it may fire once a host answers that does not now.
     """
 
     fires: bool
@@ -197,5 +197,5 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def reason(self) -> str:
-        """The sentence that decided."""
+        """Return the deciding sentence."""
         return self.rules[-1].text if self.rules else ""

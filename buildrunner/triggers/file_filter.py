@@ -15,13 +15,13 @@ from typing import Any
 from buildrunner.triggers.events import Rule
 
 LONGEST_S = 5.0
-"""Longest time for the comparison of the files of one event."""
+"""The longest time for the comparison of the files of one event."""
 
 _SHOWN = 3
 
 
 class PatternError(ValueError):
-    """A pattern that is not closed; the message says what is wrong."""
+    """A malformed pattern. The message has the problem."""
 
 
 def check_pattern(pattern: str) -> str:
@@ -34,10 +34,10 @@ def check_pattern(pattern: str) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a path (``/``-separated, from the repository's root) matches.
+    """Return whether a path (``/``-separated, from the repository's root) matches.
 
     Raises:
-        PatternError: the pattern is broken.
+        PatternError: the pattern is malformed.
     """
     return _compiled(pattern).fullmatch(path) is not None
 
@@ -49,13 +49,13 @@ def file_rule(
     ignored: Sequence[str],
     longest_s: float = LONGEST_S,
 ) -> Rule:
-    """Whether changed files let a trigger fire.
+    """Return whether changed files let a trigger fire.
 
     Args:
-        files: what changed; None when nobody knows, which passes.
+        files: changed files; None if unknown, which passes.
         included: the trigger's ``includedFiles``.
         ignored: the trigger's ``ignoredFiles``.
-        longest_s: how long it may take; what takes longer passes, like files that nobody knows.
+        longest_s: time limit; beyond it, the rule passes as for unknown files.
     """
 
     def rule(passed: bool, text: str) -> Rule:
@@ -88,10 +88,10 @@ def file_rule(
 def _matching(
     paths: Iterable[str], patterns: Sequence[str], ends: float, *, wanted: bool = True
 ) -> Iterator[str]:
-    """The paths that match one of the patterns; if not ``wanted``, the others.
+    """Return the paths that match one of the patterns; if not ``wanted``, the others.
 
     Raises:
-        TimeoutError: ``ends`` on the monotonic clock is over.
+        TimeoutError: the time ``ends`` on the monotonic clock has passed.
     """
     compiled = _compiled_together(tuple(patterns))
     for path in paths:
@@ -114,10 +114,10 @@ def _compiled(pattern: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _compiled_together(patterns: tuple[str, ...]) -> tuple[Any, ...]:
-    """The patterns as one expression, which is as quick as a single pattern; large ones apart.
+    """Compile the patterns to one expression, as fast as a single one; large ones separately.
 
     Raises:
-        PatternError: one is broken.
+        PatternError: a pattern is malformed.
     """
     import re2
 

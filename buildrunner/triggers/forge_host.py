@@ -94,11 +94,11 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
         if self.kind == "bitbucket-server" and key.startswith(f"{folded}/scm/"):
             folded += "/scm"
         path = key.removeprefix(f"{folded}/") if key.startswith(f"{folded}/") else ""
-        # The key is in lower case; the name is shown as it was written.
+        # The key is in lower case; the name keeps its case.
         return url.rstrip("/").removesuffix(".git")[-len(path) :] if path else ""
 
     def has(self, url: str) -> bool:
-        """Whether an http(s) URL is on this forge."""
+        """Return whether an http(s) URL is on this forge."""
         return f"{repository_key(url)}/".startswith(f"{self.key}/")
 
     def pull_request_page(self, full_name: str, number: int) -> str:
@@ -133,7 +133,7 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
         Bitbucket Data Center's "Get all users" with its filter ``permission``.
 
         Args:
-            full_name: the repository's.
+            full_name: full name of the repository.
             person: a login; for GitLab a user's number, for Bitbucket Cloud a UUID.
         """
         owner, _, name = full_name.partition("/")
@@ -204,12 +204,12 @@ def reported_forge(kind: str, full_name: str, urls: tuple[str, ...]) -> ForgeHos
 
 
 def is_full_name(name: str) -> bool:
-    """Whether a name has the form ``owner/name``, or ``group/subgroup/name``, of any forge."""
+    """Return whether a name has the form ``owner/name`` or ``group/subgroup/name``."""
     return _FULL_NAME.fullmatch(name) is not None
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is the address of a repository, and not a name."""
+    """Return whether a text is the address of a repository, and not a name."""
     return "://" in text or text.startswith("/") or ("@" in text and ":" in text)
 
 

@@ -59,7 +59,7 @@ class HookBinding(
     topic: str = ""
 
     def allows_project(self, project: str) -> bool:
-        """Whether the hook may fire triggers of a project."""
+        """Return whether the hook may fire triggers of a project."""
         return not self.projects or project in self.projects
 
 
@@ -71,7 +71,7 @@ def read_binding(hook: str, document: Any) -> HookBinding:
         document: camelCase fields of `HookBinding`.
 
     Raises:
-        ConfigError: the binding is wrong.
+        ConfigError: the binding is invalid.
     """
     try:
         binding = msgspec.convert(document, HookBinding)
@@ -155,7 +155,7 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
 def may_speak_for(
     hooks: Mapping[str, HookBinding], host: ForgeHost, full_name: str, project: str
 ) -> bool:
-    """Whether a project may report commit statuses to a repository.
+    """Return whether a project may report commit statuses to a repository.
 
     The bindings of hooks assign owners to projects. If no binding names the repository's owner, or
     one names it for all projects, every project may report to it.
@@ -192,7 +192,7 @@ def _head(event: PullRequestEvent, host: ForgeHost) -> str:
 
 
 def _is_web(url: str, host: ForgeHost) -> bool:
-    """Whether an address is an http(s) URL of another host."""
+    """Return whether an address is an http(s) URL of another host."""
     return url.lower().startswith(("https://", "http://")) and not host.has(url)
 
 

@@ -7,13 +7,13 @@ from typing import Final
 # The config is in the fetched source: the path, or AUTODETECT for the usual names.
 CONFIG_LABEL: Final = "config_file"
 AUTODETECT: Final = "?"
-# The name that the trigger had.
+# The trigger's name at the time of the event.
 TRIGGER_NAME: Final = "trigger_name"
-# refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository that is built, by the event,
+# The built refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository, from the event,
 # the trigger or the revision of a run. A fork's build has none.
 BUILT_REF: Final = "built_ref"
-# The delivery that made the build, and the place of its event among those of the delivery.
+# The delivery that made the build, and the index of its event in the delivery.
 DELIVERY: Final = "delivery"
 EVENT_NUMBER: Final = "event_number"
-# Nobody said what to build: it failed, and there is nothing to try again.
+# No source was given: the build failed, and can't be retried.
 NOTHING_TO_BUILD: Final = "nothing_to_build"

@@ -98,7 +98,7 @@ def _asked(
 
 
 def asks_for_build(event: PullRequestEvent) -> bool:
-    """Whether an event is a comment with ``/gcbrun``, by any author."""
+    """Return whether an event is a comment with ``/gcbrun``, by any author."""
     return event.action == "commented" and COMMENT in event.comment
 
 
@@ -305,7 +305,7 @@ def open_question(trigger: BuildTrigger, event: Event, verdict: Verdict) -> Ques
 
 
 def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository | None) -> bool:
-    """Whether facts that the payload lacks could make the event fire a trigger.
+    """Return whether facts that the payload lacks could make the event fire a trigger.
 
     Args:
         trigger: a valid trigger.

@@ -1,4 +1,4 @@
-"""The repository of a trigger: on which forge it is, where Git fetches it, which revision. Pure.
+"""The repository of a trigger: its forge, its URL, its revision. Pure.
 
 Cloud Build's fields name a repository, and the hosted service knows its connections. Here the
 trigger's own setting ``forge`` names the forge; without it a trigger is for the public one.
@@ -42,17 +42,17 @@ _MIRRORS: Final = ("github", "bitbucket")
 
 
 class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
-    """The repository that a trigger listens to.
+    """The repository of a trigger.
 
     Attributes:
         name: full name on its forge, or the name of a bare repository.
-        host: its forge; None if it is on none that is known.
-        url: where Git fetches it; empty if that is not known.
+        host: its forge; None if unknown.
+        url: its URL for Git; empty if unknown.
         bare: name of the bare repository whose hook fires the trigger, as in ``/hooks/git/NAME``;
             empty for none.
-        connected: the server's settings say where it is.
-        problem: why no event can fire the trigger and nothing can be fetched; empty if all is well.
-        hint: what to do about the problem.
+        connected: the server's settings have its URL.
+        problem: why no event can fire the trigger and nothing can be fetched; empty for none.
+        hint: advice on the problem.
     """
 
     name: str
@@ -65,12 +65,12 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The repository's identity: see `repository_key`; empty if it is not known."""
+        """Return the repository's identity: see `repository_key`; empty if unknown."""
         return repository_key(self.host.clone_url(self.name) if self.host else self.url)
 
     @property
     def shown(self) -> str:
-        """The repository for people: ``acme/app on https://github.com (github)``."""
+        """Return the repository for users: ``acme/app on https://github.com (github)``."""
         if self.host is not None:
             return f"{self.name} on {self.host.url} ({self.host.kind})"
         if self.bare:
@@ -85,13 +85,13 @@ def trigger_repository(
     repositories: Mapping[str, str] | None = None,
     bare: Mapping[str, str] | None = None,
 ) -> TriggerRepository | None:
-    """The repository that a trigger listens to; None for a trigger that listens to none.
+    """Return the repository of a trigger; None for a trigger without one.
 
     Args:
-        trigger: which names its repository in one of Cloud Build's ways.
+        trigger: the trigger.
         forge: the trigger's setting; None for none.
-        repositories: where connected repositories are, by the server's settings: name -> URL.
-        bare: where bare repositories with a hook are: name -> URL.
+        repositories: URLs of connected repositories in the server's settings, by name.
+        bare: URLs of bare repositories with a hook, by name.
     """
     found = _named(trigger, _wanted_host(forge), repositories or {})
     if found is None:
@@ -112,14 +112,14 @@ def trigger_repository(
 
 
 def source_keys(project: str, trigger: Mapping[str, Any]) -> set[str]:
-    """The keys of what a trigger listens to; empty for one that is run by hand or by the clock.
+    """Return the keys of a trigger's sources; empty for a manual or scheduled trigger.
 
     An event that can fire the trigger has one of them among its `event_keys`. The keys depend on
     the trigger alone, neither on its settings nor on the server's, so that a database can index
     them.
 
     Args:
-        project: the trigger's.
+        project: the trigger's project.
         trigger: the BuildTrigger as JSON.
     """
     keys = set()
@@ -131,7 +131,7 @@ def source_keys(project: str, trigger: Mapping[str, Any]) -> set[str]:
 
 
 def _names(trigger: Mapping[str, Any]) -> Iterator[str]:
-    """The names that a trigger has for its repository."""
+    """Return the names of a trigger's repository."""
     if github := trigger.get("github"):
         yield f"{github.get('owner', '')}/{github.get('name', '')}"
     if gitlab := trigger.get("gitlabEnterpriseEventsConfig"):
@@ -147,13 +147,13 @@ def _names(trigger: Mapping[str, Any]) -> Iterator[str]:
 def event_keys(
     event: Event, hook: str, *, repositories: Mapping[str, str], bare: Mapping[str, str]
 ) -> set[str]:
-    """The `source_keys` that triggers have for the source of an event.
+    """Return the `source_keys` of triggers for the source of an event.
 
     Args:
         event: the event.
         hook: the hook of its delivery.
-        repositories: where connected repositories are, by the server's settings: name -> URL.
-        bare: where bare repositories with a hook are: name -> URL.
+        repositories: URLs of connected repositories in the server's settings, by name.
+        bare: URLs of bare repositories with a hook, by name.
     """
     if isinstance(event, MessageEvent):
         return {hook if event.kind == "webhook" else _topic_key(event.topic)}
@@ -174,7 +174,7 @@ def _topic_key(topic: str) -> str:
 
 
 def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule:
-    """Whether a trigger for one repository listens to events of another one."""
+    """Return whether a trigger for one repository accepts events of another one."""
     if wanted is None:
         text = "the trigger does not listen to a repository"
         return Rule(name="repository", passed=False, text=text)
@@ -188,7 +188,7 @@ def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule
 
 
 def shown_repository(repository: Repository) -> str:
-    """An event's repository for people."""
+    """Return an event's repository for users."""
     if repository.bare:
         return f"the bare repository {repository.full_name}"
     where = f" on {repository.host.url}" if repository.host else ""
@@ -214,7 +214,7 @@ def event_config(
 
 
 def _is_same(wanted: TriggerRepository, repository: Repository) -> bool:
-    if repository.bare:  # its hook speaks for the name, whatever address it tells
+    if repository.bare:  # its hook identifies it by name, whatever URL it reports
         return wanted.bare == repository.full_name
     if not wanted.key or wanted.key != repository_key(repository.clone_url):
         return False
@@ -223,7 +223,7 @@ def _is_same(wanted: TriggerRepository, repository: Repository) -> bool:
 
 
 def _wanted_host(forge: ForgeSetting | None) -> ForgeHost | None:
-    """The forge of the setting. One that can't be read was made by another version."""
+    """Return the forge of the setting; None if another version wrote it and it can't be read."""
     if forge is None or forge.unconfirmed:
         return None
     try:
@@ -293,9 +293,9 @@ def _of_bitbucket_server(
 def _connected(
     trigger: BuildTrigger, name: str, mapped: str, host: ForgeHost | None
 ) -> TriggerRepository:
-    """A repository that goes by a name of its own, or by its URL."""
+    """Return a connected repository, by its name or its URL."""
     url = mapped or (name if is_url(name) else "")
-    if has_password(url):  # kept by an earlier version, which took it
+    if has_password(url):  # stored by an earlier version, which accepted it
         return TriggerRepository(name="its repository", problem=MESSAGE, hint=HINT)
     host = host or (public_forge(url) if url else None)
     if url:
@@ -339,7 +339,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         branch, tag, commit: at most one is set.
-        dir: folder of the source that the work starts in.
+        dir: folder of the source in which the work starts.
     """
 
     branch: str = ""
@@ -349,17 +349,17 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ref(self) -> str:
-        """The ref that git fetches."""
+        """Return the ref for git."""
         if self.branch:
             return f"{_HEADS}{self.branch}"
         return f"{_TAGS}{self.tag}" if self.tag else self.commit
 
 
 def revision_of(source: RepoSource) -> Revision:
-    """The revision that a caller asked for.
+    """Return the revision that a caller requests.
 
     Raises:
-        ConfigError: it is a pattern, or the folder is absolute.
+        ConfigError: the revision is a pattern, or the folder is absolute.
     """
     for field, value in (("branchName", source.branch_name), ("tagName", source.tag_name)):
         if value and any(char in value for char in "*?[]()|\\^$+ "):
@@ -378,16 +378,16 @@ def revision_of(source: RepoSource) -> Revision:
 def source_of(
     trigger: BuildTrigger, revision: Revision, repository: TriggerRepository | None
 ) -> tuple[Source | None, Revision]:
-    """Return the origin of the files, and the revision that counts.
+    """Return the source, and the effective revision.
 
     Args:
-        trigger: which is run.
-        revision: what the caller asks for.
-        repository: the one that the trigger listens to; None for a trigger that listens to none.
+        trigger: the trigger.
+        revision: the caller's revision.
+        repository: the trigger's repository; None for a trigger without one.
 
     Raises:
-        UsageError: the repository is not known, or there is one and nothing says which revision of
-            it to build.
+        UsageError: the repository is unknown, or it has one and no revision is
+            given.
     """
     if repository is not None:
         if repository.problem:
@@ -460,10 +460,10 @@ def _revision_of_ref(ref: str) -> Revision:
 
 
 def _literal_branch(trigger: BuildTrigger) -> Revision:
-    """The revision that the trigger's own filter names, when it is no real pattern.
+    """Return the revision in the trigger's own filter, if it is no real pattern.
 
     Raises:
-        UsageError: it is one.
+        UsageError: the filter is a pattern.
     """
     branch, tag = _filters(trigger)
     for pattern, kind in ((branch, "branch"), (tag, "tag")):
@@ -478,7 +478,7 @@ def _literal_branch(trigger: BuildTrigger) -> Revision:
 
 
 def literal_name(pattern: str) -> str:
-    """The one name that a filter of branches or tags means; empty for a real pattern."""
+    """Return the only name that a filter of branches or tags matches; empty for a pattern."""
     name = pattern.removeprefix("^").removesuffix("$")
     return "" if any(char in name for char in "*?[]()|\\^$+.") else name
 

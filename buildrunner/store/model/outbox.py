@@ -21,12 +21,12 @@ STATES = (WAITING, DELIVERED, GIVEN_UP)
 
 
 class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
-    """A build that came into being, or has a new status.
+    """A new build, or a new status of a build.
 
     Attributes:
-        id: rising for each build.
-        project_id, build_id, status: which build, and what it became.
-        trigger_id: of its trigger; empty for none, and if the build was deleted.
+        id: ascending for each build.
+        project_id, build_id, status: the build and its new status.
+        trigger_id: id of its trigger; empty for none, and if the build was deleted.
         labels: its labels; empty if it was deleted.
         previous: id and status of the last build of its series before it that succeeded or failed,
             if this one did, too; None for none. A series is a trigger's builds of one branch or
@@ -45,19 +45,19 @@ class BuildChange(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to deliver. No secret is in it: those are looked up when it is sent.
+    """A message to deliver. It holds no secrets, which are looked up when it is sent.
 
     Attributes:
-        key: unique; receivers can tell by it that they had the message before.
-        lane: messages of one lane are delivered one after the other, in the order of their making.
-        kind: who knows how to send it: ``status``, ``webhook``, ...
-        project_id, build_id: what it is about.
-        target: where it goes, for people.
-        message: what its sender needs; small, whatever the build is like.
-        change_id: the change that it tells of, whose document is kept for it; 0 for none.
-        replaces: older messages of the lane that have not arrived are dropped: only the newest
+        key: unique key, by which receivers can recognize duplicates.
+        lane: messages of one lane are delivered one after the other, in order of creation.
+        kind: kind of its sender: ``status``, ``webhook``, ...
+        project_id, build_id: its project and build.
+        target: its receiver, for users.
+        message: the data for its sender; small for every build.
+        change_id: its change, whose document is kept for it; 0 for none.
+        replaces: drop older messages of the lane that have not arrived: only the newest
             counts.
-        problem: why there is nothing to send: it is given up as it comes. Empty for none.
+        problem: why it can't be sent: it is given up at once. Empty for none.
     """
 
     key: str
@@ -78,13 +78,13 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         id: rising.
         key, lane, kind, project_id, build_id, target, message, change_id: see `NewMessage`.
-        created_at: when it was put in.
-        next_try: when it is sent next.
-        attempts: how often it was tried.
-        last_error: what came of the last try; empty before the first, and when it arrived.
+        created_at: time of its creation.
+        next_try: time of the next try.
+        attempts: number of tries.
+        last_error: error of the last try; empty before the first, and after the delivery.
         state: ``waiting``, ``delivered`` or ``given_up``.
-        claim: of its claim; 0 outside of one.
-        done_at: when it arrived or was given up; None while it waits.
+        claim: number of its claim; 0 without one.
+        done_at: time at which it arrived or was given up; None while it waits.
     """
 
     id: int

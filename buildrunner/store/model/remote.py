@@ -22,9 +22,9 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
     """The holder of a worker's token.
 
     Attributes:
-        name: of the token.
-        pool: whose builds it claims; empty: builds without a pool.
-        projects: whose builds it may claim; empty for all projects.
+        name: name of the token.
+        pool: the pool whose builds it claims; empty: builds without a pool.
+        projects: the projects whose builds it may claim; empty for all.
         build_id: the only build that it may claim; empty for any.
         spare: the Job of a spare Pod, which claims one build and no more; empty for other workers.
     """
@@ -40,13 +40,13 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
         return f"{REMOTE}{self.name}/{worker}"
 
     def holds(self, holder: str) -> bool:
-        """Whether a name is that of a worker with this token."""
+        """Return whether a name is that of a worker with this token."""
         return holder.startswith(self.holder(""))
 
     def may_claim(self, build: StoredBuild) -> bool:
-        """Whether the token is for builds of that project and pool.
+        """Return whether the token is for builds of that project and pool.
 
-        It is for none while it is that of a spare Pod which has not claimed its build.
+        The token of a spare Pod is for none until the Pod has claimed its build.
         """
         return (
             build.pool == self.pool
@@ -56,15 +56,15 @@ class WorkerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A worker asks for a build.
+    """A worker's request for a build.
 
     Attributes:
         worker: the worker's name, which stays the same after a restart.
-        pool: the pool that the worker means to serve; must be that of its token.
+        pool: the worker's pool; must be that of its token.
         build_id: the only build that it wants; empty for any.
-        limit: how many builds the worker runs at the same time.
-        isolation: how the worker isolates builds; see `sandboxes.protocol.ISOLATIONS`.
-        wait_s: how long the server waits for a build before it answers that there is none.
+        limit: the most concurrent builds of the worker.
+        isolation: the worker's isolation of builds; see `sandboxes.protocol.ISOLATIONS`.
+        wait_s: seconds that the server waits for a build before it answers without one.
     """
 
     worker: str
@@ -80,7 +80,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         enabled: builds get provenance.
-        push: it is attached to images in their registry.
+        push: attach it to images in their registry.
         sbom: images get a bill of materials.
     """
 
@@ -96,12 +96,12 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         log_bytes: bytes of the log that the server has.
         event_bytes: bytes of the events that the server has.
         settings: fields of `Settings` that hold for the build's project.
-        sources: where builds may fetch from, as `sources.policy.policy_from` reads it.
+        sources: the source policy, in the form of `sources.policy.policy_from`.
         public_url: address of the server in links.
-        log_limit_bytes: how large steps may make the log; 0 sets no limit.
+        log_limit_bytes: the most bytes that steps may write to the log; 0 sets no limit.
         has_identity: the build's trigger allows identity tokens.
-        has_logins: the build's project has logins of its own, in place of those of the machine.
-        provenance: the server signs provenance, and what the settings want besides.
+        has_logins: the build's project has its own logins, in place of the machine's.
+        provenance: the provenance settings; the server signs.
     """
 
     log_bytes: int = 0
@@ -121,7 +121,7 @@ class MadeForBuild(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     Attributes:
         value: the token or statement; empty if there is an error, or nothing to state.
         error: why there is no value; empty if there is one.
-        hint: what to do about the error.
+        hint: advice on the error.
         refused: the build may not have the value.
     """
 
@@ -138,7 +138,7 @@ class WorkerDeployment(
 
     Attributes:
         step: index of the step.
-        time: when the step had succeeded.
+        time: time of the step's success.
         deployment: the deployment.
     """
 
@@ -157,7 +157,7 @@ class RemoteSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
         kind, name, ciphertext: see `plan.build_plan.SecretReference`.
         value: the value; empty if there is an error.
         error: why there is no value; empty if there is one.
-        hint: what to do about the error.
+        hint: advice on the error.
     """
 
     kind: str

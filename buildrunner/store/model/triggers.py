@@ -11,19 +11,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-WAITING = "waiting"  # for its time, or for a server to see to it
-FIRED = "fired"  # there is a build
-SKIPPED = "skipped"  # by the overlap policy, or the trigger was disabled meanwhile
-MISSED = "missed"  # the server was down, and nobody makes up for it
-FAILED = "failed"  # no build could be made of it
+WAITING = "waiting"  # for its time, or for a server to handle it
+FIRED = "fired"  # it made a build
+SKIPPED = "skipped"  # because of the overlap policy, or because the trigger was disabled meanwhile
+MISSED = "missed"  # the server was down, and the time is not made up for
+FAILED = "failed"  # no build could be made
 
 
 class TriggerVersion(NamedTuple):
-    """A trigger as it was after one of its changes.
+    """A version of a trigger.
 
     Attributes:
         project, id: of the trigger.
-        version: a number that no other state of the trigger or of its settings has.
+        version: a number unique to this state of the trigger and its settings.
     """
 
     project: str
@@ -38,8 +38,8 @@ class StoredTrigger(msgspec.Struct, frozen=True, kw_only=True):
         project: of the trigger.
         version: see `TriggerVersion`.
         document: the BuildTrigger.
-        settings: its own settings beside the resource, as they were set; empty for none.
-        size: number of bytes of both as JSON.
+        settings: its own settings beside the resource; empty for none.
+        size: bytes of both as JSON.
     """
 
     project: str
@@ -55,7 +55,7 @@ class ScheduledTrigger(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         project_id, id, name, disabled: of the trigger.
         cron: the field of the BuildTrigger.
-        settings: its own settings beside the resource, as they were set; empty for none.
+        settings: its own settings beside the resource; empty for none.
     """
 
     project_id: str
@@ -70,12 +70,12 @@ class Fire(msgspec.Struct, frozen=True, kw_only=True):
     """One scheduled time of one trigger, which is stored at most once.
 
     Attributes:
-        project_id, trigger_id: whose.
-        fire_at: the time that the schedule names.
-        run_at: when the build is made: jitter later.
+        project_id, trigger_id: its trigger.
+        fire_at: the scheduled time.
+        run_at: time at which the build is made: after the jitter.
         state: ``waiting``, ``fired``, ``skipped``, ``missed`` or ``failed``.
-        build_id: what it made; empty for nothing.
-        detail: why it is as it is; a sentence.
+        build_id: its build; empty for none.
+        detail: reason of the state; a sentence.
     """
 
     project_id: str

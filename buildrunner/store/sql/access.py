@@ -19,7 +19,7 @@ class SqlTokens(SqlPart):
     """Access tokens: hashes, never the tokens themselves."""
 
     def create(self, token: AccessToken) -> None:
-        """Keep a token (its hash). Raises `Conflict` on its name."""
+        """Store a token (its hash). Raises `Conflict` for a duplicate name."""
         row = {
             "name": token.name,
             "hash_hex": token.hash_hex,
@@ -34,23 +34,23 @@ class SqlTokens(SqlPart):
                 raise Conflict(f'a token "{token.name}" exists already')
 
     def find(self, hash_hex: str) -> AccessToken | None:
-        """The token of that hash, revoked or not; None when unknown."""
+        """Return the token of that hash, revoked or not; None if unknown."""
         with self._database.read() as connection:
             row = connection.execute(select(tokens).where(tokens.c.hash_hex == hash_hex)).first()
         return None if row is None else _token(row)
 
     def all(self) -> list[AccessToken]:
-        """All tokens, by name."""
+        """Return all tokens, by name."""
         with self._database.read() as connection:
             return [
                 _token(row) for row in connection.execute(select(tokens).order_by(tokens.c.name))
             ]
 
     def pools(self, project: str = "") -> frozenset[str]:
-        """The pools of workers' tokens, also of revoked ones; of a project, those for its builds.
+        """Return the pools of all workers' tokens, revoked ones included.
 
         Args:
-            project: leave out tokens that are for other projects only; empty for all.
+            project: skip tokens that are only for other projects; skip none if empty.
         """
         found = select(tokens.c.pool, tokens.c.projects).where(tokens.c.pool != "").distinct()
         with self._database.read() as connection:
@@ -63,7 +63,7 @@ class SqlTokens(SqlPart):
     def revoke(self, name: str, *, now: datetime) -> None:
         """Revoke a token and end its sessions. Raises `NotFound`.
 
-        A token that was revoked keeps its time.
+        A revoked token keeps its time.
         """
         which = tokens.c.name == name
         with self._database.write() as connection:
@@ -78,7 +78,7 @@ class SqlSessions(SqlPart):
     """Sessions of browsers; each belongs to a token."""
 
     def create(self, session: Session, *, now: datetime) -> None:
-        """Store a session, and delete those that are over."""
+        """Store a session, and delete ended ones."""
         row = {
             "hash_hex": session.hash_hex,
             "token_name": session.token_name,
@@ -91,7 +91,7 @@ class SqlSessions(SqlPart):
             connection.execute(insert(sessions).values(row))
 
     def find(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
-        """The session of that hash and its token; None if it is over or the token is revoked."""
+        """Return the session of a hash, and its token; None if either no longer holds."""
         found = (
             select(sessions.c.expires_at, sessions.c.ends_at, tokens)
             .join_from(sessions, tokens)
@@ -114,7 +114,7 @@ class SqlSessions(SqlPart):
         return session, _token(row)
 
     def extend(self, hash_hex: str, expires_at: datetime) -> None:
-        """Let a session expire later, if it still exists."""
+        """Extend a session, if it still exists."""
         values = {"expires_at": microseconds(expires_at)}
         with self._database.write() as connection:
             connection.execute(
@@ -144,7 +144,7 @@ class SqlAuditLog(SqlPart):
             connection.execute(insert(audit_log).values(row))
 
     def page(self, *, limit: int = 100, before_id: int = 0) -> list[AuditEntry]:
-        """The newest entries first; only those older than entry ``before_id`` when given."""
+        """Return entries, newest first; only those older than entry ``before_id`` if given."""
         found = select(audit_log).order_by(audit_log.c.id.desc()).limit(limit)
         if before_id:
             found = found.where(audit_log.c.id < before_id)
@@ -152,14 +152,14 @@ class SqlAuditLog(SqlPart):
             return [_entry(row) for row in connection.execute(found)]
 
     def forget(self, *, before: datetime, limit: int) -> int:
-        """Delete entries from before a moment, up to ``limit``; how many."""
+        """Delete entries from before a time, up to ``limit``. Returns their number."""
         old = audit_log.c.at < microseconds(before)
         with self._database.write() as connection:
             return delete_some(connection, audit_log.c.id, old, limit)
 
 
 def _line(text: str) -> str:
-    """Text of a request as one line, so that nobody can forge an entry or prevent it."""
+    """Return text of a request as one line, so that it can't forge or prevent an entry."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -206,7 +206,7 @@ class SqlIdentityKeys(SqlPart):
             ]
 
     def put(self, key: IdentityKey) -> None:
-        """Store a key, in place of one with its id."""
+        """Store a key, replacing one with its id."""
         row = {
             "id": key.id,
             "owner": key.owner,

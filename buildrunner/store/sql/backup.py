@@ -1,6 +1,6 @@
-"""Backups of the server's SQLite database, taken while it works, and put back.
+"""Backs up the server's SQLite database while it is used, and restores it.
 
-PostgreSQL has its own tools for that (docs/how-to/backup.md). A backup is one file, a SQLite
+PostgreSQL has its own tools for this (docs/how-to/backup.md). A backup is one file, a SQLite
 database itself, readable by its user only.
 """
 
@@ -22,8 +22,8 @@ from buildrunner.store.sql.schema import FENCE
 
 _REPLACED = ".replaced"
 
-# Processes of builds may outlive the server and the restore. Leases that are given after it must
-# differ from theirs, which the backup does not know.
+# Processes of builds may outlive the server and the restore. Later leases must
+# differ from theirs, which are not in the backup.
 _FENCE_STEP = 1_000_000
 _BESIDE = ("", "-wal", "-shm")
 
@@ -32,10 +32,10 @@ class BackupFacts(NamedTuple):
     """The content of a backup.
 
     Attributes:
-        builds: how many.
-        triggers: how many.
-        size_bytes: of the file.
-        moved_to: where `restore` moved the database that was there; empty if none was.
+        builds: number of builds.
+        triggers: number of triggers.
+        size_bytes: size of the file.
+        moved_to: path to which `restore` moved an existing database; empty for none.
     """
 
     builds: int
@@ -45,11 +45,11 @@ class BackupFacts(NamedTuple):
 
 
 def backup(address: str, path: str) -> BackupFacts:
-    """Copy a database as it is at one moment; servers go on working meanwhile.
+    """Copy a consistent snapshot of a database, while servers continue to use it.
 
     Args:
         address: the database.
-        path: the file to make. It comes into being complete, or not at all.
+        path: the new file. It is created complete, or not at all.
 
     Raises:
         UsageError: the database is not SQLite.
@@ -65,7 +65,7 @@ def backup(address: str, path: str) -> BackupFacts:
     with _fresh_beside(path) as fresh:
         _copy(database, fresh)
         with _opened(fresh) as copy:
-            # One file, without companions beside it.
+            # A single file, without SQLite's files beside it.
             copy.execute("PRAGMA journal_mode = DELETE")
             facts = _checked(copy, database)
         _put(fresh, path)
@@ -73,19 +73,19 @@ def backup(address: str, path: str) -> BackupFacts:
 
 
 def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
-    """Put a backup in a database's place. No server may be running on it.
+    """Replace a database by a backup. No server may be running on it.
 
     Args:
         path: the backup.
         address: the database.
-        replace: move the database that is there aside, to the same name with ``.replaced``, or
+        replace: move an existing database to the same name with ``.replaced``, or
             ``.replaced-2`` and so on if an earlier restore used that name.
 
     Raises:
         UsageError: the database is not SQLite.
-        NotFound: there is no such backup.
-        Conflict: a database is there and ``replace`` is not given, or a build of it still runs.
-        StoreError: the backup is none, is damaged or of a newer version, or can't be copied.
+        NotFound: the backup does not exist.
+        Conflict: a database exists and ``replace`` is not given, or a build of it still runs.
+        StoreError: the backup is invalid, damaged or of a newer version, or can't be copied.
     """
     database = _file_of(address)
     if not os.path.exists(path):
@@ -107,7 +107,8 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
                 copy.execute(
                     "UPDATE counters SET value = value + ? WHERE name = ?", (_FENCE_STEP, FENCE)
                 )
-                # A user who signed out since then stays signed out. Old backups have no sessions.
+                # A user who signed out after the backup stays signed out. Old backups have no
+                # sessions.
                 if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
                     copy.execute("DELETE FROM sessions")
         moved_to = _moved_aside(database)
@@ -116,7 +117,7 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
 
 
 def _moved_aside(database: str) -> str:
-    """Move a database to a name that no file has; the new name, or empty without a database."""
+    """Move a database to a free name. Returns the name, or an empty string without a database."""
     with _reported(database):
         if not any(os.path.lexists(f"{database}{ending}") for ending in _BESIDE):
             return ""
@@ -142,7 +143,7 @@ def _file_of(address: str) -> str:
 
 @contextmanager
 def _fresh_beside(path: str) -> Iterator[str]:
-    """A new empty file in the same folder, which is gone afterwards unless it was put in place."""
+    """Yield a new empty file in the same folder, which is deleted unless it was renamed."""
     fresh = f"{path}.{os.getpid()}.new"
     with _reported(path):
         os.close(os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -161,7 +162,7 @@ def _copy(source: str, target: str) -> None:
 
 @contextmanager
 def _opened(path: str) -> Iterator[sqlite3.Connection]:
-    # Not in read-only mode: a database in write-ahead mode can't be read without its companions.
+    # Not in read-only mode: a database in write-ahead mode can't be read without its other files.
     with _reported(path):
         connection = sqlite3.connect(f"file:{quote(os.path.abspath(path))}?mode=rw", uri=True)
     with closing(connection), _reported(path):
@@ -179,7 +180,7 @@ def _reported(path: str) -> Iterator[None]:
 
 
 def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
-    """The content of a copy, after every page of it was read."""
+    """Return the content of a copy, after reading every page of it."""
     (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise StoreError(f"{name} is damaged: {verdict}")
@@ -189,7 +190,7 @@ def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
         raise StoreError(f"{name} is no database of a buildrunner server") from error
     if revision not in REVISIONS:
         raise StoreError(f"{name} is of version {revision}, which is newer than this buildrunner")
-    # The names are ours.
+    # The names are constants of this module.
     builds, triggers = (
         copy.execute(f"SELECT count(*) FROM {table}").fetchone()[0]  # noqa: S608
         for table in ("builds", "triggers")
@@ -200,7 +201,7 @@ def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
 def _check_idle(database: str) -> None:
     """Refuse to replace a database that a build's process still writes to.
 
-    One that can't be read is what backups are for: it is not in the way.
+    An unreadable database does not prevent the restore.
     """
     running: list[tuple[str, str]] = []
     with suppress(StoreError), _opened(database) as connection:
@@ -214,7 +215,7 @@ def _check_idle(database: str) -> None:
 
 
 def _put(fresh: str, path: str) -> None:
-    """Give a complete file its name, for good."""
+    """Rename a complete file to its name, durably."""
     with _reported(path):
         _sync(fresh)
         os.replace(fresh, path)

@@ -90,14 +90,14 @@ class SqlBuilds(SqlPart):
         self._page_tokens = page_tokens
 
     def create(self, new: NewBuild, *, most_waiting: int = 0) -> StoredBuild:
-        """Keep a new build, or return the one made with the same ``request_id``.
+        """Store a new build, or return the one with the same ``request_id``.
 
-        Builds that it supersedes are not claimed any more; each ends in a transaction of its own.
+        Builds that it supersedes are not claimed any more; each ends in its own transaction.
 
         Args:
             new: the build.
-            most_waiting: how many builds of its project may wait for their turn, and how many for
-                an approval; as many of forks besides. 0 sets no limit.
+            most_waiting: the most builds of its project that may wait for their turn, and for
+                an approval; the same again for forks. 0 sets no limit.
 
         Raises:
             Conflict: a build of that id exists.
@@ -123,19 +123,19 @@ class SqlBuilds(SqlPart):
         return made
 
     def get(self, project_id: str, build_id: str) -> StoredBuild:
-        """One build. Raises `NotFound`."""
+        """Return one build. Raises `NotFound`."""
         with self._database.read() as connection:
             return _one(connection, (builds.c.id == build_id) & (builds.c.project_id == project_id))
 
     def find(self, build_id: str) -> StoredBuild:
-        """One build by id alone, whatever its project. Raises `NotFound`."""
+        """Return one build by id alone, of any project. Raises `NotFound`."""
         with self._database.read() as connection:
             return _one(connection, builds.c.id == build_id)
 
     def request_cancel(
         self, project_id: str, build_id: str, *, now: datetime, reason: str = "cancelled"
     ) -> StoredBuild:
-        """Cancel: a build that waits is CANCELLED at once, a claimed one by its process.
+        """Cancel a build: a waiting one at once, a claimed one by its process.
 
         The first ``reason`` ("cancelled by TOKEN") stays.
 
@@ -166,14 +166,14 @@ class SqlBuilds(SqlPart):
         approved: bool,
         expires_at: datetime | None = None,
     ) -> StoredBuild:
-        """Replace a PENDING build's document: now QUEUED, or CANCELLED when rejected.
+        """Replace a PENDING build's document: QUEUED, or CANCELLED if rejected.
 
         Args:
             project_id: the build's project.
             build_id: the build.
-            document: with its new status.
+            document: the document with its new status.
             approved: whether it may run.
-            expires_at: when it becomes EXPIRED, counted from now on; None for as it was created.
+            expires_at: time at which it becomes EXPIRED; None for the time of its creation.
 
         Raises:
             NotFound: no such build.
@@ -200,15 +200,15 @@ class SqlBuilds(SqlPart):
     def recent(
         self, project_id: str, trigger_ids: Sequence[str], *, count: int
     ) -> dict[str, list[ListedBuild]]:
-        """The newest builds of each of some triggers, newest first: one question for all.
+        """Return the newest builds of several triggers, newest first, with one query.
 
         Args:
             project_id: the project.
-            trigger_ids: of triggers that exist.
-            count: how many of each.
+            trigger_ids: ids of existing triggers.
+            count: the most builds of each.
 
         Returns:
-            Builds by trigger; nothing of those that have none.
+            Builds by trigger; triggers without builds are missing.
         """
         older = builds.alias()
         since = (
@@ -221,7 +221,7 @@ class SqlBuilds(SqlPart):
             .correlate(triggers)
             .scalar_subquery()
         )
-        # Materialized, so that SQLite begins here: a short search of the index for each trigger.
+        # Materialized, so that SQLite starts here, with a short index search for each trigger.
         wanted = (
             select(triggers.c.id, func.coalesce(since, 0).label("since"))
             .where(triggers.c.project_id == project_id, triggers.c.id.in_(trigger_ids))
@@ -239,14 +239,14 @@ class SqlBuilds(SqlPart):
         with self._database.read() as connection:
             for row in connection.execute(found):
                 made = recent.setdefault(row.trigger_id, [])
-                if len(made) < count:  # builds of one microsecond can be more
+                if len(made) < count:  # several builds of the same microsecond may exceed it
                     made.append(listed_build(row))
         return recent
 
     def pending(self) -> list[ListedBuild]:
-        """The builds that wait for an approval, by project and trigger.
+        """Return the builds that wait for an approval, by project and trigger.
 
-        Builds of triggers without settings are not among them.
+        Builds of triggers without settings are not included.
         """
         beside = (trigger_settings.c.project_id == builds.c.project_id) & (
             trigger_settings.c.trigger_id == builds.c.trigger_id
@@ -254,7 +254,7 @@ class SqlBuilds(SqlPart):
         found = (
             select(*LISTED_COLUMNS)
             .select_from(builds.join(trigger_settings, beside))
-            # "Not ended" is what there is an index for.
+            # There is an index for builds that have not ended.
             .where(is_ongoing, builds.c.phase == PENDING)
             .order_by(builds.c.project_id, builds.c.trigger_id)
         )
@@ -262,7 +262,7 @@ class SqlBuilds(SqlPart):
             return [listed_build(row) for row in connection.execute(found)]
 
     def plan(self, build_id: str) -> bytes | None:
-        """The compiled plan; None before there is one. Raises `NotFound`."""
+        """Return the compiled plan; None before the build is planned. Raises `NotFound`."""
         found = (
             select(plans.c.plan).select_from(builds.outerjoin(plans)).where(builds.c.id == build_id)
         )
@@ -273,7 +273,7 @@ class SqlBuilds(SqlPart):
         return None if row.plan is None else bytes(row.plan)
 
     def ended_before(self, moment: datetime, *, limit: int = 1000) -> list[str]:
-        """Ids of builds that ended before a moment, oldest first (for retention)."""
+        """Return ids of builds that ended before a time, oldest first (for retention)."""
         found = (
             select(builds.c.id)
             .where(is_ended, builds.c.ended_at < microseconds(moment))
@@ -286,7 +286,7 @@ class SqlBuilds(SqlPart):
     def newest(
         self, project_id: str, filter: str, *, page_size: int = 1, most_pages: int = 3
     ) -> Iterator[StoredBuild]:
-        """Yield the newest builds of a filter, of a few pages at most. Raises as `page`."""
+        """Yield the newest builds of a filter, from a few pages at most. Raises like `page`."""
         token = ""
         for _ in range(most_pages):
             page = self.page(project_id, filter=filter, page_size=page_size, page_token=token)
@@ -305,17 +305,17 @@ class SqlBuilds(SqlPart):
         page_token: str = "",
         look_at: int = 5000,
     ) -> BuildPage:
-        """Builds of a project, newest first; of one location unless None.
+        """Return builds of a project, newest first; of one location unless None.
 
-        New builds don't shift pages. A page may be short, even empty, although there is a next one:
-        when a filter asks for what has no index, a call looks at ``look_at`` builds. At most 1000
-        builds come at once.
+        New builds don't shift pages. A page may be short, even empty, before the last one:
+        for a filter without an index, a call reads only ``look_at`` builds. A page has at most 1000
+        builds.
 
         Raises:
-            FilterError: the filter is not of the grammar, or names an unknown field.
-            PageTokenError: the token is not one of ours, or belongs to another filter or project.
+            FilterError: the filter has a syntax error, or names an unknown field.
+            PageTokenError: the token is invalid, or belongs to another filter or project.
         """
-        # Imported here: the process of a build lists nothing.
+        # Imported here, since the process of a build lists nothing.
         from buildrunner.store.list_filter import parse_filter
         from buildrunner.store.sql.filter import condition_of, needed_tag, only_ongoing
 
@@ -329,7 +329,7 @@ class SqlBuilds(SqlPart):
         if condition.sql is not None:
             listing = listing.where(condition.sql)
         if only_ongoing(expression):
-            listing = listing.where(is_ongoing)  # there is an index of these few
+            listing = listing.where(is_ongoing)  # these few have an index
         if page_token:
             listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
         with self._database.read(streams=True) as connection:
@@ -343,7 +343,7 @@ class SqlBuilds(SqlPart):
 
 
 def put_tags(connection: Connection, build_id: str, tags: list[str]) -> None:
-    """Make these the tags of a build; writes only what changed."""
+    """Set the tags of a build; writes only differences."""
     found = select(build_tags.c.tag).where(build_tags.c.build_id == build_id)
     had = set(connection.execute(found).scalars())
     gone, added = had.difference(tags), [tag for tag in tags if tag not in had]
@@ -368,7 +368,7 @@ def _not_found(build_id: str = "") -> NotFound:
 
 
 def _locked_phase(connection: Connection, which: ColumnElement[bool]) -> str:
-    """The build's phase, which stays as it is until the transaction ends."""
+    """Return the build's phase, locked until the transaction ends."""
     phase = connection.execute(select(builds.c.phase).where(which).with_for_update()).scalar()
     if phase is None:
         raise _not_found()
@@ -376,7 +376,7 @@ def _locked_phase(connection: Connection, which: ColumnElement[bool]) -> str:
 
 
 def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
-    """The build that stands in the way of a new one: the same request's, or a conflict."""
+    """Return the earlier build of the same request; raises on a conflict."""
     project_id = new.document["projectId"]
     if new.request_id:
         same = (builds.c.project_id == project_id) & (builds.c.request_id == new.request_id)
@@ -387,18 +387,18 @@ def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
 
 
 def _note_attempt(connection: Connection, first_id: str, build_id: str) -> None:
-    """Have the first try of a build know a later one."""
+    """Record a retry in the first try of a build."""
     which = builds.c.id == first_id
     labels = connection.execute(select(builds.c.labels).where(which).with_for_update()).scalar()
     if labels is None:
-        return  # retention took it
+        return  # retention deleted it
     known = msgspec.json.decode(labels, type=dict[str, str])
     known["attempts"] = f"{known.get('attempts', '')} {build_id}".strip()
     connection.execute(update(builds).where(which).values(labels=msgspec.json.encode(known)))
 
 
 def _check_waiting(connection: Connection, row: Mapping[str, Any], most: int) -> None:
-    """Refuse a build beside which too many of its project wait, of a fork or not as it is."""
+    """Refuse a build if too many builds of its project wait; forks count separately."""
     beside = (
         select(builds.c.id)
         .where(
@@ -418,9 +418,9 @@ def _check_waiting(connection: Connection, row: Mapping[str, Any], most: int) ->
 
 
 def _supersede(connection: Connection, new: NewBuild) -> None:
-    """Mark the builds that a new one supersedes; no document is read or written for that."""
+    """Mark the builds that a new one supersedes, without reading or writing documents."""
     phases = _SUPERSEDED.get(new.supersede, ())
-    # A stranger who opens pull requests must not end the builds of those who may push.
+    # Pull requests of strangers must not end builds of users with write access.
     among = builds.c.untrusted if new.untrusted else true()
     build_id = new.document["id"]
     others = and_(
@@ -441,14 +441,14 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
 def end_superseded(database: Database, now: datetime) -> None:
     """End waiting builds that newer ones supersede, one after the other.
 
-    A call takes two seconds at most. The next call, of any server, ends the others.
+    A call takes two seconds at most. The next call, of any server, continues.
     """
 
     def end(connection: Connection, build_id: str, by_build: str) -> None:
         waits = and_(builds.c.id == build_id, is_waiting)
         locked = select(builds.c.document).where(waits).with_for_update()
         document = connection.execute(locked).scalar()
-        if document is not None:  # nobody cancelled it meanwhile
+        if document is not None:  # it was not cancelled meanwhile
             detail = f"superseded by build {by_build}"
             end_waiting(connection, build_id, document, "CANCELLED", now, detail)
         connection.execute(delete(superseded).where(superseded.c.build_id == build_id))
@@ -468,7 +468,7 @@ def end_waiting(
     now: datetime,
     detail: str,
 ) -> None:
-    """End a build that waits: it becomes ``status``, CANCELLED or EXPIRED, for a reason."""
+    """End a waiting build with ``status``, CANCELLED or EXPIRED, for a reason."""
     columns = ended_columns(msgspec.json.decode(document), status, now, detail)
     which = builds.c.id == build_id
     note_change(connection, which, columns)
@@ -477,7 +477,7 @@ def end_waiting(
 
 
 def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason: str) -> None:
-    """Have the process of a claimed build cancel it. The first reason stays."""
+    """Let the process of a claimed build cancel it. The first reason stays."""
     known = msgspec.json.encode({CANCELLED_BY: reason, **msgspec.json.decode(labels)})
     change = update(builds).where(builds.c.id == build_id)
     connection.execute(change.values(cancel_requested=True, labels=known))
@@ -485,11 +485,11 @@ def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason:
 
 
 _LONGEST_S = 2.0
-"""Longest search for the builds of one page; the next page continues there."""
+"""The longest search for the builds of one page; the next page continues there."""
 
 
 class _Listing(NamedTuple):
-    """Builds, newest first, and the columns that say so."""
+    """Builds, newest first, with the columns of this order."""
 
     rows: Select[Any]
     create_time: ColumnElement[int]
@@ -499,10 +499,10 @@ class _Listing(NamedTuple):
         return self._replace(rows=self.rows.where(*conditions))
 
     def behind(self, create_time: int, build_id: str) -> _Listing:
-        """The builds that follow one build."""
+        """Return the condition for the builds after one build."""
         older = self.create_time < create_time
         same = (self.create_time == create_time) & (self.id > build_id)
-        # The first condition is implied by the second; it is the one that the index understands.
+        # The first condition follows from the second, and can use the index.
         return self.where(self.create_time <= create_time, older | same)
 
 
@@ -526,7 +526,7 @@ def _search(
     size: int,
     look_at: int,
 ) -> tuple[list[AnyRow], AnyRow | None]:
-    """Rows that match by their documents, and behind which one to go on; None at the end."""
+    """Return rows whose documents match, and the row to continue after; None at the end."""
     from buildrunner.store.list_filter import matches
     from buildrunner.store.sql.filter import needed_text
 
@@ -540,7 +540,7 @@ def _search(
             return matching, before
         before = row
         if needed and needed not in row.document.decode().casefold():
-            continue  # ten times as fast as to decode it
+            continue  # ten times as fast as decoding it
         if matches(expression, msgspec.json.decode(row.document)):
             room -= bytes_of(row)
             if len(matching) == size or (matching and room < 0):

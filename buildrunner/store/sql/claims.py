@@ -1,4 +1,4 @@
-"""Claims under a lease, one way for deliveries, fires of schedules and messages of the outbox.
+"""Claims under a lease, for deliveries, fires of schedules and messages of the outbox.
 
 A claimed row has ``claimed_until``, the end of its lease. A server that neither settles a row nor
 renews its lease until then loses the row to the next server that claims.
@@ -27,16 +27,16 @@ def claim(
     one_at_a_time: Select[Any] | None = None,
     **values: Any,
 ) -> Sequence[AnyRow]:
-    """Claim rows and return them, in no order; most calls find nothing and lock nothing.
+    """Claim rows and return them, unordered. Most calls find nothing and lock nothing.
 
     Args:
-        database: the server's.
-        table: has the column ``claimed_until``.
+        database: the server's database.
+        table: a table with the column ``claimed_until``.
         candidates: selects the primary keys of rows to claim.
-        free: holds for a candidate that no other server has claimed or settled meanwhile.
+        free: is true for a candidate that no other server has claimed or settled meanwhile.
         until: the end of the lease.
-        one_at_a_time: selects a row whose lock lets one server claim at a time, where candidates
-            depend on each other. None: candidates that another server has locked are left to it.
+        one_at_a_time: selects a row whose lock lets one server claim at a time, if candidates
+            depend on each other. None: candidates that another server has locked are skipped.
         values: further columns to set.
     """
     keys = list(table.primary_key.columns)
@@ -49,7 +49,7 @@ def claim(
             mine = select(*keys).where(tuple_(*keys).in_(found), free)
             found = connection.execute(mine.with_for_update(skip_locked=True)).all()
         else:
-            if not database.is_sqlite:  # there, a writer is alone
+            if not database.is_sqlite:  # SQLite has one writer at a time
                 connection.execute(one_at_a_time)
             found = connection.execute(candidates).all()
         taken = (

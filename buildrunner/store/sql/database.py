@@ -1,8 +1,8 @@
-"""A database on SQLite or PostgreSQL: connections, transactions, and errors in words.
+"""A database on SQLite or PostgreSQL: connections, transactions, and errors as text.
 
-The door to SQLAlchemy: what it raises leaves this package as `StoreError` only, and never with a
-password. Every transaction is either a read or a write. On SQLite a write takes the file's one
-write lock at its beginning (``BEGIN IMMEDIATE``), so that what it read can't change under it; on
+The only module that converts errors of SQLAlchemy: they leave this package as `StoreError`,
+without a password. Every transaction is either a read or a write. On SQLite a write takes the
+file's only write lock at its beginning (``BEGIN IMMEDIATE``), so that its reads stay valid; on
 PostgreSQL the statements lock the rows they are about to change.
 """
 
@@ -52,13 +52,14 @@ _WRITE = "buildrunner_write"
 
 
 def parse_url(address: str) -> URL:
-    """A database's address, with the driver that we use.
+    """Return a database's address, with our driver.
 
     Raises:
-        UsageError: it is none of ours. The message does not repeat it: it may hold a password.
+        UsageError: the address is not supported. The message omits it, since it may have a
+            password.
     """
     if address.startswith(_SQLITE):
-        # A path is a path: nothing in it is decoded, which SQLAlchemy's versions disagree about.
+        # Nothing in a path is decoded, on which versions of SQLAlchemy disagree.
         path = address.removeprefix(_SQLITE)
         if path in ("", ":memory:") or "?" in path:
             raise UsageError(
@@ -75,18 +76,18 @@ def parse_url(address: str) -> URL:
 
 
 class Database:
-    """Connections to one database. Thread-safe; opens nothing before it is used.
+    """Connections to one database. Thread-safe; opened at the first use.
 
     Args:
         address: ``sqlite:////folder/server.db`` or ``postgresql://user:password@host/name``.
-        busy_timeout_s: how long a write waits for another's lock.
+        busy_timeout_s: seconds that a write waits for another's lock.
 
     Attributes:
-        name: the address for people, without the password.
+        name: the address for users, without the password.
         path: SQLite's file; empty on PostgreSQL.
 
     Raises:
-        UsageError: the address is of no known form.
+        UsageError: the address has an unknown form.
     """
 
     def __init__(self, address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> None:
@@ -99,20 +100,20 @@ class Database:
         self.name = self.path or url.set(drivername="postgresql").render_as_string(
             hide_password=True
         )
-        # SQLite's waiting writers sleep between tries; those of one process line up here instead.
+        # SQLite's waiting writers sleep between tries; those of one process queue here instead.
         self._turn = threading.Lock()
         self._engine = self._sqlite(url) if self.is_sqlite else self._postgres(url)
         self._writing = self._engine.execution_options(**{_WRITE: True})
-        # BEGIN and COMMIT would be two more round trips, and isolate nothing (READ COMMITTED).
+        # BEGIN and COMMIT would cost two more round trips without isolation (READ COMMITTED).
         single = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._reading = self._engine.execution_options(**single)
 
     @contextmanager
     def read(self, *, streams: bool = False) -> Iterator[Connection]:
-        """A connection that only reads.
+        """Yield a connection for reads.
 
         Args:
-            streams: rows are streamed, which PostgreSQL does in transactions only.
+            streams: stream rows, which PostgreSQL does only in transactions.
         """
         engine = self._engine if streams else self._reading
         with self._translated(), engine.begin() as connection:
@@ -120,7 +121,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A transaction that changes something; durable when the block ends without an error."""
+        """Yield a write transaction, durable when the block ends without an error."""
         with self._translated():
             if not self.is_sqlite:
                 with self._writing.begin() as connection:
@@ -142,7 +143,7 @@ class Database:
 
     @contextmanager
     def apart(self) -> Iterator[Any]:
-        """A connection of psycopg to PostgreSQL, outside of the pool and of transactions."""
+        """Open a connection of psycopg to PostgreSQL, outside of the pool and of transactions."""
         connection: Any = None
         with self._translated():
             try:
@@ -151,7 +152,7 @@ class Database:
                 pooled.detach()
                 connection.autocommit = True
                 yield connection
-            # SQLAlchemy passes on what the driver raises here.
+            # SQLAlchemy passes on errors of the driver here.
             except self.driver_error as error:
                 raise self.explained(error) from error
             finally:
@@ -160,18 +161,21 @@ class Database:
 
     @contextmanager
     def listening(self, channel: str) -> Iterator[Any]:
-        """A connection of psycopg, outside of the pool, that listens on a channel of PostgreSQL."""
+        """Open a connection outside of the pool that listens on a channel of PostgreSQL."""
         with self.apart() as connection:
             connection.execute(f"LISTEN {channel}")
             yield connection
 
     def use_write_ahead_log(self) -> None:
-        """On SQLite: let readers and one writer work at the same time. It stays with the file."""
+        """On SQLite: let readers and one writer work concurrently.
+
+        A permanent setting of the file.
+        """
         with self._translated(), self._engine.connect() as connection:
             connection.connection.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
 
     def close(self) -> None:
-        """Close all connections that are not in use. Idempotent."""
+        """Close all unused connections. Idempotent."""
         self._closed = True
         self._engine.dispose()
 
@@ -197,7 +201,7 @@ class Database:
         engine = create_engine(
             url,
             connect_args=arguments,
-            pool_size=20,  # as many as are used at once stay open: opening one is slow
+            pool_size=20,  # connections stay open, since opening one is slow
             max_overflow=0,
             pool_use_lifo=True,
             isolation_level="READ COMMITTED",
@@ -250,7 +254,7 @@ _FAILURES = (
     ("unable to open", "can't be opened", "look at its folder and the permissions there"),
     ("readonly", "can't be written to", "look at the permissions of the file and its folder"),
 )
-# The same for what may be better in a moment.
+# The same for transient errors.
 _PASSING = (
     ("disk is full", "has no space left", "make room on its disk"),
     ("no space left", "has no space left", "make room on its disk"),
@@ -267,17 +271,17 @@ _PASSING = (
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
-    # Transactions are begun by `_begin_sqlite`, not by the driver's guess.
+    # `_begin_sqlite` begins transactions, not the driver.
     connection.isolation_level = None
     connection.execute("PRAGMA foreign_keys = ON")
-    # A commit is on the disk before it is answered: leases must survive a power cut.
+    # A commit is on the disk before it returns: leases must survive a power cut.
     connection.execute("PRAGMA synchronous = FULL")
 
 
 def _check_is_open(dialect: Any, connection: Any, _record: object, _proxy: object) -> None:
-    """Have a connection to PostgreSQL replaced if the server has closed it, as a restart does.
+    """Let the pool replace a connection that PostgreSQL has closed, as in a restart.
 
-    The server's words at the close can be read already; most connections cost no round trip.
+    The end of the connection can be read without a round trip.
     """
     poll = select_module.poll()
     if not connection.closed:
@@ -296,14 +300,14 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 class SqlPart:
-    """A part of the store, on a database whose tables are up to date."""
+    """A part of the store, on a database with up-to-date tables."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
 
 def lock_queue(connection: Connection) -> int:
-    """Let nobody else claim until the transaction ends; the highest fence so far.
+    """Lock claims until the transaction ends. Returns the highest fence so far.
 
     Limits are counts over many rows: locking the rows alone would let two servers each take the
     last free place.
@@ -313,13 +317,13 @@ def lock_queue(connection: Connection) -> int:
 
 
 def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
-    """Insert a row unless one of that key, or of another unique name, is there; whether it was."""
+    """Insert a row unless its key, or another unique value, exists. Returns whether it did."""
     made = _insert_if_new(connection, table).values(row)
     return connection.execute(made.returning(*table.primary_key)).first() is not None
 
 
 def insert_all_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
-    """Insert those of the rows whose key, or another unique name, is not there; at once."""
+    """Insert the rows whose key and other unique values do not exist, in one statement."""
     if rows:
         connection.execute(_insert_if_new(connection, table), rows)
 
@@ -327,7 +331,7 @@ def insert_all_new(connection: Connection, table: Table, rows: list[dict[str, An
 def insert_selected(
     connection: Connection, table: Table, names: Sequence[str], rows: Select[Any]
 ) -> None:
-    """Insert selected rows, except those whose key, or another unique name, is there."""
+    """Insert selected rows whose key and other unique values do not exist."""
     connection.execute(_insert_if_new(connection, table).from_select(names, rows))
 
 
@@ -335,9 +339,9 @@ _LONGEST_S = 2.0
 
 
 def within_time(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items that a loop gets through in two seconds, and one at least.
+    """Yield items for two seconds, but at least one.
 
-    For changes with a transaction for each item: between two items, others may write.
+    For changes with a transaction for each item, between which others may write.
     """
     until = time.monotonic() + _LONGEST_S
     for item in items:
@@ -347,7 +351,7 @@ def within_time(items: Iterable[T]) -> Iterator[T]:
 
 
 def _insert_if_new(connection: Connection, table: Table) -> Any:
-    # Only the one that is used: their imports take long.
+    # Only the used one, since the imports are slow.
     if connection.dialect.name == "sqlite":
         from sqlalchemy.dialects import sqlite
 
@@ -360,9 +364,9 @@ def _insert_if_new(connection: Connection, table: Table) -> Any:
 def delete_some(
     connection: Connection, key: Column[int], which: ColumnElement[bool], limit: int
 ) -> int:
-    """Delete rows that are chosen, up to a limit; how many.
+    """Delete selected rows, up to a limit. Returns their number.
 
-    One large deletion would keep all other writers waiting.
+    One large deletion would block all other writers.
     """
     some = select(key).where(which).limit(limit)
     return connection.execute(delete(key.table).where(key.in_(some))).rowcount

@@ -50,7 +50,7 @@ _LISTED = [column for column in deliveries.c if column.name not in ("body", "hea
 
 
 def _claimable(at: int, most: int) -> Select[int]:
-    """New deliveries that are first in their lane, and waiting ones that are due; by number."""
+    """Select new deliveries that are first in their lane, and due waiting ones, by number."""
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
     came = and_(
@@ -66,19 +66,19 @@ def _claimable(at: int, most: int) -> Select[int]:
     return select(found.c.number).order_by(found.c.number).limit(most)
 
 
-# Its lock keeps other servers from claiming until the transaction ends.
+# Its lock prevents claims of other servers until the transaction ends.
 _LOCK_CLAIMS = select(counters.c.value).where(counters.c.name == DELIVERY_CLAIMS).with_for_update()
 
 
 class SqlDeliveries(SqlPart):
-    """Deliveries of webhooks: kept, claimed, handled, replayed."""
+    """Deliveries of webhooks: stores, claims, finishes and replays them."""
 
     def add(
         self, new: Sequence[NewDelivery], *, now: datetime
     ) -> list[tuple[StoredDelivery, bool]]:
-        """Keep deliveries, all in one transaction; each, and whether it is new.
+        """Store deliveries in one transaction. Returns each, and whether it is new.
 
-        One of the same hook and id that is there already is returned in its place.
+        An existing delivery of the same hook and id is returned instead.
         """
         with self._database.write() as connection:
             return [_added(connection, one, now) for one in new]
@@ -89,7 +89,7 @@ class SqlDeliveries(SqlPart):
         Only the newest `KEPT_REFUSALS` records of refused deliveries are kept.
         """
         row = _row(msgspec.structs.replace(new, body=b""), REFUSED, now)
-        # Whoever sends a bad signature must not be able to take a good delivery's id.
+        # A sender with a bad signature must not be able to take a genuine delivery's id.
         row |= {"delivery_id": None, "outcome": msgspec.json.encode({"reason": reason})}
         refused = deliveries.c.status == REFUSED
         with self._database.write() as connection:
@@ -108,7 +108,7 @@ class SqlDeliveries(SqlPart):
         return number
 
     def count_refusals(self, repeats: Mapping[int, int]) -> None:
-        """Add repeats to records of refused deliveries: number of the record -> how many."""
+        """Add repeats to records of refused deliveries: number of the record -> count."""
         refused = deliveries.c.status == REFUSED
         found = select(deliveries.c.number, deliveries.c.outcome).where(
             refused, deliveries.c.number.in_(repeats)
@@ -122,9 +122,9 @@ class SqlDeliveries(SqlPart):
                 connection.execute(update(deliveries).where(which).values(values))
 
     def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[StoredDelivery]:
-        """Claim the oldest deliveries that no server handles, in their order.
+        """Claim the oldest deliveries that no server handles, in order.
 
-        Deliveries that waited and are due are claimed, too; of a lane with a claimed one, none is.
+        Due waiting deliveries are claimed, too; none of a lane with a claimed one.
         A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
         The bodies of the claimed ones have `MOST_CLAIMED_BYTES` together, but one is claimed at
         least.
@@ -135,7 +135,7 @@ class SqlDeliveries(SqlPart):
             _claimable(microseconds(now), self._few_enough(microseconds(now), limit)),
             free=deliveries.c.status.in_((RECEIVED, WAITING)),
             until=now + timedelta(seconds=lease_s),
-            one_at_a_time=_LOCK_CLAIMS,  # two servers could each take one of a lane
+            one_at_a_time=_LOCK_CLAIMS,  # otherwise two servers could claim deliveries of one lane
             attempts=deliveries.c.attempts + 1,
         )
         return sorted(map(_delivery, rows), key=lambda one: one.number)
@@ -149,14 +149,14 @@ class SqlDeliveries(SqlPart):
         return max(1, sum(total <= MOST_CLAIMED_BYTES for total in totals))
 
     def hold(self, numbers: Collection[int], *, now: datetime, lease_s: float) -> None:
-        """They are still being handled: claim them for longer."""
+        """Extend the claims of deliveries that are still being handled."""
         until = microseconds(now + timedelta(seconds=lease_s))
         which = and_(deliveries.c.number.in_(numbers), deliveries.c.claimed_until.is_not(None))
         with self._database.write() as connection:
             connection.execute(update(deliveries).where(which).values(claimed_until=until))
 
     def release(self, claimed: Sequence[StoredDelivery]) -> None:
-        """Give back what was claimed and not begun."""
+        """Release deliveries that were claimed and not begun."""
         with self._database.write() as connection:
             for one in claimed:
                 free = 0 if one.status == WAITING else None
@@ -166,15 +166,15 @@ class SqlDeliveries(SqlPart):
     def postpone(
         self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
     ) -> None:
-        """Have it handled again later, with what came of it so far; it holds up no others.
+        """Retry a delivery later, with its partial outcome. It blocks no others of its lane.
 
-        One that somebody finished, or wanted replayed, since it was claimed stays as it is.
+        A delivery that was finished or replayed since its claim does not change.
         """
         values = {
             "status": WAITING,
             "claimed_until": microseconds(until),
             "attempts": 0,
-            "lane": "",  # it has left it: nobody waits for it any more
+            "lane": "",  # it leaves its lane, so that no other waits for it
             "outcome": msgspec.json.encode(dict(outcome)),
         }
         with self._database.write() as connection:
@@ -183,7 +183,7 @@ class SqlDeliveries(SqlPart):
     def finish(self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]) -> None:
         """Record deliveries as handled, with their outcomes. Idempotent.
 
-        One that somebody wanted replayed since it was claimed stays to be handled.
+        A delivery that was replayed since its claim stays pending.
         """
         with self._database.write() as connection:
             for delivery, outcome in handled:
@@ -199,11 +199,11 @@ class SqlDeliveries(SqlPart):
                 connection.execute(update(deliveries).where(same).values(values))
 
     def replay(self, number: int) -> StoredDelivery:
-        """Have it handled once more.
+        """Handle a delivery again.
 
         Raises:
             NotFound: no such delivery.
-            Conflict: it was refused.
+            Conflict: the delivery was refused.
         """
         which = deliveries.c.number == number
         with self._database.write() as connection:
@@ -226,7 +226,7 @@ class SqlDeliveries(SqlPart):
             return _delivery(row)
 
     def get(self, number: int) -> StoredDelivery:
-        """One delivery. Raises `NotFound`."""
+        """Return one delivery. Raises `NotFound`."""
         with self._database.read() as connection:
             row = connection.execute(
                 select(deliveries).where(deliveries.c.number == number)
@@ -236,7 +236,7 @@ class SqlDeliveries(SqlPart):
         return _delivery(row)
 
     def page(self, *, hook: str = "", limit: int = 50, before: int = 0) -> list[StoredDelivery]:
-        """The newest first, without bodies; older than number ``before`` when that is given."""
+        """Return deliveries without bodies, newest first, older than ``before`` if given."""
         found = select(*_LISTED).order_by(deliveries.c.number.desc()).limit(limit)
         if hook:
             found = found.where(deliveries.c.hook == hook)
@@ -249,7 +249,7 @@ class SqlDeliveries(SqlPart):
         """Delete those that came before a moment and are handled or refused, up to ``limit``; how
         many.
         """
-        # The newest of each hook stays: it shows when the hook last worked.
+        # The newest of each hook stays, and shows when the hook last worked.
         newest = (
             select(func.max(deliveries.c.number))
             .where(deliveries.c.status != REFUSED)
@@ -265,7 +265,7 @@ class SqlDeliveries(SqlPart):
 
 
 def _same(claimed: StoredDelivery) -> ColumnElement[bool]:
-    """A delivery that is as it was claimed: neither finished nor replayed since."""
+    """Return the condition that a delivery was not finished or replayed since its claim."""
     return and_(
         deliveries.c.number == claimed.number,
         deliveries.c.replays == claimed.replays,
@@ -320,7 +320,7 @@ def _unknown(number: int) -> NotFound:
 
 
 class SqlRefs(SqlPart):
-    """The commits of branches and tags that were seen."""
+    """The last seen commits of branches and tags."""
 
     def known(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
         """Return the last seen commits of a repository's refs, or of one ref, by full name."""
@@ -334,9 +334,9 @@ class SqlRefs(SqlPart):
             }
 
     def note(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
-        """Remember where a ref is (empty: it is gone); what was known before.
+        """Record the commit of a ref (empty: deleted). Returns the previous record.
 
-        Of several who see it at one commit the first is remembered, also among servers.
+        The first witness of a commit is kept, also among several servers.
         """
         with self._database.write() as connection:
             return _noted(connection, repository, ref, KnownRef(commit, seen_by))
@@ -346,15 +346,15 @@ class SqlRefs(SqlPart):
     ) -> list[KnownRef | None]:
         """Record refs of one repository under several names, in one transaction.
 
-        Forges may tell of two pushes in the wrong order: the ref is not put back to where the push
-        that is known began.
+        Forges may report two pushes in the wrong order: a ref is not set back to the start of the
+        known push.
         """
         with self._database.write() as connection:
-            # In one order, so that two servers don't wait for each other.
+            # In a fixed order, so that two servers don't deadlock.
             return [_noted(connection, one, ref, now) for one in sorted(repositories)]
 
     def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
-        """Remember where the refs of a repository are; those that are known stay as they are.
+        """Record the refs of a repository; known ones do not change.
 
         Args:
             repository: its key.
@@ -388,7 +388,7 @@ def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> 
 
 
 def _is_behind(now: KnownRef, known: KnownRef) -> bool:
-    """Whether this is the push before the one that is known, and not one that takes it back."""
+    """Return whether this push is older than the known one, and not a revert of it."""
     return bool(now.before) and known.before == now.commit and known.commit != now.before
 
 

@@ -44,11 +44,11 @@ class SqlDeployments(SqlPart):
 
         Args:
             build_id: the build.
-            page_size: how many, 1000 at most. Large deployments end a page earlier.
-            page_token: of the page before; empty for the first.
+            page_size: the most deployments, up to 1000. Large deployments end a page earlier.
+            page_token: token of the page; empty for the first.
 
         Raises:
-            PageTokenError: the token is not one of ours, or belongs to another list.
+            PageTokenError: the token is invalid, or belongs to another list.
         """
         parent = ("deployments of", build_id)
         found = _listing.where(deployments.c.build_id == build_id)
@@ -72,11 +72,11 @@ class SqlDeployments(SqlPart):
             project_id: the project.
             target: only of this target; empty for all.
             latest: only the latest of each target.
-            page_size: how many, 1000 at most. Large deployments end a page earlier.
-            page_token: of the page before; empty for the first.
+            page_size: the most deployments, up to 1000. Large deployments end a page earlier.
+            page_token: token of the page; empty for the first.
 
         Raises:
-            PageTokenError: the token is not one of ours, or belongs to another list.
+            PageTokenError: the token is invalid, or belongs to another list.
         """
         parent = ("deployments", project_id, target, str(latest))
         found = _listing.where(deployments.c.project_id == project_id)
@@ -97,13 +97,13 @@ class SqlDeployments(SqlPart):
 
 
 def ids_of_build(connection: Connection, build_id: str) -> set[str]:
-    """Return the ids of the deployments of a build that are recorded."""
+    """Return the ids of the recorded deployments of a build."""
     found = select(deployments.c.id).where(deployments.c.build_id == build_id)
     return set(connection.execute(found).scalars())
 
 
 def record(connection: Connection, made: RecordedDeployment) -> None:
-    """Record a deployment, with what the record knows of the one before. Idempotent."""
+    """Record a deployment, with facts from the previous record. Idempotent."""
     before = (
         select(deployments.c.document)
         .where(

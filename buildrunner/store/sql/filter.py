@@ -1,4 +1,4 @@
-"""A filter as a SQL condition, as far as columns suffice; `list_filter.matches` checks the rest."""
+"""Filters as SQL conditions, as far as columns suffice; `list_filter.matches` checks the rest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLUMNS: dict[tuple[str, ...], Column[Any]] = {
     ("startTime",): builds.c.start_time,
     ("finishTime",): builds.c.finish_time,
 }
-# A name of its own: the list itself may be read off the table of tags.
+# A separate alias, since the list itself may use the table of tags.
 _own_tags = build_tags.alias("own_tags")
 _MAX_INTEGER = 2**63 - 1
 
@@ -34,7 +34,7 @@ class Condition(NamedTuple):
 
     Attributes:
         sql: None for no condition.
-        exact: a build that meets it does match.
+        exact: every build that meets it matches.
     """
 
     sql: ColumnElement[bool] | None
@@ -45,7 +45,7 @@ _UNKNOWN = Condition(None, exact=False)
 
 
 def condition_of(expression: Expression | None) -> Condition:
-    """The condition of a filter."""
+    """Return the condition of a filter."""
     match expression:
         case None:
             return Condition(None, exact=True)
@@ -71,7 +71,7 @@ def condition_of(expression: Expression | None) -> Condition:
 
 
 def _of_term(term: Term) -> Condition:
-    # Conditions must be true or false, never NULL: a NOT may stand before them.
+    # Conditions must be true or false, never NULL, since a NOT may precede them.
     if term.path == ("tags",):
         return Condition(_of_tags(term), exact=True)
     column = _COLUMNS.get(term.path)
@@ -96,7 +96,7 @@ def _of_tags(term: Term) -> ColumnElement[bool]:
 
 
 def needed_tag(expression: Expression | None) -> str | None:
-    """A tag that every matching build has, if the filter says so plainly."""
+    """Return a tag that every matching build has, if the filter has a plain term for it."""
     match expression:
         case Term(path=("tags",), operator="=" | ":", operand=operand) if not operand.present:
             return str(operand.value)
@@ -108,9 +108,9 @@ def needed_tag(expression: Expression | None) -> str | None:
 
 
 def needed_text(expression: Expression | None) -> str:
-    """A text, with its cases folded, that the JSON of every matching build has; empty for none.
+    """Return a case-folded text that the JSON of every matching build has; empty for none.
 
-    Only of a text that JSON writes as it is: nothing in it may be escaped.
+    Only for a text without characters that JSON escapes.
     """
     match expression:
         case Anywhere(text=text) if text.isprintable() and not set(text) & {'"', "\\"}:
@@ -122,7 +122,7 @@ def needed_text(expression: Expression | None) -> str:
 
 
 def only_ongoing(expression: Expression | None) -> bool:
-    """Whether the filter says plainly that only builds which have not ended match."""
+    """Return whether the filter has a plain term that only ongoing builds match."""
     match expression:
         case Term(path=("status",), operator="=" | ":", operand=operand):
             return not operand.present and operand.value not in FINAL_STATUSES
@@ -139,7 +139,7 @@ def _is_text(column: Column[Any]) -> bool:
 
 
 def _bounded(value: str | int | bool) -> str | int | bool:
-    """A number that the database can hold, which compares the same with all that it has."""
+    """Return a number that fits the database, and compares equally with all its values."""
     return max(min(value, _MAX_INTEGER), -_MAX_INTEGER) if isinstance(value, int) else value
 
 
@@ -151,7 +151,7 @@ _MAX_TOKEN = 4096
 
 
 def bounded(page_size: int) -> int:
-    """The page size that is meant: 50 for none, at most 1000."""
+    """Return the effective page size: 50 by default, at most 1000."""
     return min(page_size, MAX_PAGE_SIZE) if page_size > 0 else DEFAULT_PAGE_SIZE
 
 
@@ -163,14 +163,14 @@ class PageTokens:
     """Writes and reads page tokens.
 
     Args:
-        key: what they are signed with.
+        key: the signing key.
     """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
     def write(self, parent: Parent, last: Sequence[Any]) -> str:
-        """The token of the page behind ``last``, in the list that ``parent`` names."""
+        """Return the token of the page after ``last``, in the list ``parent``."""
         body = msgspec.json.encode(list(last))
         return _text(self._signature(parent, body) + body)
 
@@ -178,18 +178,18 @@ class PageTokens:
         """Return the position in a list from a page token.
 
         Args:
-            token: as the caller sent it.
-            parent: which list, and with what filter.
-            types: of the values that `write` got.
+            token: the caller's token.
+            parent: the list, with its filter.
+            types: types of the values that `write` got.
 
         Raises:
-            PageTokenError: it is none of ours, or of another list.
+            PageTokenError: the token is invalid, or another list's.
         """
         try:
             raw = urlsafe_b64decode(token[:_MAX_TOKEN].encode("ascii") + b"==")
             signature, body = raw[:_SIGNATURE_BYTES], raw[_SIGNATURE_BYTES:]
             genuine = hmac.compare_digest(signature, self._signature(parent, body))
-            genuine = genuine and _text(raw) == token  # the decoder overlooks what it does not know
+            genuine = genuine and _text(raw) == token  # the decoder ignores unknown characters
             values = msgspec.json.decode(body) if genuine else []
         except ValueError as error:  # not ASCII, not base64
             raise _refused() from error

@@ -1,8 +1,8 @@
-"""Brings a database's tables up to date, and refuses one that a newer buildrunner has written.
+"""Brings a database's tables up to date, and refuses one of a newer buildrunner.
 
-The steps are Alembic revisions in ``migrations/versions``. All that are missing run in one
-transaction under a lock: of several servers that start at once, one does it and the others wait.
-Alembic itself is imported only when there is something to do.
+The steps are Alembic revisions in ``migrations/versions``. All missing ones run in one
+transaction under a lock: of several servers that start together, one runs them and the others wait.
+Alembic itself is imported only if a revision is missing.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from buildrunner.errors import StoreError
 from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.triggers import index_triggers
 
-# Every revision there ever was, oldest first; the last one is what this version works with.
+# All revisions, oldest first; the last one is that of this version.
 REVISIONS = tuple(f"{number:04}" for number in range(1, 25))
 
 FOLDER = os.path.join(os.path.dirname(__file__), "migrations")
-# Any number will do, as long as nobody else's lock on the same database has it.
+# Any number that no other lock on the same database has.
 _LOCK = 0x6275696C64
 
 
 def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
-    """Make the tables what revision ``to`` has, from whatever older one (or nothing) is there.
+    """Upgrade the tables to revision ``to``, from any older one or from nothing.
 
     Raises:
-        StoreError: the database is newer than this program, is not ours, or can't be changed.
+        StoreError: the database is newer than this program, is another program's, or can't be
+            changed.
     """
     if database.is_sqlite:
         _make_file(database.path)
@@ -45,14 +46,15 @@ def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
         with database.write() as connection:
             if not database.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            if _revision(connection, database.name) != to:  # nobody did it while we waited
+            # no other process did it during the wait
+            if _revision(connection, database.name) != to:
                 _upgrade(connection, to)
                 if to == REVISIONS[-1]:
                     index_triggers(connection)
 
 
 def is_current(database: Database) -> bool:
-    """Whether a database has the tables that this version works with; changes nothing.
+    """Return whether a database has this version's tables. Changes nothing.
 
     Raises:
         StoreError: the database is newer than this program, or can't be used.
@@ -62,7 +64,7 @@ def is_current(database: Database) -> bool:
 
 
 def alembic_config(connection: Connection | None = None) -> Any:
-    """Alembic's configuration for our revisions, on an open connection."""
+    """Return Alembic's configuration for our revisions, on an open connection."""
     from alembic.config import Config
 
     config = Config()
@@ -78,7 +80,7 @@ def _upgrade(connection: Connection, to: str) -> None:
 
 
 def _revision(connection: Connection, name: str) -> str:
-    """The database's revision; empty for one without tables."""
+    """Return the database's revision; empty for one without tables."""
     if not inspect(connection).has_table("alembic_version"):
         return ""
     found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -91,7 +93,10 @@ def _revision(connection: Connection, name: str) -> str:
 
 
 def _make_file(path: str) -> None:
-    """The empty file, readable by its user only; what SQLite puts beside it gets the same mode."""
+    """Create an empty file, readable by its user only.
+
+    SQLite's files beside it get the same mode.
+    """
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -101,9 +106,10 @@ def _make_file(path: str) -> None:
 
 @contextmanager
 def _alone(database: Database) -> Iterator[None]:
-    """On SQLite: of the processes that open the database, one at a time goes on here.
+    """On SQLite: let one process at a time open the database.
 
-    Its own locks don't cover the change to write-ahead logging, which fails instead of waiting.
+    SQLite's locks don't cover the change to write-ahead logging, which would fail instead of
+    waiting.
     """
     if not database.is_sqlite:
         yield

@@ -42,9 +42,9 @@ from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbo
 from buildrunner.store.sql.servers import tell_others
 
 MOST_NOTIFIERS: Final = 100
-"""Of a project."""
+"""The most notifiers of a project."""
 MOST_NOTIFIER_BYTES: Final = 1 << 20
-"""The notifiers of a project together, as JSON."""
+"""The most bytes of a project's notifiers, as JSON."""
 
 _LONGEST_ERROR = 1000
 _NOTHING = b"{}"
@@ -56,12 +56,12 @@ _LISTED = [
 
 
 class SqlOutbox(SqlPart):
-    """Messages to other machines, sent at least once, and the changes they are made of."""
+    """Messages to other machines, sent at least once, and their changes of builds."""
 
     def changes(self, *, limit: int) -> list[BuildChange]:
-        """Changes that nobody has dealt with, without documents.
+        """Return pending changes, without documents.
 
-        The changes of a project come oldest first, and projects take turns.
+        The changes of a project come oldest first, and projects alternate.
         """
         turn = func.row_number().over(
             partition_by=build_changes.c.project_id, order_by=build_changes.c.id
@@ -87,7 +87,7 @@ class SqlOutbox(SqlPart):
             return [_change(connection, row) for row in connection.execute(found).all()]
 
     def changed_build(self, change_id: int) -> Document | None:
-        """The Build as of a change; None if nothing needs it any more."""
+        """Return the Build at a change; None if it was deleted."""
         found = select(build_changes.c.document).where(build_changes.c.id == change_id)
         with self._database.read() as connection:
             document = connection.execute(found).scalar()
@@ -111,17 +111,17 @@ class SqlOutbox(SqlPart):
         *,
         now: datetime,
     ) -> int:
-        """Deal with changes: their messages come in, in one transaction.
+        """Replace changes by their messages, in one transaction.
 
-        A change goes, or, if messages tell of it, stays until they have arrived.
+        A change is deleted, or, if messages refer to it, kept until they have arrived.
 
         Args:
-            changes: those that were looked at. Of several servers with the same one, one counts.
-            messages: each with the id of its change.
-            now: the time; they are due at once.
+            changes: the handled changes. If several servers handle the same one, one counts.
+            messages: messages, each with the id of its change.
+            now: the time; the messages are due at once.
 
         Returns:
-            How many messages came in.
+            The number of new messages.
         """
         ids = [change.id for change in changes]
         needed = {message.change_id for _, message in messages}
@@ -138,10 +138,10 @@ class SqlOutbox(SqlPart):
             return number
 
     def put(self, new: NewMessage, *, now: datetime) -> Message:
-        """Put in a message that follows from no change.
+        """Add a message without a change.
 
         Raises:
-            Conflict: there is one of that key.
+            Conflict: a message with that key exists.
         """
         with self._database.write() as connection:
             if not _insert(connection, new, now):
@@ -158,16 +158,17 @@ class SqlOutbox(SqlPart):
         share: int | None = None,
         in_hand: Mapping[str, int] | None = None,
     ) -> list[Message]:
-        """Take messages that are due, at most the first of each lane; nobody else gets them.
+        """Claim due messages, at most the first of each lane.
 
-        Projects take turns: the next message is one of the project with the fewest in hand. What
-        is neither delivered, put off nor given up within the lease is given out again.
+        Projects alternate: the next message is one of the project with the fewest claimed ones. A
+            message
+        that is neither delivered, put off nor given up within the lease is claimed again.
 
         Args:
             now: the time.
-            lease_s: for how long the messages are the caller's.
-            limit: at most so many messages.
-            share: at most so many of one project, with those that the caller has already.
+            lease_s: duration of the claim in seconds.
+            limit: the most messages.
+            share: the most messages of one project, including those that the caller has already.
             in_hand: number of messages of each project that the caller has already.
         """
         moment = microseconds(now)
@@ -218,10 +219,10 @@ class SqlOutbox(SqlPart):
         """Record a failed attempt, and the time of the next one. No effect if the claim was lost.
 
         Args:
-            message: which was claimed.
-            next_try: when.
-            error: why it did not arrive.
-            tried: somebody tried to deliver it: that is counted.
+            message: the claimed message.
+            next_try: time of the next try.
+            error: the reason.
+            tried: count a try.
         """
         attempts = outbox.c.attempts + (1 if tried else 0)
         self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
@@ -241,7 +242,7 @@ class SqlOutbox(SqlPart):
             connection.execute(update(outbox).where(_held(message)).values(values))
 
     def get(self, message_id: int) -> Message:
-        """One message. Raises `NotFound`."""
+        """Return one message. Raises `NotFound`."""
         found = select(outbox).where(outbox.c.id == message_id)
         with self._database.read() as connection:
             row = connection.execute(found).first()
@@ -258,14 +259,14 @@ class SqlOutbox(SqlPart):
         limit: int = 100,
         before: int = 0,
     ) -> list[Message]:
-        """Messages without their content, the newest first.
+        """Return messages without their content, newest first.
 
         Args:
-            project_id: of that project only, unless empty.
-            build_id: about that build only, unless empty.
-            state: in that state only, unless empty.
-            limit: at most so many.
-            before: with lower ids only; 0 for no limit.
+            project_id: only of that project, unless empty.
+            build_id: only about that build, unless empty.
+            state: only in that state, unless empty.
+            limit: the most messages.
+            before: only lower ids; 0 for no limit.
         """
         found = select(*_LISTED).order_by(outbox.c.id.desc()).limit(limit)
         wanted = {"project_id": project_id, "build_id": build_id, "state": state}
@@ -284,11 +285,11 @@ class SqlOutbox(SqlPart):
             return int(connection.execute(found).scalar_one())
 
     def retry(self, message_id: int, *, now: datetime) -> Message:
-        """Send it at once, also one that was given up.
+        """Send a message at once, even if it was given up.
 
         Raises:
-            NotFound: there is none.
-            Conflict: it arrived already, or there never was anything to send.
+            NotFound: the message does not exist.
+            Conflict: it has arrived already, or can't be sent.
         """
         moment = microseconds(now)
         again = (
@@ -319,7 +320,7 @@ class SqlOutbox(SqlPart):
                 _forget_changes(connection, build_changes.c.id == row.change_id)
 
     def forget(self, *, before: datetime, limit: int) -> int:
-        """Forget those that arrived or were given up before then, up to ``limit``; how many."""
+        """Delete messages that ended before a time, up to ``limit``. Returns their number."""
         old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
         with self._database.write() as connection:
             number = delete_some(connection, outbox.c.id, old, limit)
@@ -329,7 +330,7 @@ class SqlOutbox(SqlPart):
 
 # The columns of a build that `_change` and `_neighbours` read.
 _OF_BUILD = ("trigger_id", "series", "create_time", "finish_time", "labels")
-_SAYING = ("SUCCESS", "FAILURE", "TIMEOUT", "INTERNAL_ERROR")  # a cancelled build says nothing
+_SAYING = ("SUCCESS", "FAILURE", "TIMEOUT", "INTERNAL_ERROR")  # a cancelled build is inconclusive
 _is_new = build_changes.c.announced == false()
 
 
@@ -352,14 +353,14 @@ def _change(connection: Connection, row: AnyRow) -> BuildChange:
 def _neighbours(
     connection: Connection, project_id: str, row: AnyRow
 ) -> tuple[tuple[str, str] | None, bool]:
-    """Id and status of the build before another one in its series; whether a newer one ended."""
+    """Return id and status of the previous build of a series, and whether a newer one has ended."""
     same = and_(
         builds.c.project_id == project_id,
         builds.c.trigger_id == row.trigger_id,
         builds.c.series == row.series,
         builds.c.status.in_(_SAYING),
     )
-    if row.finish_time is not None:  # what has ended since is not known to this status yet
+    if row.finish_time is not None:  # builds that ended later do not count for this status
         same &= builds.c.finish_time < row.finish_time
     found = select(builds.c.id, builds.c.status).where(same).limit(1)
     before = found.where(builds.c.create_time < row.create_time)
@@ -370,7 +371,7 @@ def _neighbours(
 
 
 def _forget_changes(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Delete announced changes that no message tells of which has not arrived."""
+    """Delete announced changes without pending messages."""
     needed = exists().where(outbox.c.change_id == build_changes.c.id, outbox.c.state != DELIVERED)
     gone = and_(which, build_changes.c.announced == true(), not_(needed))
     connection.execute(delete(build_changes).where(gone))
@@ -444,7 +445,7 @@ _NAMES = ("build_id", "project_id", "status", "document")
 
 
 def note_new(connection: Connection, row: dict[str, Any]) -> None:
-    """Note a new build, whose row this is."""
+    """Record a new build, given its row."""
     values = {"build_id": row["id"], **{name: row[name] for name in _NAMES[1:]}}
     connection.execute(insert(build_changes).values(values))
     tell_others(connection)
@@ -453,12 +454,12 @@ def note_new(connection: Connection, row: dict[str, Any]) -> None:
 def note_change(
     connection: Connection, which: ColumnElement[bool], columns: dict[str, Any]
 ) -> None:
-    """Note that a build gets another status. To be called before it does.
+    """Record a change of a build's status. Call it before the change.
 
     Args:
-        connection: of the transaction that changes it.
+        connection: connection of the transaction.
         which: selects the build.
-        columns: what it becomes: ``status`` and ``document`` count.
+        columns: its new values: ``status`` and ``document`` count.
     """
     changed = select(
         builds.c.id,
@@ -472,10 +473,10 @@ def note_change(
 
 
 class SqlNotifiers(SqlPart):
-    """Notifiers: who is notified of builds."""
+    """Notifiers, by project."""
 
     def put(self, project_id: str, name: str, document: dict[str, Any]) -> None:
-        """Keep one, in place of the one of that name. Raises `QuotaExceeded`."""
+        """Store a notifier, replacing the one of that name. Raises `QuotaExceeded`."""
         row = {
             "project_id": project_id,
             "name": name,
@@ -504,7 +505,7 @@ class SqlNotifiers(SqlPart):
         return _decoded(document)
 
     def of_project(self, project_id: str) -> dict[str, dict[str, Any]]:
-        """Return the notifiers of a project by name, in the order of their names."""
+        """Return the notifiers of a project by name, sorted by name."""
         found = (
             select(notifiers.c.name, notifiers.c.document)
             .where(notifiers.c.project_id == project_id)
@@ -514,7 +515,7 @@ class SqlNotifiers(SqlPart):
             return {row.name: _decoded(row.document) for row in connection.execute(found)}
 
     def delete(self, project_id: str, name: str) -> None:
-        """Forget one. Raises `NotFound`."""
+        """Delete a notifier. Raises `NotFound`."""
         with self._database.write() as connection:
             if not connection.execute(delete(notifiers).where(_is(project_id, name))).rowcount:
                 raise _not_found_of_notifiers(project_id, name)

@@ -1,4 +1,4 @@
-"""The queue in SQL: who may run a build, and who may write it."""
+"""The queue in SQL: claims and leases of builds."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ from buildrunner.store.sql.schema import (
 )
 from buildrunner.store.sql.servers import forget_log_home, note_log_home, tell_others
 
-# Other requests can write in between.
+# Other requests may write in between.
 _DEPLOYMENTS_AT_ONCE = 25
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
@@ -98,7 +98,7 @@ class SqlQueue(SqlPart, BuildQueue):
         scope: ClaimScope = WITHOUT_POOL,
     ) -> tuple[StoredBuild, Lease] | None:
         claimable = _claimable(worker_name, scope)
-        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+        with self._database.read() as connection:  # most calls find nothing, and must not lock
             if connection.execute(select(builds.c.id).where(claimable).limit(1)).first() is None:
                 return None
             mine = select(func.count()).where(is_claimed, builds.c.worker == worker_name)
@@ -152,7 +152,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 raise Conflict(f"build {build_id} was never claimed")
             if instead_of and row.fence != instead_of:
                 raise Conflict(f"build {build_id} was taken over by another process")
-            if not worker_name.startswith(REMOTE):  # such a worker keeps no logs
+            if not worker_name.startswith(REMOTE):  # such a worker stores no logs
                 note_log_home(connection, build_id, worker_name)
             return _give(connection, build_id, fence, worker_name, now, lease_s)
 
@@ -161,14 +161,15 @@ class SqlQueue(SqlPart, BuildQueue):
     ) -> StoredBuild:
         """Queue a claimed build again: its worker is lost, and none of its steps began.
 
-        It may wait as long as at first. A build that somebody wants cancelled is CANCELLED.
-        The server that claims the build next has its log from then on.
+        Its time in the queue starts again. A build whose cancellation is requested becomes
+        CANCELLED. The next server that claims the build has its log from then on.
 
         Args:
             build_id: the build.
             instead_of: the fence of the lost worker, whose lease ends.
             now: the time.
-            reason: why, for the label `LOST_WORKER`; empty for no label, if no process began.
+            reason: the reason, for the label `LOST_WORKER`; empty for no label, if no process
+                began.
 
         Raises:
             NotFound: no such build.
@@ -197,7 +198,7 @@ class SqlQueue(SqlPart, BuildQueue):
                     worker="",
                     process="",
                     lease_until=None,
-                    # A claim that no process began counts: `supervisor` gives up after some.
+                    # A claim without a process counts, since `supervisor` gives up after some.
                     attempts=0 if reason else build.attempts,
                     labels=msgspec.json.encode(labels),
                     expires_at=microseconds(now) + row.expires_at - row.create_time,
@@ -243,7 +244,7 @@ class SqlQueue(SqlPart, BuildQueue):
         del columns["create_time"]  # as it was created
         if columns["status"] in FINAL_STATUSES:
             columns.update(phase=ENDED, worker="", process="", lease_until=None)
-        # Both decide what a build may do, so no holder of a lease changes them.
+        # Both decide a build's rights, so no holder of a lease may change them.
         same = (
             builds.c.project_id == document.get("projectId", ""),
             builds.c.trigger_id == columns["trigger_id"],
@@ -302,7 +303,7 @@ class SqlQueue(SqlPart, BuildQueue):
             return None if row is None else claimed_build(row)
 
     def undisturbed(self) -> set[Lease]:
-        """Return the leases of claimed builds that nobody wants cancelled."""
+        """Return the leases of claimed builds without a cancellation request."""
         found = select(builds.c.id, builds.c.fence).where(is_claimed, ~builds.c.cancel_requested)
         with self._database.read() as connection:
             return {Lease(row.id, row.fence) for row in connection.execute(found)}
@@ -318,7 +319,7 @@ class SqlQueue(SqlPart, BuildQueue):
             still = select(builds.c.document).where(builds.c.id == build_id, over)
             with self._database.write() as connection:
                 document = connection.execute(still.with_for_update(skip_locked=True)).scalar()
-                if document is not None:  # nobody claimed it or ended it meanwhile
+                if document is not None:  # it was neither claimed nor ended meanwhile
                     detail = "it waited longer than queueTtl"
                     end_waiting(connection, build_id, document, "EXPIRED", now, detail)
                     expired.append(build_id)
@@ -334,10 +335,10 @@ class SqlQueue(SqlPart, BuildQueue):
     ) -> list[WaitingBuild]:
         """Return the builds of some pools that wait for a worker, at most a thousand.
 
-        The first build of each project in each pool comes first, then the second ones, and so on:
-        as many builds as one project may have, those of others are among these. Projects come in
-        the order of their turns, builds of a project in the order of the queue. Behind them are
-        those that can't start: their groups have enough builds before them, or see below.
+        The first build of each project in each pool comes first, then the second ones, and so on,
+        so that one project's many builds don't crowd out others'. Projects are in
+        the order of their turns, builds of a project in the order of the queue. They are followed
+        by builds that can't start: their groups are full, or see below.
 
         Args:
             pools: the pools.
@@ -415,7 +416,7 @@ class SqlQueue(SqlPart, BuildQueue):
             return {row.job: row.build_id for row in connection.execute(found)}
 
     def note_waits(self, texts: Mapping[str, str]) -> None:
-        """Note why builds of pools wait: id -> sentence. Leaves out those that are claimed."""
+        """Record why builds of pools wait: id -> sentence. Skips claimed builds."""
         if not texts:
             return
         waiting = is_waiting & builds.c.id.in_(list(texts))
@@ -444,13 +445,13 @@ class SqlQueue(SqlPart, BuildQueue):
         limit: int,
         worker: str = "",
     ) -> WaitReason | None:
-        """Why it has not begun; None when it has.
+        """Return why a build has not begun; None if it has.
 
         Args:
             build_id: the build.
             now: the time.
-            limit: how many builds the server runs at the same time; 0 if it runs none.
-            worker: the name under which the server runs builds; empty: all running builds count.
+            limit: the most concurrent builds of the server; 0 if it runs none.
+            worker: name of the server's worker; empty: all running builds count.
 
         Raises:
             NotFound: no such build.
@@ -483,13 +484,13 @@ def _check_number(deployments: int) -> None:
 
 
 def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
-    """Whether a build waits that a worker may claim, but for the limit of its group."""
+    """Return whether a worker may claim a waiting build, ignoring the limit of its group."""
     is_remote = worker_name.startswith(REMOTE)
     return and_(
         is_waiting,
         builds.c.id.not_in(select(superseded.c.build_id)),
         builds.c.only_worker.in_({"", worker_name, scope.uploads_of}),
-        builds.c.from_build == "" if is_remote else true(),  # no worker has a kept workspace
+        builds.c.from_build == "" if is_remote else true(),  # workers don't have kept workspaces
         builds.c.pool == scope.pool,
         builds.c.project_id.in_(scope.projects) if scope.projects else true(),
         not_(builds.c.untrusted) if scope.trusted_only else true(),
@@ -503,14 +504,14 @@ def _spare_claim(connection: Connection, job: str) -> str:
 
 
 class _Turn(NamedTuple):
-    """A project with waiting builds. The smallest one may start its next build.
+    """A project with waiting builds. The smallest turn may start its next build.
 
     Attributes:
         running: builds of the project that are claimed.
-        fence: of its last claim; 0 for none.
-        since: when its oldest waiting build was created.
+        fence: fence of its last claim; 0 for none.
+        since: creation time of its oldest waiting build.
         project: the project.
-        waiting: how many builds wait.
+        waiting: number of waiting builds.
     """
 
     running: int
@@ -555,8 +556,8 @@ def _note_turn(connection: Connection, project: str, fence: int) -> None:
 
 
 def _in_full_group(running: Sequence[AnyRow]) -> ColumnElement[bool]:
-    """Whether a waiting build's group has as many running as it may."""
-    # Counted here: for GROUP BY, SQLite would rather read all builds in another index's order.
+    """Return whether a waiting build's group has reached its limit."""
+    # Counted here, since SQLite would read all builds in another index's order for GROUP BY.
     full = [
         and_(
             builds.c.project_id == project_id,
@@ -608,7 +609,7 @@ def _lost(lease: Lease) -> LeaseLost:
 
 
 def _refused(connection: Connection, lease: Lease) -> StoreError:
-    """Why a document could not be written."""
+    """Return why a document could not be written."""
     found = select(builds.c.fence, builds.c.status, builds.c.phase)
     row = connection.execute(found.where(builds.c.id == lease.build_id)).first()
     if row is not None and row.fence == lease.fence:
@@ -624,7 +625,7 @@ _NAMED = 10
 
 def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> WaitReason:
     before = _before(row)
-    # All of them, and chosen from here: they are few, and SQLite would take a worse index.
+    # All of them, and filtered here: they are few, and SQLite would choose a worse index.
     running = connection.execute(_running).all()
     waiting = select(func.count()).select_from(builds).where(before)
     rank = int(connection.execute(waiting).scalar_one())
@@ -661,13 +662,13 @@ def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> Wai
 
 
 def _position(turns: Sequence[_Turn], project: str, rank: int) -> int:
-    """Return the place in the queue of a build that waits behind ``rank`` builds of its project.
+    """Return the place in the queue of a build that waits after ``rank`` builds of its project.
 
-    Builds of other projects come first as long as their project has fewer running builds than the
-    build's project has when its turn comes, or as many and an earlier turn.
+    Builds of other projects come first while their project has fewer running builds than the
+    build's project will have at its turn, or as many and an earlier turn.
     """
     own = next((turn for turn in turns if turn.project == project), None)
-    if own is None:  # it was claimed a moment ago
+    if own is None:  # it was just claimed
         return 1
     load = own.running + rank
 
@@ -690,7 +691,7 @@ def _group(row: AnyRow) -> tuple[str, str]:
 
 
 def _before(row: AnyRow) -> ColumnElement[bool]:
-    """The builds of the same project that wait too and are claimed first."""
+    """Return the waiting builds of the same project that are claimed first."""
     older = or_(
         builds.c.create_time < row.create_time,
         and_(builds.c.create_time == row.create_time, builds.c.id < row.id),
@@ -708,7 +709,7 @@ def _before(row: AnyRow) -> ColumnElement[bool]:
 def _ahead(
     connection: Connection, running: list[str], before: ColumnElement[bool]
 ) -> tuple[str, ...]:
-    """Ids of at most ten builds: those that run, then those of the project that come first."""
+    """Return the ids of at most ten builds: running ones, then earlier ones of the project."""
     left = max(_NAMED - len(running), 0)
     found = select(builds.c.id).where(before).order_by(*QUEUE_ORDER).limit(left)
     return tuple(running[:_NAMED]) + tuple(connection.execute(found).scalars())

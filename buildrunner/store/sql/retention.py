@@ -1,4 +1,4 @@
-"""Deleting builds in SQL."""
+"""Deletes builds in SQL."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ _GRACE = timedelta(hours=1)
 class SqlRetention(SqlPart):
     """Deletes builds that have ended, with their tags, plans and sent messages.
 
-    A build's log and workspace are files in the folder of the server that ran it. So that each
-    server of the database can delete its files, the id of a deleted build is kept for a while.
+    A build's log and workspace are files in the folder of the server that ran it. The ids of
+    deleted builds are kept for a while, so that each server of the database can delete its files.
     """
 
     def delete(self, project_id: str, build_id: str, *, now: datetime) -> None:
@@ -48,7 +48,7 @@ class SqlRetention(SqlPart):
 
         Raises:
             NotFound: no such build.
-            Conflict: it has not ended, or a build that has not ended resumes it.
+            Conflict: it has not ended, or an ongoing build resumes it.
         """
         which = (builds.c.id == build_id) & (builds.c.project_id == project_id)
         found = select(builds.c.status, is_ended.label("ended")).where(which).with_for_update()
@@ -63,9 +63,9 @@ class SqlRetention(SqlPart):
             _delete(connection, [build_id], now)
 
     def projects(self) -> list[str]:
-        """The projects that have builds."""
+        """Return the projects with builds."""
         found: list[str] = []
-        # From one to the next along the index, instead of over all builds.
+        # From one project to the next along the index, instead of over all builds.
         following = select(func.min(builds.c.project_id))
         with self._database.read() as connection:
             project = connection.execute(following).scalar()
@@ -76,10 +76,12 @@ class SqlRetention(SqlPart):
         return found
 
     def delete_old(self, project_id: str, rule: KeepRule, *, now: datetime, limit: int) -> int:
-        """Delete the oldest builds that a rule does not keep, up to ``limit``; how many.
+        """Delete the oldest builds that a rule does not keep, up to ``limit``.
+
+        Returns their number.
 
         Builds that ended within the last hour are kept, since their viewers may still read them.
-        So are the last success of each trigger that exists, and what an ongoing build resumes.
+        So are the last success of each existing trigger, and builds that an ongoing build resumes.
         """
         with self._database.read() as connection:
             which = _beyond(connection, project_id, rule, now)
@@ -101,14 +103,14 @@ class SqlRetention(SqlPart):
         return len(ids)
 
     def deleted_since(self, moment: datetime) -> list[str]:
-        """Ids of builds that were deleted at that moment or later."""
+        """Return ids of builds that were deleted at that time or later."""
         at = microseconds(moment)
         found = select(deleted_builds.c.build_id).where(deleted_builds.c.deleted_at >= at)
         with self._database.read() as connection:
             return list(connection.execute(found).scalars())
 
     def forget(self, *, before: datetime) -> int:
-        """Forget the ids of builds that were deleted before a moment; how many.
+        """Delete the ids of builds that were deleted before a time. Returns their number.
 
         With each id goes the claim of the spare Job that ran the build. It has stayed until now,
         so that the token of its Pod did not claim a second build.
@@ -123,7 +125,7 @@ class SqlRetention(SqlPart):
 def _beyond(
     connection: Connection, project_id: str, rule: KeepRule, now: datetime
 ) -> ColumnElement[bool] | None:
-    """The builds of a project that a rule does not keep; None for none."""
+    """Return the condition for builds that a rule does not keep; None for none."""
     of_project = builds.c.project_id == project_id
     beyond: list[ColumnElement[bool]] = []
     newest_beyond = 0
@@ -148,7 +150,7 @@ def _beyond(
         return None
     return and_(
         of_project,
-        builds.c.create_time <= newest_beyond,  # an end to the search along the index
+        builds.c.create_time <= newest_beyond,  # ends the search along the index
         is_ended,
         builds.c.ended_at < microseconds(now - _GRACE),
         or_(*beyond),
@@ -158,7 +160,7 @@ def _beyond(
 
 
 def _resumed(connection: Connection, project_id: str) -> set[str]:
-    """The builds whose kept workspace a build that has not ended still needs."""
+    """Select the builds whose kept workspace an ongoing build still needs."""
     ongoing = select(builds.c.labels).where(is_ongoing, builds.c.project_id == project_id)
     found = (
         msgspec.json.decode(labels, type=dict[str, str])
@@ -168,7 +170,7 @@ def _resumed(connection: Connection, project_id: str) -> set[str]:
 
 
 def _is_last_success() -> ColumnElement[bool]:
-    """Whether a build is the last success of a trigger that exists."""
+    """Return the condition for the last success of an existing trigger."""
     newer = builds.alias()
     is_newer = or_(
         newer.c.create_time > builds.c.create_time,

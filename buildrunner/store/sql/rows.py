@@ -1,4 +1,4 @@
-"""Between rows and what the protocol speaks of; only here are columns derived from documents."""
+"""Converts rows and values of the store; the only module that derives columns from documents."""
 
 from __future__ import annotations
 
@@ -77,24 +77,24 @@ CLAIMED_COLUMNS = (
 
 
 def instant_text(instant: datetime) -> str:
-    """RFC 3339 as documents have it."""
+    """Return RFC 3339 as in documents."""
     from buildrunner.spec.writing import encode_instant
 
     return encode_instant(instant)
 
 
 def phase_of(status: str) -> str:
-    """The phase of a build of that status that nobody claimed."""
+    """Return the phase of an unclaimed build of that status."""
     if status in FINAL_STATUSES:
         return ENDED
     return PENDING if status == "PENDING" else WAITING
 
 
 def document_columns(document: Document) -> dict[str, Any]:
-    """The columns that a build's document decides.
+    """Return the columns derived from a build's document.
 
     Raises:
-        StoreError: it lacks what every build has.
+        StoreError: the document lacks a required field.
     """
     try:
         status = document["status"]
@@ -116,9 +116,9 @@ def document_columns(document: Document) -> dict[str, Any]:
 
 
 def series_of(document: Document) -> str:
-    """The series of a build of a trigger: one for each branch and pull request; else empty.
+    """Return the series of a trigger's build: one for each branch and pull request; else empty.
 
-    A hash, since a branch can have a name that no index takes.
+    A hash, since a branch's name may be too long for an index.
     """
     if not document.get("buildTriggerId"):
         return ""
@@ -128,7 +128,7 @@ def series_of(document: Document) -> str:
 
 
 def shown_document(document: bytes) -> Document:
-    """A stored document of a build. Earlier versions kept passwords in addresses: masked."""
+    """Return a build's stored document, with passwords masked, which earlier versions stored."""
     found: Document = msgspec.json.decode(document)
     return masked_build(found) if b"@" in document else found
 
@@ -141,7 +141,7 @@ def _encoded(value: dict[str, Any]) -> bytes:
 
 
 def new_row(new: NewBuild) -> dict[str, Any]:
-    """The row of a new build."""
+    """Return the row of a new build."""
     columns = document_columns(new.document)
     return {
         **columns,
@@ -171,7 +171,7 @@ def new_row(new: NewBuild) -> dict[str, Any]:
 
 
 def tags_of(document: Document) -> list[str]:
-    """The build's tags, each once."""
+    """Return the build's tags, each once."""
     return sorted(set(document.get("tags", ())))
 
 
@@ -232,12 +232,12 @@ def _instant(moment: int | None) -> datetime | None:
 
 
 def lease_of(build: StoredBuild) -> Lease:
-    """The lease that a claim gave."""
+    """Return the lease of a claimed build."""
     return Lease(build.id, build.fence)
 
 
 def ended_columns(document: Document, status: str, now: datetime, detail: str) -> dict[str, Any]:
-    """Columns of a build that ends before it ever began."""
+    """Return the columns of a build that ends before it began."""
     ended = {
         **document,
         "status": status,
@@ -246,18 +246,18 @@ def ended_columns(document: Document, status: str, now: datetime, detail: str) -
     }
     approval = document.get("approval")
     if approval and approval.get("state") == "PENDING":
-        ended["approval"] = {**approval, "state": "CANCELLED"}  # nobody can decide any more
+        ended["approval"] = {**approval, "state": "CANCELLED"}  # no decision is possible any more
     return {**document_columns(ended), "phase": ENDED}
 
 
 MOST_PAGE_BYTES: Final = 16 << 20
-"""Documents of one page together; a page has one row at least."""
+"""The most bytes of documents in one page; a page has at least one row."""
 
 _ROWS_AT_ONCE: Final = 16
 
 
 def streamed(connection: Connection, rows: Select[Any]) -> Iterator[AnyRow]:
-    """Yield rows as they are read, a few at a time: documents of many rows fill the memory."""
+    """Yield rows while they are read, a few at a time, to save memory."""
     with connection.execute(rows.execution_options(yield_per=_ROWS_AT_ONCE)) as result:
         yield from result
 
@@ -266,9 +266,9 @@ def page_of(connection: Connection, rows: Select[Any], size: int) -> tuple[list[
     """Read one page.
 
     Args:
-        connection: to read by.
-        rows: in order, from the page's first on.
-        size: at most so many rows; fewer if they exceed `MOST_PAGE_BYTES`.
+        connection: the connection.
+        rows: the ordered query, starting with the page's first row.
+        size: the most rows; fewer if they exceed `MOST_PAGE_BYTES`.
 
     Returns:
         The rows, and whether more follow.

@@ -1,7 +1,7 @@
-"""The server's tables, as the newest migration leaves them.
+"""The server's tables, as of the newest migration.
 
-A build's resource is one document (JSON bytes); beside it stand only what queue, lists and
-filters need in SQL. They are derived from the document in one place, `sql_rows`. Instants are
+A build's resource is one document (JSON bytes); further columns exist only for queue, lists and
+filters in SQL. They are derived from the document in one place, `rows`. Instants are
 microseconds since 1970. Text compares by code point on both databases.
 """
 
@@ -30,9 +30,9 @@ Text = String().with_variant(String(collation="C"), "postgresql")
 Rising = BigInteger().with_variant(Integer, "sqlite")
 
 # The stage of a build, beyond its status.
-PENDING = "pending"  # an approval
-WAITING = "waiting"  # its turn in the queue
-CLAIMED = "claimed"  # a process has it
+PENDING = "pending"  # waits for an approval
+WAITING = "waiting"  # waits for its turn in the queue
+CLAIMED = "claimed"  # claimed by a worker
 ENDED = "ended"
 
 metadata = MetaData()
@@ -49,7 +49,7 @@ builds = Table(
     Column("create_time", BigInteger, nullable=False),
     Column("start_time", BigInteger),
     Column("finish_time", BigInteger),
-    Column("ended_at", BigInteger),  # for retention: never NULL once it ended
+    Column("ended_at", BigInteger),  # for retention; never NULL once it has ended
     Column("trigger_id", Text, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("group_name", Text, nullable=False),
@@ -66,7 +66,7 @@ builds = Table(
     Column("labels", LargeBinary, nullable=False),
     Column("only_worker", Text, nullable=False, server_default=""),
     Column("pool", Text, nullable=False, server_default=""),
-    # The build whose kept workspace it goes on with; empty for none.
+    # The build whose kept workspace it resumes with; empty for none.
     Column("from_build", Text, nullable=False, server_default=""),
     Column("series", Text, nullable=False, server_default=""),  # see `rows.series_of`
     Column("document", LargeBinary, nullable=False),
@@ -77,9 +77,9 @@ _newest_first = (builds.c.create_time.desc(), builds.c.id)
 
 
 def in_phase(phase: str) -> ColumnElement[bool]:
-    """Whether a build is in a phase.
+    """Return the condition that a build is in a phase.
 
-    Literal text, because SQLite takes an index of some rows only where it sees that these are all.
+    Literal text, because SQLite uses a partial index only if the query implies its condition.
     """
     return builds.c.phase == literal_column(f"'{phase}'")
 
@@ -93,7 +93,7 @@ def _only(phase: str) -> dict[str, Any]:
     return {"sqlite_where": where, "postgresql_where": where}
 
 
-# The columns after the order let a query filter without reading the rows.
+# The columns after the order let a query filter without reading rows.
 Index(
     "builds_by_time",
     builds.c.project_id,
@@ -124,8 +124,8 @@ Index(
     sqlite_where=text("phase <> 'ended'"),
     postgresql_where=text("phase <> 'ended'"),
 )
-# Small indexes of the few builds that are in a phase, however many have ended.
-# All that claims and questions about the queue look at, so that no row of 10,000 need be read.
+# Small partial indexes of the few builds in a phase.
+# All columns of claims and queue queries, so that no row must be read.
 Index(
     "builds_waiting",
     builds.c.project_id,
@@ -143,7 +143,7 @@ Index("builds_claimed", builds.c.worker, builds.c.project_id, builds.c.group_nam
 Index("builds_claimed_group", builds.c.project_id, builds.c.group_name, **_only(CLAIMED))
 Index("builds_ended", builds.c.ended_at, builds.c.id, **_only(ENDED))
 
-# Project and time stand here too: a list of a tag's builds is read off the index in its order.
+# With project and time, so that a tag's builds are listed in index order.
 build_tags = Table(
     "build_tags",
     metadata,
@@ -160,7 +160,7 @@ Index(
     build_tags.c.build_id,
 )
 
-# The fence of the last claim of a build of each project: projects take turns.
+# The fence of the last claim of each project, for turns of projects.
 project_turns = Table(
     "project_turns",
     metadata,
@@ -168,7 +168,7 @@ project_turns = Table(
     Column("fence", BigInteger, nullable=False),
 )
 
-# Waiting builds that a newer build replaces: nobody claims them, and they end one by one.
+# Waiting builds that a newer build replaces: they are not claimed, and end one by one.
 superseded = Table(
     "superseded",
     metadata,
@@ -176,7 +176,7 @@ superseded = Table(
     Column("by_build", Text, nullable=False),
 )
 
-# So that each server knows whose files to delete.
+# So that each server can delete the files of deleted builds.
 deleted_builds = Table(
     "deleted_builds",
     metadata,
@@ -215,7 +215,7 @@ triggers = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text),  # NULL for none
     Column("location", Text, nullable=False),
-    # A random number, another one after each change of the trigger or of its settings.
+    # A random number, changed with each change of the trigger or its settings.
     Column("version", BigInteger, nullable=False, server_default="0"),
     Column("disabled", Boolean, nullable=False, server_default=text("false")),
     Column("cron", LargeBinary),  # JSON of the field; NULL for none
@@ -255,7 +255,7 @@ audit_log = Table(
     Column("target", Text, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("address", Text, nullable=False),
-    sqlite_autoincrement=True,  # an id is never given twice, also after old entries went
+    sqlite_autoincrement=True,  # ids are never reused, even after old entries are deleted
 )
 Index("audit_log_by_time", audit_log.c.at)
 
@@ -266,7 +266,7 @@ def _of_trigger() -> ForeignKeyConstraint:
     )
 
 
-# The sources that triggers listen to: see `triggers.repository.source_keys`.
+# The sources of triggers: see `triggers.repository.source_keys`.
 trigger_sources = Table(
     "trigger_sources",
     metadata,
@@ -287,7 +287,7 @@ trigger_settings = Table(
     _of_trigger(),
 )
 
-# Up to when the fire times of a trigger were dealt with.
+# The time up to which the fire times of a trigger are handled.
 schedules = Table(
     "schedules",
     metadata,
@@ -298,7 +298,7 @@ schedules = Table(
     _of_trigger(),
 )
 
-# One row for each fire time: its key is what makes it fire once.
+# One row for each fire time, whose key makes it fire only once.
 fires = Table(
     "fires",
     metadata,
@@ -309,7 +309,7 @@ fires = Table(
     Column("state", Text, nullable=False),
     Column("build_id", Text, nullable=False),
     Column("detail", Text, nullable=False),
-    Column("claimed_until", BigInteger, nullable=False),  # 0 for nobody
+    Column("claimed_until", BigInteger, nullable=False),  # 0 if nobody has claimed it
     _of_trigger(),
 )
 Index(
@@ -319,7 +319,7 @@ Index(
     postgresql_where=text("state = 'waiting'"),
 )
 
-# Changes of builds: new ones, and those that messages which have not arrived tell of.
+# Changes of builds: new ones, and those of pending messages.
 build_changes = Table(
     "build_changes",
     metadata,
@@ -329,7 +329,7 @@ build_changes = Table(
     Column("status", Text, nullable=False),
     Column("announced", Boolean, nullable=False, server_default=text("false")),
     Column("document", LargeBinary, nullable=False),
-    sqlite_autoincrement=True,  # an id is part of the messages' keys: never given twice
+    sqlite_autoincrement=True,  # an id is part of the messages' keys, and is never reused
 )
 Index(
     "build_changes_new",
@@ -351,15 +351,15 @@ outbox = Table(
     Column("project_id", Text, nullable=False),
     Column("build_id", Text, nullable=False),
     Column("target", Text, nullable=False),
-    Column("change_id", BigInteger),  # the change that the message tells of; NULL for none
+    Column("change_id", BigInteger),  # the change of the message; NULL for none
     Column("message", LargeBinary, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("next_try", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("last_error", Text, nullable=False),
     Column("state", Text, nullable=False),
-    Column("claim", BigInteger, nullable=False),  # counts the claims; an older one is void
-    Column("claimed_until", BigInteger, nullable=False),  # 0 for nobody
+    Column("claim", BigInteger, nullable=False),  # counts the claims; older ones are void
+    Column("claimed_until", BigInteger, nullable=False),  # 0 if nobody has claimed it
     Column("done_at", BigInteger),
     sqlite_autoincrement=True,
 )
@@ -402,7 +402,7 @@ deliveries = Table(
     metadata,
     Column("number", Rising, primary_key=True, autoincrement=True),
     Column("hook", Text, nullable=False),
-    Column("delivery_id", Text),  # NULL for a refused one: it takes nobody's id
+    Column("delivery_id", Text),  # NULL for a refused one, which must not take an id
     Column("received_at", BigInteger, nullable=False),
     Column("status", Text, nullable=False),
     Column("headers", LargeBinary, nullable=False),
@@ -417,7 +417,7 @@ deliveries = Table(
 )
 Index("deliveries_by_id", deliveries.c.hook, deliveries.c.delivery_id, unique=True)
 Index("deliveries_by_hook", deliveries.c.hook, deliveries.c.number)
-# All that claiming asks of: in the rows large bodies stand before it.
+# All columns of claims, which follow large bodies in the rows.
 Index(
     "deliveries_by_status",
     deliveries.c.status,
@@ -462,7 +462,7 @@ identity_keys = Table(
     Column("published_until", BigInteger, nullable=False),
 )
 
-# The servers of the database, and the one of them that has the log of a build.
+# The servers of the database, and the server that has the log of a build.
 servers = Table(
     "servers",
     metadata,
@@ -487,7 +487,8 @@ spare_claims = Table(
 )
 Index("spare_claims_by_build", spare_claims.c.build_id)
 
-# One row each: the highest fence so far, whoever claims deliveries; keys of page tokens and forms.
+# One row each: the highest fence so far, the lock of delivery claims, keys of page tokens and
+# forms.
 counters = Table(
     "counters",
     metadata,

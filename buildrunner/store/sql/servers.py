@@ -1,11 +1,11 @@
-"""Several servers on one database: addresses, common tasks, and news of changes.
+"""Several servers on one database: addresses, common tasks, and notifications of changes.
 
 On PostgreSQL, a server that does a task for all servers holds an advisory lock. The database
 releases the lock as soon as the server's connection ends. A database on SQLite has one server.
 
-Every transaction that queues a build, changes a status, or asks for a cancel sends one notification
-(`tell_others`). A server that hears it looks at the database. Nothing depends on a notification:
-each loop also looks by itself from time to time, and a notification that is lost delays it until
+Every transaction that queues a build, changes a status, or requests a cancel sends one notification
+(`tell_others`). A server that receives it checks the database. Nothing depends on a notification:
+each loop also checks periodically, and a lost notification delays it until
 then. SQLite has no notifications.
 """
 
@@ -31,10 +31,10 @@ from buildrunner.store.sql.schema import log_homes, servers
 
 
 class SqlServers(SqlPart):
-    """The servers that use the database, with the addresses at which they reach each other."""
+    """The servers of the database, with their addresses for each other."""
 
     def put(self, server: KnownServer) -> None:
-        """Store a server, in place of one of that name."""
+        """Store a server, replacing one of that name."""
         row = {
             "name": server.name,
             "url": server.url,
@@ -45,7 +45,7 @@ class SqlServers(SqlPart):
             connection.execute(insert(servers).values(row))
 
     def all(self) -> list[KnownServer]:
-        """Return all servers by name, also those that don't run now."""
+        """Return all servers by name, also stopped ones."""
         with self._database.read() as connection:
             found = connection.execute(select(servers).order_by(servers.c.name))
             return [
@@ -57,7 +57,7 @@ class SqlServers(SqlPart):
         """Delete a server that will not come back. Its logs can't be read any more.
 
         Raises:
-            NotFound: there is no server of that name.
+            NotFound: no server has that name.
         """
         with self._database.write() as connection:
             gone = delete(servers).where(servers.c.name == name)
@@ -65,31 +65,31 @@ class SqlServers(SqlPart):
                 raise NotFound(f"there is no server {name}")
 
     def log_home(self, build_id: str) -> str:
-        """Return the name of the server that has a build's log; empty while no process ran it."""
+        """Return the name of the server that has a build's log; empty before the build has run."""
         found = select(log_homes.c.server).where(log_homes.c.build_id == build_id)
         with self._database.read() as connection:
             return connection.execute(found).scalar() or ""
 
 
 def note_log_home(connection: Connection, build_id: str, server: str) -> None:
-    """Note which server takes the log of a build. The first one keeps it."""
+    """Record the server that takes the log of a build. The first one keeps it."""
     insert_new(connection, log_homes, {"build_id": build_id, "server": server})
 
 
 def forget_log_home(connection: Connection, build_id: str) -> None:
-    """Let the next server that a build is claimed from take its log, from the beginning."""
+    """Let the next server that claims a build take its log, from the beginning."""
     connection.execute(delete(log_homes).where(log_homes.c.build_id == build_id))
 
 
-_SPACE: Final = 0x6272  # keeps our locks apart from those of other programs
+_SPACE: Final = 0x6272  # distinguishes our locks from those of other programs
 
 
 class Leadership:
-    """One server's wish to be the one that does a task. For one thread.
+    """One server's candidacy for a task. For one thread.
 
     Args:
-        database: of the servers.
-        name: of the task.
+        database: the servers' database.
+        name: name of the task.
     """
 
     def __init__(self, database: Database, name: str) -> None:
@@ -126,10 +126,10 @@ class Leadership:
         return bool(self._connection.execute(take, key).fetchone()[0])
 
     def close(self) -> None:
-        """Leave the task to another server, which may take it at once. Idempotent."""
+        """Release the task, which another server may take at once. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            # The database notices the end of a connection a moment later. One that is broken has
+            # The database notices the end of a connection a moment later. A broken connection has
             # no lock to release.
             with suppress(self._database.driver_error):
                 connection.execute("SELECT pg_advisory_unlock_all()")
@@ -155,7 +155,7 @@ class ChangeListener:
     """A thread that listens for changes of builds. `start` and `stop` once.
 
     Args:
-        database: where the changes are made, by this process or another one.
+        database: the database with the changes, made by this or another process.
         heard: called in the thread after a change, and after each reconnection. It must be cheap.
 
     Attributes:
@@ -171,7 +171,7 @@ class ChangeListener:
         self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
 
     def start(self) -> None:
-        """Start the thread; on SQLite there is nothing to listen to."""
+        """Start the thread; does nothing on SQLite."""
         if not self._database.is_sqlite:
             self._thread.start()
 
@@ -180,7 +180,7 @@ class ChangeListener:
         if self._stopped.is_set():
             return
         self._stopped.set()
-        os.close(self._wake)  # the thread sees the end of the pipe
+        os.close(self._wake)  # the thread notices the end of the pipe
         if self._thread.is_alive():
             self._thread.join()
         os.close(self._wakes)
@@ -192,7 +192,7 @@ class ChangeListener:
                 with self._database.listening(_CHANNEL) as connection:
                     failures = 0
                     self.is_listening = True
-                    self._heard()  # whatever changed before
+                    self._heard()  # there may have been changes before
                     self._listen(connection)
             except StoreError as error:
                 failures += 1

@@ -1,18 +1,18 @@
 """The store of a server: builds, queue, triggers, schedules, outbox, deliveries, tokens.
 
 `ServerStore` is composed of a small store for each subject. A build is kept as its *document* (the
-Build resource in protobuf JSON form, camelCase keys). Beside it the store keeps what does not
+Build resource in protobuf JSON form, camelCase keys). The store also keeps values that do not
 belong to the resource: the request, the place in the queue, the lease of the process that runs the
-build, its plan, the wish to cancel it.
+build, its plan, a request to cancel it.
 
 Rules that every method follows (contract suite: tests/contract/test_server_store.py):
 
-* Thread-safe; several processes may have one database open; no method blocks for longer than a
+* Thread-safe; several processes may open one database; no method blocks for longer than a
   statement.
-* A method is one transaction. What it returned is durable, also against a power cut.
+* A method is one transaction. Its result is durable, also against a power cut.
 * Only the holder of a build's lease writes its document while it is WORKING. Each claim gets a
-  higher *fence* than all before it; a write with an older one raises `LeaseLost`.
-* A final status is never left; the first writer of it wins.
+  higher *fence* than all earlier ones; a write with an older one raises `LeaseLost`.
+* A final status never changes; its first writer wins.
 * Every failure is a `StoreError`; instants are aware UTC datetimes; ``now`` is always an argument.
 """
 
@@ -44,22 +44,22 @@ class ServerStore:
         database: with up-to-date tables; closed with the store.
 
     Attributes:
-        builds: builds, and the approvals they wait for.
-        queue: what workers claim; a `BuildQueue`.
+        builds: builds, and their approvals.
+        queue: the queue, a `BuildQueue`.
         retention: deletes old builds.
-        deployments: what builds deployed.
+        deployments: deployments of builds.
         triggers: triggers and their settings.
-        schedules: when triggers fire by the clock.
-        outbox: messages to other machines, and the changes of builds they are made of.
-        notifiers: who is notified of builds.
-        deliveries: what webhooks sent.
-        hooks: what each webhook may fire.
-        refs: the commits of branches and tags that were seen.
+        schedules: schedules of triggers.
+        outbox: messages to other machines, and changes of builds.
+        notifiers: notifiers of builds.
+        deliveries: deliveries of webhooks.
+        hooks: bindings of webhooks.
+        refs: the last seen commits of branches and tags.
         tokens: access tokens.
         sessions: sessions of browsers.
-        audit: who changed what.
+        audit: the audit log.
         identity_keys: the public keys that verify identity tokens.
-        servers: the servers of the database, and which of them has the log of a build.
+        servers: the servers of the database, and the places of logs.
     """
 
     def __init__(self, database: Database) -> None:
@@ -102,11 +102,11 @@ class ServerStore:
 
     @property
     def hears_changes(self) -> bool:
-        """Whether a listener hears of every change of builds, also of those of other servers."""
+        """Return whether a listener hears of every change of builds, also by other servers."""
         return self._listener is not None and self._listener.is_listening
 
     def leadership(self, name: str) -> Leadership:
-        """Return the wish of this server to be the one that does a task; not yet granted."""
+        """Return this server's candidacy for a task, which is not granted yet."""
         return Leadership(self._database, name)
 
     def close(self) -> None:
@@ -115,15 +115,15 @@ class ServerStore:
 
 
 def open_store(address: str, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> ServerStore:
-    """Open a database, after bringing its tables up to date.
+    """Open a database, and bring its tables up to date.
 
     Args:
-        address: ``sqlite:////folder/server.db`` (made when missing, readable by its user only) or
+        address: ``sqlite:////folder/server.db`` (created if missing, readable by its user only) or
             ``postgresql://user:password@host/name`` (which must exist).
-        busy_timeout_s: how long a write waits for another's lock before it fails.
+        busy_timeout_s: seconds that a write waits for another's lock before it fails.
 
     Raises:
-        UsageError: the address is of no known form.
+        UsageError: the address has an unknown form.
         StoreError: the database can't be used, or belongs to a newer version.
     """
     database = Database(address, busy_timeout_s=busy_timeout_s)

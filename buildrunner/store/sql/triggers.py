@@ -53,15 +53,15 @@ from buildrunner.store.sql.schema import fires as _fires
 from buildrunner.triggers.repository import source_keys
 
 MOST_TRIGGERS: Final = 1000
-"""Of a project."""
+"""The most triggers of a project."""
 MOST_TRIGGER_BYTES: Final = 16 << 20
-"""The triggers of a project together, as JSON."""
+"""The most bytes of a project's triggers, as JSON."""
 
 _name = func.coalesce(triggers.c.name, "")
 
 
 class SqlTriggers(SqlPart):
-    """Triggers, and the settings beside them."""
+    """Triggers and their settings."""
 
     def __init__(self, database: Database, page_tokens: PageTokens) -> None:
         super().__init__(database)
@@ -74,9 +74,9 @@ class SqlTriggers(SqlPart):
         document: Document,
         settings: Document | None = None,
     ) -> Document:
-        """Keep a trigger with what is set beside it; its ``id`` and ``createTime`` are set.
+        """Store a trigger with its settings; its ``id`` and ``createTime`` are set.
 
-        Raises `Conflict` on its name, `QuotaExceeded`.
+        Raises `Conflict` for a duplicate name, `QuotaExceeded`.
         """
         row = {
             "project_id": project_id,
@@ -106,7 +106,7 @@ class SqlTriggers(SqlPart):
     def page(
         self, project_id: str, *, page_size: int = 50, page_token: str = ""
     ) -> tuple[list[Document], str]:
-        """Triggers by name, and the next page's token. Raises `PageTokenError`."""
+        """Return triggers by name, and the next page's token. Raises `PageTokenError`."""
         size, parent = bounded(page_size), ("triggers", project_id)
         found = (
             select(_name.label("name"), triggers.c.id, triggers.c.document)
@@ -129,9 +129,9 @@ class SqlTriggers(SqlPart):
         *,
         was: Document | None = None,
     ) -> Document | None:
-        """Replace a trigger's document; None when it is not as it ``was`` any more.
+        """Replace a trigger's document; None if it differs from ``was`` by now.
 
-        Raises `NotFound`, `Conflict` on its name, `QuotaExceeded`.
+        Raises `NotFound`, `Conflict` for a duplicate name, `QuotaExceeded`.
         """
         with self._database.write() as connection:
             found = _find(connection, project_id, trigger_id, lock=True)
@@ -154,7 +154,8 @@ class SqlTriggers(SqlPart):
                 .values(_columns(after))
             )
             _put_sources(connection, project_id, after)
-            if len(msgspec.json.encode(after)) > len(found.document):  # smaller is always allowed
+            # a smaller one is always allowed
+            if len(msgspec.json.encode(after)) > len(found.document):
                 _check_quota(connection, project_id)
         return after
 
@@ -169,16 +170,16 @@ class SqlTriggers(SqlPart):
             )
 
     def every(self) -> Iterator[StoredTrigger]:
-        """Yield the triggers of all projects as they are read, in no certain order."""
+        """Yield the triggers of all projects while they are read, unordered."""
         with self._database.read(streams=True) as connection:
             for row in streamed(connection, _with_settings):
                 yield _stored(row)
 
     def versions(self, sources: Collection[str] | None = None) -> list[TriggerVersion]:
-        """The versions of triggers that listen to one of some sources, of all projects.
+        """Return the versions of triggers with one of these sources, of all projects.
 
         Args:
-            sources: see `triggers.repository.event_keys`; None: of all that listen to something.
+            sources: see `triggers.repository.event_keys`; None: all triggers with a source.
         """
         listening = trigger_sources.select().with_only_columns(
             trigger_sources.c.project_id, trigger_sources.c.trigger_id
@@ -195,7 +196,7 @@ class SqlTriggers(SqlPart):
             return [TriggerVersion(*row) for row in connection.execute(found)]
 
     def stored(self, project_id: str, trigger_id: str) -> StoredTrigger | None:
-        """A trigger with its settings, by its id; None if it does not exist."""
+        """Return a trigger with its settings, by its id; None if it does not exist."""
         found = _with_settings.where(
             triggers.c.project_id == project_id, triggers.c.id == trigger_id
         )
@@ -204,7 +205,7 @@ class SqlTriggers(SqlPart):
         return None if row is None else _stored(row)
 
     def settings(self, project_id: str, trigger_id: str) -> Document:
-        """A trigger's own settings; empty for none, also when there is no such trigger."""
+        """Return a trigger's own settings; empty for none, also if the trigger does not exist."""
         found = select(trigger_settings.c.settings).where(
             trigger_settings.c.project_id == project_id,
             trigger_settings.c.trigger_id == trigger_id,
@@ -213,7 +214,7 @@ class SqlTriggers(SqlPart):
             return decoded_settings(connection.execute(found).scalar())
 
     def set_settings(self, project_id: str, trigger_id: str, settings: Document) -> None:
-        """Replace them; empty removes them. Raises `NotFound`."""
+        """Replace a trigger's settings; empty removes them. Raises `NotFound`."""
         key = {"project_id": project_id, "trigger_id": trigger_id}
         same = and_(
             trigger_settings.c.project_id == project_id,
@@ -256,7 +257,7 @@ def _stored(row: AnyRow) -> StoredTrigger:
 
 
 def _columns(document: Document) -> dict[str, Any]:
-    """The columns that a trigger's document decides, and a new version."""
+    """Return the columns derived from a trigger's document, and a new version."""
     cron = document.get("cron")
     return {
         "name": document.get("name") or None,
@@ -268,12 +269,12 @@ def _columns(document: Document) -> dict[str, Any]:
 
 
 def _new_version() -> int:
-    # Random: a trigger that is deleted and made again under its id has another version.
+    # Random, so that a trigger that is deleted and created again has another version.
     return secrets.randbits(62) + 1
 
 
 def _put_sources(connection: Connection, project_id: str, document: Document) -> None:
-    """Replace the sources that a trigger listens to."""
+    """Replace the sources of a trigger."""
     key = {"project_id": project_id, "trigger_id": document["id"]}
     connection.execute(
         delete(trigger_sources).where(
@@ -287,7 +288,7 @@ def _put_sources(connection: Connection, project_id: str, document: Document) ->
 
 
 def _check_quota(connection: Connection, project_id: str) -> None:
-    """Refuse a change after which a project has more triggers, or larger ones, than it may have."""
+    """Refuse a change beyond a project's limits of triggers and their size."""
     found = select(func.count(), func.sum(func.length(triggers.c.document)))
     number, size = connection.execute(found.where(triggers.c.project_id == project_id)).one()
     if number > MOST_TRIGGERS:
@@ -321,7 +322,7 @@ def _document(row: AnyRow) -> Document:
 def _find(
     connection: Connection, project_id: str, id_or_name: str, *, lock: bool = False
 ) -> AnyRow:
-    """The trigger of that id or else of that name."""
+    """Return the trigger of that id or else of that name."""
     ways: tuple[ColumnElement[bool], ...] = (
         triggers.c.id == id_or_name,
         triggers.c.name == id_or_name,
@@ -339,7 +340,7 @@ def _name_taken(document: Document) -> Conflict:
 
 
 def lock_trigger(connection: Connection, project_id: str, trigger_id: str) -> None:
-    """Make sure that a trigger is there, and stays, until the transaction ends."""
+    """Lock a trigger until the transaction ends. Raises `NotFound`."""
     found = (
         select(triggers.c.id)
         .where(triggers.c.project_id == project_id, triggers.c.id == trigger_id)
@@ -358,13 +359,13 @@ class SqlHooks(SqlPart):
     """The bindings of webhooks."""
 
     def add(self, name: str, binding: Document) -> Document:
-        """Bind a hook that is bound to nothing; what it is bound to now."""
+        """Bind an unbound hook. Returns its present binding."""
         with self._database.write() as connection:
             insert_new(connection, hooks, _row(name, binding))
         return self.get(name)
 
     def put(self, name: str, binding: Document) -> None:
-        """Bind a hook, or bind it anew."""
+        """Bind a hook, replacing its binding."""
         with self._database.write() as connection:
             connection.execute(delete(hooks).where(hooks.c.name == name))
             connection.execute(insert(hooks).values(_row(name, binding)))
@@ -385,7 +386,7 @@ class SqlHooks(SqlPart):
             return {row.name: _decoded(row.binding) for row in found}
 
     def delete(self, name: str) -> None:
-        """Bind a hook to nothing. Raises `NotFound`."""
+        """Delete the binding of a hook. Raises `NotFound`."""
         with self._database.write() as connection:
             if not connection.execute(delete(hooks).where(hooks.c.name == name)).rowcount:
                 raise _unknown(name)
@@ -414,14 +415,14 @@ def _unknown(name: str) -> NotFound:
     return NotFound(f"the hook {name} is bound to nothing", hint="`buildrunner hooks list`")
 
 
-_KEPT = timedelta(days=90)  # how long a fire that is over can be looked at
+_KEPT = timedelta(days=90)  # how long past fires are kept
 
 
 class SqlSchedules(SqlPart):
-    """The fires of triggers by the clock."""
+    """The fires of schedules."""
 
     def triggers(self) -> list[ScheduledTrigger]:
-        """All triggers with a ``cron``, of all projects."""
+        """Return all triggers with a ``cron``, of all projects."""
         found = (
             select(
                 triggers.c.project_id,
@@ -454,12 +455,12 @@ class SqlSchedules(SqlPart):
             ]
 
     def since(self, project_id: str, trigger_id: str, spec: str, *, now: datetime) -> datetime:
-        """Up to when the fire times of a schedule were dealt with.
+        """Return the time up to which the fire times of a schedule are handled.
 
         Args:
             project_id: the trigger's project.
             trigger_id: the trigger.
-            spec: text of its schedule. With a new text the schedule begins at ``now``.
+            spec: text of its schedule. A new text starts at ``now``.
             now: the time.
 
         Raises:
@@ -489,7 +490,7 @@ class SqlSchedules(SqlPart):
     def note_fires(
         self, project_id: str, trigger_id: str, fires: Sequence[Fire], *, until: datetime
     ) -> None:
-        """Keep fire times that came, each once; all up to ``until`` are dealt with now."""
+        """Store due fire times, each once; all up to ``until`` count as handled."""
         with self._database.write() as connection:
             try:
                 lock_trigger(connection, project_id, trigger_id)
@@ -506,9 +507,9 @@ class SqlSchedules(SqlPart):
             )
 
     def stop(self, project_id: str, trigger_id: str, detail: str) -> None:
-        """The trigger has no schedule for now: what waits of it becomes skipped. Idempotent."""
+        """Skip the waiting fires of a trigger without an active schedule. Idempotent."""
         same = _schedule_of(project_id, trigger_id)
-        with self._database.read() as connection:  # most calls find nothing: lock nobody out
+        with self._database.read() as connection:  # most calls find nothing, and must not lock
             if connection.execute(select(schedules.c.since).where(same)).first() is None:
                 return
         waiting = and_(
@@ -521,7 +522,7 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
 
     def claim_fires(self, *, now: datetime, lease_s: float, limit: int) -> list[Fire]:
-        """Claim waiting fires whose time has come, oldest first; no other server gets them.
+        """Claim due waiting fires, oldest first.
 
         A fire that is not settled within the lease is claimed again.
         """
@@ -536,7 +537,7 @@ class SqlSchedules(SqlPart):
         return sorted(map(_fire, rows), key=lambda fire: (fire.run_at, fire.fire_at))
 
     def settle_fire(self, fire: Fire) -> None:
-        """Write down what became of a fire: its state, build and detail. Final states stay."""
+        """Store the state, build and detail of a fire. Final states stay."""
         values = {"state": fire.state, "build_id": fire.build_id, "detail": fire.detail}
         with self._database.write() as connection:
             still = _is(fire) & (_fires.c.state == WAITING)
@@ -565,7 +566,7 @@ class SqlSchedules(SqlPart):
             return [_fire(row) for row in connection.execute(found)]
 
     def all(self) -> list[tuple[str, str]]:
-        """Project and id of all triggers whose fire times are being dealt with."""
+        """Return project and id of all triggers with handled fire times."""
         found = select(schedules.c.project_id, schedules.c.trigger_id)
         with self._database.read() as connection:
             return [(row.project_id, row.trigger_id) for row in connection.execute(found)]

@@ -20,7 +20,7 @@ from buildrunner.triggers.forges.forge import (
 )
 
 INSTALLED = "installed"
-_SKIP_OPTION = "ci.skip"  # as people know it from GitLab
+_SKIP_OPTION = "ci.skip"  # the same name as GitLab's
 
 
 class BareGit:
@@ -34,14 +34,14 @@ class BareGit:
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
     def delivery_id(self, request: WebhookRequest) -> str:
-        """See `Forge.delivery_id`; asked of a genuine one only."""
+        """See `Forge.delivery_id`; called for genuine deliveries only."""
         try:
             return text(json_object(request), "id") or body_digest(request)
         except BadDelivery:
             return body_digest(request)
 
     def sent_at(self, request: WebhookRequest) -> float | None:
-        """See `Forge.sent_at`; one that says nothing is as old as can be."""
+        """See `Forge.sent_at`; a delivery without a time counts as the oldest possible."""
         try:
             return number(json_object(request), "time")
         except BadDelivery:

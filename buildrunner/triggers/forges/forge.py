@@ -68,7 +68,7 @@ class Forge(Protocol):
     """As in `Repository.forge` and in the address ``/hooks/NAME``."""
 
     def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
-        """Whether the sender knows the secret, checked in constant time.
+        """Return whether the sender knows the secret, checked in constant time.
 
         Called before the body is parsed. False for an empty secret.
         """
@@ -117,7 +117,7 @@ def lacking_proof(request: WebhookRequest) -> str:
 
 
 def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") -> bool:
-    """Whether ``presented`` is the hex HMAC-SHA256 of the body; in constant time.
+    """Return whether ``presented`` is the hex HMAC-SHA256 of the body; in constant time.
 
     Args:
         body: the signed bytes.
@@ -133,7 +133,7 @@ def hmac_matches(body: bytes, secret: str, presented: str, *, prefix: str = "") 
 
 
 def token_matches(presented: str, secret: str) -> bool:
-    """Whether the sender sent the secret itself; in constant time. An empty one matches nothing."""
+    """Return whether ``presented`` is the secret; in constant time. An empty one never matches."""
     return hmac.compare_digest(presented.encode(), secret.encode()) and bool(secret)
 
 

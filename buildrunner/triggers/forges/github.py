@@ -27,7 +27,7 @@ from buildrunner.triggers.forges.forge import (
 WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 
 _ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
-# More are not told of: of commits in a push, of files in a commit.
+# GitHub reports no more commits of a push, and no more files of a commit.
 _MOST_COMMITS = 2048
 _MOST_FILES = 3000
 
@@ -38,7 +38,7 @@ class GitHub:
     name = "github"
 
     def is_genuine(self, request: WebhookRequest, secret: str) -> bool:
-        """See `Forge.is_genuine`; the SHA-1 signature is not looked at."""
+        """See `Forge.is_genuine`; the SHA-1 signature is ignored."""
         presented = request.header("x-hub-signature-256")
         return hmac_matches(request.body, secret, presented, prefix="sha256=")
 
@@ -72,10 +72,10 @@ class GitHub:
 
 
 def push_event(body: dict[str, Any], forge: str) -> PushEvent:
-    """A push, as GitHub and Gitea tell it.
+    """Read a push in the form of GitHub and Gitea.
 
     Raises:
-        BadDelivery: something that must be there is missing.
+        BadDelivery: a required value is missing.
     """
     ref, after = required(body, "ref"), required(body, "after")
     before = text(body, "before")
@@ -86,7 +86,7 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
     is_tag = ref.startswith("refs/tags/")
     if is_tag and head and is_commit(after):
         after = head
-    # Gogs, and Gitea of old, have no head_commit.
+    # Gogs, and old versions of Gitea, have no head_commit.
     listed = next((one for one in commits if text(one, "id") == after), None)
     forced = part(body, "forced") is True
     total = number(body, "total_commits") or len(commits)
@@ -101,14 +101,14 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
         message=text(body, "head_commit", "message") or text(listed, "message"),
         files=files_of(commits) if told else None,
         forced=forced,
-        doubtful_files=told and "forced" not in body,  # Gitea does not say it
+        doubtful_files=told and "forced" not in body,  # Gitea does not report it
         author=text(body, "pusher", "name") or text(body, "pusher", "login"),
         body=body,
     )
 
 
 def repository(value: object, forge: str) -> Repository:
-    """A repository, as GitHub and Gitea tell it."""
+    """Read a repository in the form of GitHub and Gitea."""
     others = (text(value, name) for name in ("html_url", "ssh_url", "git_url"))
     return Repository(
         full_name=required(value, "full_name", of="repository"),
@@ -119,10 +119,10 @@ def repository(value: object, forge: str) -> Repository:
 
 
 def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullRequestEvent:
-    """A pull request, as GitHub and Gitea tell it.
+    """Read a pull request in the form of GitHub and Gitea.
 
     Raises:
-        BadDelivery: something that must be there is missing.
+        BadDelivery: a required value is missing.
     """
     pull = part(body, "pull_request")
     base = repository(part(body, "repository"), forge)
@@ -140,7 +140,7 @@ def pull_request_event(body: dict[str, Any], action: str, forge: str) -> PullReq
         head_commit=required(pull, "head", "sha", of="pull_request"),
         base_commit=text(pull, "base", "sha"),
         head_full_name=head,
-        # A fork that was deleted since is null.
+        # A deleted fork is null.
         is_fork=is_strangers or head.casefold() != base.full_name.casefold(),
         title=text(pull, "title"),
         description=text(pull, "body"),

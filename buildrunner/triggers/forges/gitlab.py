@@ -28,7 +28,7 @@ from buildrunner.triggers.forges.forge import (
 )
 
 _ACTIONS = {"open": "opened", "reopen": "reopened"}
-# The first is for GitLab's own pipelines, the second for other services that build.
+# The first is for GitLab's own pipelines, the second for other CI services.
 _SKIP_OPTIONS = (("ci", "skip"), ("integrations", "skip_ci"))
 _SIGNING_TOKEN = "whsec_"  # noqa: S105  (what such tokens begin with)
 
@@ -44,7 +44,7 @@ class GitLab:
         return token_matches(request.header("x-gitlab-token"), secret) or signed
 
     def sent_at(self, request: WebhookRequest) -> float | None:
-        """See `Forge.sent_at`; it is part of what is signed."""
+        """See `Forge.sent_at`; the time is signed."""
         try:
             return float(request.header("webhook-timestamp"))
         except ValueError:
@@ -53,7 +53,7 @@ class GitLab:
     def delivery_id(self, request: WebhookRequest) -> str:
         """See `Forge.delivery_id`; retries keep the idempotency key.
 
-        Events that an event causes share its UUID: the body tells them apart.
+        Events caused by another event share its UUID, so the body distinguishes them.
         """
         key = request.header("idempotency-key") or request.header("webhook-id")
         event = request.header("x-gitlab-event-uuid")
@@ -62,7 +62,8 @@ class GitLab:
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
         body = json_object(request)
-        kind = text(body, "object_kind") or text(body, "event_name")  # the latter: system hooks
+        # the latter is for system hooks
+        kind = text(body, "object_kind") or text(body, "event_name")
         match kind:
             case "push" | "tag_push":
                 return ParsedDelivery(kind=kind, events=(_push(body),))
@@ -81,7 +82,7 @@ class GitLab:
 
 
 def _is_signed(request: WebhookRequest, secret: str) -> bool:
-    """Whether one of the signatures is right.
+    """Return whether one of the signatures is valid.
 
     Source: the "Standard Webhooks" specification, which GitLab's signing tokens follow.
     """
@@ -113,7 +114,7 @@ def _push(body: dict[str, Any]) -> PushEvent:
     before, after = text(body, "before"), required(body, "after")
     commits = items(body, "commits")
     is_new = not is_commit(before)
-    # checkout_sha is the commit, also of an annotated tag; null when the ref was deleted.
+    # checkout_sha is the commit, also of an annotated tag; null if the ref was deleted.
     commit = (text(body, "checkout_sha") or after) if is_commit(after) else ""
     head = next((one for one in commits if text(one, "id") == commit), None)
     told = bool(commits) and not is_new and number(body, "total_commits_count") == len(commits)
@@ -134,9 +135,9 @@ def _push(body: dict[str, Any]) -> PushEvent:
 
 
 def _skip_option(body: dict[str, Any]) -> str:
-    """The push option that asks for no build; empty without one.
+    """Return the push option that requests no build; empty without one.
 
-    Source: GitLab's "Push options"; what the option's value is does not count there, either.
+    Source: GitLab's "Push options", where the option's value does not count, either.
     """
     given = (".".join(path) for path in _SKIP_OPTIONS if part(body, "push_options", *path))
     return next(given, "")
@@ -187,7 +188,7 @@ def _pull_request(body: dict[str, Any], request: Any, action: str, actor: Any) -
         title=text(request, "title"),
         description=text(request, "description"),
         message=text(request, "last_commit", "message"),
-        # Only on "opened" is the actor the author; else the payload names the author by number.
+        # Only for "opened" the actor is the author; otherwise the payload has the author's number.
         author=text(actor, "username") if action == "opened" else "",
         actor=text(body, "user", "username"),
         comment=text(body, "object_attributes", "note") if is_comment else "",

@@ -1,7 +1,7 @@
-"""Messages in the form in which Pub/Sub pushes them.
+"""Messages in the form of Pub/Sub's pushes.
 
 Source: Google's "Push subscriptions"; Cloud Build's "Automate builds in response to Pub/Sub
-events" for what a trigger sees of them.
+events" for their form in triggers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from buildrunner.triggers.forges.forge import (
 
 
 def pubsub_event(request: WebhookRequest, topic: str = "") -> MessageEvent:
-    """The message in a push request; its data decoded, and parsed where it is JSON.
+    """Return the message in a push request, with its data decoded, and parsed if it is JSON.
 
     Args:
-        request: what arrived.
-        topic: the topic whose subscription this is, where it is known.
+        request: the request.
+        topic: the topic of the subscription, if known.
 
     Raises:
-        BadDelivery: it is no Pub/Sub message.
+        BadDelivery: the request is no Pub/Sub message.
     """
     body = json_object(request)
     message = part(body, "message")
@@ -47,7 +47,7 @@ def pubsub_event(request: WebhookRequest, topic: str = "") -> MessageEvent:
 
 
 def message_id(request: WebhookRequest) -> str:
-    """The message's id, which stays the same when it is pushed again."""
+    """Return the message's id, the same for each push of it."""
     try:
         message = part(json_object(request), "message")
     except BadDelivery:

@@ -1,4 +1,4 @@
-"""Calls of webhook triggers: anybody's JSON.
+"""Calls of webhook triggers, with any JSON.
 
 Source: Cloud Build's "Automate builds in response to webhook events".
 """
@@ -16,26 +16,26 @@ from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, json_
 
 
 def secret_matches(presented: str, expected: str) -> bool:
-    """Whether the caller knows the secret; in a time that tells nothing about it.
+    """Return whether the caller knows the secret; in constant time.
 
-    An empty secret matches nothing: whoever configured one left the door open.
+    An empty secret, which would let everyone in, matches nothing.
     """
     wanted = expected.strip()
     return bool(wanted) and hmac.compare_digest(presented.encode(), wanted.encode())
 
 
 def payload_of(body: bytes, decode: Any) -> Any:
-    """The payload: the raw body, or what Google's client wraps into an HttpBody message.
+    """Return the payload: the raw body, or the content of an HttpBody of Google's client.
 
     Args:
         body: the request's body.
         decode: parses JSON; raises `UsageError` for anything else.
 
     Returns:
-        Parsed JSON; None when there is no body.
+        Parsed JSON; None without a body.
 
     Raises:
-        UsageError: it is not JSON.
+        UsageError: the body is not JSON.
     """
     if not body.strip():
         return None
@@ -57,7 +57,7 @@ def _is_http_body(value: Any) -> bool:
     )
 
 
-# Under which senders give a call an id that stays the same when they try again.
+# Headers in which senders give a call an id that is the same for each try.
 _IDS: Final = (
     "idempotency-key",
     "webhook-id",
@@ -70,10 +70,10 @@ _IDS: Final = (
 
 
 def webhook_event(request: WebhookRequest) -> MessageEvent:
-    """The call's payload: the raw body, or what Google's client wraps into an HttpBody message.
+    """Return the call's event: of the raw body, or of an HttpBody of Google's client.
 
     Raises:
-        BadDelivery: it is not JSON.
+        BadDelivery: the body is not JSON.
     """
     try:
         body = payload_of(plain_payload(request), _decoded)
@@ -83,7 +83,7 @@ def webhook_event(request: WebhookRequest) -> MessageEvent:
 
 
 def call_id(request: WebhookRequest) -> str:
-    """The sender's id of the call; empty when it gives none."""
+    """Return the sender's id of the call; empty for none."""
     return next((request.header(name) for name in _IDS if request.header(name)), "")
 
 

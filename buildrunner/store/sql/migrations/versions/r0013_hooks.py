@@ -93,7 +93,7 @@ def _mark_triggers(connection: sa.Connection, told: dict[str, dict[str, str]]) -
 
 
 def _other_forge(trigger: dict[str, Any], told: dict[str, dict[str, str]]) -> dict[str, str] | None:
-    """The forge that fired a trigger, if its own never did."""
+    """Return the forge that fired a trigger, if its own never did."""
     kind, name = _named(trigger)
     addresses = told.get(name.casefold(), {}) if name else {}
     hosts = {forge: _host(url, name) for forge, url in addresses.items() if forge != "git"}
@@ -104,7 +104,7 @@ def _other_forge(trigger: dict[str, Any], told: dict[str, dict[str, str]]) -> di
 
 
 def _named(trigger: dict[str, Any]) -> tuple[str, str]:
-    """The field that names a trigger's repository, and the name in it."""
+    """Return the field that names a trigger's repository, and the name in it."""
     github = trigger.get("github")
     if github:
         return "github", f"{github.get('owner', '')}/{github.get('name', '')}"
@@ -119,7 +119,7 @@ def _named(trigger: dict[str, Any]) -> tuple[str, str]:
 
 
 def _host(url: str, name: str) -> str:
-    """The forge's URL, of a repository's; empty if it is not told."""
+    """Return the forge's URL from a repository's; empty if unknown."""
     page = url.rstrip("/").removesuffix(".git")
     if not page.startswith(("https://", "http://")) or not page.casefold().endswith(
         f"/{name}".casefold()
