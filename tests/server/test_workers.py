@@ -189,6 +189,11 @@ class TestClaim:
         build = create(client, options={"pool": {"name": name}})
         assert claim(other).status_code == 204
         assert claim(arm, pool="x86").status_code == 403
+        running = create(client)
+        claimed(other)
+        refused = claim(arm, buildId=running)  # its status is none of this worker's business
+        assert refused.status_code == 409
+        assert "not for workers of the pool arm" in refused.json()["error"]["message"]
         path, _ = claimed(arm, pool="arm")
         assert path.endswith(build)
         shown = client.get(f"/v1/projects/p/builds/{build}").json()

@@ -186,12 +186,12 @@ class RemoteBuilds:
         stored = self._context.store.builds.find(build_id)
         if worker.projects and stored.document["projectId"] not in worker.projects:
             raise NotFound(f"there is no build {build_id} here")
+        if stored.pool != worker.pool:
+            raise Conflict(f"build {build_id} is not for workers of the pool {worker.pool or '-'}")
         if stored.status not in ("QUEUED", "PENDING") or stored.worker:
             raise Conflict(
                 f"build {build_id} does not wait any more: its status is {stored.status}"
             )
-        if stored.pool != worker.pool:
-            raise Conflict(f"build {build_id} is not for workers of the pool {worker.pool or '-'}")
         if FROM_BUILD in stored.labels:
             raise Conflict(f"build {build_id} goes on with a workspace that its server has")
 
