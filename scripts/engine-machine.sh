@@ -4,7 +4,8 @@
 # A machine has its own mounts, network, processes, host name and control groups. Its files are a
 # Debian release, made from Debian's packages. The engines that run here are not touched.
 #
-#   scripts/engine-machine.sh root SUITE                 make the files of a release: bookworm, trixie, sid
+#   scripts/engine-machine.sh root SUITE                 make the files of a release: bookworm, trixie, sid, or
+#                                                        experimental (sid with the Podman of experimental)
 #   scripts/engine-machine.sh start NAME SUITE [v1|v2]   start a machine; v2: only control groups version 2
 #   scripts/engine-machine.sh engine NAME KIND           start an engine in it, print DOCKER_HOST=ADDRESS
 #   scripts/engine-machine.sh run NAME COMMAND...        run a command in it, as root
@@ -51,11 +52,17 @@ own_mirror() {
 }
 
 root() {
-  local suite=$1 made=$home/$1 mirror
+  local suite=$1 made=$home/$1 mirror newer=()
   [ ! -e "$made/.complete" ] || return 0
   mirror=${DEBIAN_MIRROR:-$(own_mirror)}
   if [ -z "$mirror" ]; then apt-get update -qq; mirror=$(own_mirror); fi   # only of what was once updated
   [ -n "$mirror" ] || fail "apt names no mirror of Debian here: set DEBIAN_MIRROR"
+  if [ "$suite" = experimental ]; then   # it has only packages that are not in sid yet
+    suite=sid
+    newer=("deb [trusted=yes] $mirror experimental main" --setup-hook='printf "%s\n" \
+      "Package: podman netavark aardvark-dns" "Pin: release a=experimental" "Pin-Priority: 990" \
+      > "$1/etc/apt/preferences.d/experimental"')
+  fi
   rm -rf --one-file-system "$made"
   mkdir -p "$home"
   # The mount namespace: mmdebstrap would make this machine's mounts private. The check of dates: the
@@ -63,7 +70,7 @@ root() {
   unshare --mount mmdebstrap --variant=apt --skip=check/empty --quiet \
     --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Languages "none"' \
     --dpkgopt='path-exclude=/usr/share/man/*' --include="$(packages_of "$suite")" \
-    "$suite" "$made" "deb [trusted=yes] $mirror $suite main"
+    "$suite" "$made" "deb [trusted=yes] $mirror $suite main" "${newer[@]}"
   configure "$made"
   touch "$made/.complete"
 }

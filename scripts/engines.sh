@@ -20,10 +20,13 @@ docker-28-containerd   sid       docker-containerd   28
 podman-5               trixie    podman              5
 podman-5-rootless      trixie    podman-rootless     5
 '
-# Not in Debian: compiled from the Go modules of Docker, which takes some minutes the first time.
+# Docker 29 is not in Debian: it is compiled from its Go modules, which takes some minutes the first
+# time. Podman 6 is in Debian's experimental.
 optional='
 docker-29              sid       docker              29
 docker-29-containerd   sid       docker-containerd   29
+podman-6               experimental  podman          6
+podman-6-rootless      experimental  podman-rootless 6
 '
 docker_29=v2.0.0-beta.24
 

@@ -318,7 +318,9 @@ def install_command(plan: BuildPlan, config: str = "") -> str:
         config: path of its config on this machine; empty where there is none.
     """
     if config:
-        return f"buildrunner builders install --for {shlex.quote(config)}"
+        replaced = any(stand_in(step.image) and not drop_in(step.image) for step in plan.steps)
+        flag = " --stand-ins" if replaced else ""
+        return f"buildrunner builders install --for {shlex.quote(config)}{flag}"
     found = (drop_in(step.image) or stand_in(step.image) for step in plan.steps)
     names = dict.fromkeys(builder.name for builder in found if builder)
     return f"buildrunner builders install {' '.join(names)}"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from buildrunner.builders.catalog import BuilderImage
 from buildrunner.builders.image_factory import ImageFactory, StoredImage
@@ -17,7 +18,8 @@ _EPILOG = """\
 `buildrunner builders install` makes and tests the most common images, with `--for FILE` the images
 that a config needs, and with `--all` every image. It skips images that are up to date. Steps and
 FROM lines that name gcr.io/cloud-builders/docker, git, npm, ... then use these images. For images
-of Docker Hub, use `[images] aliases` in .buildrunner.toml, or `--image-alias A=B` of submit.
+of Docker Hub, add `--stand-ins` to `--for FILE`, or use `[images] aliases` in .buildrunner.toml, or
+`--image-alias A=B` of submit.
 
 The images are built on debian:bookworm-slim. If that cannot be pulled, mmdebstrap makes a Debian
 from Debian's packages. The images use this machine's proxies (HTTP_PROXY, ...), mirrors
@@ -43,6 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="make the images that this config needs: those of its steps, and those in FROM lines"
         " of the Dockerfiles that it builds",
+    )
+    install.add_argument(
+        "--stand-ins",
+        action="store_true",
+        help="also give the names of images that the config of --for needs, and that can't be"
+        " pulled, to builder images that may replace them (`golang:1.26` to buildrunner/golang)",
     )
     install.add_argument(
         "--substitutions",
@@ -101,12 +109,17 @@ def _install(args: argparse.Namespace) -> int:
 
     if sum(map(bool, (args.names, args.config, args.all))) > 1:
         raise UsageError("NAME, --for and --all exclude each other")
+    if args.stand_ins and not args.config:
+        raise UsageError("--stand-ins is for the images of a config", hint="add --for FILE")
     factory = wiring.image_factory()
-    needs = _Needs(args.config, args.substitutions, factory) if args.config else None
+    needs = _Needs(args, factory) if args.config else None
+    if needs and not needs.names:
+        print("\n".join(needs.advice()))
+        return EXIT_SUCCESS
     names = needs.names if needs else args.names
     if args.all:
         names = [builder.name for builder in BUILDERS]
-    builders = with_parents(names) if names or not needs else ()
+    builders = with_parents(names)
     settings = read_host_settings(os.environ, certificates_file=args.ca_certificates)
     given = _build_arguments(args.build_arg, builders)
     settings = msgspec.structs.replace(settings, arguments={**settings.arguments, **given})
@@ -126,8 +139,8 @@ def _install(args: argparse.Namespace) -> int:
         installer.install(builders, args.base)
     finally:
         progress.summarise()
-    if needs:
-        print("\n".join(needs.advice()))
+        if needs:  # also of what was made beside an image that could not be
+            print("\n".join(needs.advice(progress.not_made)), flush=True)
     return EXIT_SUCCESS
 
 
@@ -157,19 +170,21 @@ class _Needs:
 
     Attributes:
         names: builder images to make.
-        public_names: builder image -> names from FROM lines to tag it with.
+        public_names: builder image -> public names that it is to have on the engine: those in FROM
+            lines that it serves, and with ``--stand-ins`` all that it may replace.
     """
 
-    def __init__(self, path: str, substitutions: Sequence[str], factory: ImageFactory) -> None:
+    def __init__(self, args: argparse.Namespace, factory: ImageFactory) -> None:
         from buildrunner.builders.catalog import drop_in, stand_in
         from buildrunner.builders.config_images import needed_images
 
-        folders = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.abspath(path))))
-        steps, bases = needed_images(_resolved(path, substitutions), folders)
+        self._config: str = args.config
+        folders = dict.fromkeys((os.getcwd(), os.path.dirname(os.path.abspath(self._config))))
+        steps, bases = needed_images(_resolved(self._config, args.substitutions), folders)
         self.names: list[str] = []
         self.public_names: dict[str, list[str]] = {}
-        self._aliases: dict[str, str] = {}
-        self._tags: dict[str, str] = {}
+        self._stand_ins: dict[str, str] = {}
+        self._steps = frozenset(steps)
         self._unknown: list[str] = []
         for image in dict.fromkeys([*steps, *bases]):
             if image.startswith("buildrunner/"):
@@ -178,41 +193,71 @@ class _Needs:
                 self.names.append(builder.name)
                 if image in bases:
                     self.public_names.setdefault(builder.name, []).append(image)
-            elif _can_be_had(factory, image):
+            elif _can_be_had(factory, image, args.stand_ins):
                 continue
-            elif builder := stand_in(image):
+            elif (builder := stand_in(image)) and (image in steps or _can_be_given(image)):
                 self.names.append(builder.name)
-                if image in steps:
-                    self._aliases[image] = f"buildrunner/{builder.name}"
-                if image in bases:
-                    self._tags[image] = f"buildrunner/{builder.name}"
+                self._stand_ins[image] = builder.name
+                if args.stand_ins and _can_be_given(image):
+                    self.public_names.setdefault(builder.name, []).append(image)
             else:
                 self._unknown.append(image)
 
-    def advice(self) -> list[str]:
-        """Return lines about the images that the user must provide."""
-        lines = []
-        if self._aliases:
-            pairs = ", ".join(f'"{image}" = "{ours}"' for image, ours in self._aliases.items())
-            flags = " ".join(f"--image-alias {image}={a}" for image, a in self._aliases.items())
+    def advice(self, not_made: Collection[str] = ()) -> list[str]:
+        """Return lines about the names that images have now, and what is left to the user.
+
+        Args:
+            not_made: names of builder images that could not be made.
+        """
+        made = {
+            image: f"buildrunner/{name}"
+            for image, name in self._stand_ins.items()
+            if name not in not_made
+        }
+        given = {image for images in self.public_names.values() for image in images}
+        lines = [
+            f"{image} is {made[image]} on this engine now." for image in made if image in given
+        ]
+        left = [image for image in made if image not in given]
+        if any(map(_can_be_given, left)):
             lines += [
-                "Images of steps that can't be pulled have stand-ins. To use them:",
+                f"Stand-ins are here for {', '.join(left)}. To give them these names on this"
+                " engine, for all builds:",
+                f"  buildrunner builders install --for {shlex.quote(self._config)} --stand-ins",
+            ]
+        aliases = {image: made[image] for image in left if image in self._steps}
+        if aliases:
+            pairs = ", ".join(f'"{image}" = "{ours}"' for image, ours in aliases.items())
+            flags = " ".join(f"--image-alias {image}={ours}" for image, ours in aliases.items())
+            lines += [
+                "To use stand-ins for the images of steps in one build:",
                 f"  buildrunner submit {flags}",
-                "or for all builds, in .buildrunner.toml, followed by `buildrunner trust`:",
+                "or in all builds of the project, in .buildrunner.toml, followed by `buildrunner"
+                " trust`:",
                 "  [images]",
                 f"  aliases = {{ {pairs} }}",
             ]
-        if self._tags:
-            lines += ["Dockerfiles start from images that can't be pulled. To use stand-ins:"]
-            lines += [f"  docker tag {ours} {image}" for image, ours in self._tags.items()]
         if self._unknown:
             lines += [f"No builder image can replace {', '.join(self._unknown)}: pull or load it."]
-        return lines or ["Every image that the config names is here."]
+        if not lines and not not_made:
+            lines = ["Every image that the config names is here."]
+        return lines
 
 
-def _can_be_had(factory: ImageFactory, image: str) -> bool:
-    """Return whether the engine has the image, or could pull it just now."""
-    if factory.find(image) is not None:
+def _can_be_given(image: str) -> bool:
+    """Return whether an engine can give the name to an image: a digest belongs to one image."""
+    return "@" not in image
+
+
+def _can_be_had(factory: ImageFactory, image: str, stand_ins: bool) -> bool:
+    """Return whether the engine has the image, or could pull it just now.
+
+    With ``--stand-ins``, a stand-in that has the name counts for nothing: it may be out of date.
+    """
+    from buildrunner.builders.installer import LABEL_CONTENT
+
+    found = factory.find(image)
+    if found is not None and not (stand_ins and LABEL_CONTENT in found.labels):
         return True
     sys.stdout.write(f"{image}: being pulled\n")
     try:

@@ -698,6 +698,13 @@ class TestImages:
         assert found is not None
         assert found.id == image.id
 
+    def test_do_not_lose_a_name_that_only_ends_like_the_given_one(
+        self, bench: Bench, registry_name: str
+    ) -> None:
+        make_image(bench.engine, f"{registry_name}:latest", b"of another")
+        bench.engine.untag_image(registry_name.rpartition("/")[2])
+        assert bench.engine.find_image(registry_name) is not None
+
     def test_push_latest_when_they_have_no_tag(self, bench: Bench, registry_name: str) -> None:
         make_image(bench.engine, f"{registry_name}:latest", b"latest")
         pushed = bench.engine.push_image(

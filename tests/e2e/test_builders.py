@@ -208,12 +208,68 @@ def test_what_only_the_user_may_decide_is_told_by_the_installation(
     )
     done = bench.run("builders", "install", "--for", "cloudbuild.yaml")
     assert done.code == 0, done.out + done.err
+    assert "  buildrunner builders install --for cloudbuild.yaml --stand-ins\n" in done.out
     alias = "mirror.gcr.io/library/busybox:0-none=buildrunner/busybox"
     assert f"  buildrunner submit --image-alias {alias}" in done.out
     assert "in .buildrunner.toml, followed by `buildrunner trust`:" in done.out
     assert '"mirror.gcr.io/library/busybox:0-none" = "buildrunner/busybox"' in done.out
-    assert "  docker tag buildrunner/alpine mirror.gcr.io/library/alpine:0-none" in done.out
     assert f"No builder image can replace {missing}: pull or load it." in done.out
+
+
+@pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("sandbox", ["host", "nested"])
+def test_one_command_gives_stand_ins_the_names_that_cannot_be_pulled(
+    bench: Bench, registry: Registry, sandbox: str
+) -> None:
+    step, base = f"busybox:none-{sandbox}", f"alpine:none-{sandbox}"
+    built = f"buildrunner-tests/stand-ins-{uuid.uuid4().hex[:8]}"
+    bench.write("Dockerfile", f"FROM {base}\nRUN echo built > /proof\n")
+    bench.write(
+        "cloudbuild.yaml",
+        f"steps:\n- name: {step}\n  args: [echo, stood in]\n"
+        f"- name: {DOCKER}\n  args: [build, -t, {built}, .]\n",
+    )
+    try:
+        done = bench.run("builders", "install", "--for", "cloudbuild.yaml", "--stand-ins")
+        assert done.code == 0, done.out + done.err
+        assert done.out.splitlines()[-2:] == [
+            f"{step} is buildrunner/busybox on this engine now.",
+            f"{base} is buildrunner/alpine on this engine now.",
+        ]
+        done = bench.run("submit", ".", "--sandbox", sandbox)
+        assert done.code == 0, done.out + done.err
+        assert "Step #0: stood in" in done.out
+    finally:
+        for name in (step, base, built):
+            remove_image(name)
+
+
+@pytest.mark.usefixtures("installed")
+def test_an_image_that_cannot_be_made_hides_no_advice_on_the_others(
+    bench: Bench, registry: Registry
+) -> None:
+    bench.write(
+        "cloudbuild.yaml", "steps:\n- name: busybox:0-none\n- name: google/cloud-sdk:0-none\n"
+    )
+    nowhere = f"GCLOUD_URL=http://{registry.address}/none"
+    done = bench.run("builders", "install", "--for", "cloudbuild.yaml", "--build-arg", nowhere)
+    assert done.code != 0
+    assert "busybox:0-none=buildrunner/busybox" in done.out
+    assert "google/cloud-sdk:0-none=" not in done.out
+
+
+def test_nothing_is_made_for_an_image_that_none_can_replace(
+    bench: Bench, registry: Registry
+) -> None:
+    missing = [f"{registry.address}/app", f"mirror.gcr.io/library/alpine@sha256:{'0' * 64}"]
+    bench.write("Dockerfile", f"FROM {missing[1]}\n")
+    bench.write("cloudbuild.yaml", f"steps:\n- name: {missing[0]}\n  args: [build, -t, app, .]\n")
+    done = bench.run("builders", "install", "--for", "cloudbuild.yaml", "--stand-ins")
+    assert done.code == 0, done.out + done.err
+    assert done.out.splitlines() == [
+        *(f"{image}: being pulled" for image in missing),
+        f"No builder image can replace {', '.join(missing)}: pull or load it.",
+    ]
 
 
 def test_a_pull_that_fails_names_the_command(bench: Bench, registry: Registry) -> None:

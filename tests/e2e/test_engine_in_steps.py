@@ -207,3 +207,13 @@ def test_steps_reach_what_an_earlier_step_started_by_its_name(source: Path) -> N
     remove = {"name": DOCKER, "args": ["rm", "--force", name]}
     log = logged(source, start, ask, remove)
     assert any(name in line for line in log.splitlines() if line.startswith("Step #1: 1"))
+
+
+def test_steps_need_images_by_their_whole_names(source: Path, tag: str) -> None:
+    """Podman finds ``acme/app`` by the name ``app``, too: then nothing seems to be missing."""
+    name = tag.partition("/")[2]
+    subprocess.run(["docker", "tag", "buildrunner/python", tag], check=True, capture_output=True)
+    config = source / "cloudbuild.yaml"
+    config.write_text(json.dumps({"steps": [{"name": name}]}))
+    answer = buildrunner("builders", "install", "--for", str(config))
+    assert f"No builder image can replace {name}: pull or load it." in answer.stdout

@@ -87,6 +87,13 @@ def test_a_failure_exits_1_and_begins_with_the_failing_step(bench):
     assert bench.left_behind(done.build_id) == []
 
 
+def test_try_again_runs_the_same_steps(bench):
+    bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'exit 1'}, {name: IMAGE}]\n")
+    done = bench.run("submit", ".", "--until", "0", "--image-alias=a=b")
+    assert done.code == 1
+    assert "  try again:  buildrunner submit . --until 0 --image-alias=a=b\n" in done.err
+
+
 def test_a_missing_program_is_called_that_below_the_log(bench):
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, entrypoint: nosuch}]\n")
     done = bench.run("submit", ".")

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout
     from buildrunner.workspace.export import ExportedWorkspace
 
-_STEP_FLAGS = frozenset({"--step", "--from", "--until", "--skip"})
 _FLAG = "--write-workspace"
 _COPY_LIMIT_S = 24 * 3600.0  # seconds for the copy of a workspace, which may be large
 _SHOWN = 3
@@ -251,18 +250,9 @@ def _config_here(input_: BuildInput) -> str:
 
 
 def _command_again(argv: list[str]) -> str:
-    """Return the command that submits the same build again, without the selection of steps."""
-    kept: list[str] = []
-    arguments = iter(argv[1:])
-    for argument in arguments:
-        flag, equals, _ = argument.partition("=")
-        if flag in _STEP_FLAGS:
-            if not equals:
-                next(arguments, None)
-        else:
-            kept.append(argument)
+    """Return the command that submits the same build again, with the same selection of steps."""
     # A password in a URL is for the source's host only.
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1@", shlex.join(["buildrunner", *kept]))
+    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1@", shlex.join(["buildrunner", *argv[1:]]))
 
 
 def prepare_folder(folder: str, source: str | None, ignore_file: str) -> str:

@@ -21,6 +21,9 @@ class InstallationProgress:
         builders: the images that are made.
         verbose: print all output of the builds.
         output: where to print; None is standard output.
+
+    Attributes:
+        not_made: names of the images that could not be made.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class InstallationProgress:
         self._lock = threading.Lock()
         self._made = 0
         self._kept = 0
-        self._failed = 0
+        self.not_made: list[str] = []
 
     def started(self, name: str) -> None:
         """See `Reporter.started`."""
@@ -60,19 +63,19 @@ class InstallationProgress:
         with self._lock:
             self._made += made
             self._kept += not made
-            done = f"[{self._made + self._kept + self._failed}/{len(self._names)}]"
+            done = f"[{self._made + self._kept + len(self.not_made)}/{len(self._names)}]"
         text = f"made and tested in {seconds:.1f} s" if made else "up to date"
         self._say(name, f"{text}, {size} {done}")
 
     def failed(self, name: str, error: EngineError) -> None:
         """See `Reporter.failed`."""
         with self._lock:
-            self._failed += 1
+            self.not_made.append(name)
         self._say(name, f"NOT MADE: {error}")
 
     def summarise(self) -> None:
         """Print the last line."""
-        failed = f", {self._failed} not made" if self._failed else ""
+        failed = f", {len(self.not_made)} not made" if self.not_made else ""
         self._write(f"{self._made} made, {self._kept} up to date{failed}")
 
     def _say(self, name: str, text: str) -> None:

@@ -18,6 +18,7 @@ from buildrunner.builders.image_factory import ImageBuild, StoredImage
 from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.endpoint import find_endpoint
 from buildrunner.containers.docker.errors import Refusal
+from buildrunner.containers.docker.images import has_name
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import ContainerEngine, ContainerSpec
 from buildrunner.errors import EngineError
@@ -50,6 +51,8 @@ class DockerImageFactory:
         try:
             with self._api.client() as client:
                 found = client.inspect_image(image)
+                if not has_name(found, ImageName.parse(image)):
+                    return None
                 return StoredImage(
                     id=found["Id"],
                     labels=(found.get("Config") or {}).get("Labels") or {},

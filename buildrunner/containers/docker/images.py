@@ -44,7 +44,7 @@ class DockerImages:
         try:
             with self._api.client() as client:
                 image = client.inspect_image(asked.reference)
-                if not _has_name(image, asked):
+                if not has_name(image, asked):
                     return None
                 config = image.get("Config") or {}
                 return ImageInfo(
@@ -87,7 +87,9 @@ class DockerImages:
         """See `Images.untag_image`."""
         try:
             with self._api.client() as client:
-                client.remove_image(name, noprune=True)
+                # Podman would take the name away from an image whose name only ends like it.
+                if has_name(client.inspect_image(name), ImageName.parse(name)):
+                    client.remove_image(name, noprune=True)
         except Refusal as refusal:
             if refusal.status not in (404, 409):  # 409: a container needs the image
                 raise refusal.as_error(f"the name {name} can't be removed") from refusal
@@ -208,7 +210,7 @@ def _import_changes(
     return changes
 
 
-def _has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
+def has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
     """Return whether an image that the engine found has the requested name or id.
 
     Engines take any word of hexadecimal digits for the beginning of an id. Only one as long as

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import shlex
 from collections.abc import Iterable
-from shlex import quote
 
 from buildrunner.engine.events import BuildFinished, StepFinished
 from buildrunner.logs.console.build_view import BuildView, StepView
@@ -224,20 +223,31 @@ def _next(
     lines = [f"  whole log:  {log_command} {short}"]
     if finished.failing_step is not None:
         step = view.step(finished.failing_step)
-        again = quote(step.plan.id or str(step.plan.index))
+        again = shlex.quote(step.plan.id or str(step.plan.index))
         if command:
             lines.append(f"  try again:  {command}")
         if step is not view.steps[0]:
             # A local build starts from the source: the results of earlier steps are deleted with
             # their build.
             if command:
-                part = f"{command} --from {again}"
+                part = f"{_without(command, '--from')} --from {again}"
                 lines.append(f"  from here:  {part}  # lacks what earlier steps wrote")
             elif retry_command:
                 lines.append(f"  from here:  {retry_command} {short} --from {again}")
         if step.finished is not None:
             lines += _advice(step, step.finished)
     elif finished.status == "TIMEOUT" and command:
-        without = re.sub(r" --timeout[= ]\S+", "", command)
-        lines.append(f"  more time:  {without} --timeout DURATION")
+        lines.append(f"  more time:  {_without(command, '--timeout')} --timeout DURATION")
     return [painted(line, DIM, colour=look.colour) for line in lines]
+
+
+def _without(command: str, flag: str) -> str:
+    """Return the command without that flag and its value."""
+    kept: list[str] = []
+    words = iter(shlex.split(command))
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return shlex.join(kept)

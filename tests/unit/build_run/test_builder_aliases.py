@@ -59,4 +59,6 @@ def test_images_that_a_builder_could_serve_have_advice() -> None:
 def test_one_command_makes_all_that_a_build_needs() -> None:
     needing = plan(DOCKER, "python:3.12", DOCKER, "registry.test/app")
     assert install_command(needing) == "buildrunner builders install docker python"
-    assert install_command(needing, "a b.yaml") == "buildrunner builders install --for 'a b.yaml'"
+    command = "buildrunner builders install --for 'a b.yaml'"
+    assert install_command(plan(DOCKER), "a b.yaml") == command
+    assert install_command(needing, "a b.yaml") == f"{command} --stand-ins"

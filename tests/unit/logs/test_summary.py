@@ -123,6 +123,18 @@ def test_an_id_with_blanks_can_be_pasted_into_a_shell():
     assert "buildrunner submit . --from 'unit tests'  #" in said
 
 
+def test_from_here_keeps_the_choice_of_steps_but_where_it_begins():
+    events = (
+        started(2, 1),
+        ended(2, 3, "FAILURE"),
+        finished(3, "FAILURE", failing_step=2, error="x"),
+    )
+    command = "buildrunner submit . --from 'unit tests' --until test --skip=lint"
+    said = summary(*events, command=command)
+    assert f"  try again:  {command}\n" in said
+    assert "  from here:  buildrunner submit . --until test --skip=lint --from test  #" in said
+
+
 def test_the_columns_stand_below_each_other_where_ids_have_wide_letters():
     steps = (StepPlan(index=0, id="漢字", image="a"), StepPlan(index=1, id="e\u0301x", image="a"))
     plan = BuildPlan(build_id=BUILD_ID, project_id="p", steps=steps)
