@@ -22,6 +22,7 @@ from buildrunner.sources import uploads as upload_module
 from buildrunner.sources.uploads import SourceUploads, UploadQuotaExceeded
 from buildrunner.store.sql.builds import SqlBuilds
 from tests.api_server import api_server
+from tests.conftest import DEADLINE_S
 
 CEL = "body.a == 'b'"
 
@@ -162,7 +163,9 @@ def test_strangers_have_the_key_of_provenance_read_once_and_learn_no_path(tmp_pa
 
         async def asked() -> list[httpx.Response]:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url=server.url) as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url=server.url, timeout=DEADLINE_S
+            ) as client:
                 return [await client.get(path) for _ in range(3)]
 
         answers = asyncio.run(asked())

@@ -31,6 +31,7 @@ from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
 from tests.api_server import ApiServer, api_server
+from tests.conftest import DEADLINE_S
 
 MANY = 1_200_000
 SOURCES = "/buildrunner/v1/projects/p/sources/manifests"
@@ -163,7 +164,9 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
     ):
         member = {"Authorization": f"Bearer {server.token('member', 'read', 'submit')}"}
         steps = {"steps": [{"name": "busybox"}]}
-        made = httpx.post(f"{server.url}/v1/projects/p/builds", json=steps, headers=member)
+        made = httpx.post(
+            f"{server.url}/v1/projects/p/builds", json=steps, headers=member, timeout=DEADLINE_S
+        )
         build = made.json()["metadata"]["build"]["id"]
         LogFileSink(log_folder(server.context.data_folder, build)).close()
         path = f"{server.url}/buildrunner/v1/projects/p/builds/{build}/log/search"

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from tests.api_server import ApiServer, api_server
+from tests.conftest import DEADLINE_S
 from tests.server.test_hooks import COMMIT, PUSH, SECRET, github, handle, make_trigger
 
 EVIL = {"steps": [{"name": "busybox", "args": ["echo", "evil"]}]}
@@ -27,6 +28,7 @@ def create(server: ApiServer, request_id: str, token: str = "") -> str:
         params={"requestId": request_id},
         headers={"Authorization": f"Bearer {token}"} if token else {},
         json=EVIL,
+        timeout=DEADLINE_S,
     )
     assert answer.status_code == 200, answer.text
     return str(answer.json()["metadata"]["build"]["id"])
@@ -40,6 +42,7 @@ def test_no_build_of_a_caller_is_taken_for_that_of_a_push(server: ApiServer) -> 
         f"{server.url}/v1/projects/p/triggers/{trigger}:run",
         params={"requestId": f"delivery-1-0-1-{trigger}"},
         json={"commitSha": "e" * 40},
+        timeout=DEADLINE_S,
     )
     squatted.add(run.json()["metadata"]["build"]["id"])
     assert github(server, PUSH).status_code == 200

@@ -14,6 +14,7 @@ from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.log_home import PASSED_ON
 from buildrunner.store.model.builds import ClaimScope, KnownServer
+from tests.conftest import DEADLINE_S
 from tests.log_servers import log_server, now
 
 TEXT = b"FETCHSOURCE\nBUILD\n" + b"".join(b"Step #0: line %d\n" % n for n in range(30_000))
@@ -51,7 +52,9 @@ def ended(home):
     ["/log", "/log/lines?start=-5", "/log/steps", "/log/search?q=7", "/events", "/provenance"],
 )
 def test_another_server_answers_for_a_log_as_its_own_server_does(home, other, ended, path):
-    answers = [httpx.get(f"{server.url}{ended.path}{path}") for server in (home, other)]
+    answers = [
+        httpx.get(f"{server.url}{ended.path}{path}", timeout=DEADLINE_S) for server in (home, other)
+    ]
     assert {answer.status_code for answer in answers} == {200}
     assert answers[0].content == answers[1].content
     assert answers[0].headers["content-type"] == answers[1].headers["content-type"]
@@ -70,19 +73,26 @@ def test_the_log_of_a_lost_worker_s_build_stays_with_the_server_that_took_it(hom
     )
     other.store.queue.record(taken, {**stored.document, "status": "INTERNAL_ERROR"})
     assert home.store.servers.log_home("lost") == "home"
-    answers = [httpx.get(f"{server.url}{written.path}/log") for server in (home, other)]
+    answers = [
+        httpx.get(f"{server.url}{written.path}/log", timeout=DEADLINE_S) for server in (home, other)
+    ]
     assert [answer.content for answer in answers] == [TEXT, TEXT]
 
 
 def test_ranges_and_heads_are_passed_on(other, ended):
-    part = httpx.get(f"{other.url}/logs/log-ended.txt", headers={"Range": "bytes=7-20"})
+    part = httpx.get(
+        f"{other.url}/logs/log-ended.txt", headers={"Range": "bytes=7-20"}, timeout=DEADLINE_S
+    )
     assert (part.status_code, part.content) == (206, TEXT[7:21])
-    head = httpx.head(f"{other.url}{ended.path}/log")
+    head = httpx.head(f"{other.url}{ended.path}/log", timeout=DEADLINE_S)
     assert (head.status_code, int(head.headers["content-length"])) == (200, len(TEXT))
 
 
 def test_the_page_of_the_log_is_the_same_on_both(home, other, ended):
-    pages = [httpx.get(f"{server.url}/builds/p/ended/log") for server in (home, other)]
+    pages = [
+        httpx.get(f"{server.url}/builds/p/ended/log", timeout=DEADLINE_S)
+        for server in (home, other)
+    ]
     assert pages[0].status_code == 200
     assert "line 29999" in pages[1].text
     assert pages[0].text == pages[1].text
@@ -122,25 +132,25 @@ def test_a_stranger_has_nothing_passed_on_to_the_routes_of_workers(other, ended)
 
 def test_headers_of_any_bytes_are_passed_on(other, ended):
     headers = [(b"Cookie", b"a=\xff"), (b"X-A", b"\xe9"), (b"X-A", b"2")]
-    answer = httpx.get(f"{other.url}{ended.path}/log", headers=headers)
+    answer = httpx.get(f"{other.url}{ended.path}/log", headers=headers, timeout=DEADLINE_S)
     assert (answer.status_code, answer.content) == (200, TEXT)
 
 
 def test_a_server_that_does_not_answer_is_named(home, other, ended):
     home.stop()
-    answer = httpx.get(f"{other.url}{ended.path}/log")
+    answer = httpx.get(f"{other.url}{ended.path}/log", timeout=DEADLINE_S)
     assert answer.status_code == 503
     message = answer.json()["error"]["message"]
     assert message == "the log of build ended is on the server home, which does not answer"
-    assert httpx.get(f"{other.url}/builds/p/ended").status_code == 200
+    assert httpx.get(f"{other.url}/builds/p/ended", timeout=DEADLINE_S).status_code == 200
     home.start()
 
 
 def test_a_request_is_passed_on_once(home, other, ended):
     home.store.servers.put(KnownServer(name="home", url=other.url, started_at=now()))
-    answer = httpx.get(f"{other.url}{ended.path}/log")
+    answer = httpx.get(f"{other.url}{ended.path}/log", timeout=DEADLINE_S)
     assert answer.status_code == 503
-    direct = httpx.get(f"{home.url}{ended.path}/log", headers={PASSED_ON: "1"})
+    direct = httpx.get(f"{home.url}{ended.path}/log", headers={PASSED_ON: "1"}, timeout=DEADLINE_S)
     assert direct.content == TEXT
 
 
@@ -157,13 +167,13 @@ def test_who_may_not_read_here_may_not_read_there(tmp_path):
         build.end()
         url = f"{other.url}{build.path}/log"
         assert (
-            httpx.get(url).status_code
-            == httpx.get(f"{home.url}{build.path}/log").status_code
+            httpx.get(url, timeout=DEADLINE_S).status_code
+            == httpx.get(f"{home.url}{build.path}/log", timeout=DEADLINE_S).status_code
             == 403
         )
         for project, status in (("q", 403), ("p", 200)):
             bearer = {"Authorization": f"Bearer {home.token('read', projects=(project,))}"}
-            assert httpx.get(url, headers=bearer).status_code == status
+            assert httpx.get(url, headers=bearer, timeout=DEADLINE_S).status_code == status
 
 
 def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tmp_path):
@@ -201,7 +211,7 @@ def test_an_answer_that_breaks_off_does_not_look_whole(tmp_path, home, other, en
 
     with answering(half) as url:
         home.store.servers.put(KnownServer(name="home", url=url, started_at=now()))
-        with httpx.stream("GET", f"{other.url}{ended.path}/log") as answer:
+        with httpx.stream("GET", f"{other.url}{ended.path}/log", timeout=DEADLINE_S) as answer:
             assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
             with pytest.raises(httpx.RemoteProtocolError):
                 answer.read()

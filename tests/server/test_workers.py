@@ -25,6 +25,7 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.model.remote import ClaimRequest, WorkerIdentity
 from tests.api_server import ApiServer, api_server, now
+from tests.conftest import DEADLINE_S
 
 
 @pytest.fixture
@@ -666,7 +667,7 @@ class TestTokens:
         token = mine.headers["Authorization"].removeprefix("Bearer ")
         for path in ("/buildrunner/v1/whoami", "/v1/projects/p/builds", "/metrics"):
             assert mine.get(path).status_code == 401
-        form = httpx.post(f"{server.url}/login", data={"token": token})
+        form = httpx.post(f"{server.url}/login", data={"token": token}, timeout=DEADLINE_S)
         assert "buildrunner_session" not in form.cookies
 
     def test_a_token_of_another_kind_is_verified_beside_those_of_the_database(
@@ -695,7 +696,10 @@ class TestTokens:
                     assert claim(pod, limit=9).status_code == 409  # no other one is its own
                 headers = {"Authorization": "Bearer unknown"}
                 assert (
-                    httpx.post(f"{url}/worker/v1/builds:claim", headers=headers).status_code == 401
+                    httpx.post(
+                        f"{url}/worker/v1/builds:claim", headers=headers, timeout=DEADLINE_S
+                    ).status_code
+                    == 401
                 )
             finally:
                 listener.stop()
