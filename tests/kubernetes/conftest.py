@@ -117,7 +117,7 @@ def relay(address, target, wait=lambda: None):
     Args:
         address: of this machine.
         target: host and port, or the path of a socket.
-        wait: called for each connection before it is led on.
+        wait: called for each connection before it is led on; raises ConnectionError to drop it.
     """
 
     def reach():
@@ -129,12 +129,13 @@ def relay(address, target, wait=lambda: None):
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
-            wait()
-            with suppress(ConnectionError), reach() as far:  # the target may be gone
-                back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
-                back.start()
-                copy(self.request, far)
-                back.join()
+            with suppress(ConnectionError):  # the target may be gone
+                wait()
+                with reach() as far:
+                    back = threading.Thread(target=copy, args=(far, self.request), daemon=True)
+                    back.start()
+                    copy(self.request, far)
+                    back.join()
 
     server = socketserver.ThreadingTCPServer((address, 0), Handler)
     server.daemon_threads = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -19,30 +18,34 @@ pytestmark = [pytest.mark.usefixtures("own_cluster"), pytest.mark.alone]
 
 
 class Held:
-    """A mirror that can be held: its registry then gets requests and gives no answers.
+    """A way to a server that can be held: what asks the server then gets no answer.
 
     Attributes:
-        url: its address.
-        asked: set at each request.
-        open: set unless it is held.
+        port: of the server.
+        url: the address of the way to it.
+        asked: set at each connection.
+        open: set unless the way is held. Connections that it held are dropped.
     """
 
-    def __init__(self, here, mirror):
+    def __init__(self, here):
+        with socket.create_server((here, 0)) as free:
+            self.port = free.getsockname()[1]
         self.asked, self.open = threading.Event(), threading.Event()
         self.open.set()
-        parts = urlsplit(mirror)
-        self.relay = relay(here, (parts.hostname, parts.port), self._wait)
+        self.relay = relay(here, (here, self.port), self._wait)
         self.url = f"http://{here}:{self.relay.server_address[1]}"
 
     def _wait(self):
         self.asked.set()
-        self.open.wait()
+        if not self.open.is_set():
+            self.open.wait()
+            raise ConnectionAbortedError
 
 
 @pytest.fixture
-def held(here, mirror):
+def held(here):
     """See `Held`."""
-    found = Held(here, mirror)
+    found = Held(here)
     yield found
     found.open.set()
     found.relay.shutdown()
@@ -50,19 +53,18 @@ def held(here, mirror):
 
 
 @pytest.fixture
-def server(serve, cluster, here, held, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
+def server(serve, cluster, here, held, mirror, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
     """A client of a server outside of the cluster, which no lost node stops."""
-    with socket.create_server((here, 0)) as free:
-        port = free.getsockname()[1]
+    port = held.port
     folder = tmp_path / "config" / "buildrunner"
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f"""\
 [pools.linux]
-server = "http://{here}:{port}"
+server = "{held.url}"
 namespace = "{cluster.namespace}"
 worker_image = "{image("worker")}"
 engine_image = "{image("engine")}"
-mirror = "{held.url}"
+mirror = "{mirror}"
 cpu = "1"
 cpu_request_percent = 10
 memory = "768Mi"
@@ -154,7 +156,7 @@ def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod
 ):
     held.open.clear()
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
-    assert held.asked.wait(60), cluster.state()  # for the image of the step, which can't begin
+    assert held.asked.wait(60), cluster.state()  # its worker asks for the build, and gets none
     pod = pod_of(cluster, build_id)
 
     def others():
