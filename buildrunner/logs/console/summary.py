@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -24,6 +25,12 @@ from buildrunner.plan.drawing import display_width, padded
 
 _OOM_HINT = "it ran out of memory: give the machine more, or let the step use less"
 _NO_FILE = ": no such file or directory"
+# Source: BuildKit, for a FROM line whose registry does not answer.
+_NO_REGISTRY = re.compile(r"failed to resolve source metadata for (\S+): failed to do request")
+_NO_REGISTRY_HINT = (
+    "can't be pulled; `buildrunner builders install --for CONFIG --stand-ins` makes an image that"
+    " stands in for it, if there is one"
+)
 # Source: the exit codes of shells and of `docker run`.
 _CODE_HINTS = {
     126: "a program can't be executed: check its path, its mode (chmod +x) and its #! line",
@@ -206,6 +213,8 @@ def _advice(step: StepView, ended: StepFinished) -> list[str]:
     if step.plan.script and last.startswith("exec ") and last.endswith(_NO_FILE):
         interpreter = printable(step.plan.script.partition("\n")[0])
         return [f"  script:     its first line names a program that the image lacks: {interpreter}"]
+    if missing := _NO_REGISTRY.search(last):
+        return [f"  FROM:       {printable(missing[1])} {_NO_REGISTRY_HINT}"]
     return []
 
 

@@ -175,6 +175,23 @@ def test_the_first_step_is_not_called_a_part_of_the_build():
     assert "from here" not in text
 
 
+@pytest.mark.parametrize(
+    ("why", "is_advised"),
+    [("failed to do request: Head ...: no such host", True), ("python:none: not found", False)],
+)
+def test_a_from_line_whose_registry_is_out_of_reach_names_stand_ins(why, is_advised):
+    said = f"python:3: failed to resolve source metadata for docker.io/library/python:3: {why}"
+    text = summary(
+        started(2, 1),
+        ended(2, 3, "FAILURE", exit_code=1, last_lines=("------", said)),
+        finished(3, "FAILURE", failing_step=2, error="x"),
+    )
+    advice = (
+        "  FROM:       docker.io/library/python:3 can't be pulled; `buildrunner builders install"
+    )
+    assert (advice in text) is is_advised
+
+
 def test_lack_of_memory_is_called_that():
     text = failure(exit_code=137, oom_killed=True)
     assert "failed: killed for lack of memory (OOM), exit code 137" in text
