@@ -1,9 +1,9 @@
-"""Fire times of triggers by the clock. Pure: the time comes in as an argument.
+"""Fire times of scheduled triggers. Pure: the time is an argument.
 
 Daylight saving time, as Debian's cron has it: a fixed time in the skipped hour (``30 2 * * *`` on
-the day when 02:00 becomes 03:00) fires once, at the first moment behind it (03:00); in the doubled
-hour it fires once, the first time. Schedules with ``*`` in the hour follow the hands of the clock:
-each hour that there is, once.
+the day when 02:00 becomes 03:00) fires once, at the first moment after it (03:00); in the doubled
+hour it fires once, the first time. Schedules with ``*`` in the hour follow the local clock and fire
+once in each hour.
 
 Source: Cloud Build's ``cron`` of triggers, and Cloud Scheduler's "Cron job format and time zone".
 """
@@ -19,10 +19,10 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 LATE = timedelta(seconds=90)
-"""A fire time that is further back than this was missed."""
+"""A fire time that is longer ago than this was missed."""
 
 MOST_MISSED = 100
-"""Runs that ``missed: all`` makes up for at most, the newest ones."""
+"""Maximum number of runs that ``missed: all`` makes up for: the newest ones."""
 
 _SHORT = {
     "@yearly": "0 0 1 1 *",
@@ -33,7 +33,7 @@ _SHORT = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-"""Names that other crons take, and the five fields that they stand for."""
+"""Names that other crons accept, and the five fields that they stand for."""
 
 _LONGEST = 200
 _MOST_LOOKED_AT = 10_000
@@ -59,14 +59,14 @@ class Overlap(enum.Enum):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """A trigger's times.
+    """The fire times of a trigger.
 
     Attributes:
         cron: five fields: minute, hour, day of the month, month, day of the week.
-        time_zone: of the IANA database; empty is UTC.
-        jitter_s: each run is later by 0 to so many seconds, always the same for one fire time.
-        missed: what becomes of times while the server was down.
-        overlap: what becomes of a time while the last build runs.
+        time_zone: name in the IANA database; empty is UTC.
+        jitter_s: maximum delay of a run, which is always the same for one fire time.
+        missed: the treatment of times while the server was down.
+        overlap: the treatment of a time while the last build runs.
     """
 
     cron: str
@@ -92,7 +92,7 @@ def check_schedule(schedule: Schedule) -> str:
 
 
 def fire_times(schedule: Schedule, after: datetime, count: int) -> list[datetime]:
-    """The next ``count`` fire times after a moment, in UTC, without jitter.
+    """Return the next ``count`` fire times after a moment, in UTC, without jitter.
 
     Raises:
         BadSchedule: it is none.
@@ -105,8 +105,8 @@ def jitter(schedule: Schedule, key: str, moment: datetime) -> timedelta:
     """Return the delay of a build after one scheduled time.
 
     Args:
-        schedule: whose fire time it is.
-        key: the trigger, so that those of one time don't all begin at once.
+        schedule: the schedule with the fire time.
+        key: the trigger, so that triggers of one time don't all fire at once.
         moment: the fire time.
     """
     if not schedule.jitter_s:
@@ -120,8 +120,8 @@ class Due(msgspec.Struct, frozen=True):
 
     Attributes:
         fire: fire times to run now, oldest first.
-        missed: fire times that nobody makes up for.
-        next_at: the first fire time that is still to come.
+        missed: fire times that are skipped.
+        next_at: the next fire time.
     """
 
     fire: tuple[datetime, ...]
@@ -132,15 +132,15 @@ class Due(msgspec.Struct, frozen=True):
 def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
     """Return the fire times that are due after ``since`` up to ``now``, both aware.
 
-    A time is on time while it is at most `LATE` ago; what is further back was missed.
+    A fire time that is more than `LATE` ago was missed.
 
     Args:
-        schedule: a valid one.
-        since: the last fire time that was dealt with, or when the schedule was made.
-        now: the present.
+        schedule: a valid schedule.
+        since: the last fire time that was handled, or when the schedule was created.
+        now: the current time.
 
     Raises:
-        BadSchedule: it is none, or has no time to come.
+        BadSchedule: it is invalid, or has no further fire time.
     """
     passed: list[datetime] = []
     next_at: datetime | None = None
@@ -149,7 +149,7 @@ def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
             next_at = moment
             break
         passed.append(moment)
-        if number >= _MOST_LOOKED_AT:  # down for ages: the newest ones count
+        if number >= _MOST_LOOKED_AT:  # after a long downtime, only the newest ones count
             return due(schedule, _newest(schedule, now), now)
     if next_at is None:
         raise BadSchedule(f"{schedule.cron!r} never comes again")
@@ -168,14 +168,14 @@ def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
 
 
 def _newest(schedule: Schedule, now: datetime) -> datetime:
-    """A moment before the newest fire times that have passed: one more than are made up for."""
+    """Return a moment before the newest passed fire times: one more than are made up for."""
     passed = _times(schedule, now, back=True)
     oldest = min(moment for moment, _ in zip(passed, range(MOST_MISSED + 1), strict=False))
     return min(oldest, now - LATE)
 
 
 def _times(schedule: Schedule, after: datetime, *, back: bool = False) -> Iterator[datetime]:
-    """All fire times after a moment, in UTC; ``back``: those before it, the newest first."""
+    """Yield all fire times after a moment, in UTC; if ``back``, those before it, newest first."""
     from cronsim import CronSim, CronSimError
 
     if schedule.cron in _SHORT:

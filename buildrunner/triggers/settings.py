@@ -1,6 +1,6 @@
-"""A trigger's own settings: what Cloud Build's resource has no fields for. Pure.
+"""Settings of triggers for which Cloud Build's resource has no fields. Pure.
 
-They are kept beside the trigger, in camelCase::
+They are stored beside the trigger, in camelCase::
 
     {"jitter": "300s", "missed": "once", "overlap": "skip",
      "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
@@ -39,8 +39,8 @@ class Concurrency(
         group: builds of all triggers of a project that name the same group share its limit; empty
             for a group of the trigger's own.
         limit: how many of the group run at the same time; 0 for no limit.
-        policy: what a new build does to those before it in the group: ``queue`` behind them,
-            ``cancel_queued`` ones, or ``cancel_all``, also those that run.
+        policy: what a new build does to earlier ones of the group: ``queue`` waits for them,
+            ``cancel_queued`` cancels those that wait, ``cancel_all`` also those that run.
     """
 
     group: str = ""
@@ -54,9 +54,9 @@ class ApprovalPolicy(
     """The callers who may approve a build that waits for an approval.
 
     Attributes:
-        approvers: names of tokens; empty: all whose scopes include ``approve``.
-        not_author: not the one who started the build, or wrote what is built.
-        expires: after so long a build that nobody approved is cancelled: ``86400s``; empty: never.
+        approvers: names of tokens; if empty, all whose scopes include ``approve``.
+        not_author: exclude the caller who started the build, and the author of the commit.
+        expires: time after which an unapproved build is cancelled, as ``86400s``; empty: never.
     """
 
     approvers: tuple[str, ...] = ()
@@ -70,8 +70,8 @@ class IdentityPolicy(
     """The identity tokens that the builds of a trigger may have.
 
     Attributes:
-        audiences: the audiences that tokens may be for; empty: builds get no tokens.
-        forks: builds of forks may have them, too. Their tokens say that they are of a fork.
+        audiences: allowed audiences of tokens; if empty, builds get no tokens.
+        forks: builds of forks get tokens, too, which name the fork.
     """
 
     audiences: tuple[str, ...] = ()
@@ -81,12 +81,12 @@ class IdentityPolicy(
 class ForgeSetting(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """The forge that has the trigger's repository. Events of no other forge fire the trigger.
+    """The forge of the trigger's repository. Events of other forges do not fire the trigger.
 
     Attributes:
         kind: see `forge_host.KINDS`.
         host: host or URL of the forge; empty for the public one of its kind.
-        unconfirmed: the upgrade from a version that knew no forges guessed it. The trigger does not
+        unconfirmed: an upgrade guessed it from an old trigger without a forge. The trigger does not
             fire until its admin sets it.
     """
 
@@ -98,16 +98,16 @@ class ForgeSetting(
 class TriggerSettings(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """buildrunner's own settings of a trigger.
+    """Settings of a trigger that only buildrunner has.
 
     Attributes:
-        jitter: builds by the clock begin 0 to so many seconds later: ``300s``.
+        jitter: maximum delay of scheduled builds, as ``300s``.
         missed, overlap: see `Schedule`.
         concurrency: which builds run at the same time.
-        approval: who may approve. Whether somebody must is the trigger's ``approvalConfig``.
-        identity: which identity tokens builds may have.
-        public_badge: everybody may see the badge, without a token.
-        forge: where the trigger's repository is; None: on the public forge that Cloud Build's
+        approval: who may approve. The trigger's ``approvalConfig`` says whether approval is needed.
+        identity: which identity tokens builds can have.
+        public_badge: show the badge to clients without a token.
+        forge: forge of the trigger's repository; None for the public forge that Cloud Build's
             field means.
     """
 
@@ -122,16 +122,16 @@ class TriggerSettings(
 
     @property
     def jitter_s(self) -> int:
-        """Jitter in seconds."""
+        """Return the jitter in seconds."""
         return int(_seconds(self.jitter))
 
     @property
     def approval_expires(self) -> timedelta | None:
-        """The longest time that a build waits for its approval; None without a limit."""
+        """Return the longest time that a build waits for its approval; None without a limit."""
         return timedelta(seconds=_seconds(self.approval.expires)) if self.approval.expires else None
 
     def schedule(self, cron: Mapping[str, Any]) -> Schedule:
-        """The schedule of a trigger with these settings, whose ``cron`` this is."""
+        """Return the schedule of a trigger with these settings and this ``cron``."""
         return Schedule(
             cron=str(cron.get("schedule", "")),
             time_zone=str(cron.get("timeZone", "")),
@@ -142,10 +142,10 @@ class TriggerSettings(
 
 
 def read_settings(document: Any) -> TriggerSettings:
-    """The settings in a document; all have defaults.
+    """Return the settings in a document; all have defaults.
 
     Raises:
-        ConfigError: something is wrong in it.
+        ConfigError: the document is invalid.
     """
     try:
         settings = msgspec.convert(document, TriggerSettings)

@@ -1,4 +1,4 @@
-"""Commit statuses: the request that reports a build to its forge. Pure: it sends nothing.
+"""Commit statuses: the request that reports a build to its forge. Pure: nothing is sent.
 
 The context, ``buildrunner/PROJECT/TRIGGER``, stays the same for all builds of a trigger, so that
 rules for protected branches can require it. It names the project because triggers of several
@@ -23,8 +23,8 @@ import msgspec
 from buildrunner.triggers.forge_host import ForgeHost
 
 _PENDING, _QUEUED, _WORKING = "PENDING", "QUEUED", "WORKING"
-_LONGEST_TEXT: Final = 140  # GitHub's limit; the others take more
-_LONGEST_KEY: Final = 40  # Bitbucket's
+_LONGEST_TEXT: Final = 140  # GitHub's limit; the others accept more
+_LONGEST_KEY: Final = 40  # Bitbucket's limit
 
 # Build status -> state, by forge.
 _GITHUB: Final = {
@@ -80,8 +80,8 @@ class HttpRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request to a forge, without the token.
 
     Attributes:
-        method, url: of HTTP.
-        body: sent as JSON.
+        method, url: method and URL of the request.
+        body: the body, which is sent as JSON.
         header: name of the header for the token.
         scheme: word before the token in that header; may be empty.
     """
@@ -98,12 +98,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         repository: ``owner/name``; ``PROJECT/slug`` on Bitbucket Server.
-        commit: in full.
-        status: of the build.
+        commit: full SHA.
+        status: status of the build.
         context: name of the status: see `context_of`.
         text: a short sentence about the build.
-        url: page of the build.
-        ref: branch or tag that was built; empty when unknown.
+        url: URL of the build's page.
+        ref: branch or tag that was built; empty if unknown.
     """
 
     repository: str
@@ -126,7 +126,7 @@ def context_of(project: str, trigger_name: str) -> str:
 
 
 def report_of(repository: str, commit: str, build: Mapping[str, Any], context: str) -> Report:
-    """Make the report of a build.
+    """Return the report of a build.
 
     Args:
         repository: full name on the forge.
@@ -152,9 +152,9 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
 
 
 def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
-    """Return the request that sends a report; None for an unknown status, or for no commit."""
+    """Return the request for a report; None without a known status or a commit."""
     if report.status not in _TEXTS or not _COMMIT.fullmatch(report.commit):
-        return None  # the commit becomes a part of the address
+        return None  # the commit becomes a part of the URL
     return _FORGES[forge.kind](forge.api, report)
 
 

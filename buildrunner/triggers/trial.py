@@ -39,7 +39,7 @@ def trial_events(
         asked: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a forge,
             ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a pull
             request of branch ``ref``.
-        wanted: the trigger's repository, which an event without a repository gets.
+        wanted: the trigger's repository, used for events without a repository.
         bindings: bindings of hooks, by name. A payload for an unbound hook counts as one of the
             forge that it names.
 
@@ -197,6 +197,6 @@ def _with_kind(hook: str, headers: dict[str, str], body: Any) -> dict[str, str]:
         guess = "repo:push" if is_cloud else "repo:refs_changed"
         if is_pull:
             guess = "pullrequest:created" if is_cloud else "pr:opened"
-        kind = text(body, "eventKey") or guess  # Bitbucket Server has it in the payload, too
+        kind = text(body, "eventKey") or guess  # Bitbucket Server also has it in the payload
         return {"x-event-key": kind, **headers}
     return headers

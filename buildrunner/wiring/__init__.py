@@ -1,7 +1,7 @@
-"""The only package that names concrete adapters: which engine, which store, which workspace.
+"""The only package that chooses concrete adapters: engines, stores, and workspaces.
 
-Adapters are imported and made on demand, so that a command loads only the adapters it uses. For the
-same reason, the modules of this package are imported with the first use of a name.
+Adapters are imported and created on demand: a command loads only the adapters it uses. For the
+same reason, each module of this package is imported at the first use of one of its names.
 """
 
 from typing import TYPE_CHECKING

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 def build_store(folder: str) -> BuildStore:
-    """The local store in a folder."""
+    """Return the local store in a folder."""
     from buildrunner.store.local import LocalBuildStore
 
     return LocalBuildStore(folder)
 
 
 def server_store(address: str) -> ServerStore:
-    """The server's database, its tables brought up to date.
+    """Return the server's database after migrating its tables.
 
     Args:
         address: ``sqlite:////folder/server.db`` or ``postgresql://user:password@host/name``.
 
     Raises:
-        UsageError: the address is of no known form.
+        UsageError: the address has no known form.
         StoreError: the database can't be used, or belongs to a newer version.
     """
     from buildrunner.store.sql.store import open_store
@@ -33,10 +33,10 @@ def server_store(address: str) -> ServerStore:
 
 
 def current_server_store(address: str) -> ServerStore | None:
-    """The server's database as it is, nothing changed; None if its tables are an older version's.
+    """Return the server's database without migrating it; None if its tables are outdated.
 
     Raises:
-        UsageError: the address is of no known form.
+        UsageError: the address has no known form.
         StoreError: the database can't be used, or belongs to a newer version.
     """
     from buildrunner.store.sql.database import Database
@@ -58,7 +58,7 @@ def backup_database(address: str, path: str) -> BackupFacts:
 
 
 def restore_database(path: str, address: str, *, replace: bool) -> BackupFacts:
-    """Make a backup the database; see `buildrunner.store.sql.backup.restore`."""
+    """Restore a backup as the database; see `buildrunner.store.sql.backup.restore`."""
     from buildrunner.store.sql.backup import restore
 
     return restore(path, address, replace=replace)

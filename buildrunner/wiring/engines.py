@@ -1,4 +1,4 @@
-"""The machines of builds: engine, sandboxes, metadata server, and the cluster of pools."""
+"""The places where builds run: engine, sandboxes, metadata server, and the cluster of pools."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ NETWORK = "cloudbuild"
 
 
 def container_engine(logins: Mapping[str, str] = os.environ) -> DockerEngine:
-    """The engine that the ``docker`` command would use. Opens no connection yet.
+    """Return the engine that the ``docker`` command would use. It is not connected yet.
 
     Args:
-        logins: variables that say where the logins of registries are.
+        logins: variables that name the files with logins of registries.
     """
     from buildrunner.containers.docker.endpoint import find_endpoint
     from buildrunner.containers.docker.engine import DockerEngine
@@ -50,7 +50,7 @@ def container_engine(logins: Mapping[str, str] = os.environ) -> DockerEngine:
 
 
 def pod_engine() -> DockerEngine:
-    """The engine of this Pod, which its steps can replace: it gets no logins."""
+    """Return the engine of this Pod. It gets no logins, since steps can replace it."""
     from msgspec.structs import replace
 
     from buildrunner.containers.docker.endpoint import find_endpoint
@@ -74,7 +74,7 @@ def image_factory() -> ImageFactory:
 
 
 def build_labels(build_id: str) -> dict[str, str]:
-    """Labels of everything that is made for a build: whose it is, and which process owns it."""
+    """Return the labels of all resources of a build: the build, and the process that owns it."""
     from buildrunner.containers.cleanup import owner_label
     from buildrunner.containers.process_owner import this_process
     from buildrunner.containers.protocol import LABEL_OWNER
@@ -85,16 +85,16 @@ def build_labels(build_id: str) -> dict[str, str]:
 def guardian(
     engine: DockerEngine, build_id: str, *, address_range: AddressRange | None = None
 ) -> Guardian:
-    """The process that cleans up after a build however this one ends; holds the network for it.
+    """Return the process that cleans up after a build if this process dies; it holds the network.
 
-    The network itself is asked for at once, in a thread: making it takes the engine 70 ms, in which
-    this process can do other things.
+    The network is created at once, in a thread: this takes the engine 70 ms, in which
+    this process can do other work.
 
     Raises:
-        EngineError: it can't be started.
+        EngineError: the process can't be started.
     """
-    # Imported here, not in the thread: two threads that import take turns, and the request for the
-    # network would be sent twice as late.
+    # Imported here, not in the thread: two threads that import block each other, which would delay
+    # the request for the network.
     import buildrunner.containers.docker.transport  # noqa: F401
     from buildrunner.sandboxes.guardian import Guardian
 
@@ -103,7 +103,7 @@ def guardian(
 
     def ask_for_network() -> None:
         started.hold_network()
-        with suppress(BuildrunnerError):  # the build asks again, and reports what is wrong
+        with suppress(BuildrunnerError):  # the build retries, and reports the error
             engine.ensure_network(NETWORK, labels, address_range=address_range)
 
     started.run_ahead(ask_for_network)
@@ -111,15 +111,15 @@ def guardian(
 
 
 def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardian:
-    """The process that removes a build's nested sandbox however this one ends.
+    """Return the process that removes a build's nested sandbox if this process dies.
 
     Args:
-        engine: the engine that it is nested in.
+        engine: the engine that runs the sandbox.
         build_id: the build.
         folder: the ``data_folder`` of `sandbox`.
 
     Raises:
-        EngineError: it can't be started.
+        EngineError: the process can't be started.
     """
     from buildrunner.builders.catalog import ENGINE_IMAGE
     from buildrunner.sandboxes.guardian import Guardian
@@ -131,7 +131,7 @@ def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardia
 
 
 def image_cache_folder(address: str) -> str:
-    """This user's folder for the image cache on the engine at an address."""
+    """Return this user's folder for the image cache of the engine at an address."""
     name = "".join(letter if letter.isalnum() else "_" for letter in address)
     return os.path.join(lock_folder(), f"images-{name}")
 
@@ -153,19 +153,19 @@ def sandbox(
 
     Args:
         name: ``host``, ``nested``, ``pod`` or ``none``.
-        data_folder: folder for what this machine keeps of sandboxes.
-        labels: what everything made on the engine carries, besides the build's own label.
-        settings: for which networks nested sandboxes reach, and which logins count.
-        limits: of each nested sandbox; None for its share.
-        builds: how many builds share the machine; 0 when that is nobody's business.
-        isolation: what the builds of forks must have; see `sandboxes.protocol.ISOLATIONS`. For
-            ``pod``, what the Pod has.
-        pod_egress: networks that the engine of the Pod does not reach.
-        disk_gib: what each nested sandbox may take of the disk; 0 sets no limit.
-        reporter: shows how the image of nested engines is made; None logs it.
+        data_folder: folder for data of sandboxes on this machine.
+        labels: labels of all resources on the engine, besides the build's own label.
+        settings: settings with the networks that nested sandboxes reach, and the logins.
+        limits: limits of each nested sandbox; None for its share of the machine.
+        builds: number of builds that share the machine; 0 if unknown.
+        isolation: required isolation of builds of forks; see `sandboxes.protocol.ISOLATIONS`. For
+            ``pod``, the isolation of the Pod.
+        pod_egress: networks that the engine of the Pod can't reach.
+        disk_gib: disk limit of each nested sandbox; 0 sets no limit.
+        reporter: shows the progress of making the image of nested engines; None logs it.
 
     Raises:
-        UsageError: there is no such sandbox.
+        UsageError: no sandbox has this name.
     """
     if name == "none":
         from buildrunner.sandboxes.protocol import NoSandbox
@@ -191,7 +191,7 @@ def sandbox(
         )
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")
-    # Imported here: most commands need none of it, and it takes httpx along.
+    # Imported here: most commands do not need it, and it imports httpx.
     from buildrunner.sandboxes.nested.machine import NestedMachine, SandboxChoices
     from buildrunner.sandboxes.nested.sandbox import NestedSandbox
 
@@ -213,7 +213,7 @@ def sandbox(
 
 
 def _common_images(settings: Settings) -> PublicImages:
-    """The images of the machine that are for builds of every project."""
+    """Return the images of the machine that builds of all projects can use."""
     from buildrunner.builders.catalog import BUILDERS
     from buildrunner.engine.image_pulls import PublicImages
     from buildrunner.workspace.volume import CARRIER_IMAGE
@@ -225,7 +225,7 @@ def _common_images(settings: Settings) -> PublicImages:
 
 
 def has_engine_image(host: DockerEngine) -> bool:
-    """Whether the engine has the image of nested engines, and the image is up to date.
+    """Return whether the engine has an up-to-date image of nested engines.
 
     Raises:
         EngineUnavailable: the engine does not answer.
@@ -244,7 +244,7 @@ class _EngineImage:
     """The image of nested engines on an engine.
 
     Attributes:
-        is_being_made: it was missing, and is being made by this object.
+        is_being_made: the image was missing, and this object is making it.
     """
 
     def __init__(self, host: DockerEngine, reporter: Reporter | None) -> None:
@@ -253,7 +253,7 @@ class _EngineImage:
         self._reporter = reporter
 
     def obtain(self) -> str:
-        """Return its id. The image is made now if it is missing, which takes 20 to 60 s."""
+        """Return the id of the image. A missing image is made now, which takes 20 to 60 s."""
         from buildrunner.builders.catalog import ENGINE_IMAGE
         from buildrunner.builders.installer import current_image
         from buildrunner.containers.docker.factory import DockerImageFactory
@@ -284,10 +284,10 @@ class _EngineImage:
 
 
 def kubernetes_api() -> KubernetesApi:
-    """The API of the cluster that the environment names. Opens no connection yet.
+    """Return the API of the cluster that the environment names. It is not connected yet.
 
     Raises:
-        KubernetesError: nothing names a cluster, or packages are missing.
+        KubernetesError: no cluster is configured, or packages are missing.
     """
     from buildrunner.kubernetes.api import KubernetesApi
 
@@ -295,7 +295,7 @@ def kubernetes_api() -> KubernetesApi:
 
 
 def pod_tokens(api: KubernetesApi, settings: Settings, store: ServerStore) -> PodTokens:
-    """Return what verifies the tokens of the Pods of the server's builds."""
+    """Return the verifier of the tokens of the Pods of the server's builds."""
     from buildrunner.errors import NotFound
     from buildrunner.kubernetes.pod_tokens import PodTokens
 
@@ -309,10 +309,10 @@ def pod_tokens(api: KubernetesApi, settings: Settings, store: ServerStore) -> Po
 
 
 def metadata_addresses() -> AddressRange:
-    """Addresses of the network with which steps find the metadata server.
+    """Return the addresses of the network with which steps find the metadata server.
 
     Raises:
-        UsageError: on a Compute Engine machine, whose own server is at that address.
+        UsageError: this is a Compute Engine machine, whose own server has that address.
     """
     from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 
@@ -329,14 +329,14 @@ def _machine_vendor() -> str:
         with open("/sys/class/dmi/id/sys_vendor", encoding="utf-8") as file:
             return file.read().strip()
     except OSError:
-        return ""  # not Linux, or a container that must not know
+        return ""  # not Linux, or a container without access
 
 
 def google_credentials(key_file: str | None) -> GoogleCredentials | None:
     """Return the Google credentials that make tokens for steps.
 
     Args:
-        key_file: a file with credentials, or empty for the application default ones; None for none.
+        key_file: file with credentials; empty for the application default ones; None for none.
 
     Raises:
         SecretError: the credentials can't be used.
@@ -353,16 +353,16 @@ def shared_metadata_server(
     *,
     credentials: Credentials | None,
 ) -> MetadataServer:
-    """Start the metadata server on the network of builds, which one build at a time can have.
+    """Start the metadata server on the network of builds, for one build at a time.
 
     Args:
-        engine: where the network is, or is being made.
+        engine: the engine with the network, which may still be created.
         build_id: the build.
-        facts: the project of the build.
+        facts: facts about the project of the build.
         credentials: make tokens; None for none.
 
     Raises:
-        EngineError: the network or the address can't be had.
+        EngineError: the network or the address is not available.
     """
     from buildrunner.metadata import MetadataServer, listen_on
 
@@ -372,11 +372,11 @@ def shared_metadata_server(
 
 
 def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
-    """Whether a client is on the network, and no step of another build.
+    """Return whether a client is on the network and is no step of another build.
 
-    Other containers and users of this machine reach the server's address, too, and all builds are
-    on one network. A container that a step starts on that network has no labels and is answered:
-    the step needs the engine's socket for that.
+    Other containers and users of this machine also reach the server's address, and all builds are
+    on one network. A container that a step starts on that network has no labels and is allowed:
+    starting it requires the engine's socket.
     """
     from buildrunner.metadata import NETWORK_GATEWAY, NETWORK_SUBNET
 
@@ -391,7 +391,7 @@ def is_of_build(engine: ContainerEngine, build_id: str, address: str) -> bool:
 
 
 def metadata_hosts() -> tuple[str, ...]:
-    """The metadata server's names, for the hosts file of every step."""
+    """Return the metadata server's names, for the hosts file of every step."""
     from buildrunner.metadata import HOST_NAMES, NETWORK_GATEWAY
 
     return tuple(f"{name}:{NETWORK_GATEWAY}" for name in HOST_NAMES)

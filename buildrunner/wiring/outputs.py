@@ -43,7 +43,7 @@ def stores(settings: Settings) -> Stores:
     """Return the stores of buckets.
 
     Raises:
-        UsageError: a folder that stands for a bucket is not written as it must be.
+        UsageError: the setting of a folder that replaces a bucket is invalid.
     """
     from buildrunner.storage.stores import Stores
 
@@ -51,7 +51,7 @@ def stores(settings: Settings) -> Stores:
 
 
 def uploader(plan: BuildPlan, stores: Stores) -> ObjectUploader | None:
-    """Uploads the plan's ``artifacts.objects``; None for a plan without any."""
+    """Return the uploader of the plan's ``artifacts.objects``; None without any."""
     if not plan.object_paths:
         return None
     from buildrunner.artifacts.objects import GcsUploader
@@ -66,18 +66,18 @@ def publisher(
     place: OpenSandbox | None,
     limit_bytes: int | None,
 ) -> PackagePublisher | None:
-    """Publishes the plan's packages; None for a plan without any.
+    """Return the publisher of the plan's packages; None without any.
 
     Args:
-        plan: the build.
-        settings: of the user, or of the server for the build's project.
-        engine: where its steps run.
-        place: its sandbox; None where the steps run on the engine of the machine.
-        limit_bytes: what the build may write to the disk; None sets no limit.
+        plan: the plan of the build.
+        settings: settings of the user, or of the server for the build's project.
+        engine: the engine that runs the steps.
+        place: sandbox of the build; None if the steps run on the engine of the machine.
+        limit_bytes: maximum number of bytes that the build writes to the disk; None: no limit.
 
     Raises:
-        ConfigError: one of them can't be published from here.
-        EngineError: the engine does not tell what images it has.
+        ConfigError: a package can't be published from here.
+        EngineError: the engine does not list its images.
     """
     if not plan.packages:
         return None
@@ -126,17 +126,17 @@ def attester(
     limit_bytes: int | None,
     identity_token: Callable[[str], str] | None = None,
 ) -> Attester | None:
-    """Attests what the build publishes; None for a build that publishes nothing.
+    """Return the attester of a build; None for a build that publishes nothing.
 
     Args:
-        build: with its substitutions made.
-        plan: its plan.
-        settings: of the user or the server.
-        limit_bytes: what the build may write to the disk; None sets no limit.
-        identity_token: returns a token of the build for an audience; None: it has none.
+        build: the Build with its substitutions made.
+        plan: the plan of the build.
+        settings: settings of the user or the server.
+        limit_bytes: maximum number of bytes that the build writes to the disk; None: no limit.
+        identity_token: returns a token of the build for an audience; None if it has none.
 
     Raises:
-        ConfigError: the build must have provenance, and the settings turn it off.
+        ConfigError: the build requires provenance, and the settings turn it off.
     """
     options = build.options
     verified = options is not None and options.requested_verify_option is VerifyOption.VERIFIED
@@ -176,10 +176,10 @@ def attestation(
     masked: Callable[[str], str],
     identity_token: Callable[[str], str],
 ) -> str:
-    """The signed provenance of a build that a worker ran; empty if it published nothing.
+    """Return the signed provenance of a worker's build; empty if it published nothing.
 
     Raises:
-        AttestationError: it can't be signed.
+        AttestationError: the provenance can't be signed.
     """
     from buildrunner.provenance.statement import LOCAL_BUILDER, provenance_statement
 
@@ -199,7 +199,7 @@ def _signed(
     statement: dict[str, Any],
     cancel: threading.Event,
 ) -> bytes:
-    """A statement, signed as the settings say."""
+    """Return a statement, signed as the settings say."""
     if settings.provenance_sigstore:
         from buildrunner.provenance.keyless import keyless_bundle
 
@@ -280,7 +280,7 @@ def _user_login(registry: str, environ: Mapping[str, str]) -> RegistryLogin | No
 
 
 def public_key(settings: Settings) -> str:
-    """The public key of provenance, as PEM text; the first call makes a key where there is none.
+    """Return the public key of provenance as PEM text; the first call creates a missing key.
 
     Raises:
         AttestationError: the signing key can't be used.
@@ -297,13 +297,13 @@ def _signer(settings: Settings) -> Signer:
 
 
 def identity_keys(data: str, owner: str, store: ServerStore, settings: Settings) -> IdentityKeys:
-    """The keys by which a server signs identity tokens.
+    """Return the keys with which a server signs identity tokens.
 
     Args:
         data: the server's data folder.
         owner: the server's name in the database.
         store: the database.
-        settings: those of the server.
+        settings: settings of the server.
     """
     from buildrunner.identity.keys import IdentityKeys
 
@@ -317,7 +317,7 @@ def identity_keys(data: str, owner: str, store: ServerStore, settings: Settings)
 
 
 def login_files(plan: BuildPlan, settings: Settings) -> dict[str, str]:
-    """The files with the logins that a plan may need, by path below a home folder."""
+    """Return the files with the logins that a plan may need, by path below a home folder."""
     from buildrunner.containers.registry_auth import step_docker_config
 
     files = {}
@@ -331,7 +331,7 @@ def login_files(plan: BuildPlan, settings: Settings) -> dict[str, str]:
 
 
 def home_files(plan: BuildPlan, settings: Settings) -> dict[str, bytes]:
-    """Files for ``/builder/home``: registry logins for steps, if the user lets them have any."""
+    """Return the files of ``/builder/home``: registry logins for steps, if the user allows it."""
     if not settings.share_registry_logins:
         return {}
     from buildrunner.containers.registry_auth import step_docker_config

@@ -21,11 +21,11 @@ _GOOGLE_OFF = "Google is not asked without --google-secrets"
 
 
 def secret_resolver(settings: Settings, asker: Asker | None = None) -> SecretResolver:
-    """Resolves secrets. Most builds have none: nothing is imported before one is asked for.
+    """Return a resolver of secrets. Nothing is imported before a secret is requested.
 
     Args:
-        settings: say where values are.
-        asker: who asks a server for secrets; None for the user's own builds, which may have all.
+        settings: settings that say where the values are.
+        asker: caller that requests secrets from a server; None for the user's own builds.
     """
     return _SecretsOnDemand(settings, asker)
 
@@ -43,7 +43,7 @@ class _SecretsOnDemand:
 
 
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
-    """In this order: mapping, local store, decrypt command, Google."""
+    """Return the resolvers in this order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.local_store import StoredSecrets
     from buildrunner.secrets.provider import MappedSecrets, NotAsked, ProviderChain
 
@@ -63,21 +63,21 @@ def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
 
 
 class ServerSecrets:
-    """Secrets for the parts of a server. Asked anew each time: what is set now counts at once.
+    """Secrets for the parts of a server. They are read at each call, so changes apply at once.
 
     Args:
-        settings: the server's.
+        settings: settings of the server.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     def value(self, asker: Asker, name: str) -> str:
-        """The value of a secret, by the name that a config or the server has for it.
+        """Return the value of a secret, by the name that a config or the server uses for it.
 
         Raises:
-            SecretNotFound: there is none that the asker may have.
-            SecretError: it can't be had now.
+            SecretNotFound: no such secret is available to the asker.
+            SecretError: the secret can't be read now.
         """
         from buildrunner.plan.build_plan import SecretReference
 
@@ -85,11 +85,11 @@ class ServerSecrets:
         return secret_resolver(self._settings, asker).resolve(reference)
 
     def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
-        """The value of a secret that the plan of a build names; see `value`."""
+        """Return the value of a secret that the plan of a build names; see `value`."""
         return secret_resolver(self._settings, asker).resolve(reference, plan)
 
     def has_own(self, name: str) -> bool:
-        """Whether the server has a secret of its own with this name. Does not fetch the value.
+        """Return whether the server has its own secret with this name. The value is not fetched.
 
         Raises:
             SecretError: the store can't be read now.
@@ -97,7 +97,7 @@ class ServerSecrets:
         return name in self._settings.secrets or name in secret_store(self._settings).secrets()
 
     def unused(self) -> Mapping[str, str]:
-        """The secrets that no build of a server can have: names, each with its scope in words.
+        """Return the names of secrets that no build can use, each with its scope in words.
 
         Raises:
             SecretError: the store can't be read now.
@@ -112,7 +112,7 @@ class ServerSecrets:
 
 
 def secret_store(settings: Settings) -> LocalSecretStore:
-    """The user's own encrypted secrets. Nothing is read or made yet."""
+    """Return the user's own encrypted secrets. Nothing is read or created yet."""
     from buildrunner.secrets.local_store import KEY_NAME, LocalSecretStore
     from buildrunner.secrets.store_key import KeyFile, KeyringKey
     from buildrunner.settings import secrets_folder
@@ -145,13 +145,13 @@ def _google_secrets() -> list[SecretProvider]:
 
 
 def google_token() -> Callable[[], str]:
-    """Gives access tokens of the user's own Google credentials; looks for them when called."""
+    """Return a source of access tokens from the user's own Google credentials."""
     loaded: list[GoogleCredentials] = []
 
     def token() -> str:
         from buildrunner.secrets.google import SCOPES
 
-        # Credentials are looked for when something needs them: that may ask a metadata server.
+        # Credentials are searched only when needed: the search may query a metadata server.
         if not loaded:
             from buildrunner.metadata import GoogleCredentials
 

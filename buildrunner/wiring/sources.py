@@ -1,4 +1,4 @@
-"""The sources of builds: Git repositories, and workspaces, by what they begin with."""
+"""The sources of builds: Git repositories, and workspaces by their initial content."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LIMIT_S = 120.0
 
 
 def git_mirror(settings: Settings) -> GitMirror:
-    """The cache of Git repositories that the settings name."""
+    """Return the cache of Git repositories that the settings name."""
     from buildrunner.settings import cache_folder
     from buildrunner.sources.git.mirror import GitMirror
 
@@ -49,9 +49,9 @@ def git_place(
     """Return the allowed origins of one build's fetches, and their folder.
 
     Args:
-        settings: name the cache.
-        folder: in place of the cache; whoever made it removes it.
-        policy: what may be fetched from; None: anything.
+        settings: settings that name the cache.
+        folder: folder to use in place of the cache; the caller removes it.
+        policy: allowed origins of fetches; None allows all.
     """
     from buildrunner.sources.git.source import GitPlace
 
@@ -68,7 +68,7 @@ def git_request(source: Source, settings: Settings) -> GitRequest:
     """Return the request of a Git source, completed by the settings.
 
     Raises:
-        SourceError: nobody says where the repository is, or a token is not to be had.
+        SourceError: the location of the repository is unknown, or a token is not available.
     """
     from buildrunner.sources.git.checkout import GitOptions
     from buildrunner.sources.git.source import request_of
@@ -81,10 +81,10 @@ def git_request(source: Source, settings: Settings) -> GitRequest:
 
 
 def with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
-    """The request, with what the settings have for its host, unless its URL has a password.
+    """Return the request with the credentials for its host, unless its URL has a password.
 
     Raises:
-        SourceError: a token is not to be had.
+        SourceError: a token is not available.
     """
     from buildrunner.sources.git.credentials import GitAccess, credentials_for
     from buildrunner.sources.git.url import parse_git_url
@@ -97,7 +97,7 @@ def with_credentials(request: GitRequest, settings: Settings) -> GitRequest:
         host_keys=git.host_keys,
     )
     url = parse_git_url(request.url)
-    if url.password:  # what the URL itself says wins
+    if url.password:  # the URL itself has precedence
         return request
     return replace(request, credentials=credentials_for(url, access, os.environ))
 
@@ -110,10 +110,10 @@ def fetch_git_source(
     cancel: threading.Event,
     progress: Progress | None = None,
 ) -> GitCheckout:
-    """Fetch a Git source with what the settings say about it, in the calling thread.
+    """Fetch a Git source as the settings say, in the calling thread.
 
     Raises:
-        SourceError: it can't be had; nothing is left behind.
+        SourceError: the source can't be fetched; no files are left behind.
     """
     from buildrunner.sources.git.source import fetch_git
 
@@ -129,12 +129,12 @@ def fetch_git_source(
 
 
 class GitRemotes:
-    """Asks Git servers, with what the settings say about them and within a policy. Thread-safe.
+    """Queries Git servers with the credentials of the settings, within a policy. Thread-safe.
 
     Args:
-        settings: credentials.
-        policy: what may be asked; None: anything.
-        limit_s: the longest that one question may take, with all it takes to answer it.
+        settings: settings with credentials.
+        policy: allowed servers; None allows all.
+        limit_s: maximum time for one query, in seconds.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class GitRemotes:
         self._stopped = False
 
     def stop(self) -> None:
-        """End all questions that are being asked, and answer no more. Idempotent."""
+        """Cancel all queries, and refuse further ones. Idempotent."""
         with self._lock:
             self._stopped = True
             for cancel in self._asking:
@@ -184,10 +184,10 @@ class GitRemotes:
 
     @contextmanager
     def _time_limit(self, url: str) -> Iterator[threading.Event]:
-        """An event that is set when the time is over, or when all are ended.
+        """Provide an event that is set when the time is over, or when all queries are cancelled.
 
         Raises:
-            GitFailed: that happened.
+            GitFailed: the event was set.
         """
         from buildrunner.sources.git.errors import GitFailed
 
@@ -221,11 +221,11 @@ class GitRemotes:
 
 
 def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
-    """A workspace that begins with ``folder``; empty when None.
+    """Return a workspace that begins with ``folder``; an empty one for None.
 
     Raises:
-        UsageError: no such folder, or no such ignore file.
-        SourceError: ignore rules that can't be read.
+        UsageError: the folder or the ignore file does not exist.
+        SourceError: the ignore rules can't be read.
     """
     from buildrunner.workspace.volume import EmptyWorkspace, FolderWorkspace
 
@@ -237,7 +237,7 @@ def workspace(folder: str | None, *, ignore_file: str = "") -> Workspace:
 
 
 def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
-    """A workspace that begins with an archive of this machine; ``hashes`` of it are recorded."""
+    """Return a workspace that begins with a local archive; its ``hashes`` are recorded."""
     from buildrunner.sources.local_folder import LocalArchive
     from buildrunner.workspace.fetched import FetchedWorkspace
 
@@ -247,15 +247,15 @@ def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
 def storage_workspace(
     build: Build, stores: Stores, *, uploads: OpenUpload | None = None
 ) -> Workspace | None:
-    """A workspace that begins with the build's archive or manifest in a bucket; None without.
+    """Return a workspace with the build's archive or manifest in a bucket; None without one.
 
     Args:
-        build: its source, and its project for an uploaded source.
-        stores: which store has which bucket.
-        uploads: opens the uploaded source of a build; None where there is no server.
+        build: the Build with the source, and with the project of an uploaded source.
+        stores: stores of buckets.
+        uploads: opens the uploaded source of a build; None without a server.
 
     Raises:
-        StorageError: the source is in no bucket that builds may read.
+        StorageError: the source is in no bucket that builds can read.
     """
     source = build.source
     hashes = build.options.source_provenance_hash if build.options else ()
@@ -285,7 +285,7 @@ def storage_workspace(
 
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
-    """A workspace that begins with a fetched commit, and gives it back."""
+    """Return a workspace that begins with a fetched commit, and releases it."""
     from buildrunner.workspace.fetched import GitWorkspace
     from buildrunner.workspace.volume import FolderWorkspace
 
@@ -298,10 +298,10 @@ def with_dependencies(
     settings: Settings,
     place: GitPlace,
 ) -> Workspace:
-    """The workspace, with the build's ``dependencies`` beside the source in it.
+    """Return the workspace with the build's ``dependencies`` beside the source.
 
     Raises:
-        SourceError: a dependency can't be fetched as it is written.
+        SourceError: a dependency is invalid.
     """
     wanted = [one.git_source for one in build.dependencies if one.git_source is not None]
     if not wanted:

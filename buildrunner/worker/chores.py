@@ -1,7 +1,7 @@
 """Periodic work of a server besides builds: sweeps, and deletion of old builds and records.
 
 Each deletion in the database is a small batch with a pause after it, so that no build waits for
-it. Every server of a database deletes the files of deleted builds in its own folder.
+it. Each server of a database deletes the files of deleted builds in its own folder.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _log = logging.getLogger(__name__)
 
 
 class Chore(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to do again and again, in a thread: retention, a sweep of the engine.
+    """A periodic task, which runs in a thread: retention, or a sweep of the engine.
 
     Attributes:
-        name: for messages.
-        every_s: pause between two runs; the first is at the start.
-        run: does it.
+        name: name in messages.
+        every_s: pause between two runs, in seconds; the first run is at the start.
+        run: the function to call.
     """
 
     name: str
@@ -43,9 +43,9 @@ class Chore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Chores:
-    """Begins each when it is due, in a thread of its own, never twice at a time.
+    """Starts each chore when it is due, in its own thread, never twice at a time.
 
-    `begin_due` is called by one thread.
+    Only one thread may call `begin_due`.
     """
 
     def __init__(self, chores: Iterable[Chore]) -> None:
@@ -53,7 +53,7 @@ class Chores:
         self._due = dict.fromkeys((chore.name for chore in self._chores), 0.0)
 
     def begin_due(self) -> None:
-        """Begin those whose time has come. Returns at once."""
+        """Start the chores that are due. Returns at once."""
         for chore in self._chores:
             if time.monotonic() < self._due[chore.name]:
                 continue
@@ -71,17 +71,17 @@ class Chores:
             self._due[chore.name] = time.monotonic() + chore.every_s
 
 
-_BELIEVE_S = 5.0  # an answer that nobody had the time to look at is worth nothing behind this
-_SILENT_S = 3.0  # an engine that takes longer than this to say that it is there is not well
+_BELIEVE_S = 5.0  # an answer older than this is ignored
+_SILENT_S = 3.0  # an engine that takes longer than this to answer is not working
 
 
 class EngineWatch:
-    """Whether the container engine answers. It is asked in a thread: it may take its time.
+    """Checks in a thread whether the container engine answers, which may take long.
 
     Args:
-        check: raises EngineUnavailable when it does not.
-        answered: told when there is an answer; cheap.
-        clock: seconds that only go forward.
+        check: raises EngineUnavailable if the engine does not answer.
+        answered: called when there is an answer; must be cheap.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -100,9 +100,9 @@ class EngineWatch:
         self._problem = ""
 
     def answers(self) -> bool:
-        """Whether it has answered since the last call.
+        """Return whether the engine has answered since the last call.
 
-        Each answer counts once. False also means that it is being asked now: `answered` follows.
+        Each answer counts once. False also means that a check has started: `answered` follows.
         """
         with self._lock:
             now = self._clock()
@@ -115,7 +115,7 @@ class EngineWatch:
             return False
 
     def problem(self) -> str:
-        """Why it does not answer; empty when it does, or when that is not known yet."""
+        """Return why it does not answer; empty if it does, or if that is not known yet."""
         with self._lock:
             silent_s = 0.0 if self._asked_at is None else self._clock() - self._asked_at
             if silent_s > _SILENT_S:
@@ -138,12 +138,12 @@ class EngineWatch:
 
 
 class BeginGate:
-    """Whether a build may begin. One thread asks `may_begin`; `reason` is for any.
+    """Decides whether a build may begin. One thread calls `may_begin`; any may call `reason`.
 
     Args:
-        folder: the server's.
-        reserve_bytes: nothing begins with less space left on its disk.
-        engine: looks after the engine.
+        folder: the server's folder.
+        reserve_bytes: free disk space below which no build begins.
+        engine: the watch on the engine.
     """
 
     def __init__(self, folder: DataFolder, reserve_bytes: int, engine: EngineWatch) -> None:
@@ -154,7 +154,7 @@ class BeginGate:
         self._kind = ""
 
     def may_begin(self) -> bool:
-        """Look; what keeps builds from beginning, and its end, go to the server's log once."""
+        """Return whether a build may begin. An obstacle, and its end, are logged once each."""
         free = self._folder.free_bytes()
         well = self._engine.answers()
         reason, kind = "", ""
@@ -171,7 +171,7 @@ class BeginGate:
         return well and not reason
 
     def reason(self) -> str:
-        """Why no build begins, in a sentence; empty when nothing keeps one from it."""
+        """Return why no build begins, in a sentence; empty if builds may begin."""
         return self._reason
 
     def _tell(self, kind: str, reason: str) -> None:
@@ -192,38 +192,38 @@ _PAUSE_S: Final = 0.05
 _DAY_S: Final = 86400.0
 _HOUR_S: Final = 3600.0
 _FILES_S: Final = 10.0
-# Servers of a database that was away for longer than that keep the files of builds deleted before.
+# After a longer outage of the database, servers keep the files of builds that were deleted before.
 _KNOWN: Final = timedelta(days=90)
-# Transactions of other servers may become visible so much later than they are dated.
+# Maximum time by which transactions of other servers become visible after their date.
 _OVERLAP: Final = timedelta(minutes=10)
 
 
 class KeptTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """How long a server keeps its records.
+    """The retention times of a server's records.
 
     Attributes:
-        builds: rule of each project; `ALL_PROJECTS` is that of projects that are not named.
-        audit: age of entries of the audit log; None keeps them for good.
+        builds: rule of each project; `ALL_PROJECTS` is the rule of all other projects.
+        audit: maximum age of entries of the audit log; None keeps all.
     """
 
     builds: Mapping[str, KeepRule] = {}
     audit: timedelta | None = timedelta(days=AUDIT_DAYS)
 
     def shortened(self, age: timedelta) -> timedelta:
-        """An age, or that of builds where this is less: nothing of a build outlives it for long."""
+        """Return an age, limited to that of builds: no record outlives its build for long."""
         of_builds = self.builds.get(ALL_PROJECTS, KeepRule()).max_age
         return age if of_builds is None else min(age, of_builds)
 
 
 class Retention:
-    """Does the deletions.
+    """Deletes old builds, files and records.
 
     Args:
         store: the database.
-        folder: of this server.
+        folder: folder of this server.
         uploads: sources that clients uploaded to this server.
-        kept: what is kept.
-        now: the time.
+        kept: the retention times.
+        now: returns the current time.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class Retention:
         self._files_until = datetime.fromtimestamp(0, UTC)
 
     def chores(self) -> tuple[Chore, ...]:
-        """The deletions, each with its pause."""
+        """Return the deletions as chores."""
         return (
             Chore(name="old builds", every_s=_HOUR_S, run=self.delete_builds),
             Chore(name="files of deleted builds", every_s=_FILES_S, run=self.delete_files),
@@ -260,14 +260,14 @@ class Retention:
             _in_batches(partial(delete, project, rule, now=self._now(), limit=BATCH))
 
     def delete_files(self) -> None:
-        """Delete the files that builds have left in this server's folder."""
+        """Delete the files of deleted builds in this server's folder."""
         now = self._now()
         for build_id in self._store.retention.deleted_since(self._files_until):
             self._folder.remove_build(build_id)
         self._files_until = now - _OVERLAP
 
     def delete_uploads(self) -> None:
-        """Delete uploaded sources that nobody has asked for lately."""
+        """Delete uploaded sources that were not used lately."""
         self._uploads.prune((self._now() - self._kept.shortened(UPLOADS)).timestamp())
 
     def delete_records(self) -> None:

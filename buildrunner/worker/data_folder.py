@@ -1,7 +1,7 @@
-"""The server's folder: where things are in it, and the lock that one server holds on it.
+"""The server's folder: the paths in it, and the lock that one server holds on it.
 
-``logs/ID`` is a build's log for good; ``run/ID`` is what its process needs while it runs and goes
-with its end. Only the process that holds the build's lease writes in either.
+``logs/ID`` has a build's log permanently; ``run/ID`` has the files of its process and is removed
+at its end. Only the process that holds the build's lease writes in either.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _ID_NAME = "server.id"
 
 
 class DataFolder:
-    """Paths in the server's folder. Makes nothing until asked."""
+    """Paths in the server's folder. Folders are created on demand."""
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
 
     def log_folder(self, build_id: str) -> str:
-        """Log, index and events of a build."""
+        """Return the folder of a build's log, index and events."""
         return log_folder(self.path, build_id)
 
     def run_folder(self, build_id: str) -> str:
-        """The folder of a build's process: ``execute.log``, notes, sockets."""
+        """Return the folder of a build's process: ``execute.log``, notes, sockets."""
         return os.path.join(self.path, "run", build_id)
 
     def make_run_folder(self, build_id: str) -> str:
-        """The same, made if it was not there.
+        """Return the same folder, and create it if missing.
 
         Raises:
-            StoreError: it can't be made.
+            StoreError: the folder can't be created.
         """
         folder = self.run_folder(build_id)
         try:
@@ -51,7 +51,7 @@ class DataFolder:
         return folder
 
     def run_ids(self) -> tuple[str, ...]:
-        """Builds that have a run folder."""
+        """Return the ids of builds with a run folder."""
         try:
             return tuple(sorted(os.listdir(os.path.join(self.path, "run"))))
         except FileNotFoundError:
@@ -62,14 +62,14 @@ class DataFolder:
         remove_tree(self.run_folder(build_id))
 
     def remove_build(self, build_id: str) -> None:
-        """Remove all files of a build that was deleted: log, events, workspace. Idempotent.
+        """Remove all files of a deleted build: log, events, workspace. Idempotent.
 
         Raises:
-            StoreError: some can't be removed.
+            StoreError: some files can't be removed.
         """
         import shutil
 
-        if not _BUILD_ID.fullmatch(build_id):  # it becomes part of a path
+        if not _BUILD_ID.fullmatch(build_id):  # the id becomes part of a path
             raise StoreError(f"{build_id!r} is no id of a build: its files stay")
         crash = os.path.join(self.path, "crashes", f"{build_id}.txt")
         workspace = os.path.join(self.path, "workspaces", build_id)
@@ -83,10 +83,10 @@ class DataFolder:
             raise _unusable(str(error.filename or self.path), error) from error
 
     def server_id(self) -> str:
-        """The name of this folder's server on the engine; made at the first call.
+        """Return the name of this folder's server on the engine; the first call creates it.
 
         Raises:
-            StoreError: it can't be kept.
+            StoreError: the name can't be stored.
         """
         path = os.path.join(self.path, _ID_NAME)
         try:
@@ -98,7 +98,7 @@ class DataFolder:
             raise _unusable(path, error) from error
 
     def worker_name(self) -> str:
-        """Under which this folder's worker claims builds: the same after a restart.
+        """Return the name under which this folder's worker claims builds, also after a restart.
 
         Raises:
             StoreError: see `server_id`.
@@ -108,34 +108,34 @@ class DataFolder:
         return f"{socket.gethostname()}/{self.server_id()}"
 
     def labels(self) -> dict[str, str]:
-        """The labels of everything that this folder's server makes on an engine.
+        """Return the labels of all resources of this folder's server on an engine.
 
-        Not the label of an owning process: the process of a build may die and another go on with
-        its containers, and nobody's sweep may take them meanwhile.
+        The label of an owning process is missing: if the process of a build dies, another resumes
+        with its containers, and no sweep may remove them meanwhile.
         """
         return {LABEL_SERVER: self.server_id()}
 
     def report_crash(self, build_id: str, error: BaseException) -> str:
-        """Keep the traceback of a bug that ended a build, for whoever mends it; its path."""
+        """Store the traceback of a bug that ended a build, for a bug report; return its path."""
         import traceback
 
         path = os.path.join(self.path, "crashes", f"{build_id}.txt")
         text = "".join(traceback.format_exception(error))
-        with suppress(OSError, StoreError):  # the log of the process has it, too
+        with suppress(OSError, StoreError):  # the log of the process also has it
             os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
             write_durably(path, text.encode("utf-8", "replace"))
         return path
 
     def free_bytes(self) -> int:
-        """Space that is left on its disk."""
+        """Return the free space on the folder's disk."""
         status = os.statvfs(self.path)
         return status.f_bavail * status.f_frsize
 
     def lock(self) -> FolderLock:
-        """Be the one server of this folder, until the lock is closed or the process ends.
+        """Lock the folder for this server, until the lock is closed or the process ends.
 
         Raises:
-            StoreError: another server is, or the folder can't be used.
+            StoreError: another server has the lock, or the folder can't be used.
         """
         path = os.path.join(self.path, _LOCK_NAME)
         try:
@@ -172,13 +172,13 @@ class DataFolder:
 
 
 class FolderLock:
-    """Held until `close`; the kernel lets go of it when the process ends, however it does."""
+    """The lock of a server's folder. The kernel releases it when the process ends."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
     def close(self) -> None:
-        """Let go. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -196,10 +196,10 @@ class FolderLock:
 
 
 def write_durably(path: str, data: bytes) -> None:
-    """Put a whole file in its place: all of it is there after a crash, or nothing.
+    """Write a file atomically and durably: after a crash it is complete or unchanged.
 
     Raises:
-        StoreError: it can't be written.
+        StoreError: the file can't be written.
     """
     fresh = f"{path}.new"
     try:

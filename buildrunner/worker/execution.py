@@ -1,14 +1,14 @@
-"""One build, from its lease to its final status: what the process of a build does.
+"""The execution of one build in its process, from the lease to the final status.
 
-In this order, so that whoever comes after a crash finds the truth:
+The order keeps the stored state true for a process that takes over after a crash:
 
-1. *We run it* (process and fence) is stored; whoever had the build before can't write any more.
-2. Each state is stored, through the lease, before what it announces is done.
-3. When the work is over, the log is closed and flushed to the disk, then the finished Build is
-   noted in the run folder, then the log goes to its bucket, then the final status is stored: who
-   sees that finds a complete log.
+1. The process and its fence are stored; an earlier holder of the build can't write any more.
+2. Each state is stored, through the lease, before the work that it announces is done.
+3. After the work, the log is closed and flushed to the disk, then the finished Build is
+   noted in the run folder, then the log is sent to its bucket, then the final status is stored:
+   a finished build has a complete log.
 
-A second process for the same build (``resume``) goes on where the first one stopped; see
+A second process for the same build (``resume``) continues where the first one stopped; see
 `recovery`.
 """
 
@@ -62,24 +62,24 @@ _logger = logging.getLogger(__name__)
 def execute(
     job: Execution, *, resume: bool, on_look: Callable[[Callable[[], None]], None]
 ) -> Status:
-    """Run the build to its end, or to the end that another process left it at.
+    """Run the build to its end, or store the end that another process left.
 
     Args:
-        job: the build and what to work with.
-        resume: another process had it before.
-        on_look: given a function that looks at once for a wish to cancel; a signal handler may
+        job: the build and its dependencies.
+        resume: whether another process began the build.
+        on_look: gets a function that checks at once for a cancel request; a signal handler may
             call it.
 
     Returns:
-        Its final status.
+        The final status of the build.
 
     Raises:
-        StoreError: nothing could be begun: neither folder nor database.
-        InvalidRecord: the server refuses whatever end the build has.
+        StoreError: neither the folder nor the database can be used.
+        InvalidRecord: the server refuses every end of the build.
     """
     _take(job)
     cancel = CancelToken()
-    if job.stored.cancel_requested:  # before anything that the dead process stopped is looked at
+    if job.stored.cancel_requested:  # before the work of the dead process is examined
         cancel.cancel(job.stored.cancel_reason)
     process = _Process(job, cancel)
     keeper = LeaseKeeper(
@@ -101,7 +101,7 @@ def execute(
 
 
 def give_up(job: Execution, reason: str) -> None:
-    """End a build that no process will run again, unless its end was noted already.
+    """End a build that no process will run again, unless its end is noted already.
 
     Raises:
         StoreError: its log or its notes can't be written.
@@ -149,14 +149,14 @@ class _Process:
                 return self.give_up(died_text(self._build, self.notes.death()))
 
     def _record_deployed(self) -> None:
-        """Record the deployments of steps that ended: the dead process may have missed some."""
+        """Record the deployments of ended steps, some of which the dead process may have missed."""
         record = BuildRecord(self._build)
         for event in stored_events(self._log_folder):
             if deployed := record.deployments(event):
                 self.writer.save_deployments(deployed)
 
     def _run_again(self) -> Status:
-        """From the beginning: nothing of the build has run."""
+        """Run the build from the beginning: no step has run."""
         self._sweep()
         log = LogFileSink(self._log_folder)
         try:
@@ -168,10 +168,10 @@ class _Process:
         return self._run()
 
     def _sweep(self) -> tuple[str, ...]:
-        """Remove what the dead process made; what is to be said of it."""
+        """Remove the resources of the dead process; return the warnings."""
         try:
             self._job.program.sweep(self._id)
-        except BuildrunnerError as error:  # the supervisor sweeps again, later
+        except BuildrunnerError as error:  # the supervisor sweeps again later
             _logger.warning("build %s: %s", self._id, error)
             return (f"something of the build was left behind: {error}",)
         return ()
@@ -188,7 +188,7 @@ class _Process:
         except BuildrunnerError as error:
             _logger.exception("build %s could not be run", self._id)
             now = self._job.now()
-            with suppress(StoreError):  # a full disk may be just what is wrong
+            with suppress(StoreError):  # the error may be a full disk
                 log.write(end_of_log(text_of(error), now))
             record.replace(failed_so(record.build, error, now))
         except Exception as error:  # a second try would meet the same bug
@@ -205,14 +205,14 @@ class _Process:
         return self._end(record.build)
 
     def _resume_point(self, record: BuildRecord, log: LogSink) -> ResumePoint | None:
-        """From where to go on; the record then stands there too."""
+        """Return the resume point, after updating the record to it."""
         point = resume_point(self.notes, self._log_folder)
-        if point is None:  # the note of a step was the last thing that the dead process did
+        if point is None:  # the dead process noted a step last
             self._sweep()
             log.write(begun_again(self.notes.death(), self._job.now()))
             return None
         noted = decode_message(Build, point.planned.document).value
-        # The database may have been away: what the events know is at least as new.
+        # After an outage of the database, the events are at least as new.
         record.replace(self._build if self._build.steps else noted)
         return point
 
@@ -257,7 +257,7 @@ class _Process:
         return self._job.program.run(self._job.stored, wiring)
 
     def give_up(self, reason: str) -> Status:
-        """Nobody can tell what the steps did meanwhile: end it, with nothing left behind."""
+        """End a build whose steps did unknown work meanwhile, and remove its resources."""
         warnings = self._sweep()
         now = self._job.now()
         with suppress(StoreError):
@@ -267,12 +267,12 @@ class _Process:
         return self._end(ended_so(self._build, reason, now, warnings))
 
     def _end(self, build: Build) -> Status:
-        """The log is closed: see that it survives a power cut, then say that all is done."""
+        """End a build whose log is closed: make the log durable, then store the end."""
         for name in (LOG_NAME, INDEX_NAME):
             flush_to_disk(os.path.join(self._log_folder, name))
         try:
             self.notes.note_final(encode_message(build))
-        except StoreError as error:  # without the note a crash from here on repeats some work
+        except StoreError as error:  # without the note, a later crash repeats some work
             _logger.warning("the end of build %s can't be noted: %s", self._id, error)
         return self._store_end(build)
 
@@ -288,7 +288,7 @@ class _Process:
         return build.status
 
     def _end_refused(self, build: Build, error: InvalidRecord) -> Status:
-        """End a build whose end the server refuses: as it was last stored, with the reason."""
+        """End a build whose end the server refuses: as last stored, with the reason."""
         reason = f"the build ended with {build.status.name}, which can't be recorded: {error}"
         _logger.error("build %s: %s", self._id, reason)
         now = self._job.now()
@@ -305,13 +305,13 @@ class _Process:
 def planned(
     stored: Build, resolved: Build, reused: Collection[int] = (), only: int | None = None
 ) -> Build:
-    """The Build to show once its substitutions are made: what only we set stays.
+    """Return the Build to show after substitution, with the fields that only we set.
 
     Args:
-        stored: as shown so far.
-        resolved: from the request.
-        reused: indexes of the steps that an earlier build ran, and this one does not.
-        only: index of the one step that runs; None for all. The others have no status.
+        stored: the Build as shown so far.
+        resolved: the Build of the request after substitution.
+        reused: indexes of steps whose results of an earlier build are used.
+        only: index of the only step that runs; None for all. The others have no status.
     """
     steps = tuple(
         replace(step, status=Status.SUCCESS if index in reused else Status.QUEUED)
@@ -332,7 +332,7 @@ def planned(
 
 
 def flush_to_disk(path: str) -> None:
-    """See that a file's content survives a power cut; nothing to do when there is none."""
+    """Flush a file to the disk, so that it survives a power cut; ignore a missing file."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -344,15 +344,15 @@ def flush_to_disk(path: str) -> None:
 
 
 class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
-    """The receivers of a run's reports, and its sources of requests to stop.
+    """The receivers of a run's reports, and the source of its cancel requests.
 
     Attributes:
-        sink: takes the log. Not closed.
-        on_event: takes events, in the thread that runs the build.
-        on_plan: told of what will be run, before any of it is done; what it raises ends the build.
-        on_workspace: told of the filled workspace (`encode_prepared`) before any step sees it.
-        cancel: the wish to stop.
-        resume: an earlier process, which is dead, began the build: from where to go on.
+        sink: receives the log. Not closed.
+        on_event: receives events, in the thread that runs the build.
+        on_plan: called with the plan before it is run; its exceptions end the build.
+        on_workspace: called with the filled workspace (`encode_prepared`) before the first step.
+        cancel: set to cancel the build.
+        resume: the resume point of a build that a dead process began.
     """
 
     sink: LogSink
@@ -364,40 +364,40 @@ class RunWiring(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildProgram(Protocol):
-    """The program that runs a Build: source, plan, steps, push. ``submit`` uses the same code."""
+    """The program that runs a Build: source, plan, steps, push. ``submit`` shares its code."""
 
     def run(self, stored: StoredBuild, wiring: RunWiring) -> BuildOutcome:
-        """Run ``stored.request`` to its end and remove what was made for it; or go on with it.
+        """Run ``stored.request`` to its end, or resume it, and remove its resources.
 
         Failures are outcomes.
 
         Raises:
-            BuildrunnerError: it can't even begin.
+            BuildrunnerError: the build can't begin.
         """
         ...
 
     def sweep(self, build_id: str) -> None:
-        """Remove all that an earlier process made for the build.
+        """Remove all resources of an earlier process of the build.
 
         Raises:
-            EngineError: something could not be removed.
+            EngineError: some resources could not be removed.
         """
         ...
 
     def store_log(self, stored: StoredBuild, build: Build, path: str) -> Build:
-        """Put the log where the Build wants it; the Build, with a warning if that failed."""
+        """Store the log in the Build's bucket; return the Build, with a warning on failure."""
         ...
 
 
 class EventWriter(Protocol):
-    """Keeps the events of a build."""
+    """Writes the events of a build."""
 
     def on_event(self, event: BuildEvent) -> None:
-        """Take one."""
+        """Write one event."""
         ...
 
     def close(self) -> None:
-        """No more; all taken are kept."""
+        """End writing; all events are stored."""
         ...
 
 
@@ -405,19 +405,19 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """The dependencies of `execute`.
 
     Attributes:
-        queue: where the build is.
-        stored: the build as it was claimed.
-        lease: our right to it.
+        queue: queue with the build.
+        stored: the build as claimed.
+        lease: the lease of the build.
         folder: the server's folder.
         program: runs builds.
-        open_events: opens the event log in a build's log folder.
-        now: the time.
-        lost: called when the lease is somebody else's. It ends the process and does not return;
-            whatever is on the engine is the new holder's.
-        listeners: told of every event besides, such as a trace.
-        log_bytes: what the log may take of the disk; 0 sets no limit.
-        wrap_log: given the log file, returns the sink that the build writes to.
-        renew_s: pause between renewals of the lease.
+        open_events: opens the event log in the log folder of a build.
+        now: returns the current time.
+        lost: called when another worker has the lease. It ends the process and does not return;
+            the resources on the engine belong to the new holder.
+        listeners: further receivers of events, such as a trace.
+        log_bytes: maximum size of the log on the disk; 0 sets no limit.
+        wrap_log: returns the sink that the build writes to, for a log file.
+        renew_s: seconds between renewals of the lease.
     """
 
     queue: BuildQueue

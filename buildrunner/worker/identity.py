@@ -1,4 +1,4 @@
-"""Identity tokens for the builds of a server, from the metadata server of each build's sandbox."""
+"""Identity tokens for builds of a server, from the metadata server of each build's sandbox."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ URL: Final = (
 
 
 class Identities(Protocol):
-    """The identity tokens of builds, wherever their keys are."""
+    """The source of identity tokens of builds."""
 
     def audiences(self, stored: StoredBuild) -> tuple[str, ...]:
-        """The audiences that the build's trigger allows; none without a trigger."""
+        """Return the audiences that the build's trigger allows; none without a trigger."""
         ...
 
     def of_build(self, stored: StoredBuild, origin: BuildOrigin) -> Credentials:
-        """The credentials of one build, whose source is known."""
+        """Return the credentials of one build, whose source is known."""
         ...
 
 
@@ -38,11 +38,11 @@ class BuildIdentities:
 
     Args:
         issuer: URL of the server.
-        settings: of the server. Where a project's provenance is signed by Sigstore, it is signed
-            with such tokens, and its steps get none for that audience.
+        settings: settings of the server. If Sigstore signs a project's provenance, it is signed
+            with such tokens, and its steps get no tokens for that audience.
         trigger_settings: returns the stored settings of a trigger, by project and id.
-        key: returns the key that signs now.
-        clock: returns the time, aware UTC.
+        key: returns the current signing key.
+        clock: returns the current time, in aware UTC.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class BuildIdentities:
             return IdentityPolicy()
         try:
             return read_settings(self._trigger_settings(project, trigger)).identity
-        except (NotFound, ConfigError):  # the trigger is gone, or another version stored it
+        except (NotFound, ConfigError):  # the trigger was deleted, or another version stored it
             return IdentityPolicy()
 
     def of_build(self, stored: StoredBuild, origin: BuildOrigin) -> BuildIdentity:
@@ -82,7 +82,7 @@ class BuildIdentities:
 
         Args:
             stored: the build.
-            origin: what the server fetched for it.
+            origin: the source that the server fetched.
         """
         settings = self._settings.of_project(_names(stored)[0])
         return BuildIdentity(
@@ -95,7 +95,7 @@ class BuildIdentities:
         )
 
     def signing_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:
-        """Return a token by which the build's own process signs provenance.
+        """Return a token with which the build's own process signs provenance.
 
         Raises:
             IdentityError: the token can't be signed.
@@ -119,7 +119,7 @@ def _facts(stored: StoredBuild, origin: BuildOrigin) -> BuildFacts:
 
 
 def project_facts(stored: StoredBuild) -> ProjectFacts:
-    """Return what the metadata server says of a build's project."""
+    """Return the facts about a build's project for the metadata server."""
     project, _ = _names(stored)
     return ProjectFacts(
         project_id=project,

@@ -1,4 +1,4 @@
-"""Keeps a build's lease while its process works, and hears of the wish to cancel it."""
+"""Keeps the lease of a build while its process works, and receives cancel requests."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ _log = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
-    """Renews a lease from a thread of its own.
+    """Renews a lease in its own thread.
 
-    While the database is away it tries again at every turn, also beyond the lease's end: nobody
-    takes a build from a living process of its own machine, and whoever takes it for another reason
-    gets a higher fence, which the first renewal after that tells us (ADR 0022).
+    During an outage of the database it retries, also after the lease has expired: no worker
+    takes a build from a living process of its own machine, and a worker that takes it otherwise
+    gets a higher fence, which our next renewal reports (ADR 0022).
 
     Args:
-        queue: where the lease is.
-        lease: what to keep.
-        on_cancel: somebody wants the build cancelled; called once with the reason, from the thread.
-        on_lost: the lease is somebody else's; called once, from the thread, which then ends.
-        now: the time.
-        every_s: pause between renewals.
+        queue: queue with the lease.
+        lease: the lease to keep.
+        on_cancel: called once, in the thread, with the reason of a cancel request.
+        on_lost: called once, in the thread, if another worker has the lease; the thread then ends.
+        now: returns the current time.
+        every_s: seconds between renewals.
     """
 
     def __init__(
@@ -54,24 +54,24 @@ class LeaseKeeper:
         self._every_s = every_s
         self._ending = False
         self._cancelled = False
-        # A pipe, as a signal handler may write to it whatever the threads are doing.
+        # A pipe, since a signal handler may write to it at any time.
         self._wakes, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._thread = threading.Thread(target=self._run, name="lease-keeper", daemon=True)
 
     def start(self) -> None:
-        """Begin, with a renewal at once."""
+        """Start the thread, with a renewal at once."""
         self._thread.start()
 
     def look(self) -> None:
-        """Renew at once: there may be a wish to cancel. A signal handler may call this."""
+        """Renew at once: there may be a cancel request. A signal handler may call this."""
         try:
             os.write(self._wake, b"!")
         except (BlockingIOError, OSError):
-            return  # it will look anyway, or has ended
+            return  # the thread renews soon anyway, or has ended
 
     def close(self) -> None:
-        """End the thread; the lease stays as it is."""
+        """End the thread; the lease remains unchanged."""
         self._ending = True
         self.look()
         self._thread.join()
@@ -91,7 +91,7 @@ class LeaseKeeper:
                 os.read(self._wakes, 4096)
 
     def _renew(self) -> bool:
-        """Whether the lease may still be ours."""
+        """Renew the lease; return whether it may still be ours."""
         try:
             wanted = self._queue.renew(self._lease, now=self._now(), lease_s=LEASE_S)
         except LeaseLost:
@@ -111,21 +111,22 @@ _PAUSES_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 class LeasedRecord:
-    """The one writer of a build's document. Its methods are called by one thread.
+    """The only writer of a build's document. One thread calls its methods.
 
-    `save` writes at once, so that what is announced is stored before it is done. When the database
-    does not answer, the build goes on: the newest document is written again until it is taken, and
-    what recovery must know is in the build's own notes on this disk by then. A document that the
-    server refuses is not written again: another try would be refused, too.
+    `save` writes at once, so that work is announced before it is done. If the database
+    does not answer, the build continues: writing the newest document is retried until it succeeds,
+        and
+    the data for recovery is in the build's own notes on this disk by then. A document that the
+    server refuses is not retried, since a retry would be refused, too.
 
     Args:
-        queue: where the build is.
-        lease: our right to write it.
-        on_lost: the lease is somebody else's. May be called from any thread; must end the process
+        queue: queue with the build.
+        lease: the lease of the build.
+        on_lost: called in any thread if another worker has the lease; must end the process
             or raise.
 
     Attributes:
-        taken: the last document that was stored; None before the first one.
+        taken: the last stored document; None before the first one.
     """
 
     def __init__(self, queue: BuildQueue, lease: Lease, *, on_lost: Callable[[], None]) -> None:
@@ -142,20 +143,20 @@ class LeasedRecord:
         self.taken: Document | None = None
 
     def save(self, document: Document) -> None:
-        """Store the document now; later if the database is away.
+        """Store the document now, or later if the database does not answer.
 
         Raises:
             InvalidRecord: the server refuses the document.
         """
         with self._lock:
-            if self._due is not None:  # a thread is at it already, and will take this one
+            if self._due is not None:  # a running thread will store this one
                 self._due = document
                 return
         if not self._try(document):
             self._write_later(document)
 
     def save_plan(self, plan: bytes) -> None:
-        """Store the compiled plan; a database that is away or refuses it goes without it."""
+        """Store the compiled plan; a failure is ignored."""
         try:
             self._queue.record_plan(self._lease, plan)
         except LeaseLost:
@@ -164,14 +165,14 @@ class LeasedRecord:
             _log.warning("the plan of %s can't be stored: %s", self._lease.build_id, error)
 
     def save_deployments(self, made: Sequence[RecordedDeployment]) -> None:
-        """Record what a step deployed now; before the build's end if the database is away."""
+        """Record a step's deployments; if the database does not answer, before the build ends."""
         self._deployed += made
         self._record_deployments()
 
     def finish(self, document: Document) -> None:
-        """Store a final document. Returns when it is stored, however long the database is away.
+        """Store a final document. Returns when it is stored, however long that takes.
 
-        A build that has ended already stays as it is: the first writer of a final status wins.
+        A build that has ended already is not changed: the first writer of a final status wins.
 
         Raises:
             InvalidRecord: the server refuses the document.
@@ -187,20 +188,20 @@ class LeasedRecord:
             attempt += 1
 
     def lost(self) -> None:
-        """A renewal was refused: tell ``on_lost``, unless it is that the build has ended by us."""
+        """Handle a refused renewal: call ``on_lost``, unless we have ended the build."""
         with self._ending:
             if not self._finished:
                 self._on_lost()
 
     def _record_deployments(self) -> bool:
-        """Whether none is left to record."""
+        """Return whether all deployments are recorded."""
         if not self._deployed:
             return True
         try:
             self._queue.record_deployments(self._lease, self._deployed)
         except LeaseLost:
             self._on_lost()
-        except InvalidRecord as error:  # another try would be refused, too
+        except InvalidRecord as error:  # a retry would be refused, too
             _log.error("deployments of %s are not recorded: %s", self._lease.build_id, error)
         except StoreError as error:
             _log.warning("deployments of %s can't be recorded now: %s", self._lease.build_id, error)
@@ -228,7 +229,7 @@ class LeasedRecord:
             try:
                 if document is None or not self._try(document):
                     continue
-            except InvalidRecord as error:  # the next document may be taken
+            except InvalidRecord as error:  # the next document may be accepted
                 _log.error("build %s can't be recorded: %s", self._lease.build_id, error)
             with self._lock:
                 if self._due is document:
@@ -236,7 +237,7 @@ class LeasedRecord:
                     return
 
     def _try(self, document: Document) -> bool:
-        """Whether nothing is left to write. Raises `InvalidRecord`."""
+        """Return whether all documents are written. Raises `InvalidRecord`."""
         try:
             self._queue.record(self._lease, document)
         except LeaseLost:
@@ -259,12 +260,12 @@ _PAUSE_S = 0.5
 
 
 def patiently(ask: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
-    """Return the result of ``ask``, repeated while the database does not answer.
+    """Return the result of ``ask``, retried while the database does not answer.
 
-    A build's process that gave up at once would use up the build's tries on a restart.
+    A process that gave up at once would use up the build's attempts during a restart.
 
     Raises:
-        StoreUnavailable: it did not answer for ``patience_s`` seconds.
+        StoreUnavailable: the database did not answer for ``patience_s`` seconds.
     """
     end = time.monotonic() + patience_s
     while True:

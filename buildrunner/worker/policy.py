@@ -20,15 +20,15 @@ from buildrunner.store.model.builds import StoredBuild
 
 
 def check_policy(rules: Mapping[str, str], build: Build, facts: Mapping[str, Any]) -> None:
-    """Refuse a build that does not fulfil the policy.
+    """Raise an error for a build that does not fulfil the policy.
 
     Args:
         rules: CEL expressions by name.
-        build: with its substitutions made; ``build`` in the expressions.
+        build: the Build with its substitutions made; ``build`` in the expressions.
         facts: further variables (`policy_facts`).
 
     Raises:
-        ConfigError: names each rule that the build does not fulfil.
+        ConfigError: the build does not fulfil a rule; the message names each of these.
     """
     if not rules:
         return
@@ -47,7 +47,7 @@ def check_policy(rules: Mapping[str, str], build: Build, facts: Mapping[str, Any
 
 
 def policy_facts(stored: StoredBuild, plan: BuildPlan) -> dict[str, Any]:
-    """Return what rules can use besides the build. No config and no substitution sets a fact."""
+    """Return the variables of rules besides the build. Configs and substitutions can't set them."""
     origin = plan.origin
     approval = stored.document.get("approval", {})
     approved = approval.get("state") == "APPROVED"
@@ -74,7 +74,7 @@ def check_rules(settings: Settings) -> None:
     """Check the rules of all projects when the server starts.
 
     Raises:
-        ConfigError: one is no CEL expression, or names a field that builds do not have.
+        ConfigError: a rule is no CEL expression, or names a field that builds do not have.
     """
     tables = {"policy": settings.policy} | {
         f"projects.{project}.policy": fields.get("policy", {})

@@ -1,9 +1,9 @@
-"""The processes of builds: started in sessions of their own, and found again after a restart.
+"""The processes of builds: started in their own sessions, and found again after a restart.
 
 Some are started ahead of builds (`SpareSpawner`). Spare places for builds (`SpareKeeper`) are kept
-for the same reason: what a build would wait for at its start is done before it comes. A thread of
-the server looks at the spare places (`Sandbox.keep_spares`) when it begins, soon after a build has
-begun (which had the processor to itself until then), when one has ended, and now and then: the
+for the same reason: slow work at the start of a build is done in advance. A thread of
+the server checks the spare places (`Sandbox.keep_spares`) at its start, soon after a build has
+begun (which had the processor to itself until then), after a build has ended, and periodically: the
 engine may have been restarted, or have other images.
 """
 
@@ -30,8 +30,8 @@ LOG_NAME = "execute.log"
 
 _log = logging.getLogger(__name__)
 
-# What a build's process needs of our environment. Whatever else is there (tokens of the server, of
-# the shell that started it) is not its business.
+# The variables that a build's process gets from our environment. It gets no others, such as tokens
+# of the server, or of the shell that started it.
 _NAMES = frozenset(
     {
         "ALL_PROXY",
@@ -65,37 +65,37 @@ _BEGINNINGS = (
 
 
 class ChildProcess(Protocol):
-    """One build's process."""
+    """The process of one build."""
 
     pid: int
 
     def ended(self) -> str | None:
-        """How it ended, as the rest of a sentence about it; None while it runs."""
+        """Return how it ended, as the rest of a sentence about it; None while it runs."""
         ...
 
     def poke(self) -> None:
-        """Let it look whether its build is to be cancelled."""
+        """Notify it that there may be a cancel request."""
         ...
 
 
 class Spawner(Protocol):
-    """Starts processes for builds."""
+    """Starts the processes of builds."""
 
     def spawn(self, lease: Lease, *, resume: bool) -> ChildProcess:
         """Start the process of a build.
 
         Raises:
-            OSError: it can't be started.
+            OSError: the process can't be started.
         """
         ...
 
     def close(self) -> None:
-        """Nothing more is spawned. Builds' processes go on."""
+        """Start no more processes. The processes of builds continue."""
         ...
 
 
 class SpawnedProcess:
-    """A child of ours."""
+    """A child process of ours."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -127,7 +127,7 @@ class AdoptedProcess:
         self.pid = pid_of(owner)
 
     def ended(self) -> str | None:
-        """See `ChildProcess.ended`. Only its parent, which is gone, could say how."""
+        """See `ChildProcess.ended`. The cause is unknown: only its dead parent could tell it."""
         return None if is_alive(self._owner) else "it ended before it was done"
 
     def poke(self) -> None:
@@ -144,7 +144,7 @@ class ExecuteSpawner:
 
     Args:
         folder: the server's folder.
-        environ: what `child_environment` gave.
+        environ: the result of `child_environment`.
     """
 
     def __init__(self, folder: DataFolder, environ: Mapping[str, str]) -> None:
@@ -154,8 +154,8 @@ class ExecuteSpawner:
     def spawn(self, lease: Lease, *, resume: bool) -> SpawnedProcess:
         """See `Spawner.spawn`.
 
-        The lease goes by argument: it is no secret. The database's URL, which may hold a password,
-        is in the environment.
+        The lease is an argument: it is no secret. The database's URL, which may hold a password,
+        is a variable of the environment.
         """
         run_folder = self._folder.make_run_folder(lease.build_id)
         argv = [sys.executable, "-P", "-m", "buildrunner", "execute", lease.build_id]
@@ -180,8 +180,8 @@ def child_environment(environ: Mapping[str, str], needed: Iterable[str] = ()) ->
     """Return the part of an environment that a build's process gets.
 
     Args:
-        environ: ours.
-        needed: further names: the variables in which settings say that secrets are.
+        environ: our environment.
+        needed: further names: the variables that hold secrets according to the settings.
     """
     names = _NAMES.union(needed)
     return {
@@ -192,7 +192,7 @@ def child_environment(environ: Mapping[str, str], needed: Iterable[str] = ()) ->
 
 
 def last_words(folder: DataFolder, build_id: str) -> str:
-    """The last line that a build's process wrote about itself; empty when it wrote none."""
+    """Return the last line that a build's process wrote about itself; empty if there is none."""
     path = os.path.join(folder.run_folder(build_id), LOG_NAME)
     try:
         with open(path, "rb") as file:
@@ -214,13 +214,13 @@ _CLOSE_S = 10.0
 
 
 class SpareKeeper:
-    """See the module. `start` once; every method from any thread.
+    """Keeps spare places for builds. Call `start` once; other methods are thread-safe.
 
     Args:
-        sandbox: where places are. Not closed.
-        count: how many are kept ready; with 0 only what they share is looked after.
-        look_s: how often to look when nobody says anything; twice as long after each failure.
-        pause_s: how long a build has the processor to itself.
+        sandbox: sandbox with the places. Not closed.
+        count: number of spare places; for 0, only their shared resources are kept.
+        look_s: seconds between checks without a notification; doubled after each failure.
+        pause_s: seconds for which a build has the processor to itself.
     """
 
     def __init__(
@@ -243,20 +243,20 @@ class SpareKeeper:
         self._thread = threading.Thread(target=self._run, name="spare sandboxes", daemon=True)
 
     def start(self) -> None:
-        """Begin: what an earlier server kept goes."""
+        """Start; the places of an earlier server are removed."""
         self._thread.start()
 
     def build_began(self) -> None:
-        """One may be taken soon."""
+        """Notify that a build has begun, which may take a place soon."""
         self._begun = True
         self._news.set()
 
     def build_ended(self) -> None:
-        """The machine has time."""
+        """Notify that a build has ended, so that the machine has time."""
         self._news.set()
 
     def close(self) -> None:
-        """Remove those that no build has. What can't be removed soon, the next server removes."""
+        """Remove unused places. The next server removes those that can't be removed soon."""
         self._closed = True
         self._news.set()
         if self._thread.is_alive():
@@ -277,10 +277,10 @@ class SpareKeeper:
         self._news.clear()
 
     def _try(self, work: Callable[[], None]) -> None:
-        """Say what goes wrong once, not at each look."""
+        """Log an error once, not at each check."""
         try:
             work()
-        except EngineUnavailable:  # no build begins then, and the supervisor says why
+        except EngineUnavailable:  # no build begins then, and the supervisor reports why
             self._next_s = min(self._next_s * 2, _MOST_S)
         except (BuildrunnerError, OSError) as error:  # no engine, or no space
             if str(error) != self._trouble:
@@ -299,14 +299,14 @@ _RESTART_PAUSE_S = 1.0
 
 
 class SpareOrder(msgspec.Struct, frozen=True):
-    """The order to a spare process: one line of JSON.
+    """The order for a spare process: one line of JSON.
 
     Attributes:
-        build_id: the build it is to run.
-        fence: of the claim it runs under.
-        resume: another process had it before.
-        folder: the build's run folder.
-        log: file that its output goes to.
+        build_id: the build to run.
+        fence: fence of the claim.
+        resume: whether another process began the build.
+        folder: run folder of the build.
+        log: file for its output.
     """
 
     build_id: str
@@ -317,12 +317,12 @@ class SpareOrder(msgspec.Struct, frozen=True):
 
 
 class SpareSpawner:
-    """Implements `Spawner`: as `ExecuteSpawner`, with a process that is there already.
+    """Implements `Spawner` as `ExecuteSpawner` does, with a process that was started before.
 
     Args:
         folder: the server's folder.
-        environ: what `child_environment` gave.
-        pause_s: after a build was given away, how long to leave the processor to it before the
+        environ: the result of `child_environment`.
+        pause_s: seconds for which a new build has the processor to itself before the
             next process is started.
     """
 
@@ -343,7 +343,7 @@ class SpareSpawner:
         self._closed = False
 
     def prepare(self) -> None:
-        """Start the process that waits for the next build, if there is none."""
+        """Start a process that waits for the next build, unless there is one."""
         with self._lock:
             if self._closed or self._spare is not None:
                 return
@@ -362,7 +362,7 @@ class SpareSpawner:
         return process or self._direct.spawn(lease, resume=resume)
 
     def close(self) -> None:
-        """See `Spawner.close`: the process that waits ends; those that run builds go on."""
+        """See `Spawner.close`: the waiting process ends; those that run builds continue."""
         with self._lock:
             self._closed = True
             if self._timer is not None:
@@ -384,14 +384,14 @@ class SpareSpawner:
         )
 
     def _give(self, spare: subprocess.Popen[bytes], lease: Lease, *, resume: bool) -> bool:
-        """Hand the build over; whether there was somebody to take it."""
+        """Send the order to the waiting process; return whether there was one."""
         run_folder = self._folder.make_run_folder(lease.build_id)
         log = os.path.join(run_folder, LOG_NAME)
         order = SpareOrder(lease.build_id, lease.fence, resume, run_folder, log)
         assert spare.stdin is not None  # noqa: S101  (a pipe was asked for)
         if spare.poll() is None:
             try:
-                # Shorter than a pipe's buffer: it is taken whole, and nobody waits.
+                # Shorter than a pipe's buffer: it is written at once, without waiting.
                 os.write(spare.stdin.fileno(), msgspec.json.encode(order) + b"\n")
             except BrokenPipeError:
                 pass

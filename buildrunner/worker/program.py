@@ -1,8 +1,8 @@
-"""The program of a server's process for one build: it runs the stored request in a sandbox.
+"""The program of a server's process for one build. It runs the stored request in a sandbox.
 
 Everything between the source and the push is `BuildExecution`, the same as for ``submit``. This
-module decides only what differs on a server: where containers live, what an untrusted config may
-not have, and how another process resumes the build.
+module has only the differences of a server: where containers run, what an untrusted config may
+not use, and how another process resumes the build.
 """
 
 from __future__ import annotations
@@ -78,19 +78,20 @@ _NOT_KEPT = (
     "the workspace is not kept: the build ran on a worker, so it can't be retried from a step"
 )
 
-_ON_CHECKOUT = "overlay"  # `PreparedWorkspace.way` of one whose lowest layer is the checkout
+# `PreparedWorkspace.way` of a workspace whose lowest layer is the checkout
+_ON_CHECKOUT = "overlay"
 
 
 class SourceLost(BuildrunnerError):
-    """The source below a build's workspace has changed: its steps would see a mixture."""
+    """Raised if the source below a build's workspace has changed: steps would see a mixture."""
 
 
 class ServerSources(msgspec.Struct, frozen=True, kw_only=True):
     """The allowed sources of a server's builds.
 
     Attributes:
-        policy: where Git may fetch from; None: anywhere.
-        uploads: opens the sources that were uploaded to the server; None: there are none.
+        policy: allowed origins of Git fetches; None allows all.
+        uploads: opens sources that were uploaded to the server; None if there are none.
     """
 
     policy: SourcePolicy | None = None
@@ -101,18 +102,18 @@ class ServerProgram:
     """Implements `worker.execution.BuildProgram`.
 
     Args:
-        sandbox: where containers live.
+        sandbox: the sandbox of the containers.
         settings: the server's settings.
-        labels: what everything made on the engine carries.
-        sources: where builds may take their sources from.
-        keeping: where workspaces of builds that failed or deployed are kept; None: nowhere.
-        payload: gives the payload of the event that fired the trigger of a build, by root name;
-            None: no event fires triggers here.
-        identities: gives builds identity tokens; None: no build gets any.
-        secrets: resolves the secrets of a build; None: from where the settings say.
-        store_log: stores the log of a build where the Build wants it; None: this process does.
+        labels: labels of all resources on the engine.
+        sources: the allowed sources of builds.
+        keeping: store for workspaces of builds that failed or deployed; None keeps none.
+        payload: returns the payload of the event that fired the trigger of a build, by root name;
+            None if no event fires triggers here.
+        identities: source of identity tokens; None if builds get none.
+        secrets: resolves the secrets of a build; None uses the settings.
+        store_log: stores the log of a build in its bucket; None if this process does it.
         attester: see `BuildPlace.attester`.
-        on_planned: called when the plan is stored, before anything of it is done.
+        on_planned: called after the plan is stored, and before it is run.
     """
 
     def __init__(
@@ -208,7 +209,7 @@ class ServerProgram:
                 metadata.start(run.resume.plan.origin)
                 outcome = self._resume(execution, planning, run.resume, settings)
         except BuildrunnerError:
-            with suppress(EngineError):  # the supervisor's sweep tries again
+            with suppress(EngineError):  # the supervisor's sweep retries
                 self._sandbox.remove(stored.id)
             raise
         finally:
@@ -219,14 +220,14 @@ class ServerProgram:
             warnings = (*warnings, _NOT_KEPT)
         try:
             self._sandbox.remove(stored.id)
-        except EngineError as error:  # the same
+        except EngineError as error:  # the supervisor's sweep retries
             warnings = (*warnings, f"something of the build was left behind: {error}")
         return replace(outcome, warnings=warnings)
 
     def _kept(
         self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
     ) -> Workspace:
-        """The source in its place, kept for later builds; or what was kept of another one."""
+        """Return the workspace with the source, or with the kept files of another build."""
         from_build = stored.labels.get(FROM_BUILD, "")
         if self._keeping is None:
             if from_build and not watch.is_resumed:
@@ -259,7 +260,7 @@ class ServerProgram:
         env: tuple[str, ...] = (),
         hosts: tuple[str, ...] = (),
     ) -> BuildPlace:
-        """Return where a build runs, and the choices of the server for it."""
+        """Return where a build runs, and the server's choices for it."""
         options = RunOptions(
             push=stored.push and not stored.untrusted,
             network=wiring.NETWORK,
@@ -319,22 +320,22 @@ class ServerProgram:
         return self._log_upload(stored).stored(build, path, lambda: False)
 
     def _log_upload(self, stored: StoredBuild) -> LogUpload:
-        """The upload of a build's log: begun while the build runs, and used at its end."""
+        """Return the upload of a build's log: begun while the build runs, and used at its end."""
         if stored.id not in self._log_uploads:
             stores = wiring.stores(self._settings_for(stored))
             self._log_uploads[stored.id] = LogUpload(stores)
         return self._log_uploads[stored.id]
 
     def _settings_for(self, stored: StoredBuild) -> Settings:
-        """The settings for the build's project, without what a stranger's config may not use."""
+        """Return the settings for the build's project, without those that are unsafe for forks."""
         settings = self._settings.of_project(project_of(stored, self._settings))
         if not stored.untrusted:
             return settings
         return replace(
             settings,
             share_registry_logins=False,
-            provenance_sbom=(),  # it would have this process read what is in their image
-            provenance_push=False,  # it would have this process talk to a registry of their choice
+            provenance_sbom=(),  # this process would read the content of the fork's image
+            provenance_push=False,  # this process would talk to a registry of the fork's choice
             storage_folders={},
             storage_buckets=(),
             # .gitmodules and .lfsconfig may name any repository that the host's token can read.
@@ -346,8 +347,8 @@ class _Metadata:
     """The metadata server of a build whose trigger allows identity tokens.
 
     Attributes:
-        env, hosts: what steps need to find it; empty for a build that has none.
-        warnings: why a build has none though its trigger allows tokens.
+        env, hosts: variables and host names with which steps find it; empty if there is none.
+        warnings: why a build has none although its trigger allows tokens.
     """
 
     def __init__(
@@ -373,7 +374,7 @@ class _Metadata:
         """Serve the tokens of the planned build.
 
         Raises:
-            EngineError: the sandbox did not start, or the address can't be had in it.
+            EngineError: the sandbox did not start, or the address is not available in it.
         """
         if self._listener is None or self._identities is None:
             return
@@ -390,11 +391,11 @@ class _Metadata:
 
 
 class ServerPlanning:
-    """Plans a stored request, and knows what a later process needs to resume it.
+    """Plans a stored request, and notes the data with which a later process resumes it.
 
     Args:
         request: the stored request.
-        place: where it runs.
+        place: the place where it runs.
         check: raises ConfigError for a build that the server's policy refuses.
     """
 
@@ -409,13 +410,13 @@ class ServerPlanning:
         self._check = check
         self._checkout: GitCheckout | None = None
         self.warnings: tuple[str, ...] = ()
-        """Rights that the config asks for and does not get, and bindings without a value."""
+        """Rights that the config requests and does not get, and bindings without a value."""
 
     def plan(self, checkout: GitCheckout | None) -> PlannedBuild:
         """Compile and prepare the build: a `compile.Planner`.
 
         Raises:
-            ConfigError: the config is wrong, or asks for what it may not have.
+            ConfigError: the config is invalid, or requests rights that it can't have.
             EngineError: the engine does not answer.
         """
         self._checkout = checkout
@@ -428,10 +429,10 @@ class ServerPlanning:
         return planned
 
     def prepared(self, build: Build, plan: BuildPlan) -> PlannedBuild:
-        """Return a plan with everything that it needs to run, also a dead process's.
+        """Return a plan with all that running it requires, also for the plan of a dead process.
 
         Raises:
-            ConfigError: it asks for a package that can't be published from here.
+            ConfigError: the plan has a package that can't be published from here.
             EngineError: the engine does not answer.
         """
         options = build.options
@@ -440,7 +441,7 @@ class ServerPlanning:
         return planned_build(self._request, build, plan, self._place)
 
     def note(self, planned: PlannedBuild) -> PlannedNote:
-        """Return what a later process needs to resume the planned build."""
+        """Return the note with which a later process resumes the planned build."""
         checkout = self._checkout
         return PlannedNote(
             document=encode_message(planned.build),
@@ -451,14 +452,14 @@ class ServerPlanning:
 
 
 class _Watch:
-    """Watches a run: whether its workspace is kept, and when its log's bucket is looked for."""
+    """Watches a run: decides whether to keep its workspace, and when to find its log's bucket."""
 
     def __init__(self, run: RunWiring, log_upload: LogUpload | None) -> None:
         self._run = run
         self._log_upload = log_upload
         self._build: Build | None = None
         self.keeps_workspace = False
-        """A step failed, or deployed: a later build may start from that step."""
+        """Whether a step failed or deployed: a later build may start from that step."""
         self.volumes: tuple[str, ...] = ()
         self.is_resumed = False
 
@@ -498,12 +499,12 @@ def request_of(
     privileged_place: bool,
     event: Callable[[], Event] | None = None,
 ) -> BuildRequest:
-    """Return the request that a server stored.
+    """Return the stored request of a build.
 
     Args:
         stored: the build.
-        settings: those of its project.
-        privileged_place: steps are privileged where the build runs, unless settings forbid it.
+        settings: settings of its project.
+        privileged_place: whether steps are privileged there, unless settings forbid it.
         event: returns the payload of the event that fired the build's trigger.
     """
     loaded = decode_message(Build, stored.request)
@@ -544,7 +545,7 @@ def request_of(
 
 
 def _origin(stored: StoredBuild) -> BuildOrigin:
-    """The server's own knowledge of the trigger and its event."""
+    """Return the server's own facts about the trigger and its event."""
     trigger = str(stored.document.get("buildTriggerId", ""))
     if not trigger:
         return BuildOrigin(untrusted=stored.untrusted)
@@ -557,7 +558,7 @@ def _origin(stored: StoredBuild) -> BuildOrigin:
 
 
 def keeping_of(worker: WorkerSettings) -> Keeping | None:
-    """Return the place of a server's kept workspaces; None if it keeps none."""
+    """Return the store of a server's kept workspaces; None if it keeps none."""
     if not worker.keep_gib:
         return None
     return Keeping(
@@ -568,6 +569,6 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
 
 
 def shared_network() -> SharedNetwork:
-    """A hold on the network of builds on the engine at hand; it stays as long as we do."""
+    """Hold the network of builds on this engine for the life of this process."""
     engine = wiring.container_engine()
     return SharedNetwork(engine, engine.endpoint.address, wiring.NETWORK, lock_folder())

@@ -1,15 +1,15 @@
-"""Recovery of a build whose process died, from the notes that the process left.
+"""Recovery of a build whose process died, from the notes of that process.
 
-Notes (`BuildNotes`) are on this disk, beside the log: the database may be away when it matters.
-Each note is there whole or not at all, also after a power cut, before the process does what the
-note is about. The process that takes the build over decides by the notes:
+Notes (`BuildNotes`) are on this disk, beside the log, since the database may not answer.
+Each note is written atomically and durably before the process does the work that the
+note announces. The process that takes over the build decides by the notes:
 
-* the work was done and only its end not stored: store that end (`Recovery.STORE_END`);
-* no step was ever started: remove what was made and begin again (`Recovery.RUN_AGAIN`);
-* steps have run: resume with the containers that are there, from the stored plan, workspace, events
+* the work was done and only its end was not stored: store that end (`Recovery.STORE_END`);
+* no step was started: remove all resources and begin again (`Recovery.RUN_AGAIN`);
+* steps have run: resume with the existing containers, from the stored plan, workspace, events
   and log (`Recovery.RESUME`, see `engine.resume`);
-* steps have run, but what it takes to resume was lost: no step may run twice, so that the build is
-  ended with what happened as the reason (`Recovery.GIVE_UP`).
+* steps have run, but the data for resuming was lost: no step may run twice, so the build is
+  ended with this reason (`Recovery.GIVE_UP`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _WORKSPACE = "workspace.json"
 
 
 class PlannedNote(msgspec.Struct, frozen=True):
-    """The build that will run, as a later process needs it.
+    """The planned build, for a later process.
 
     Attributes:
         document: the Build with its substitutions made.
-        plan: its plan, as JSON.
-        checkout: folder of the Git checkout that the workspace stands on; empty for none.
-        commit: its commit.
+        plan: plan of the build, as JSON.
+        checkout: folder of the Git checkout below the workspace; empty for none.
+        commit: commit of the checkout.
     """
 
     document: dict[str, Any]
@@ -64,61 +64,61 @@ class PlannedNote(msgspec.Struct, frozen=True):
 
 
 class BuildNotes:
-    """Notes in a build's run folder, which is there. Used by one process at a time."""
+    """Notes in an existing run folder of a build. Used by one process at a time."""
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
 
     @property
     def steps_begun(self) -> bool:
-        """A step may have been started: beginning anew could run it twice."""
+        """Return whether a step may have been started: beginning again could run it twice."""
         return os.path.exists(os.path.join(self._folder, _STEPS_BEGUN))
 
     def note_steps_begun(self) -> None:
-        """A step is about to be started."""
+        """Note that a step is about to start."""
         if not self.steps_begun:
             write_durably(os.path.join(self._folder, _STEPS_BEGUN), b"")
 
     def planned(self) -> PlannedNote | None:
-        """The plan, once it was decided."""
+        """Return the planned build; None if it is not noted."""
         data = self._read(_PLANNED)
         return None if data is None else msgspec.json.decode(data, type=PlannedNote)
 
     def note_planned(self, note: PlannedNote) -> None:
-        """It is decided what is run; nothing of it was done yet."""
+        """Note the planned build, before it is run."""
         write_durably(os.path.join(self._folder, _PLANNED), msgspec.json.encode(note))
 
     def workspace(self) -> bytes | None:
-        """The filled workspace, as `workspace_resumed.encode_prepared` wrote it."""
+        """Return the filled workspace, as `workspace_resumed.encode_prepared` wrote it."""
         return self._read(_WORKSPACE)
 
     def note_workspace(self, prepared: bytes) -> None:
-        """The workspace is filled; no step has seen it yet."""
+        """Note the filled workspace, before the first step."""
         write_durably(os.path.join(self._folder, _WORKSPACE), prepared)
 
     def forget_all(self) -> None:
-        """Nothing is known of the build: it is another run than the one of the notes."""
+        """Remove all notes: they are of another run of the build."""
         for name in (_STEPS_BEGUN, _FINAL, _DEATH, _PLANNED, _WORKSPACE):
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder, name))
 
     def forget_run(self) -> None:
-        """The build begins anew: what was decided and filled for it is gone."""
+        """Remove the notes of the plan and the workspace: the build begins again."""
         for name in (_PLANNED, _WORKSPACE):
             with suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._folder, name))
 
     def final(self) -> Document | None:
-        """The finished Build, when the work is done and its log complete."""
+        """Return the finished Build if the work is done and its log complete."""
         data = self._read(_FINAL)
         return None if data is None else msgspec.json.decode(data, type=dict)
 
     def note_final(self, document: Document) -> None:
-        """The work is done, the log complete; what is left is to store both."""
+        """Note the finished Build, before it and its complete log are stored."""
         write_durably(os.path.join(self._folder, _FINAL), msgspec.json.encode(document))
 
     def death(self) -> str:
-        """How the process before ours ended, as far as somebody saw it; empty when nobody did."""
+        """Return how the last process ended; empty if unknown."""
         return (self._read(_DEATH) or b"").decode()
 
     def note_death(self, how: str) -> None:
@@ -139,13 +139,13 @@ _logger = logging.getLogger(__name__)
 
 
 class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
-    """The point at which a build resumes after its process died.
+    """The point from which a build resumes after its process died.
 
     Attributes:
-        planned: what was decided to run.
-        plan: its plan.
-        workspace: what `workspace_resumed.encode_prepared` wrote.
-        state: how far it came.
+        planned: the planned build.
+        plan: plan of the build.
+        workspace: the workspace, as `workspace_resumed.encode_prepared` wrote it.
+        state: progress of the build.
     """
 
     planned: PlannedNote
@@ -175,11 +175,11 @@ def recovery_of(notes: BuildNotes) -> Recovery:
 
 
 def died_text(build: Build, how: str) -> str:
-    """One sentence: the build's process died, how if somebody saw it, and during what.
+    """Return a sentence: the build's process died, how if known, and during what.
 
     Args:
-        build: as it was stored last.
-        how: ``it was killed by signal 9``; empty when nobody saw it.
+        build: the Build as last stored.
+        how: ``it was killed by signal 9``; empty if unknown.
     """
     seen = f": {how}" if how else " while no server watched it"
     running = [
@@ -192,13 +192,13 @@ def died_text(build: Build, how: str) -> str:
 
 
 def too_often_text(how: str) -> str:
-    """One sentence: every process of the build died."""
+    """Return a sentence: every process of the build died."""
     last = f", the last time because {how}" if how else ""
     return f"the process of this build died {MAX_ATTEMPTS} times{last}"
 
 
 def ended_so(build: Build, reason: str, now: datetime, warnings: tuple[str, ...] = ()) -> Build:
-    """The build, ended by our own fault: INTERNAL_ERROR, with its running steps stopped."""
+    """Return the Build, ended by our own fault: INTERNAL_ERROR, with its running steps stopped."""
     steps = tuple(
         replace(
             step,
@@ -224,7 +224,7 @@ def ended_so(build: Build, reason: str, now: datetime, warnings: tuple[str, ...]
 
 
 def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
-    """The build, ended by what kept us from running it: by its own fault or by ours."""
+    """Return the Build, ended by the error that prevented running it, whosever fault it is."""
     if error.exit_code in (EXIT_BUILD_FAILED, EXIT_BAD_CONFIG):
         failure = FailureInfo(type=FailureType.FAILURE_TYPE_UNSPECIFIED, detail=text_of(error))
         ended = ended_so(build, text_of(error), now)
@@ -233,9 +233,9 @@ def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
 
 
 def resume_point(notes: BuildNotes, log_folder: str) -> ResumePoint | None:
-    """From where to go on; None when no step's turn had come.
+    """Return the resume point; None if no step was reached.
 
-    Log and events are repaired by now (opened for writing), and nobody writes to them.
+    Log and events must be repaired (opened for writing) before, and have no other writer.
     """
     planned, workspace = notes.planned(), notes.workspace()
     if planned is None or workspace is None:
@@ -255,7 +255,7 @@ def resume_point(notes: BuildNotes, log_folder: str) -> ResumePoint | None:
 
 
 def stored_events(log_folder: str) -> Iterator[BuildEvent]:
-    """Every stored event of a build, in order."""
+    """Return all stored events of a build, in order."""
     reader = EventLogReader(log_folder)
     offset = 0
     while found := reader.read(offset):
@@ -265,31 +265,31 @@ def stored_events(log_folder: str) -> Iterator[BuildEvent]:
 
 
 def begun_again(how: str, now: datetime) -> LogChunk:
-    """A line for the log of a build that begins anew, behind what its dead process wrote."""
+    """Return a log line for a build that begins again after the output of its dead process."""
     text = f"The process of this build died{f' ({how})' if how else ''} before any step began."
     return LogChunk(data=f"{text} It begins again.\n".encode(), step=None, at=now)
 
 
 def end_of_log(reason: str, now: datetime) -> LogChunk:
-    """The log's last lines for a build that we end so."""
+    """Return the last log lines of a build that we end this way."""
     return LogChunk(data=f"ERROR\nERROR: {reason}\n".encode(), step=None, at=now)
 
 
 def sweep_engine(sandbox: Sandbox, find: Callable[[str], StoredBuild]) -> list[str]:
-    """Remove from the engine what belongs to builds of this server that are over.
+    """Remove the resources of this server's finished builds from the engine.
 
-    What belongs to a build that is not over is left alone, whether its process lives or not: the
-    next one goes on with it.
+    The resources of unfinished builds are kept, whether the process lives or not: the
+    next process resumes with them.
 
     Args:
-        sandbox: where builds live.
-        find: the stored build of an id.
+        sandbox: the sandbox of builds.
+        find: returns the stored build with an id.
 
     Returns:
-        What could not be removed, in sentences.
+        Sentences about the resources that could not be removed.
 
     Raises:
-        StoreError: the database is away: nothing more is removed.
+        StoreError: the database does not answer: the sweep stops.
     """
     problems: list[str] = []
     for build_id in sandbox.builds_left():

@@ -1,11 +1,11 @@
-"""Takes builds from the queue and sees each of them to its end, whatever dies on the way.
+"""The supervisor, which claims builds and ensures that each ends, whatever process dies.
 
-One thread owns all of it. It wakes when somebody says that there is something new (`wake`), when a
-build's process ends (by its pidfd, also for processes that an earlier server started), and else at
-every turn of the poll. It never talks to a container engine; what does that runs in a thread that
-reports back by a wake.
+One thread owns all state. It wakes when it is notified (`wake`), when a
+build's process ends (by its pidfd, also for processes that an earlier server started), and at
+every poll. It never calls a container engine; that work runs in threads that
+wake it when they end.
 
-A build's process outlives this one. `stop` claims nothing more and leaves them running; the next
+The processes of builds outlive this one. `stop` ends claiming and leaves them running; the next
 server on this folder adopts them.
 """
 
@@ -51,26 +51,26 @@ from buildrunner.worker.processes import AdoptedProcess, ChildProcess, Spawner, 
 from buildrunner.worker.recovery import MAX_ATTEMPTS, BuildNotes, too_often_text
 
 _ALIVE_S = 30.0
-_GONE = timedelta(minutes=15)  # behind the end of a lease: its server is not coming back
+_GONE = timedelta(minutes=15)  # after the end of a lease: its server is lost for good
 _COMES_BACK = timedelta(seconds=RETURNS_S)
-_HOME_FIRST = timedelta(seconds=30)  # more, if another server has the log
+_HOME_FIRST = timedelta(seconds=30)  # longer if another server has the log
 
 _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """See the module. `start` once; every other public method from any thread."""
+    """Supervises builds. `start` is called once; other public methods are thread-safe."""
 
     def __init__(self, options: SupervisorOptions) -> None:
         self._with = options
         self._running: dict[str, ChildProcess] = {}
         self._exits: dict[str, int] = {}  # build id -> pidfd
-        self._died: dict[str, str] = {}  # build id -> how, until it is looked after
+        self._died: dict[str, str] = {}  # build id -> how it ended, until that is handled
         self._giving_up: set[str] = set()
-        self._left: set[str] = set()  # builds whose ends the server refuses
+        self._left: set[str] = set()  # builds whose end the server refuses
         self._reported: dict[Lease, str] = {}
         self._poked: set[str] = set()
-        self._failed: set[str] = set()  # builds that a bug kept from being looked at
+        self._failed: set[str] = set()  # builds that a bug prevented from being checked
         self._chores = Chores(options.chores)
         self._adopted = False
         self._gate = BeginGate(
@@ -87,18 +87,18 @@ class Supervisor:
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
 
     def start(self) -> None:
-        """Begin: first with what an earlier server left."""
+        """Start, first with the builds of an earlier server."""
         self._thread.start()
 
     def wake(self) -> None:
-        """There may be a build to start, or one to cancel. Cheap."""
+        """Notify that there may be a build to start or to cancel. Cheap."""
         try:
             os.write(self._wake, b"!")
         except (BlockingIOError, OSError):
-            return  # it is awake, or over
+            return  # the thread is awake, or has ended
 
     def alive(self) -> bool:
-        """Whether it turned within the last 30 seconds."""
+        """Return whether the thread has polled within the last 30 seconds."""
         return self._thread.is_alive() and time.monotonic() - self._ticked_at < _ALIVE_S
 
     def holds_back(self) -> str:
@@ -106,16 +106,16 @@ class Supervisor:
         return self._gate.reason()
 
     def report_lost(self, lease: Lease, reason: str) -> None:
-        """Note that the worker of a build on another host is gone for good, and why."""
+        """Note that the worker of a build on another host is lost for good, and why."""
         self._reported[lease] = reason
         self.wake()
 
     def running(self) -> tuple[str, ...]:
-        """Builds whose processes are watched now."""
+        """Return the builds whose processes are watched now."""
         return tuple(self._running)
 
     def stop(self) -> None:
-        """Claim nothing more and return soon; builds go on in their processes. Idempotent."""
+        """End claiming and return soon; builds continue in their processes. Idempotent."""
         self._closed = self._stopping = True
         self.wake()
         if self._thread.is_alive():
@@ -123,8 +123,8 @@ class Supervisor:
         self._with.spawner.close()
 
     def drain(self, timeout_s: float) -> bool:
-        """Claim nothing more, wait for running builds, then `stop`; whether all had ended."""
-        with self._turning:  # what is being claimed at this moment counts as running
+        """End claiming, wait for running builds, then `stop`; return whether all have ended."""
+        with self._turning:  # a build that is being claimed counts as running
             self._closed = True
         self.wake()
         deadline = time.monotonic() + timeout_s
@@ -189,7 +189,7 @@ class Supervisor:
                 self._drop_if_over(build_id)
 
     def _drop_if_over(self, build_id: str) -> None:
-        """Run folders of builds that ended while nobody watched."""
+        """Remove the run folder of a build that ended unwatched."""
         try:
             if self._with.find(build_id).status not in FINAL_STATUSES:
                 return
@@ -204,7 +204,7 @@ class Supervisor:
         try:
             self._exits[build_id] = os.pidfd_open(process.pid)
         except (AttributeError, OSError):
-            return  # no such call on this system, or it has ended: the poll finds out
+            return  # the system lacks this call, or the process has ended: the poll detects it
 
     def _reap(self) -> None:
         for build_id, process in list(self._running.items()):
@@ -246,7 +246,7 @@ class Supervisor:
             self._take_over(stored, how)
 
     def _take_over(self, stored: StoredBuild, how: str) -> None:
-        """Its process is dead and it has not ended."""
+        """Take over an unfinished build whose process is dead."""
         if stored.process and is_alive(stored.process):
             self._watch(stored.id, AdoptedProcess(stored.process))
             return
@@ -259,7 +259,7 @@ class Supervisor:
         taken, lease = claimed
         try:
             BuildNotes(self._with.folder.make_run_folder(stored.id)).note_death(how)
-        except StoreError as error:  # then its end is told in less words
+        except StoreError as error:  # then the message about its end is shorter
             _log.warning("the death of build %s can't be noted: %s", stored.id, error)
         if taken.attempts > MAX_ATTEMPTS:
             self._start_giving_up(taken, lease, too_often_text(how))
@@ -267,7 +267,7 @@ class Supervisor:
             self._spawn(taken, lease, resume=True)
 
     def _claim_again(self, stored: StoredBuild | ClaimedBuild) -> tuple[StoredBuild, Lease] | None:
-        """Take over a build; None if it has just ended, or another server was quicker."""
+        """Claim a build again; None if it has just ended, or another server was faster."""
         try:
             return self._with.queue.claim_again(
                 stored.id,
@@ -289,7 +289,7 @@ class Supervisor:
                 self._tell_of_end(stored.id)
             except InvalidRecord as error:
                 _log.error("build %s is left to the server: %s", stored.id, error)
-                self._left.add(stored.id)  # nobody renews its lease, so the server ends it
+                self._left.add(stored.id)  # its lease is not renewed, so the server ends it
                 if self._with.on_gone:
                     self._with.on_gone(stored.id)
             except BuildrunnerError as error:
@@ -318,14 +318,14 @@ class Supervisor:
         self._watch(stored.id, process)
 
     def _look_at_claimed(self) -> None:
-        """Builds to cancel, builds that nobody runs, builds of a server that is gone."""
+        """Check claimed builds: some are to be cancelled, or no process or server runs them."""
         for stored in self._with.queue.claimed():
             try:
                 self._look_at(stored)
             except StoreUnavailable:
                 raise
             except Exception:  # noqa: BLE001  (what is wrong with one build holds up no other)
-                if stored.id not in self._failed:  # once, not at each turn
+                if stored.id not in self._failed:  # once, not at each poll
                     self._failed.add(stored.id)
                     _log.exception("a bug in the supervisor; build %s stays as it is", stored.id)
 
@@ -336,16 +336,16 @@ class Supervisor:
             self._look_at_foreign(stored)
         elif stored.id not in self._running:
             if stored.id not in self._giving_up | self._left and stored.id not in self._died:
-                self._died[stored.id] = ""  # an earlier try to end or take it went wrong
+                self._died[stored.id] = ""  # an earlier attempt to end or claim it failed
         elif stored.cancel_requested and stored.process and stored.id not in self._poked:
-            # One that has not said yet who it is will look anyway once it has.
+            # A process that has not reported its id yet will check anyway once it has.
             self._poked.add(stored.id)
             self._running[stored.id].poke()
 
     def _look_at_remote(self, stored: ClaimedBuild) -> None:
-        """A build of a worker on another host, which may be lost.
+        """Check a build of a worker on another host, which may be lost.
 
-        If no step has begun, the build is run again at once, and once. A claim that no process
+        If no step has begun, the build is run again at once, but only once. A claim that no process
         began does not count as a run, and may happen `MAX_ATTEMPTS` times. If steps have begun,
         the worker has time to come back, unless it was reported lost: the network to it may be
         cut.
@@ -354,7 +354,7 @@ class Supervisor:
         now = self._with.now()
         if self._closed or stored.lease_until is None:
             return
-        # Nobody could renew a lease while no server was up.
+        # Leases could not be renewed while no server was up.
         ended = max(stored.lease_until, self._up_since + timedelta(seconds=LEASE_S))
         if now < ended and not reported:
             return
@@ -367,7 +367,7 @@ class Supervisor:
         )
         tries_again = bool(stored.process) or build.attempts < MAX_ATTEMPTS
         if not begun and LOST_WORKER not in build.labels and tries_again:
-            with suppress(Conflict):  # another server was quicker, or it has ended just now
+            with suppress(Conflict):  # another server was faster, or the build has just ended
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)
                 _log.warning("build %s runs again: %s", stored.id, reason)
@@ -376,12 +376,12 @@ class Supervisor:
             self._give_up_for(stored, f"{never}{reason}")
 
     def _waits_for_home(self, build_id: str) -> timedelta:
-        """How long the server that has the build's log may give it up first: the log says why."""
+        """Return for how long only the server with a build's log may end it: the log says why."""
         is_elsewhere = self._with.log_home(build_id) not in ("", self._with.worker_name)
         return _HOME_FIRST if is_elsewhere else timedelta(0)
 
     def _look_at_foreign(self, stored: ClaimedBuild) -> None:
-        """A build of another server on the same database, which may be gone for good."""
+        """Check a build of another server on the same database, which may be lost for good."""
         now = self._with.now()
         if self._closed or stored.lease_until is None or now - stored.lease_until < _GONE:
             return
@@ -422,26 +422,26 @@ class SupervisorOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The dependencies of a supervisor.
 
     Attributes:
-        queue: where builds are.
-        find: the stored build of an id; raises NotFound.
-        folder: the server's folder, locked by us.
-        worker_name: under which builds are claimed; the same after a restart.
-        spawner: starts their processes.
-        give_up: ends a build that no process will run again: told of it, our lease and the reason;
-            called in a thread.
-        max_builds: how many run at once.
-        now: the time.
-        chores: what else is to be done.
-        log_home: returns the name of the server that has a build's log; empty for none.
-        run_again: queues a build again whose worker on another host is lost (`SqlQueue.run_again`).
-        on_started, on_ended: told of a build that was claimed, and of one that is over.
-        on_gone: told of a build whose process has ended and that is not ours any more: it was
-            deleted, it is another worker's, or its server tells no more of it.
-        check_engine: raises EngineUnavailable while builds would find no container engine; called
+        queue: queue with the builds.
+        find: returns the stored build with an id; raises NotFound.
+        folder: the server's folder, which we have locked.
+        worker_name: name under which builds are claimed; the same after a restart.
+        spawner: starts the processes of builds.
+        give_up: ends a build that no process will run again. Gets the build, our lease and the
+            reason; called in a thread.
+        max_builds: maximum number of builds that run at once.
+        now: returns the current time.
+        chores: periodic work.
+        log_home: returns the name of the server with a build's log; empty for none.
+        run_again: requeues a build whose worker on another host is lost (`SqlQueue.run_again`).
+        on_started, on_ended: called with a build that was claimed, and with one that has ended.
+        on_gone: called with a build whose process has ended and that is not ours any more: it was
+            deleted, another worker has it, or its server does not report it any more.
+        check_engine: raises EngineUnavailable while the container engine does not answer; called
             in a thread.
-        holds_untrusted_back: why no untrusted build may begin; empty for nothing. Cheap.
-        reserve_bytes: nothing new is begun with less space left on the folder's disk.
-        poll_s: how often to look when nobody says anything.
+        holds_untrusted_back: returns why no untrusted build may begin; empty if it may. Cheap.
+        reserve_bytes: free space on the folder's disk below which no build begins.
+        poll_s: seconds between polls without a notification.
     """
 
     queue: BuildQueue

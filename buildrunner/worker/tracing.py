@@ -1,9 +1,9 @@
 """One OpenTelemetry trace per build: the build, its phases, pulls, steps and pushes as spans.
 
-The trace's id is the build's id, without dashes: whoever knows the one finds the other, and all
-processes of one build report to the same trace. The SDK reads ``OTEL_*`` by itself. A collector
-that does not answer costs the build nothing: spans go out from a thread, and what can't be sent
-is dropped.
+The trace's id is the build's id without dashes: each can be derived from the other, and all
+processes of one build report to the same trace. The SDK reads ``OTEL_*`` itself. A collector
+that does not answer does not delay the build: a thread sends spans, and those that can't be sent
+are dropped.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _log = logging.getLogger(__name__)
 
 
 class BuildTrace:
-    """Listens to one build's events. Used by one thread.
+    """Listener of one build's events. Used by one thread.
 
     Args:
         build_id: a UUID.
-        attributes: facts about the build, for its root span.
+        attributes: attributes of the root span.
     """
 
     def __init__(self, build_id: str, attributes: dict[str, str]) -> None:
@@ -63,7 +63,7 @@ class BuildTrace:
         }
 
     def on_event(self, event: events.BuildEvent) -> None:
-        """Take an event. What goes wrong is logged; the build does not notice."""
+        """Record an event. Errors are logged, and do not affect the build."""
         handler = self._handlers.get(type(event))
         if handler is None:
             return
@@ -73,9 +73,9 @@ class BuildTrace:
             _log.exception("the trace lacks an event")
 
     def resume(self, stored: Iterable[events.BuildEvent]) -> None:
-        """Take over from a process that died: what it had begun and not ended is open again.
+        """Take over from a dead process: its unfinished spans are open again.
 
-        Its span of the build was never sent; ours has the same id, and so its children a parent.
+        Its span of the build was never sent; ours has the same id, so its children have a parent.
         """
         begun: dict[str, events.BuildEvent] = {}
         for event in stored:
@@ -96,7 +96,7 @@ class BuildTrace:
             self.on_event(event)
 
     def _begin(self, name: str, at: datetime, **attributes: str | int) -> None:
-        if name in self._open:  # another attempt at the same thing
+        if name in self._open:  # a retry of the same work
             return
         root = self._open.get(_BUILD)
         parent = set_span_in_context(root) if root else None
@@ -148,7 +148,7 @@ class BuildTrace:
 
 
 class _TraceOfBuild(IdGenerator):
-    """Every span of a build is of the trace with the build's id; the first is the build's own."""
+    """Generates the ids of spans, and gives them all the trace with the build's id."""
 
     def __init__(self, trace_id: int) -> None:
         self._trace_id = trace_id

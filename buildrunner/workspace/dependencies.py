@@ -23,7 +23,7 @@ from buildrunner.workspace.volume import fill_volume
 
 
 class PlacedSource(Protocol):
-    """Something that is fetched into a folder below ``/workspace``."""
+    """A source that is fetched into a folder below ``/workspace``."""
 
     def place(
         self,
@@ -32,26 +32,26 @@ class PlacedSource(Protocol):
         cancel: threading.Event,
         line: Callable[[str], None],
     ) -> None:
-        """Fetch it and hand it on, in the calling thread.
+        """Fetch the source and pass it on, in the calling thread.
 
         Args:
-            unpack: takes the files as a tar stream, as `fill_volume` does.
-            cancel: give up soon once it is set.
-            line: takes lines for the log.
+            unpack: receives the files as a tar stream, as `fill_volume` does.
+            cancel: set to stop soon.
+            line: receives lines for the log.
 
         Raises:
-            SourceError: one sentence.
-            EngineError: what ``unpack`` raised.
+            SourceError: the source can't be fetched; the message is one sentence.
+            EngineError: ``unpack`` raised it.
         """
         ...
 
 
 class DependentWorkspace(WrappedWorkspace):
-    """A workspace, and what the build depends on in it. Implements `Workspace`.
+    """A workspace with the dependencies of the build. Implements `Workspace`.
 
     Args:
-        workspace: with the source.
-        dependencies: in the order of the build; a later one writes over an earlier one.
+        workspace: the workspace with the source.
+        dependencies: dependencies in the order of the build; later ones overwrite earlier ones.
     """
 
     def __init__(self, workspace: Workspace, dependencies: Sequence[PlacedSource]) -> None:
@@ -82,7 +82,7 @@ def dependency_request(dependency: GitSourceDependency) -> GitRequest:
     """Return the Git request of a ``dependencies[].gitSource``.
 
     Raises:
-        SourceError: it names no repository.
+        SourceError: the dependency names no repository.
 
     Source: ``GitSourceDependency``: depth 1 unless said otherwise, -1 for the whole history.
     """
@@ -104,9 +104,9 @@ class GitDependency:
     """Implements `engine.workspace_dependencies.PlacedSource`.
 
     Args:
-        request: what to fetch.
+        request: the Git request.
         dest_path: folder below ``/workspace``, relative or absolute.
-        place: where from, and where to.
+        place: the allowed origins, and the cache.
 
     Raises:
         SourceError: the folder is not below ``/workspace``.

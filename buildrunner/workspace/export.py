@@ -1,6 +1,6 @@
-"""The workspace of a build, copied to a folder of this machine when the build ends.
+"""Copies the workspace of a build to a folder of this machine when the build ends.
 
-Source: ``--write-workspace`` of the local builder, which copies after a failure, too.
+Source: ``--write-workspace`` of the local builder, which also copies after a failure.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ _NO_LIMITS: Final = ArchiveLimits(members=sys.maxsize, size_bytes=sys.maxsize)
 
 
 class _Stopped(Exception):
-    """The person does not want to wait for the copy."""
+    """Raised when the user stops the copy."""
 
 
 class ExportedWorkspace(WrappedWorkspace):
-    """A workspace that is copied out before it is removed. A `Workspace`.
+    """A workspace that is copied before it is removed. Implements `Workspace`.
 
     The copy belongs to the user who runs this process. Modes, times, hard links and symbolic links
     are kept, wherever a link leads; set-id bits are not. Devices, pipes and sockets are left out.
 
     Args:
-        workspace: does the work.
+        workspace: the workspace to copy.
         folder: an existing, empty folder.
-        stopped: whether the person wants the build to stop: then nothing more is copied.
+        stopped: returns whether the user has stopped the build: then copying ends.
 
     Attributes:
-        error: why the copy is missing or incomplete; empty when all of it is there.
-        files: regular files and links that were copied.
-        size_bytes: content of the files.
-        left_out: paths of what is no file, folder or link.
+        error: why the copy is missing or incomplete; empty for a complete copy.
+        files: number of copied files and links.
+        size_bytes: total size of the files.
+        left_out: paths of devices, pipes and sockets.
     """
 
     def __init__(self, workspace: Workspace, folder: str, stopped: Callable[[], bool]) -> None:
@@ -70,7 +70,7 @@ class ExportedWorkspace(WrappedWorkspace):
         return prepared
 
     def release(self) -> None:
-        """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
+        """See `Workspace.release`. The workspace is removed even if the copy fails."""
         try:
             if self._engine is not None and self._prepared is not None:
                 self.error = self._exported(self._engine, self._prepared)
@@ -79,7 +79,7 @@ class ExportedWorkspace(WrappedWorkspace):
             self._workspace.release()
 
     def _exported(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> str:
-        """Copy; why that was not possible, or empty."""
+        """Copy the workspace; return the error, or an empty string."""
         try:
             container = create_carrier(engine, (prepared.mount(read_only=True),), self._labels)
             try:

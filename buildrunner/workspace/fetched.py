@@ -1,4 +1,4 @@
-"""``/workspace`` of a build whose source is fetched from somewhere and unpacked."""
+"""``/workspace`` of a build whose source is fetched and unpacked."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
 
 class FetchedWorkspace:
-    """A workspace with what is fetched. Implements `Workspace`.
+    """A workspace with a fetched source. Implements `Workspace`.
 
     The workspace is a plain volume. If the engine's volumes are folders of this machine, and this
     process is root, it writes the files into the volume itself (`tree_writer`). Otherwise it sends
     them to the engine as a tar stream (`archive`), with the same outcome.
 
     Args:
-        source: what to fetch.
-        send: always send it to the engine.
+        source: the source to fetch.
+        send: whether to send it to the engine always.
     """
 
     def __init__(self, source: FetchedSource, *, send: bool = False) -> None:
@@ -76,7 +76,7 @@ class FetchedWorkspace:
         )
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: it is a copy."""
+        """See `Workspace.changed_on_host`: the workspace is a copy."""
         return ()
 
     def release(self) -> None:
@@ -122,14 +122,14 @@ class _Silent:
 
 
 class GitFolder(LocalFolder):
-    """The folder of a checkout, ``.git`` and broken links included: no ignore rule holds here."""
+    """The folder of a checkout, with ``.git`` and broken links: no ignore rules apply."""
 
     def __init__(self, checkout: GitCheckout) -> None:
         super().__init__(checkout.folder, ignore_enabled=False, broken_links=True)
         self._checkout = checkout
 
     def describe(self, summary: FolderSummary) -> tuple[str, ...]:  # noqa: ARG002
-        """Lines that tell a person which commit it is, and how much."""
+        """Return lines for users about the commit and its size."""
         resolved = self._checkout.resolved
         files = f"{resolved.files:,} file{'s' * (resolved.files != 1)}"
         return (
@@ -142,8 +142,9 @@ class GitWorkspace(WrappedWorkspace):
     """A workspace that starts with a checkout, and releases it.
 
     Args:
-        checkout: released with the workspace, also when that was never prepared.
-        workspace_of: makes a workspace of a folder that it only reads (as a layer or a copy).
+        checkout: the checkout, which is released with the workspace, even if that was never
+            prepared.
+        workspace_of: returns a workspace with the files of a folder, which is not changed.
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-"""Reads files out of a build's workspace once no step runs any more.
+"""Copies files from a build's workspace once no step runs any more.
 
-Everything goes through the engine's archive call on a container that never starts, so that links
-lead nowhere but inside the workspace, and any engine will do.
+All reads use the engine's archive call on a container that never starts, so that links
+stay inside the workspace, and every engine is supported.
 
-A step can replace the engine of its sandbox and send any archive in the place of this one. So
+A step can replace the engine of its sandbox and send any archive instead. So
 `workspace_members` checks members like those of an uploaded source.
 """
 
@@ -38,7 +38,7 @@ from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadE
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
 from buildrunner.workspace.volume import create_carrier
 
-_BLOCK = 4096  # of a file system
+_BLOCK = 4096  # block size of a file system
 _LINKS_LIMIT = 40
 _TOO_MANY_LINKS = ("too many links", "too many levels of symbolic links")
 _CIRCLE = "{} is a link that leads around in a circle"
@@ -48,9 +48,9 @@ class WorkspaceFile(msgspec.Struct, frozen=True):
     """A copy of a file of the workspace.
 
     Attributes:
-        path: relative to the folder that was asked for; of a single file, its name.
+        path: path relative to the requested folder; for a single file, its name.
         copy: path of the copy on this machine.
-        size_bytes: its size.
+        size_bytes: size of the file.
     """
 
     path: str
@@ -59,16 +59,16 @@ class WorkspaceFile(msgspec.Struct, frozen=True):
 
 
 class WorkspaceFiles:
-    """Copies files of one workspace to this machine. A context: the copies go with it.
+    """Copies files of one workspace to this machine. Leaving the context removes the copies.
 
     Args:
-        engine: who ran the steps.
-        workspace: what they worked on.
-        labels: for what is made on the engine.
-        cancel: ends reading with an error.
-        limit_bytes: how much may be copied; None sets no limit. A file with holes takes no room in
-            the workspace, and all of its size here. Each file counts as a block more, so that
-            empty files have a limit, too.
+        engine: the engine that ran the steps.
+        workspace: the workspace of the steps.
+        labels: labels of new resources on the engine.
+        cancel: set to end reading with an error.
+        limit_bytes: maximum size of the copies; None sets no limit. A sparse file takes no space in
+            the workspace, but its full size here. Each file counts as a block more, so that
+            the number of empty files is limited, too.
     """
 
     def __init__(
@@ -107,15 +107,15 @@ class WorkspaceFiles:
     def below(
         self, folder: str, wanted: Callable[[str], bool], *, links: bool = True
     ) -> list[WorkspaceFile]:
-        """Files anywhere below a folder, by their path in it, sorted.
+        """Return the files below a folder, sorted by their paths.
 
         Args:
-            folder: relative to the workspace; empty for its root.
-            wanted: says by the path whether a file is meant.
-            links: symbolic links to files count.
+            folder: folder relative to the workspace; empty for its root.
+            wanted: returns whether to copy the file at a path.
+            links: whether to copy symbolic links to files, too.
 
         Raises:
-            UploadError: one of them can't be had.
+            UploadError: a file can't be copied.
             EngineError: the engine refused.
         """
         files: list[WorkspaceFile] = []
@@ -137,13 +137,13 @@ class WorkspaceFiles:
         return sorted(files, key=lambda file: os.fsencode(file.path))
 
     def single(self, path: str) -> WorkspaceFile | None:
-        """The file at a path, followed when it is a link; None when there is none, or no file.
+        """Return the file at a path, also through a link; None if no file is there.
 
         Args:
-            path: relative to the workspace.
+            path: path relative to the workspace.
 
         Raises:
-            UploadError: it can't be had.
+            UploadError: the file can't be copied.
             EngineError: the engine refused.
         """
         return self._at(path, posixpath.basename(path))
@@ -163,7 +163,10 @@ class WorkspaceFiles:
         raise UploadError(_CIRCLE.format(known_as))
 
     def _members(self, path: str) -> Generator[tuple[TarReader, Member], None, None]:
-        """Members of the archive of a path; none when nothing is there. To be closed."""
+        """Return the members of the archive of a path; none if the path does not exist.
+
+        To be closed.
+        """
         with closing(self._archive(path)) as chunks:
             yield from self._members_in(path, chunks)
 
@@ -174,7 +177,7 @@ class WorkspaceFiles:
             return
         except EngineUnavailable:
             raise
-        except EngineError as error:  # a file in the place of a folder, links in a circle
+        except EngineError as error:  # a file in the place of a folder, or circular links
             is_circle = any(words in str(error) for words in _TOO_MANY_LINKS)
             why = _CIRCLE.format(path) if is_circle else str(error)
             raise UploadError(why) from error
@@ -216,7 +219,7 @@ class WorkspaceFiles:
 
 
 def _inner_path(name: str) -> str:
-    """A member's path relative to the folder whose archive it is in: the engine puts ``.`` or the
+    """Return a member's path relative to the archived folder: the engine prepends ``.`` or the
     folder's own name before it.
 
     Raises:
@@ -247,7 +250,8 @@ def workspace_members(chunks: Iterator[bytes], guard: Guard, left_out: list[str]
     Args:
         chunks: the archive.
         guard: checks the members.
-        left_out: gets the paths of members that are no file, folder or link; they are not yielded.
+        left_out: receives the paths of members that are no file, folder or link; these are not
+            yielded.
 
     Raises:
         SourceError: the archive is damaged, or a member is refused.
@@ -268,5 +272,5 @@ def workspace_members(chunks: Iterator[bytes], guard: Guard, left_out: list[str]
 
 
 def _path_in_workspace(name: str) -> str:
-    """A member's path in the workspace: the engine puts the folder's own name before it."""
+    """Return a member's path in the workspace, without the folder name that the engine prepends."""
     return name.partition("/")[2].strip("/")

@@ -3,14 +3,14 @@
 If the process dies, the next one finds the workspace by a note of the first (`NotedWorkspace`,
 `ResumedWorkspace`).
 
-The workspace of a build that failed or deployed is kept for builds that start from its steps. Of a
-kept one, ``/workspace`` and the named volumes are copied out as archives, as the steps left them,
-before they are removed; a later build begins with them in the place of its source. Not the home
-folder: logins are in it.
+The workspace of a build that failed or deployed is kept for builds that start from its steps. From
+a kept one, ``/workspace`` and the named volumes are copied as archives, as the steps left them,
+before they are removed; a later build begins with them instead of its source. The home
+folder is not copied, since it holds logins.
 
 The archives come from the engine of the build, which steps can replace, and the machine's engine
 unpacks them for the later build. So each archive is read member by member, and what is stored is
-written anew: plain files, folders and links below ``/workspace``, without compression or holes.
+written again: plain files, folders and links below ``/workspace``, without compression or holes.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_v
 
 
 def encode_prepared(prepared: PreparedWorkspace) -> bytes:
-    """A prepared workspace as JSON, for `decode_prepared` of a later process."""
+    """Return a prepared workspace as JSON, for `decode_prepared` of a later process."""
     fields = asdict(replace(prepared, provenance=None, log=()))
     if prepared.provenance is not None:
         fields["provenance"] = encode_message(prepared.provenance)
@@ -56,7 +56,7 @@ def encode_prepared(prepared: PreparedWorkspace) -> bytes:
 
 
 def decode_prepared(data: bytes) -> PreparedWorkspace:
-    """Decode the JSON of `encode_prepared`; without the log lines, which are written by now."""
+    """Decode the JSON of `encode_prepared`, without the log lines, which are written already."""
     fields = msgspec.json.decode(data, type=dict)
     provenance = fields.pop("provenance")
     if provenance is not None:
@@ -65,11 +65,11 @@ def decode_prepared(data: bytes) -> PreparedWorkspace:
 
 
 class NotedWorkspace(WrappedWorkspace):
-    """A workspace that tells what was prepared before any step sees it. Implements `Workspace`.
+    """A workspace that is noted once prepared, before the first step. Implements `Workspace`.
 
     Args:
         workspace: does the work.
-        note: keeps what a later process needs; what it raises ends the build.
+        note: stores the data for a later process; its exceptions end the build.
     """
 
     def __init__(self, workspace: Workspace, note: Callable[[PreparedWorkspace], None]) -> None:
@@ -89,7 +89,7 @@ class ResumedWorkspace:
     Its volume is removed with all else that carries the build's label.
 
     Args:
-        prepared: as `NotedWorkspace` told it.
+        prepared: the workspace that `NotedWorkspace` noted.
     """
 
     def __init__(self, prepared: PreparedWorkspace) -> None:
@@ -100,32 +100,32 @@ class ResumedWorkspace:
         return self._prepared
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: nobody knows any more."""
+        """See `Workspace.changed_on_host`: this is not known any more."""
         return ()
 
     def release(self) -> None:
         """See `Workspace.release`."""
 
 
-_PATIENCE_S = 60.0  # nobody waits longer for the end of a build
-_GRACE_S = 5.0  # for a copy to see that its time is over, and to remove what it made
+_PATIENCE_S = 60.0  # the end of a build is not delayed longer
+_GRACE_S = 5.0  # for a copy to notice that its time is over, and to remove its files
 _UNCOUNTED = ArchiveLimits(size_bytes=sys.maxsize)  # `_Limit` counts what is written
 
 
 class NotKept(EngineError):
-    """A workspace is larger, or takes longer to copy, than it may."""
+    """Raised if a workspace is larger, or takes longer to copy, than allowed."""
 
 
 class KeptWorkspace(WrappedWorkspace):
-    """A workspace that is copied out before it is removed, if it is wanted. A `Workspace`.
+    """A workspace that is kept before it is removed, if wanted. Implements `Workspace`.
 
     Args:
         workspace: does the work.
-        keeping: where to.
+        keeping: the store of kept workspaces.
         build_id: the build.
-        wanted: asked at the end: whether a step failed or deployed.
-        volumes: asked at the end: the names of the build's volumes.
-        restored: folder of the build whose volumes this one begins with; empty for none.
+        wanted: called at the end: returns whether a step failed or deployed.
+        volumes: called at the end: returns the names of the build's volumes.
+        restored: folder of the build whose volumes are restored; empty for none.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class KeptWorkspace(WrappedWorkspace):
         self._carrier = ""
 
     def prepare(self, wanted: Preparation) -> PreparedWorkspace:
-        """See `Workspace.prepare`; named volumes of the build gone on from are filled, too."""
+        """See `Workspace.prepare`; named volumes of the earlier build are filled, too."""
         prepared = self._workspace.prepare(wanted)
         if self._restored:
             restore_volumes(wanted.engine, wanted.build_id, wanted.labels, self._restored)
@@ -161,7 +161,7 @@ class KeptWorkspace(WrappedWorkspace):
         """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
         try:
             if self._engine is not None and self._prepared is not None and self._wanted():
-                # An engine that sends nothing more holds up the copy, and not the build's end.
+                # An engine that stops sending delays the copy, but not the build's end.
                 copying = threading.Thread(
                     target=self._try_keep, args=(self._engine, self._prepared), daemon=True
                 )
@@ -207,7 +207,7 @@ class KeptWorkspace(WrappedWorkspace):
         return limit.taken
 
     def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
-        """Copy out what is mounted at ``/workspace``, as an archive for `fill_volume`."""
+        """Copy the volume at ``/workspace`` as an archive for `fill_volume`."""
         self._carrier = container = create_carrier(engine, (mount,), self._labels)
         try:
             private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -221,7 +221,7 @@ class KeptWorkspace(WrappedWorkspace):
 
 
 class _Limit:
-    """The bytes and seconds that a copy may still take."""
+    """The remaining bytes and seconds of a copy."""
 
     def __init__(self, most_bytes: int, until_s: float) -> None:
         self.taken = 0
@@ -242,13 +242,13 @@ class _Limit:
 def _archive(
     engine: ContainerEngine, container: str, limit: _Limit
 ) -> Generator[bytes, None, None]:
-    """The pieces of an archive, while there is time: some of them give nothing to write."""
+    """Yield the pieces of an archive while there is time; some result in no output."""
     for piece in engine.get_archive(container, WORKSPACE):
         limit.check_time()
         yield piece
 
 
-# Archives under other names are from before they were written anew: they go as others make room.
+# Archives with other names are of an older format: they are removed as others need space.
 _ARCHIVE = "checked-workspace.tar"
 _VOLUME = "checked-volume-"
 _PROVENANCE = "provenance.json"
@@ -256,12 +256,12 @@ _PIECE_BYTES = 1 << 20
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
-    """The place of kept workspaces, and their number and size.
+    """The store of kept workspaces, which limits their size.
 
     Attributes:
-        folder: of all of them.
-        limit_bytes: what they may take together, one of them half of it; 0 keeps none.
-        disk_bytes: what a build may write to the disk, which one of them does not exceed either;
+        folder: folder of all kept workspaces.
+        limit_bytes: maximum total size; one workspace takes at most half of it; 0 keeps none.
+        disk_bytes: disk limit of a build, which also limits one workspace;
             None sets no limit.
     """
 
@@ -271,20 +271,20 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def most_of_one(self) -> int:
-        """The largest size of one kept workspace, in bytes."""
+        """Return the largest size of one kept workspace, in bytes."""
         half = self.limit_bytes // 2
         return half if self.disk_bytes is None else min(half, self.disk_bytes)
 
     def of(self, build_id: str) -> str:
-        """The folder of one build."""
+        """Return the folder of one build."""
         return os.path.join(self.folder, build_id)
 
     def has(self, build_id: str) -> bool:
-        """Whether the workspace of a build is kept."""
+        """Return whether the workspace of a build is kept."""
         return os.path.isfile(KeptFolder(self.of(build_id)).archive)
 
     def make_room(self, needed_bytes: int, spared: str) -> None:
-        """Remove what was kept first until the rest leaves that much, one folder aside."""
+        """Remove the oldest kept workspaces until that much space is free; spare one folder."""
         kept = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -311,15 +311,15 @@ class KeptFolder:
 
     @property
     def archive(self) -> str:
-        """Path of the archive of ``/workspace``."""
+        """Return the path of the archive of ``/workspace``."""
         return os.path.join(self.path, _ARCHIVE)
 
     def volume_archive(self, name: str) -> str:
-        """Path of the archive of a named volume."""
+        """Return the path of the archive of a named volume."""
         return os.path.join(self.path, f"{_VOLUME}{name}.tar")
 
     def volumes(self) -> list[str]:
-        """Names of the volumes that are kept."""
+        """Return the names of the kept volumes."""
         names = sorted(os.listdir(self.path)) if os.path.isdir(self.path) else []
         return [
             name.removeprefix(_VOLUME).removesuffix(".tar")
@@ -328,7 +328,7 @@ class KeptFolder:
         ]
 
     def write_provenance(self, provenance: SourceProvenance) -> None:
-        """Note of what the workspace was made."""
+        """Store the origin of the workspace's source."""
         with open(os.path.join(self.path, _PROVENANCE), "wb") as file:
             file.write(msgspec.json.encode(encode_message(provenance)))
 
@@ -342,7 +342,7 @@ class KeptFolder:
 
 
 def pieces(path: str) -> Iterator[bytes]:
-    """A file, piece by piece."""
+    """Yield the content of a file in pieces."""
     with open(path, "rb") as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
@@ -354,11 +354,11 @@ def _size_of(folder: str) -> int:
 
 
 class RestoredWorkspace:
-    """A workspace that begins as another build left its own. A `Workspace`.
+    """A workspace that begins with another build's kept files. Implements `Workspace`.
 
     Args:
-        folder: what is kept of that build.
-        build_id: that build.
+        folder: kept files of that build.
+        build_id: id of that build.
     """
 
     def __init__(self, folder: str, build_id: str) -> None:
@@ -398,13 +398,13 @@ class RestoredWorkspace:
 def restore_volumes(
     engine: ContainerEngine, build_id: str, labels: Mapping[str, str], folder: str
 ) -> None:
-    """Make the named volumes of a build as those of another one were left.
+    """Create the named volumes of a build with the content of another build's volumes.
 
     Args:
-        engine: where.
-        build_id: the build that begins.
-        labels: what the volumes carry.
-        folder: what is kept of the other one.
+        engine: the engine for the volumes.
+        build_id: the new build.
+        labels: labels of the volumes.
+        folder: kept files of the other build.
     """
     kept = KeptFolder(folder)
     for name in kept.volumes():

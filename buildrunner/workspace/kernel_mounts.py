@@ -1,8 +1,8 @@
 """The few mount system calls that Python has no names for. Linux, root only.
 
-Nothing here attaches a mount to a folder of this machine: a mount lives as long as its file
-descriptor, and the kernel removes it with the process, however that ends. One that is attached in a
-container goes with the container.
+No mount is attached to a folder of this machine: a mount lives as long as its file
+descriptor, and the kernel removes it when the process ends. A mount that is attached in a
+container is removed with the container.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ def _system_call(number: int, *arguments: int | bytes | None) -> int:
 
 
 def mount_unattached(kind: str, options: Mapping[str, str], *, owner: int = 0) -> int:
-    """Mount a file system that no folder shows.
+    """Mount a file system without attaching it to a folder.
 
     Args:
-        kind: of file system.
-        options: its own options.
-        owner: the uid and gid that make files for the file system's own use. An overlay of shifted
-            layers (`clone_shifted`) needs one that the shift knows.
+        kind: type of the file system.
+        options: options of the file system.
+        owner: the uid and gid that create files for the file system's own use. An overlay of
+            shifted layers (`clone_shifted`) needs ids that the shift maps.
 
     Returns:
         A descriptor of its root (only ``/proc/self/fd/N`` reads it); closing it unmounts.
 
     Raises:
-        OSError: the kernel can't or won't.
+        OSError: the kernel does not support it or refuses.
     """
     if not owner:
         return _mount_unattached(kind, options)
 
-    def mount() -> int:  # what is set here is the thread's, and ends with it
+    def mount() -> int:  # these settings belong to the thread, and end with it
         _checked(_libc.prctl(_SET_SECUREBITS, _KEEP_CAPABILITIES, 0, 0, 0))
         _libc.setfsgid(owner)
         _libc.setfsuid(owner)
@@ -94,19 +94,19 @@ def attach_in_container(mount: int, process: int, path: str) -> None:
     """Attach an unattached mount at a folder of a running container.
 
     Args:
-        mount: its descriptor; may be closed afterwards.
+        mount: descriptor of the mount; may be closed afterwards.
         process: id of a process in the container.
         path: absolute path of the folder, as the container sees it.
 
     Raises:
-        OSError: the kernel can't or won't.
+        OSError: the kernel does not support it or refuses.
     """
     import threading
 
     namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     failures: list[OSError] = []
 
-    def enter_and_attach() -> None:  # the namespace is the thread's, and ends with it
+    def enter_and_attach() -> None:  # the namespace belongs to the thread, and ends with it
         try:
             _checked(_libc.unshare(_CLONE_FS))
             _checked(_libc.setns(namespace, _CLONE_NEWNS))
@@ -151,7 +151,7 @@ def _checked(result: int) -> None:
 
 
 def clone_as_root(folder: str, uid: int, gid: int) -> int:
-    """A read-only view of ``folder`` in which what ``uid`` and ``gid`` own belongs to root.
+    """Return a read-only view of ``folder`` in which root owns the files of ``uid`` and ``gid``.
 
     The folder itself does not change. Mounts below it are not part of the view.
 
@@ -159,7 +159,7 @@ def clone_as_root(folder: str, uid: int, gid: int) -> int:
         A descriptor of the view; ``/proc/PID/fd/N`` names it for others.
 
     Raises:
-        OSError: the kernel (before 5.12) or the file system can't.
+        OSError: the kernel (before 5.12) or the file system does not support it.
     """
     view = _system_call(_OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | _CLOEXEC)
     try:
@@ -181,14 +181,15 @@ def clone_shifted(folder: str, process: int, *, owner: tuple[int, int] | None = 
     Args:
         folder: path of the folder. Mounts below it are not part of the view.
         process: a process of this machine in that namespace.
-        owner: uid and gid that own everything in the folder; it then belongs to root of the
+        owner: uid and gid that own all files in the folder; these then belong to root of the
             namespace. Without it, each id belongs to the same id of the namespace.
 
     Returns:
         A descriptor of the view; ``/proc/PID/fd/N`` names it for others.
 
     Raises:
-        OSError: the kernel (before 5.12; 5.19 below an overlay) or the file system can't.
+        OSError: the kernel (before 5.12; 5.19 below an overlay) or the file system does not
+            support it.
     """
     view = _system_call(_OPEN_TREE, _AT_FDCWD, os.fsencode(folder), _OPEN_TREE_CLONE | _CLOEXEC)
     try:
@@ -214,10 +215,10 @@ def root_of(process: int) -> int:
 
 
 def _user_namespace(uid: int, gid: int, *, root: int = 0) -> int:
-    """Descriptor of a user namespace that maps ``uid`` and ``gid`` to ``root``.
+    """Return the descriptor of a user namespace that maps ``uid`` and ``gid`` to ``root``.
 
-    The kernel ties a namespace's birth to a process. That is a shell of its own rather than a fork
-    of ours: a fork would copy the locks of our other threads.
+    A namespace is created by a process. That is a shell rather than a fork
+    of this process: a fork would copy the locks of other threads.
     """
     ours, theirs = os.pipe()
     keep_alive, release = os.pipe()

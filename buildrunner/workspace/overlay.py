@@ -1,16 +1,16 @@
-"""A workspace that is the source folder itself, seen through layers: nothing is copied.
+"""A workspace that is the source folder itself below other layers: no files are copied.
 
 ``/workspace`` is a volume of Docker's local driver with overlay options. From the top:
 
-* ``upper``: what the steps write;
+* ``upper``: the files that the steps write;
 * ``hidden``: a whiteout for each path that is not part of the source;
 * ``lower``: a link to the source folder, or to a view of it in which root owns everything;
   ``source`` is a link to the folder in any case.
 
 The layers lie in the volume's own folder beside the mount point (``volumes/NAME/layers`` beside
-``volumes/NAME/_data``), so that the engine removes them with the volume, whoever asks for it.
+``volumes/NAME/_data``), so that the engine removes them with the volume.
 
-The link is there because a folder's name may hold ``:`` and ``,``, which separate options.
+The link is needed because a folder's name may contain ``:`` and ``,``, which separate options.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ROOT = (0, 0)
 
 
 class OverlayImpossible(BuildrunnerError):
-    """This engine, kernel or folder can't do it, or not exactly; the message says why."""
+    """Raised if an exact overlay is not possible here; the message says why."""
 
 
 class OverlayVolume:
     """One overlay volume, from `create` to `remove`.
 
     Attributes:
-        name: the volume's name.
+        name: name of the volume.
     """
 
     def __init__(self, engine: ContainerEngine, name: str, labels: Mapping[str, str]) -> None:
@@ -64,15 +64,15 @@ class OverlayVolume:
         hidden: Iterable[str],
         owners: frozenset[tuple[int, int]],
     ) -> None:
-        """Make the volume, its layers, and mount them once to be sure that it works.
+        """Create the volume and its layers, and mount them once as a check.
 
         Args:
             folder: absolute path of the source.
-            hidden: paths in it that must not be seen, each with all below it.
-            owners: every (uid, gid) among the rest.
+            hidden: paths in it to hide, each with all below it.
+            owners: all (uid, gid) of the other files.
 
         Raises:
-            OverlayImpossible: nothing is left behind; use another way.
+            OverlayImpossible: the caller must use a copy; no files are left behind.
             EngineError: the engine refused.
         """
         try:
@@ -124,7 +124,7 @@ class OverlayVolume:
         _try_mount(folder, layers, options, hidden)
 
     def _lower(self, folder: str, owners: frozenset[tuple[int, int]]) -> str:
-        """The target of ``lower``: the folder, or a view of it that root owns."""
+        """Return the target of ``lower``: the folder, or a view of it that root owns."""
         if owners <= {_ROOT}:
             return folder
         if len(owners) > 1:
@@ -136,7 +136,7 @@ class OverlayVolume:
         return f"/proc/{os.getpid()}/fd/{self._view}"
 
     def remove(self) -> None:
-        """Remove the volume with all that the steps wrote. Idempotent."""
+        """Remove the volume with all files of the steps. Idempotent."""
         try:
             if self._made:
                 self._engine.remove_volume(self.name)
@@ -148,7 +148,7 @@ class OverlayVolume:
 
 
 def _check_folder(folder: str, info: EngineInfo) -> None:
-    """Refuse folders of which a layer would show something else than we see."""
+    """Raise an error for a folder that would look different as a layer."""
     real = os.path.realpath(folder)
     data_root = os.path.realpath(info.data_root)
     if os.path.commonpath([real, data_root]) in (real, data_root):
@@ -162,7 +162,7 @@ def _check_folder(folder: str, info: EngineInfo) -> None:
 
 
 def _unescaped(field: str) -> str:
-    """A field of mountinfo, where space, tab, newline and backslash are octal escapes."""
+    """Return a field of mountinfo, where space, tab, newline and backslash are octal escapes."""
     for code in ("040", "011", "012", "134"):
         field = field.replace(f"\\{code}", chr(int(code, 8)))
     return field
@@ -171,7 +171,7 @@ def _unescaped(field: str) -> str:
 def _hide(folder: str, layer: str, paths: Iterable[str]) -> None:
     """Fill ``layer`` with a whiteout for each path.
 
-    A folder that holds a whiteout shows its own mode and times, not those of the folder below it:
+    A folder with a whiteout has its own mode and times, not those of the folder below it:
     they are copied.
     """
     whiteout = ""
@@ -191,10 +191,10 @@ def _hide(folder: str, layer: str, paths: Iterable[str]) -> None:
 
 
 def white_out(path: str, other: str) -> str:
-    """Make a whiteout at ``path``, if possible as another name of ``other``, which is faster.
+    """Create a whiteout at ``path``, if possible as a hard link to ``other``, which is faster.
 
     Returns:
-        The whiteout to name the next one after.
+        The whiteout to which the next one can link.
     """
     if other:
         try:
@@ -209,7 +209,7 @@ def white_out(path: str, other: str) -> str:
 
 
 def _missing_parents(path: str, made: set[str]) -> list[str]:
-    """``path`` and the folders above it that are not made yet, outermost first."""
+    """Return ``path`` and those folders above it that do not exist yet, outermost first."""
     missing: list[str] = []
     while path not in made:
         missing.append(path)
@@ -219,11 +219,11 @@ def _missing_parents(path: str, made: set[str]) -> list[str]:
 
 
 def _try_mount(folder: str, layers: str, options: Mapping[str, str], hidden: Iterable[str]) -> None:
-    """Mount the layers for a moment, with a trial upper one, and look at the root.
+    """Mount the layers for a moment, with a temporary upper layer, and check the root.
 
     Raises:
-        OSError: the kernel or the file system can't.
-        OverlayImpossible: what one sees is not the source.
+        OSError: the kernel or the file system does not support it.
+        OverlayImpossible: the mount does not show the source.
     """
     from buildrunner.workspace import kernel_mounts
 

@@ -1,4 +1,4 @@
-"""The seam between a running build and whoever fills ``/workspace``."""
+"""The interface between a running build and the sources that fill ``/workspace``."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from buildrunner.sources.fetched_files import FetchReport
 from buildrunner.spec.model.results import SourceProvenance
 
 WORKSPACE = "/workspace"
-"""Folder of the workspace in every step."""
+"""Path of the workspace in every step."""
 
 BELOW = f"{WORKSPACE[1:]}/"
-"""With what the names of a tar stream for the workspace begin."""
+"""Prefix of the names in a tar stream for the workspace."""
 
 
 class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
-    """A workspace that is filled and can be mounted.
+    """A filled workspace, which can be mounted.
 
     Attributes:
         volume: name of the volume (or absolute path on the engine's machine when ``bind``) that
             every step gets at ``/workspace``.
-        bind: ``volume`` is a path.
-        files: files of the source in it; 0 without a source.
-        size_bytes: their size.
-        way: how it was filled: ``overlay``, ``direct``, ``archive``, ``empty``, ...
+        bind: whether ``volume`` is a path.
+        files: number of files of the source; 0 without a source.
+        size_bytes: size of these files.
+        way: method of filling it: ``overlay``, ``direct``, ``archive``, ``empty``, ...
         log: lines for the build's log below ``FETCHSOURCE``, without newlines.
-        provenance: exactly which source it is; None for a folder of this machine.
+        provenance: the exact source; None for a folder of this machine.
     """
 
     volume: str
@@ -42,9 +42,10 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
     provenance: SourceProvenance | None = None
 
     def mount(self, *, read_only: bool = False) -> Mount:
-        """The mount that puts it where steps have it.
+        """Return the mount of the workspace in steps.
 
-        Hosted, it is a folder of the machine: what an image has there is hidden, not copied in.
+        On the hosted service it is a folder of the machine: it hides the image's files in that
+            path.
         """
         return Mount(
             source=self.volume,
@@ -59,11 +60,11 @@ class Preparation(msgspec.Struct, frozen=True):
     """The engine and the build that a workspace is prepared for.
 
     Attributes:
-        engine: where the steps will run.
-        build_id: the build; part of the name of all that is made.
-        labels: what everything made on the engine must carry.
-        cancel: set when the build ends early: give up soon, what was made is released.
-        report: told of progress, where there is much to fetch.
+        engine: the engine that will run the steps.
+        build_id: the build; part of the names of all resources.
+        labels: labels of all resources on the engine.
+        cancel: set when the build ends early: stop soon; the resources are released.
+        report: receives the progress of long fetches.
     """
 
     engine: ContainerEngine
@@ -77,7 +78,7 @@ class Workspace(Protocol):
     """One build's ``/workspace``: prepared once, released once."""
 
     def prepare(self, wanted: Preparation) -> PreparedWorkspace:
-        """Make the volume and fill it with the source. Runs in a thread of its own.
+        """Create the volume and fill it with the source. Runs in its own thread.
 
         Raises:
             SourceError: the source can't be fetched, read or packed.
@@ -86,26 +87,26 @@ class Workspace(Protocol):
         ...
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """Paths of the source that changed outside the build since it was prepared.
+        """Return the paths of the source that changed outside the build since it was prepared.
 
-        Asked once, after the last step and before `release`, to warn that the steps may have seen
-        a mixture of old and new files. Empty where the steps work on a copy. Never raises.
+        Called once, after the last step and before `release`, to warn that the steps may have seen
+        a mixture of old and new files. Empty if the steps work on a copy. Never raises.
         """
         ...
 
     def release(self) -> None:
-        """Remove what `prepare` made, also after it failed or was cancelled half way.
+        """Remove the resources of `prepare`, also after it failed or was cancelled.
 
-        Called once, after the last container that mounts it is gone. Idempotent.
+        Called once, after the last container that mounts it was removed. Idempotent.
         """
         ...
 
 
 class WrappedWorkspace:
-    """A workspace that adds work to another one. Implements `Workspace` as that one does.
+    """A workspace that adds work to another one. Implements `Workspace` by delegation.
 
     Args:
-        workspace: does everything that a subclass does not override.
+        workspace: the workspace that methods delegate to unless overridden.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -125,5 +126,5 @@ class WrappedWorkspace:
 
 
 def volume_name(build_id: str, name: str) -> str:
-    """The engine's name of a build's volume; builds that run at once must not share them."""
+    """Return the engine's name of a build's volume; concurrent builds must not share volumes."""
     return f"buildrunner-{build_id}-{name}"

@@ -1,4 +1,4 @@
-"""Whether an engine sees our files as we do, so that we may put some into its volumes."""
+"""Checks whether an engine shares our files, so that we can write into its volumes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from buildrunner.containers.protocol import EngineInfo
 from buildrunner.errors import BuildrunnerError
 
-# linux/fs.h; where an architecture has other numbers, the kernel says that there is no such call
+# linux/fs.h; on an architecture with other numbers, the kernel reports an unknown call
 _GET_FLAGS = 0x80086601
 _SET_FLAGS = 0x40086602
 _TOP_OF_HIERARCHY = 0x20000
@@ -23,14 +23,14 @@ _SELINUX = "/sys/fs/selinux/enforce"
 
 
 class FilesNotShared(BuildrunnerError):
-    """The engine has other files, or maps who owns them; the message says why we think so."""
+    """Raised if the engine has other files, or maps their owners; the message says why."""
 
 
 def check_engine(info: EngineInfo) -> None:
-    """Refuse engines that don't see our files just as we see them.
+    """Raise an error for engines that don't share our files exactly.
 
     Raises:
-        FilesNotShared: this one does not, or we are not root.
+        FilesNotShared: the engine does not share them, or we are not root.
     """
     if (os.geteuid(), os.getegid()) != (0, 0):
         raise FilesNotShared("only root may write among the engine's files")
@@ -41,17 +41,17 @@ def check_engine(info: EngineInfo) -> None:
     try:
         peer = _peer_of(info.socket_path)
         shares_mounts = os.path.samefile(f"/proc/{peer}/ns/mnt", "/proc/self/ns/mnt")
-    except OSError as error:  # no such process in our namespace, or the kernel hides it from us
+    except OSError as error:  # the process is in another namespace, or the kernel hides it from us
         raise FilesNotShared(f"the engine's mounts can't be read: {error}") from error
     if not shares_mounts:
         raise FilesNotShared("the engine has mounts of its own")
 
 
 def _peer_of(socket_path: str) -> int:
-    """Id of the process that listens on a socket; 0 if it is outside our process namespace.
+    """Return the id of the process that listens on a socket; 0 if outside our process namespace.
 
     Raises:
-        OSError: nothing listens there, or the kernel refuses to say who does.
+        OSError: no process listens there, or the kernel does not name it.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(socket_path)
@@ -61,20 +61,20 @@ def _peer_of(socket_path: str) -> int:
 
 
 def volume_folder(info: EngineInfo, name: str) -> str:
-    """Return the engine's folder of a volume: its mount point, and our files beside it."""
+    """Return the engine's folder of a volume: its mount point and our files beside it."""
     return os.path.join(info.data_root, "volumes", name)
 
 
 def check_volume(mount_point: str, folder: str) -> None:
-    """Refuse engines that keep volumes elsewhere, or for another user than root.
+    """Raise an error for engines that store volumes elsewhere, or for a user other than root.
 
     Args:
-        mount_point: as the engine says.
-        folder: as `volume_folder` says.
+        mount_point: mount point that the engine reports.
+        folder: folder that `volume_folder` returned.
 
     Raises:
-        FilesNotShared: it is not what we expect.
-        OSError: it can't be looked at.
+        FilesNotShared: the folder is not as expected.
+        OSError: the folder can't be read.
     """
     if os.path.dirname(mount_point.rstrip("/")) != folder:
         raise FilesNotShared("the engine keeps volumes in an unexpected place")
@@ -84,13 +84,13 @@ def check_volume(mount_point: str, folder: str) -> None:
 
 
 def open_volume(info: EngineInfo, name: str, mount_point: str) -> int:
-    """Open a plain volume's folder, to write into it what the steps will find there.
+    """Open the folder of a plain volume, to write files for the steps.
 
     Returns:
-        Its descriptor.
+        The descriptor of the folder.
 
     Raises:
-        FilesNotShared: send it to the engine instead.
+        FilesNotShared: the caller must send the files to the engine instead.
     """
     check_engine(info)
     try:
@@ -101,12 +101,12 @@ def open_volume(info: EngineInfo, name: str, mount_point: str) -> int:
 
 
 def open_folder(path: str) -> int:
-    """Open a folder of this machine that steps can reach, for ``dir_fd``; no link is followed.
+    """Open a folder of this machine that steps can change, for ``dir_fd``; links are not followed.
 
-    A step that controls its engine can put a link in the place of any folder of a volume.
+    A step that controls its engine can replace any folder of a volume by a link.
 
     Raises:
-        OSError: there is no such folder, or a link is on the way.
+        OSError: the folder does not exist, or a link is in the path.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     if not os.path.isabs(path):
@@ -122,19 +122,19 @@ def open_folder(path: str) -> int:
 
 
 def lay_apart(mount_point: str) -> None:
-    """Have a new volume lie where no other one does, if the file system is ext4. No error comes.
+    """Place a new volume apart from others if the file system is ext4. Raises no errors.
 
-    It lays a new file near its folder and that near the one above, so that all volumes of an engine
-    are in one place. There it passes, for every new file, over all that were removed in the last
-    minutes: where builds come and go, 5,000 files take seconds instead of tenths.
+    ext4 places a new file near its folder and that near its parent, so that all volumes of an
+    engine are in one place. There, each new file skips all inodes that were freed in the last
+    minutes: after many builds, creating 5,000 files takes seconds instead of tenths.
 
     Args:
-        mount_point: the volume's folder on the engine's machine. Nothing happens if that is another
-            machine, if we may not, if something is in it, or if it was laid apart before: a
-            container may have it then.
+        mount_point: the volume's folder on the engine's machine. It is not moved if that is another
+            machine, if access is denied, if it is not empty, or if it was moved before: a
+            container may use it then.
     """
     with suppress(OSError):
-        if not os.path.exists(_SELINUX):  # what we make there would not be labelled as a volume is
+        if not os.path.exists(_SELINUX):  # new files there would lack the label of a volume
             _lay_apart(os.path.dirname(mount_point), os.path.basename(mount_point))
 
 
@@ -152,10 +152,10 @@ def _lay_apart(parent_path: str, name: str) -> None:
 
 
 def folder_apart(parent_path: str, name: str) -> None:
-    """Make a folder, of mode 0700, where no other one lies. See `lay_apart`.
+    """Create a folder with mode 0700, apart from others. See `lay_apart`.
 
     Raises:
-        OSError: it can't be made.
+        OSError: the folder can't be created.
     """
     parent = os.open(parent_path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -169,7 +169,7 @@ def folder_apart(parent_path: str, name: str) -> None:
 
 @contextmanager
 def _folder_anywhere(parent: int, name: str) -> Iterator[str]:
-    """A folder that gets its name afterwards: where it lies is up to the one it begins with."""
+    """Create a folder and name it afterwards: its first parent decides its place."""
     first = f".{os.urandom(16).hex()}"
     os.mkdir(first, 0o700, dir_fd=parent)
     try:
@@ -181,16 +181,16 @@ def _folder_anywhere(parent: int, name: str) -> Iterator[str]:
 
 
 def _spread_folders(folder: int) -> bool:
-    """Have ext4 lay the folders that will be made in this one far apart (``chattr +T``).
+    """Have ext4 place new folders in this one far apart (``chattr +T``).
 
     Args:
-        folder: its descriptor.
+        folder: descriptor of the folder.
 
     Returns:
-        Whether that is new.
+        Whether this changed the folder.
 
     Raises:
-        OSError: another file system, or it is not ours.
+        OSError: the file system does not support it, or we don't own the folder.
     """
     (flags,) = _FLAGS.unpack(fcntl.ioctl(folder, _GET_FLAGS, bytes(_FLAGS.size)))
     if flags & _TOP_OF_HIERARCHY:

@@ -1,10 +1,10 @@
-"""Write the members of an archive into a folder of this machine.
+"""Writes the members of an archive into a folder of this machine.
 
-The outcome is what the engine makes of the same members when they are sent to it: owners, modes and
+The result equals that of sending the members to the engine: owners, modes and
 times; folders that no member names; the last of several members of one name.
 
 `archives.members` has checked the members. The writer itself never leaves the folder either: it
-looks up every name in an open folder and follows no link.
+resolves every name in an open folder and follows no links.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from buildrunner.errors import SourceError
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _IMPLIED_MODE = 0o755
-_PATH_BYTES = 4094  # the longest that the engine can reach
+_PATH_BYTES = 4094  # the longest path that the engine supports
 _OPEN_FOLDERS = 128
 _LAST_INSTANT_NS = 2**63 - 1
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)  # the path leads through a file or a link
+_NO_FOLDER = (errno.ENOTDIR, errno.ELOOP)  # a file or a link is in the path
 
 
 def write_tree(root: int, members: Members) -> None:
@@ -34,7 +34,7 @@ def write_tree(root: int, members: Members) -> None:
 
     Args:
         root: descriptor of an empty folder, to which no other user has access.
-        members: members that `archives.reader.safe_members` let pass. Its errors are not caught.
+        members: members from `archives.reader.safe_members`. Its errors are not caught.
 
     Raises:
         MemberError: a member can't be written. The members before it stay on the disk.
@@ -57,12 +57,12 @@ class _Tree:
         self._root = root
         self._open_folders = {"": root}
         self._named_folders: dict[str, Member] = {}
-        # Every path that was ever made. It may have been removed since with its folder.
+        # Every path that was created. It may have been removed since with its folder.
         self._folders: set[str] = set()
         self._others: set[str] = set()
 
     def add(self, member: Member) -> None:
-        """Make a folder or a link."""
+        """Create a folder or a link."""
         with _writing(member):
             if member.kind == DIRECTORY:
                 if member.path in self._others:
@@ -78,7 +78,7 @@ class _Tree:
                 _set_time_of_link(folder, name, member)
 
     def add_file(self, member: Member, content: Iterable[bytes]) -> None:
-        """Make a file."""
+        """Create a file."""
         with _writing(member):
             folder, name = self._place(member)
             file = os.open(name, _NEW_FILE, 0o600, dir_fd=folder)
@@ -93,14 +93,14 @@ class _Tree:
     def finish_folders(self) -> None:
         """Set modes and times of folders, the deepest first.
 
-        A mode can keep this process from writing in a folder, and each new file changes its time.
+        A mode can prevent writing in a folder, and each new file changes its time.
         """
         for path in sorted(self._named_folders, reverse=True):
             member = self._named_folders[path]
             with _writing(member):
                 try:
                     folder = self._folder(path, make=False)
-                except FileNotFoundError:  # a later member took its place
+                except FileNotFoundError:  # a later member replaced it
                     continue
                 except OSError as error:
                     if error.errno not in _NO_FOLDER:
@@ -117,10 +117,10 @@ class _Tree:
         self._open_folders = {"": self._root}
 
     def _link(self, member: Member) -> None:
-        """Make a hard link. As with the engine, its own mode and time mean nothing."""
+        """Create a hard link. As with the engine, its own mode and time are ignored."""
         target_folder, _, target = member.link_target.rpartition("/")
         folder, _, name = member.path.rpartition("/")
-        source = os.dup(self._folder(target_folder))  # it may be closed to open the other
+        source = os.dup(self._folder(target_folder))  # opening the other may close it
         try:
             to = self._folder(folder)
             os.link(target, name, src_dir_fd=source, dst_dir_fd=to, follow_symlinks=False)
@@ -130,7 +130,7 @@ class _Tree:
     # --- places ----------------------------------------------------------------------------------
 
     def _place(self, member: Member) -> tuple[int, str]:
-        """The folder and name where something that is no folder will be; nothing is there."""
+        """Return the folder and name for a new member that is no folder; the name is free."""
         path = member.path
         if len(path) > _PATH_BYTES // 4 and len(os.fsencode(path)) > _PATH_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
@@ -141,7 +141,7 @@ class _Tree:
         return self._folder(folder), name
 
     def _make_way(self, path: str) -> None:
-        """Remove what an earlier member made at ``path``."""
+        """Remove the earlier member at ``path``."""
         self._others.discard(path)
         self._folders.discard(path)
         folder, _, name = path.rpartition("/")
@@ -157,10 +157,13 @@ class _Tree:
             shutil.rmtree(name, dir_fd=parent)
         except RecursionError:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from None
-        self.close()  # some may be gone
+        self.close()  # some may have been removed
 
     def _folder(self, path: str, *, make: bool = True) -> int:
-        """Descriptor of a folder, which is made if need be. It stays open, but not for ever."""
+        """Return the descriptor of a folder, which is created if missing.
+
+        It may be closed later.
+        """
         found = self._open_folders.get(path)
         if found is not None:
             return found
@@ -206,7 +209,7 @@ def _write(file: int, data: bytes) -> None:
 
 
 def _set_time(place: int, member: Member) -> None:
-    """Set the time of a file or folder. The engine takes a time out of range for the epoch."""
+    """Set the time of a file or folder. Like the engine, use the epoch for a time out of range."""
     instant = member.mtime_ns if 0 <= member.mtime_ns <= _LAST_INSTANT_NS else 0
     os.utime(place, ns=(instant, instant))
 

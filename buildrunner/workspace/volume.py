@@ -1,10 +1,10 @@
 """``/workspace`` of a build that starts empty or with a local folder.
 
-`FolderWorkspace` takes the fastest way that is exact: the folder as a layer below the steps' own
-files (overlay.py), or a copy sent as an archive. Either way the
+`FolderWorkspace` uses the fastest exact method: the folder as a layer below the steps' own
+files (overlay.py), or a copy sent as an archive. With either, the
 steps see the same files with the same modes and times, owned by root as on the hosted service, and
-nothing they write reaches the folder. Each way is imported in the thread that prepares: the build's
-main thread goes on meanwhile.
+their writes do not reach the folder. Each method is imported in the thread that prepares: the
+build's main thread continues meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from buildrunner.workspace.protocol import BELOW, WORKSPACE, Preparation, Prepar
 
 
 def volume_name(build_id: str) -> str:
-    """Name of the volume that holds a build's ``/workspace``."""
+    """Return the name of the volume of a build's ``/workspace``."""
     return f"buildrunner-{build_id}-workspace"
 
 
@@ -31,14 +31,14 @@ class WorkspaceVolume:
     def __init__(self) -> None:
         self._engine: ContainerEngine | None = None
         self.name = ""
-        """Its name, once it was begun."""
+        """Name of the volume after `begin`."""
 
     def begin(self, engine: ContainerEngine, build_id: str) -> None:
-        """From now on `remove` removes it, however far its creation comes."""
+        """Mark the volume for removal by `remove`, even if its creation fails."""
         self._engine, self.name = engine, volume_name(build_id)
 
     def create(self, engine: ContainerEngine, build_id: str, labels: Mapping[str, str]) -> str:
-        """Create it, empty; its folder on the engine's machine."""
+        """Create the empty volume; return its folder on the engine's machine."""
         from buildrunner.workspace.shared_files import lay_apart
 
         self.begin(engine, build_id)
@@ -51,14 +51,14 @@ class WorkspaceVolume:
         self._engine = None
 
     def remove(self) -> None:
-        """Remove it if it was begun. Idempotent."""
+        """Remove the volume if it was begun. Idempotent."""
         if self._engine is not None:
             self._engine.remove_volume(self.name)
             self._engine = None
 
 
 class EmptyWorkspace:
-    """A workspace with nothing in it (``--no-source``). Implements `Workspace`."""
+    """An empty workspace (``--no-source``). Implements `Workspace`."""
 
     def __init__(self) -> None:
         self._volume = WorkspaceVolume()
@@ -69,7 +69,7 @@ class EmptyWorkspace:
         return PreparedWorkspace(volume=self._volume.name)
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: there is nothing that could change."""
+        """See `Workspace.changed_on_host`: there are no files that could change."""
         return ()
 
     def release(self) -> None:
@@ -78,11 +78,11 @@ class EmptyWorkspace:
 
 
 class FolderWorkspace:
-    """A workspace that starts with what is in a folder of this machine. Implements `Workspace`.
+    """A workspace that starts with the files of a local folder. Implements `Workspace`.
 
     Args:
         folder: the source.
-        copy: always send a copy, even where the folder itself could be a layer.
+        copy: whether to send a copy even if the folder itself could be a layer.
     """
 
     def __init__(self, folder: LocalFolder, *, copy: bool = False) -> None:
@@ -124,7 +124,7 @@ class FolderWorkspace:
         labels: Mapping[str, str],
         summary: FolderSummary,
     ) -> str:
-        """Make the folder a layer of the volume; why that can't be, or empty when it is done."""
+        """Make the folder a layer of the volume; return why that is not possible, or empty."""
         if self._copy:
             return "a copy was asked for"
         if summary.hard_links:
@@ -145,17 +145,17 @@ class FolderWorkspace:
         return ""
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: some 8 ms for 1,000 files, nothing for a copy."""
+        """See `Workspace.changed_on_host`. Takes 8 ms for 1,000 files, and no time for a copy."""
         if self._overlay is None:
             return ()
         files: list[str] = []
         folders: list[str] = []
         try:
             for path, status in self._folder.entries():
-                # The time of the last change of the inode can't be set back by anyone.
+                # The time of the last change of an inode can't be set back.
                 if status.st_ctime_ns > self._started_ns:
                     (folders if stat.S_ISDIR(status.st_mode) else files).append(path)
-        except (OSError, SourceError):  # it changed so much that it can't be read any more
+        except (OSError, SourceError):  # after the change, it can't be read any more
             folders.append(self._folder.root)
         return tuple(map(_printable, files or (f"{path}/" for path in folders)))
 
@@ -168,12 +168,12 @@ class FolderWorkspace:
 
 
 def _printable(text: str) -> str:
-    """``text`` for a message: names of files may hold any bytes."""
+    """Return ``text`` for a message: names of files may contain any bytes."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 CARRIER_IMAGE = "buildrunner/empty:1"
-"""An image without a file. Archives are put into a container that never starts."""
+"""An image without files. Archives are sent through its containers, which never start."""
 
 _EMPTY_TAR = bytes(1024)
 
@@ -183,10 +183,10 @@ def fill_volume(
 ) -> None:
     """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
 
-    All its names begin with `workspace_protocol.BELOW`.
+    All names in it begin with `workspace_protocol.BELOW`.
 
     The stream goes through a container that is created, never started, and removed. No image of
-    the build is needed, so that pulls can go on meanwhile.
+    the build is needed, so that pulls can continue meanwhile.
 
     Raises:
         EngineError: the engine refused, or its disk is full.
@@ -201,14 +201,14 @@ def fill_volume(
 def read_volume_file(
     engine: ContainerEngine, volume: str, path: str, labels: Mapping[str, str], *, limit: int
 ) -> bytes:
-    """The beginning of a regular file in a volume; empty when there is none.
+    """Return the beginning of a regular file in a volume; empty if there is none.
 
     Args:
         engine: the engine with the volume.
         volume: its name.
-        path: the file, relative to the volume.
-        labels: for the container through which it is read.
-        limit: bytes that are wanted.
+        path: path of the file, relative to the volume.
+        labels: labels of the container through which it is read.
+        limit: maximum number of bytes to return.
 
     Raises:
         EngineError: the engine refused.
@@ -221,10 +221,10 @@ def read_volume_file(
 
 
 def read_file(engine: ContainerEngine, container: str, path: str, *, limit: int) -> bytes:
-    """The beginning of a regular file in a container; empty when there is none.
+    """Return the beginning of a regular file in a container; empty if there is none.
 
     Raises:
-        EngineError: the engine can't give the file.
+        EngineError: the engine can't return the file.
     """
     import tarfile
 
@@ -247,7 +247,7 @@ def read_file(engine: ContainerEngine, container: str, path: str, *, limit: int)
 def create_carrier(
     engine: ContainerEngine, mounts: tuple[Mount, ...], labels: Mapping[str, str]
 ) -> str:
-    """A container that never starts, through which archives reach what it mounts; its id.
+    """Create a container that never starts, for sending archives to its mounts; return its id.
 
     Raises:
         EngineError: the engine refused.
@@ -265,7 +265,7 @@ def create_carrier(
 
 
 def ensure_carrier_image(engine: ContainerEngine) -> str:
-    """Make the image without a file where the engine does not have it; return its id.
+    """Create the image without files if the engine lacks it; return its id.
 
     Raises:
         EngineError: the engine refused.

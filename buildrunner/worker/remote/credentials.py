@@ -1,4 +1,4 @@
-"""The credentials of a build that its server makes: identity tokens, logins, and signatures."""
+"""The credentials of a build that its server creates: identity tokens, logins, signatures."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def remote_attester(
     """Return the attester of a build; None if the build publishes nothing.
 
     Raises:
-        ConfigError: the build must have provenance, and the server makes none.
+        ConfigError: the build requires provenance, and the server makes none.
     """
     options = build.options
     verified = options is not None and options.requested_verify_option is VerifyOption.VERIFIED
@@ -138,7 +138,7 @@ class RemoteAttester:
         queue: the queue of the server.
         lease: the lease of the build.
         provenance: the server's settings for provenance.
-        required: the build fails without provenance.
+        required: whether the build fails without provenance.
     """
 
     def __init__(

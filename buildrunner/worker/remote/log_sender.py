@@ -35,7 +35,7 @@ from buildrunner.worker.remote.queue import OffsetRefused, RemoteQueue, until_an
 UNSENT_BYTES: Final = 8 << 20
 """Bytes of the log that may wait to be sent; then the build's output waits, too."""
 
-_PAUSE_S: Final = 0.05  # between two pieces, so that small chunks go together
+_PAUSE_S: Final = 0.05  # between two pieces, so that small chunks are combined
 _PAUSE_FACTOR: Final = 4
 _LONGEST_ANSWER_PAUSE_S: Final = 1.0
 _BULK_BYTES: Final = 1 << 20
@@ -89,7 +89,8 @@ class LogSender:
             StoreError: the server refuses the data.
         """
         with self._sending:
-            flush_copy(self._folder)  # the copy must not be ahead of the original after a power cut
+            # after a power cut, the copy must not be longer than the original
+            flush_copy(self._folder)
             for kind, piece_of in (("log", log_piece), ("events", events_piece)):
                 while self._send_piece(kind, piece_of):
                     flush_copy(self._folder)
@@ -139,11 +140,11 @@ class LogSender:
 
 
 def pause_s(answer_s: float, sent_bytes: int) -> float:
-    """Return how long to wait before the next piece: a busy server is asked less often.
+    """Return the pause before the next piece, in seconds: longer for a busy server.
 
     Args:
-        answer_s: how long the server took for the last pieces.
-        sent_bytes: what they had of the log. Of a log that grows fast, the next piece is due.
+        answer_s: seconds that the server took for the last pieces.
+        sent_bytes: bytes of the log in them. For a log that grows fast, there is no pause.
     """
     if sent_bytes >= _BULK_BYTES:
         return _PAUSE_S
@@ -163,7 +164,7 @@ class SentLog:
         self._sender = sender
 
     def write(self, chunk: LogChunk) -> None:
-        """Append a chunk. Waits while much is unsent: nothing of a log is dropped."""
+        """Append a chunk. Waits while much is unsent: no part of a log is dropped."""
         self._log.write(chunk)
         self._sender.wake()
         self._sender.wait_for_room(self._log.size)
@@ -174,7 +175,7 @@ class SentLog:
 
 
 def send_rest(queue: RemoteQueue, folder: str, lease: Lease, begun: BegunBuild) -> None:
-    """Send the part of a log that the server lacks. Retries for as long as the server is away.
+    """Send the part of a log that the server lacks. Retries while the server does not answer.
 
     Raises:
         LeaseLost: another worker has the lease.
@@ -186,11 +187,11 @@ def send_rest(queue: RemoteQueue, folder: str, lease: Lease, begun: BegunBuild) 
 def fetch_copy(queue: RemoteQueue, lease: Lease, folder: str, begun: BegunBuild) -> None:
     """Fetch the log and the events that an earlier worker of the build has sent.
 
-    Nothing is fetched if they are on this disk: then this worker has sent them.
+    Files on this disk are not fetched: this worker has sent them.
 
     Raises:
         LeaseLost: another worker has the lease.
-        StoreError: they can't be written.
+        StoreError: the files can't be written.
     """
     if os.path.isdir(folder):
         log_bytes, event_bytes = copied_bytes(folder)

@@ -81,9 +81,9 @@ class RemoteUpload(SourceUpload):
         )
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """See `ObjectStore.read`. The sum of the whole archive must be that of its name.
+        """See `ObjectStore.read`. The digest of the whole archive must match its name.
 
-        A read from a later offset continues the sum of the earlier reads.
+        A read from a later offset continues the digest of the earlier reads.
         """
         if not offset:
             self._digest, self._summed = hashlib.sha256(), 0
@@ -180,7 +180,7 @@ def store_log(
     stored: StoredBuild,  # noqa: ARG001  (the server knows it)
     build: Build,
 ) -> Build:
-    """Request that the server stores the log of a finished build in the bucket of the build.
+    """Request that the server store the log of a finished build in the build's bucket.
 
     Returns:
         The Build, with a warning if that failed: then the server did not answer for some minutes,

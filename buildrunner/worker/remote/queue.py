@@ -167,8 +167,8 @@ class RemoteQueue(BuildQueue):
     def claimed(self, worker_name: str | None = None) -> list[ClaimedBuild]:
         """See `BuildQueue.claimed`: of this worker alone.
 
-        Without a name, the method sends a request at most every 15 seconds. Other calls return
-        nothing: the process of a build learns of a cancel request by itself.
+        Without a name, this method sends a request at most every 15 seconds. Other calls return
+        no builds: the process of a build learns of a cancel request by itself.
         """
         name = worker_name or (self._claims.worker_name if self._claims else "")
         if worker_name is None and (not name or time.monotonic() - self._looked_at < _LOOK_S):
@@ -208,7 +208,8 @@ class RemoteQueue(BuildQueue):
         asked = {"fence": lease.fence, **(query or {})}
         try:
             return self.ask(method, path, query=asked, content=content, answer_s=answer_s)
-        except NotFound as error:  # a build that is not held is answered like a lost lease
+        # for a build that is not held, the server answers as for a lost lease
+        except NotFound as error:
             raise InvalidRecord(f"{method} {path}: {error}", hint=_SAME_VERSION) from error
 
     def ask(
@@ -317,7 +318,7 @@ class Claims:
         return self._request.worker
 
     def take(self, worker_name: str, limit: int) -> StoredBuild | None:
-        """Return a build that has arrived; without one, start a request for it."""
+        """Return a build that has arrived; if there is none, request one."""
         with self._lock:
             found, self._found = self._found, None
             if found is not None:
@@ -332,7 +333,7 @@ class Claims:
         return None
 
     def close(self) -> None:
-        """Claim nothing more."""
+        """Claim no more builds."""
         self._closed.set()
 
     def _ask(self, request: ClaimRequest) -> None:
@@ -371,7 +372,7 @@ class CancelSignals:
 
     Args:
         queue: the queue of the server.
-        lease: of the build.
+        lease: the lease of the build.
         look: called if a user cancels the build, or its lease is lost.
     """
 
