@@ -25,8 +25,11 @@ QUICK = {("chatty step", "both"), ("between steps", "execute"), ("queued", "serv
 
 RAN = "echo $0 ran >> /workspace/ran"
 QUIET = f"{RAN}; echo waiting; until [ -e /workspace/go ]; do sleep 0.05; done; echo line 1 end"
+# The pauses bound the log, which a server that starts slowly must catch up with.
 CHATTY = f"""{RAN}
-n=0; until [ -e /workspace/go ]; do n=$((n+1)); echo line $n end; done
+n=0; until [ -e /workspace/go ]; do
+  n=$((n+1)); echo line $n end; [ $((n % 100)) != 0 ] || sleep 0.01
+done
 echo $n > /workspace/count"""
 COUNT = "echo runs: $(grep -c ran /workspace/ran)"
 
