@@ -28,7 +28,7 @@ class Readable(Protocol):
     """A source of bytes: a file, a decompressor, a response."""
 
     def read(self, size: int, /) -> bytes:
-        """Return at most ``size`` bytes; no bytes only at the end."""
+        """Return at most ``size`` bytes. An empty result means the end."""
         ...
 
 
@@ -221,7 +221,7 @@ class Guard:
 
 
 def _digests(names: list[str]) -> Iterator[int]:
-    """Return a digest of each leading part of a path, in linear time."""
+    """Yield a digest of each leading part of a path, in linear time."""
     digest = 0
     for name in names:
         digest = hash((digest, name))

@@ -77,7 +77,7 @@ def safe_members(
         yield from _admitted(zip_members(archive), guard, _size_of(archive), cancel)
     else:
         stream = gunzipped(without_encoding(counted, guard.limits) if encoded else counted)
-        reader = TarReader(stream, needs_end=False)  # GNU tar does not read it either
+        reader = TarReader(stream, needs_end=False)  # GNU tar accepts a missing end, too
         members = ((member, reader.content()) for member in reader.members())
         yield from _admitted(members, guard, counted, cancel)
         while data := stream.read(_CHUNK_BYTES):  # read to the end, where the checksum is
@@ -180,8 +180,9 @@ def gunzipped(stream: Readable) -> io.BufferedReader:
 def without_encoding(stored: Counted, limits: ArchiveLimits) -> Readable:
     """Return the content of an object that is stored with ``Content-Encoding: gzip``.
 
-    One layer of gzip is removed, whatever it holds; an object that is not compressed stays. The
-    limits of an archive hold for the result, which may be an archive with limits of its own.
+    One layer of gzip is removed, whatever it holds. An object that is not compressed is returned
+    unchanged. The limits of an archive hold for the result, which may be an archive with limits of
+    its own.
 
     Source: ``gsutil cp``, with which hosted builds fetch; ``gsutil cp -Z`` compresses.
     """

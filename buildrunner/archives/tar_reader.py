@@ -137,7 +137,7 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        # the end; GNU tar also accepts an incomplete block of zeros as the end
+        # The end. GNU tar also accepts an incomplete block of zeros as the end.
         if not buf.strip(b"\0"):
             return super().frombuf(buf if len(buf) == BLOCK else b"", encoding, errors)
         if len(buf) < BLOCK:

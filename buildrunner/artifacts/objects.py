@@ -47,8 +47,8 @@ class GcsUploader:
     """Implements `ObjectUploader`.
 
     Args:
-        stores: finds the store of a bucket. Uploads to a bucket that a folder replaces go
-            there, and the URLs in the log and the list begin with ``file://``.
+        stores: finds the store of a bucket. If a folder replaces the bucket, files are uploaded to
+            the folder, and the URLs in the log and in the list begin with ``file://``.
     """
 
     def __init__(self, stores: Stores) -> None:

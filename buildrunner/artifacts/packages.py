@@ -114,7 +114,10 @@ class PublishingContainer:
         return read_file(self._engine, self._id, f"{FOLDER}/{name}", limit=limit)
 
     def save(self, ending: str, path: str, limit: int) -> str:
-        """Copy the file with that suffix from the folder to ``path``. Returns its name or "".
+        """Copy the folder's file whose name ends with ``ending`` to ``path``.
+
+        Returns:
+            The name of the file; empty if there is no such file.
 
         Raises:
             PackageError: the file is too large, or can't be read.
@@ -480,7 +483,7 @@ def _program_files() -> dict[str, bytes]:
 
 
 def _wanted(package: PackageUpload, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:
-    """Return copies of a package's files, by their paths in the workspace.
+    """Yield copies of a package's files, by their paths in the workspace.
 
     The program that publishes chooses among them. Links to files count where a file is named, by
     itself or by a pattern; in a folder, links are left out.
@@ -497,7 +500,7 @@ def _wanted(package: PackageUpload, files: WorkspaceFiles) -> Iterator[tuple[str
 
 
 def _matching(pattern: str, files: WorkspaceFiles) -> Iterator[tuple[str, WorkspaceFile]]:
-    """Files below the folder of a pattern whose names match its last part."""
+    """Yield the files below the folder of a pattern whose names match the pattern's last part."""
     parts = pattern.split("/")
     fixed = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     folder = "/".join(parts[:fixed])
@@ -507,7 +510,7 @@ def _matching(pattern: str, files: WorkspaceFiles) -> Iterator[tuple[str, Worksp
 
 
 def _reason(said: str, program: str) -> str:
-    """Return the first line of an error that carries information."""
+    """Return the first line of a program's output that gives the reason of its error."""
     for line in said.splitlines():
         words = line.split(maxsplit=2)
         if words[:2] == [program, "error"] and len(words) == 3 and not words[2].startswith("code "):

@@ -127,7 +127,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
             workspace = planned.workspace or source_workspace(
                 request, planned.build, self.settings, uploads=self.uploads
             )
-            if planned.build.dependencies:  # imported here: most builds need nothing of Git
+            if planned.build.dependencies:  # most builds have none, and import nothing of Git
                 workspace = self._with_dependencies(workspace, planned, self._place(request))
             return self._run(planned, workspace, None)
         place = self._place(request)

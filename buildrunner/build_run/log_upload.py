@@ -22,8 +22,8 @@ _HURRY_S = 3.0
 class LogUpload:
     """Stores the log of one build when it has ended.
 
-    The bucket is looked up while the build runs. If its server does not answer, the end of the
-    build does not wait for it.
+    The bucket is looked up while the build runs. If its server can't be reached, the end of the
+    build does not wait for the server.
 
     Args:
         stores: which store has the bucket.
@@ -103,7 +103,7 @@ class LogUpload:
 
 
 def _waited_for(event: threading.Event, hurry: Callable[[], bool]) -> StorageError | None:
-    """Wait for an event. Returns an error after a while: a silent server blocks no build."""
+    """Wait for an event. Returns an error after a time limit, since a server may be silent."""
     waited = 0.0
     while not event.wait(_LOOK_S):
         waited += _LOOK_S
@@ -145,7 +145,7 @@ def store_log(stores: Stores, build: Build, path: str) -> str:
         path: the log's file.
 
     Returns:
-        Its URL.
+        The URL of the stored log.
 
     Raises:
         StorageError: the log can't be stored.

@@ -25,7 +25,7 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
         folder: folder under steps/ with its Dockerfile.
         summary: what it is for, in a few words.
         target: stage of the Dockerfile; empty for the last one.
-        parents: build argument -> the builder image that this one starts from or copies from.
+        parents: build argument -> name of a builder image that this one starts from or copies from.
         settings: build arguments that this machine's settings give (mirrors).
         arguments: build arguments that ``--build-arg`` may give (versions, addresses of archives).
         serves: public images that it replaces without asking the user.
@@ -78,7 +78,7 @@ _SKAFFOLD = {
     "GOLANG": "golang",
 }
 
-# In the order of the documentation; `parents` says which image starts from which.
+# In the order of `builders list`. `parents` says which image starts from which.
 BUILDERS: tuple[BuilderImage, ...] = (
     BuilderImage(
         name="base",
@@ -479,9 +479,10 @@ BUILDERS: tuple[BuilderImage, ...] = (
 )
 
 ENGINE_IMAGE = f"{REPOSITORY}/engine:latest"
+"""The image of nested engines."""
+
 GATEWAY_PORT = 6500
 """The port on the loopback address of a Pod's engine that leads to the worker's gateways."""
-"""The image of nested engines."""
 
 DEFAULT_ALIASES: dict[str, str] = {
     public: builder.image for builder in BUILDERS for public in builder.serves

@@ -102,7 +102,7 @@ def _value(match: re.Match[str], values: Mapping[str, str]) -> str:
 
 
 def _instructions(lines: Iterable[str]) -> Iterator[Sequence[str]]:
-    """Return the words of each ARG and FROM instruction, the first in capitals."""
+    """Yield the words of each ARG and FROM instruction, the first word in capitals."""
     for line in lines:
         words = line.split()
         if words and words[0].upper() in ("ARG", "FROM"):

@@ -36,8 +36,8 @@ wait $command
 def debian_root(suite: str, environ: Mapping[str, str]) -> Iterator[bytes]:
     """Yield a minimal Debian of ``suite`` (``bookworm``) as a tar stream, made by ``mmdebstrap``.
 
-    Packages come from the mirror that this machine's apt uses, or ``DEBIAN_MIRROR`` if set. It
-    takes some 15 s.
+    Packages come from the mirror that this machine's apt uses, or from ``DEBIAN_MIRROR`` if that
+    is set. Making the image takes some 15 s.
 
     Raises:
         EngineError: mmdebstrap is missing or failed.

@@ -302,7 +302,7 @@ class Installer:
                 self._factory.tag(builder.image, public)
 
     def _sdk(self, builder: BuilderImage) -> str:
-        """Return the folder of this machine's SDK if the image is to hold it; else ""."""
+        """Return the folder of this machine's SDK if the image is to hold it; otherwise empty."""
         if not builder.host_sdk or "GCLOUD_URL" in self._settings.arguments:
             return ""
         return find_sdk(self._environ)
@@ -324,7 +324,11 @@ class Installer:
         return files
 
     def _root(self, base: str) -> str:
-        """Return the image that ``base`` starts from; it exists afterwards."""
+        """Return the image that the lowest builder image starts from. The engine has it afterwards.
+
+        Args:
+            base: see `install`.
+        """
         if base:
             if self._factory.find(base) is None:
                 self._factory.pull(base)
@@ -361,7 +365,7 @@ class Installer:
 
 
 def _identity(image: StoredImage) -> str:
-    """Return a hash of everything that an image consists of.
+    """Return a text that differs for images of different content.
 
     The image's id is no substitute: the same image has another id in another kind of image store.
     """

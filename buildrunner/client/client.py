@@ -1,8 +1,8 @@
 """A client of `buildrunner serve`: builds and logs, in Python's own types; sources beside it.
 
-Every failure is a `BuildrunnerError`. Idempotent calls are retried when the
-network or the server fails for a moment: five tries in some six seconds. Log streams reconnect by
-themselves for as long as the caller allows.
+Every failure is a `BuildrunnerError`. Idempotent calls are retried when the network or the server
+fails for a moment: five tries in some six seconds. Log streams reconnect by themselves for as long
+as the caller allows.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class ServerClient:
 
         Raises:
             NotFound: no such build.
-            Conflict: it has ended.
+            Conflict: the build has ended.
         """
         return self._server.json("POST", f"{self._build(build_id)}:cancel", body={})
 
@@ -219,7 +219,7 @@ class ServerClient:
     def decide_build(
         self, build_id: str, *, approved: bool, comment: str = "", url: str = ""
     ) -> Document:
-        """Approve or reject a pending build. Returns the build's present state.
+        """Approve or reject a build that waits for approval. Returns the build's present state.
 
         Raises:
             NotFound: no such build.
@@ -232,7 +232,7 @@ class ServerClient:
         return _member(operation, "metadata", "build")
 
     def why_waiting(self, build_id: str) -> Document:
-        """Return the `WaitReason` (camelCase keys) of a pending build; empty otherwise."""
+        """Return the `WaitReason` of a build (camelCase keys); empty if the build has begun."""
         return self._server.json("GET", f"{self._ours(build_id)}/waiting")
 
     def approval_of(self, build_id: str) -> Document:
@@ -270,7 +270,7 @@ class ServerClient:
     # Logs
 
     def read_log(self, build_id: str, offset: int = 0) -> Iterator[bytes]:
-        """Yield the written log from a byte offset; resumes by itself after a failure.
+        """Return the log so far, from a byte offset. The iterator resumes after a failure.
 
         Raises:
             NotFound: the build does not exist, or its log is not stored or has expired.
@@ -296,7 +296,7 @@ class ServerClient:
             events: number of the last event that the caller has; None leaves events out.
             chunks: include the time and the step of each part of the log.
             stop: ends the stream early, within a second.
-            on_lost: called when the connection is lost. The stream resumes with the connection.
+            on_lost: called when the connection is lost. The stream then reconnects and resumes.
             patience_s: how long the server may be away.
 
         Raises:
@@ -383,7 +383,13 @@ class SourceClient:
     def upload_blob(
         self, sha256: str, content: BinaryIO, size_bytes: int, on_bytes: Callable[[int], object]
     ) -> None:
-        """Upload one content. ``on_bytes`` gets the size of each piece, negative if it is resent.
+        """Upload one content.
+
+        Args:
+            sha256: its digest.
+            content: seekable.
+            size_bytes: its size.
+            on_bytes: called with the size of each piece; before a retry, with minus the bytes sent.
 
         Raises:
             UsageError: the content has another size or digest.

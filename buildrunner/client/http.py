@@ -199,7 +199,7 @@ class ServerConnection:
                 return
 
     def check(self, response: httpx.Response) -> None:
-        """Raise the error for an answer that is no success."""
+        """Raise the error for an answer that reports a failure."""
         if response.is_success:
             return
         if not response.is_closed:
@@ -239,7 +239,7 @@ def checked_url(url: str) -> str:
     """Return a URL without the slash at its end.
 
     Raises:
-        UsageError: the text is no URL.
+        UsageError: ``url`` is no address of a server.
     """
     from urllib.parse import urlsplit
 

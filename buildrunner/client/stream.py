@@ -1,6 +1,6 @@
 """Follows a build over an unreliable network: yields every byte of the log once, in order.
 
-The client keeps the position: after a lost connection the stream continues after the last
+The client keeps the position: after a lost connection, the stream continues behind the last
 complete message. Data that a server sends twice is dropped.
 """
 
@@ -34,8 +34,8 @@ class LogPiece(msgspec.Struct, frozen=True, tag=True):
     Attributes:
         offset: position of the first byte in the log.
         data: the bytes.
-        chunks: of these bytes one after the other, when they were asked for: how many, when they
-            arrived (microseconds since 1970), from which step (-1: the build itself).
+        chunks: the parts of ``data`` in order, if the caller requested them: the number of bytes,
+            the time of arrival (microseconds since 1970), the step (-1: the build itself).
     """
 
     offset: int
@@ -72,7 +72,7 @@ class BuildStream:
     Args:
         http: connections to the server.
         path: of the stream.
-        check: raises the error for an answer that is no success.
+        check: raises the error for an answer that reports a failure.
         unreachable: returns the error for a connection that failed.
     """
 
@@ -167,7 +167,7 @@ class BuildStream:
                 case "end":
                     return StreamEnd(body["status"])
                 case _:
-                    return None  # a field of a newer server
+                    return None  # an event of a newer server
         except (msgspec.DecodeError, RecursionError, KeyError, TypeError, ValueError) as error:
             raise ServerUnavailable("the server's stream is damaged") from error
 

@@ -1,7 +1,7 @@
 """Removes a build's resources on the engine: for its guardian, or later for a sweep.
 
-All resources of a build carry its labels, so that a later sweep finds them. The
-network is shared by all builds of the machine and has its own rules (see `release_network`).
+All resources of a build carry its labels, so that a later sweep finds them. All builds of the
+machine share the network, which has its own rules (see `release_network`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def clean_build(
 ) -> list[str]:
     """Remove a build's containers, then its volumes, then its folders on this machine.
 
-    Repeats until nothing is found: the last requests of the dead process may
+    The removal is repeated until nothing is found, since the last requests of the dead process may
     take effect after the first pass.
 
     Args:
@@ -195,7 +195,7 @@ def find_leftovers(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> 
 
     Args:
         engine: the engine to search.
-        is_alive: returns whether a process runs, given its name as in `owner_label`.
+        is_alive: returns whether a process runs, given its name (see `owner_label`).
     """
     here = owner_label("")
     dead = [

@@ -34,7 +34,7 @@ class ForwardingEngine(ABC):
 
     @abstractmethod
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
-        """Return the result of a call of the other engine."""
+        """Return the result of ``question`` for the other engine."""
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""

@@ -105,7 +105,7 @@ class PrivateNames:
         self._lock = threading.Lock()
 
     def give(self, image: str) -> None:
-        """Give an image, by id, its private name. Does nothing if it has it or no longer exists.
+        """Give an image, by id, its private name, unless it has the name or no longer exists.
 
         Raises:
             EngineError: the engine refused.

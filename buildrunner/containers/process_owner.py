@@ -1,4 +1,4 @@
-"""Names processes of this machine as owners, unambiguous even if a PID is reused; file locks.
+"""Names of this machine's processes that stay unique if a PID is reused, and file locks.
 
 The kernel releases the locks of a dead process.
 """
@@ -37,7 +37,7 @@ def _start_of(pid: int) -> str:
         return "" if os.path.isdir("/proc/self") else _start_by_ps(pid)
     except ProcessLookupError:
         return ""
-    # The program's name may hold spaces and parentheses; the fields after its last one are regular.
+    # The program's name may hold spaces and parentheses; the fields after the last one are regular.
     fields = stat.rpartition(b")")[2].split()
     state, ticks = fields[0], fields[19]
     if state in (b"Z", b"X"):

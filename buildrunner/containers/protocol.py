@@ -8,7 +8,7 @@ same contract suite (tests/contract/test_container_engine.py).
 Rules for every implementation:
 
 * Thread-safe: any method may be called from any thread at the same time.
-* Idempotent: removing or killing a missing container, and ensuring an existing network, succeed.
+* Idempotent: removing or killing a missing resource, and ensuring an existing one, succeed.
 * Every failure is an `EngineError` (or a subclass) with a sentence for the user.
 * Every new resource carries the given labels; `list_owned` finds it by them.
 * No method blocks forever: `kill` releases attach and wait, `cancel` releases pulls and pushes.
@@ -86,9 +86,9 @@ class ImageInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: ``sha256:...`` of its config, or of its manifest in containerd's image store.
-        digest: ``sha256:...`` of the image in the registry *of the requested name*.
-            An image that was built locally and never pushed has none; containerd's image store and
-            Podman report the digest of its local manifest instead.
+        digest: ``sha256:...`` of the image in the registry *of the requested name*. An image that
+            was built locally and never pushed has none; containerd's image store and Podman report
+            the digest of its local manifest instead.
         size_bytes: size unpacked.
         entrypoint: the image's own entrypoint.
         cmd: the image's default command.
@@ -434,18 +434,17 @@ class Containers(Protocol):
 
         Returns:
             An iterator of chunks of stdout and stderr (`ErrorOutput`) in order of arrival (neither
-            whole lines nor valid UTF-8). It ends when the container's output ends. Empty
-            without ``attach``. The container has been started when this returns.
+            whole lines nor valid UTF-8). It ends when the container's output ends. It is empty
+            without ``attach``. The container has been started when this method returns.
 
         Raises:
             EngineError: it can't start (entrypoint not found, ...). The message is for the user.
-            GateRefused: the gate did not run its program. The iterator may also
-                raise this.
+            GateRefused: the gate did not run its program. The iterator may raise this error, too.
         """
         ...
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
-        """Yield all output of a started container with ``keep_log``, from its first byte.
+        """Return all output of a started container with ``keep_log``, from its first byte.
 
         The result is that of `start_container`, for a process that did not start the container.
         The order within stdout and within stderr is the same; their interleaving may differ. A
@@ -466,11 +465,11 @@ class Containers(Protocol):
         ...
 
     def remove_unstarted(self, container: str) -> bool:
-        """Remove the container of that id or name unless it was started. Returns if it is removed.
+        """Remove a container, by id or name, unless it was started. Returns whether it is gone.
 
-        The engine itself decides: a concurrent start comes either before the removal, and
-        then nothing is removed, or after it, and then the start fails. A removed
-        container has never run.
+        The engine itself decides: a concurrent start comes either before the removal, and then
+        nothing is removed, or after it, and then the start fails. So a container that this method
+        removed has never run.
 
         Raises:
             EngineError: the container ran and ended at the moment of its removal. It is removed.
@@ -492,7 +491,7 @@ class Containers(Protocol):
         ...
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
-        """Yield a tar stream of ``path``. Raises NotFound if the path does not exist.
+        """Return a tar stream of ``path``. Raises NotFound if the path does not exist.
 
         Names begin with the last part of ``path``. If that is the root of a mount, Podman's
         begin with a slash instead.

@@ -192,7 +192,7 @@ def _run_helper(
 
 
 def _check_patience(helper: str, until: float, cancel: threading.Event | None) -> None:
-    """Raise an error if a credential helper has exceeded its time, or after a cancellation."""
+    """Raise an error if a credential helper has exceeded its time, or ``cancel`` is set."""
     if cancel is not None and cancel.is_set():
         raise Stopped
     if time.monotonic() > until:

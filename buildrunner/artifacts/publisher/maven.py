@@ -58,7 +58,7 @@ def publish_folder(
 
 
 def _merged(old: bytes | None, new: bytes, path: str) -> bytes:
-    """Merge another list's versions into the repository's. A list without versions replaces it."""
+    """Return the old list with the versions of the new one; the new list if it has no versions."""
     root = _parsed(new, path)
     group, name = root.findtext("groupId") or "", root.findtext("artifactId") or ""
     versions = [entry.text for entry in root.iterfind("versioning/versions/version") if entry.text]

@@ -13,7 +13,7 @@ from .repository import Refused, Repository
 _KEPT = ("PATH", "LANG", "REQUESTS_CA_BUNDLE")
 _TRIES = 4
 _FIRST_WAIT_S = 1.0
-_BUSY = "429 "  # errors that twine itself does not retry
+_BUSY = "429 "  # an HTTP status that twine itself does not retry
 _REFUSALS = ("401 ", "403 ", "Unauthorized", "Forbidden")
 
 

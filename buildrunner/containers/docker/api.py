@@ -1,4 +1,4 @@
-"""The Docker Engine API of one engine, by `docker.APIClient`, and the differences of engines.
+"""The Docker Engine API of one engine, by `docker.APIClient`, and the differences between engines.
 
 Importing the SDK takes some 90 ms. It is imported with the first request, or by `submit` right
 before it requests the network.
@@ -33,7 +33,7 @@ ANSWER_TIMEOUT_S = 300.0
 folder of the image into a volume before it has created or started a container."""
 
 NEWEST_VERSION = (1, 44)
-"""The API version of this code. It is the oldest that Docker 29 supports."""
+"""The API version that this code is written for, and the oldest that Docker 29 supports."""
 
 OLDEST_VERSION = (1, 30)
 """The version of Docker 17.06. Docker 20.10 is the oldest that the tests run on."""
@@ -88,7 +88,7 @@ class DockerApi:
             raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
     def version(self) -> str:
-        """The API version in use, e.g. ``1.41``. The first access sends one ``_ping``."""
+        """Return the API version in use, e.g. ``1.41``; the first call sends one ``_ping``."""
         return self._open().engine.version
 
     def capabilities(self) -> Capabilities:
@@ -258,7 +258,7 @@ class _Opened:
 
     Args:
         endpoint: the engine's address.
-        engine: its capabilities; None requests them.
+        engine: its API version and capabilities; None requests them.
         timeout_s: seconds that the engine may take to answer.
 
     Raises:
@@ -326,7 +326,7 @@ def _common_version(offered: str) -> str:
 
 
 OLDEST_PODMAN = 5
-"""The oldest supported version: older ones ignore the tag of an imported image, among others."""
+"""The oldest supported version. Older ones ignore the tag of an imported image, for example."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -339,11 +339,11 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
         log_driver: the driver that stores a container's output so that another process can read it.
-        follows_logs_to_the_end: a followed log is complete when its container has ended.
+        follows_logs_to_the_end: a log that is followed has every line until its container ends.
         attach_is_passive: a container can be attached to long before it starts. Podman sets the
             container up on attach, and reports the errors of a start.
         removes_joined: a container can be removed while others share its network namespace.
-            Podman must be requested to remove those, too.
+            With Podman, the request must remove those, too.
         mounts_unstarted: the volumes of a container that was never started are mounted while files
             are copied out of it.
         names_folder_itself: the names in an archive of ``FOLDER/.`` begin with ``./``.

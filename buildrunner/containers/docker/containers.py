@@ -98,9 +98,9 @@ class DockerContainers:
         self._restore_network = restore_network
         self._ends: dict[str, _End] = {}
         self._prepared: dict[str, tuple[OutputStream, _End | None]] = {}
-        self._killed: set[str] = set()  # created here, and not removed yet
-        self._refusals: dict[str, bytes] = {}  # standard inputs of start gates
-        self._ahead: set[str] = set()  # started, with programs that wait behind their gates
+        self._killed: set[str] = set()  # killed by this object, and not removed yet
+        self._refusals: dict[str, bytes] = {}  # by container id: what its start gate prints
+        self._ahead: set[str] = set()  # started, and their programs wait behind gates
 
     def create_container(self, spec: ContainerSpec) -> str:
         """See `Containers.create_container`."""
@@ -201,8 +201,8 @@ class DockerContainers:
         """Attach and listen for the end, before the start, so that nothing is missed.
 
         Raises:
-            Refusal: an engine that sets a container up on attach reports why the
-                container can't start.
+            Refusal: the container can't start. Only an engine that sets a container up on attach
+                reports it here.
         """
         with contextlib.ExitStack() as undo:
             attached = self._attach(container_id, stdout=1, stderr=1)
@@ -365,11 +365,11 @@ class DockerContainers:
     def remove_unstarted(self, container: str) -> bool:
         """See `Containers.remove_unstarted`.
 
-        Lists report the state before a start that is in progress. The engine answers
-        ``inspect``, and handles a removal, only after that start. Without force,
-        it then refuses to remove a running container. But it removes an ended one, and no
-        request prevents that: a container that both starts and ends between the check and
-        the removal is removed. So the engine's record of the container decides afterwards.
+        Lists report the state before a start that is in progress. The engine answers ``inspect``,
+        and handles a removal, only after that start. Without force, it then refuses to remove a
+        running container. But it removes an ended one, and no request prevents that: a container
+        that both starts and ends between the check and the removal is removed. So the engine's
+        record of the container decides afterwards.
         """
         try:
             with self._api.client() as client, contextlib.ExitStack() as opened:
@@ -531,8 +531,8 @@ def create_request(spec: ContainerSpec, *, log_driver: str = "local") -> dict[st
 def _volume_options(spec: ContainerSpec, mount: Mount) -> dict[str, Any]:
     """Return options with labels, which apply only if the engine must create the volume again.
 
-    That happens if a build is cleaned up during this request. Without its labels,
-    no sweep would find the volume.
+    The volume is missing if the build is cleaned up during this request. Without labels, no sweep
+    would find the new volume.
     """
     return {"NoCopy": mount.no_copy, "Labels": spec.labels}
 
@@ -555,7 +555,7 @@ _PAUSE_S = 0.05
 def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
     """Kill and remove a container with its anonymous volumes. Idempotent.
 
-    While another client removes the container, the engine is polled: a wait for the other
+    While another client removes the container, the request is repeated: a wait for the other
     removal could begin too late to be notified.
 
     Args:
@@ -594,9 +594,10 @@ _LOOK_S = 0.025
 def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], object]) -> bool:
     """Return whether the kernel killed the container for lack of memory.
 
-    The kernel's log, if this process may read it, reports it at once. The engine is notified of
-    the kill and of the end separately, and may record the kill some ms later, only in its events.
-    So a container with a memory limit is checked for that time, and one without a limit once.
+    The kernel's log, if this process may read it, reports the kill at once. The engine is notified
+    of the kill and of the end separately, and may record the kill some ms later, only in its
+    events. So a container with a memory limit is checked for that time, and one without a limit
+    once.
 
     If the engine itself sent a signal, it may be shutting down. It then stops answering, and the
     exit code says nothing about the step.

@@ -268,7 +268,7 @@ def _ssh_command(place: str) -> list[str]:
 
 
 def ssh_failure(endpoint: Endpoint) -> EngineUnavailable | None:
-    """Try once more to reach an engine behind ``ssh://``. Returns the reason of a failure.
+    """Try once more to reach an engine behind ``ssh://``. Returns the error; None on success.
 
     A connection through ssh opens before ssh has reached the host, so opening it never fails.
     """

@@ -36,8 +36,9 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         endpoint: its address; None: the engine of the ``docker`` command.
         environ: environment for finding the engine and the Docker config (None: the process's).
         use_logins: pull and push with the registry logins of that Docker config.
-        network_turn: returns a lock for an engine's address, held while a network is created:
-            engines before Docker 25 create two networks of one name on concurrent requests.
+        network_turn: returns a lock for an engine's address, as a context manager. It is held while
+            a network is created, since engines before Docker 25 create two networks of one name on
+            concurrent requests.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""
         with self._info_lock:
             if self._info is None:
-                with self._api.client():  # the capabilities are needed to read the answer
+                with self._api.client():  # turns errors of a malformed answer into EngineError
                     self._info = self._described(_ask_info(self._api))
             return self._info
 

@@ -77,7 +77,7 @@ class Stopped(Exception):
 
 
 class EndlessLine(EngineError):
-    """A line of an answer is longer than any engine's."""
+    """A line of an answer is longer than the lines of any engine."""
 
 
 def broken(reason: str) -> EngineUnavailable:
@@ -89,10 +89,10 @@ def broken(reason: str) -> EngineUnavailable:
 
 
 def start_error(full: str) -> ContainerStartError:
-    """Return why a container could not start, without the prefixes of runtime layers.
+    """Return the error of a container that could not start, without the runtimes' prefixes.
 
-    ``container_code`` is the exit code of ``docker run``: 127 if the program does not
-    exist, 126 if it can't be executed, 125 for anything else.
+    Its ``container_code`` is the exit code of ``docker run``: 127 if the program does not exist,
+    126 if the program can't be executed, 125 for anything else.
 
     Args:
         full: the engine's reason.

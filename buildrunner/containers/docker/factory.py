@@ -86,7 +86,7 @@ class DockerImageFactory:
                 "/build",
                 params=query,
                 body=[build.context],
-                # seconds of silence: the installation of a package may print nothing for long
+                # no limit: the installation of a package may print nothing for a long time
                 timeout_s=None,
             )
         except Refusal as refusal:

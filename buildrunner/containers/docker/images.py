@@ -176,7 +176,7 @@ def check_is_pulled(name: str) -> None:
     Builds of all projects run images of these names. Anyone could own them on Docker Hub.
 
     Raises:
-        ImagePullError: the name is one of these.
+        ImagePullError: ``name`` is the name of such an image.
     """
     if is_image_id(name):
         return
@@ -213,9 +213,9 @@ def _import_changes(
 def has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
     """Return whether an image that the engine found has the requested name or id.
 
-    Engines take any word of hexadecimal digits for the beginning of an id. Only one as long as
-    those that they show counts: somebody could make an image whose id begins with ``cafe``. Podman
-    finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
+    Engines take any word of hexadecimal digits for the beginning of an id. Here it must be as long
+    as the ids that engines show, since somebody could make an image whose id begins with ``cafe``.
+    Podman finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
     one image, and a config that names it must not run another.
     """
     name = str(asked)
@@ -351,9 +351,10 @@ class _EventImageEvents(msgspec.Struct):
 
 
 class PulledImages:
-    """An iterator over the names of images that an engine pulls, since its start. For a thread.
+    """An iterable of the names of images that an engine has pulled since its start, or pulls now.
 
-    The engine does not report images that BuildKit pulls.
+    The iteration waits for further pulls until `close`, and so needs a thread of its own. The
+    engine does not report images that BuildKit pulls.
 
     Attributes:
         pushed: whether the events read so far report a push.
@@ -383,7 +384,7 @@ class PulledImages:
                     self.pushed = True
                 else:
                     yield event.actor.name
-        # the engine has stopped, or this object was closed
+        # The engine has stopped, or this object was closed.
         except (EngineError, msgspec.DecodeError, RecursionError):
             return
 

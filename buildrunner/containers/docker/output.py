@@ -24,7 +24,7 @@ _FRAME_HEADER = Struct(">II")
 _STDERR = 0x02000000
 _ORIGINS = frozenset((0x00000000, 0x01000000, _STDERR))
 _READ_SIZE = 256 * 1024
-_ENDED = ("stopped", "exited", "removing")  # Podman's name for it
+_ENDED = ("stopped", "exited", "removing")  # Podman's names of the state of an ended container
 
 
 class FrameDemultiplexer:
@@ -89,15 +89,15 @@ def _of(payload: bytes, *, error: bool) -> bytes:
 class OutputStream:
     """An iterator over a container's output, until the output ends.
 
-    Back-pressure: nothing is read before the next chunk is requested, so a slow consumer
-    slows the container down rather than filling memory. `close` may come from any thread.
+    Back-pressure: nothing is read before the next chunk is requested, so a slow consumer slows the
+    container down rather than filling memory. Any thread may call `close`.
 
-    If the connection breaks, the rest is read from the engine's log
-    of the container.
+    If the connection breaks, the rest is read from the engine's log of the container.
 
     Args:
         attached: the engine's answer to the attach request; read past HTTP.
-        runs_on: returns whether the container still runs; called when the engine closes the
+        runs_on: returns whether the container still runs. Called when the engine closes the
+            connection.
         rest: returns the output after the received bytes of stdout (False) and stderr (True).
     """
 
@@ -162,9 +162,9 @@ def follow(
     The engine's followed log may end before the last bytes (seen in 4 of 24 containers on
     Docker 20.10). So the log is then read once more, and the missing part is yielded.
 
-    Podman drops all lines of a followed log that it has not sent 250 ms after the end
-    of the container (seen in 59 of 60 containers with 9,000 lines on Podman 5.4). So the followed
-    log counts only while the container runs, and the rest comes from the second reading.
+    Podman drops all lines of a followed log that it has not sent 250 ms after the end of the
+    container (seen in 59 of 60 containers with 9,000 lines on Podman 5.4). So the followed log
+    counts only while the container runs, and the rest comes from the second reading.
 
     Args:
         api: the engine.

@@ -86,8 +86,8 @@ class DockerResources:
         """Create a network; return False if another process created one at the same moment.
 
         Before Docker 25 the check for duplicates is not atomic: two builds that start together can
-        both get a network of that name, and then neither can use it. A client that sees another one
-        beside its own removes its own. (Comparing their ages would not work: the older one may
+        both get a network of that name, and then neither can use it. A client that sees another
+        network of the name removes its own. (Comparing their ages would not work: the older one may
         become visible later.)
         """
         from docker.types import IPAMConfig, IPAMPool
@@ -226,7 +226,7 @@ class DockerResources:
         of_volume: Callable[[Mapping[str, Any]], str],
         of_network: Callable[[Mapping[str, Any]], str],
     ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-        """Return a value of each container, volume and network with these labels."""
+        """Return a value of each container (even stopped), volume and network with the labels."""
         chosen = _with_labels(labels)
         try:
             with self._api.client() as client:

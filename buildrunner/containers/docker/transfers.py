@@ -43,7 +43,7 @@ def pull(
         api: the engine.
         environ: names the user's Docker config; None pulls without a login.
         name: the image to pull.
-        on_progress: takes news.
+        on_progress: called with each report of progress.
         cancel: ends the pull.
 
     Raises:
@@ -86,7 +86,7 @@ def push(
         environ: names the user's Docker config; None pushes without a login of the user.
         name: the image to push.
         size_bytes: the image's size, for the result.
-        on_progress: takes news.
+        on_progress: called with each report of progress.
         cancel: ends the push.
         login: used instead of the user's credentials.
 
@@ -412,7 +412,7 @@ def _one_line(text: str) -> str:
 
 
 def _said(unread: re.Match[str]) -> str:
-    """Return the text of an answer that the engine could not read; may be a web page or empty."""
+    """Return a sentence about an answer that the engine could not read. Web pages are left out."""
     quoted = unread["body"].encode("latin-1", "backslashreplace")
     body = quoted.decode("unicode_escape", "replace").strip()
     words = "it gives no reason" if not body or body.startswith("<") else body

@@ -129,8 +129,8 @@ class EngineAdapter(HTTPAdapter):
 
     Args:
         endpoint: where the engine is.
-        keep: whether connections are reused. Not for answers that are
-            streamed: closing such an answer must not hit the connection's next request.
+        keep: whether connections are reused. They must not be for streamed answers: closing such an
+            answer would hit the connection's next request.
     """
 
     def __init__(self, endpoint: Endpoint, *, keep: bool) -> None:
@@ -260,7 +260,7 @@ class Stream:
             limit: the most bytes of a line.
 
         Raises:
-            EngineUnavailable: it breaks off.
+            EngineUnavailable: the stream breaks off.
             EndlessLine: a line exceeds the limit.
         """
         rest = b""
@@ -307,7 +307,7 @@ class Stream:
         with self._lock:
             self._is_closed = True
             is_read = self._is_read
-        # otherwise the reader closes it: a socket must not be closed while it is read
+        # Otherwise the reader closes it: a socket must not be closed while it is read.
         if not is_read:
             self._drop()
 
@@ -350,7 +350,7 @@ def _reason(error: BaseException) -> str:
 
 
 class Upload:
-    """A request's body, sent in chunks of some 256 KiB even if its pieces are small.
+    """A request's body in pieces, sent in chunks of some 256 KiB even if the pieces are small.
 
     Attributes:
         failure: the error that the iterator of pieces raised.
