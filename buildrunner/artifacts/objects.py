@@ -327,7 +327,7 @@ class ObjectGlob:
         return path if self._keeps_folders else posixpath.basename(path or self.folder)
 
     def _closed(self, positions: set[int]) -> set[int]:
-        """Add the positions that are reached if each ``**`` matches no folder at all."""
+        """Return the positions, and those that are reached if each ``**`` matches no folder."""
         closed = set(positions)
         for position in positions:
             while position < len(self._names) and self._names[position] is None:

@@ -75,7 +75,7 @@ class ImageFactory(Protocol):
         ...
 
     def run(self, image: str, program: str, arguments: Sequence[str]) -> tuple[int, str]:
-        """Run a container without a network to its end.
+        """Run a container to its end, without a network.
 
         Args:
             image: the image to run.

@@ -139,13 +139,13 @@ def _install(args: argparse.Namespace) -> int:
         installer.install(builders, args.base)
     finally:
         progress.summarise()
-        if needs:  # also of what was made beside an image that could not be
+        if needs:  # even after an error: some images may be made
             print("\n".join(needs.advice(progress.not_made)), flush=True)
     return EXIT_SUCCESS
 
 
 def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset[str]:
-    """Return the builders that ``--force`` makes again: the named ones, or all."""
+    """Return the builders that ``--force`` makes again: the named ones, or all without names."""
     wanted = {name.removeprefix("buildrunner/").removesuffix(":latest") for name in names}
     return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 
@@ -245,14 +245,14 @@ class _Needs:
 
 
 def _can_be_given(image: str) -> bool:
-    """Return whether an engine can give the name to an image: a digest belongs to one image."""
+    """Return whether an engine can give the name to another image: a digest belongs to one."""
     return "@" not in image
 
 
 def _can_be_had(factory: ImageFactory, image: str, stand_ins: bool) -> bool:
     """Return whether the engine has the image, or could pull it just now.
 
-    With ``--stand-ins``, a stand-in that has the name counts for nothing: it may be out of date.
+    With ``--stand-ins``, a stand-in of that name does not count, since it may be out of date.
     """
     from buildrunner.builders.installer import LABEL_CONTENT
 

@@ -149,7 +149,7 @@ def _server_behind_command(arguments: list[str]) -> list[str]:
     while at < len(arguments) and (size := _SERVER_FLAGS.get(arguments[at].partition("=")[0])):
         at += 1 if "=" in arguments[at] else size
     server, command = arguments[:at], arguments[at:]
-    # everything after it is an argument
+    # everything after ``--`` is an argument
     end = command.index("--") if "--" in command else len(command)
     return [*command[:end], *server, *command[end:]]
 

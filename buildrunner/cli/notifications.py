@@ -415,7 +415,7 @@ def _retry(args: argparse.Namespace, server: ServerConnection, project: str) -> 
 
 
 def _given_up(server: ServerConnection, project: str) -> Iterator[int]:
-    """Return all messages that were given up, the oldest first."""
+    """Return the ids of messages that were given up after an attempt, the oldest first."""
     query: dict[str, Any] = {"state": "given_up", "limit": _MOST}
     ids: list[int] = []
     while page := server.json("GET", f"{project}/outbox", query=query)["messages"]:

@@ -263,7 +263,8 @@ def read_value(name: str, path: str | None) -> str:
         path: path of a file; None or ``-`` reads standard input.
 
     Raises:
-        UsageError: the value can't be read, is empty or too large, or can't be in an environment.
+        UsageError: the value can't be read, is empty or too large, or can't be an environment
+            variable.
     """
     if path is not None and path != "-":
         value = _read(path)
@@ -287,7 +288,7 @@ def read_value(name: str, path: str | None) -> str:
 
 
 def notes_on(value: str) -> Iterator[str]:
-    """Return remarks for the user about a value."""
+    """Yield remarks for the user about a value."""
     if len(value.strip("\r\n")) < _MASKED_FROM:
         yield f"a value shorter than {_MASKED_FROM} characters can't be hidden in the log of builds"
     if value.endswith("\n") and value.count("\n") == 1:
@@ -418,7 +419,7 @@ def check_scope(name: str, scope: Scope | None) -> None:
     """Refuse a scope that the secret can't have.
 
     Raises:
-        UsageError: the secret is the server's own, or no build could ever use it.
+        UsageError: the secret is the server's own, or would belong to no project.
     """
     if is_servers_own(name):
         if scope is not None:

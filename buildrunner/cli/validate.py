@@ -108,7 +108,7 @@ def _as_error(problem: Problem) -> Problem:
 
 
 def _files(names: Iterable[str]) -> Iterator[str]:
-    """Return the files to check, each once, in the given order; folders are searched by name."""
+    """Yield the files to check, each once, in the given order. Folders are read in name order."""
     seen: set[str] = set()
     for name in names:
         found = _configs_below(name) if name != "-" and os.path.isdir(name) else [name]

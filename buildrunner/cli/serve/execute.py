@@ -1,8 +1,8 @@
 """``buildrunner execute BUILD_ID``: the process of one build of a server. Not for people.
 
-The environment says where the server's folder and database are; on another host, which server the
-process works for. The process outlives the server. SIGTERM makes it check at once
-whether its build is to be cancelled.
+The environment names the server's folder and database; on another host, the address of the server.
+The process outlives the server. SIGTERM makes the process check at once whether its build is to be
+cancelled.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class OpenBuild(msgspec.Struct, frozen=True, kw_only=True):
         stored: the build.
         settings: those of the server.
         resume: another process had it before.
-        job: given the sandbox and further receivers of events, what `execute` needs.
+        job: returns the execution, given the sandbox and further receivers of events.
         watchers: each gets a function that checks whether the build is to be cancelled.
     """
 
@@ -248,7 +248,7 @@ def _remote_build(
         _stop_at_once()
     logins = os.path.join(folder.run_folder(lease.build_id), "logins") if begun.has_logins else ""
     if logins:
-        os.makedirs(logins, mode=0o700, exist_ok=True)  # the plan brings them
+        os.makedirs(logins, mode=0o700, exist_ok=True)  # the logins arrive with the plan
     settings = settings_of_worker(own_settings(), begun.settings, logins)
     sender = LogSender(queue, lease, log_folder, begun)
     sender.start()
@@ -306,7 +306,7 @@ def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
 
 
 def limit_memory() -> None:
-    """Limit this process's memory, so that output of steps can't fill the machine's.
+    """Limit this process's memory, so that data from steps can't use up the machine's.
 
     A request beyond the limit raises MemoryError. Threads get small stacks, since all of a stack
     counts. The limit also holds for each process that this one starts.
@@ -366,7 +366,7 @@ def _keep_temporary_files_in(path: str) -> None:
 
 
 class _PendingLook:
-    """Keeps a signal that arrives early: the lease keeper begins with a check."""
+    """A handler of signals. An early signal is dropped, as the lease keeper begins with a check."""
 
     def __init__(self) -> None:
         self._look: Callable[[], None] | None = None
@@ -382,7 +382,7 @@ class _PendingLook:
 def _stop_at_once() -> NoReturn:
     """Exit at once, without cleanup: the build belongs to another process.
 
-    Child processes (git, a credential helper) are in this session, and end with it.
+    Child processes (git, a credential helper) are in this session, and are killed with it.
     """
     from buildrunner.worker.execution import EXIT_LEASE_LOST
 

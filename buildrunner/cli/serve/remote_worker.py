@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
         UsageError: invalid flags, or a token file that can't be read.
         AuthError: the server refuses the token.
         StoreError: the folder can't be used, or another worker uses it.
-        EngineError: the engine can't have the sandboxes that are wanted.
+        EngineError: the engine can't run the requested sandboxes.
     """
     variables = server_variables()
     url = args.server or variables.url
@@ -194,7 +194,7 @@ class _Worker:
 
         Raises:
             AuthError: the server refuses the token.
-            EngineError: the engine can't have the sandboxes that are wanted.
+            EngineError: the engine can't run the requested sandboxes.
         """
         self._check_token()
         self._worker.check_engine()

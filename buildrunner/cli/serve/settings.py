@@ -368,7 +368,7 @@ def shown_settings(
     server: ServerSettings,
     settings: Settings,
 ) -> tuple[ShownSetting, ...]:
-    """Return the effective flags of ``serve`` and settings of files.
+    """Return the effective values of the flags of ``serve`` and of the settings files.
 
     No secret is shown: secrets and tokens appear as references, as in the files.
 

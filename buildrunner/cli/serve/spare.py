@@ -65,7 +65,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 def _modules(worker: WorkerSettings) -> tuple[str, ...]:
-    """The modules for builds of a worker, which has its queue in a database or at a server."""
+    """Return the modules to import: the queue of the worker is in a database or at a server."""
     of_queue = _OF_SERVER if worker.server else _OF_DATABASE
     return (*_MODULES, *of_queue, *_OF_SANDBOX.get(worker.sandbox, ()))
 

@@ -41,8 +41,8 @@ def spare_sandboxes(sandbox: str, wanted: int | None) -> int:
     """Return the number of spare sandboxes.
 
     Args:
-        sandbox: the kind; only nested ones are started ahead of need.
-        wanted: the number that was asked for; None: as the memory of this machine allows.
+        sandbox: the kind of sandbox. Only nested ones are started ahead of need.
+        wanted: the requested number; None decides by the memory of this machine.
     """
     if sandbox != "nested":
         return 0

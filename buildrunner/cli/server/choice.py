@@ -121,7 +121,7 @@ def add_call_flags(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def called_server(args: argparse.Namespace, command: str) -> Iterator[tuple[ServerConnection, str]]:
-    """Return the server of a command, and the path of its project in the server's own API.
+    """Yield the server of a command, and the path of its project in the server's own API.
 
     Raises:
         UsageError: no server is chosen.

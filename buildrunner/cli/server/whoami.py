@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask the server.
+    """Print the server and the owner of its token.
 
     Raises:
         UsageError: no server is chosen.

@@ -67,7 +67,7 @@ def find_input(args: argparse.Namespace) -> BuildInput:
 
     Raises:
         ConfigError: the trigger is wrong.
-        UsageError: they contradict each other, or name something that does not exist.
+        UsageError: the arguments contradict each other, or name something that does not exist.
     """
     for address in (args.subject, args.source, args.git_source):
         if address and git_address.has_password(address):
@@ -259,7 +259,7 @@ def _tag_request(args: argparse.Namespace, config: str | None, place: BuildInput
 def _trigger_request(
     args: argparse.Namespace, config: str | None, place: BuildInput, *, is_default: bool
 ) -> BuildInput:
-    """Return the input for a trigger's build; its own source counts unless another is named."""
+    """Return the input for a trigger's build, with its own source unless another is named."""
     if config is not None or args.tag:
         other = config or f"--tag {args.tag}"
         raise UsageError(f"the trigger says what is built, and so does {other}: leave one out")

@@ -111,7 +111,7 @@ def _read(
     warnings: list[str],
     engine_setup: EngineSetup | None,
 ) -> Submission:
-    """Read the config, with the rights that the build's sandbox grants."""
+    """Read the config, with the rights that the settings and the build's sandbox grant."""
     from buildrunner.cli.submit.request import read_submission
     from buildrunner.plan.privilege import granted
 

@@ -52,7 +52,7 @@ class EngineSetup:
         """The engine; the guardian watches over the build.
 
         Raises:
-            BuildrunnerError: the engine or the guardian could not start.
+            BuildrunnerError: the engine can't be used, or the guardian could not start.
         """
         if self._error is not None or self._engine is None:
             raise self._error or AssertionError("there is an engine or an error")

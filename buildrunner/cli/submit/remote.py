@@ -306,7 +306,6 @@ def upload_folder(client: ServerClient, folder: str, *, ignore_file: str, say: S
     """Upload a folder. Returns the ``source`` for the Build.
 
     Modes, times, symbolic links and empty folders are uploaded, too; ignored files are not.
-    does not.
 
     Raises:
         UsageError: no such folder, or no such ``ignore_file``.
@@ -337,7 +336,7 @@ def upload_archive(client: ServerClient, path: str, *, say: Say) -> Document:
 
 
 def _entries(local: LocalFolder) -> Iterator[tuple[str, Document]]:
-    """Return paths and the manifest in walk order. Hashes several files at a time."""
+    """Yield paths and entries of the manifest in walk order. Hashes several files at a time."""
     from concurrent.futures import ThreadPoolExecutor
 
     found = [(path, status) for path, status in local.entries() if path != "."]
@@ -381,7 +380,7 @@ def _upload(client: ServerClient, paths: dict[str, str], body: Document, say: Sa
         try:
             return client.sources.make_source(body)
         except MissingBlobs as error:
-            missing = set(error.sha256s)  # the server deleted some pieces meanwhile
+            missing = set(error.sha256s)  # the server deleted some contents meanwhile
     return client.sources.make_source(body)
 
 
@@ -415,8 +414,8 @@ def _upload_blobs(client: ServerClient, paths: dict[str, str], of: int, say: Say
             for job in as_completed(jobs):
                 job.result()
         except Exception:
-            # Other threads still use the client, which its owner may close now: their next piece
-            # ends them.
+            # The caller may close the client next, so wait for the other threads. They end at their
+            # next piece.
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise

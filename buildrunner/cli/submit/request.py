@@ -75,7 +75,7 @@ def read_submission(
         settings: settings and flags together.
         args: the flags.
         build_id: the build's id.
-        grant: the rights that the build's sandbox grants to steps.
+        grant: the rights that steps can get.
 
     Raises:
         ConfigError: the config is invalid, or holds a password of a Git repository.

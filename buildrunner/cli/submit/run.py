@@ -167,7 +167,7 @@ class LocalRun:
         self._stack.callback(server.close)
 
     def _prepared(self, request: BuildRequest) -> BuildRequest:
-        """Return the request with the folders that the flags name."""
+        """Return the request with the folders that the flags require."""
         args = self._args
         if args.write_workspace:
             folder = request.local.folder if request.local else None
@@ -226,7 +226,7 @@ class LocalRun:
         is_cancelled: Callable[[], bool],
         workspace: Workspace,
     ) -> Workspace:
-        """Return the workspace as it is filled where the build runs."""
+        """Return the workspace for the place of the build, copied at the end if a flag says so."""
         if self._engine_setup.place is not None:
             workspace = self._engine_setup.place.workspace(workspace)
         if not self._write_workspace:

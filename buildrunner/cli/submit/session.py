@@ -53,7 +53,7 @@ class BuildSession:
         build: with its id; substitutions made where that is possible by now.
         plan: its plan; until the build is planned, a plan without steps.
         stores: which store has the bucket of the log.
-        output: makes the build's output, given the folder of the log.
+        output: returns the display of the build, given the folder of the log.
 
     Attributes:
         sink: takes the log.
@@ -105,7 +105,7 @@ class BuildSession:
         self._writer.save(self._record.build)
 
     def _with_places(self, build: Build, plan: BuildPlan) -> Build:
-        """Return the build with its name and its log's path. It has no page: the log is a file."""
+        """Return the build with its name and its log's URL. The URL is that of a file."""
         location = plan.substitutions.get("LOCATION") or _LOCATION
         name = f"projects/{build.project_id}/locations/{location}/builds/{build.id}"
         build = replace(build, name=name, timeout=timedelta(seconds=plan.timeout_s))

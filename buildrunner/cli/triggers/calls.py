@@ -39,7 +39,7 @@ def trigger_path(name: str) -> str:
 
 
 def trigger_url(client: ServerClient, trigger: Document) -> str:
-    """Return the path of a trigger's page."""
+    """Return the path of a trigger in the API, with its id."""
     return f"/v1/projects/{client.project}/triggers/{trigger['id']}"
 
 

@@ -53,7 +53,7 @@ def import_trigger(
         forge: query parameters that name the forge of a new trigger's repository.
 
     Raises:
-        NotFound: no trigger has that id, and no other service exported it.
+        NotFound: no trigger has that id, and ``document`` has no ``createTime`` of another service.
         UsageError: the server refuses the trigger.
     """
     from buildrunner.cli.triggers.calls import trigger_path

@@ -189,7 +189,7 @@ class HookSettings(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         server: address of the server.
         name: of the repository on the server, as in ``/hooks/git/NAME``.
-        secret: what deliveries are signed with.
+        secret: the key that signs deliveries.
         repository: the address that the server fetches from; empty: the folder itself.
         authorities: certificates (PEM) to trust in place of the system's; empty: the system's.
     """
@@ -277,7 +277,7 @@ def install_hook(path: str, settings: HookSettings) -> Path:
 
 
 def tell_server(path: str) -> str:
-    """Report the repository to the server, so that it checks it. Returns an error, or "".
+    """Report the repository to the server, which then checks it. Returns an error, or nothing.
 
     Raises:
         UsageError: there is no repository.

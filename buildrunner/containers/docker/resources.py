@@ -33,7 +33,7 @@ class DockerResources:
 
     Args:
         api: the engine.
-        network_turn: a lock, held while a network is created.
+        network_turn: returns a lock that is held while a network is created.
     """
 
     def __init__(
