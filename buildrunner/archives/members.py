@@ -21,7 +21,7 @@ Members = Iterable[tuple["Member", Iterable[bytes]]]
 """Members with their content. Read the content before requesting the next member."""
 
 SPECIAL = {b"3": "a device", b"4": "a device", b"6": "a named pipe"}
-"""Kinds of members that a workspace may hold and no source, and what they are."""
+"""Kinds of members that a workspace may hold but a source may not, with their names."""
 
 
 class Readable(Protocol):
@@ -169,7 +169,10 @@ class Guard:
         return msgspec.structs.replace(member, path=path)
 
     def _linked(self, member: Member) -> Member:
-        """A hard link, with what it is a name of; a second name of a symbolic link is one more."""
+        """Return a hard link with the checked path of its target.
+
+        A hard link to a symbolic link becomes a symbolic link with the same target.
+        """
         target = _inside(member.link_target) or ""
         if target not in self._files and target not in self._links:
             raise refused(member, "is a hard link to no file of the archive before it")

@@ -37,8 +37,8 @@ _DAMAGE = (
 def zip_members(archive: BinaryIO) -> Iterator[tuple[Member, Iterable[bytes]]]:
     """Yield every member of a zip with its content, in the order of the zip's directory.
 
-    Modes and links are known when it was packed on Unix. Names and times are what unzip makes of
-    them.
+    Modes and links are known if the zip was packed on Unix. Names and times are those that unzip
+    would restore.
 
     Args:
         archive: seekable.

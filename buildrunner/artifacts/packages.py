@@ -248,7 +248,7 @@ class ContainerPublisher:
 
     Args:
         place: where packages come from, and where the programs run.
-        repositories: repository as builds name it -> the one to publish to.
+        repositories: repository as builds name it -> the repository to publish to.
         logins: the login for each repository.
         authorities: certificates to trust besides those of the images, in PEM.
     """

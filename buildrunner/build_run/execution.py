@@ -120,7 +120,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ConfigError, UsageError, EngineError: the build can't be planned, and nothing of it has
                 begun. Once it has begun they are `ExecutedBuild.error`, and the build failed.
-            Exception: what ``on_event`` raised; everything is removed before.
+            Exception: any error of ``on_event``. Everything is removed before it is raised.
         """
         if request.git_source is None:
             planned = planner(None)
@@ -160,7 +160,7 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
             state: how far it came.
 
         Raises:
-            Exception: what ``on_event`` raised; everything is removed before.
+            Exception: any error of ``on_event``. Everything is removed before it is raised.
         """
         return self._run_plan(planned, workspace, None, state)
 

@@ -23,7 +23,7 @@ class BuilderImage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         name: last part of its name: ``docker`` is ``buildrunner/docker``.
         folder: folder under steps/ with its Dockerfile.
-        summary: what it is for, in a few words.
+        summary: its purpose, in a few words.
         target: stage of the Dockerfile; empty for the last one.
         parents: build argument -> name of a builder image that this one starts from or copies from.
         settings: build arguments that this machine's settings give (mirrors).

@@ -145,7 +145,7 @@ def _install(args: argparse.Namespace) -> int:
 
 
 def _forced(names: Sequence[str], builders: Sequence[BuilderImage]) -> frozenset[str]:
-    """Return the builders that ``--force`` makes again: the named ones, or all without names."""
+    """Return the builders that ``--force`` makes again: all, or the named ones without parents."""
     wanted = {name.removeprefix("buildrunner/").removesuffix(":latest") for name in names}
     return frozenset(b.name for b in builders if not wanted or b.name in wanted)
 

@@ -389,7 +389,7 @@ class SourceClient:
             sha256: its digest.
             content: seekable.
             size_bytes: its size.
-            on_bytes: called with the size of each piece; before a retry, with minus the bytes sent.
+            on_bytes: called with the size of each piece; after a failure, with minus their sum.
 
         Raises:
             UsageError: the content has another size or digest.

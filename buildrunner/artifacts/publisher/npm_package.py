@@ -19,7 +19,7 @@ from .repository import Refused, Repository
 _NAME = re.compile(r"(@[\w~!*'()-][\w.~!*'()-]*/)?[\w~!*'()-][\w.~!*'()-]*", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?", re.ASCII)
 _RANGE = re.compile(r"[\^~<>=v\s]*(\d+|[xX*])(\.(\d+|[xX*]))*\s*")
-_COUNTED = ("access", "registry", "tag")  # "registry" repeats the address that the build names
+_COUNTED = ("access", "registry", "tag")  # no note for "registry", which users set for npm
 
 
 def publish(request: dict[str, Any], repository: Repository) -> Iterator[tuple[str, str]]:

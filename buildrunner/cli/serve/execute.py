@@ -366,7 +366,7 @@ def _keep_temporary_files_in(path: str) -> None:
 
 
 class _PendingLook:
-    """A handler of signals. An early signal is dropped, as the lease keeper begins with a check."""
+    """Handles signals. An early signal is dropped, since the lease keeper begins with a check."""
 
     def __init__(self) -> None:
         self._look: Callable[[], None] | None = None

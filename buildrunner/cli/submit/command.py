@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         ConfigError: the config, a settings file or a selection of steps is wrong.
-        UsageError: the flags ask for something impossible.
+        UsageError: the flags request something impossible.
     """
     server = None if args.dry_run else chosen_server(args)
     warnings = submit_flags.check_gcloud_flags(args, remote=server is not None)
@@ -74,7 +74,7 @@ def _read_flags(args: argparse.Namespace, warnings: list[str]) -> tuple[BuildInp
 
     Args:
         args: the flags. ``--trigger`` may set the name of the ignore file.
-        warnings: get what the user should know.
+        warnings: receives warnings for the user.
     """
     from buildrunner.cli.submit.build_input import find_input
 

@@ -113,7 +113,7 @@ def submit_remote(
 
     Raises:
         ConfigError: the config is wrong; holds all problems.
-        UsageError: the flags ask for something impossible, or the server refuses the build.
+        UsageError: the flags request something impossible, or the server refuses the build.
         SourceError: the source can't be read or uploaded.
         ServerUnavailable: the server does not answer.
     """
@@ -674,7 +674,7 @@ def exit_code(status: str) -> int:
 class _RemoteInterruption:
     """Ctrl-C cancels the build, as gcloud's does; the third leaves it to the server.
 
-    Other signals end this process only: the build goes on.
+    Other signals end this process only: the build continues.
     """
 
     def __init__(self, cancel: Any) -> None:

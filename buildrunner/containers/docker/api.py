@@ -339,7 +339,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         stable_id: the id in ``/info`` is the same at every request.
         names_its_socket: ``/libpod/info`` returns the address that the engine listens on.
         log_driver: the driver that stores a container's output so that another process can read it.
-        follows_logs_to_the_end: a log that is followed has every line until its container ends.
+        follows_logs_to_the_end: no line is missing in a followed log of a container that has ended.
         attach_is_passive: a container can be attached to long before it starts. Podman sets the
             container up on attach, and reports the errors of a start.
         removes_joined: a container can be removed while others share its network namespace.

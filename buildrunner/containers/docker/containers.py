@@ -99,7 +99,7 @@ class DockerContainers:
         self._ends: dict[str, _End] = {}
         self._prepared: dict[str, tuple[OutputStream, _End | None]] = {}
         self._killed: set[str] = set()  # killed by this object, and not removed yet
-        self._refusals: dict[str, bytes] = {}  # by container id: what its start gate prints
+        self._refusals: dict[str, bytes] = {}  # by container id: the refusal that its gate prints
         self._ahead: set[str] = set()  # started, and their programs wait behind gates
 
     def create_container(self, spec: ContainerSpec) -> str:

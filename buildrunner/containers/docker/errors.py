@@ -73,7 +73,7 @@ class Refusal(Exception):
 
 
 class Stopped(Exception):
-    """The caller's cancel event was set before the engine had answered."""
+    """The caller's cancel event was set before the operation had ended."""
 
 
 class EndlessLine(EngineError):

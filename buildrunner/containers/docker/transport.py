@@ -129,7 +129,7 @@ class EngineAdapter(HTTPAdapter):
 
     Args:
         endpoint: where the engine is.
-        keep: whether connections are reused. They must not be for streamed answers: closing such an
+        keep: whether connections are reused. False for streamed answers, since closing such an
             answer would hit the connection's next request.
     """
 
