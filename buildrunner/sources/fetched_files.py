@@ -43,8 +43,9 @@ class FetchedSource(Protocol):
         """Fetch the source, in the calling thread.
 
         Args:
-            unpack: takes folders, files and links, safe to unpack as root. A second call first
-                removes all that was unpacked before. It raises errors of the members.
+            unpack: unpacks folders, files and links, which are safe to unpack as root. A second
+                call first removes everything that the first call unpacked. An error raised by the
+                members passes through ``unpack``.
             cancel: give up soon once it is set.
             report: receives the progress.
 
@@ -59,7 +60,7 @@ class FetchReport(Protocol):
     """Receives the progress of a fetch. Any thread may call it."""
 
     def line(self, text: str) -> None:
-        """Take a line for the build's log, below ``FETCHSOURCE``."""
+        """Report a line for the build's log, below ``FETCHSOURCE``."""
         ...
 
     def moved(self, name: str, current_bytes: int, total_bytes: int) -> None:
@@ -81,7 +82,7 @@ def scratch_file() -> Iterator[BinaryIO]:
     try:
         yield file
     finally:
-        # A full disk refuses the buffered data again, which is not needed any more.
+        # A full disk refuses the buffered data again. That data is not needed any more.
         with suppress(OSError):
             file.close()
 

@@ -5,7 +5,7 @@ files of the same kind further down are ordinary files.
 
 Every rule becomes one alternative of a regular expression, newest rule first, so that the first
 alternative that matches is the last rule that matches. The expressions hold no ambiguity (each
-``*`` is atomic up to its successor), so matching takes linear time with any rules.
+``*`` is atomic up to the text that follows it), so matching takes linear time with any rules.
 
 Source: semantics of ``gcloud topic gcloudignore`` and gitignore(5). Where the gcloud of today
 differs from gitignore by accident (``a/b`` is not anchored there, ``a/**`` also ignores ``a``
@@ -182,7 +182,7 @@ def _included_rules(name: str, directory: str) -> list[Rule]:
 
 
 def _read_rules(path: str) -> str | None:
-    """Return the text of a rules file without its byte order mark; None without the file."""
+    """Return the text of a rules file without its byte order mark; None if there is no file."""
     try:
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             return file.read()
@@ -197,9 +197,9 @@ def load_ignore_rules(
 ) -> IgnoreRules:
     """Return the rules for the folder ``directory``.
 
-    In this order: ``ignore_file``; ``.gcloudignore`` of the folder; if the folder has ``.git``
-    or ``.gitignore``, a default that ignores both, ``.gcloudignore`` and the matches of
-    ``.gitignore``; otherwise nothing is ignored.
+    The first of these counts: ``ignore_file``; ``.gcloudignore`` of the folder; if the folder has
+    ``.git`` or ``.gitignore``, a default that ignores both, ``.gcloudignore`` and everything that
+    ``.gitignore`` ignores. Otherwise nothing is ignored.
 
     Args:
         directory: the source folder.
@@ -260,7 +260,7 @@ _POSIX_CLASSES = {
 
 
 class BadPattern(ValueError):
-    """The glob can't match anything: an open bracket, or nothing after a backslash."""
+    """The glob can't match anything: an open bracket, a backslash at the end, an unknown class."""
 
 
 def translate_glob(glob: str, *, across_directories: bool) -> str:
@@ -317,8 +317,8 @@ def _split(glob: str) -> list[str]:
 def _join(crossing: bool, segment: str, *, atomic: bool) -> str:
     """Return ``segment``, after any number of directories if ``crossing``.
 
-    The first match of a segment is as good as any later one, so a segment with a
-    successor is atomic: this keeps matching linear.
+    The first match of a segment is as good as any later one, so a segment that others follow is
+    atomic: this keeps matching linear.
     """
     if not crossing:
         return segment
@@ -358,9 +358,9 @@ def _translate_name(glob: str) -> str:
 
 
 def _translate_class(glob: str, position: int) -> tuple[str, int]:
-    """Translate the class after the ``[`` before ``position``.
+    """Return the regular expression of the class whose ``[`` is before ``position``.
 
-    Returns the position after it, too.
+    The second value is the position after the class.
     """
     negated = glob[position : position + 1] in ("!", "^")
     position += negated

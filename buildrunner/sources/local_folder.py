@@ -42,7 +42,8 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
         directories: directories that belong to it, without the root.
         size_bytes: content of the regular files.
         largest: size and path of the ten largest files, largest first.
-        left_out: ignored files and folders, in order, without the content of folders.
+        left_out: files and folders that do not belong to the source, in order, without the content
+            of folders.
         owners: every (uid, gid) in the source, including the root's.
         hard_links: a file has two names in the source.
     """
@@ -57,12 +58,12 @@ class FolderSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LocalFolder:
-    """The source in a folder. Reads the rules at once, the folder only on a call.
+    """The source in a folder. The constructor reads the rules; only the methods read the folder.
 
     Attributes:
         root: absolute path of the folder.
-        rules: its ignore rules.
-        warnings: a sentence for each change while `pack` reads; grows during `pack`.
+        rules: the folder's ignore rules.
+        warnings: one sentence for each file that changed while `pack` read it; grows during `pack`.
     """
 
     def __init__(
@@ -173,13 +174,14 @@ class LocalFolder:
     ) -> Iterator[bytes]:
         """Yield a tar stream of the source: everything owned by root, modes and times kept.
 
-        All names start with ``root``, an existing folder, with a slash at the end; then
-        with ``below``, a new folder.
+        All names start with ``root``, an existing folder whose name ends with a slash, and then
+        ``below``, a folder that the stream creates.
 
         Nothing is written to disk and memory is constant, except for the names of files with
-        several hard links. A deleted file is skipped, one that shrinks is padded with zeros,
-        one that grows is cut; each adds a sentence to ``warnings``. If ``cancel`` is set, the
-        stream ends without its end mark, so that no reader accepts it as complete.
+        several hard links. A file that is deleted meanwhile is skipped, a file that shrinks is
+        padded with zeros, and a file that grows is cut; each adds a sentence to ``warnings``. If
+        ``cancel`` is set, the stream ends without its end mark, so that no reader accepts it as
+        complete.
 
         Raises:
             SourceError: a file or folder can't be read.
@@ -231,7 +233,7 @@ class LocalFolder:
         )
 
     def _pack_file(self, found: Sent, buffer: bytearray, start: str) -> Iterator[bytes]:
-        """Append a file to ``buffer``; yields the excess."""
+        """Append a file to ``buffer``. Yields the content of the buffer whenever it is full."""
         path = os.path.join(self.root, found.path)
         try:
             # NONBLOCK: a pipe that replaced the file must not block.
@@ -290,7 +292,7 @@ def _folders_to(path: str) -> Iterator[str]:
 
 
 def _is_later_name(found: Sent, first_names: dict[tuple[int, int], str]) -> bool:
-    """Return whether the file has been packed under another name already."""
+    """Return whether the file was found under another name before. Records its first name."""
     status = found.status
     if status.st_nlink == 1:
         return False
@@ -337,8 +339,8 @@ class LeftOut(msgspec.Struct, frozen=True):
 
     Attributes:
         path: as in `Sent`; nothing below it is reported.
-        reason: the reason, for a warning; empty for ignore rules.
-        vanished: it was deleted during the walk.
+        reason: the reason, for a warning; empty if the ignore rules match.
+        vanished: the file was deleted during the walk.
     """
 
     path: str
@@ -355,9 +357,9 @@ def walk_folder(
 ) -> Iterator[Sent | LeftOut]:
     """Yield everything below ``root``, each directory before its content, names in order.
 
-    Symbolic links are never followed; a broken one is skipped, as by gcloud. So are
-    sockets, pipes and devices. A file that is deleted meanwhile is skipped with a reason. The root
-    itself is not reported.
+    Symbolic links are never followed. Ignored files, broken links (as in gcloud), sockets, pipes,
+    devices and files that are deleted meanwhile are yielded as `LeftOut`. The root itself is not
+    yielded.
 
     Args:
         root: an existing folder.
@@ -451,7 +453,7 @@ class LocalArchive:
 
     Args:
         path: path of the file.
-        hashes: ``sourceProvenanceHash``: its hashes for the Build.
+        hashes: hash types for ``sourceProvenance.fileHashes``.
     """
 
     def __init__(self, path: str, hashes: Sequence[HashType] = ()) -> None:

@@ -7,9 +7,9 @@ The policy is checked at three moments:
 
 * for a new build: `refusals` checks the request;
 * after the lookup of a host name: `refusal_of_addresses` checks every address;
-* for the connection: it must go to a checked address (`pinned` sets it for git),
-  since a second lookup could give another answer (DNS rebinding), and redirects must not be
-  followed to another host.
+* for the connection: it must go to a checked address (`pinned` returns the setting for git), since
+  a second lookup could give another answer (DNS rebinding). A redirect to another host must not be
+  followed.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _PIECE_BYTES = 1 << 20
 _MOST: Final = (1 << 63) - 1
 _SMALLEST_FILE: Final = 4096
 _LONGEST_COUNT_S: Final = 600.0
-_RECOUNT_S: Final = 10.0  # when the quota seems to be exceeded
+_RECOUNT_S: Final = 10.0  # an older count is repeated if the quota seems to be exceeded
 
 
 class MissingBlobs(UsageError):
@@ -148,7 +148,8 @@ def _disk_use(folder: str) -> int:
 class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A file, a symbolic link (``link``) or a folder (``directory``) of a source.
 
-    JSON is UTF-8: for other names, a further field has the bytes, which then count.
+    JSON is UTF-8. If a name is not UTF-8, ``path_bytes`` or ``link_bytes`` has its bytes, which
+    then count instead.
     """
 
     path: str
@@ -208,7 +209,8 @@ class SourceUploads:
 
         Raises:
             MissingBlobs: some files were not uploaded.
-            UsageError: a path leaves the workspace, or is duplicate.
+            UsageError: a path leaves the workspace or is a duplicate, a digest is malformed, or
+                there are more than `MAX_FILES` files.
             UploadQuotaExceeded: the quota has no room for the archive.
             StorageError: the disk is full, or broken.
         """
@@ -231,7 +233,7 @@ class SourceUploads:
 
         Raises:
             MissingBlobs: the archive was not uploaded.
-            UsageError: its name has no archive's suffix.
+            UsageError: ``file_name`` does not end like an archive's name.
         """
         ending = next((e for e in ENDINGS if file_name.lower().endswith(e)), "")
         if not ending:
@@ -494,8 +496,8 @@ OpenUpload = Callable[[str, StorageSource], ObjectStore]
 class SourceUpload:
     """The uploaded source of a build, as the only object of a store.
 
-    It has the methods of `ObjectStore` that do not depend on the archive's place; subclasses have
-    `find` and `read`.
+    It has the methods of `ObjectStore` that do not depend on the location of the archive.
+    Subclasses add `find` and `read`.
 
     Args:
         project: the project of the build.
@@ -574,7 +576,7 @@ class UploadedSource(SourceUpload):
         if not self._folder or not self._is_own(bucket, name):
             raise self._not_own(bucket, name)
         found = self._store.find(bucket, name, generation, retried=retried)
-        if not found.size_bytes:  # an empty object is not read
+        if not found.size_bytes:  # callers do not read an empty object, so verify it here
             list(self.read(found, 0, threading.Event()))
         return found
 
@@ -582,7 +584,7 @@ class UploadedSource(SourceUpload):
         """See `ObjectStore.read`. A damaged archive is deleted, so that it can be uploaded again.
 
         Raises:
-            StorageError: the archive can't be read, or has another digest.
+            StorageError: the archive can't be read, or its digest is not the one in its name.
         """
         digest = hashlib.sha256()
         for piece in self._store.read(found, offset, cancel):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def clean_path(path: str) -> str:
-    """Return the shortest equal path: no ``.``, no double or final ``/``, no inner ``..``.
+    """Return the shortest equal path: no ``.``, no double or final ``/``, ``..`` resolved as text.
 
     An absolute path can't climb above ``/``; the empty path is ``.``.
     """

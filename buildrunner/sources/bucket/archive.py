@@ -1,8 +1,8 @@
 """An archive in a bucket as the source of a build.
 
-Source: semantics 7.6. The object's name distinguishes a zip; the generation is looked up once
-and everything is read from it, even if the object is replaced meanwhile. Digests are of the stored
-bytes; ``Content-Encoding: gzip`` is decoded, as by gsutil.
+Source: semantics 7.6. An object whose name ends with ``.zip`` is read as a zip. The generation is
+looked up once, and everything is read from it, even if the object is replaced meanwhile. Digests
+are of the stored bytes. ``Content-Encoding: gzip`` is decoded, as gsutil does.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TRIES_WHEN_CORRUPT = 2
 _NOT_KEPT = "the source archive can't be kept while it is unpacked"
 
 HASHLIB_NAMES = {HashType.SHA256: "sha256", HashType.MD5: "md5", HashType.SHA512: "sha512"}
-"""The digests of ``sourceProvenanceHash``, by hashlib's names."""
+"""The types of ``sourceProvenanceHash`` that a file can have, with hashlib's names for them."""
 
 
 class BucketSource(ABC):
@@ -44,7 +44,7 @@ class BucketSource(ABC):
 
     Args:
         source: the object; generation 0 is the newest.
-        hashes: digests for ``sourceProvenance.fileHashes``.
+        hashes: hash types for ``sourceProvenance.fileHashes``.
     """
 
     def __init__(
@@ -91,8 +91,8 @@ class StorageArchive(BucketSource):
 
     Args:
         source: the object; generation 0 is the newest.
-        store: the store of its bucket.
-        hashes: digests for ``sourceProvenance.fileHashes``.
+        store: the store of the object's bucket.
+        hashes: hash types for ``sourceProvenance.fileHashes``.
         limits: limits of the archive's content.
         wait_s: the first pause before a retry; it doubles.
     """
@@ -144,7 +144,7 @@ class StorageArchive(BucketSource):
         cancel: threading.Event,
         report: FetchReport,
     ) -> tuple[Guard, ObjectReader]:
-        """Unpack the archive; again if the received bytes are damaged."""
+        """Unpack the archive. Retry once if the received bytes differ from the stored ones."""
         tries_left = _TRIES_WHEN_CORRUPT
         while True:
             tries_left -= 1
@@ -206,7 +206,7 @@ class StorageArchive(BucketSource):
 
 
 def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:
-    """Return an object's content, without the compression of its storage.
+    """Return an object's content, with ``Content-Encoding: gzip`` decoded.
 
     Raises:
         SourceError: the object is damaged or expands too far.
@@ -228,7 +228,7 @@ def human_size(size_bytes: int) -> str:
 
 
 def read_on(reader: ObjectReader) -> None:
-    """Read to the end, where the checksum shows whether the stored bytes are really invalid.
+    """Read to the end, where the checksum shows whether the received bytes are the stored ones.
 
     Raises:
         StorageError: the received bytes differ from the stored ones.

@@ -53,9 +53,9 @@ class ManifestEntry(msgspec.Struct, frozen=True):
     """One file of a manifest.
 
     Attributes:
-        path: its path in the workspace.
-        url: its URL.
-        sha1: hexadecimal digest of its content; empty: not checked.
+        path: the file's path in the workspace.
+        url: the object with the file's content.
+        sha1: hexadecimal digest of the content; empty if the content is not checked.
     """
 
     path: str
@@ -75,7 +75,7 @@ class StorageManifest(BucketSource):
     Args:
         source: the manifest's object; generation 0 is the newest.
         stores: finds the stores of the manifest and its files.
-        hashes: digests for ``sourceProvenance.fileHashes``.
+        hashes: hash types for ``sourceProvenance.fileHashes``.
         wait_s: the first pause before a retry; it doubles.
     """
 
@@ -188,7 +188,7 @@ class StorageManifest(BucketSource):
 
 
 def _let_go(content: BinaryIO) -> None:
-    """Close an unneeded file, ignoring errors: a full disk may refuse buffered data."""
+    """Close a file and ignore errors: a full disk may refuse data that is not needed any more."""
     with suppress(OSError):
         content.close()
 
@@ -225,7 +225,7 @@ def parse_manifest(text: bytes, name: str) -> list[ManifestEntry]:
     """Return the files of a manifest, in order.
 
     Raises:
-        SourceError: the object is no manifest.
+        SourceError: the text is not a manifest.
     """
     try:
         document: Any = msgspec.json.decode(text)

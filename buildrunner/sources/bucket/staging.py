@@ -30,8 +30,8 @@ class Staging:
         now: the time for the objects' names.
         token: 32 hexadecimal digits that make the names unique.
         say: takes messages for the user.
-        bar: opens a progress bar for a number of bytes: the function that it yields takes the bytes
-            read since its last call.
+        bar: opens a progress bar for a number of bytes. The function that it yields takes the
+            number of bytes that were read since the last call.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Staging:
 
 
 class _Watched:
-    """A file that reports its reads; a repeated read is subtracted first."""
+    """A file that reports the number of bytes read; after a seek back, the number is negative."""
 
     def __init__(self, file: BinaryIO, moved: Callable[[int], object]) -> None:
         self._file = file

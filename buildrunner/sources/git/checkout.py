@@ -1,4 +1,4 @@
-"""One commit in one folder: fetches, measures and writes it."""
+"""Fetches one commit into a folder, measures the commit and writes its files."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ class WrittenCommit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RevisionMoved(Exception):
-    """The ref has moved, and the server serves only commits of refs."""
+    """The ref names another commit now, and the server serves only commits that refs name."""
 
 
 class CheckoutFolder:
-    """A folder with its own repository, with a detached HEAD. Owned by one thread.
+    """A folder with its own repository and a detached HEAD. Owned by one thread.
 
     Args:
         git: runs git for the repository's URL.
@@ -152,7 +152,7 @@ class CheckoutFolder:
             arguments.append("--no-tags")
         elif not options.depth:
             arguments.append("--tags")
-        # git fetches tags only for named refs.
+        # git follows tags only for a ref that the refspec stores under a local name.
         refspec = f"+{what}:{_FETCHED}" if ":" not in what else what
         try:
             self._plain_git.run(
@@ -164,14 +164,14 @@ class CheckoutFolder:
             self._fetch(what, depth=False)
 
     def _fetch_ref(self, revision: ResolvedRevision) -> None:
-        """Fetch the ref, if it still names the commit, from a server that serves only refs."""
+        """Fetch the ref, which must still name the commit, from a server that serves only refs."""
         self._fetch(revision.ref)
         found = self._plain_git.run("rev-parse", _FETCHED, folder=self.path).strip()
         if found != revision.wanted:
             raise RevisionMoved(revision.ref)
 
     def _fetch_everything(self, revision: ResolvedRevision) -> None:
-        """Fetch all refs from such a server: the commit is in the history of one."""
+        """Fetch all branches and tags, for a commit that the server does not serve by its SHA."""
         self._plain_git.report("Fetching the whole history: the server gives out no single commit")
         shallow = os.path.exists(os.path.join(self.path, ".git", "shallow"))
         try:
@@ -208,7 +208,7 @@ class CheckoutFolder:
         """Measure the commit's files before they are written.
 
         Raises:
-            GitFailed: they exceed the limits or the disk.
+            GitFailed: the files exceed the limits or the free space of the disk.
         """
         files = size = 0
         options = self._options
@@ -277,7 +277,7 @@ class CheckoutFolder:
 
     @contextmanager
     def _lfs_gate(self) -> Iterator[GitCommand]:
-        """Yield git with an LFS that reaches only hosts that the policy allows."""
+        """Yield a `GitCommand` whose Git LFS connects only to hosts that the policy allows."""
         if not (self._options.lfs and self._plain_git.is_limited):
             yield self._git
             return
@@ -285,7 +285,7 @@ class CheckoutFolder:
             yield self._git.with_settings(transfers.settings, {})
 
     def holds(self, commit: str) -> bool:
-        """Return whether the folder is unchanged since `write`. Changes nothing."""
+        """Return whether the folder has the commit exactly as `write` left it. Changes nothing."""
         self._set_filters()
         try:
             state = self._git.run(
@@ -323,7 +323,7 @@ class CheckoutFolder:
             self._has_filters = True
 
     def _set_refs(self, revision: ResolvedRevision) -> None:
-        """Set the requested ref, as a user's fetch would."""
+        """Set only the requested ref, as a user's fetch would."""
         refs = os.path.join(self.path, ".git", "refs")
         if not self._options.tags:
             remove_tree(os.path.join(refs, "tags"))
@@ -348,7 +348,7 @@ _LFS = (
     ("filter.lfs.required", "true"),
     # With several workers, git may write ``.lfsconfig`` after the files that need it.
     ("checkout.workers", "1"),
-    # tries per file; after a transient failure, the whole file is fetched again
+    # Per file. After a transient failure, the whole fetch is retried (see `fetch_git`).
     ("lfs.transfer.maxretries", "2"),
 )
 
@@ -397,7 +397,7 @@ def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
     except GitFailed as failed:
         if failed.kind == "cancelled":
             raise
-        return  # the file is missing, or unreadable for LFS, too
+        return  # the file is missing, or Git LFS can't read it either
     for entry in listed.split("\0"):
         key, _, value = entry.partition("\n")
         if "\n" in value or "\r" in value:  # git-lfs reads each line as a setting
@@ -442,7 +442,7 @@ def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
         _update(git, folder)
     for path in _values(git, folder, r"^submodule\..*\.path$", "--file", ".gitmodules"):
         inner = os.path.join(folder, path)
-        # git refuses a path through a link, which therefore does not exist.
+        # git refuses a path that leads out through a link, so that no submodule is there.
         if os.path.exists(os.path.join(inner, ".git")):
             update_submodules(git, inner, depth=depth + 1)
 
@@ -476,18 +476,18 @@ _LARGEST_BYTES = 16 * 1024**2
 
 
 def read_file(folder: str, path: str) -> bytes | None:
-    """Return a file's content; None if it does not exist.
+    """Return a file's content; None if the file does not exist or is a folder.
 
-    A symbolic link is followed only inside the folder: the text that error messages of a config
-        quote
-    must be from the repository.
+    A symbolic link is followed only inside the folder: error messages quote the config, and must
+    quote nothing that is outside of the repository.
 
     Args:
         folder: folder of the checkout, which does not change meanwhile.
-        path: path relative to it.
+        path: path relative to the folder.
 
     Raises:
-        SourceError: the path leads out of the folder, or the file is too large or unreadable.
+        SourceError: the path leads out of the folder, or the file is too large, can't be read or is
+            not a regular file.
     """
     root = os.path.realpath(folder)
     found = os.path.realpath(os.path.join(root, path))

@@ -1,4 +1,4 @@
-"""Runs git by GitPython, in a controlled environment. The only module that does so."""
+"""Runs git through GitPython, in a controlled environment. The only module that does so."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from buildrunner.sources.git.errors import GitFailed, explain
 from buildrunner.sources.git.url import GitUrl, parse_git_url
 
 Progress = Callable[[str, "int | None"], None]
-"""Called with git's current activity and its percentage (0: unknown); or with a
-sentence for the log and None."""
+"""Called with git's current activity and its percentage (0: unknown), or with a sentence for the
+log and None."""
 
 _KEPT = ("GIT_CONFIG_", "GIT_SSL_", "GIT_PROXY_SSL_", "GIT_HTTP_", "GIT_PYTHON_", "GIT_EXEC_PATH")
 
@@ -87,7 +87,8 @@ class GitCommand:
         cancel: when set, kills the running command within a second.
         progress: see `Progress`.
         allow_host: returns whether a host is allowed (empty: this machine's files); None: all.
-        pin: ties an allowed URL to checked addresses; None for nothing (see `SourceGate`).
+        pin: returns the setting that ties an allowed URL to checked addresses; None for no setting
+            (see `SourceGate`).
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class GitCommand:
 
     @property
     def cancel(self) -> threading.Event:
-        """The event that stops everything."""
+        """The event that cancels every command."""
         return self._cancel
 
     def report(self, text: str, percent: int | None = None) -> None:
@@ -156,7 +157,7 @@ class GitCommand:
         return self._allow_host is not None
 
     def addresses_of(self, url: str) -> list[str]:
-        """Return the allowed addresses of the host of an HTTP URL.
+        """Return the allowed addresses of an HTTP URL's host; its name if any address is allowed.
 
         Raises:
             SourceError: the host is not allowed, or the URL is invalid.
@@ -211,12 +212,12 @@ class GitCommand:
             folder: the working folder. git never uses a repository above this folder.
             timeout_s: the most seconds that it may take.
             silent_s: the most seconds without output.
-            each_line: takes the output, so that none is returned.
+            each_line: takes the output instead; the returned string is then empty.
             text: the standard input.
 
         Raises:
-            GitFailed: it failed, took too long or was cancelled; none of its processes runs any
-                more.
+            GitFailed: the command failed, took too long or was cancelled. None of its processes
+                runs any more.
             SourceError: git is not installed.
         """
         if self._cancel.is_set():
@@ -245,7 +246,7 @@ class GitCommand:
         return GitFailed(f"fetching {self.url.text} was cancelled", kind="cancelled")
 
     def _start(self, arguments: Sequence[str], folder: str, text: str) -> Any:
-        # GitPython searches git on import, and its error is a page long.
+        # GitPython searches for git on import, and its error message is a page long.
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from git import Git
         from git.exc import GitCommandNotFound
@@ -313,11 +314,11 @@ class GitProcess:
     """One running command: its output and its limits.
 
     Attributes:
-        stopped: the reader of lines has stopped.
+        stopped: set when the reader of lines needs no more output.
 
     Args:
         each_line: takes the output.
-        progress: see `git_command.Progress`.
+        progress: see `Progress`.
     """
 
     def __init__(self, each_line: LineReader | None, progress: Progress | None) -> None:
@@ -366,8 +367,8 @@ class GitProcess:
     def _await_output(process: Any, drained: threading.Event, cancel: threading.Event) -> str:
         """Wait until all output is read.
 
-        A helper that stays (a connection kept open) may hold standard error open, and gets
-        only a moment. Standard output must end: a partial answer must never count as complete.
+        A helper that stays (a connection kept open) may hold standard error open, so standard error
+        gets only a moment. Standard output must end: a partial answer must never count as complete.
         """
         ended_s = time.monotonic()
         while not drained.wait(_TICK_S):
@@ -479,11 +480,12 @@ _FILTER_OFFERED = re.compile(rb"< fetch=(?:\S+ )*filter\b")
 
 
 def filter_arguments(git: GitCommand, wanted: str, folder: str) -> tuple[str, ...]:
-    """Return ``--filter=WANTED`` if the server supports partial clones, else nothing.
+    """Return ``--filter=WANTED`` if the server supports partial clones, else an empty tuple.
 
-    Trying it is no option: with a server that ignores it, git requests missing objects by
-    a git that does the same, and so on without end. Servers with only the first protocol
-    are not trusted, since some of them omit too many objects, with the same effect.
+    The filter can't simply be tried. With a server that ignores it, git starts another git that
+    requests the missing objects, which does the same, and so on without end. Servers that speak
+    only the first version of the protocol are not trusted: some of them omit too many objects,
+    with the same effect.
 
     Args:
         git: runs git for the repository's URL.

@@ -46,7 +46,7 @@ class GitCredentials(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Access(msgspec.Struct, frozen=True, kw_only=True):
-    """Credentials in git's form.
+    """Credentials as settings and environment variables of git.
 
     Attributes:
         config: Git settings; later ones win.
@@ -96,7 +96,7 @@ SSH_ADDRESSES: Final = "BUILDRUNNER_SSH_ADDRESSES"
 """
 
 # Git appends options, the host and a command. The host's key is looked up by the host's name.
-# If the user's own configuration maps the host to another name, that name is connected to.
+# If the user's own configuration gives the host another name, ssh connects to that name.
 _SSH_SCRIPT = f"""
 port=22
 for word; do

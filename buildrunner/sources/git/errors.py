@@ -250,7 +250,7 @@ def explain(stderr: str, *, url: str, host: str, secrets: tuple[str, ...] = ()) 
 
 
 def _port(url: str) -> str:
-    """Return the ``ssh-keyscan`` flag for the URL's port, with a blank; else nothing."""
+    """Return the ``ssh-keyscan`` flag for the URL's port and a space, or an empty string."""
     port = re.match(r"(?:git\+)?ssh(?:\+git)?://[^/]*:(\d+)(?:/|$)", url)
     return f"-p {port[1]} " if port else ""
 
@@ -264,7 +264,7 @@ def _folder(stderr: str) -> str:
 
 
 def _plain(url: str) -> str:
-    """Return a hint for a token that is configured for https, on a server without TLS."""
+    """Return a hint for a server without TLS: the key of its token must begin with http://."""
     return " (one in [git.tokens] must begin with http://)" * url.startswith("http://")
 
 
@@ -278,7 +278,7 @@ def _scrubbed(stderr: str, secrets: tuple[str, ...]) -> str:
 
 
 def _reason(stderr: str) -> str:
-    """Return the best line: HTTP's result, the last ``fatal:`` or ``error:``, or the last."""
+    """Return the line with the cause: "RPC failed", the last "fatal:" or "error:", or the last."""
     stripped = (line.strip().removeprefix("remote:").strip() for line in stderr.splitlines())
     lines = [
         line
@@ -308,8 +308,8 @@ class LfsFailure(msgspec.Struct, frozen=True):
     """The reason why files of Git LFS are missing.
 
     Attributes:
-        kind: see `git_errors.Kind`.
-        sentence: the sentence, with ``{url}`` and ``{host}``.
+        kind: see `Kind`.
+        sentence: the message, with the placeholders ``{url}`` and ``{host}``.
         hint: advice.
         reason: the file, and the message of Git LFS.
     """

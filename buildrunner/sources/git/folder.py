@@ -123,7 +123,7 @@ def _remote(git: GitCommand, root: str, upstream: str) -> tuple[str, str]:
 
 
 def _answer(git: GitCommand, root: str, *arguments: str) -> str:
-    """Return git's output; empty if it fails."""
+    """Return git's output; empty if the command fails."""
     try:
         return git.run(*arguments, folder=root).strip()
     except GitFailed:

@@ -1,8 +1,8 @@
 """Downloads Git LFS files, only from checked addresses.
 
-An LFS server names the URLs of its files, and may redirect requests. git-lfs follows
-them itself, to loopback addresses even around a proxy. So git-lfs transfers nothing here: it
-passes each file to a transfer agent, which forwards the request to this process.
+An LFS server names the URLs of its files, and may redirect requests. git-lfs connects to any such
+URL, and for loopback addresses even bypasses a proxy. So git-lfs transfers nothing here: it passes
+each file to a transfer agent, which forwards the request to this process.
 
 Source: git-lfs, "Adding Custom Transfer Agents" and "Git LFS Batch API".
 """
@@ -137,7 +137,7 @@ class LfsTransfers:
             size: size of the file; no more is read.
 
         Raises:
-            SourceError: the file can't be downloaded, or is another one.
+            SourceError: the file can't be downloaded, or its content is not that of ``oid``.
         """
         with self._lock:
             access = self._access(folder)
@@ -431,7 +431,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
         self.transfers = transfers
 
     def handle_error(self, *_: object) -> None:
-        """Log nothing: git-lfs reports the end of its agent."""
+        """Log nothing: git-lfs reports that its agent has ended."""
 
 
 class _Handler(socketserver.StreamRequestHandler):
@@ -460,7 +460,7 @@ def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
     """Write the file in an answer.
 
     Raises:
-        SourceError: the content is another file's.
+        SourceError: the content is larger than ``size``, or its digest is not ``oid``.
         httpx.HTTPError: the file did not arrive.
     """
     digest = hashlib.sha256()

@@ -2,14 +2,15 @@
 
 Each repository (URL, options and owner of credentials) has its own folder::
 
-    NAME-HASH/lock         held by the process that fetches or removes
+    NAME-HASH/lock         held while a checkout is fetched or removed; one at a time
     NAME-HASH/0/           a checkout with its own repository, for builds
     NAME-HASH/0.lock       shared by the builds that use it, exclusive for changes
     NAME-HASH/0.json       its content; absent while it is being changed
 
-A build whose commit is in a checkout shares it (it is never written: steps write to layers above
-it, or to copies). Another commit is fetched into an unused checkout, so that git transfers
-and writes only the difference, or else into a new one that starts with a copy of the objects.
+A build whose commit is in a checkout shares that checkout. No build writes to a checkout: steps
+write to layers above it, or to copies. Another commit is fetched into an unused checkout, so that
+git transfers and writes only the difference. If none is unused, the commit is fetched into a new
+checkout that starts with a copy of the objects.
 """
 
 from __future__ import annotations
@@ -116,10 +117,11 @@ class GitMirror:
 
         Args:
             folder: the earlier `GitCheckout.folder`.
-            commit: its full SHA.
+            commit: full SHA of the checkout.
 
         Returns:
-            None if it is not in the cache, or was changed: the build can't resume with it.
+            None if the checkout is not in the cache, or was changed: the build can't resume with
+            it.
         """
         home, number = os.path.split(folder)
         path = os.path.join(home, f"{number}.lock")
@@ -334,7 +336,7 @@ class FileLock:
         self.close()
 
     def take(self, *, exclusive: bool) -> bool:
-        """Acquire the lock if it is free."""
+        """Acquire the lock without waiting. Returns whether that succeeded."""
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
         try:
             fcntl.flock(self._descriptor, kind | fcntl.LOCK_NB)

@@ -42,10 +42,11 @@ class ResolvedRevision(msgspec.Struct, frozen=True, kw_only=True):
 def resolve_revision(
     git: GitCommand, revision: str, kind: RevisionKind = "any"
 ) -> ResolvedRevision:
-    """Request the present commit of a revision from the server.
+    """Resolve a revision to the commit that it names on the server now.
 
-    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is searched
-    among the tips; others raise `ShortSha`, since only the whole history can complete them.
+    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is completed from
+    the tips. If no single tip matches, `ShortSha` is raised, since only the whole history can
+    complete it.
 
     Args:
         git: runs git for the repository's URL.
@@ -54,7 +55,7 @@ def resolve_revision(
 
     Raises:
         GitFailed: ``unknown_ref`` if the revision does not exist; otherwise as `GitCommand.run`.
-        ShortSha: an abbreviated SHA that no ref points to.
+        ShortSha: the revision is an abbreviated SHA that matches no tip, or several.
 
     Source: ``GitSource.revision`` ("anything git fetch takes"; absent: the default branch).
     """
@@ -119,7 +120,7 @@ class ShortSha(Exception):
 
 
 def complete_sha(git: GitCommand, short: ShortSha, folder: str) -> ResolvedRevision:
-    """Return the only commit with an abbreviated SHA, from a history without files.
+    """Return the only commit whose SHA begins with ``short``, from a history without files.
 
     Args:
         git: runs git.

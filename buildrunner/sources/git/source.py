@@ -55,10 +55,11 @@ class GitRequest(msgspec.Struct, frozen=True, kw_only=True):
             never shown.
         revision: branch, tag, SHA or full ref; empty: the remote's HEAD.
         kind: the required kind of the revision.
-        source: the Build's message for it, which the provenance copies.
+        source: ``source`` of the Build, which the provenance copies; None if a flag names the
+            repository.
         full_name: ``owner/name`` if it differs from the URL.
         options: options of the fetch.
-        credentials: None lets git use the user's.
+        credentials: None lets git use the user's own.
     """
 
     url: str
@@ -81,8 +82,8 @@ def request_of(
         repositories: URLs of repositories whose message has no URL, by name.
 
     Raises:
-        SourceError: it is no Git source, its ``dir`` leaves the repository, or the repository's
-            URL is unknown.
+        SourceError: ``source`` is not a Git repository, its ``dir`` leaves the repository, or the
+            repository's URL is unknown.
     """
     repositories = repositories or {}
     git, repo, connected = source.git_source, source.repo_source, source.connected_repository
@@ -236,8 +237,9 @@ def fetch_git(
 ) -> GitCheckout:
     """Resolve the revision to a commit, and fetch exactly that, with retries.
 
-    The commit is requested by its SHA, so a push in between has no effect. If a server can't do
-    that (old servers), the revision is resolved again until both agree. Runs in any thread.
+    The commit is requested by its SHA, so a push in between has no effect. Old servers serve only
+    commits that refs name: if the ref has moved, the revision is resolved again, at most three
+    times in all. Runs in any thread.
 
     Args:
         request: the request.
@@ -371,7 +373,7 @@ def _result(
 
 _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
-_MESSAGE_TIMEOUT_S = 30.0  # seconds for one commit, since deliveries of all forges wait for it
+_MESSAGE_TIMEOUT_S = 30.0  # short, since deliveries of all forges wait for it
 _PEELED = "^{}"
 
 
@@ -436,7 +438,7 @@ def changed_files(
             timeout_s=_FETCH_TIMEOUT_S,
         )
         if from_merge_base:
-            # Both commits, then ^BASE for each base; without a common history there is none.
+            # Prints both commits, then ^BASE for each merge base (none without a common history).
             three = git.run("rev-parse", f"{old}...{new}", folder=folder).split()
             old = next((one[1:] for one in three if one.startswith("^")), old)
         listed = git.run(

@@ -1,6 +1,6 @@
 """The meaning of every field, in one sentence; for the JSON Schema and the documentation.
 
-It is separate from the message classes so that a build never loads it.
+This module is separate from the message classes so that a build never loads it.
 """
 
 from __future__ import annotations

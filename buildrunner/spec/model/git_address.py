@@ -1,4 +1,4 @@
-"""Finds and masks passwords in addresses of Git repositories, which are refused. Pure."""
+"""Finds passwords in addresses of Git repositories, to refuse or to mask them. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _TRIGGER: Final = (
 
 def has_password(address: str) -> bool:
     """Return whether an address of a repository has a password, or a token in place of the user."""
-    return _with(address, "") != address  # the mask is not a password
+    return _with(address, "") != address  # the mask counts as a password, too
 
 
 def without_password(address: str) -> str:
@@ -79,7 +79,7 @@ def masked_trigger(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_problems(document: dict[str, Any]) -> list[Problem]:
-    """Return a problem for each address with a password in a Build document."""
+    """Return a problem for each address with a password in a Build document, without its text."""
     return _problems(document, _BUILD)
 
 

@@ -1,4 +1,4 @@
-"""Messages of the Build resource for the origin of its files."""
+"""Messages of the Build resource that describe the origin of its files."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ class Dependency(Message, frozen=True, kw_only=True):
 
 
 BUCKET_NAME: Final = r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
-"""A regular expression without groups or anchors."""
+"""A regular expression for the name of a bucket, without groups or anchors."""
 
 
 _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
