@@ -68,7 +68,7 @@ class Repository:
 
     Args:
         image: an image of the repository; its tag and digest don't matter.
-        login: the login; None reads without one.
+        login: the login; None for requests without a login.
         egress: networks that builds do not reach: see `RegistryTransport`.
         deadline: ends all reads and writes; None: each has its own timeout.
     """
@@ -286,7 +286,7 @@ class Repository:
                     answer = self._request("HEAD", f"{plain}/v2/")
                 except httpx.TransportError:
                     return self._base
-                # answers of TLS servers to plain http
+                # 400 is the answer of a TLS server to plain http.
                 if answer.status_code != httpx.codes.BAD_REQUEST:
                     self._base = plain
         return self._base

@@ -149,7 +149,7 @@ def _field_schema(field: Field, message: type[Message], texts: dict[str, str]) -
 
 
 def _as_one_value(item: dict[str, Any], field: Field, message: type[Message]) -> list[Any]:
-    """Permit one value in place of a list, except for messages."""
+    """Return the schemas of one value in place of a list: empty for messages."""
     if field.type_name not in SCALARS and issubclass(type_named(field.type_name, message), Message):
         return []
     return [item]

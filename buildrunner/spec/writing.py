@@ -50,7 +50,7 @@ def encode_duration(length: timedelta) -> str:
 
 
 def encode_instant(instant: datetime) -> str:
-    """Return RFC 3339 in UTC with 0, 3 or 6 decimals, as few as needed."""
+    """Return a time in the form of RFC 3339, in UTC, with 0, 3 or 6 decimals, as few as needed."""
     utc = instant.astimezone(UTC)
     whole = utc.replace(tzinfo=None, microsecond=0).isoformat()
     return f"{whole}{_decimals(utc.microsecond)}Z"

@@ -221,7 +221,7 @@ class GoogleStore:
         from google.auth.transport.requests import AuthorizedSession
         from google.cloud import storage
 
-        # Other clients, and documentation of some servers, have the address without a scheme.
+        # Other clients, and the documentation of some servers, use the address without a scheme.
         host = os.environ.get("STORAGE_EMULATOR_HOST", "")
         options = {"api_endpoint": f"http://{host}"} if host and "://" not in host else None
         credentials = self._credentials(is_emulator=bool(host))
@@ -284,7 +284,7 @@ class GoogleStore:
                     f"{what}: the server that gives out Google's access tokens is busy or broken",
                     transient=True,
                 ) from error
-            # Its message for missing credentials is that they can't be refreshed.
+            # For missing credentials, the library reports that they can't be refreshed.
             nobody = self._anonymous or isinstance(error, InvalidOperation)
             who = f": no Google credentials that work: {sentence(error)}"
             raise StorageError(
@@ -353,7 +353,7 @@ class Skipping(Protocol):
     """The target of a download, which drops bytes that arrived before."""
 
     def skip(self, count: int) -> None:
-        """Drop the next bytes."""
+        """Drop the next ``count`` bytes."""
         ...
 
 
@@ -419,7 +419,7 @@ class AnswerReader(HTTPAdapter):
 
 
 def _place(asked: str, location: str) -> str:
-    """Return the address of a redirect, with https, which a server behind a proxy may not know."""
+    """Return the address of a redirect. https is kept: a server behind a proxy may name http."""
     place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
     if place.netloc == base.netloc and base.scheme == "https":
         place = place._replace(scheme="https")
@@ -601,8 +601,8 @@ def wait_asked_for(error: BaseException | None) -> float:
 def why_upload_lost(error: BaseException) -> str:
     """Return why a server can't continue an upload; empty for another error.
 
-    It has lost it, or refuses a repeated piece. A 404 to the request that begins an upload
-    is about the bucket.
+    The server has lost the upload, or refuses a repeated piece. A 404 to the request that begins
+    an upload is about the bucket, and does not count.
     """
     request = getattr(getattr(error, "response", None), "request", None)
     status = status_of(error)

@@ -49,8 +49,8 @@ class StoredObject(msgspec.Struct, frozen=True, kw_only=True):
         size_bytes: its size.
         md5: base64 of the MD5 digest; empty if unknown.
         crc32c: base64 of the big-endian CRC32C; empty if unknown.
-        gzip_encoded: its content is stored compressed (``Content-Encoding: gzip``); size
-            and digests are of the stored bytes.
+        gzip_encoded: its content is stored compressed (``Content-Encoding: gzip``); size and
+            digests are of the stored bytes.
     """
 
     bucket: str
@@ -77,11 +77,11 @@ class Content(Protocol):
     """The content to store: the file methods that a store needs."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return at most ``size`` bytes; no bytes only at the end."""
+        """Return at most ``size`` bytes; an empty result only at the end."""
         ...
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Continue at a position."""
+        """Move to a position, and return it."""
         ...
 
     def tell(self) -> int:
@@ -103,8 +103,8 @@ class ObjectStore(Protocol):
     def check_bucket(self, bucket: str, *, retried: Retried | None = None) -> None:
         """Raise StorageError (``missing``) for a bucket that does not exist.
 
-        Credentials that may write objects may lack the right to read buckets: nothing is raised
-            then.
+        Nothing is raised if the credentials may not read the bucket: they may still be allowed to
+        write objects.
         """
         ...
 
@@ -115,7 +115,7 @@ class ObjectStore(Protocol):
         ...
 
     def read(self, found: StoredObject, offset: int, cancel: threading.Event) -> Iterator[bytes]:
-        """Yield its bytes from ``offset`` to the end, in one try.
+        """Yield the bytes of an object from ``offset`` to the end, in one try.
 
         Ends early with an error, at the latest a second after ``cancel`` was set.
         """
@@ -163,15 +163,15 @@ _STEP_BYTES = 1024 * 1024
 class ObjectReader:
     """Reads one generation of an object sequentially, in constant memory. For one thread.
 
-    After a broken connection, another one continues. At the end the
-    object's checksum is verified.
+    If a connection breaks, a new one continues from the same position. At the end the object's
+    checksum is verified.
 
     Args:
-        store: its store.
+        store: the store of the object.
         found: the object.
         cancel: ends the reading with an error.
-        hashes: names of hashlib's digests to compute.
-        moved: called periodically with the bytes so far.
+        hashes: hashlib's names of the digests to compute.
+        moved: called periodically with the number of bytes read so far.
         retried: called with each error that will be retried.
         wait_s: the first pause before a retry; it doubles.
     """
@@ -203,7 +203,7 @@ class ObjectReader:
         self._count = self._reported = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        """Return at most ``size`` bytes (negative: the whole rest); no bytes only at the end.
+        """Return at most ``size`` bytes (negative: the whole rest); an empty result at the end.
 
         Raises:
             StorageError: the object can't be read, or is damaged.

@@ -25,10 +25,9 @@ def in_parallel(
 ) -> Generator[T, None, None]:
     """Yield the results of ``jobs``, in order, while later ones already run.
 
-    No job begins more than twice ``workers`` places ahead of the next result. The
-    first error, in the order of the jobs, is raised; running jobs then end by themselves. A caller
-    that stops iterating must exhaust or close the iterator. Unused results go to
-    ``discard``, from any thread.
+    No job begins more than twice ``workers`` places ahead of the next result. The first error, in
+    the order of the jobs, is raised; running jobs then end by themselves. The caller must exhaust
+    or close the iterator. Unused results go to ``discard``, from any thread.
 
     Raises:
         StorageError: ``cancel`` is set.

@@ -78,7 +78,7 @@ class Stores:
         A file must be in a folder that replaces a bucket, or into which builds may write.
 
         Raises:
-            StorageError: it is no such URL.
+            StorageError: the URL is invalid, or names no file in such a folder.
         """
         if not url.startswith(_FILE):
             place = parse_object_url(url)
@@ -104,8 +104,8 @@ class Stores:
         """Return the store for that object.
 
         Raises:
-            StorageError: the bucket's name is invalid, is the bucket of a server's uploads, or a
-                bucket that may not be used.
+            StorageError: the bucket's name is invalid, or the bucket is that of a server's uploads,
+                or the bucket may not be used.
         """
         if not is_bucket_name(bucket):
             raise StorageError(

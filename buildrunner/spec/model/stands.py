@@ -1,9 +1,9 @@
 """The support of every field of the API by buildrunner.
 
-The class of a modelled field (`OUTPUT_ONLY`, `REFUSED`) or `_RECORDED` decides its support;
-all others are implemented, those in `_DIFFERS` with differences from the hosted service. Output
-fields that are never set are in `_NEVER_SET`. Unmodelled fields of the service are
-in `_UNMODELLED`.
+The class of a modelled field (`OUTPUT_ONLY`, `REFUSED`) or `_RECORDED` decides the field's support.
+All other modelled fields are implemented, those in `_DIFFERS` with differences from the hosted
+service. Output fields that are never set are in `_NEVER_SET`. Fields and enum values of the service
+that are not modelled are in `_UNMODELLED`.
 
 The manual's page on compatibility is generated from these tables.
 """

@@ -1,4 +1,4 @@
-"""Decodes text or JSON to messages: for configs, triggers and request bodies.
+"""Decodes text or JSON to messages: the only decoder of configs, triggers and request bodies.
 
 Invalid content raises nothing: every problem is returned.
 
@@ -114,7 +114,7 @@ def load_build(text: bytes, *, file: str, allow_source: bool = False) -> LoadedB
 
 
 def load_triggers(text: bytes, *, file: str) -> tuple[Loaded[BuildTrigger], ...]:
-    """Read a file of build triggers: one trigger a document; empty documents are skipped.
+    """Read a file of build triggers: one trigger in each document; empty documents are skipped.
 
     If the text itself is invalid, the last element has that problem.
     """
@@ -198,8 +198,8 @@ def resolve_merges(
 ) -> list[tuple[Node, Node]]:
     """Return ``pairs`` with its merge keys resolved.
 
-    The mapping's own keys win, then the first merged ones. The tree has no cycles, so this ends;
-    its expanded size is limited, so it ends soon.
+    The mapping's own keys win; among merged keys, the first wins. The tree has no cycles and its
+    expanded size is limited, so this ends soon.
     """
     own = [pair for pair in pairs if not is_merge_key(pair[0])]
     taken = {_name(key) for key, _ in own}
@@ -541,7 +541,7 @@ def report_duplicate(key: Node, pairs: list[tuple[Node, Node]], findings: Decodi
 
 
 def merged_pairs(node: Node, findings: DecodingProblems) -> list[tuple[Node, Node]]:
-    """Return the pairs of a mapping, followed by those of its merge keys for other keys."""
+    """Return a mapping's own pairs, followed by the merged pairs for keys that it lacks."""
     pairs: list[tuple[Node, Node]] = node.value
     if not any(is_merge_key(key) for key, _ in pairs):
         return pairs

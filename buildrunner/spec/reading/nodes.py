@@ -1,7 +1,7 @@
-"""Parses YAML text or JSON values to a tree of nodes with places.
+"""Parses YAML text or JSON values into a tree of nodes with places.
 
-The composer stops at nodes: Python values would turn ``1.10`` into 1.1 and drop the
-second of two equal keys silently. The tree may share nodes (aliases), but it has no cycles, and its
+The composer stops at nodes: constructing Python values would turn ``1.10`` into 1.1 and silently
+drop the second of two equal keys. The tree may share nodes (aliases), but it has no cycles, and its
 size with all aliases followed is limited.
 
 The ``tag`` of an untagged scalar is replaced by the pair (plain, quoted) of the parser, so that the
@@ -27,14 +27,14 @@ MAX_DEPTH = 64
 IMPLICIT: Any = True
 
 _ANCHOR = re.compile(rb"(?:^|[\s\[{,])&[^\s&]")
-# Two escapes of one character, without a backslash before the first.
+# Two escapes of one character, if no backslash escapes the first.
 _SURROGATES = re.compile(
     rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
 
 class _Refused(Exception):
-    """The text breaks one of our limits; holds the problem."""
+    """The text can't be read or exceeds a limit; holds the problem."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
@@ -123,7 +123,8 @@ def compose(text: bytes) -> tuple[Node | None, Problem | None]:
     """Parse the only document of ``text``.
 
     Returns:
-        Its root (None if it can't be read) and the problem.
+        The document's root (None if the text is empty or can't be read), and the problem (None if
+        the text can be read).
     """
     try:
         return _compose_one(text), None
@@ -369,7 +370,7 @@ _QUOTED = (False, True)
 
 
 def node_of(value: object) -> tuple[Node, Problem | None]:
-    """Return the tree of ``value``, a result of `json.loads`; or the problem."""
+    """Return the tree of ``value``, a result of `json.loads`, and the problem (None for none)."""
     try:
         return _node(value, 1), None
     except RecursionError:

@@ -106,7 +106,7 @@ def integer_value(text: str) -> int:
 
 Reader = Callable[[Node, DecodingProblems], Any]
 
-# The longest duration, the limit of the protobuf type, and its parts.
+# The parts of a duration; the longest duration is the limit of the protobuf type.
 _DURATION = re.compile(r"(-?)(\d{1,12})(?:\.(\d{1,9}))?s")
 _MAX_DURATION_S = 315_576_000_000
 # Go's durations.
@@ -246,7 +246,7 @@ def read_duration(node: Node, findings: DecodingProblems) -> timedelta | None:
 
 
 def _go_duration(text: str) -> timedelta | None:
-    """Return the duration in Go's format; None if it is none."""
+    """Return the duration of a text in Go's format; None for other texts or too long durations."""
     match = _GO_DURATION.fullmatch(text)
     if match is None:
         return None

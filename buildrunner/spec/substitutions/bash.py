@@ -3,8 +3,8 @@
 ``parse_expression`` reads one expression, ``evaluate`` gives its text. No shell is ever run: values
 come from commit data. Nesting is limited and globs are matched in linear time (`Glob`).
 
-Inside an expression the rules of bash apply: a backslash quotes the next character. Outside it has
-no meaning (`templates`). Quotes are literal.
+Inside an expression the rules of bash apply: a backslash quotes the next character. Outside of
+expressions, a backslash has no meaning (`templates`). Quotes are literal.
 
 Source: Cloud Build "Substituting variable values", bash-style string operations; the operators of
 bash 4 (`${v:=w}`, `${v:?w}`, `${!v}`, arrays, arithmetic and commands are refused).
@@ -147,7 +147,7 @@ def _word(
 
 
 def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int, int]:
-    """Return the value of a ``$`` in a word, its end, and the number of open literal braces."""
+    """Return the part at a ``$`` in a word, its end, and the number of literal braces it opens."""
     if text.startswith("$$", position):
         return "$", position + 2, 0
     reference = _REFERENCE.match(text, position)

@@ -8,11 +8,11 @@ from typing import Final
 
 import msgspec
 
-# The beginning of an expression, before a whole variable name. A name with a lower-case letter
+# The beginning of an expression, with the whole variable name. A name with a lower-case letter
 # (${TF_VAR_org_id:?}) is the shell's, with and without dynamic substitutions.
 OPENER = re.compile(r"\$\{[#!]?[A-Z_][A-Z0-9_]*(?![A-Za-z0-9_])")
 
-# Values may multiply (each "?" of one replaced by another), up to this limit beyond any real value.
+# Values may multiply (each "?" of one replaced by another). The limit is beyond any real value.
 MAX_LENGTH: Final = 32 * 1024
 
 

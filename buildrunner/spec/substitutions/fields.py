@@ -1,8 +1,8 @@
-"""The fields of a build with templates: one table, for checks and for replacements.
+"""The fields of a build that hold templates: one table, for checks and for replacements.
 
 The table lacks, on purpose: ``script`` (the documentation says: use ``env`` or automap),
 ``id``, ``waitFor``, ``secretEnv``, volumes, ``source``, and all fields that are not text. Values of
-``substitutions`` are templates only with dynamic substitutions (`substitutions.expand`).
+``substitutions`` are templates only with dynamic substitutions (`templates.expand`).
 
 Source: the local builder's list, extended as on the hosted service (``options.env``,
 ``logsBucket``, ``serviceAccount``, pools, secret names, packages).
@@ -87,7 +87,7 @@ _TREE: Final = _tree(SUBSTITUTED_FIELDS)
 
 
 def templates(build: Build) -> list[tuple[str, str]]:
-    """Yield JSON path and text of every substituted field with a ``$``."""
+    """Return JSON path and text of every substituted field with a ``$``."""
     found: list[tuple[str, str]] = []
     _collect(build, _TREE, "", found)
     return found

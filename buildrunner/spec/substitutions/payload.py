@@ -1,7 +1,7 @@
 """Payload bindings: ``$(body.ref)`` in the substitutions of a trigger, filled from its event.
 
 The value of a binding is data: it is quoted, so that no ``$(...)`` or ``${...}`` in it is
-ever expanded again, also inside a bash-style expression.
+ever expanded again, not even inside a bash-style expression.
 
 Source: Cloud Build "Using payload bindings". The path after the root is JSONPath.
 A path that can match several places yields the list of matches (our choice).
@@ -179,7 +179,7 @@ def bind(substitutions: Mapping[str, str], event: Mapping[str, Any]) -> Bound:
     Args:
         substitutions: substitutions of a trigger, or of its config.
         event: parsed JSON by root name: ``body``, ``push`` or ``pull_request``. Bindings of roots
-            that are missing stay unchanged.
+            that ``event`` lacks stay unchanged.
     """
     missing: dict[str, None] = {}
     values = {name: _bind(value, event, missing) for name, value in substitutions.items()}
@@ -229,7 +229,10 @@ def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> 
 
 
 def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
-    """Return the length of the token at ``position``, and the open expressions after it."""
+    """Return the length of the token at ``position``, and the number of open expressions after it.
+
+    ``depth`` is the number of open expressions before the token.
+    """
     char = template[position]
     if template.startswith("$$", position):
         return 2, depth

@@ -130,8 +130,9 @@ def expand(
 ) -> dict[str, str]:
     """Return the values of ``user`` with the references between them resolved.
 
-    For dynamic substitutions. Values of overridden built-ins are no templates: they have
-    data of commits and events. The order of the map is irrelevant.
+    Used for dynamic substitutions. A name for which ``is_template`` returns false (an overridden
+    built-in) keeps its value, which is data of a commit or event. The order of the map is
+    irrelevant.
 
     Raises:
         Cycle: variables refer to each other in a cycle.
@@ -160,7 +161,7 @@ def _dependency_order(user: Mapping[str, str], is_template: Callable[[str], bool
     order: list[str] = []
     finished: set[str] = set()
     for first in user:
-        # An explicit stack, since a chain of 200 variables is legal.
+        # An explicit stack instead of recursion, since a chain of 200 variables is legal.
         path: list[str] = []
         on_path: set[str] = set()
         pending: list[tuple[str, bool]] = [(first, False)]

@@ -97,7 +97,7 @@ class BuiltIns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def is_user_variable(name: str) -> bool:
-    """Return whether ``name`` has the form ``_X`` of a user-defined variable."""
+    """Return whether ``name`` has the form ``_X`` of a user-defined variable (not ``_`` alone)."""
     return USER_VARIABLE.fullmatch(name) is not None
 
 

@@ -131,7 +131,7 @@ def _check_packages(artifacts: Artifacts, findings: Findings) -> None:
             path = f"artifacts.{json_name}[{index}]"
             required: tuple[str, ...] = all_required
             if attribute == "maven_artifacts" and package.deploy_folder:
-                required = ("repository",)  # its files have the layout of the repository
+                required = ("repository",)  # the files of deployFolder have the repository's layout
                 if package.path:
                     message = "mavenArtifacts must not specify both path and deployFolder"
                     findings.error("artifact-field", path, message)

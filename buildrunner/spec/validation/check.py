@@ -1,8 +1,8 @@
 """`check_build`: all problems of a build, in the order of the file.
 
-The rules have stable ids, V01-V71 and a few names;
-each is in the module of its subject. Reading problems (unknown fields, wrong
-types, V01, V02) come from the decoder and are only included.
+The rules have stable ids, V01-V71 and a few names; each rule is in the module of its subject.
+Reading problems (unknown fields, wrong types, V01, V02) come from the decoder: `check_build` only
+adds them to its own.
 """
 
 from __future__ import annotations
@@ -124,13 +124,13 @@ def check_build(
 
     Args:
         subject: the result of `decode.load_build` (problems then have a place, reading problems are
-            included, and the stricter rules for config files apply), or a Build from the
-            API (problems are then in the order of the rules).
+            included, and the stricter rules for config files apply), or a Build from the API
+            (problems are then in the order of the rules).
         file: name of the file of ``subject``.
         substitutions: values from outside (flags, trigger, API), which override the build's.
         built_ins: values of the built-in variables. Without them samples are used, and values that
             depend on a repository are checked leniently, since the environment is unknown.
-        triggered: check it as a triggered build: loose, dynamic substitutions.
+        triggered: check the build as a triggered build: loose, dynamic substitutions.
         limits: the limits of a build.
 
     Returns:
@@ -235,7 +235,7 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
         try:
             expanded = expand(known, built_in, is_template=is_user_variable)
         except BadExpression as error:
-            # Not with samples, whose values may be shorter than the real ones.
+            # Not an error with samples, whose values may be shorter than the real ones.
             complete = False
             if not assumed:
                 findings.error("expression", "substitutions", str(error))

@@ -32,16 +32,17 @@ class Findings:
         )
 
     def did_you_mean(self, word: str, known: Iterable[str]) -> str:
-        """``did you mean "x"?`` for the known word most like ``word``; empty for none.
+        """Return ``did you mean "x"?`` for the known word most like ``word``; empty for none.
 
-        Only the first calls search, since the search is slow and thousands of typos are no typos.
+        Only the first calls search: the search is slow, and thousands of unknown words are not
+        typos.
         """
         self._suggestions_left -= 1
         return did_you_mean(word, known) if self._suggestions_left >= 0 else ""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``did you mean "x"?`` for the known word most like ``word``; empty for none."""
+    """Return ``did you mean "x"?`` for the known word most like ``word``; empty for none."""
     near = nearest(word, known)
     return f'did you mean "{near}"?' if near else ""
 

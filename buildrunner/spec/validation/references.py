@@ -1,4 +1,4 @@
-"""Rules about substituted values: V07, V09, V64, V69-V71."""
+"""Rules about substituted values: V07, V09, V64, V69-V71, and a few with names."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Values:
         self._assumed = assumed
 
     def text(self, template: str) -> str | None:
-        """Return the text; None if unknown."""
+        """Return the value of a template; None if the value is unknown."""
         if "$" not in template:
             return template
         if not self._complete:
@@ -136,7 +136,7 @@ class Values:
     def unset(self, template: str) -> list[str]:
         """Return the variables of the template that lack a value here but perhaps not elsewhere.
 
-        With dynamic substitutions, the variables in values of its variables count, too.
+        With dynamic substitutions, the variables in the values of these variables count, too.
         """
         return self.without_value(template) if self._assumed else []
 
@@ -274,7 +274,7 @@ class _ResultCheck:
         return ""
 
     def _mismatch(self, template: str, pattern: str) -> str | None:
-        """Return the template's value, shortened, if it is known and does not match."""
+        """Return the template's value, shortened, if it is known and does not match; else None."""
         text = self._values.text(template)
         if text is None or re.fullmatch(pattern, text):
             return None

@@ -101,9 +101,9 @@ def _user_name(key: str) -> str:
 
 
 def without_own_values(user: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables without those whose value (``_X: ${_X}``) is the given value.
+    """Return the variables without those whose value refers to themselves (``_X: ${_X}``).
 
-    Source: configs in use have it for values that their trigger sets.
+    Source: configs in use write this for values that their trigger sets.
     """
     return {
         name: value
@@ -120,7 +120,7 @@ def check_references(
     *,
     assumed: bool,
 ) -> bool:
-    """Check that references and values fit together: V17-V19, expressions, cycles.
+    """Check that references and values agree: V17-V19, expressions, cycles.
 
     Args:
         build: the build before substitution.
@@ -201,7 +201,7 @@ class _ReferenceCheck:
         return f"{similar} Or {hint}" if similar else hint
 
     def _read_unevaluated(self, path: str, text: str) -> None:
-        """Record expressions that are plain text because dynamic substitutions are off."""
+        """Warn about expressions that are plain text because dynamic substitutions are off."""
         for match in re.finditer(_EXPRESSION, text):
             name = match.group(1)
             if text[: match.start()].endswith("$") or not self._is_known(name):
