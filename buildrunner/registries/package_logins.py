@@ -58,7 +58,7 @@ def _split(repository: str) -> SplitResult:
     """Return the parts of an address.
 
     Raises:
-        PackageError: the port is invalid, or the path has ``..``, so that a login for one
+        PackageError: the port is invalid, or the path has ``.`` or ``..``, so that a login for one
             folder would go to another.
     """
     place = urlsplit(repository)
@@ -113,7 +113,7 @@ class PackageLogins:
         return found or self._from_netrc(place, is_named) or self._from_google(repository)
 
     def _from_netrc(self, place: SplitResult, is_named: bool) -> PackageLogin | None:
-        """Return the login of ``host:port``, or of a host for its usual or a configured port."""
+        """Return the login of ``host:port``; or of the host, for port 443 or a known repository."""
         machines = self._machines()
         host = place.hostname or ""
         found = machines.get(f"{host}:{place.port}") if place.port else None

@@ -142,11 +142,11 @@ class RegistryClient:
         """Send a request. Returns the answer, whose body is not read yet.
 
         Args:
-            method: of HTTP.
+            method: the HTTP method.
             url: an address from the registry, or a path on it. The login goes to the registry
                 only.
-            headers: of the request.
-            content: its body.
+            headers: headers of the request.
+            content: body of the request.
             follow: follow a redirect, to another host without the login.
 
         Raises:
@@ -160,7 +160,7 @@ class RegistryClient:
         if urlsplit(str(full))[:2] == urlsplit(self.base)[:2] and self._authorization:
             sent["Authorization"] = self._authorization()
         request = self._http.build_request(method, full, headers=sent, content=content)
-        # Without the login, to another host. None of its content is returned.
+        # A redirect to another host gets no login. The answer to HEAD has no content.
         return self._http.send(request, stream=True, follow_redirects=follow or method == "HEAD")
 
     def digest_of(self, tag: str) -> str:
@@ -310,7 +310,7 @@ class PushGateway:
     """Serves a push until it is closed. A context manager.
 
     Args:
-        listener: where the build's engine connects to. Closed with the gateway.
+        listener: accepts the connections of the build's engine. Closed with the gateway.
         client: the registry. Not closed.
         repository: the only repository that is pushed to.
         tag: the only tag that may be set.
@@ -382,7 +382,7 @@ class PushGateway:
             self.digest = digest if is_kept else ""
 
     def _is_manifest(self, inner: str) -> bool:
-        """Return whether the manifest is sent under the tag, or without a tag.
+        """Return whether a request is about the manifest of the tag, or one named by its digest.
 
         Raises:
             Refused: the tag has the form of a tag for attestations.
@@ -408,7 +408,7 @@ class PushGateway:
 
 
 def _with_query(url: str, query: str) -> str:
-    """Return ``url`` with the digest in ``query``, the only parameter of an upload's end."""
+    """Return ``url`` with the digest in ``query``, the only parameter that ends an upload."""
     digest = [(key, value) for key, value in parse_qsl(query) if key == "digest"]
     if not digest:
         return url
@@ -453,7 +453,7 @@ class _Received(io.BufferedReader):
     """The bytes that a connection receives.
 
     Attributes:
-        lines_left: bytes of lines that may still arrive: more end the connection.
+        lines_left: the number of bytes that lines may still have; more bytes end the connection.
     """
 
     lines_left = 0
@@ -620,8 +620,8 @@ def _manifest(pieces: Iterable[bytes]) -> bytes:
     """Read a manifest.
 
     Raises:
-        Refused: it is invalid, or would be attached to another image of the repository, as
-            signatures and attestations are.
+        Refused: the manifest is invalid or too large, or would be attached to another image of the
+            repository, as signatures and attestations are.
     """
     content = bytearray()
     for piece in pieces:

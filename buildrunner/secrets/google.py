@@ -134,12 +134,12 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 class ApiError(Exception):
-    """The API refused.
+    """The API refused a call, or gave no usable answer.
 
     Attributes:
-        code: HTTP status; 0 without an answer.
-        reason: its message, on one line, printable.
-        retry_after_s: the wait that it requests; 0 for none.
+        code: HTTP status; 0 without a usable answer.
+        reason: the API's message, on one line, printable.
+        retry_after_s: the wait in seconds that the API requests; 0 for none.
     """
 
     def __init__(self, code: int, reason: str, retry_after_s: float = 0.0) -> None:

@@ -193,7 +193,7 @@ class LocalSecretStore:
         """Decrypt a sealed value of ``document``.
 
         Raises:
-            SecretError: the key is not the one, or the file was changed.
+            SecretError: the key is missing or another one, or the file was changed.
         """
         from cryptography.exceptions import InvalidTag
 
@@ -212,7 +212,7 @@ class LocalSecretStore:
         """Return the scope of a name in ``document``; None if there is none.
 
         Raises:
-            SecretError: the key is not the one, or the file was changed.
+            SecretError: the key is missing or another one, or the file was changed.
         """
         from cryptography.exceptions import InvalidTag
 

@@ -116,7 +116,7 @@ def _short_refs(refs: Sequence[str], kind: str) -> list[str]:
 
 
 def for_nobody(name: str, scope: Scope | None) -> bool:
-    """Whether a server gives a secret neither to a project nor to itself."""
+    """Return whether a server gives a secret neither to a project nor to itself."""
     if is_servers_own(name):
         return name.startswith(OLD_FORGE_PREFIX)
     return "/" not in name and not (scope and scope.projects)
@@ -236,14 +236,16 @@ def variable_of(name: str) -> str:
 def _image_limit(
     asker: Asker, name: str, scope: Scope, steps: Sequence[StepPlan], privilege: Privilege
 ) -> Refusal | None:
-    """Return the limit to images, which needs steps that can't control each other's containers.
+    """Return the violated limit to images; None if the steps keep to it.
 
     The environment of a step can make the image's program load other code (``LD_PRELOAD``,
     ``_JAVA_OPTIONS``, ``NODE_OPTIONS``), and no list of such variables is complete. So a step gets
     only variables whose names neither the config nor the substitutions choose.
 
-    A step that holds the engine's socket can build an image of any name for a later step, and read
-    the environment of each container. A privileged step can do the same through the kernel.
+    The limit has no effect if a step controls the containers of other steps, so such builds are
+    refused. A step that holds the engine's socket can build an image of any name for a later step,
+    and read the environment of each container. A privileged step can do the same through the
+    kernel.
     """
     limited = f"the secret {name} is limited to steps with the image {_listed(scope.images)}"
     allowed = scope.variables or (variable_of(name),)

@@ -31,7 +31,10 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _own_folder(environ: Mapping[str, str], variable: str, usual: str) -> str:
-    """Source: the XDG base directory specification, which ignores relative paths."""
+    """Return buildrunner's folder below an XDG base folder.
+
+    Source: the XDG base directory specification, which ignores a relative path in a variable.
+    """
     base = environ.get(variable, "")
     if not os.path.isabs(base):
         base = os.path.expanduser(usual)
@@ -55,12 +58,11 @@ def secrets_folder(environ: Mapping[str, str] = os.environ) -> str:
 def lock_folder() -> str:
     """Return the folder for locks and logs of one user's processes on this machine.
 
-    It does not depend on environment variables: builds from a desktop, from cron and from a test
-        must
-    find the same one. It is used only if this user created it.
+    The folder does not depend on environment variables: builds from a desktop, from cron and from a
+    test must find the same folder. It is used only if this user created it.
 
     Raises:
-        StoreError: another user created it.
+        StoreError: another user created the folder.
     """
     uid = os.geteuid()
     session = f"/run/user/{uid}"
@@ -83,7 +85,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         database: URL of its database; may hold a password. Empty for a worker on another host.
         sandbox: ``host``, ``nested``, ``pod``, or ``none`` for a server that runs no builds itself.
         max_builds: number of builds that share the machine; 0 if unknown.
-        sources: the source policy, in the form of `sources.source_policy.policy_from`.
+        sources: the source policy, in the form of `sources.policy.policy_text`.
         keep_gib: disk limit of kept workspaces of failed builds; 0 keeps none.
         isolation: the required isolation of builds of forks; with ``pod``, how the Pod
             isolates builds. See `sandboxes.protocol.ISOLATIONS`.
@@ -203,9 +205,10 @@ def server_variables(environ: Mapping[str, str] = os.environ) -> ServerVariables
 
 
 def server_database(environ: Mapping[str, str] = os.environ) -> str:
-    """Return the URL of a server's database; empty for a file in the server's folder.
+    """Return the URL of a server's database; empty if the database is in the server's folder.
 
-    It is in the environment or a file, since a password must not be on a command line.
+    The URL comes from the environment or a file: it may hold a password, which must not be on a
+    command line.
 
     Raises:
         UsageError: the file can't be read, or is empty.

@@ -69,7 +69,7 @@ def needs_of(path: str, tree: Mapping[str, Any], *, own: Mapping[str, Any]) -> d
     Args:
         path: path of the file.
         tree: its content, checked by `settings_problems`.
-        own: fields of `Settings` without it.
+        own: effective fields of `Settings` without the file.
     """
     return dict(_needs(os.path.dirname(path), tree, own))
 

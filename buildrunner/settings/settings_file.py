@@ -216,7 +216,7 @@ def settings_problems(path: str, tree: dict[str, Any], *, is_own: bool) -> list[
 
     Args:
         path: path of the file.
-        tree: what it says.
+        tree: the file's content.
         is_own: the file is the user's own, not a project's.
     """
     return [
@@ -442,7 +442,7 @@ def _provenance_problems(path: str, tree: dict[str, Any], above: str = "") -> li
 
 
 def _is_a(value: object, kind: type) -> bool:
-    # In Python, true is a number.
+    # In Python, bool is a subclass of int.
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
@@ -476,16 +476,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         google_secrets: use Secret Manager and Cloud KMS, with the user's own credentials.
         kms_command: program and arguments that decrypt a KMS ciphertext; empty for none.
         secrets_key: place of the local secret store's key: ``file`` or ``keyring``.
-        logins_folder: replaces the home folder for logins for registries and
-            packages; empty for the user's own. Builds with it share no images with others.
+        logins_folder: replaces the home folder as the place of logins for registries and packages;
+            empty for the user's own. Builds with it share no images with others.
         share_registry_logins: steps get the user's logins for the registries of the images that
             the build names.
         package_repositories: repository in configs -> address of the repository to publish to.
         storage_folders: ``gs://BUCKET`` or ``gs://BUCKET/PREFIX`` -> ``file:///FOLDER``.
         storage_buckets: names of the buckets that builds may use; None for all.
         git: settings of Git repositories.
-        egress_allow, egress_deny: IPv4 networks that nested sandboxes may, or may not,
-            reach; the first wins.
+        egress_allow, egress_deny: IPv4 networks that nested sandboxes may, or may not, reach;
+            ``egress_allow`` wins.
         provenance: make provenance for builds that publish images, files or packages.
         provenance_push: also attach provenance to images in their registry.
         provenance_sbom: formats of bills of materials of pushed images.
@@ -541,7 +541,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     projects: dict[str, dict[str, Any]] = {}
 
     def logins_environ(self, environ: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the variables for the places of logins for registries and packages."""
+        """Return the variables that name the places of logins for registries and packages."""
         if not self.logins_folder:
             return environ
         elsewhere = ("DOCKER_CONFIG", "NETRC", "NPM_CONFIG_USERCONFIG")
@@ -583,7 +583,7 @@ def load_settings(
     """Return the effective settings of ``folder``.
 
     Args:
-        folder: the current folder, or the source folder.
+        folder: the current folder, or the folder of the source.
         environ: environment variables.
         confirm: called to confirm a project's file that needs trust and is not trusted.
 
@@ -664,7 +664,10 @@ def _own_fields(environ: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _own_layers(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Return the user's own settings, weakest first: name of the file, and fields of `Settings`."""
+    """Yield the user's own settings, weakest first: origin, and fields of `Settings`.
+
+    The origin is the name of a variable or of a file.
+    """
     for variable in ("CLOUDSDK_CORE_PROJECT", "GOOGLE_CLOUD_PROJECT"):
         if environ.get(variable):
             yield f"${variable}", {"project_id": environ[variable]}
