@@ -110,8 +110,7 @@ class Repository:
         """Return the manifest of a tag or a digest; None if there is none.
 
         Raises:
-            RegistryError: the registry refuses, breaks, or sends another manifest than
-                requested.
+            RegistryError: the registry refuses, breaks, or sends another manifest than requested.
         """
         accept = ", ".join(MANIFEST_TYPES)
         response = self._send("GET", f"manifests/{reference}", headers={"Accept": accept})
@@ -130,7 +129,7 @@ class Repository:
             The digest of the subject, if the registry keeps its list of referrers by itself.
 
         Raises:
-            RegistryError: the registry does not take it.
+            RegistryError: the registry does not accept the manifest.
         """
         response = self._send(
             "PUT", f"manifests/{reference}", content=body, headers={"Content-Type": media_type}
@@ -184,7 +183,7 @@ class Repository:
         """Store a blob unless the registry has it; return its digest.
 
         Raises:
-            RegistryError: the registry does not take it.
+            RegistryError: the registry does not accept the blob.
         """
         digest = sha256(data)
         if self._send("HEAD", f"blobs/{digest}").is_success:
@@ -271,7 +270,7 @@ class Repository:
         read: Callable[[httpx.Response], httpx.Response] | None = None,
         **more: Any,
     ) -> httpx.Response:
-        """Send a request once; a redirect is followed only if nothing secret is sent with it."""
+        """Send a request once. With ``follow``, follow redirects; another host gets no login."""
         request = self._http.build_request(method, url, **more)
         answer = self._http.send(request, stream=True, auth=auth, follow_redirects=follow)
         return read(answer) if read else read_bounded(answer, _LARGEST_BYTES)

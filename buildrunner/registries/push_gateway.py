@@ -1,9 +1,9 @@
 """A registry of one image, through which a build's own engine pushes it without a login.
 
-The build's steps control the engine in a nested sandbox. A login for a registry does not
-go there. Instead, that engine pushes to a port of its loopback address (`PushGateway`). This
-process forwards those requests with the login (`RegistryClient`), if they belong to the
-push of that one image. See ADR 0035.
+The build's steps control the engine in a nested sandbox, so that engine gets no login for a
+registry. Instead, the engine pushes to a port of its loopback address (`PushGateway`). This process
+forwards those requests with the login (`RegistryClient`), if they belong to the push of that one
+image. See ADR 0035.
 
 Source: the OCI distribution specification; Docker's token authentication specification.
 """
@@ -78,7 +78,7 @@ class RegistryClient:
 
     Args:
         place: how the registry is reached.
-        repository: its name there.
+        repository: name of the repository in the registry.
         login: the login; None for requests without one.
         egress: networks that builds do not reach: see `RegistryTransport`.
         addresses_of: looks up a name.
@@ -147,7 +147,7 @@ class RegistryClient:
                 only.
             headers: headers of the request.
             content: body of the request.
-            follow: follow a redirect, to another host without the login.
+            follow: follow redirects; another host gets no login.
 
         Raises:
             CredentialsError: the token service refused the login.

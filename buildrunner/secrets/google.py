@@ -157,7 +157,7 @@ class GoogleApi:
             since tokens are never sent in clear.
         token: returns an OAuth 2 access token; raises SecretError.
         pause: waits the given seconds between two tries.
-        timeout_s: limit for one try to connect, and for each part of its answer.
+        timeout_s: seconds that one try may take to connect, and for each part of its answer.
     """
 
     def __init__(

@@ -359,8 +359,8 @@ def _key_id(key: bytes) -> str:
 class StoredSecrets:
     """`NamedSecrets` of the local store.
 
-    A secret is looked up by its full name ``projects/P/secrets/S``, then by its id, then
-    by the name of the variable. The version is the one in the config.
+    A secret is looked up by its full name ``projects/P/secrets/S``, then by its id, then by the
+    name of the variable. The version is the one in the config.
 
     Args:
         store: the store.

@@ -1,9 +1,9 @@
 """Sources of secret values, and their order.
 
 A *mapping* of the user names the source of a secret: ``NAME -> env:VARIABLE`` or ``NAME ->
-file:PATH``. NAME is the version name in the config; or shorter: without ``/versions/...``, or the
-secret's id alone; or the step's variable. The most specific name wins.
-For a ciphertext of KMS, only the variable's name can be mapped.
+file:PATH``. NAME is the version name in the config, or that name without ``/versions/...``, or the
+secret's id alone, or the name of the step's variable. The most specific name wins. For a ciphertext
+of KMS, only the variable's name can be mapped.
 """
 
 from __future__ import annotations

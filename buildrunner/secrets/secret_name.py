@@ -12,8 +12,8 @@ from buildrunner.plan.build_plan import SecretReference
 LATEST = "latest"
 FORGE_PREFIX = "forge-"
 OLD_FORGE_PREFIX = "status-"
-"""Prefix of the names of forges' tokens in earlier versions. They are no longer used, since two
-hosts could have the same name; builds still don't get them."""
+"""Prefix of the names of forges' tokens in earlier versions. Such names are no longer used, since
+two hosts could have the same name; builds still don't get secrets with such names."""
 SERVER_PREFIXES = ("hooks-", FORGE_PREFIX, OLD_FORGE_PREFIX)
 """Prefixes of ids of the server's own secrets: ``hooks-github``."""
 _API_HOSTS = {"api.github.com": "github.com", "api.bitbucket.org": "bitbucket.org"}
@@ -84,8 +84,8 @@ def names_of(reference: SecretReference) -> tuple[str, ...]:
 def is_servers_own(name: str) -> bool:
     """Return whether a stored name marks a secret as the server's own.
 
-    Builds never get these: otherwise any user who may push could read the tokens of the server's
-    forges. A secret with a full name (``projects/P/secrets/status-page``) is for builds.
+    Builds never get these secrets: otherwise any user who may push could read the tokens of the
+    server's forges. A secret with a full name (``projects/P/secrets/status-page``) is for builds.
     """
     return "/" not in name and name.startswith(SERVER_PREFIXES)
 
@@ -108,8 +108,8 @@ def forge_host(url: str) -> str:
 def forge_token_name(host: str) -> str:
     """Return the name of a forge's token, such as ``forge-git_example_com``.
 
-    Two hosts never get the same name: a dot becomes ``_``, and any other character that a name of
-    a secret can't have ``__`` and its code, as in ``forge-git_example_com__3a8443``.
+    Two hosts never get the same name: a dot becomes ``_``, and any other character that a secret's
+    name can't have becomes ``__`` and its code, as in ``forge-git_example_com__3a8443``.
 
     Args:
         host: see `forge_host`.

@@ -88,8 +88,8 @@ def scope_text(name: str, scope: Scope | None) -> str:
     """Describe a scope in one line: ``projects shop, web; triggers deploy``.
 
     Args:
-        name: of the secret or key.
-        scope: None if it has none.
+        name: name of the secret or key.
+        scope: its scope; None if it has none.
     """
     if name.startswith(OLD_FORGE_PREFIX):
         return "nobody: set it again with --forge HOST"
@@ -171,9 +171,9 @@ def refusal_of(
     """Decide whether an asker may have a secret.
 
     Args:
-        asker: who asks.
-        name: of the secret or of the key that opens it, without a version.
-        scope: what is kept beside the secret; None if nothing is.
+        asker: the asker.
+        name: name of the secret, or of the key that decrypts it, without a version.
+        scope: the scope of that name; None if it has none.
         steps: the build's steps that would get the secret.
         privilege: rights of all steps of the build.
 
@@ -344,7 +344,7 @@ class ScopedSecrets:
 
     Args:
         chain: the providers.
-        asker: who asks.
+        asker: the asker.
         scope_of: returns the scope of a name; None if it has none. Raises SecretError.
     """
 

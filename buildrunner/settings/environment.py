@@ -86,13 +86,13 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
         sandbox: ``host``, ``nested``, ``pod``, or ``none`` for a server that runs no builds itself.
         max_builds: number of builds that share the machine; 0 if unknown.
         sources: the source policy, in the form of `sources.policy.policy_text`.
-        keep_gib: disk limit of kept workspaces of failed builds; 0 keeps none.
+        keep_gib: disk limit of kept workspaces of failed builds, in GiB; 0 keeps none.
         isolation: the required isolation of builds of forks; with ``pod``, how the Pod
             isolates builds. See `sandboxes.protocol.ISOLATIONS`.
         pod_egress_deny, pod_egress_allow: networks that the engine of the Pod may not reach, and
             exceptions, with a space between them.
-        disk_gib: disk limit of a nested sandbox; 0 sets no limit.
-        log_gib: limit of a build's log; 0 sets no limit.
+        disk_gib: disk limit of a nested sandbox, in GiB; 0 sets no limit.
+        log_gib: limit of a build's log, in GiB; 0 sets no limit.
         public_url: address of the server, which provenance names as the builder.
         server: address of the server that a worker on another host works for; else empty.
         token_file: file with the token of such a worker.

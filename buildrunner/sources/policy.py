@@ -41,8 +41,8 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         private: allow hosts with private, loopback or link-local addresses, and their names.
         files: allow repositories on the server's own disk (``file://`` and paths).
-        hosts: hosts that are allowed with any address: lower-case names; a name that
-            begins with a dot matches all names with this suffix.
+        hosts: lower-case names of hosts that are allowed at any address; a name that begins with a
+            dot matches all names with this suffix.
     """
 
     private: bool = False
@@ -198,7 +198,7 @@ class SourceGate:
         None if the host is allowed at any address.
 
         Raises:
-            SourceError: the host was not looked up.
+            SourceError: no address of the host is known.
         """
         parsed = parse_git_url(url)
         host = parsed.host
@@ -228,8 +228,8 @@ def registry_refusal(policy: SourcePolicy | None, registry: str) -> str:
     """Return why images of untrusted configs may not come from a registry; empty if they may.
 
     The policy is that of Git sources. The engine looks up the name again, and connects by https: a
-    name that leads elsewhere then fails on the certificate. A name that only the engine
-    can look up may lead anywhere, and is refused.
+    name that then leads elsewhere fails on the certificate. A name that only the engine can look up
+    may lead anywhere, and is refused.
 
     Args:
         policy: the policy; None allows everything.

@@ -3,8 +3,8 @@
 Below ``sources/PROJECT/`` of the data folder are ``blobs/ab/SHA256`` (files, each once),
 ``archives/SHA256.tar`` (fetched by builds, as objects of the bucket ``buildrunner-sources``; see
 `UploadedSource`) and ``lists/SHA256`` (the name of the archive, by the digest of its list of
-files). Archives are named by their own digests, so that a build can verify them.
-Projects don't share blobs: knowing a digest must not give access to another project's file.
+files). Archives are named by their own digests, so that a build can verify them. Projects don't
+share blobs: knowing a digest must not give access to another project's file.
 
 Blobs are not synced to the disk one by one, which would cost more than the upload: they are
 verified when they are packed, and blobs damaged by a power cut count as missing.
@@ -439,7 +439,7 @@ def _noted(path: str) -> str:
 def _touch(path: str) -> bool:
     """Record a use of the file. Returns whether it exists.
 
-    Its modification time stays, since a build that reads an archive would see a change.
+    The file's modification time stays: a build that reads an archive fails if the time changes.
     """
     try:
         os.utime(path, ns=(time.time_ns(), os.stat(path).st_mtime_ns))

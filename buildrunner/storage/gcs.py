@@ -1,8 +1,8 @@
 """Cloud Storage by Google's own client: the only module that imports it.
 
-The client finds the credentials: the application default credentials, or none for
-public buckets. ``STORAGE_EMULATOR_HOST`` names another server, as for every program
-with this client. `refusal` and `reason` convert errors of the client to one sentence each.
+The client finds the credentials: the application default credentials, or none for public buckets.
+``STORAGE_EMULATOR_HOST`` names another server, as for every program with this client. `refusal` and
+`reason` convert errors of the client to one sentence each.
 """
 
 from __future__ import annotations
@@ -530,7 +530,7 @@ class Pipe:
         self._abandoned = threading.Event()
 
     def skip(self, count: int) -> None:
-        """Drop the next bytes."""
+        """Drop the next ``count`` bytes."""
         self._skip = count
 
     def write(self, data: bytes) -> int:

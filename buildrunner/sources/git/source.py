@@ -249,7 +249,7 @@ def fetch_git(
         allow_host: returns whether a host is allowed; empty means this machine. None: all.
         pin: ties an allowed URL to addresses, see `SourceGate`.
         temporary: parent of folders outside the cache; None: the system's temporary folder.
-        wait_s: the first pause before another try; it doubles.
+        wait_s: the first pause before a retry; it doubles.
 
     Raises:
         SourceError: one sentence without credentials; nothing is left behind.
@@ -420,7 +420,7 @@ def changed_files(
         old: full SHA.
         new: full SHA.
         from_merge_base: compare with the merge base instead of ``old``.
-        place: the allowed hosts, and the place of folders.
+        place: the allowed hosts, and the parent of temporary folders.
         cancel: kills git within a second when set.
 
     Raises:
@@ -455,7 +455,7 @@ def commit_message(
     Args:
         request: the repository with the commit; its revision is ignored.
         commit: full SHA.
-        place: the allowed hosts, and the place of folders.
+        place: the allowed hosts, and the parent of temporary folders.
         cancel: kills git within a second when set.
 
     Raises:

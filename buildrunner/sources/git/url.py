@@ -40,7 +40,7 @@ class GitUrl(msgspec.Struct, frozen=True, kw_only=True):
         text: the URL for git, storage and display: without password, and for https without user.
         transport: git's transport.
         host: lower case, without port; empty for files.
-        port: of the connection; 0 for files.
+        port: port of the connection; 0 for files.
         origin: ``scheme://host:port``, to which https credentials are bound; empty otherwise.
         path: path on the host, without leading ``/``.
         username: user in the URL; empty for none.
@@ -70,9 +70,9 @@ def parse_git_url(url: str) -> GitUrl:
     """Parse a URL, an scp-like address (``git@host:path``) or a local path.
 
     Raises:
-        SourceError: the text is none of these, or its protocol runs programs (``ext::``), or
-            its host is ambiguous: Git decodes an ssh or git URL before it finds
-            the host, and curl and resolvers change some names.
+        SourceError: the text is none of these, or its protocol runs programs (``ext::``), or its
+            host is ambiguous: Git decodes an ssh or git URL before it finds the host, and curl and
+            resolvers change some names.
     """
     if not url or url.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{_printable(url)!r} is not the URL of a Git repository", hint=_HINT)

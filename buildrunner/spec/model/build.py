@@ -1,8 +1,7 @@
 """The Build resource: the build itself, its steps, its options and its secrets.
 
-Messages that most configs do not mention live beside it, to keep the import of this module short:
-`source`, `artifacts`, `results`; triggers are in `trigger`. The meaning of each field is in
-`descriptions`, its support by buildrunner in `stands`.
+Messages of the source, of artifacts and of results are in `source` and `results`, triggers in
+`trigger`. The meaning of each field is in `descriptions`, its support by buildrunner in `stands`.
 """
 
 from __future__ import annotations

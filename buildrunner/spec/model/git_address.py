@@ -79,7 +79,10 @@ def masked_trigger(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_problems(document: dict[str, Any]) -> list[Problem]:
-    """Return a problem for each address with a password in a Build document, without its text."""
+    """Return a problem for each address with a password in a Build document.
+
+    The problems do not quote the addresses.
+    """
     return _problems(document, _BUILD)
 
 

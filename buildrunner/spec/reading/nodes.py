@@ -44,8 +44,8 @@ class _Refused(Exception):
 class _Limits:
     """The hooks that a composer calls around every node, used to count.
 
-    libyaml's composer recurses on the C stack without a limit: without these hooks,
-    200 KB of ``[`` end the process.
+    libyaml's composer recurses on the C stack without a limit: without these hooks, 200 KB of ``[``
+    end the process.
     """
 
     depth = 0

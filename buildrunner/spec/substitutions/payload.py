@@ -1,10 +1,10 @@
 """Payload bindings: ``$(body.ref)`` in the substitutions of a trigger, filled from its event.
 
-The value of a binding is data: it is quoted, so that no ``$(...)`` or ``${...}`` in it is
-ever expanded again, not even inside a bash-style expression.
+The value of a binding is data: it is quoted, so that no ``$(...)`` or ``${...}`` in it is ever
+expanded again, not even inside a bash-style expression.
 
-Source: Cloud Build "Using payload bindings". The path after the root is JSONPath.
-A path that can match several places yields the list of matches (our choice).
+Source: Cloud Build "Using payload bindings". The path after the root is JSONPath. A path that can
+match several places yields the list of matches (our choice).
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ _WORKSPACE = "/workspace"
 
 
 def check_source(build: Build, findings: Findings) -> None:
-    """Check ``source.*`` and ``dependencies``, which must not hold a password.
+    """Check ``source.*`` and ``dependencies``: folders, names of buckets, and no passwords.
 
     Source: semantics 1.5 (``dir`` is relative) and 1.13.
     """

@@ -1,4 +1,4 @@
-"""Rules about steps, their environment and their volumes: V20-V36, V50-V59."""
+"""Rules about steps, their environment, secrets and volumes: V20-V59."""
 
 from __future__ import annotations
 

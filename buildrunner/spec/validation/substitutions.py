@@ -161,7 +161,7 @@ class _ReferenceCheck:
         self._unevaluated: set[str] = set()
 
     def read(self, path: str, text: str) -> None:
-        """Record every reference in one template."""
+        """Record every reference in one template, and report the invalid ones."""
         for reference in find_references(text, dynamic=self._dynamic):
             expression = reference.expression
             if expression is None:
@@ -212,7 +212,7 @@ class _ReferenceCheck:
             self._findings.warning("not-dynamic", path, message, hint)
 
     def read_value(self, name: str, value: str) -> None:
-        """Record the references in a user variable's own value."""
+        """Record the references in a user variable's own value, or warn that they stay text."""
         path = f"substitutions.{name}"
         if self._dynamic:
             self.read(path, value)
