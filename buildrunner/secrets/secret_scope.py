@@ -67,10 +67,10 @@ class Scope(
         projects: ids of projects beside the one that the secret belongs to; `EVERY_PROJECT` for
             all.
         triggers: names or ids of triggers.
-        refs: patterns of ``refs/heads/BRANCH`` or ``refs/tags/TAG``; ``*`` stands for any text.
-        images: images of steps, by digest; the name of a builder image stands for all of its tags.
+        refs: patterns of ``refs/heads/BRANCH`` or ``refs/tags/TAG``; ``*`` matches any text.
+        images: images of steps, by digest; the name of a builder image matches all of its tags.
         variables: names of the secret variables that a step of ``images`` may get; empty for the
-            one that `variable_of` gives.
+            one that `variable_of` returns.
         uses: values of `PROJECT_USES`.
         forge: host of the forge that the token is for, with the port unless it is 443.
     """
@@ -123,15 +123,15 @@ def for_nobody(name: str, scope: Scope | None) -> bool:
 
 
 class Asker(msgspec.Struct, frozen=True, kw_only=True):
-    """The build, notifier, webhook or part of the server that asks for a secret.
+    """The build, notifier, webhook or part of the server that requests a secret.
 
     Attributes:
-        use: what it needs the secret for.
+        use: the purpose of the request.
         project: its project; empty for the server.
-        trusted: whether the build's config is from somebody who may have secrets.
+        trusted: whether the build's config is from an author who may use secrets.
         triggers: id and name of the trigger that made the build; empty for a build without one.
-        ref: ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository that is built,
-            as the server knows it and not as the build says; empty if the server does not know.
+        ref: the built ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository,
+            recorded by the server, not taken from the build; empty if the server does not know it.
         forge: host of the forge, for `Use.FORGE`.
     """
 

@@ -78,7 +78,7 @@ def lock_folder() -> str:
 
 
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings that a server gives to a build's process by the environment.
+    """Settings that a server passes to a build's process in the environment.
 
     Attributes:
         data: the server's folder.
@@ -124,7 +124,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def worker_settings(environ: Mapping[str, str] = os.environ) -> WorkerSettings:
-    """Return the settings that a server gave to the process of a build.
+    """Return the settings that a server passed to this process, which runs a build.
 
     Raises:
         UsageError: no server started this process.

@@ -1,7 +1,8 @@
 """Trust in a project's own settings file: settings that need it, and the files that have it.
 
-A project's file comes with the project, perhaps from a stranger. By itself it can only lower the
-rights of builds. For anything else, the user must trust the file once, in exactly its present form.
+A project's file comes with the project, perhaps from an untrusted author. By itself, the file can
+only lower the rights of builds. For anything else, the user must trust the file once, in exactly
+its present form.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class FetchedSource(Protocol):
             unpack: unpacks folders, files and links, which are safe to unpack as root. A second
                 call first removes everything that the first call unpacked. An error raised by the
                 members passes through ``unpack``.
-            cancel: give up soon once it is set.
+            cancel: when set, the fetch stops soon.
             report: receives the progress.
 
         Raises:

@@ -287,7 +287,7 @@ class ObjectChecksum:
             self._sum = hashlib.md5(usedforsecurity=False)
 
     def update(self, data: bytes) -> None:
-        """Take more of the content."""
+        """Add the next bytes of the content."""
         if self._sum is not None:
             self._sum.update(data)
 
