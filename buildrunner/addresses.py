@@ -34,10 +34,10 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
     allow: tuple[str, ...] = ()
 
     def reached(self, other: Egress) -> tuple[str, ...]:
-        """Return the exceptions that lie inside a denied network.
+        """Return the networks that ``other`` denies, and that a build can reach under these rules.
 
-        The metadata services of clouds are left out. A network that several smaller ones deny
-        together counts as reached.
+        The exceptions of ``other`` do not count as denied. The metadata services of clouds are
+        left out. A network that only several smaller networks together deny counts as reached.
         """
         denied, allowed = _networks(self.deny), _networks(self.allow)
         excepted = _networks(other.allow)
@@ -50,7 +50,7 @@ class Egress(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NO_WALL: Final = Egress(deny=())
-"""All networks are reached."""
+"""Denies no network."""
 
 
 def _networks(texts: Sequence[str]) -> list[ipaddress.IPv4Network]:
@@ -63,7 +63,7 @@ def _is_denied(
     allowed: Sequence[ipaddress.IPv4Network],
     excepted: Sequence[ipaddress.IPv4Network],
 ) -> bool:
-    """Return whether a network is denied, exceptions aside."""
+    """Return whether a network is denied or excepted, and ``allowed`` opens only excepted parts."""
     if not any(map(network.subnet_of, denied)) and not any(map(network.subnet_of, excepted)):
         return False
     open_again = [one for one in allowed if one.overlaps(network)]
@@ -178,7 +178,10 @@ def in_turns(addresses: Sequence[str]) -> Sequence[str]:
 
 
 def first_that_answers(addresses: Sequence[str], port: int) -> str:
-    """Return the first address that accepts a connection; the very first one if none does."""
+    """Return the first address that accepts a connection; the very first one if none does.
+
+    Only the first four addresses are tried.
+    """
     few = addresses[:_MOST_TRIED] if len(addresses) > 1 else ()
     for address in few:
         with suppress(OSError), socket.create_connection((address, port), _ANSWER_S):

@@ -16,7 +16,7 @@ class Deadline:
     keeps a connection open forever, unless something else ends it.
 
     Args:
-        seconds: from the moment that the context is entered.
+        seconds: the time until the end, counted from the start of the context.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -28,10 +28,11 @@
     │   └── AuthError          the token is unknown, or has no right to do this
     └── StoreError             the store of builds refused or broke
         ├── StoreUnavailable   it does not answer now
+        ├── InvalidRecord      a record breaks the rules for its kind
         ├── NotFound
         ├── Conflict
         ├── LeaseLost
-        ├── QuotaExceeded      a project has as many of something as it may have
+        ├── QuotaExceeded      a project has reached a limit
         ├── FilterError        the filter of a list is wrong
         └── PageTokenError     the page token of a list is invalid
 
@@ -128,7 +129,7 @@ class StorageError(BuildrunnerError):
         missing: the object, its generation or the bucket does not exist.
         corrupt: the received bytes are not the stored ones.
         unreachable: no server has answered.
-        retry_after_s: how long the server asks to wait; 0 when it does not say.
+        retry_after_s: seconds to wait that the server requests; 0 if it requests no wait.
     """
 
     exit_code = EXIT_BUILD_FAILED
@@ -291,7 +292,7 @@ class ImagePushError(EngineError):
 
 
 class KubernetesError(BuildrunnerError):
-    """A cluster of Kubernetes refused something, or does not answer.
+    """A Kubernetes cluster refused a request, or does not answer.
 
     Attributes:
         reason: the cluster's own term (``Forbidden``, ``NotFound``), or ours: ``Quota``,
@@ -309,8 +310,8 @@ class ServerError(BuildrunnerError):
     """A buildrunner server refused a request, or broke.
 
     Attributes:
-        code: the HTTP status that it answered; 0 for none.
-        details: the machine-readable parts of its answer.
+        code: the HTTP status of the server's answer; 0 without an answer.
+        details: the machine-readable parts of the answer.
     """
 
     http_status = 502
@@ -347,13 +348,13 @@ class StoreUnavailable(StoreError):
 
 
 class InvalidRecord(StoreError):
-    """A record breaks the rules of what it records."""
+    """A record breaks the rules for its kind."""
 
     http_status = 400
 
 
 class NotFound(StoreError):
-    """No record has that name."""
+    """The store has no record of that name."""
 
     exit_code = EXIT_BAD_CONFIG
     http_status = 404

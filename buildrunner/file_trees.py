@@ -11,8 +11,8 @@ _LONGEST = 500
 def remove_tree(path: str) -> str:
     """Remove a file, or a folder with its content. Does nothing if the path does not exist.
 
-    `shutil.rmtree` recurses, so it fails on folders of thousands of levels,
-    which a step or a repository makes easily. It is only for our own folders.
+    Use `shutil.rmtree` only for folders that buildrunner itself has filled: it recurses, so it
+    fails on thousands of nested folders, which a step or a repository can easily contain.
 
     Returns:
         The problem; empty on success.

@@ -58,7 +58,7 @@ class Credentials(Protocol):
         ...
 
     def identity_token(self, audience: str) -> str:
-        """Return an OIDC token for ``audience``. Raises BuildrunnerError if it can't be had."""
+        """Return an OIDC token for ``audience``. Raises BuildrunnerError if there is none."""
         ...
 
 
@@ -88,7 +88,7 @@ _LOOK_S = 0.05
 class MetadataServer:
     """Serves until `close`, with one thread per connection. It logs nothing, to protect tokens.
 
-    The memory and the threads of this process that requests of steps can use are limited.
+    Requests of steps can use only a limited amount of memory and threads of this process.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class MetadataServer:
 
 
 def listen_on(address: str = NETWORK_GATEWAY, port: int = PORT) -> socket.socket:
-    """Return a listener for the metadata server on the engine at hand.
+    """Return a listener for the metadata server of a build on the host engine.
 
     Raises:
         EngineError: the address can't be bound. The message has the reason and the remedy.
@@ -308,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing: request lines may have audiences, answers have tokens."""
+        """Log nothing: request lines may contain audiences, and answers contain tokens."""
 
 
 class GoogleCredentials:

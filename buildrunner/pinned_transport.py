@@ -1,7 +1,7 @@
 """HTTP connections to hosts that another party names, only at addresses that were checked.
 
-A second lookup of a name can have another answer (DNS rebinding). So each host
-is looked up once, checked, and connected to by address, also on redirects.
+A second lookup of a name can return another address (DNS rebinding). So each host is looked up
+once, checked, and connected to by address, also on redirects.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class PinnedTransport(httpx.BaseTransport):
         """Return the checked addresses of a host, the same ones each time.
 
         Args:
-            url: of the request.
-            host: its host, in lower-case ASCII.
+            url: URL of the request.
+            host: host of the URL, in lower-case ASCII.
 
         Raises:
             BuildrunnerError: the host may not be reached.

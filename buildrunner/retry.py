@@ -24,11 +24,13 @@ def backoff(failures: int, first: Pause, longest: Pause) -> Pause:
 
 
 def asked_wait_s(headers: Iterable[tuple[str, str]]) -> float:
-    """Return the seconds to wait, at most `LONGEST_WAIT_S`; 0 if the answer has no such header.
+    """Return the requested wait in seconds, at most `LONGEST_WAIT_S`.
+
+    Returns 0 without a valid ``Retry-After`` header.
 
     Args:
-        headers: names, in any case, and values of the answer. A date is compared with the
-            answer's own.
+        headers: names, in any case, and values of the answer's headers. A date in
+            ``Retry-After`` is compared with the answer's own ``Date``.
     """
     found = {name.lower(): value.strip() for name, value in headers}
     asked = found.get("retry-after", "")

@@ -273,7 +273,7 @@ class BuildLoop:
         )
         if self._building and build.plan.docker_socket and self._resume is None:
             parts.do("removing what steps left running", self._resources.remove_strays)
-        # The workspace of a build that deployed may be kept, which `release` does.
+        # A build that deployed is cleaned up here: `Workspace.release` may keep its workspace.
         has_deployed = any(one.deployments for one in self._steps.outcomes)
         if successful and build.options.leave_cleanup_to_guardian and not has_deployed:
             return
@@ -324,11 +324,11 @@ class BuildSetup:
         self.provenance: SourceProvenance | None = None
         """The origin of the source; None until the source is fetched."""
         self.found: tuple[FoundContainer, ...] = ()
-        """The containers of running steps, if the build is resumed."""
+        """The containers of begun steps without a stored end, if the build is resumed."""
 
     @property
     def may_create(self) -> bool:
-        """Return whether everything exists that the first containers are created from."""
+        """Return whether everything exists that the first containers need at their creation."""
         return not self._inbox.pending & _NEEDED_TO_CREATE
 
     @property
@@ -337,7 +337,7 @@ class BuildSetup:
         return not self._inbox.pending & _NEEDED_TO_START
 
     def announce(self, started_at: datetime) -> None:
-        """Report the start of the build, as far as it was not reported before."""
+        """Report the start of the build, except for events that were reported before."""
         if self._resume is not None:
             self._phases.spans.update(self._resume.phases)
             return
@@ -396,9 +396,9 @@ class BuildSetup:
         """Return the containers to resume; remove those of other steps.
 
         A pre-started container may run although its step has not begun: its program waits at a
-            gate.
-        The engine may handle the last request of a process after its death: a container that was
-        only created at this check may belong to a step that begins just then.
+        gate. The engine may handle the last request of a process after its death: a container that
+        is not started at this check may start a moment later. So the engine removes the container
+        only if it is still not started.
         """
         engine = self._build.engine
         mine = {LABEL_BUILD: self._build.plan.build_id, LABEL_STEP: ""}
@@ -449,7 +449,7 @@ class BuildSetup:
         self._on_part()
 
     def _warn_of_mounts(self, workspace: PreparedWorkspace) -> None:
-        """Warn that ``docker run -v $PWD:/x`` misses the workspace on such an engine."""
+        """Warn of ``docker run -v $PWD:/x`` if the engine has the workspace at another path."""
         plan = self._build.plan
         if not plan.docker_socket or (workspace.bind and workspace.volume == WORKSPACE):
             return
@@ -487,7 +487,7 @@ class BuildSetup:
                 values[reference] = self._secrets.resolve(reference, self._build.plan)
             except SecretError as error:
                 errors.append(error)
-        # all of them in one error: a user who sets one secret needs to know of the others
+        # one error for all secrets, so that the user can correct all of them at once
         if errors:
             raise SecretError("; ".join(decisions.text_of(error) for error in errors))
         return values

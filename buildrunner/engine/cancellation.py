@@ -37,8 +37,9 @@ class CancelToken:
     def listen(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` on `cancel`, or at once if `cancel` was called before.
 
-        The listener may be called twice if both happen at once, and from a signal handler: it
-        must be quick, take no lock and tolerate a second call (as ``SimpleQueue.put`` does).
+        The listener may be called from a signal handler. It may be called twice if `listen` and
+        `cancel` are called at the same time. So it must be quick, take no lock and tolerate a
+        second call (as ``SimpleQueue.put`` does).
         """
         self._listeners.append(listener)
         if self._cancelled:
@@ -49,11 +50,11 @@ class Clock:
     """The real time. Tests pass their own."""
 
     def now(self) -> datetime:
-        """The wall clock, aware, UTC."""
+        """Return the current time, in UTC and with its time zone."""
         return datetime.now(UTC)
 
     def monotonic(self) -> float:
-        """Seconds that never go backwards."""
+        """Return the seconds of a clock that never goes backwards."""
         return time.monotonic()
 
     def chance(self) -> float:

@@ -42,7 +42,7 @@ class Deployment(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         previous_images: the images that ran there before; empty if there were none, or if the
             step did not report them.
         version: the target's own name of the running revision or version.
-        url: the address at which it is served.
+        url: the address of the deployed service; empty if unknown.
         reported: the step's image reported it. False: the step's command suggests it.
     """
 
@@ -66,10 +66,11 @@ def with_short_digest(image: str) -> str:
 
 
 def read_report(data: bytes) -> tuple[tuple[Deployment, ...], str]:
-    """Return the deployments in a step's report, and the reasons why other lines do not count.
+    """Return the deployments in a step's report, and its first problem; empty if it has none.
 
     Args:
-        data: the file, JSON lines. Of two lines with one target, the later one counts.
+        data: the report, in JSON lines. Invalid lines are skipped, and the report ends at the
+            first target beyond `MOST_OF_STEP`. Of two lines with one target, the later one counts.
     """
     found: dict[str, Deployment] = {}
     problem = ""

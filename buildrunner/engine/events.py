@@ -2,9 +2,8 @@
 
 Order: ``BuildStarted``; per phase ``PhaseStarted`` .. ``PhaseFinished`` (SETUPBUILD and FETCHSOURCE
 overlap); per step ``StepStarted`` .. ``StepFinished``; ``BuildFinished`` last. All events come from
-one thread (the engine's loop), so a listener needs no lock. ``TransferMoved`` may be dropped
-by a slow listener, others may not.
-Log text is not an event: it goes to the `LogSink`.
+one thread (the engine's loop), so a listener needs no lock. A slow listener may drop
+``TransferMoved``, but no other event. Log text is not an event: it goes to the `LogSink`.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class TransferMoved(_Event, frozen=True, tag="transferMoved"):
     Attributes:
         direction: ``pull`` or ``push`` of an image, ``fetch`` of the source, ``upload`` of a file.
         image: the image, or the URL of the object.
-        current_bytes, total_bytes: of all layers whose size is known.
-        status: the engine's own word.
+        current_bytes, total_bytes: bytes of the file, or of all layers whose size is known.
+        status: the engine's own term for the current work.
     """
 
     direction: str

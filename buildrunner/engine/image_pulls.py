@@ -1,7 +1,7 @@
 """Finds the steps' images on the engine, or prefetches them: each is pulled once, in parallel.
 
-An image that an earlier step may build is not prefetched: a pull that ends
-late would replace the newly built image by an old version.
+An image that an earlier step may build is not prefetched: a pull that ends late would replace the
+newly built image by an old version.
 
 A trusted build gets the images of the engine, and those that the user's registry logins can pull.
 The config of an untrusted build could name a private image that way. Such a build gets only images
@@ -147,7 +147,7 @@ class ImagePulls:
     Args:
         plan: the build.
         images: finds and pulls one image.
-        aliases: images that other images replace.
+        aliases: image that runs instead of another, by the other's name.
         halt: set if the build ends early; releases all waiting threads.
         clock: times the pauses between tries.
         report: takes events, from any thread.
@@ -176,7 +176,7 @@ class ImagePulls:
         self._round = 0
 
     def served(self, step: StepPlan) -> ServedImage:
-        """Return the image that serves a step's image."""
+        """Return the image that runs for a step's image name."""
         return self._served[step.image]
 
     def prefetch(self) -> None:
@@ -210,12 +210,12 @@ class ImagePulls:
     def obtain(self, step: StepPlan, log: StepLog) -> ImageInfo:
         """Return the step's image, pulled if necessary. Writes the log's lines about it.
 
-        Source: semantics 5.7. A prefetched image is logged as pulled by the
-        first step that uses it, as if it had been pulled then.
+        Source: semantics 5.7. The log shows the pull of a prefetched image at the first step that
+        uses the image, as if it had been pulled then.
 
         Raises:
             ImagePullError: the image can't be pulled.
-            EngineError: the engine broke off, or refuses to answer.
+            EngineError: the engine refused a request, or does not answer.
         """
         served = self.served(step)
         with self._lock:
@@ -421,8 +421,8 @@ def serve_image(asked: str, aliases: Mapping[str, str]) -> ServedImage:
     """Apply the alias map to one image name.
 
     An alias for the exact name wins; an alias without a tag applies to every tag of its repository.
-    ``gcb-internal`` takes the program as its first argument; the image that replaces it has it as
-    its entrypoint.
+    ``gcb-internal`` takes the program as its first argument; the image that replaces
+    ``gcb-internal`` has the program as its entrypoint.
     """
     repository, _tag = split_reference(asked)
     serving = aliases.get(asked) or aliases.get(repository) or asked
@@ -443,7 +443,7 @@ def split_reference(name: str) -> tuple[str, str]:
 
 
 PULL_TRIES = 11
-_UNRESOLVED_TRIES = 2  # of a registry whose host never had an address
+_UNRESOLVED_TRIES = 2  # tries if the registry's host never had an address
 PUSH_TRIES = 10
 LONGEST_WAIT_S = 60.0
 """Longest wait between two attempts that a registry can demand."""
@@ -455,7 +455,7 @@ _JITTER = 0.4
 
 
 def backoff_delays(tries: int, chance: Callable[[], float]) -> Iterator[float]:
-    """Return the seconds to wait before the second, third, ... of ``tries`` tries.
+    """Yield the seconds to wait before the second, third, ... of ``tries`` tries.
 
     Source: the local builder (0.5 s times 1.3 per retry, at most 10 s, minus up to 40 %).
 

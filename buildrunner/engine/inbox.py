@@ -19,10 +19,10 @@ class Inbox:
     def __init__(self) -> None:
         self._news: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.pending: set[str] = set()
-        """The running parts. Belongs to the loop, which may delete some."""
+        """Names of the running parts. Only the loop's thread may read or change them."""
 
     def tell(self, handler: Callable[..., None], *arguments: object) -> None:
-        """Let the loop's thread call ``handler``. For any thread and any signal handler."""
+        """Let the loop's thread call ``handler``. Any thread or signal handler may call this."""
         self._news.put(partial(handler, *arguments))
 
     def spawn(
@@ -36,10 +36,11 @@ class Inbox:
         """Do a part of the loop's work in a new thread.
 
         Args:
-            part: its name, which is pending until the loop gets the report.
+            part: name of the part; it is in `pending` until the loop gets the report.
             work: does the part.
             done: gets the result, in the loop's thread.
-            failed: gets the error there, except for a bug, which is raised there.
+            failed: gets the error, in the loop's thread. An error that is a bug is raised there
+                instead.
         """
 
         def run() -> None:

@@ -57,7 +57,7 @@ class FileTransferReport:
     Args:
         direction: ``fetch`` or ``upload``.
         line: takes lines for the log.
-        clock: limits events to ten a second and file.
+        clock: the time; each file reports at most ten events per second.
         report: takes events, from any thread.
     """
 

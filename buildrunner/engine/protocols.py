@@ -57,7 +57,7 @@ class ObjectUploader(Protocol):
         report: UploadReport,
         cancel: threading.Event,
     ) -> UploadedObjects:
-        """Upload the files that the plan's ``object_paths`` name, then their list.
+        """Upload the files that the plan's ``object_paths`` name, then their manifest.
 
         Args:
             plan: what, and where to.

@@ -88,7 +88,7 @@ class Publishing:
     """Publishes in a thread of its own. Results belong to the loop once the thread has ended.
 
     Args:
-        build: the build, whose steps have ended. Its `decide` gets the result.
+        build: the running build. Its `decide` gets the result.
         resources: give access to the home volume, in which steps may have logged in.
         so_far: returns the outcome of the build so far, for the attester.
     """
@@ -167,7 +167,7 @@ class Publishing:
     # -- in separate threads ---------------------------------------------------------------------
 
     def _missing(self) -> list[str]:
-        """Return the images that should be pushed and that no step has built."""
+        """Return the images to push that the engine does not have."""
         return missing_images(self._build.engine, self._plan.images)
 
     def _publish(self) -> None:
@@ -271,11 +271,11 @@ class ImagePush:
     def push_all(self, names: Sequence[str], logins: DockerLogins | None = None) -> None:
         """Push images one after the other, in list order. A name without a tag pushes all its tags.
 
-        ``logins`` are the steps' logins; without one, the user's own is used.
+        ``logins`` are the steps' logins. A registry without one gets the user's own login.
 
         Raises:
-            ImagePushError: an image could not be pushed; later ones were not tried. Or a tag
-                of a step has the form of a tag for attestations.
+            ImagePushError: an image could not be pushed, or its tag has a form that registries
+                use for attestations. Later images are not tried.
         """
         self._logins = logins
         for name in names:

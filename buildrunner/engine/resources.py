@@ -45,7 +45,7 @@ class BuildResources:
         """Path of the start gate's program in pre-started containers."""
 
     def make_network(self) -> None:
-        """Make the network that steps and their children share, perhaps with other builds."""
+        """Make the network of the steps and their child containers. Other builds may share it."""
         self._engine.ensure_network(self._options.network, self._labels)
 
     def note_strangers(self) -> None:
@@ -56,8 +56,8 @@ class BuildResources:
     def remove_strays(self) -> None:
         """Remove containers that steps started on the network and left running.
 
-        On the hosted service, the build's machine takes them along. If another build uses the
-        network, too, their origin is unknown, and they stay.
+        On the hosted service, these containers end with the build's machine. If another build uses
+        the network, too, their origin is unknown, and they stay.
         """
         strays = []
         for member in self._engine.network_members(self._options.network):
@@ -70,10 +70,10 @@ class BuildResources:
             self._engine.remove_container(stray)
 
     def make_volumes(self, *, with_files: bool = True) -> None:
-        """Make the home volume with its files, and all named volumes, empty. Existing ones stay.
+        """Make the home volume with its files, and an empty volume for each named volume.
 
-        Git refuses a workspace that another user owns, so that ``safe.directory`` is set for all
-        steps (semantics O-41).
+        Existing volumes keep their files. Git refuses a workspace that another user owns, so
+        ``safe.directory`` is set for all steps (semantics O-41).
         """
         folder = self.home_folder = self._make_volume("home")
         files = {".gitconfig": _GIT_CONFIG, **self._options.home_files} if with_files else {}
@@ -88,7 +88,7 @@ class BuildResources:
             self._make_gate()
 
     def _make_gate(self) -> None:
-        """Make a volume with the start gate's program."""
+        """Make a volume with the start gate's program, if the engine needs the gate."""
         info = self._engine.info()
         program = start_gate.gate_program(info.architecture) if info.needs_start_gate else None
         if program is None:
@@ -118,10 +118,12 @@ class BuildResources:
     def remove(self, parts: CleanUpParts, workspace: Workspace, *, sweep: bool) -> None:
         """Remove all resources; the network only if no other container is on it.
 
+        `RunOptions.keep_network` keeps the network in any case.
+
         Args:
-            parts: does the removals, and records failures.
+            parts: runs the removals, and records failures.
             workspace: released once no container mounts it.
-            sweep: first find and remove everything with the build's label, too;
+            sweep: also find and remove all containers and volumes with the build's label;
                 otherwise the steps' containers have been removed by now.
         """
         engine = self._engine
@@ -194,7 +196,7 @@ class CleanUpParts:
             self._under_way.pop(what, None)
 
     def do_at_once(self, jobs: Iterable[tuple[str, Callable[[], object]]]) -> None:
-        """Run parts, each in a thread (the last one in this thread), and wait for all."""
+        """Run one part or more, each in a thread (the last one in this thread); wait for all."""
         *others, last = jobs
         threads = [threading.Thread(target=self.do, args=job, daemon=True) for job in others]
         for thread in threads:
@@ -215,8 +217,8 @@ _BACKLOG = 32  # ended containers take disk space: more are never kept
 class ContainerRemover:
     """Removes ended containers and their volumes in one thread, in quiet moments.
 
-    A removal costs the engine an eighth of a start, and slows down a start or an
-    end at the same time. So it waits until there was neither for a while, unless many are due.
+    A removal costs the engine an eighth of a start, and slows down a start or an end at the same
+    time. So removals wait until no container has started or ended for a while, unless many are due.
     """
 
     def __init__(self, engine: ContainerEngine) -> None:

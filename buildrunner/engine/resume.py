@@ -56,10 +56,10 @@ class ResumeState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def resume_state(events: Iterable[BuildEvent], log: StoredLog) -> ResumeState | None:
-    """Fold a build's stored events, in their order.
+    """Return the state of a build from its stored events, in their order.
 
     Returns:
-        None if no step had begun: such a build can simply start again.
+        The state; None if no step had begun: such a build can simply start again.
     """
     started_at: datetime | None = None
     phases: dict[str, Span] = {}

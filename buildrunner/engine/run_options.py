@@ -16,9 +16,9 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
         network: the user-defined network that steps join.
         keep_network: leave the removal of the network to another process.
         image_aliases: image that runs instead of another, by name, with or without a tag.
-        image_advice: image -> a sentence of advice for the error of its pull.
-        install_command: the command that makes builder images in place of several that can't be
-            pulled.
+        image_advice: image -> a sentence of advice if it can't be pulled.
+        install_command: command that makes stand-ins for builder images; the error names it if
+            several images can't be pulled.
         public_images: the images that an untrusted build may use; None for a trusted build.
         leave_cleanup_to_guardian: after a success without deployments, the guardian removes
             containers, volumes and the network by their label, which saves the user 60 to 250 ms.
@@ -27,7 +27,8 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
             (registry credentials, ...).
         extra_hosts: ``name:address`` entries for the hosts file of every step.
         env: variables for every step (``NAME=value``); those of its config win.
-        keep_logs: the engine keeps each step's output, so that another process can resume.
+        keep_logs: the engine keeps each step's output, so that another process can resume the
+            build.
         disk_bytes: the most bytes of uploads that may be copied out of the workspace; None sets no
             limit.
         timeout_grace_s: seconds for a step to react to SIGTERM after a timeout (hosted: not
@@ -58,7 +59,7 @@ class RunOptions(msgspec.Struct, frozen=True, kw_only=True):
     cleanup_s: float = 120.0
 
     def grace_s(self, status: Status) -> float:
-        """Return the seconds from SIGTERM to SIGKILL of running steps, for a way the build ends."""
+        """Return the seconds from SIGTERM to SIGKILL of running steps if the build ends so."""
         match status:
             case Status.CANCELLED:
                 return self.cancel_grace_s

@@ -85,9 +85,8 @@ class RunningBuild:
         inbox: takes the reports of threads to the loop.
         workspace: mounted at ``/workspace``.
         secrets: values of all secrets of the build.
-        warnings: everything that the user should know.
-        gate: path of the start gate's program in pre-started containers; empty if
-            there is none.
+        warnings: the warnings for the user so far, with secrets masked.
+        gate: path of the start gate's program in pre-started containers; empty if there is none.
     """
 
     workspace: PreparedWorkspace
@@ -143,7 +142,7 @@ class RunningBuild:
         self.emit(Warned(at=self.clock.now(), text=text))
 
     def leave_home_files(self, files: dict[str, bytes]) -> None:
-        """Register files, by absolute path, which the first new container copies into its home."""
+        """Register files, by absolute path, that `fill_home` copies into the home volume."""
         self._home_files = files
 
     def fill_home(self, container: str) -> None:

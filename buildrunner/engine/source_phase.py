@@ -29,7 +29,7 @@ from buildrunner.spec.model.build import Build
 
 Fetched = TypeVar("Fetched")
 
-_GIVE_UP_S = 1.5  # a cancelled fetch ends within a second; after that time its thread is abandoned
+_GIVE_UP_S = 1.5  # a cancelled fetch ends within 1 s; after 1.5 s, its thread is abandoned
 
 
 class BegunBuild(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class SourceReport:
         self._clock = clock
 
     def doing(self, name: str, status: str) -> None:
-        """The current work on a resource, for a status line."""
+        """Report the current work on a resource, for a status line."""
         self._emit(
             TransferMoved(
                 at=self._clock.now(),
@@ -119,8 +119,7 @@ class SourcePhase(Generic[Fetched]):
 
         Args:
             work: fetches, in a separate thread; ends soon once the event is set.
-            discard: releases an unused result of ``work``; may be called
-                from any thread.
+            discard: releases an unused result of ``work``; may be called from any thread.
 
         Returns:
             The result of ``work``, or the outcome of the ended build.

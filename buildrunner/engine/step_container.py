@@ -54,10 +54,9 @@ class StepInputs(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         image: the image to run.
-        served: the name of the image, and the alias that led to it.
+        served: the image's name in the config, and the name that is run instead.
         workspace: mounted at ``/workspace``.
-        gate: path of the start gate's program, for a pre-started container; empty for
-            others.
+        gate: path of the start gate's program, for a pre-started container; empty for others.
         socket: path of the engine's own socket on its machine; empty gives the step none.
         secrets: values of the step's secret variables, by variable.
     """
@@ -202,8 +201,8 @@ def read_output(
 ) -> bytes:
     """Return the beginning of a file in a step's ``$BUILDER_OUTPUT``; empty without the file.
 
-    If this machine has the volume's folder, the file is read there: 0.1 instead
-    of 40 ms. The step wrote its content, so no link is followed and only a regular file is read.
+    If this machine has the volume's folder, the file is read there, in 0.1 ms instead of 40 ms.
+    The step wrote its content, so no link is followed and only a regular file is read.
 
     Args:
         engine: the engine that ran the step.
@@ -245,7 +244,7 @@ def _read_there(
         return read_file(engine, container, f"{OUTPUTS}/{name}", limit=OUTPUT_LIMIT)
     except EngineUnavailable:
         raise
-    except EngineError:  # moby#52653: no archive of containers with the socket below a link
+    except EngineError:  # moby#52653: the engine can't read files if the socket is below a link
         return read_volume_file(engine, volume, name, labels, limit=OUTPUT_LIMIT)
 
 

@@ -1,8 +1,8 @@
 """The run of one step: pull, create, start, follow the output, wait, read the result.
 
 `StepRun` does this in a thread. `LiveContainer` is its container on the engine, perhaps
-pre-started. `StepVerdict` makes the outcome of the step and writes its error:
-exit code, timeout, lack of memory, or a failed pull.
+pre-started. `StepVerdict` makes the outcome of the step and writes its error: exit code, timeout,
+lack of memory, or a failed pull.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class StepRun:
             result = error
         self._ended.set()
         if not self._build.options.keep_logs:
-            self._container.dispose()  # queued now: later the loop may end the remover
+            self._container.dispose()  # before `_on_end`, after which the loop may end the remover
         self._on_end(result)
 
     def _live(self) -> StepOutcome:
@@ -200,7 +200,7 @@ class StepRun:
         return self._judged(base, exit_)
 
     def _live_on(self, began: datetime) -> StepOutcome:
-        """Follow the container from its first byte to its end, and log what is not stored."""
+        """Follow the container from its first byte to its end, and log the part not yet stored."""
         build = self._build
         base = StepOutcome(index=self._step.index, pull_timing=Span(began, began))
         try:
@@ -497,11 +497,11 @@ class LiveContainer:
         self._image_id = image.id
 
     def _make_filled(self, spec: ContainerSpec) -> None:
-        """Create it with its files; if necessary, with the engine's socket at another path.
+        """Create the container with its files; if necessary, with the socket at another path.
 
         Some releases of Docker (28.5.2 of Debian, 29.5.0, 29.5.1; moby#52653) can't copy files
-        into a container with a mount below an absolute link, as /var/run is in most images. If it
-        is one, it leads to /run.
+        into a container with a mount below an absolute link, as /var/run is in most images. There,
+        /var/run links to /run, so the engine's socket is mounted below /run.
         """
         self.id = self._created(spec)
         try:
@@ -522,17 +522,20 @@ class LiveContainer:
             build.engine.put_archive(self.id, "/", (tar,))
 
     def make_of(self, image: ImageInfo) -> None:
-        """Ensure a container of that very image, which a step may have rebuilt meanwhile."""
+        """Make the container from ``image``, unless the existing one is of this very image.
+
+        A step may have rebuilt the image since the container was created.
+        """
         if self._image_id != image.id:
             self.remove()
             self.make(image)
 
     def take_over(self, container: str) -> None:
-        """Adopt the container of that id, which an earlier process has started."""
+        """Adopt the container with that id, which an earlier process has started."""
         self.id = container
 
     def find_output(self) -> None:
-        """Look up the output volume of an adopted container."""
+        """Look up the folder of the output volume of an adopted container."""
         self._folder = self._make_folder()
 
     def start(self, image: ImageInfo) -> Iterator[bytes]:
@@ -541,7 +544,7 @@ class LiveContainer:
         An earlier step may have removed the container (`docker system prune`) or killed it.
 
         Raises:
-            EngineError: the engine can't start it. The iterator may also raise this.
+            EngineError: the engine can't start the container. The iterator may also raise this.
         """
         self._build.remover.hold_off()
         try:
@@ -610,9 +613,10 @@ class LiveContainer:
         return self._build.engine.create_volume(self._volume, self._build.labels)
 
     def _created(self, spec: ContainerSpec) -> str:
-        """Create a container. If its name is taken, a dead process of this build has requested it.
+        """Create a container. An unstarted container of the same name is removed first.
 
-        The engine may create that one after this process has listed the containers.
+        A dead process of this build has requested it. The engine may have created it after this
+        process listed the containers.
         """
         for left in range(_CREATE_TRIES, 0, -1):
             try:

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 MINIMUM_LENGTH = 4
-"""Shorter values occur everywhere in a log: masking them would mask the log. They are reported."""
+"""Shorter values occur everywhere in a log, so they are not masked. The user gets a warning."""
 
 _WRAPPED_WIDTHS = (64, 76)  # the line lengths of openssl and base64
 _JSON_SPECIALS_GO = "&<>"
@@ -53,7 +53,7 @@ def wrapped_forms_of(value: bytes) -> set[bytes]:
 
 
 def _with_all_line_ends(whole: bytes) -> set[bytes]:
-    """Return the forms with LF and with CR LF, as terminals and some tools end lines."""
+    """Return the value unchanged, with LF, and with CR LF, which terminals and some tools write."""
     unix = whole.replace(b"\r\n", b"\n")
     return {whole, unix, unix.replace(b"\n", b"\r\n")}
 
@@ -78,7 +78,7 @@ def _hex_forms(piece: bytes) -> set[bytes]:
 
 
 def _dump_forms(whole: bytes) -> set[bytes]:
-    """Return the text columns of od, openssl, xxd and hexdump, line by line."""
+    """Return forms in lines of od, openssl, xxd and hexdump: the numbers, and the text beside."""
     forms = set(_lines_of(whole.hex(), 60))
     rows = [whole[at : at + 16] for at in range(0, len(whole), 16)]
     halves = [row[at : at + 8] for row in rows for at in (0, 8)]
@@ -176,7 +176,7 @@ def _lower_escapes(quoted: str) -> bytes:
 
 
 def _shell_forms(piece: bytes) -> set[bytes]:
-    """Return forms in shells (three kinds of quotes, backslashes), without outer quotes."""
+    """Return forms in shells: ``'...'``, ``"..."``, ``$'...'``, backslashes; no outer quotes."""
     backslashed = b"".join(
         bytes([byte]) if byte in _SHELL_SAFE or byte >= 0x80 else b"\\" + bytes([byte])
         for byte in piece
@@ -199,10 +199,10 @@ def _shell_forms(piece: bytes) -> set[bytes]:
 
 
 def _base64_forms(piece: bytes) -> set[bytes]:
-    """Return the base64 characters that depend only on ``piece``, for each of its three alignments.
+    """Return forms in base64: of ``piece`` alone, in wrapped lines, and within a longer text.
 
-    The first and last characters of a longer encoded text mix in neighbouring bits; only the
-    characters between them are certain.
+    In a longer text, ``piece`` has three alignments. Its first and last characters there mix in
+    bits of its neighbours; only the characters between them are certain.
     """
     import base64
 
@@ -262,7 +262,8 @@ class Masker:
 
         Args:
             data: the bytes to show.
-            cut: the data was truncated; the beginning of a secret at its end is masked, too.
+            cut: whether the data was truncated. Then the beginning of a secret at its end is
+                masked, too.
         """
         if not self._forms:
             return data
@@ -279,7 +280,7 @@ class Masker:
         return self.mask(text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")
 
     def mask_error(self, error: BaseException) -> None:
-        """Mask every secret in the message of an exception, and of its causes."""
+        """Mask every secret in the arguments of an exception, and of its causes."""
         chain: list[BaseException | None] = [error]
         seen: set[int] = set()
         while chain:
@@ -305,8 +306,8 @@ class Masker:
 class MaskingStream:
     """Masks one stream in chunks of any size. Order and newlines stay.
 
-    Bytes that may begin a secret are held back until that is known, at most as many as
-    the longest form of a secret. The output does not depend on the chunking.
+    Bytes that may begin a secret are held back until the next bytes decide. Their number is at
+    most the length of the longest form of a secret. The output does not depend on the chunking.
     """
 
     def __init__(self, forms: SecretSearch, wrapped: SecretSearch) -> None:
@@ -480,7 +481,7 @@ class SecretSearch:
         return spans, cut
 
     def _candidates(self, data: bytes) -> list[int]:
-        """Return the positions of the first bytes of all forms, ascending."""
+        """Return the positions at which the first bytes of a form occur, ascending."""
         found: list[int] = []
         view = memoryview(data)
         for shift in range(min(_WORD, len(data) - _WORD + 1)):

@@ -6,7 +6,7 @@ the rest of their line. A line that stays open for a second (a progress bar), or
 64 KiB, is written unfinished. If another origin writes meanwhile, a newline is written first, and
 the rest of the line gets its own prefix.
 
-The result does not depend on how the bytes were cut into chunks. So a build that is
+The masked bytes of a stream do not depend on how they were cut into chunks. So a build that is
 resumed reads a step's output again from the beginning, and skips the stored part.
 """
 
@@ -34,9 +34,9 @@ class LogChunk(msgspec.Struct, frozen=True):
     Attributes:
         data: lines, the last one perhaps open, with the step's own bytes.
         step: index of the step that wrote them; None for the build's own lines.
-        at: time of their arrival.
+        at: the time at which the chunk was written.
         output: number of bytes of the step's own masked output in ``data``, without prefixes
-            and added newlines. A resumed build skips as many bytes.
+            and added newlines. A resumed build skips this number of bytes.
         error: whether the output is from stderr.
     """
 
@@ -125,7 +125,7 @@ class LogPipeline:
         self._flusher: threading.Thread | None = None
         self._closed = threading.Event()
         self.lock = threading.Lock()
-        """The lock of all methods below whose docstring names it."""
+        """The caller must hold this lock for a method whose docstring says "Needs the lock"."""
         self.masker: Masker | None = None
         """Set before the first step starts; None while there are no secrets."""
 
@@ -142,11 +142,11 @@ class LogPipeline:
             self.line(text)
 
     def has_said(self, data: bytes) -> bool:
-        """Return whether a resumed build has written these lines before."""
+        """Return whether the build wrote these lines before it was resumed."""
         return data in self._stored.said
 
     def step(self, index: int, prefix: str) -> StepLog:
-        """Return the log of one step. ``prefix`` is empty in a build with a single step."""
+        """Return the log of one step. An empty ``prefix`` adds none (a build with one step)."""
         stored = self._stored.output
         streams = tuple(
             StepStream(
@@ -181,7 +181,7 @@ class LogPipeline:
     def emit(self, stream: StepStream, data: bytes, *, end: bytes = b"") -> None:
         """Write masked bytes of one stream with a prefix before each line. Needs the lock.
 
-        ``end`` is an added newline at their end, or empty.
+        ``end`` is written after them, and does not count as output of the step.
         """
         output = len(data)
         data += end
@@ -268,11 +268,11 @@ class StepLog:
             self._pipeline.emit(self._output, b"", end=data)
 
     def remember(self, text: str) -> None:
-        """Count an added line among the last ones, for a step without output of its own."""
+        """Add a line to `last_lines`, for a step whose program did not run."""
         self._remember(self._pipeline.masked(text))
 
     def finish(self) -> None:
-        """Write the rest at the step's end, and end its last line."""
+        """Write the rest of the step's output, and end its last line."""
         self._remember(self._output.finish())
         self._remember(self._errors.finish())
 
@@ -329,7 +329,7 @@ class StepStream:
         return shown
 
     def finish(self) -> bytes:
-        """Return the rest at the end of the stream."""
+        """Write and return the rest at the end of the stream, and end its last line."""
         rest = self._mask.finish() if self._mask is not None else b""
         with self._pipeline.lock:
             self._tail += self._new(rest)
