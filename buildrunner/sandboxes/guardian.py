@@ -2,13 +2,13 @@
 
 The guardian reads a pipe whose only writer is the build's process. When that process ends, even by
 SIGKILL, the kernel closes the pipe, and the guardian removes the build's containers, volumes,
-folders and, when no other build needs it, the network. In the normal case it does the same
-after `finish`, while the command has already returned to its user: removing a network takes 180 ms
-here, for which nobody should wait.
+folders and, if no other build needs it, the network. In the normal case the guardian does the same
+after `finish`, when the command has already returned to its user: the removal of a network takes
+180 ms, and the user should not wait for it.
 
-It is started by posix_spawn with an interpreter that imports almost nothing (about 1 ms of the
-build's time, and 9 ms of another core), in a session of its own, so that Ctrl-C does not reach it.
-Its program is guardian_process.py.
+The guardian is started by posix_spawn with an interpreter that imports almost nothing (about 1 ms
+of the build's time, and 9 ms of another core). It has its own session, so that Ctrl-C does not
+reach it. Its program is guardian_process.py.
 """
 
 from __future__ import annotations
@@ -127,9 +127,9 @@ class Guardian:
         self._tell("directory", path)
 
     def note_image_cache(self, folder: str, image: str, sandboxes: str) -> None:
-        """Let the guardian cache the images of the build's nested sandbox, after its removal.
+        """Let the guardian cache the images that the nested sandbox used, after the clean-up.
 
-        That takes as long as the copy of the images. `finish` does not wait for it.
+        This takes as long as the copies of the images. `finish` does not wait for it.
 
         Args:
             folder: see `ImageCache`.
@@ -141,10 +141,10 @@ class Guardian:
         self._tell("cache image", image)
 
     def hold_network(self) -> None:
-        """Hold the network, before ensuring it, so that no other guardian removes it.
+        """Hold the network, so that no other guardian removes it. Call it before `ensure_network`.
 
-        Waits while another build's guardian is removing it (200 ms at most). Does nothing after
-        `finish`.
+        Waits while another build's guardian removes the network (200 ms at most). Does nothing
+        after `finish`.
         """
         with self._closing:
             if self._closed:
@@ -157,10 +157,11 @@ class Guardian:
             os.close(lock)
 
     def run_ahead(self, work: Callable[[], object]) -> None:
-        """Do ``work`` in a thread; `finish` waits for it. Call it once.
+        """Do ``work`` in a thread. Call it once.
 
-        All that ``work`` makes on the engine exists before the clean-up begins, so
-        a command that ends early leaves nothing behind.
+        `finish` waits for the thread, for 2 s at most. So everything that ``work`` makes on the
+        engine exists before the clean-up begins, and a command that ends early leaves nothing
+        behind.
         """
         self._ahead = threading.Thread(target=work, name="ahead", daemon=True)
         self._ahead.start()
@@ -169,9 +170,9 @@ class Guardian:
         """Let the guardian clean up after the build and end. Further calls do nothing.
 
         Args:
-            wait: return after the clean-up, or after ``timeout_s``; otherwise at once, and the
-                guardian continues alone.
-            timeout_s: limit of the wait; the guardian continues after it.
+            wait: whether to return only after the clean-up, or after ``timeout_s``. Otherwise
+                this method returns at once, and the guardian continues alone.
+            timeout_s: limit of the wait in seconds; the guardian continues after it.
 
         Returns:
             A sentence for each resource that could not be removed (empty without ``wait``).

@@ -4,7 +4,7 @@ It is started as ``python -I -S guardian_process.py BUILD_ID``. At first it impo
 that the interpreter has loaded already, and sleeps in a read. It imports the clean-up only when
 the build has ended.
 
-It reads lines ``KIND<tab>VALUE`` from descriptor 0, writes one problem a line to descriptor 3
+It reads lines ``KIND<tab>VALUE`` from descriptor 0, writes one problem per line to descriptor 3,
 and holds the network's lock on descriptor 4 (it shares the open file with the build).
 """
 
@@ -18,7 +18,11 @@ _RETRY_PAUSES_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 def listen() -> tuple[dict[str, list[str]], bool]:
-    """Read the build's messages until ``finish`` or its death. Returns if it died, too."""
+    """Read the build's messages until ``finish``, or until the end of the build's process.
+
+    Returns:
+        The values of messages by kind, and whether the process ended without ``finish``.
+    """
     text = b""
     while not text.endswith(b"\nfinish\t\n"):
         piece = os.read(0, 65536)
@@ -110,7 +114,7 @@ def main() -> None:
     sys.path[:] = told["path"][0].split(os.pathsep)
     try:
         problems = clean_up(sys.argv[1], told, abandoned=abandoned)
-    except Exception as error:  # noqa: BLE001  (nobody is above us who could report it)
+    except Exception as error:  # noqa: BLE001  (no caller could report it)
         problems = [f"the clean-up of build {sys.argv[1]} failed: {error!r}"]
     report(problems, told["log"][0])
     os.close(_REPORT_FD)  # no process waits for the rest

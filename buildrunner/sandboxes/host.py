@@ -28,7 +28,7 @@ class HostSandbox:
 
     Args:
         engine: the host's engine. Closed with the sandbox.
-        labels: labels of every resource of this server; empty leaves all builds to others.
+        labels: labels of every resource of this server. If empty, `builds_left` finds no builds.
     """
 
     name = "host"
@@ -52,7 +52,7 @@ class HostSandbox:
         remove_owned(self._engine, build_id)
 
     def keep_spares(self, count: int) -> None:
-        """See `Sandbox.keep_spares`: nothing is started for a build."""
+        """See `Sandbox.keep_spares`: no build needs a spare here."""
 
     def drop_spares(self) -> None:
         """See `Sandbox.drop_spares`."""
@@ -82,7 +82,7 @@ class HostSandbox:
 
 
 class HostPlace:
-    """Implements `OpenSandbox` without changes to anything."""
+    """Implements `OpenSandbox`: the build uses the host engine as it is."""
 
     privileged_steps = False
     machine_network = "host"  # a repository of packages may be on 127.0.0.1
@@ -115,7 +115,7 @@ def remove_owned(engine: ContainerEngine, build_id: str) -> None:
     A network with other containers stays.
 
     Raises:
-        EngineError: a resource could not be removed; all others are.
+        EngineError: a resource could not be removed; all others are removed.
     """
     failures: list[str] = []
     owned = engine.list_owned({LABEL_BUILD: build_id})
@@ -168,10 +168,11 @@ class SharedNetwork:
         hold_network_lock(self._lock)
 
     def make(self) -> None:
-        """Create the network ahead of a build, without the build's label, which would remove it.
+        """Create the network ahead of a build.
 
-        It has an owner label, so that `doctor --clean` finds it after a kill.
-        Errors of the engine are ignored: the build will report them.
+        The network has no label of the build, since the end of the build would then remove it. Its
+        owner label lets `doctor --clean` find it after a kill. Errors of the engine are only
+        logged: the build will report them.
         """
         labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
         try:

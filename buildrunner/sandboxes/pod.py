@@ -112,8 +112,7 @@ class _SharedVolume(ForwardingEngine):
     """The engine of the Pod while its shared folder is filled.
 
     The volume of the workspace is the folder under another name: files that are unpacked into the
-        volume
-    are in the folder.
+    volume are in the folder.
     """
 
     def __init__(self, engine: ContainerEngine, volume: str, folder: str) -> None:

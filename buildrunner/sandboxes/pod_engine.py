@@ -103,7 +103,7 @@ class PodEngine(ForwardingEngine):
     Args:
         engine: the engine of the Pod. It uses no logins of its own.
         folder: the folder with the engine's socket, which engine and worker share.
-        environ: names the registry logins of builds.
+        environ: environment with the settings of the registry logins of builds.
         egress: networks that builds do not reach.
         relay: forwards connections of the engine to this process.
     """

@@ -1,14 +1,14 @@
 """The protocol of sandboxes, in which the containers of one build run.
 
-`host` is the host engine, which builds share. `nested` is the build's own engine, in a
-container of the host engine: everything that its steps make is removed with it. `pod` is
-the engine in the Pod of the worker.
+`host` is the host engine, which builds share. `nested` is the build's own engine, in a container of
+the host engine: everything that its steps make is removed with it. `pod` is the engine in the Pod
+of the worker.
 
 The order, in the process that runs one build::
 
     opened = sandbox.open(build_id)               # also after a crash: the same one is found again
     try:
-        workspace = opened.workspace(source)      # before run_build, also when it goes on
+        workspace = opened.workspace(source)      # before run_build, also to resume a build
         ... compile, within what `plan.privilege.granted` makes of opened.privileged_steps ...
         opened.expect(plan)                       # as soon as there is a plan
         run_build(plan, RunContext(engine=opened.engine, workspace=workspace,
@@ -41,7 +41,7 @@ class SandboxLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Limits of one build's use of the machine; None is no limit.
 
     Attributes:
-        cpus: processors, a limit that always holds.
+        cpus: the most processors, even if others are idle.
         cpu_shares: weight against others when processors are scarce; 1024 is a container's default.
         memory_bytes: memory of all its containers together.
         pids: processes of all its containers together.
@@ -74,12 +74,12 @@ def isolates(found: str, demanded: str) -> bool:
 
 _LEFT_TO_THE_MACHINE = 0.1
 _LEAST_MEMORY = 512 << 20
-_PIDS = 32768  # with the default settings of the kernel
+_PIDS = 32768  # the limit of a machine whose kernel has default settings
 _LEAST_PIDS = 2048
 
 
 def fair_share(builds: int, memory_bytes: int, disk_gib: int = 0) -> SandboxLimits:
-    """Return the share of each of ``builds`` in a machine: memory is divided, processors are not.
+    """Return the limits of each build on a machine: memory is divided, processors are not.
 
     Args:
         builds: the most concurrent builds; 0 sets no limits.
@@ -110,7 +110,7 @@ class OpenSandbox(Protocol):
     """
 
     machine_network: str
-    """The network of such containers, which reaches the same as the build's own engine."""
+    """The network of containers with a login: they reach the same hosts as the build's engine."""
 
     privileged_steps: bool
     """Steps run privileged here unless the settings forbid it (see `plan.privilege.granted`)."""
@@ -152,8 +152,8 @@ class Sandbox(Protocol):
 
         Args:
             build_id: the build.
-            project: its project. Builds of other projects must not influence it.
-            trusted: it may exchange cached data with other builds of its project.
+            project: project of the build. Known origins of layers are shared only within it.
+            trusted: whether the build may share cached data with other builds.
 
         Raises:
             EngineUnavailable: the host engine does not answer.
@@ -172,17 +172,17 @@ class Sandbox(Protocol):
     def keep_spares(self, count: int) -> None:
         """Keep ``count`` valid spare sandboxes.
 
-        For one thread of the only server that uses the folder. It calls this periodically,
-        also with 0, since this also maintains the shared images. It may take a second, as long as
-        a copy of new images, and a minute the first time.
+        Only one thread of the only server that uses the folder may call this. The thread calls it
+        periodically, also with 0, since a call also maintains the shared images. A call may take a
+        second, longer if it copies new images, and a minute the first time.
 
         Raises:
-            EngineError: there are fewer spares.
+            EngineError: fewer spares could be started, or the shared images not be maintained.
         """
         ...
 
     def drop_spares(self) -> None:
-        """Remove all spares, also an earlier server's. For the same thread.
+        """Remove all spares, also an earlier server's. For the thread of `keep_spares`.
 
         Raises:
             EngineError: something could not be removed.
@@ -202,7 +202,7 @@ class Sandbox(Protocol):
 
         Raises:
             EngineUnavailable: the engine does not answer now.
-            EngineError: it can't; the hint has the remedy.
+            EngineError: the engine can't run them; the hint has the remedy.
         """
         ...
 
@@ -246,7 +246,7 @@ class NoSandbox:
         """See `Sandbox.remove`: there is nothing to remove."""
 
     def keep_spares(self, count: int) -> None:
-        """See `Sandbox.keep_spares`: nothing is started for a build."""
+        """See `Sandbox.keep_spares`: no build needs a spare here."""
 
     def drop_spares(self) -> None:
         """See `Sandbox.drop_spares`."""

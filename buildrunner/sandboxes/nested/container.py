@@ -27,7 +27,7 @@ MODES = ("user-namespace", "capabilities", "privileged")
 * ``user-namespace``: root of the sandbox is a user without rights on the machine. Steps may be
   privileged nevertheless: they get all rights inside the namespace.
 * ``capabilities``: root of the sandbox is root of the machine, with few capabilities and no disk.
-  It prevents accidents, but stops no determined attacker (CAP_SYS_ADMIN can change kernel
+  This prevents accidents, but stops no determined attacker (CAP_SYS_ADMIN can change kernel
   settings).
 * ``privileged``: a user who controls a step is root of the machine.
 """
@@ -251,7 +251,7 @@ class CacheSpec(msgspec.Struct, frozen=True, kw_only=True):
 def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
     """Return the body of the request that creates the container of a cache engine.
 
-    It has no network, runs no container, and ends by itself after a while.
+    The cache engine has no network, runs no container, and ends by itself after an hour.
 
     Args:
         spec: the cache engine.

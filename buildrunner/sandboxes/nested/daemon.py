@@ -6,11 +6,11 @@ For each nested engine, the host engine has, with the given labels:
 * the volume ``buildrunner-PLACE-engine``, its data folder;
 * the volume ``buildrunner-PLACE-workspace``, which is its ``/workspace``.
 
-The place is the id of the build that it was started for, or a separate name for a spare sandbox,
-which was started before its build.
+PLACE is the id of the build for which the engine was started, or the name of a spare sandbox, which
+was started before its build.
 
-A mounted folder of this machine holds its socket, and the images that
-it begins with (image_catalog.py).
+A folder of this machine is mounted in the container. It has the engine's socket, and the files of
+the images with which the engine starts (image_catalog.py).
 """
 
 from __future__ import annotations
@@ -197,10 +197,11 @@ class NestedDaemons:
     def cache_identity(self, volume: str) -> str:
         """Return the identity of an image cache, which no later volume of its name has.
 
-        Docker 20.10 changes the creation time of a volume with every file created or deleted in it.
+        The identity is a label, not the creation time: Docker 20.10 changes a volume's creation
+        time with every file created or deleted in the volume.
 
         Returns:
-            An empty string if the volume does not exist.
+            The identity; empty if the volume does not exist.
         """
         try:
             with self._api.client() as client:
@@ -225,7 +226,7 @@ class NestedDaemons:
             raise start_error(refusal.message) from refusal
 
     def ask_for_end(self, container: str) -> Stream:
-        """Return an answer that ends when the container does not run."""
+        """Return an answer of the host engine that ends when the container has stopped."""
         with _asking("the sandbox can't be watched"):
             end = self._api.stream(
                 "POST", f"/containers/{container}/wait", params={"condition": "not-running"}
@@ -238,7 +239,7 @@ class NestedDaemons:
         remove_by_force(self._api, container, called="the sandbox")
 
     def last_error(self, container: str) -> str:
-        """Return the last error line of its log, for a message; empty without any."""
+        """Return the last error in the container's log, for a message; empty without any."""
         path = f"/containers/{container}/logs"
         with contextlib.suppress(EngineError, Refusal):
             log = self._api.send("GET", path, params={"stdout": 1, "stderr": 1, "tail": 50})
@@ -246,9 +247,10 @@ class NestedDaemons:
         return ""
 
     def execute(self, container: str, argv: tuple[str, ...]) -> bytes:
-        """Run a program in the container to its end.
+        """Run a program in the container to its end, and return its output.
 
-        Returns its output; EngineError if it fails.
+        Raises:
+            EngineError: the program can't be run, or its exit code is not 0.
         """
         what = f"{argv[0]} can't be run in the sandbox"
         with _asking(what), self._api.client() as client:
@@ -264,7 +266,7 @@ class NestedDaemons:
     def relayed_port(
         self, container: str, socket_path: str, place: tuple[str, int] | None = None
     ) -> Iterator[int]:
-        """Forward a port of the nested engine's network to a socket. Returns the port.
+        """Forward a port of the nested engine's network to a socket. Yields the port.
 
         The relay ends soon after the socket is removed.
 
@@ -292,7 +294,7 @@ class NestedDaemons:
             yield int(said)
 
     def layer_origins(self, container: str) -> bytes:
-        """Return the engine's records of registries with its layers, for `decode_listing`.
+        """Return the engine's records of registries that have its layers, for `decode_listing`.
 
         Steps may have changed the records, and may delay the answer.
 
@@ -327,7 +329,10 @@ def _payload(output: bytes) -> bytes:
 
 
 def _was_oom_killed(container: str, state: Mapping[str, Any]) -> bool:
-    """Read the kernel's own record: the host engine may be notified later, or not at all."""
+    """Return whether the kernel has killed the container for lack of memory.
+
+    Reads the kernel's own record, since the host engine may be notified later, or not at all.
+    """
     if state["Pid"] or state["ExitCode"] != 128 + signal.SIGKILL:
         return False
     from buildrunner.containers.docker.containers import has_oom_kill, kernel_records
@@ -342,9 +347,9 @@ def _docker_name(name: str) -> str:
 
 
 def _last_error(log: bytes) -> str:
-    """Return the last error.
+    """Return the last error in a log; empty without any.
 
-    Lines without a level are errors of the start script or of `dockerd`.
+    A line without a level counts as an error of the start script or of `dockerd`.
     """
     for line in reversed(log.decode("utf-8", "replace").splitlines()):
         quiet = " level=" in line and not re.search(r" level=(error|fatal|panic) ", line)

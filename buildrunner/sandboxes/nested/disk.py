@@ -1,9 +1,9 @@
 """The limit of a sandbox's disk: a separate file system, or a watch over its disk use.
 
 With a separate file system (`own_disk`), the kernel enforces the limit. The file system is in a
-file without a name. Files that no walk finds (deleted but open ones, or ones in transit
-through a socket) count there, too. The file is on a loop device that clears itself:
-its space is free again once the engine has unmounted it, even if processes die meanwhile.
+file without a name. Files that no walk finds (deleted but open ones, or ones in transit through a
+socket) take space there, so they count, too. A loop device that clears itself gives access to the
+file: the space is free again once the engine has unmounted it, even if processes die meanwhile.
 
 Otherwise a watch (`DiskWatch`) measures periodically, and ends a sandbox that uses too much.
 """
@@ -53,7 +53,7 @@ def own_disk(folders: Sequence[str], size_bytes: int, files: int) -> Iterator[st
 
     Args:
         folders: folders for the file; the first writable one is used.
-        size_bytes: the limit of its data. The file takes only the written part of the disk.
+        size_bytes: the limit of its data. The file takes disk space only for written data.
         files: the most files, folders and links.
 
     Raises:
@@ -147,7 +147,7 @@ def _remove_unused(control: int) -> None:
 
 LEAST_FILES = 1_000_000
 BYTES_PER_FILE = 16 << 10
-"""Bytes per file, folder or link for which ext4 reserves room."""
+"""A file system with ext4 reserves room for one file, folder or link per this many bytes."""
 
 _LOOK_S = 1.0
 _PAUSE_S = 5.0
@@ -192,8 +192,8 @@ def most_files(limit_bytes: int) -> int:
 class DiskWatch:
     """Measures the disk use of one sandbox.
 
-    A check of the file system each second ends a pause early: once the file system has lost half of
-    the space that the sandbox may still use.
+    A pause between measurements ends early once the file system has lost half of the space that the
+    sandbox may still use. The free space is checked every second.
 
     Args:
         execute: runs a program in the sandbox, out of reach of steps; returns its output.
@@ -237,7 +237,7 @@ class DiskWatch:
         return ""
 
     def _wait(self, pause_s: float, closing: threading.Event) -> bool:
-        """Wait until it is time to measure; False if ``closing`` was set."""
+        """Wait until it is time to measure. Returns False if ``closing`` was set."""
         until = time.monotonic() + pause_s
         free = free_bytes(self._folder)
         may_lose = max(self._limit - self._used, self._limit // 10) // 2

@@ -1,8 +1,8 @@
 """The engine of a build in a nested sandbox.
 
-Every call waits until the engine is up, and reports why it has ended. Missing images come
-from the host engine, which pulls them once, with the user's credentials. All other calls go to
-the nested engine.
+Every call waits until the nested engine is up. If the engine has ended, the call reports why.
+Missing images come from the host engine, which pulls them once, with the user's credentials. All
+other calls go to the nested engine.
 
 The two engines may know the same image by different ids. To the caller, an image of the host engine
 has the id of the host engine, before and after its copy.
@@ -71,10 +71,7 @@ class NestedAccess(Protocol):
         ...
 
     def copy_image(self, image: str, names: Iterable[str], cancel: threading.Event) -> str:
-        """Copy an image, by its id on the host engine, under names.
-
-        Returns its id in the nested one.
-        """
+        """Copy an image, by its id on the host engine, under names. Returns its nested id."""
         ...
 
     def note_use(self, images: Iterable[str]) -> None:
@@ -82,7 +79,7 @@ class NestedAccess(Protocol):
         ...
 
     def pull_turn(self, name: str) -> AbstractContextManager[None]:
-        """Hold the lock under which one build at a time pulls an image for itself alone."""
+        """Return a context in which no other build pulls an image of this name for itself alone."""
         ...
 
     def open_port(self, port: int) -> None:
@@ -102,7 +99,7 @@ class NestedAccess(Protocol):
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
     ) -> PushedImage:
-        """Push from the nested engine with such a login, without passing the login to it."""
+        """Push from the nested engine with ``login``, which the nested engine does not get."""
         ...
 
     def digest_of(self, name: str) -> str:
@@ -115,7 +112,7 @@ class NestedAccess(Protocol):
 
 
 class NestedEngine(ForwardingEngine):
-    """The engine of a sandbox: calls wait until it is up, and report why it has ended.
+    """The engine of a sandbox: calls wait until it is up. If it has ended, they report why.
 
     Args:
         access: the services of the sandbox.
@@ -223,8 +220,9 @@ class NestedEngine(ForwardingEngine):
     ) -> ImageInfo:
         """See `Images.pull_image`. The host engine pulls images that it lacks.
 
-        Without a login, the nested engine pulls the image, since the host engine's may have come
-        with a login. The image counts for the disk limit, and is deleted with the sandbox.
+        Without a login (``anonymous``), the nested engine pulls the image, since the host engine
+        may have pulled its image with a login. The nested engine's image counts for the disk limit,
+        and is deleted with the sandbox.
         """
         if anonymous:
             pulled: ImageInfo = self._ask(

@@ -1,7 +1,7 @@
 """Pushes from a nested engine, whose steps can replace it.
 
-The engine never sees a login, and its report of a push is not trusted: the digest of a
-push is that of the manifest that the registry accepted from the gateway, or returns afterwards.
+The engine never sees a login, and its report of a push is not trusted. The digest of a push is the
+digest of the manifest that the registry accepted from the gateway, or that it returns afterwards.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from buildrunner.sandboxes.nested.container import FOLDER, HostFacts
 
 SOCKET = "push.sock"  # no longer than the name of the engine's socket: paths of sockets are limited
 _ANSWER_S = 60.0
-# The limit of a whole push, for registries that send a byte now and then.
+# The limit of a push, besides the time for its bytes: a registry may send a byte now and then.
 _ANSWERS_S = 600.0
 _SLOWEST_BYTES_PER_S = 64 << 10
 _INSECURE = "--insecure-registry="
@@ -46,7 +46,7 @@ class GatewayRelay(Protocol):
         ...
 
     def relayed_port(self, container: str, socket_path: str) -> AbstractContextManager[int]:
-        """Forward a port of the engine's loopback address to a socket. Returns the port.
+        """Forward a port of the engine's loopback address to a socket. The context has the port.
 
         Args:
             container: container of the engine.
@@ -61,7 +61,7 @@ class GatewayPush:
     Args:
         relay: forwards connections of the engine.
         container: returns the sandbox's container, once it runs.
-        folder: folder of this machine that is `FOLDER` in the sandbox.
+        folder: returns the folder of this machine that is `FOLDER` in the sandbox.
         egress: the networks that the sandbox may reach.
     """
 
@@ -133,7 +133,7 @@ class GatewayPush:
         """Return the digest that the registry has for an image, requested without a login.
 
         Raises:
-            ImagePushError: the registry does not answer within a minute.
+            ImagePushError: the registry refuses, or does not answer within a minute.
         """
         asked = ImageName.parse(name)
         place = registry_place(asked.registry, self._relay.facts())
@@ -191,7 +191,7 @@ def repository_path(asked: ImageName) -> str:
 
 @contextlib.contextmanager
 def listening(folder: str, name: str) -> Iterator[socket.socket]:
-    """Return a listening socket in the folder shared with the sandbox. Steps may write there."""
+    """Yield a listening socket in the folder shared with the sandbox. Steps may write there."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(FileNotFoundError):

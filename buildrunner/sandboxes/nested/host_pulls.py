@@ -1,8 +1,9 @@
 """Images that the machine's engine pulls for builds in nested sandboxes.
 
 They stay on the machine for later builds, so the disk limit of a sandbox does not count them.
-Instead, each build has a budget for pulls, and a server deletes pulled images once no
-build uses them, or once the disk is nearly full. Images of other origins are never deleted.
+Instead, each build has a budget for pulls. A server deletes pulled images that no build has used
+for `UNUSED_S`, or for an hour if the disk is nearly full. Images of other origins are never
+deleted.
 
 The machine's images are shared with each nested engine. Images that a step's ``docker pull`` or
 ``FROM`` brings into a sandbox are deleted with it. So the machine's engine pulls them again for
@@ -43,7 +44,7 @@ class HostPulls:
     Args:
         host: the machine's engine.
         folder: for records of pulled images; see `delete_unused`.
-        limit_bytes: the most bytes of all images; None sets no limit.
+        limit_bytes: the most bytes of all images that this object pulls; None sets no limit.
     """
 
     def __init__(self, host: ContainerEngine, folder: str, limit_bytes: int | None) -> None:
@@ -62,14 +63,14 @@ class HostPulls:
     ) -> ImageInfo:
         """Pull an image.
 
-        The pull ends when its layers exceed the remaining budget: by the sizes that the engine
-            reports
-        before it has a layer, or by the received bytes. An image that is too large once it is
-        unpacked is removed again. An image whose name existed before is never deleted as unused.
+        The pull ends when its layers exceed the remaining budget. The size of a layer is the one
+        that the engine reports before it has the layer, or else the number of received bytes. An
+        image that is too large once it is unpacked is removed again. An image whose name existed
+        before is never deleted as unused.
 
         Args:
-            name: of the image.
-            on_progress: takes news.
+            name: name of the image.
+            on_progress: takes progress messages.
             cancel: ends the pull.
 
         Raises:
@@ -188,6 +189,8 @@ def delete_unused(
 ) -> None:
     """Delete unused images that `HostPulls` pulled, the longest unused one first.
 
+    An image is deleted after `UNUSED_S` without use, or after an hour if the disk is nearly full.
+
     Args:
         host: the machine's engine.
         folder: the folder of `HostPulls`.
@@ -228,7 +231,7 @@ def _notes(folder: str) -> Iterator[tuple[str, float, _Note]]:
 def is_nearly_full(folder: str) -> bool:
     """Return whether the used part of a folder's file system exceeds `FULL`.
 
-    A folder that this user can't look into counts as on the file system of the folder above.
+    A folder that this user can't read counts as on the file system of its parent.
     """
     try:
         found = os.statvfs(folder)
@@ -280,8 +283,8 @@ class WantedImages:
     def note(self, name: str) -> None:
         """Record that a nested engine has pulled ``name``. The host then pulls it soon.
 
-        At a loopback address, the sandbox may have its own registry, which is not the one
-        at this address of the machine.
+        Names with a loopback address are ignored: the sandbox may have its own registry there,
+        which is not the machine's registry at this address.
         """
         if is_of_this_machine(ImageName.parse(name).registry):
             return

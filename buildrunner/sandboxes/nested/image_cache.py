@@ -1,10 +1,9 @@
 """The image cache: host images in a volume that every nested engine mounts.
 
 Engines store images in many ways (overlay2, containerd's image store, Podman's storage), and their
-files are private. So each image is exported from the host engine once, by its API,
-into a store with a format of our choice: the data folder of a Docker engine that runs from our own
-image. This *cache engine* runs only while images are added or removed. Nested engines read its
-files.
+files are private. So each image is exported once from the host engine, by its API, into a store
+with a format of our choice: the data folder of a Docker engine that runs from our own image. This
+*cache engine* runs only while images are added or removed. Nested engines read its files.
 
 On the host engine there are:
 
@@ -18,7 +17,8 @@ time of that use.
 
 An image is added if a build has used it and the host engine still has it. It is removed if the
 host engine has no name for it any more, or if no build used it for `UNUSED_S`; but not while a
-nested engine may read it. A label of each nested engine's container has the time of its start.
+nested engine may read it. A label of each nested engine's container has the time at which the
+engine began to read.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ class ImageCache:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[float]:
-        """Keep all offered images in the cache until the container of a nested engine is created.
+        """Keep all offered images in the cache while the container of a nested engine is created.
 
         Yields:
-            The present time, for the container's label `LABEL_READS`.
+            The present time in seconds since boot, for the container's label `LABEL_READS`.
         """
         with self._lock("start.lock", shared=True):
             yield _now()
 
     def note_use(self, host_ids: Iterable[str]) -> None:
         """Record that a build uses images of the host engine, so that they are cached, and stay."""
-        with contextlib.suppress(OSError):  # it is only about speed
+        with contextlib.suppress(OSError):  # a failure costs only speed
             for host_id in host_ids:
                 path = self._path("used", host_id.removeprefix("sha256:"))
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -146,7 +146,7 @@ class ImageCache:
         and otherwise as long as the copies.
 
         Raises:
-            EngineError: an image can't be added or removed; all others are.
+            EngineError: an image can't be added or removed, or the host engine refused.
             OSError: the folder can't be written.
         """
         with self._lock("update.lock"):
@@ -193,7 +193,7 @@ class ImageCache:
             raise EngineError("; ".join(problems))
 
     def _unread(self, retired: Mapping[str, float]) -> set[str]:
-        """Return the images that no running nested engine can use, since all were started later."""
+        """Return the retired images that no nested engine can use, since all engines are newer."""
         if not retired:
             return set()
         with self._lock("start.lock"):

@@ -89,8 +89,7 @@ class Catalog(msgspec.Struct, kw_only=True):
         volume: identity of the cache's volume, which distinguishes volumes of one name.
         images: by the id that the host engine uses.
         layers: by chainID.
-        retired: images that no new nested engine gets, and since when (in seconds since
-            boot).
+        retired: images that no new nested engine gets, and since when (in seconds since boot).
     """
 
     volume: str = ""
@@ -226,8 +225,8 @@ class _StoreWriter:
         place = f"{LAYERS}/{layer.folder}"
         self._add_file(f"{place}/link", link.encode())
         self._add_file(f"{place}/committed", b"")  # it is only ever mounted read-only
-        # The files are mounted here. With a link instead, the engine would not recognize by its
-        # path a layer's parent, and would compare both in full to find the differences.
+        # The files are mounted here. With a link instead, the engine would not recognize a layer's
+        # parent by its path, and would compare both in full to find the differences.
         self._add_folder(f"{place}/diff")
         lower = [f"l/{_short_name(self._folders[one])}" for one in below]
         if lower:
@@ -284,7 +283,7 @@ def _short_name(layer: str) -> str:
 
 
 def chain_ids(diff_ids: Iterable[str]) -> list[str]:
-    """Return the id of each layer together with all below it.
+    """Return the chainID of each layer, which identifies the layer with all layers below it.
 
     Source: the OCI image specification, "Layer ChainID".
     """

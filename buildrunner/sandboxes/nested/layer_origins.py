@@ -1,11 +1,12 @@
 """The registries that have a layer, and its digest there: an engine's records of pulls and pushes.
 
 A layer travels compressed, under the digest of its compressed form. An engine that does not know
-that digest must compress the layer again before the registry can report that it has it.
-It checks with the registry before it skips a layer: a stale record costs one request.
+that digest must compress the layer and send it before the registry can report that it already has
+the layer. An engine that knows the digest asks the registry before it skips the layer, so a stale
+record costs only one request.
 
-Steps, as root, may have written a nested engine's records: an entry that is not
-exactly in the engine's form is ignored.
+Steps, as root, may have written a nested engine's records: an entry that is not exactly in the
+engine's form is ignored.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class PushMemory:
         self._path = os.path.join(folder, f"{name[:32]}.json")
 
     def recall(self) -> Origins:
-        """Return layers and their origins; empty if none are known, or can be read."""
+        """Return layers and their origins; empty if none are known, or if they can't be read."""
         try:
             with open(self._path, "rb") as file:
                 known = file.read(_MOST_BYTES + 1)
@@ -155,11 +156,11 @@ class PushMemory:
             return {}
 
     def learn(self, listing: bytes, shared: AbstractSet[str]) -> None:
-        """Add the records of a nested engine.
+        """Store the records of a nested engine about layers that it got from the host engine.
 
         Args:
             listing: see `decode_listing`.
-            shared: diffIDs of the layers that it got from the host engine.
+            shared: diffIDs of these layers. Records of other layers are ignored.
 
         Raises:
             OSError: a file can't be written.

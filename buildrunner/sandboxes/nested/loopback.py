@@ -2,7 +2,8 @@
 
 A container with a separate network has its own loopback address: a registry that listens on
 ``localhost:5000`` of the machine can't be reached there. A socket belongs to the network namespace
-in which it was made: a socket made there, but accepted here, connects the two. Linux, root only.
+in which it was made. So this process makes a listening socket in the container's namespace, and
+accepts its connections here. Linux, root only.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _REGISTRY_ERROR = re.compile(
 
 
 def loopback_ports(text: str) -> set[int]:
-    """Return ports of this machine's registries that ``text`` names (``localhost:5000/app``)."""
+    """Return the loopback ports in image names in ``text`` (``localhost:5000/app``)."""
     return {int(port) for port in _PLACE.findall(text) if 0 < int(port) < 1 << 16}
 
 
@@ -58,7 +59,7 @@ def is_of_this_machine(registry: str) -> bool:
 def is_registry(port: int) -> bool:
     """Return whether a container registry listens on that port of this machine.
 
-    Most registries have a header for this; others are recognized by the form of their errors.
+    Most registries send a header for this; others are recognized by the form of their errors.
 
     Source: OCI distribution specification, "Error Codes".
     """

@@ -36,9 +36,9 @@ class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
         egress: the networks that sandboxes may reach.
         isolation: one of `ISOLATIONS`, required for builds of forks; empty requires nothing.
         limits: limits of each sandbox; None for a fair share of the machine.
-        builds: number of builds that share the machine; 0 if unlimited.
+        builds: number of builds that share the machine; 0 if it is unknown or unlimited.
         disk_gib: disk limit of each sandbox; 0 sets no limit.
-        environ: names the registry logins of builds.
+        environ: environment with the settings of the registry logins of builds.
         is_common: returns whether an image of the machine is for builds of every project. None:
             the builds share all images, and leave theirs to later builds.
     """
@@ -106,20 +106,17 @@ class NestedMachine:
         return DockerEngine(_endpoint(socket), use_logins=False)
 
     def pulls(self, socket: str) -> PulledImages:
-        """Return the names of images that the nested engine at a socket pulls."""
+        """Return an iterator over the names of images that the engine at a socket pulls."""
         return PulledImages(_endpoint(socket))
 
     def copy_image(
         self, image: str, socket: str, names: Iterable[str], cancel: threading.Event
     ) -> str:
-        """Copy an image, by id, to the nested engine at a socket, under names.
-
-        Returns its id there.
-        """
+        """Copy an image, by id, to the nested engine at a socket, and return its id there."""
         return copy_image(image, names, self.host.endpoint, _endpoint(socket), cancel)
 
     def pull_turn(self, name: str) -> AbstractContextManager[None]:
-        """Wait until no other build pulls an image for itself alone; until the end, none does."""
+        """See `NestedAccess.pull_turn`."""
         folder = os.path.join(self.choices.folder, "pulls")
         os.makedirs(folder, mode=0o700, exist_ok=True)
         return file_lock(os.path.join(folder, hashlib.sha256(name.encode()).hexdigest()[:8]))

@@ -1,9 +1,9 @@
 """Finds images of the host engine that a build mentions, in its plan or in files of its source.
 
-A nested engine starts with the images of the image cache. Another image of the host engine
-that steps may name (`FROM base:1`, `docker run tool:2`) must be there before the first step. Only
-names in the text are found. For a name that a step composes, the nested engine
-pulls the image from its registry, as on the hosted service.
+A nested engine starts with the images of the image cache. Another image of the host engine that
+steps may name (`FROM base:1`, `docker run tool:2`) must be copied before the first step. Only names
+that are written out in the plan or the files are found. For a name that a step composes, the nested
+engine pulls the image from its registry, as on the hosted service.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ _KILLED = 137
 _LEARN_S = 5.0
 # no longer than the name of the engine's socket: paths of sockets are limited
 _METADATA_SOCKET = "meta.sock"
-_NEWS_S = 3.0  # delay of the report of an engine's end after the end of its connections
+_NEWS_S = 3.0  # longest delay between the end of an engine's connections and the report of its end
 _EMPTY = (
     "sh",
     "-euc",
@@ -74,7 +74,7 @@ class PlaceFacts(msgspec.Struct, frozen=True, kw_only=True):
         privileged_steps: see `OpenSandbox`.
         found: the nested engine exists already: a dead process made it.
         shares_images: the build sees images of other builds, and leaves its own to later ones.
-        disk_bytes: the sandbox ends when it has written more. None: no limit.
+        disk_bytes: the most bytes on the disk; the sandbox ends beyond them. None: no limit.
     """
 
     build_id: str
@@ -140,13 +140,13 @@ class NestedPlace:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._begun = False
-        self._up = threading.Event()  # or has failed
+        self._up = threading.Event()  # also set if the start has failed
         self._gone = threading.Event()
         self._closed = False
         self._running: Running | None = None
         self._failure: EngineError | None = None
         self._end: Stream | None = None
-        # The engine's: processes of steps are its descendants.
+        # The namespace of the engine's process: processes of steps are its descendants.
         self._ports = LoopbackPorts(lambda: namespace_process(self.ready().state.process, "net"))
         self._plan: BuildPlan | None = None
         gateway = GatewayPush(
@@ -276,7 +276,7 @@ class NestedPlace:
         learning.join(_LEARN_S)
 
     def _learn(self, memory: PushMemory, running: Running) -> None:
-        with suppress(EngineError, OSError):  # it is only about speed
+        with suppress(EngineError, OSError):  # a failure costs only speed
             known = running.images.diff_ids | self._nested.copied_layers
             memory.learn(self._daemons.layer_origins(running.state.id), known)
 
@@ -314,7 +314,7 @@ class NestedPlace:
             threading.Thread(target=self._note_pulls, args=(self._pulls,), daemon=True).start()
         except EngineError as error:
             self._failure = error
-        except Exception as error:  # noqa: BLE001  (whoever waits must be told, whatever it is)
+        except Exception as error:  # noqa: BLE001  (waiting threads must get every error)
             self._failure = EngineError(f"the sandbox can't be made: {error}")
         finally:
             self._up.set()
@@ -327,7 +327,7 @@ class NestedPlace:
                 self._wanted.note(name)
 
     def _watch(self, end: Stream) -> None:
-        with suppress(EngineError):  # the host engine has stopped, which ends the sandbox, too
+        with suppress(EngineError):  # without the host engine, `why_gone` reports the reason
             for _ in end.pieces():
                 pass
         if not self._closed:
@@ -366,7 +366,7 @@ class NestedPlace:
 
 
 def ended(state: DaemonState, daemons: NestedDaemons) -> EngineError:
-    """Return why an engine that was found does not run."""
+    """Return the error of a nested engine that exists and does not run."""
     return EngineError(_reason(state, daemons))
 
 

@@ -62,7 +62,7 @@ class NestedSandbox:
         )
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
-        """See `Sandbox.open`. The first one on a machine determines the mode, in a second."""
+        """See `Sandbox.open`. The first call on a machine determines the mode within a second."""
         self.check_engine()
         state = self._daemons.find(self._folders.place(build_id))
         if state is not None and state.status == "created":
@@ -253,7 +253,7 @@ class NestedSandbox:
     def _new(
         self, build_id: str, pushed: Origins | None, *, shares_images: bool
     ) -> tuple[str, Callable[[], Running]]:
-        """Return the mode of a new engine, and a function that acquires a spare or starts it.
+        """Return the mode of a new engine, and a function that returns a spare or starts it.
 
         Args:
             build_id: the build.
@@ -286,9 +286,9 @@ class NestedSandbox:
         *,
         with_images: bool = True,
     ) -> tuple[str, Callable[[], Running]]:
-        """Return the mode that works here, and a function that starts it.
+        """Return the mode that works here, and a function that starts an engine in it.
 
-        Tried once for each engine.
+        The modes are tried once for each host engine and image.
         """
         host_images = self._daemons.begin_host_images() if with_images else None
         image = self._image()
@@ -306,7 +306,7 @@ class NestedSandbox:
     def _noted_mode(self, facts: HostFacts) -> str:
         """Return the mode that is known to work on this engine; empty if none was tried yet.
 
-        The image cache is set to it.
+        The image cache gets this mode, too.
         """
         mode = self._folders.mode(facts.identity)
         if mode:

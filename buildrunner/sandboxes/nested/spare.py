@@ -1,12 +1,12 @@
 """Spare nested sandboxes, which are started before a build needs them.
 
-A spare is equal to a sandbox just started for a build: empty, with the host's present images,
-and with the same limits. It has no data of any project; the known origins of layers
-are added when a build acquires it. It belongs to one build, and ends with it.
+A spare is equal to a sandbox just started for a build: empty, with the host's present images, and
+with the same limits. It has no data of any project; the known origins of layers are added when a
+build acquires the spare. An acquired spare belongs to one build, and ends with the build.
 
 Before a build gets a spare, the spare must answer (the host's engine may have been restarted) and
-equal a new sandbox (images, settings of the host's engine, limits). Otherwise it stays, and its
-keeper replaces it.
+equal a new sandbox (images, settings of the host's engine, limits). Otherwise the spare stays until
+its keeper replaces it.
 """
 
 from __future__ import annotations
@@ -106,9 +106,10 @@ class NestedSpares:
         facts: HostFacts,
         start: Callable[[str, dict[str, str]], tuple[str, Running]],
     ) -> None:
-        """Keep ``count`` valid spares, after removing all others.
+        """Keep ``count`` valid spares. Invalid spares are removed first.
 
-        A spare of an earlier server is not valid: the sweep of dead servers' resources removes it.
+        A spare of an earlier server is invalid: the sweep of dead servers' resources would remove
+        it.
 
         Args:
             count: the number of spares.
@@ -148,7 +149,7 @@ class NestedSpares:
                 self._prepare(running.engine, labels)
             finally:
                 running.engine.close()
-            # two images: the origin of the engine is unclear
+            # The settings have changed meanwhile: it is unclear with which ones the spare started.
             if self._starter.likeness(facts)[0] != likeness:
                 self._drop(place)
                 return
@@ -183,7 +184,7 @@ def _label(folders: SandboxFolders, place: str) -> str:
 
 
 def left_spares(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> OwnedResources:
-    """Return the spare sandboxes of this machine whose server has died.
+    """Return the resources of this machine's spares whose server has died, unless acquired.
 
     Args:
         engine: the engine to search.
@@ -202,7 +203,7 @@ def sweep_spares(
     """Remove the spares of dead servers.
 
     Returns:
-        The removed spares, and a sentence for each one that could not be removed.
+        The removed containers and volumes, and a sentence for each one that could not be removed.
     """
     removed: list[str] = []
     problems: list[str] = []
@@ -234,7 +235,7 @@ def _left(engine: ContainerEngine, is_alive: Callable[[str], bool]) -> list[str]
         if not owner.startswith(here) or is_alive(owner.removeprefix(here)):
             continue
         folders, place = _place_of(label)
-        with suppress(OSError):  # another user's folder: its owner can't be read
+        with suppress(OSError):  # another user's folder can't be read
             if not folders.is_taken(place):
                 left.append(label)
     return left

@@ -65,7 +65,7 @@ class NestedStarter:
         self.folders = folders
         self._labels = dict(machine.choices.labels)
         self._egress = machine.choices.egress
-        self._no_own_disk = ""  # why there is none
+        self._no_own_disk = ""  # why a separate file system can't be made
 
     def start(
         self,
@@ -123,7 +123,10 @@ class NestedStarter:
     def _start_on_disk(
         self, spec: DaemonSpec, host_images: ImageListing | None
     ) -> tuple[str, SandboxImages]:
-        """Start the engine, on separate file systems if possible. Returns its data folder."""
+        """Start the engine, on separate file systems if possible. Returns data folder and images.
+
+        A sandbox without a disk limit has no separate file systems.
+        """
         limit = self._machine.limits().disk_bytes
         if limit is not None and spec.mode == OWN_DISK_MODE and not self._no_own_disk:
             folders = (self._host.info().data_root, self.folders.root)
@@ -164,7 +167,7 @@ class NestedStarter:
             self._host.remove_volume(name)
 
     def likeness(self, facts: HostFacts) -> tuple[str, SandboxImages]:
-        """Return a hash of everything a new sandbox would be started with, and the images in it.
+        """Return a hash of everything a new sandbox would be started with, and its images.
 
         Raises:
             EngineError: the host engine does not answer.
@@ -184,9 +187,9 @@ class NestedStarter:
 
     def tell(self, build_id: str, pushed: Origins, state: DaemonState) -> None:
         """Add known origins of layers to a build's engine, before its first push."""
-        with suppress(OSError, EngineError):  # it is only about speed
+        with suppress(OSError, EngineError):  # a failure costs only speed
             tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
-            # The first step can push as soon as it runs, so the records come before.
+            # The first step can push as soon as it runs, so the engine needs the records before.
             if pushed and state.mode == "user-namespace":
                 self._daemons.execute(state.id, ("take-origins",))
 
@@ -236,12 +239,12 @@ class NestedStarter:
         return self._answering(build_id, place, state, data_folder)
 
     def connected(self, build_id: str, state: DaemonState, data_folder: str) -> Running:
-        """Return an engine that is known to answer."""
+        """Connect to an engine that is known to answer."""
         engine = self._machine.connect(self.folders.socket(build_id))
         return Running(state=state, engine=engine, data_folder=data_folder)
 
     def answers(self, place: str) -> DaemonState | None:
-        """Return a spare engine if it answers."""
+        """Return the state of a spare engine that answers; else None."""
         state = self._daemons.find(place)
         if state is None or state.status != "running":
             return None
@@ -259,7 +262,7 @@ class NestedStarter:
     ) -> Running:
         """Wait until the engine answers.
 
-        Its socket exists earlier; the first request then waits for the engine.
+        The socket exists before the engine answers; the first request then waits.
         """
         deadline = time.monotonic() + _START_S
         look_at = time.monotonic() + _LOOK_S
@@ -342,7 +345,7 @@ def registry_authorities() -> dict[str, bytes]:
 
 
 def write_authorities(folder: str) -> None:
-    """Create `folder` with a copy of `registry_authorities`.
+    """Create ``folder`` with a copy of `registry_authorities`.
 
     A copy, because the engine's start fails if the original folder is deleted meanwhile.
     """
