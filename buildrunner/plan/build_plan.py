@@ -1,7 +1,7 @@
 """The compiled form of a build, with every decision made.
 
-A plan holds no substitutions, no YAML and no open defaults. It is JSON (`to_json`, `from_json`),
-is stored with the build, and holds references to secrets, never values.
+A plan has no templates (``$``), no YAML and no open defaults. It can be converted to JSON and back
+(`to_json`, `from_json`), is stored with the build, and has references to secrets, never values.
 """
 
 from __future__ import annotations
@@ -174,8 +174,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: id of the build.
         project_id: its project.
-        steps: in list order. A resumed build lacks the reused steps, a part of a build
-            the steps that the user left out; the others keep their indexes.
+        steps: in list order. A resumed build lacks the reused steps. A part of a build lacks the
+            steps that the user left out. The other steps keep their indexes.
         images: images to push after the steps, in order, after substitution.
         tags: tags of the build, cleaned.
         timeout_s: limit of the whole build from its start, source fetch included.
@@ -216,7 +216,7 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def names_steps(self) -> bool:
-        """Return whether each line of the log names its step: the whole build has several steps."""
+        """Return whether the whole build has several steps, so each log line names its step."""
         return len(self.steps) > 1 or any(step.index for step in self.steps)
 
     def to_json(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks a config and compiles it to a BuildPlan, by all rules of Cloud Build.
+"""Checks a config and compiles it to a BuildPlan, by the rules of Cloud Build.
 
 Pure: no clock, no file, no engine. The `PlanContext` has everything else that a plan depends on.
 """
@@ -70,8 +70,8 @@ def compile_build(
     """Check a config and plan its build.
 
     Args:
-        config: a `LoadedBuild` was read from a file, for which stricter rules apply. A Build came
-            by the API.
+        config: a `LoadedBuild` from a file, for which stricter rules apply, or a Build from the
+            API.
         context: everything else that the plan depends on.
         file: the config's path, for messages.
 
@@ -159,8 +159,8 @@ def plan_resolved(resolved: ResolvedBuild, *, context: PlanContext) -> BuildPlan
 def working_directory(source_dir: str, step_dir: str) -> str:
     """Return the working directory of a step: absolute and lexically clean.
 
-    Source: the local builder; an absolute ``dir`` stays, any other is below
-    ``/workspace`` and the source's folder, unless ``..`` leads out.
+    Source: the local builder; an absolute ``dir`` stays, any other is below ``/workspace`` and the
+    source's folder, unless ``..`` leads out.
     """
     if step_dir.startswith("/"):
         return clean_path(step_dir)
@@ -175,8 +175,8 @@ def script_with_shebang(script: str) -> str:
 def step_dependencies(steps: Sequence[BuildStep]) -> list[tuple[int, ...]]:
     """Return, for each step, the indexes of the steps that must succeed before it, ascending.
 
-    Source: ``waitFor``; empty means all steps before it, ``-`` means none and is ignored
-    beside other ids.
+    Source: ``waitFor``; empty means all steps before it, ``-`` means none and is ignored beside
+    other ids.
 
     Raises:
         ConfigError: a step waits for an id that no earlier step has.
@@ -224,7 +224,7 @@ def git_source_of(build: Build) -> Source | None:
 
 
 def fetches_nothing(build: Build) -> bool:
-    """Return whether the build has no source at all.
+    """Return whether the build requests that no source is fetched.
 
     Source: ``Dependency.empty``, semantics 1.13: not even the default source is fetched.
     """
@@ -337,7 +337,7 @@ def fitted(wanted: ResourceLimits, machine: ResourceLimits) -> tuple[ResourceLim
 
     Args:
         wanted: `BuildPlan.limits`, from ``options.machineType``.
-        machine: resources of the engine's machine; None if unknown.
+        machine: resources of the engine's machine; each is None if unknown.
 
     Returns:
         The limits, and one sentence; empty if the machine is large enough.

@@ -57,7 +57,7 @@ def nodes_of_build(build: Build) -> list[Node]:
 
 
 def summary(nodes: Sequence[Node]) -> str:
-    """Return a summary: ``6 steps, at least 3 of them one after the other``."""
+    """Return a summary: ``6 steps, the longest chain has 3``."""
     count = len(nodes)
     steps = "1 step" if count == 1 else f"{count} steps"
     chain = longest_chain([node.depends_on for node in nodes])
@@ -69,8 +69,9 @@ def summary(nodes: Sequence[Node]) -> str:
 
 
 def short_image(image: str) -> str:
-    """The last part of an image's name, without tag and digest: ``docker`` for
-    ``gcr.io/cloud-builders/docker:latest``.
+    """Return the last part of an image's name, without tag and digest.
+
+    For example, ``docker`` for ``gcr.io/cloud-builders/docker:latest``.
     """
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0]
 
@@ -191,8 +192,8 @@ class Link(msgspec.Struct, frozen=True):
     """An edge that ends at a row's step.
 
     Attributes:
-        column: the lane that the edge comes down.
-        parent: the row it comes from.
+        column: the lane in which the edge comes down.
+        parent: the row from which the edge comes.
         ends: nothing else waits for the parent, so its lane becomes free.
     """
 
@@ -216,7 +217,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def reduced(dependencies: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
-    """Return the dependencies without implied ones, ascending.
+    """Return the dependencies without those that other dependencies imply, ascending.
 
     Args:
         dependencies: for each step the indexes of earlier steps.
@@ -323,7 +324,7 @@ def draw_mermaid(nodes: Sequence[Node]) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Return the text for Mermaid's quotes: with its entities, without markup."""
+    """Return the text for use in Mermaid's quotes, with special characters as entities."""
     special = {char: f"#{ord(char)};" for char in '"#<>&;`\\[](){}|*_~'}
     return "".join(special.get(char, char) for char in one_line(text, 60))
 
@@ -445,7 +446,7 @@ def _links(index: int, row: Row) -> str:
 
 
 def _step(index: int, node: Node, row: Row, place: tuple[int, int, int]) -> str:
-    """Draw a dot in the step's lane, and a card. ``place``: its left edge, indent and width."""
+    """Draw a dot in the step's lane, and a card. ``place``: the card's left edge, indent, width."""
     cards, indent, card_width = place
     y = _y(index)
     colour = row.column % _COLOURS

@@ -71,7 +71,7 @@ def lowered(grant: Privilege, daemon: DockerDaemon) -> Privilege:
 
 
 def refusal(grant: Privilege, daemon: DockerDaemon) -> str:
-    """Return a sentence about denied rights that the config requests; mostly empty."""
+    """Return a sentence if the config requests rights that are denied; else an empty string."""
     if daemon is DockerDaemon.PRIVILEGED and not grant.privileged:
         return "options.dockerDaemon: PRIVILEGED has no effect: steps are not privileged here"
     return ""

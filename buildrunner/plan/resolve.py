@@ -1,7 +1,7 @@
 """Converts the requested Build to the stored one: makes every substitution.
 
-A resolved Build must not be resolved again: text from a value may look like a
-reference without being one.
+A resolved Build must not be resolved again: text from a value may look like a reference without
+being one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
     The build must have passed `spec.validate.check_build`. Unknown variables are empty here.
 
     Raises:
-        ConfigError: variables form a circle, an expression can't be evaluated, or the result would
+        ConfigError: variables form a cycle, an expression can't be evaluated, or the result would
             be larger than `MAX_SUBSTITUTED_LENGTH` characters.
     """
     options = effective_options(build.options, triggered=context.triggered)
@@ -113,7 +113,7 @@ def _cleaned_tags(tags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _images_in_both_places(build: Build) -> dict[str, object]:
-    """Copy ``images`` to ``artifacts.images``, or back. Source: the local builder."""
+    """Return fields with the same ``images`` in both places. Source: the local builder."""
     images = build.images or (build.artifacts.images if build.artifacts else ())
     if not images:
         return {}

@@ -1,7 +1,7 @@
 """Selects a part of a build: ``--step``, ``--from``, ``--until``, ``--skip``.
 
-A step is named by its id or by its index. A skipped step counts as done: no step waits for
-it, and its files are expected to exist already. The other steps keep their indexes.
+A step is named by its id or by its index. A skipped step counts as done: no step waits for it, and
+its files are expected to exist already. The other steps keep their indexes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 def select_steps(plan: BuildPlan, selection: Selection) -> BuildPlan:
     """Return the plan with the selected steps only.
 
-    A part of a build pushes no images and uploads no files, since it may lack their
-    inputs. ``left_out`` names the missing steps and uploads.
+    A part of a build pushes no images and uploads no files, since it may lack their inputs.
+    ``left_out`` names the missing steps and uploads.
 
     Raises:
         ConfigError: a name matches no step, ``--until`` is before ``--from``, or nothing is
@@ -163,7 +163,7 @@ def without_steps(plan: BuildPlan, reused: Collection[int]) -> BuildPlan:
     Images and artifacts stay: with the reused steps the build is complete.
 
     Args:
-        plan: of the whole build.
+        plan: plan of the whole build.
         reused: indexes of the steps that are left out.
 
     Raises:
@@ -179,8 +179,8 @@ def reused_steps(statuses: Sequence[str], first: int) -> tuple[int, ...]:
     """Return the indexes of the steps that need not run again.
 
     Args:
-        statuses: of the steps of the build that is resumed; a step that it reused itself has
-            succeeded.
+        statuses: statuses of the steps of the resumed build. A step that this build reused itself
+            counts as succeeded.
         first: index of the step to resume from. Steps before it are reused if they succeeded.
     """
     return tuple(index for index in range(first) if statuses[index] == "SUCCESS")

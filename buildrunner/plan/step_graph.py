@@ -1,10 +1,10 @@
-"""The step graph, a pure state machine: the steps that may start, and the effects of ends.
+"""The step graph, a pure state machine: it decides which steps may start, and when a build stops.
 
-The engine's loop is ``for step in graph.ready(): launch(step)``. It reports each event to the
-graph, and the graph decides what follows. Not thread-safe: one loop owns it.
+The engine's loop is ``for step in graph.ready(): launch(step)``. The loop reports each start and
+end of a step to the graph, and the graph decides what follows. Not thread-safe: one loop owns it.
 
-Source: the scheduler of Cloud Build (`waitFor`, failure and cancellation); where the local builder
-leaves a step WORKING after a build timeout, this one says CANCELLED.
+Source: the scheduler of Cloud Build (`waitFor`, failure and cancellation). The local builder leaves
+a step WORKING after a build timeout; this graph sets it to CANCELLED.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class StepGraph:
             self._release(index)
             return
         self._first_failure = index
-        # Not by stop(), for which a build has ended already if its last step has just failed.
+        # Not by stop(), which does nothing if the step that failed was the last one.
         self._stop = StopReason.CANCELLED if status is Status.CANCELLED else StopReason.FAILURE
 
     def stop(self, reason: StopReason) -> None:

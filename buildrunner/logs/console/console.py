@@ -1,8 +1,8 @@
 """The display of a running build: log, status line, summary.
 
-Standard output carries only the log, in Cloud Build's own words; buildrunner's own messages
-go to standard error. The status line is at the bottom of the terminal, if either of the two
-is one.
+Standard output carries only the log, in Cloud Build's own words; buildrunner's own messages go to
+standard error. If standard output or standard error is a terminal, the status line is at its
+bottom.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class LogPrinter:
 
     @property
     def lost(self) -> str:
-        """Why the output took no more, while somebody may still read it; empty when it did."""
+        """Return why the output failed, except by a closed pipe; empty if it did not."""
         return self._lost
 
     def close(self) -> None:
@@ -115,8 +115,8 @@ class LogPrinter:
             else:
                 self._screen.refresh()
         except OSError as error:
-            # The build continues, and the file has everything. The reader of a pipe has ended (`|
-            # head`), and wants no more; but a file that a full disk cut short looks complete.
+            # The build continues, and the log file has everything. The reader of a closed pipe
+            # (`| head`) needs no more; but an output that a full disk cut short looks complete.
             self._screen = None
             if not isinstance(error, BrokenPipeError):
                 self._lost = error.strerror or str(error)
@@ -163,9 +163,10 @@ class Console:
             self._printer.write(chunk)
 
     def notice(self, text: str) -> None:
-        """Show a message at once. It stays in the status line.
+        """Show a message on standard error, or in the status line until the next message.
 
-        Takes no lock: signal handlers may call it.
+        Takes no lock, so signal handlers may call it. An empty text clears the status line's
+        message.
         """
         if self._dialogue_look.live:
             # The status line shows it after its next refresh.

@@ -190,7 +190,7 @@ _PATTERNS: dict[bytes, re.Pattern[bytes]] = {}
 
 
 def _compiled(form: bytes) -> re.Pattern[bytes]:
-    # Compiled at first use: a build with piped output never needs them.
+    # Compiled at first use: a build with piped output never needs these patterns.
     if form not in _PATTERNS:
         _PATTERNS[form] = re.compile(form, re.MULTILINE)
     return _PATTERNS[form]
@@ -248,7 +248,7 @@ def graph_columns(plan: BuildPlan) -> list[list[int]]:
 
 
 def status_line(view: BuildView, now: datetime, width: int, look: Look) -> str:
-    """Return the line, at most ``width`` columns wide, with colours if ``look`` permits them."""
+    """Return the status line, at most ``width`` columns wide, coloured if ``look`` permits it."""
     line = _Line(width)
     _draw_graph(line, view, look)
     done = sum(1 for step in view.steps if step.finished is not None)
@@ -324,7 +324,7 @@ class _Line:
 
 
 class JsonEvents:
-    """Writes to a descriptor; events and chunks may come from different threads."""
+    """Writes events and log lines as JSON to a descriptor. Any thread may write."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -335,7 +335,7 @@ class JsonEvents:
 
     @property
     def lost(self) -> str:
-        """Return why the output failed although it may still have a reader; empty if it did not."""
+        """Return why the output failed, except by a closed pipe; empty if it did not."""
         return self._lost
 
     def on_event(self, event: BuildEvent) -> None:

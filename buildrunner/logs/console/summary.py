@@ -52,10 +52,11 @@ def render_summary(
     Args:
         view: the build.
         look: what the output can show.
-        command: submits the same build again; empty if parts of it can't be submitted.
-        log_command: returns the command that shows the whole log, given the build's id.
-        retry_command: returns the command that resumes from a step with its workspace;
-            empty if no workspace is kept.
+        command: command that submits the same build again; empty if parts of the build can't be
+            submitted.
+        log_command: command that shows the whole log, without the build's id.
+        retry_command: command that resumes a build with its workspace, without the build's id and
+            the step; empty if no workspace is kept.
         log_shown: the log is shown right above, and its last line says why the build failed.
 
     Order: the failing step with its last lines, the table of steps, images, deployments, warnings,
@@ -109,7 +110,7 @@ def _cause(step: StepView, ended: StepFinished, *, log_shown: bool) -> str:
 def _harmless(line: str, look: Look) -> str:
     """Return a step's line without control sequences, except colours.
 
-    Of a progress bar, which rewrites its line after each carriage return, keep the last state.
+    A progress bar rewrites its line after each carriage return: only the last state is returned.
     """
     line = next((part for part in reversed(line.split("\r")) if part), "")
     if line.isprintable():

@@ -1,8 +1,9 @@
 """Copies of a build's log and events: the worker writes them, the server keeps them.
 
-The copy grows by pieces. A piece of the log is ``COUNT`` (four bytes, little-endian), so many
-index records, and their text; a piece of the events is whole lines. A piece names the offset at
-which it continues the copy. So a piece that is sent twice, or out of order, changes nothing.
+The copy grows by pieces. A piece of the log is a number (four bytes, little-endian), this number of
+index records, and their text. A piece of the events is whole lines. Each piece is sent with the
+offset at which it continues the copy, so a piece that is sent twice, or out of order, changes
+nothing.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def log_piece(folder: str, offset: int, limit: int = PIECE_BYTES) -> tuple[bytes
 
 
 def events_piece(folder: str, offset: int, limit: int = PIECE_BYTES) -> tuple[bytes, int]:
-    """Return the next piece of the events, and where it ends; empty at the end."""
+    """Return the next piece of the events, and where it ends; empty at the end of the events."""
     try:
         with open(os.path.join(folder, EVENTS_NAME), "rb", buffering=0) as file:
             data = os.pread(file.fileno(), limit, offset)

@@ -1,9 +1,9 @@
 """A build's events on disk, beside its log: ``events.jsonl``, one JSON object a line.
 
 ``{"sequence": 1, "event": "buildStarted", "at": ...}``: the events of `buildrunner.engine.events`
-with numbers from 1, without a gap. One process writes, any number read. An event is in the file
-when `EventLog.on_event` returns: it survives the process that wrote it, and the announced action
-may follow.
+with numbers from 1, without a gap. One process writes; any number of processes may read. An event
+is in the file when `EventLog.on_event` returns. So the event survives the process that wrote it,
+and the action that the event announces may follow.
 """
 
 from __future__ import annotations
@@ -45,11 +45,12 @@ class NumberedEvent(msgspec.Struct, frozen=True):
 class EventLog:
     """Appends events; a listener for `run_build`. Used by one thread at a time.
 
-    When it is opened after a crash, it drops a torn last line and continues with the next number.
-    Of the `TransferMoved` of one transfer it keeps at most two a second.
+    After a crash, a torn last line is dropped, and the next event continues the numbers. Of the
+    `TransferMoved` events of one transfer, at most two per second are kept.
 
     Raises:
-        StoreError: the disk is full, or broken; also from `on_event`.
+        StoreError: the disk is full or broken (`on_event` raises this, too), or the file is
+            damaged.
     """
 
     def __init__(self, folder: str) -> None:

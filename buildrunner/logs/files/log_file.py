@@ -1,9 +1,9 @@
 """A build's log on disk: the text, and an index with time and step of each chunk.
 
 ``log.txt`` is the log as Cloud Build writes it, append-only; ``log.index`` says which part of it is
-stored (see `IndexRecord`). One process writes, any number read. Readers see a chunk wholly or not
-at all, and never one that a later writer removes: nothing is lost or repeated for a reader that
-continues after a crash of the writer.
+stored (see `IndexRecord`). One process writes; any number of processes may read. Readers see a
+chunk wholly or not at all, and never one that a later writer removes: nothing is lost or repeated
+for a reader that continues after a crash of the writer.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class BadPiece(StoreError):
 class LogFileSink:
     """Appends chunks to the log in a folder of its own. Used by one thread at a time.
 
-    When it is opened again, it first removes text without a record, which a crash left. It is the
-    only writer while it is open: a lock of the kernel enforces that even if a process has lost
-    its lease without knowing it yet.
+    A sink on an existing log first removes text without a record, which a crash left. An open sink
+    is the only writer: a lock of the kernel enforces that, even if a process has lost its lease
+    without knowing it yet.
 
     Args:
         folder: the log's folder, created if missing.
         patience_s: seconds to wait for a writer that is about to end.
         reserve_bytes: bytes of the disk that stay free. An endless log must leave room for the
             records of its build's end, which are often on the same disk.
-        limit_bytes: the largest log that steps may write; 0 sets no limit.
+        limit_bytes: size of the log beyond which steps may write no more; 0 sets no limit.
 
     Raises:
         StoreError: the folder can't be written, or another process writes this log.
@@ -168,7 +168,7 @@ class LogFileSink:
         self._log = self._index = -1
 
     def _leave_reserve(self, size_bytes: int) -> None:
-        """Check the disk after each MiB of steps. The build's own lines may use the reserve."""
+        """Check the disk after each MiB of output. The build's own lines may use the reserve."""
         self._unwatched_bytes += size_bytes
         if self._unwatched_bytes < _UNWATCHED_BYTES:
             return
@@ -211,7 +211,10 @@ def _open_append(path: str) -> int:
 
 
 def _lock(descriptor: int, patience_s: float) -> bool:
-    """Lock out other writers until the file is closed. Returns whether that was possible."""
+    """Lock out other writers until the file is closed. Returns False if another writer remains.
+
+    On a file system without locks, other writers are not locked out.
+    """
     import fcntl
     import time
 
@@ -262,9 +265,9 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         end: bytes of the log up to the end of this chunk.
         lines: number of newlines up to there.
-        at_us: time of its arrival, in microseconds since 1970.
-        step: index of its step; -1 for the build's own lines.
-        output: bytes of the step's own output in it (see `LogChunk`).
+        at_us: time of the chunk's arrival, in microseconds since 1970.
+        step: index of the chunk's step; -1 for the build's own lines.
+        output: bytes of the step's own output in the chunk (see `LogChunk`).
         error: whether the output is from stderr.
     """
 
@@ -276,7 +279,7 @@ class IndexRecord(msgspec.Struct, frozen=True, array_like=True):
     error: bool = False
 
     def continues(self, before: IndexRecord) -> bool:
-        """Return whether it can follow another record: it has text of its own."""
+        """Return whether this record can follow ``before``: it has text, and its numbers fit."""
         size = self.end - before.end
         return (
             size > 0
@@ -299,7 +302,7 @@ class LogIndex:
     """The records of one index, in a file that may grow.
 
     Args:
-        descriptor: of the open file. The caller closes it.
+        descriptor: descriptor of the open file. The caller closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -331,7 +334,7 @@ class LogIndex:
             number += _BATCH
 
     def first(self, count: int, holds: Callable[[IndexRecord], bool]) -> int:
-        """Return the first of ``count`` records for which ``holds``; ``count`` if there is none.
+        """Return the number of the first record for which ``holds``; ``count`` if there is none.
 
         ``holds`` must be false for all records before that one, and true for all others.
         """
@@ -355,7 +358,7 @@ def repair_index(descriptor: int, log_bytes: int) -> IndexRecord:
     """Cut off what a crash left: half a record, and records of missing text.
 
     Args:
-        descriptor: of the index, open for reading and writing.
+        descriptor: descriptor of the index, open for reading and writing.
         log_bytes: size of the log.
 
     Returns:

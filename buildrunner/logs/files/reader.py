@@ -1,9 +1,9 @@
 """Reads a build's log on disk, by byte, line or time, and searches it, also while it grows.
 
-A search needs little memory and bounded time. Plain text and regular expressions both use
-RE2, whose time is linear in the text for every expression. The log is read in blocks
-of whole lines; a match never spans lines. A call searches until its deadline or its limit of
-matches; the next call resumes at the place where it stopped.
+A search needs little memory and bounded time. Plain text and regular expressions both use RE2,
+whose time is linear in the text for every expression. The log is read in blocks of whole lines; a
+match never spans lines. A call searches until its deadline or its limit of matches; the next call
+resumes at the place where the call stopped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class LogFileReader:
 
     @property
     def path(self) -> str:
-        """The file of the text."""
+        """The path of the file with the text."""
         return self._path
 
     def size(self) -> int:
@@ -72,8 +72,8 @@ class LogFileReader:
         Args:
             start: number of the first line, among the lines of all steps.
             count: the most lines.
-            only_step: yield only lines of this step (-1: of the build itself). Other
-                lines are not read.
+            only_step: yield only lines of this step (-1: of the build itself). Other lines are not
+                read.
         """
         left = count
         for line in self._lines_from(lambda record: record.lines > start, only_step):
@@ -86,14 +86,14 @@ class LogFileReader:
             yield line
 
     def lines_since(self, moment: datetime, *, only_step: int | None = None) -> Iterator[LogLine]:
-        """Yield lines that arrived at ``moment`` or later, unless the clock went back."""
+        """Yield lines that arrived at ``moment`` or later. If the clock went back, some may lack."""
         at_us = int(moment.timestamp() * 1_000_000)
         for line in self._lines_from(lambda record: record.at_us >= at_us, only_step):
             if line.at >= moment:
                 yield line
 
     def chunks(self, begin: int, end: int) -> Iterator[tuple[int, IndexRecord]]:
-        """Yield record and number of bytes of each chunk in bytes ``begin`` to ``end``."""
+        """Yield each chunk in bytes ``begin`` to ``end``: the size of its part, and its record."""
         with self._opened() as index:
             if index is None:
                 return
@@ -305,7 +305,8 @@ class LogQuery:
         ignore_case: ``a`` finds ``A``.
 
     Raises:
-        UsageError: the text is empty, longer than 1,000 characters, or no expression.
+        UsageError: the text is empty, has a newline or more than 1,000 characters, or is no valid
+            expression.
     """
 
     def __init__(self, text: str, *, regex: bool = False, ignore_case: bool = False) -> None:
@@ -451,6 +452,11 @@ def _line_begin(reader: LogFileReader, offset: int) -> int:
 
 
 def wants_more(deadline_s: float, now: Callable[[], float]) -> Callable[[], bool]:
-    """Return a ``may_continue`` that is false after ``deadline_s`` seconds (monotonic)."""
+    """Return a ``may_continue`` that is false after ``deadline_s`` seconds.
+
+    Args:
+        deadline_s: seconds from now.
+        now: returns monotonic seconds.
+    """
     until = now() + deadline_s
     return lambda: now() < until

@@ -29,7 +29,7 @@ class RemovedNote(msgspec.Struct, frozen=True):
 
     Attributes:
         at: time of the deletion.
-        reason: the reason for users: ``older than 30 days``.
+        reason: the reason, as text for users: ``it is older than 30 days``.
     """
 
     at: datetime
@@ -40,7 +40,8 @@ class LogRetention(msgspec.Struct, frozen=True, kw_only=True):
     """The limits of age and size beyond which logs are deleted.
 
     Attributes:
-        max_age: time since the end of the build; None keeps logs forever.
+        max_age: time since the last change of a log, about the end of its build; None keeps logs
+            forever.
         max_bytes: total size of all logs; None for no limit. The oldest are deleted first.
     """
 
@@ -162,13 +163,13 @@ class UnkeptLogs:
         self._lock = threading.Lock()
 
     def ended(self, document: dict[str, Any], at: datetime) -> None:
-        """Record the end of a build. Most builds keep their log."""
+        """Record the end of a build, if its options are not to keep its log."""
         if document.get("options", {}).get("logging") == "NONE":
             with self._lock:
                 self._ended[document["id"]] = at
 
     def remove_due(self, now: datetime) -> list[str]:
-        """Delete the logs of builds that ended `GRACE` before ``now``. Returns their ids.
+        """Delete the logs of builds that ended `GRACE` or longer before ``now``. Returns their ids.
 
         Raises:
             StoreError: a log can't be deleted. The next call retries it.
