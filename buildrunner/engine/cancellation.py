@@ -10,8 +10,8 @@ from datetime import UTC, datetime
 class CancelToken:
     """A flag that is set once and never unset.
 
-    `cancel` takes no lock, so that a signal handler may call it at any moment
-    (a `threading.Event` would deadlock while the main thread waits for it).
+    `cancel` takes no lock, so that a signal handler may call it at any moment. (A
+    `threading.Event` would deadlock while the main thread waits for it.)
     """
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class CancelToken:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called."""
+        """Return whether `cancel` was called."""
         return self._cancelled
 
     def cancel(self, reason: str = "cancelled") -> None:

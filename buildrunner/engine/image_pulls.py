@@ -413,7 +413,7 @@ class ServedImage(msgspec.Struct, frozen=True):
 
     @property
     def note(self) -> str:
-        """The log's remark after the name; empty without an alias."""
+        """Return the log's remark after the name; empty without an alias."""
         return "" if self.asked == self.serving else f" (alias of {self.serving})"
 
 

@@ -46,7 +46,7 @@ class StepOutcome(msgspec.Struct, frozen=True, kw_only=True):
         exit_code: None if no container of the step ended by itself.
         oom_killed: the kernel killed the step for lack of memory.
         forgiven: the step failed, and the build continues (``allowFailure``).
-        error: one sentence without the step's name; empty unless the step failed.
+        error: one sentence without the step's name; empty on SUCCESS and QUEUED.
         infrastructure: the step failed because the engine broke.
         timing: from the start of the step to its end; None if it never started.
         pull_timing: the pull of its image; None if it never started.
@@ -93,7 +93,7 @@ class PublishedPackage(msgspec.Struct, frozen=True, kw_only=True):
         kind: ``python``, ``maven``, ``npm`` or ``go``.
         uri: address of the published package.
         hash: SHA-256 of the file; for a Go module, of its list of files (``h1``).
-        timing: from the first byte to the last answer.
+        timing: time from the first byte to the last answer.
     """
 
     kind: str
@@ -184,7 +184,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def word(self) -> str:
-        """The log's last phase word. Source: semantics 5.11, rule 2."""
+        """Return the log's last phase word. Source: semantics 5.11, rule 2."""
         match self.status:
             case Status.SUCCESS:
                 return "DONE"
@@ -237,7 +237,7 @@ def lost_container(step: StepPlan) -> Decision:
 
 
 def text_of(error: Exception) -> str:
-    """The error's message, followed by its hint if it has one."""
+    """Return the error's message, followed by its hint if it has one."""
     hint = error.hint if isinstance(error, BuildrunnerError) else ""
     return f"{error}: {hint}" if hint else str(error)
 

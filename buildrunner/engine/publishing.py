@@ -123,7 +123,7 @@ class Publishing:
 
     @property
     def pushed(self) -> list[PushedName]:
-        """The images that a registry has confirmed."""
+        """Return the images that a registry has confirmed."""
         return self._push.pushed
 
     def begin(self) -> None:

@@ -101,7 +101,7 @@ class StepRun:
 
     @property
     def is_being_made(self) -> bool:
-        """Whether `create_ahead` is creating or starting the container now."""
+        """Return whether `create_ahead` is creating or starting the container now."""
         return self._ahead is not None and self._ahead.is_alive()
 
     def begin(self) -> None:
@@ -472,7 +472,7 @@ class LiveContainer:
 
         Args:
             image: its image.
-            start_ahead: also start it, with its program waiting behind the gate.
+            start_ahead: also start the container, with its program waiting at the gate.
 
         Raises:
             EngineError: the engine refused.

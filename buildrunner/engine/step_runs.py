@@ -57,12 +57,12 @@ class StepRuns:
 
     @property
     def running(self) -> bool:
-        """Whether any step runs."""
+        """Return whether any step runs."""
         return bool(self._graph.running)
 
     @property
     def deadline(self) -> float:
-        """The earliest time at which a running step exceeds its timeout (monotonic seconds)."""
+        """Return the earliest time at which a running step times out (monotonic seconds)."""
         return min(self._deadlines.values(), default=float("inf"))
 
     def create_first(self) -> None:

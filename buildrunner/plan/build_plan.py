@@ -116,7 +116,7 @@ class PackageUpload(msgspec.Struct, frozen=True, kw_only=True):
             maven-folder), either (generic).
         group: Maven's group id.
         name: Maven's artifact id, the path of a Go module, or the package of generic files.
-        version: of a Maven artifact, Go module or package of files.
+        version: version of the Maven artifact, Go module or package of generic files.
     """
 
     kind: str
@@ -174,8 +174,8 @@ class BuildPlan(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build_id: id of the build.
         project_id: its project.
-        steps: in list order. A resumed build lacks the reused steps. A part of a build lacks the
-            steps that the user left out. The other steps keep their indexes.
+        steps: the steps, in list order. A resumed build lacks the reused steps. A part of a build
+            lacks the steps that the user left out. The other steps keep their indexes.
         images: images to push after the steps, in order, after substitution.
         tags: tags of the build, cleaned.
         timeout_s: limit of the whole build from its start, source fetch included.

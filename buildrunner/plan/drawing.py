@@ -220,7 +220,7 @@ def reduced(dependencies: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
     """Return the dependencies without those that other dependencies imply, ascending.
 
     Args:
-        dependencies: for each step the indexes of earlier steps.
+        dependencies: the indexes of earlier steps, for each step.
     """
     ancestors: list[int] = []  # a bit for each step
     result: list[tuple[int, ...]] = []
@@ -248,7 +248,7 @@ def lay_out(dependencies: Sequence[Sequence[int]]) -> list[Row]:
     """Return a row for each step, in list order, which is a valid order of execution.
 
     Args:
-        dependencies: for each step the indexes of earlier steps, already `reduced`.
+        dependencies: the indexes of earlier steps, for each step, already `reduced`.
     """
     waiting = [0] * len(dependencies)
     for needed in dependencies:

@@ -231,7 +231,7 @@ class LogPipeline:
             return
         try:
             self._sink.write(LogChunk(data, step, self._clock.now(), output, error))
-        except Exception as problem:  # noqa: BLE001  (a sink is anybody's code: stop the build)
+        except Exception as problem:  # noqa: BLE001  (any error of a sink stops the build)
             self._broken = True
             self._on_failure(problem)
 

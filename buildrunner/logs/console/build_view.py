@@ -34,8 +34,8 @@ class StepView:
     Attributes:
         plan: the step in the plan.
         status: QUEUED, PULLING, WORKING, or the final status of `StepFinished`.
-        started_at: time of its start.
-        finished: its last event, once it ended.
+        started_at: time of the step's start.
+        finished: the step's last event, once the step has ended.
     """
 
     __slots__ = ("finished", "plan", "started_at", "status")
@@ -48,7 +48,7 @@ class StepView:
 
     @property
     def name(self) -> str:
-        """The step's id, or ``#index`` for a step without one."""
+        """Return the step's id, or ``#index`` for a step without one."""
         return printable(self.plan.shown_id) or f"#{self.plan.index}"
 
 
@@ -70,13 +70,13 @@ class BuildView:
 
     Attributes:
         plan: the plan that runs.
-        steps: in the order of the plan.
+        steps: the steps, in the order of the plan.
         phase: SETUPBUILD, FETCHSOURCE, BUILD or PUSH; empty before the first.
         transfers: running pulls, pushes, fetches and uploads, by image or URL, oldest first.
         pushed: images that registries confirmed, in order.
         warnings: texts, in order.
-        started_at: when the build began.
-        finished: its last event, once it ended.
+        started_at: time of the build's start.
+        finished: the build's last event, once the build has ended.
     """
 
     def __init__(self, plan: BuildPlan) -> None:

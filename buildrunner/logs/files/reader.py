@@ -42,7 +42,7 @@ class LogFileReader:
 
     @property
     def path(self) -> str:
-        """The path of the file with the text."""
+        """Return the path of the file with the text."""
         return self._path
 
     def size(self) -> int:
@@ -86,7 +86,10 @@ class LogFileReader:
             yield line
 
     def lines_since(self, moment: datetime, *, only_step: int | None = None) -> Iterator[LogLine]:
-        """Yield lines that arrived at ``moment`` or later. If the clock went back, some may lack."""
+        """Yield lines that arrived at ``moment`` or later.
+
+        If the clock went back while the log was written, lines may be missing.
+        """
         at_us = int(moment.timestamp() * 1_000_000)
         for line in self._lines_from(lambda record: record.at_us >= at_us, only_step):
             if line.at >= moment:
@@ -198,9 +201,9 @@ class LogLine(msgspec.Struct, frozen=True):
 
     Attributes:
         number: counted from 0.
-        offset: of its first byte in the log.
-        at: time of arrival of its chunk.
-        step: index of its step, None for the build's own lines.
+        offset: offset of the line's first byte in the log.
+        at: time of arrival of the line's chunk.
+        step: index of the line's step; None for the build's own lines.
         text: the line without its newline, unchanged; a line of more than 1 MiB comes in
             pieces of the same number.
     """
@@ -268,7 +271,7 @@ class LogMatch(msgspec.Struct, frozen=True, rename="camel"):
     """One occurrence of the query.
 
     Attributes:
-        offset, length: of the match, in bytes.
+        offset, length: position and size of the match, in bytes.
         line: number of its line, from 0.
         line_offset: offset of the beginning of that line.
         text: the line, or some 400 bytes around the match of a longer one; bytes that are not
@@ -288,7 +291,7 @@ class SearchResult(msgspec.Struct, frozen=True, rename="camel"):
     """The result of one call.
 
     Attributes:
-        matches: in the direction of the search.
+        matches: the matches, in the direction of the search.
         next: offset to continue from in that direction; None if the search is complete.
     """
 

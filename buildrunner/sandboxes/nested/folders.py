@@ -40,12 +40,12 @@ class SandboxFolders:
 
     @property
     def modes_file(self) -> str:
-        """Path of the file with the result of `modes`."""
+        """Return the path of the file with the result of `modes`."""
         return os.path.join(self.root, "nested.json")
 
     @property
     def pulled(self) -> str:
-        """Path of the folder with records of `HostPulls`."""
+        """Return the path of the folder with records of `HostPulls`."""
         return os.path.join(self.root, "pulled")
 
     def mode(self, engine: str) -> str:

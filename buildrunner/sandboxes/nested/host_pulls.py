@@ -43,7 +43,7 @@ class HostPulls:
 
     Args:
         host: the machine's engine.
-        folder: for records of pulled images; see `delete_unused`.
+        folder: folder for records of pulled images; see `delete_unused`.
         limit_bytes: the most bytes of all images that this object pulls; None sets no limit.
     """
 
@@ -253,7 +253,7 @@ class WantedImages:
     one pull to the engine.
 
     Args:
-        folder: for the files; created when needed.
+        folder: folder for the files; created when needed.
         host: the host engine.
         note_use: called with the images (by id) that the host has.
         own: pulls the images that this build recorded.

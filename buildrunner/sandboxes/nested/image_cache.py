@@ -80,7 +80,7 @@ class ImageCache:
     Args:
         daemons: containers of the host engine, and its images. Not closed.
         host: address of the host engine.
-        folder: for the catalog, locks and records; of this user alone.
+        folder: folder for the catalog, locks and records; only this user may use it.
         image: image of the cache engine.
     """
 
@@ -94,7 +94,7 @@ class ImageCache:
 
     @property
     def volume(self) -> str:
-        """Name of the volume, and of the cache engine's container."""
+        """Return the name of the volume, and of the cache engine's container."""
         kind = "" if self.mode == "user-namespace" else " trusted"
         return (
             f"buildrunner-images-{hashlib.sha256((self._folder + kind).encode()).hexdigest()[:12]}"

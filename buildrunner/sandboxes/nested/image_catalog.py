@@ -87,8 +87,8 @@ class Catalog(msgspec.Struct, kw_only=True):
 
     Attributes:
         volume: identity of the cache's volume, which distinguishes volumes of one name.
-        images: by the id that the host engine uses.
-        layers: by chainID.
+        images: images by the id that the host engine uses.
+        layers: layers by chainID.
         retired: images that no new nested engine gets, and since when (in seconds since boot).
     """
 

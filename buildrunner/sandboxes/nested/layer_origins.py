@@ -137,7 +137,7 @@ class PushMemory:
     Of two concurrent updates, one may be lost, which only slows down a push.
 
     Args:
-        folder: for the files of all projects; created when needed.
+        folder: folder for the files of all projects; created when needed.
         project: the project.
     """
 
