@@ -615,8 +615,8 @@ class LiveContainer:
     def _created(self, spec: ContainerSpec) -> str:
         """Create a container. An unstarted container of the same name is removed first.
 
-        A dead process of this build has requested it. The engine may have created it after this
-        process listed the containers.
+        A dead process of this build has requested that container. The engine may have created it
+        after this process listed the containers.
         """
         for left in range(_CREATE_TRIES, 0, -1):
             try:

@@ -170,9 +170,9 @@ class SharedNetwork:
     def make(self) -> None:
         """Create the network ahead of a build.
 
-        The network has no label of the build, since the end of the build would then remove it. Its
-        owner label lets `doctor --clean` find it after a kill. Errors of the engine are only
-        logged: the build will report them.
+        The network does not get the build's label, since the end of the build would then remove it.
+        Its owner label lets `doctor --clean` find the network after a kill. Errors of the engine
+        are only logged: the build will report them.
         """
         labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
         try:

@@ -178,6 +178,7 @@ class Sandbox(Protocol):
 
         Raises:
             EngineError: fewer spares could be started, or the shared images not be maintained.
+            OSError: files of the shared images can't be written.
         """
         ...
 

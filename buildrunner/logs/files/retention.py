@@ -163,7 +163,7 @@ class UnkeptLogs:
         self._lock = threading.Lock()
 
     def ended(self, document: dict[str, Any], at: datetime) -> None:
-        """Record the end of a build, if its options are not to keep its log."""
+        """Record the end of a build whose options say ``logging: NONE``; ignore other builds."""
         if document.get("options", {}).get("logging") == "NONE":
             with self._lock:
                 self._ended[document["id"]] = at

@@ -112,7 +112,7 @@ class NestedMachine:
     def copy_image(
         self, image: str, socket: str, names: Iterable[str], cancel: threading.Event
     ) -> str:
-        """Copy an image, by id, to the nested engine at a socket, and return its id there."""
+        """Copy an image, by id, to the engine at a socket, under names. Returns its id there."""
         return copy_image(image, names, self.host.endpoint, _endpoint(socket), cancel)
 
     def pull_turn(self, name: str) -> AbstractContextManager[None]:

@@ -62,7 +62,7 @@ class NestedSandbox:
         )
 
     def open(self, build_id: str, *, project: str = "", trusted: bool = True) -> NestedPlace:
-        """See `Sandbox.open`. The first call on a machine determines the mode within a second."""
+        """See `Sandbox.open`. The first call on a machine takes a second more, to find the mode."""
         self.check_engine()
         state = self._daemons.find(self._folders.place(build_id))
         if state is not None and state.status == "created":
@@ -253,7 +253,7 @@ class NestedSandbox:
     def _new(
         self, build_id: str, pushed: Origins | None, *, shares_images: bool
     ) -> tuple[str, Callable[[], Running]]:
-        """Return the mode of a new engine, and a function that returns a spare or starts it.
+        """Return the mode of an engine, and a function that returns a spare or starts an engine.
 
         Args:
             build_id: the build.

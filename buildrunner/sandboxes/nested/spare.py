@@ -108,8 +108,7 @@ class NestedSpares:
     ) -> None:
         """Keep ``count`` valid spares. Invalid spares are removed first.
 
-        A spare of an earlier server is invalid: the sweep of dead servers' resources would remove
-        it.
+        A spare of an earlier server is invalid: a sweep of dead servers' resources would remove it.
 
         Args:
             count: the number of spares.
