@@ -356,7 +356,6 @@ def fitted(wanted: ResourceLimits, machine: ResourceLimits) -> tuple[ResourceLim
     return ResourceLimits(cpus=cpus, memory_bytes=memory), warning if short else ""
 
 
-_WORKSPACE = "/workspace"
 _REGISTRY_PATH = re.compile(
     r"(projects/[^/]+/locations/[^/]+/repositories/[^/]+)/packages/([^/]+)/versions/([^/]+)"
 )
@@ -449,8 +448,8 @@ class _Uploads:
         )
 
     def _below(self, path: str, place: str) -> str:
-        full = join_paths(_WORKSPACE, path)
-        if full != _WORKSPACE and not full.startswith(f"{_WORKSPACE}/"):
-            message = f'"{path}" is not below {_WORKSPACE}'
+        full = join_paths(WORKSPACE, path)
+        if full != WORKSPACE and not full.startswith(f"{WORKSPACE}/"):
+            message = f'"{path}" is not below {WORKSPACE}'
             self.problems.append(Problem(message, path=place, rule="package-path"))
         return full

@@ -99,7 +99,8 @@ def _left_out(plan: BuildPlan, kept: Container[int]) -> tuple[str, ...]:
     steps = [step.label for step in plan.steps if step.index not in kept]
     pushes = [f"push of {image}" for image in plan.images]
     uploads = [f"upload of {path}" for path in plan.object_paths]
-    return (*steps, *pushes, *uploads)
+    packages = [f"publication of {package.label}" for package in plan.packages]
+    return (*steps, *pushes, *uploads, *packages)
 
 
 def _chosen(steps: Sequence[StepPlan], selection: Selection) -> list[int]:

@@ -207,7 +207,6 @@ def _paint(match: re.Match[bytes]) -> bytes:
 
 
 def _visible_width(text: str) -> int:
-
     if "\x1b" in text:
         text = without_colours(text.encode()).decode()
     return display_width(text)
@@ -256,10 +255,8 @@ def status_line(view: BuildView, now: datetime, width: int, look: Look) -> str:
         line.add(f"  {done}/{len(view.steps)}")
     if view.started_at is not None:
         line.add(f"  {clock((now - view.started_at).total_seconds())}")
-    if view.phase in ("FETCHSOURCE", "PUSH", "SETUPBUILD"):
-        line.add(
-            "  " + {"FETCHSOURCE": "source", "PUSH": "push", "SETUPBUILD": "setup"}[view.phase]
-        )
+    if view.phase in _PHASES:
+        line.add(f"  {_PHASES[view.phase]}")
     running = [step for step in view.steps if step.status in ("WORKING", "PULLING")]
     if running:
         named = ", ".join(_running(step, now) for step in running[:_RUNNING_LIMIT])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from buildrunner.errors import ConfigError
-from buildrunner.plan.build_plan import BuildPlan, StepPlan, VolumeMount
+from buildrunner.plan.build_plan import BuildPlan, PackageUpload, StepPlan, VolumeMount
 from buildrunner.plan.selection import Selection, select_steps
 
 PLAN = BuildPlan(
@@ -22,6 +22,9 @@ PLAN = BuildPlan(
     volumes=("v",),
     object_location="gs://b/",
     object_paths=("out/*",),
+    packages=(
+        PackageUpload(kind="python", repository="https://r/simple", paths=("/workspace/dist/*",)),
+    ),
 )
 
 
@@ -60,7 +63,12 @@ def test_the_steps_of_a_part_keep_their_numbers_in_the_config():
 
 def test_a_part_of_a_build_publishes_nothing_and_says_so():
     part = select_steps(PLAN, Selection(steps=("test",)))
-    assert (part.images, part.object_location, part.object_paths) == ((), "", ())
+    assert (part.images, part.object_location, part.object_paths, part.packages) == (
+        (),
+        "",
+        (),
+        (),
+    )
     assert part.volumes == ()
     assert part.left_out == (
         'Step #0 - "deps"',
@@ -69,6 +77,7 @@ def test_a_part_of_a_build_publishes_nothing_and_says_so():
         'Step #4 - "push"',
         "push of r/app:1",
         "upload of out/*",
+        "publication of python dist/*",
     )
 
 
