@@ -22,7 +22,7 @@ class BuildStore(Protocol):
     """
 
     def create(self, document: Document, *, owner: str) -> None:
-        """Store a new build of the process ``owner`` (see `process_owner`).
+        """Store a new build, which the process ``owner`` runs (see `process_owner`).
 
         Raises:
             Conflict: a build of that id exists.
@@ -30,7 +30,7 @@ class BuildStore(Protocol):
         ...
 
     def update(self, document: Document) -> None:
-        """Replace the document of a build. A final one survives a power cut.
+        """Replace the document of a build. A document with a final status survives a power cut.
 
         Raises:
             NotFound: no such build.
@@ -44,7 +44,7 @@ class BuildStore(Protocol):
         A build whose process died becomes INTERNAL_ERROR.
 
         Raises:
-            NotFound: there is none.
+            NotFound: no such build.
             Conflict: several ids begin with these characters.
         """
         ...
@@ -67,7 +67,7 @@ class BuildStore(Protocol):
         ...
 
     def record_deployments(self, made: Sequence[RecordedDeployment]) -> None:
-        """Record deployments of steps of a build. Idempotent."""
+        """Record deployments of a build's steps. Idempotent."""
         ...
 
     def deployments(
@@ -79,7 +79,7 @@ class BuildStore(Protocol):
             target: only of this target; empty for all.
             build_id: only of this build (full id); empty for all.
             latest: only the latest of each target.
-            limit: the most deployments.
+            limit: maximum number of deployments.
         """
         ...
 

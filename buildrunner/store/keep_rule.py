@@ -20,8 +20,8 @@ class KeepRule(msgspec.Struct, frozen=True):
     """The retention of a project's builds; builds beyond either limit are deleted.
 
     Attributes:
-        max_age: time since the end of the build; None for no limit.
-        max_count: number of ended builds; None for no limit.
+        max_age: maximum time since the end of a build; None for no limit.
+        max_count: maximum number of ended builds; None for no limit.
     """
 
     max_age: timedelta | None = None

@@ -70,9 +70,9 @@ class FilterField(msgspec.Struct, frozen=True):
 
     Attributes:
         path: keys of the document.
-        kind: the kind of its values.
+        kind: the kind of its values, such as `TEXT`.
         members: the names of an enum.
-        zero: its value if unset; None if unset differs from every value.
+        zero: the value that it counts as if unset; None if it then has no value.
     """
 
     path: tuple[str, ...]
@@ -87,7 +87,7 @@ class Operand(msgspec.Struct, frozen=True):
     Attributes:
         kind: kind of the field.
         value: text, a number, microseconds (since 1970, for an instant), or a truth value.
-        zero: the value of an unset field; None if it matches nothing.
+        zero: the value that an unset field counts as; None if it then has no value.
         present: any value matches (``field:*``).
     """
 
@@ -101,7 +101,7 @@ def field_of(written: str) -> FilterField:
     """Return the field of a path.
 
     Raises:
-        ValueError: the field is unknown. The message has a suggestion.
+        ValueError: the path names no field. The message suggests a similar name, if any.
     """
     from buildrunner.spec.model.build import Build
 
@@ -117,7 +117,7 @@ def field_of(written: str) -> FilterField:
         if field.form == MAP:
             if not names:
                 return FilterField(tuple(path), KEYS)
-            # Keys of our maps have no dots, but a stray one belongs to the key.
+            # Keys of our maps have no dots. A dot in the path belongs to the key, and is no error.
             path.append(".".join(names) if field.type_name in SCALARS else names.pop(0))
             names = names if field.type_name not in SCALARS else []
         found = None if field.type_name in SCALARS else type_named(field.type_name, message)
@@ -251,13 +251,13 @@ class Not(msgspec.Struct, frozen=True):
 
 
 class And(msgspec.Struct, frozen=True):
-    """All of at least two."""
+    """A filter that matches if all of its parts do; at least two."""
 
     of: tuple[Expression, ...]
 
 
 class Or(msgspec.Struct, frozen=True):
-    """Any of at least two."""
+    """A filter that matches if any of its parts does; at least two."""
 
     of: tuple[Expression, ...]
 
@@ -269,7 +269,8 @@ def parse_filter(text: str) -> Expression | None:
     """Return the expression of a filter; None for an empty one.
 
     Raises:
-        FilterError: a syntax error or an unknown field, with the position.
+        FilterError: the filter is too long, has a syntax error or a wrong value, or names an
+            unknown field. The error has the position.
     """
     if len(text) > MAX_FILTER:
         raise FilterError(f"the filter is longer than {MAX_FILTER} characters", position=MAX_FILTER)
@@ -458,7 +459,7 @@ def _holds(term: Term, document: Document) -> bool:
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
-    """Return all values at a path, also in lists."""
+    """Yield all values at a path, also those in lists."""
     if isinstance(value, list):
         for element in value:
             yield from _at(element, path)
@@ -472,7 +473,7 @@ def _value(kind: str, raw: object) -> Iterator[str | int | bool]:
     try:
         yield read_value(kind, raw)
     except ValueError:
-        return  # in a document of another version, incomparable values match nothing
+        return  # a document of another version: a value of another kind matches nothing
 
 
 def _texts(value: Any) -> Iterator[str]:

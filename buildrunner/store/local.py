@@ -1,6 +1,6 @@
 """The embedded store: SQLite in the user's data folder, with log files beside it.
 
-``builds.db`` has one row for each build; ``logs/ID/`` its log (see
+``builds.db`` has one row for each build, and ``logs/ID/`` has its log (see
 `buildrunner.logs.files.log_file`). WAL mode lets readers and one writer work concurrently; a
 second writer waits. The schema's version is SQLite's own ``user_version``; `_MIGRATIONS` brings an
 older file up to date.
@@ -126,7 +126,7 @@ class LocalBuildStore:
         """See `BuildStore.delete`."""
         import shutil
 
-        status = self.get(build_id)["status"]  # also ends one whose process died
+        status = self.get(build_id)["status"]  # also ends a build whose process died
         with self._translated():
             deleted = self._db.execute(
                 "DELETE FROM builds WHERE id = ? AND owner = ''", (build_id,)
@@ -212,7 +212,7 @@ class LocalBuildStore:
             if step.get("status") == "WORKING":
                 step["status"] = "CANCELLED"
         with self._translated():
-            # Only if no other process did it meanwhile, and only from that owner.
+            # Only if the owner is unchanged: another process may have done this meanwhile.
             self._db.execute(
                 "UPDATE builds SET status = ?, document = ?, owner = '' WHERE id = ? AND owner = ?",
                 (document["status"], msgspec.json.encode(document), document["id"], owner),

@@ -163,7 +163,7 @@ class BuildRecord:
 
     @property
     def build(self) -> Build:
-        """Return the present build."""
+        """The present build."""
         return self._build
 
     def apply(self, event: BuildEvent) -> bool:
@@ -175,7 +175,7 @@ class BuildRecord:
         return True
 
     def planned(self, build: Build, left_out: Collection[int]) -> None:
-        """Take the planned build, if the build began before it was planned."""
+        """Replace the build by the planned one, for a build that began before it was planned."""
         self._build = replace(
             build,
             status=self._build.status,
@@ -185,7 +185,7 @@ class BuildRecord:
         )
 
     def deployments(self, event: BuildEvent) -> tuple[RecordedDeployment, ...]:
-        """Return the deployments in an event of the build; mostly none."""
+        """Return the deployments that an event of the build reports; mostly none."""
         if not isinstance(event, StepFinished) or not event.deployments:
             return ()
         steps = self._build.steps
@@ -202,11 +202,11 @@ class BuildRecord:
         )
 
     def replace(self, build: Build) -> None:
-        """Take a change of the build after its outcome."""
+        """Replace the build, for a change after its outcome."""
         self._build = build
 
     def finish(self, outcome: BuildOutcome) -> None:
-        """Take the outcome, which has all exact times and results."""
+        """Apply the outcome, which has all results and the exact times."""
         self._build = apply_outcome(self._build, outcome)
 
 
@@ -272,10 +272,10 @@ FROM_BUILD: Final = "from_build"
 FROM_STEP: Final = "from_step"
 REUSED_STEPS: Final = "reused_steps"
 ROLLBACK_TO: Final = "rollback_to"
-"""Label of a rollback: the id of the deployment."""
+"""Label of a rollback: id of the deployment that the build deploys again."""
 ROLLBACK_STEP: Final = "rollback_step"
 PINNED_IMAGES: Final = "pinned_images"
-# A later attempt does not inherit them.
+# Labels that a later attempt does not inherit.
 OF_ONE_ATTEMPT: Final = frozenset(
     {
         *(ATTEMPTS, CANCELLED_BY, FROM_BUILD, FROM_STEP, LOST_WORKER, REUSED_STEPS, WAITS_FOR),
@@ -302,20 +302,20 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def microseconds(instant: datetime) -> int:
-    """Return the microseconds from 1970 to an aware instant."""
+    """Return the microseconds from 1970 to a time with a time zone."""
     return (instant - _EPOCH) // _MICROSECOND
 
 
 def instant_of(value: int) -> datetime:
-    """Return the instant at a number of microseconds since 1970."""
+    """Return the time at a number of microseconds since 1970."""
     return _EPOCH + timedelta(microseconds=value)
 
 
 def parse_instant(text: str) -> int:
-    """Return the microseconds since 1970 of an RFC 3339 time or date; UTC without an offset.
+    """Return the microseconds since 1970 of an RFC 3339 time or date (UTC without an offset).
 
     Raises:
-        ValueError: the text is neither.
+        ValueError: the text is neither a time nor a date.
     """
     instant = datetime.fromisoformat(text)
     return microseconds(instant if instant.tzinfo else instant.replace(tzinfo=UTC))
@@ -327,11 +327,13 @@ _PAUSE_S = 0.05
 
 
 class BuildWriter:
-    """Writes snapshots of one build in a separate thread; of several waiting ones, the newest.
+    """Writes snapshots of one build in a separate thread.
+
+    Of several snapshots that wait, only the newest is written.
 
     Args:
-        open_store: opens the store; called in the thread.
-        encode: returns the document of a build; called in the thread.
+        open_store: opens the store; called in that thread.
+        encode: returns the document of a build; called in that thread.
         owner: the process that runs the build, from `process_owner.this_process`.
     """
 
@@ -355,9 +357,9 @@ class BuildWriter:
         self._thread.start()
 
     def begin(self) -> None:
-        """Begin to write, when the first step is starting and this process is idle.
+        """Begin to write. Call it when the first step is starting: this process is idle then.
 
-        Without this call, writing begins two seconds after the start.
+        Without this call, the thread begins to write two seconds after its start.
         """
         if not self._begun:
             with self._changed:
@@ -365,7 +367,7 @@ class BuildWriter:
                 self._changed.notify()
 
     def save(self, build: Build) -> None:
-        """Queue this snapshot. Never blocks."""
+        """Queue this snapshot to be written. Never blocks."""
         with self._changed:
             self._waiting = build
             self._changed.notify()
@@ -379,7 +381,7 @@ class BuildWriter:
         """Return once the last snapshot is written. Idempotent.
 
         Raises:
-            StoreError: a snapshot could not be written.
+            StoreError: the store could not be opened, or a snapshot could not be written.
         """
         with self._changed:
             self._closing = True

@@ -1,6 +1,6 @@
 """Values of access: tokens, sessions, the audit log, and the public keys of identity tokens.
 
-Rules as in `server_store`; contract suite: tests/contract/test_server_store.py.
+Rules as in `store.sql.store`; contract suite: tests/contract/test_server_store.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         hash_hex: SHA-256 of the session id, in hex (256 random bits: no salt is needed).
-        token_name: name of its token.
+        token_name: name of the token that signed in.
         expires_at: end of the session without a further request.
         ends_at: latest end of the session.
     """
@@ -54,8 +54,8 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         id: ascending; 0 before it is stored.
-        at: time.
-        who: name of the token, ``local`` without authentication, or ``server``.
+        at: time of the action.
+        who: name of the caller's token, ``local`` without authentication, or ``server``.
         action: ``builds.create``, ``triggers.delete``, ...
         target: project and id of the resource.
         outcome: HTTP status, or ``ok``.

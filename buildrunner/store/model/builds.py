@@ -23,7 +23,7 @@ WAITS_FOR: Final = "waits_for"
 """The label of a pool's build with the reason why it waits, as a sentence."""
 
 TRIGGER_GROUP: Final = "trigger:"
-"""Prefix of the group of a trigger's builds, before the trigger's id, unless it names another."""
+"""Prefix of the default concurrency group of a trigger's builds; the trigger's id follows."""
 
 
 class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,26 +32,26 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         document: the Build at its creation: id, projectId, createTime and status (QUEUED;
             PENDING if it waits for an approval; FAILURE if it can't run) are set.
-        request: the caller's Build, from which ``retry`` starts.
+        request: the Build as the caller sent it; a retry starts from it.
         location: ``global`` or a region.
         request_id: idempotency key of the caller; empty for none. A second creation with the same
             key and project returns the first build.
-        priority: higher ones run earlier than other builds of the project; among equals, the oldest
+        priority: builds of a project with a higher priority run first; among equals, the oldest
             runs first.
         group: builds of a project in one concurrency group share ``group_limit``; empty for none
             (a trigger's group is ``trigger:ID`` unless it names another).
-        group_limit: the most concurrent builds of the group; 0 for no limit.
+        group_limit: maximum number of concurrent builds of the group; 0 for no limit.
         supersede: on creation, ``cancel_queued`` cancels the group's queued builds, ``cancel_all``
-            its running ones, too; empty cancels none.
-        expires_at: time at which a waiting build becomes EXPIRED (``queueTtl``).
+            also its running ones; empty cancels none.
+        expires_at: time at which the build becomes EXPIRED if it still waits (``queueTtl``).
         push: push images at the end.
         untrusted: the config's author may not have secrets or the socket.
         only_worker: name of the only worker that may claim it, since the source is in a folder of
             that server; empty for any.
         pool: only workers of this pool may claim it; empty: only workers without a pool may.
         labels: further facts for triggers and pages (submitter, delivery id, ...).
-        attempt_of: the first try, if this build is a retry; that build's label ``attempts``
-            lists this one, too. Empty for a first try.
+        attempt_of: id of the first try, if this build is a retry; that build's label ``attempts``
+            then lists this build. Empty for a first try.
     """
 
     document: dict[str, Any]
@@ -75,8 +75,8 @@ class StoredBuild(msgspec.Struct, frozen=True, kw_only=True):
     """A build in the store.
 
     Attributes:
-        document: the present resource.
-        request: the original request.
+        document: the present Build.
+        request: the Build as the caller sent it.
         location: ``global`` or a region.
         worker: holder of the lease, the ``worker_name`` of `BuildQueue.claim`; empty for none.
         process: the process that runs it (`process_owner`); empty for none.
@@ -181,7 +181,7 @@ class WaitingBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Lease(msgspec.Struct, frozen=True):
-    """The right to write one build's document, until another claim."""
+    """The right to write one build's document, until another process claims the build."""
 
     build_id: str
     fence: int
@@ -215,7 +215,7 @@ LEASE_S: Final = 30.0
 """Duration of a lease unless its holder renews it."""
 
 RETURNS_S: Final = 45.0
-"""How long a remote worker may be absent after its lease, once steps have begun."""
+"""How long a remote worker may be absent after its lease's end, once steps have begun."""
 
 
 class BuildPage(msgspec.Struct, frozen=True):
@@ -232,8 +232,8 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
         kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is next),
             ``pool`` (it waits for a worker of its pool) or ``no_worker``.
         text: one sentence for the user.
-        ahead: ids of the builds that it waits for, at most ten: running ones first, then those of
-            its project.
+        ahead: ids of the builds that it waits for, at most ten: running builds first, then
+            earlier builds of its project.
         position: place in the queue, from 1; 0 if it is not in the queue.
     """
 
@@ -272,8 +272,7 @@ class BuildQueue(Protocol):
 
         Returns None if no build may run: the queue is empty, ``limit`` builds are WORKING on this
         server's worker, or every candidate waits for its group or for another worker, or is
-        outside of ``scope``. The document stays QUEUED until the
-        build's process records WORKING.
+        outside of ``scope``. The document stays QUEUED until the build's process records WORKING.
         """
         ...
 
@@ -298,7 +297,7 @@ class BuildQueue(Protocol):
 
         Raises:
             NotFound: no such build.
-            Conflict: it has ended, was never claimed, or was claimed by another process.
+            Conflict: the build has ended, was never claimed, or was taken over by another server.
         """
         ...
 
@@ -323,10 +322,10 @@ class BuildQueue(Protocol):
         ...
 
     def record_deployments(self, lease: Lease, made: Sequence[RecordedDeployment]) -> None:
-        """Record deployments of steps of the build. Idempotent.
+        """Record deployments of the build's steps. Idempotent.
 
-        Deployments of untrusted builds do not count: the records are the
-        project's statement about its targets.
+        Deployments of untrusted builds are not recorded: the records are the project's statement
+        of what runs at its targets.
 
         Raises:
             LeaseLost: the lease is another worker's.
@@ -340,10 +339,10 @@ class BuildQueue(Protocol):
         ...
 
     def expire(self, *, now: datetime) -> list[str]:
-        """Make QUEUED builds EXPIRED that were not claimed in time. Returns their ids.
+        """Expire QUEUED builds that were not claimed in time. Returns their ids.
 
-        A call takes a few seconds at most, and leaves the rest to the next call. It ends
-        superseded builds, too.
+        A call takes a few seconds at most, and leaves the rest to the next call. It also ends
+        superseded builds.
 
         Source: the queue's time does not include the wait for an approval (O-6).
         """
@@ -365,7 +364,7 @@ class KnownServer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def build_asker(stored: StoredBuild, default_project: str) -> Asker:
-    """Return the server's own facts about a build that requests secrets, not its config's.
+    """Return the asker of a build's secrets, from the server's facts and not from its config.
 
     Args:
         stored: the build.

@@ -5,7 +5,7 @@ that is killed in between finds it again. Deliveries of one lane (a repository) 
 after the other.
 
 Rules for every implementation (contract suite: tests/contract/test_delivery_store.py) are those of
-`server_store`. Several servers may share the database: each delivery is claimed by one.
+`store.sql.store`. Several servers may share the database: each delivery is claimed by one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class NewDelivery(msgspec.Struct, frozen=True, kw_only=True):
     """A delivery as it arrived.
 
     Attributes:
-        hook: its hook: ``github``, ``git/app``, ``pubsub/topic``.
+        hook: the hook that received it: ``github``, ``git/app``, ``pubsub/topic``.
         delivery_id: the sender's own id; the same for each try.
         headers: headers by lower-case name, without secret ones.
         body: the unchanged body.
@@ -53,7 +53,7 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
         received_at: time of its arrival.
         status: ``received``; ``waiting`` for a retry; ``handled`` or ``refused``.
         attempts: number of tries since it arrived or waited.
-        replays: number of replays.
+        replays: number of times that a user had it handled again.
         outcome: its outcome; empty before it was handled, partial while it waits.
         lane: see `NewDelivery`.
     """
@@ -76,7 +76,7 @@ class KnownRef(msgspec.Struct, frozen=True):
     """The last seen commit of a ref, and its witness: ``delivery NUMBER``.
 
     Attributes:
-        commit: the commit.
+        commit: the commit of the ref.
         seen_by: the witness.
         before: the previous commit, if the witness knows it.
     """

@@ -24,7 +24,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
         target, images, version, url, reported: see `Deployment`.
         previous_images: the images that ran before, from the report, or else from the record.
         previous_version: the version in the record of the previous deployment.
-        previous_id: the previous deployment of the target; empty for the first.
+        previous_id: id of the previous deployment of the target; empty for the first.
     """
 
     id: str
@@ -43,7 +43,7 @@ class RecordedDeployment(msgspec.Struct, frozen=True, kw_only=True, rename="came
     previous_id: str = ""
 
     def after(self, before: RecordedDeployment | None) -> RecordedDeployment:
-        """Return the deployment with facts from the record of the previous one."""
+        """Return this deployment, completed from the record of the previous one."""
         if before is None:
             return self
         return replace(
@@ -94,7 +94,7 @@ def recorded(
 
 
 def checked(made: RecordedDeployment, *, project_id: str, build_id: str) -> RecordedDeployment:
-    """Return an untrusted record as one of this project and build.
+    """Return a worker's record as one of this project and build.
 
     Raises:
         InvalidRecord: the record breaks a rule of `Deployment`.

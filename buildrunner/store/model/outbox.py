@@ -4,7 +4,7 @@ A build's change of status is stored in the transaction that makes it. A dispatc
 into messages, and a sender delivers them: at least once, in order within a *lane*, also after a
 crash. Messages that were delivered or given up stay for a while, so that users can see them.
 
-Rules as in `server_store`; contract suite: tests/contract/test_outbox_store.py.
+Rules as in `store.sql.store`; contract suite: tests/contract/test_outbox_store.py.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
         kind: kind of its sender: ``status``, ``webhook``, ...
         project_id, build_id: its project and build.
         target: its receiver, for users.
-        message: the data for its sender; small for every build.
-        change_id: its change, whose document is kept for it; 0 for none.
+        message: the data for its sender; its size does not depend on the build.
+        change_id: id of its change, whose document is kept for it; 0 for none.
         replaces: drop older messages of the lane that have not arrived: only the newest
             counts.
-        problem: why it can't be sent: it is given up at once. Empty for none.
+        problem: why it can't be sent; the message is then given up at once. Empty for none.
     """
 
     key: str
@@ -76,7 +76,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
     """A message in the outbox.
 
     Attributes:
-        id: rising.
+        id: ascending.
         key, lane, kind, project_id, build_id, target, message, change_id: see `NewMessage`.
         created_at: time of its creation.
         next_try: time of the next try.

@@ -62,9 +62,9 @@ class ClaimRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         worker: the worker's name, which stays the same after a restart.
         pool: the worker's pool; must be that of its token.
         build_id: the only build that it wants; empty for any.
-        limit: the most concurrent builds of the worker.
+        limit: maximum number of concurrent builds of the worker.
         isolation: the worker's isolation of builds; see `sandboxes.protocol.ISOLATIONS`.
-        wait_s: seconds that the server waits for a build before it answers without one.
+        wait_s: seconds that the server waits for a build before it answers that there is none.
     """
 
     worker: str
@@ -80,7 +80,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
         enabled: builds get provenance.
-        push: attach it to images in their registry.
+        push: provenance is attached to images in their registry.
         sbom: images get a bill of materials.
     """
 
@@ -96,12 +96,12 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         log_bytes: bytes of the log that the server has.
         event_bytes: bytes of the events that the server has.
         settings: fields of `Settings` that hold for the build's project.
-        sources: the source policy, in the form of `sources.policy.policy_from`.
+        sources: the source policy, in the form that `sources.policy.policy_from` reads.
         public_url: address of the server in links.
-        log_limit_bytes: the most bytes that steps may write to the log; 0 sets no limit.
+        log_limit_bytes: maximum number of bytes that steps may write to the log; 0 sets no limit.
         has_identity: the build's trigger allows identity tokens.
         has_logins: the build's project has its own logins, in place of the machine's.
-        provenance: the provenance settings; the server signs.
+        provenance: the project's settings of provenance; the server signs it.
     """
 
     log_bytes: int = 0

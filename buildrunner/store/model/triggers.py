@@ -1,6 +1,6 @@
 """Triggers as the store returns them, for events to match, and the fires of their schedules.
 
-Contract suite of the fires: tests/contract/test_schedule_store.py. They are deleted with their
+Contract suite of the fires: tests/contract/test_schedule_store.py. Fires are deleted with their
 trigger.
 """
 
@@ -19,7 +19,7 @@ FAILED = "failed"  # no build could be made
 
 
 class TriggerVersion(NamedTuple):
-    """A version of a trigger.
+    """One version of a trigger.
 
     Attributes:
         project, id: of the trigger.
@@ -39,7 +39,7 @@ class StoredTrigger(msgspec.Struct, frozen=True, kw_only=True):
         version: see `TriggerVersion`.
         document: the BuildTrigger.
         settings: its own settings beside the resource; empty for none.
-        size: bytes of both as JSON.
+        size: number of bytes of the document and the settings as JSON.
     """
 
     project: str
@@ -72,7 +72,7 @@ class Fire(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         project_id, trigger_id: its trigger.
         fire_at: the scheduled time.
-        run_at: time at which the build is made: after the jitter.
+        run_at: time at which the build is made: ``fire_at`` and the jitter.
         state: ``waiting``, ``fired``, ``skipped``, ``missed`` or ``failed``.
         build_id: its build; empty for none.
         detail: reason of the state; a sentence.

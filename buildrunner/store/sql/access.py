@@ -78,7 +78,7 @@ class SqlSessions(SqlPart):
     """Sessions of browsers; each belongs to a token."""
 
     def create(self, session: Session, *, now: datetime) -> None:
-        """Store a session, and delete ended ones."""
+        """Store a session, and delete expired sessions."""
         row = {
             "hash_hex": session.hash_hex,
             "token_name": session.token_name,
@@ -91,7 +91,7 @@ class SqlSessions(SqlPart):
             connection.execute(insert(sessions).values(row))
 
     def find(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:
-        """Return the session of a hash, and its token; None if either no longer holds."""
+        """Return the session of a hash, and its token; None if expired or revoked."""
         found = (
             select(sessions.c.expires_at, sessions.c.ends_at, tokens)
             .join_from(sessions, tokens)
@@ -206,7 +206,7 @@ class SqlIdentityKeys(SqlPart):
             ]
 
     def put(self, key: IdentityKey) -> None:
-        """Store a key, replacing one with its id."""
+        """Store a key. Replaces a key with the same id."""
         row = {
             "id": key.id,
             "owner": key.owner,

@@ -1,4 +1,4 @@
-"""Backs up the server's SQLite database while it is used, and restores it.
+"""Backup of the server's SQLite database while servers use it, and its restore.
 
 PostgreSQL has its own tools for this (docs/how-to/backup.md). A backup is one file, a SQLite
 database itself, readable by its user only.
@@ -22,8 +22,8 @@ from buildrunner.store.sql.schema import FENCE
 
 _REPLACED = ".replaced"
 
-# Processes of builds may outlive the server and the restore. Later leases must
-# differ from theirs, which are not in the backup.
+# Processes of builds may outlive the server and the restore. Later leases must differ from the
+# leases of these processes, which may be missing in the backup.
 _FENCE_STEP = 1_000_000
 _BESIDE = ("", "-wal", "-shm")
 
@@ -201,7 +201,7 @@ def _checked(copy: sqlite3.Connection, name: str) -> BackupFacts:
 def _check_idle(database: str) -> None:
     """Refuse to replace a database that a build's process still writes to.
 
-    An unreadable database does not prevent the restore.
+    An unreadable database may be replaced.
     """
     running: list[tuple[str, str]] = []
     with suppress(StoreError), _opened(database) as connection:
@@ -215,7 +215,7 @@ def _check_idle(database: str) -> None:
 
 
 def _put(fresh: str, path: str) -> None:
-    """Rename a complete file to its name, durably."""
+    """Rename a complete file to ``path``, durably."""
     with _reported(path):
         _sync(fresh)
         os.replace(fresh, path)

@@ -96,8 +96,9 @@ class SqlBuilds(SqlPart):
 
         Args:
             new: the build.
-            most_waiting: the most builds of its project that may wait for their turn, and for
-                an approval; the same again for forks. 0 sets no limit.
+            most_waiting: maximum number of builds of its project that may wait in the queue, and
+                that may wait for an approval. Builds of forks have a separate limit of the same
+                number. 0 sets no limit.
 
         Raises:
             Conflict: a build of that id exists.
@@ -173,7 +174,8 @@ class SqlBuilds(SqlPart):
             build_id: the build.
             document: the document with its new status.
             approved: whether it may run.
-            expires_at: time at which it becomes EXPIRED; None for the time of its creation.
+            expires_at: time at which it becomes EXPIRED; None keeps the time from
+                its creation.
 
         Raises:
             NotFound: no such build.
@@ -205,7 +207,7 @@ class SqlBuilds(SqlPart):
         Args:
             project_id: the project.
             trigger_ids: ids of existing triggers.
-            count: the most builds of each.
+            count: maximum number of builds of each.
 
         Returns:
             Builds by trigger; triggers without builds are missing.
@@ -307,12 +309,12 @@ class SqlBuilds(SqlPart):
     ) -> BuildPage:
         """Return builds of a project, newest first; of one location unless None.
 
-        New builds don't shift pages. A page may be short, even empty, before the last one:
-        for a filter without an index, a call reads only ``look_at`` builds. A page has at most 1000
-        builds.
+        New builds don't shift pages. A page may be short, even empty, although more pages
+        follow: for a filter without an index, a call reads only ``look_at`` builds. A page has at
+        most 1000 builds.
 
         Raises:
-            FilterError: the filter has a syntax error, or names an unknown field.
+            FilterError: the filter is invalid; see `parse_filter`.
             PageTokenError: the token is invalid, or belongs to another filter or project.
         """
         # Imported here, since the process of a build lists nothing.
@@ -376,7 +378,7 @@ def _locked_phase(connection: Connection, which: ColumnElement[bool]) -> str:
 
 
 def _made_before(connection: Connection, new: NewBuild) -> StoredBuild:
-    """Return the earlier build of the same request; raises on a conflict."""
+    """Return the earlier build of the same request. Raises `Conflict` if there is none."""
     project_id = new.document["projectId"]
     if new.request_id:
         same = (builds.c.project_id == project_id) & (builds.c.request_id == new.request_id)
@@ -477,7 +479,7 @@ def end_waiting(
 
 
 def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason: str) -> None:
-    """Let the process of a claimed build cancel it. The first reason stays."""
+    """Request a claimed build's process to cancel it. The first reason stays."""
     known = msgspec.json.encode({CANCELLED_BY: reason, **msgspec.json.decode(labels)})
     change = update(builds).where(builds.c.id == build_id)
     connection.execute(change.values(cancel_requested=True, labels=known))
@@ -489,7 +491,7 @@ _LONGEST_S = 2.0
 
 
 class _Listing(NamedTuple):
-    """Builds, newest first, with the columns of this order."""
+    """The query for builds, newest first, with the columns that order them."""
 
     rows: Select[Any]
     create_time: ColumnElement[int]
@@ -499,7 +501,7 @@ class _Listing(NamedTuple):
         return self._replace(rows=self.rows.where(*conditions))
 
     def behind(self, create_time: int, build_id: str) -> _Listing:
-        """Return the condition for the builds after one build."""
+        """Return the listing of the builds after one build."""
         older = self.create_time < create_time
         same = (self.create_time == create_time) & (self.id > build_id)
         # The first condition follows from the second, and can use the index.

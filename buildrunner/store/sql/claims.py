@@ -33,7 +33,7 @@ def claim(
         database: the server's database.
         table: a table with the column ``claimed_until``.
         candidates: selects the primary keys of rows to claim.
-        free: is true for a candidate that no other server has claimed or settled meanwhile.
+        free: the condition that no other server has claimed or settled a candidate meanwhile.
         until: the end of the lease.
         one_at_a_time: selects a row whose lock lets one server claim at a time, if candidates
             depend on each other. None: candidates that another server has locked are skipped.

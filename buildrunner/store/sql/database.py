@@ -1,7 +1,7 @@
-"""A database on SQLite or PostgreSQL: connections, transactions, and errors as text.
+"""A database on SQLite or PostgreSQL: connections, transactions, and readable errors.
 
-The only module that converts errors of SQLAlchemy: they leave this package as `StoreError`,
-without a password. Every transaction is either a read or a write. On SQLite a write takes the
+This module converts errors of SQLAlchemy: they leave this package only as `StoreError`, never with
+a password. Every transaction is either a read or a write. On SQLite a write takes the
 file's only write lock at its beginning (``BEGIN IMMEDIATE``), so that its reads stay valid; on
 PostgreSQL the statements lock the rows they are about to change.
 """
@@ -52,14 +52,14 @@ _WRITE = "buildrunner_write"
 
 
 def parse_url(address: str) -> URL:
-    """Return a database's address, with our driver.
+    """Return the URL of a database, with the driver that buildrunner uses.
 
     Raises:
         UsageError: the address is not supported. The message omits it, since it may have a
             password.
     """
     if address.startswith(_SQLITE):
-        # Nothing in a path is decoded, on which versions of SQLAlchemy disagree.
+        # The path is not decoded, since versions of SQLAlchemy decode it differently.
         path = address.removeprefix(_SQLITE)
         if path in ("", ":memory:") or "?" in path:
             raise UsageError(
@@ -104,7 +104,7 @@ class Database:
         self._turn = threading.Lock()
         self._engine = self._sqlite(url) if self.is_sqlite else self._postgres(url)
         self._writing = self._engine.execution_options(**{_WRITE: True})
-        # BEGIN and COMMIT would cost two more round trips without isolation (READ COMMITTED).
+        # BEGIN and COMMIT would cost two more round trips, and isolate nothing (READ COMMITTED).
         single = {} if self.is_sqlite else {"isolation_level": "AUTOCOMMIT"}
         self._reading = self._engine.execution_options(**single)
 
@@ -137,7 +137,7 @@ class Database:
 
     @property
     def driver_error(self) -> type[Exception]:
-        """The errors of the driver, which connections of `apart` raise."""
+        """The base class of the driver's errors, which connections of `apart` raise."""
         found: type[Exception] = self._engine.dialect.loaded_dbapi.Error
         return found
 
@@ -281,7 +281,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 def _check_is_open(dialect: Any, connection: Any, _record: object, _proxy: object) -> None:
     """Let the pool replace a connection that PostgreSQL has closed, as in a restart.
 
-    The end of the connection can be read without a round trip.
+    If it was closed, there is something to read. Otherwise, the check costs no round trip.
     """
     poll = select_module.poll()
     if not connection.closed:
@@ -317,7 +317,7 @@ def lock_queue(connection: Connection) -> int:
 
 
 def insert_new(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
-    """Insert a row unless its key, or another unique value, exists. Returns whether it did."""
+    """Insert a row unless its key, or another unique value, exists. Returns whether it was new."""
     made = _insert_if_new(connection, table).values(row)
     return connection.execute(made.returning(*table.primary_key)).first() is not None
 
@@ -341,7 +341,7 @@ _LONGEST_S = 2.0
 def within_time(items: Iterable[T]) -> Iterator[T]:
     """Yield items for two seconds, but at least one.
 
-    For changes with a transaction for each item, between which others may write.
+    For loops with one transaction for each item: other writers can write between them.
     """
     until = time.monotonic() + _LONGEST_S
     for item in items:

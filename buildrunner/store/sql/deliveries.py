@@ -50,7 +50,7 @@ _LISTED = [column for column in deliveries.c if column.name not in ("body", "hea
 
 
 def _claimable(at: int, most: int) -> Select[int]:
-    """Select new deliveries that are first in their lane, and due waiting ones, by number."""
+    """Select new deliveries of lanes without a claim, and waiting ones that are due, by number."""
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
     came = and_(
@@ -124,10 +124,10 @@ class SqlDeliveries(SqlPart):
     def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[StoredDelivery]:
         """Claim the oldest deliveries that no server handles, in order.
 
-        Due waiting deliveries are claimed, too; none of a lane with a claimed one.
+        Waiting deliveries that are due are claimed, too. A lane with a claimed delivery is skipped.
         A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
-        The bodies of the claimed ones have `MOST_CLAIMED_BYTES` together, but one is claimed at
-        least.
+        The bodies of the claimed deliveries have at most `MOST_CLAIMED_BYTES` together, but at
+        least one delivery is claimed.
         """
         rows = claim(
             self._database,
@@ -166,7 +166,7 @@ class SqlDeliveries(SqlPart):
     def postpone(
         self, claimed: StoredDelivery, outcome: Mapping[str, Any], *, until: datetime
     ) -> None:
-        """Retry a delivery later, with its partial outcome. It blocks no others of its lane.
+        """Schedule a retry of a delivery, and store its partial outcome. It leaves its lane.
 
         A delivery that was finished or replayed since its claim does not change.
         """
@@ -183,7 +183,7 @@ class SqlDeliveries(SqlPart):
     def finish(self, handled: Sequence[tuple[StoredDelivery, Mapping[str, Any]]]) -> None:
         """Record deliveries as handled, with their outcomes. Idempotent.
 
-        A delivery that was replayed since its claim stays pending.
+        A delivery that was replayed since its claim is not recorded: it is handled again.
         """
         with self._database.write() as connection:
             for delivery, outcome in handled:
@@ -199,7 +199,7 @@ class SqlDeliveries(SqlPart):
                 connection.execute(update(deliveries).where(same).values(values))
 
     def replay(self, number: int) -> StoredDelivery:
-        """Handle a delivery again.
+        """Queue a delivery to be handled again.
 
         Raises:
             NotFound: no such delivery.
@@ -246,10 +246,11 @@ class SqlDeliveries(SqlPart):
             return [_delivery(row) for row in connection.execute(found)]
 
     def forget(self, *, before: datetime, limit: int) -> int:
-        """Delete those that came before a moment and are handled or refused, up to ``limit``; how
-        many.
+        """Delete handled and refused deliveries from before a time, up to ``limit``.
+
+        Returns their number. The newest delivery of each hook that was not refused stays.
         """
-        # The newest of each hook stays, and shows when the hook last worked.
+        # The newest delivery shows when its hook last worked.
         newest = (
             select(func.max(deliveries.c.number))
             .where(deliveries.c.status != REFUSED)
@@ -344,7 +345,7 @@ class SqlRefs(SqlPart):
     def note_all(
         self, repositories: Collection[str], ref: str, now: KnownRef
     ) -> list[KnownRef | None]:
-        """Record refs of one repository under several names, in one transaction.
+        """Record a ref of a repository that has several keys, in one transaction.
 
         Forges may report two pushes in the wrong order: a ref is not set back to the start of the
         known push.

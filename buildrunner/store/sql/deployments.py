@@ -44,7 +44,8 @@ class SqlDeployments(SqlPart):
 
         Args:
             build_id: the build.
-            page_size: the most deployments, up to 1000. Large deployments end a page earlier.
+            page_size: maximum number of deployments, up to 1000. Large deployments end a page
+                earlier.
             page_token: token of the page; empty for the first.
 
         Raises:
@@ -72,7 +73,8 @@ class SqlDeployments(SqlPart):
             project_id: the project.
             target: only of this target; empty for all.
             latest: only the latest of each target.
-            page_size: the most deployments, up to 1000. Large deployments end a page earlier.
+            page_size: maximum number of deployments, up to 1000. Large deployments end a page
+                earlier.
             page_token: token of the page; empty for the first.
 
         Raises:
@@ -103,7 +105,7 @@ def ids_of_build(connection: Connection, build_id: str) -> set[str]:
 
 
 def record(connection: Connection, made: RecordedDeployment) -> None:
-    """Record a deployment, with facts from the previous record. Idempotent."""
+    """Record a deployment, completed from the previous record of its target. Idempotent."""
     before = (
         select(deployments.c.document)
         .where(

@@ -34,7 +34,7 @@ class Condition(NamedTuple):
 
     Attributes:
         sql: None for no condition.
-        exact: every build that meets it matches.
+        exact: every build that meets it matches the filter.
     """
 
     sql: ColumnElement[bool] | None
@@ -139,7 +139,7 @@ def _is_text(column: Column[Any]) -> bool:
 
 
 def _bounded(value: str | int | bool) -> str | int | bool:
-    """Return a number that fits the database, and compares equally with all its values."""
+    """Return a number that the database can hold, and that compares the same with its values."""
     return max(min(value, _MAX_INTEGER), -_MAX_INTEGER) if isinstance(value, int) else value
 
 

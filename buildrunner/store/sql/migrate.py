@@ -1,6 +1,6 @@
-"""Brings a database's tables up to date, and refuses one of a newer buildrunner.
+"""Brings a database's tables up to date, and refuses a database of a newer buildrunner.
 
-The steps are Alembic revisions in ``migrations/versions``. All missing ones run in one
+The steps are Alembic revisions in ``migrations/versions``. All missing revisions run in one
 transaction under a lock: of several servers that start together, one runs them and the others wait.
 Alembic itself is imported only if a revision is missing.
 """
@@ -46,7 +46,7 @@ def migrate(database: Database, *, to: str = REVISIONS[-1]) -> None:
         with database.write() as connection:
             if not database.is_sqlite:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
-            # no other process did it during the wait
+            # Another process may have done this during the wait.
             if _revision(connection, database.name) != to:
                 _upgrade(connection, to)
                 if to == REVISIONS[-1]:
@@ -93,7 +93,7 @@ def _revision(connection: Connection, name: str) -> str:
 
 
 def _make_file(path: str) -> None:
-    """Create an empty file, readable by its user only.
+    """Create an empty file, readable by its user only, if it is missing.
 
     SQLite's files beside it get the same mode.
     """
@@ -106,7 +106,7 @@ def _make_file(path: str) -> None:
 
 @contextmanager
 def _alone(database: Database) -> Iterator[None]:
-    """On SQLite: let one process at a time open the database.
+    """On SQLite: hold a lock, so that only one process at a time prepares the database.
 
     SQLite's locks don't cover the change to write-ahead logging, which would fail instead of
     waiting.

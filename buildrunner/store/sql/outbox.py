@@ -42,13 +42,13 @@ from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbo
 from buildrunner.store.sql.servers import tell_others
 
 MOST_NOTIFIERS: Final = 100
-"""The most notifiers of a project."""
+"""The maximum number of notifiers of a project."""
 MOST_NOTIFIER_BYTES: Final = 1 << 20
-"""The most bytes of a project's notifiers, as JSON."""
+"""The maximum size of all notifiers of a project as JSON, in bytes."""
 
 _LONGEST_ERROR = 1000
 _NOTHING = b"{}"
-# The content of a message can be a whole build.
+# Lists of messages do not need their content.
 _LISTED = [
     *(column for column in outbox.c if column.name != "message"),
     literal(_NOTHING).label("message"),
@@ -56,7 +56,7 @@ _LISTED = [
 
 
 class SqlOutbox(SqlPart):
-    """Messages to other machines, sent at least once, and their changes of builds."""
+    """Messages to other machines, sent at least once, and the changes that they report."""
 
     def changes(self, *, limit: int) -> list[BuildChange]:
         """Return pending changes, without documents.
@@ -87,7 +87,7 @@ class SqlOutbox(SqlPart):
             return [_change(connection, row) for row in connection.execute(found).all()]
 
     def changed_build(self, change_id: int) -> Document | None:
-        """Return the Build at a change; None if it was deleted."""
+        """Return the Build as of a change; None if the change was deleted."""
         found = select(build_changes.c.document).where(build_changes.c.id == change_id)
         with self._database.read() as connection:
             document = connection.execute(found).scalar()
@@ -116,7 +116,8 @@ class SqlOutbox(SqlPart):
         A change is deleted, or, if messages refer to it, kept until they have arrived.
 
         Args:
-            changes: the handled changes. If several servers handle the same one, one counts.
+            changes: the handled changes. If several servers handle the same change, one
+                of them counts.
             messages: messages, each with the id of its change.
             now: the time; the messages are due at once.
 
@@ -160,15 +161,14 @@ class SqlOutbox(SqlPart):
     ) -> list[Message]:
         """Claim due messages, at most the first of each lane.
 
-        Projects alternate: the next message is one of the project with the fewest claimed ones. A
-            message
-        that is neither delivered, put off nor given up within the lease is claimed again.
+        Projects alternate: the next message is one of the project with the fewest claimed ones.
+        A message that is neither delivered, put off nor given up within the lease is claimed again.
 
         Args:
             now: the time.
             lease_s: duration of the claim in seconds.
-            limit: the most messages.
-            share: the most messages of one project, including those that the caller has already.
+            limit: maximum number of messages.
+            share: maximum number of messages of one project, including those of ``in_hand``.
             in_hand: number of messages of each project that the caller has already.
         """
         moment = microseconds(now)
@@ -222,7 +222,7 @@ class SqlOutbox(SqlPart):
             message: the claimed message.
             next_try: time of the next try.
             error: the reason.
-            tried: count a try.
+            tried: whether a delivery was tried, which counts as an attempt.
         """
         attempts = outbox.c.attempts + (1 if tried else 0)
         self._settle(message, error, next_try=microseconds(next_try), attempts=attempts)
@@ -265,7 +265,7 @@ class SqlOutbox(SqlPart):
             project_id: only of that project, unless empty.
             build_id: only about that build, unless empty.
             state: only in that state, unless empty.
-            limit: the most messages.
+            limit: maximum number of messages.
             before: only lower ids; 0 for no limit.
         """
         found = select(*_LISTED).order_by(outbox.c.id.desc()).limit(limit)
@@ -320,7 +320,10 @@ class SqlOutbox(SqlPart):
                 _forget_changes(connection, build_changes.c.id == row.change_id)
 
     def forget(self, *, before: datetime, limit: int) -> int:
-        """Delete messages that ended before a time, up to ``limit``. Returns their number."""
+        """Delete messages that arrived or were given up before a time, up to ``limit``.
+
+        Returns their number.
+        """
         old = and_(outbox.c.state != WAITING, outbox.c.done_at < microseconds(before))
         with self._database.write() as connection:
             number = delete_some(connection, outbox.c.id, old, limit)
@@ -371,7 +374,7 @@ def _neighbours(
 
 
 def _forget_changes(connection: Connection, which: ColumnElement[bool]) -> None:
-    """Delete announced changes without pending messages."""
+    """Delete announced changes whose messages have all arrived."""
     needed = exists().where(outbox.c.change_id == build_changes.c.id, outbox.c.state != DELIVERED)
     gone = and_(which, build_changes.c.announced == true(), not_(needed))
     connection.execute(delete(build_changes).where(gone))
@@ -459,7 +462,7 @@ def note_change(
     Args:
         connection: connection of the transaction.
         which: selects the build.
-        columns: its new values: ``status`` and ``document`` count.
+        columns: its new values: ``status`` and ``document`` are used.
     """
     changed = select(
         builds.c.id,

@@ -76,7 +76,7 @@ from buildrunner.store.sql.schema import (
 )
 from buildrunner.store.sql.servers import forget_log_home, note_log_home, tell_others
 
-# Other requests may write in between.
+# Recorded in one transaction, since other requests may write between transactions.
 _DEPLOYMENTS_AT_ONCE = 25
 
 QUEUE_ORDER = (builds.c.priority.desc(), builds.c.create_time, builds.c.id)
@@ -172,8 +172,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 began.
 
         Raises:
-            NotFound: no such build.
-            Conflict: it has ended, or another worker has it.
+            Conflict: no such build, it has ended, or another worker has it.
         """
         held = _held(Lease(build_id, instead_of))
         with self._database.write() as connection:
@@ -336,9 +335,10 @@ class SqlQueue(SqlPart, BuildQueue):
         """Return the builds of some pools that wait for a worker, at most a thousand.
 
         The first build of each project in each pool comes first, then the second ones, and so on,
-        so that one project's many builds don't crowd out others'. Projects are in
-        the order of their turns, builds of a project in the order of the queue. They are followed
-        by builds that can't start: their groups are full, or see below.
+        so that many builds of one project don't crowd out builds of others. Projects are in the
+        order of their turns, builds of a project in the order of the queue. The last builds of a
+        project are those that can't start, since enough builds of their group come first, or for a
+        reason below.
 
         Args:
             pools: the pools.
@@ -450,7 +450,7 @@ class SqlQueue(SqlPart, BuildQueue):
         Args:
             build_id: the build.
             now: the time.
-            limit: the most concurrent builds of the server; 0 if it runs none.
+            limit: maximum number of concurrent builds of the server; 0 if it runs none.
             worker: name of the server's worker; empty: all running builds count.
 
         Raises:
@@ -484,13 +484,13 @@ def _check_number(deployments: int) -> None:
 
 
 def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
-    """Return whether a worker may claim a waiting build, ignoring the limit of its group."""
+    """Return the condition for builds that a worker may claim, ignoring limits of groups."""
     is_remote = worker_name.startswith(REMOTE)
     return and_(
         is_waiting,
         builds.c.id.not_in(select(superseded.c.build_id)),
         builds.c.only_worker.in_({"", worker_name, scope.uploads_of}),
-        builds.c.from_build == "" if is_remote else true(),  # workers don't have kept workspaces
+        builds.c.from_build == "" if is_remote else true(),  # such a worker has no workspaces
         builds.c.pool == scope.pool,
         builds.c.project_id.in_(scope.projects) if scope.projects else true(),
         not_(builds.c.untrusted) if scope.trusted_only else true(),
@@ -504,7 +504,7 @@ def _spare_claim(connection: Connection, job: str) -> str:
 
 
 class _Turn(NamedTuple):
-    """A project with waiting builds. The smallest turn may start its next build.
+    """A project with waiting builds. The project with the smallest turn starts its next build.
 
     Attributes:
         running: builds of the project that are claimed.
@@ -556,7 +556,7 @@ def _note_turn(connection: Connection, project: str, fence: int) -> None:
 
 
 def _in_full_group(running: Sequence[AnyRow]) -> ColumnElement[bool]:
-    """Return whether a waiting build's group has reached its limit."""
+    """Return the condition for waiting builds whose group has reached its limit."""
     # Counted here, since SQLite would read all builds in another index's order for GROUP BY.
     full = [
         and_(
@@ -609,7 +609,7 @@ def _lost(lease: Lease) -> LeaseLost:
 
 
 def _refused(connection: Connection, lease: Lease) -> StoreError:
-    """Return why a document could not be written."""
+    """Return the error for a document that could not be written."""
     found = select(builds.c.fence, builds.c.status, builds.c.phase)
     row = connection.execute(found.where(builds.c.id == lease.build_id)).first()
     if row is not None and row.fence == lease.fence:

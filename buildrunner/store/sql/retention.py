@@ -37,7 +37,7 @@ _GRACE = timedelta(hours=1)
 
 
 class SqlRetention(SqlPart):
-    """Deletes builds that have ended, with their tags, plans and sent messages.
+    """Deletes builds that have ended, with their tags, plans and messages that no longer wait.
 
     A build's log and workspace are files in the folder of the server that ran it. The ids of
     deleted builds are kept for a while, so that each server of the database can delete its files.
@@ -112,8 +112,8 @@ class SqlRetention(SqlPart):
     def forget(self, *, before: datetime) -> int:
         """Delete the ids of builds that were deleted before a time. Returns their number.
 
-        With each id goes the claim of the spare Job that ran the build. It has stayed until now,
-        so that the token of its Pod did not claim a second build.
+        Also deletes the claims of the spare Jobs that ran these builds. A claim stays until then,
+        so that the token of the Job's Pod can't claim a second build.
         """
         old = deleted_builds.c.deleted_at < microseconds(before)
         of_old = spare_claims.c.build_id.in_(select(deleted_builds.c.build_id).where(old))
@@ -125,7 +125,7 @@ class SqlRetention(SqlPart):
 def _beyond(
     connection: Connection, project_id: str, rule: KeepRule, now: datetime
 ) -> ColumnElement[bool] | None:
-    """Return the condition for builds that a rule does not keep; None for none."""
+    """Return the condition for builds that a rule does not keep; None if it keeps all."""
     of_project = builds.c.project_id == project_id
     beyond: list[ColumnElement[bool]] = []
     newest_beyond = 0
@@ -160,7 +160,7 @@ def _beyond(
 
 
 def _resumed(connection: Connection, project_id: str) -> set[str]:
-    """Select the builds whose kept workspace an ongoing build still needs."""
+    """Return the ids of builds whose kept workspace an ongoing build still needs."""
     ongoing = select(builds.c.labels).where(is_ongoing, builds.c.project_id == project_id)
     found = (
         msgspec.json.decode(labels, type=dict[str, str])

@@ -1,4 +1,4 @@
-"""Converts rows and values of the store; the only module that derives columns from documents."""
+"""Conversions of rows to values of the store. Only this module derives columns from documents."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ CLAIMED_COLUMNS = (
 
 
 def instant_text(instant: datetime) -> str:
-    """Return RFC 3339 as in documents."""
+    """Return a time in the form that documents have (RFC 3339)."""
     from buildrunner.spec.writing import encode_instant
 
     return encode_instant(instant)
@@ -128,7 +128,7 @@ def series_of(document: Document) -> str:
 
 
 def shown_document(document: bytes) -> Document:
-    """Return a build's stored document, with passwords masked, which earlier versions stored."""
+    """Return a build's stored document. Masks passwords, which earlier versions stored."""
     found: Document = msgspec.json.decode(document)
     return masked_build(found) if b"@" in document else found
 
@@ -251,7 +251,7 @@ def ended_columns(document: Document, status: str, now: datetime, detail: str) -
 
 
 MOST_PAGE_BYTES: Final = 16 << 20
-"""The most bytes of documents in one page; a page has at least one row."""
+"""Maximum size of the documents of one page; a page has at least one row."""
 
 _ROWS_AT_ONCE: Final = 16
 
@@ -268,7 +268,7 @@ def page_of(connection: Connection, rows: Select[Any], size: int) -> tuple[list[
     Args:
         connection: the connection.
         rows: the ordered query, starting with the page's first row.
-        size: the most rows; fewer if they exceed `MOST_PAGE_BYTES`.
+        size: maximum number of rows; fewer if they exceed `MOST_PAGE_BYTES`.
 
     Returns:
         The rows, and whether more follow.

@@ -66,7 +66,7 @@ builds = Table(
     Column("labels", LargeBinary, nullable=False),
     Column("only_worker", Text, nullable=False, server_default=""),
     Column("pool", Text, nullable=False, server_default=""),
-    # The build whose kept workspace it resumes with; empty for none.
+    # The build that it resumes, from its kept workspace; empty for none.
     Column("from_build", Text, nullable=False, server_default=""),
     Column("series", Text, nullable=False, server_default=""),  # see `rows.series_of`
     Column("document", LargeBinary, nullable=False),
@@ -124,8 +124,8 @@ Index(
     sqlite_where=text("phase <> 'ended'"),
     postgresql_where=text("phase <> 'ended'"),
 )
-# Small partial indexes of the few builds in a phase.
-# All columns of claims and queue queries, so that no row must be read.
+# Small partial indexes of the few builds in a phase, however many builds have ended. The first has
+# all columns that claims and queries of the queue need, so that they read no rows.
 Index(
     "builds_waiting",
     builds.c.project_id,
@@ -143,7 +143,7 @@ Index("builds_claimed", builds.c.worker, builds.c.project_id, builds.c.group_nam
 Index("builds_claimed_group", builds.c.project_id, builds.c.group_name, **_only(CLAIMED))
 Index("builds_ended", builds.c.ended_at, builds.c.id, **_only(ENDED))
 
-# With project and time, so that a tag's builds are listed in index order.
+# The tags of builds, with project and time, so that a tag's builds are listed in index order.
 build_tags = Table(
     "build_tags",
     metadata,
@@ -176,7 +176,7 @@ superseded = Table(
     Column("by_build", Text, nullable=False),
 )
 
-# So that each server can delete the files of deleted builds.
+# The ids of deleted builds, so that each server can delete their files.
 deleted_builds = Table(
     "deleted_builds",
     metadata,
@@ -319,7 +319,7 @@ Index(
     postgresql_where=text("state = 'waiting'"),
 )
 
-# Changes of builds: new ones, and those of pending messages.
+# Changes of builds: new ones, and those whose messages have not all arrived.
 build_changes = Table(
     "build_changes",
     metadata,
@@ -417,7 +417,7 @@ deliveries = Table(
 )
 Index("deliveries_by_id", deliveries.c.hook, deliveries.c.delivery_id, unique=True)
 Index("deliveries_by_hook", deliveries.c.hook, deliveries.c.number)
-# All columns of claims, which follow large bodies in the rows.
+# With all columns that claims need: in the rows, these columns follow large bodies.
 Index(
     "deliveries_by_status",
     deliveries.c.status,
@@ -487,8 +487,8 @@ spare_claims = Table(
 )
 Index("spare_claims_by_build", spare_claims.c.build_id)
 
-# One row each: the highest fence so far, the lock of delivery claims, keys of page tokens and
-# forms.
+# One row for each name: the highest fence so far, and the row that claims of deliveries lock; the
+# keys that sign page tokens and forms.
 counters = Table(
     "counters",
     metadata,

@@ -5,8 +5,8 @@ releases the lock as soon as the server's connection ends. A database on SQLite 
 
 Every transaction that queues a build, changes a status, or requests a cancel sends one notification
 (`tell_others`). A server that receives it checks the database. Nothing depends on a notification:
-each loop also checks periodically, and a lost notification delays it until
-then. SQLite has no notifications.
+each loop also checks periodically, and after a lost notification it reacts only then. SQLite has no
+notifications.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class SqlServers(SqlPart):
                 raise NotFound(f"there is no server {name}")
 
     def log_home(self, build_id: str) -> str:
-        """Return the name of the server that has a build's log; empty before the build has run."""
+        """Return the name of the server that has a build's log; empty before its claim."""
         found = select(log_homes.c.server).where(log_homes.c.build_id == build_id)
         with self._database.read() as connection:
             return connection.execute(found).scalar() or ""

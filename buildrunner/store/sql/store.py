@@ -41,7 +41,7 @@ class ServerStore:
     """The database of a server, SQLite or PostgreSQL. Thread-safe.
 
     Args:
-        database: with up-to-date tables; closed with the store.
+        database: the database, with up-to-date tables; closed with the store.
 
     Attributes:
         builds: builds, and their approvals.
@@ -59,7 +59,7 @@ class ServerStore:
         sessions: sessions of browsers.
         audit: the audit log.
         identity_keys: the public keys that verify identity tokens.
-        servers: the servers of the database, and the places of logs.
+        servers: the servers of the database, and the server that has each build's log.
     """
 
     def __init__(self, database: Database) -> None:

@@ -53,9 +53,9 @@ from buildrunner.store.sql.schema import fires as _fires
 from buildrunner.triggers.repository import source_keys
 
 MOST_TRIGGERS: Final = 1000
-"""The most triggers of a project."""
+"""The maximum number of triggers of a project."""
 MOST_TRIGGER_BYTES: Final = 16 << 20
-"""The most bytes of a project's triggers, as JSON."""
+"""The maximum size of all triggers of a project as JSON, in bytes."""
 
 _name = func.coalesce(triggers.c.name, "")
 
@@ -74,9 +74,9 @@ class SqlTriggers(SqlPart):
         document: Document,
         settings: Document | None = None,
     ) -> Document:
-        """Store a trigger with its settings; its ``id`` and ``createTime`` are set.
+        """Store a trigger with its settings. ``document`` must have ``id`` and ``createTime``.
 
-        Raises `Conflict` for a duplicate name, `QuotaExceeded`.
+        Raises `Conflict` for a duplicate name, and `QuotaExceeded`.
         """
         row = {
             "project_id": project_id,
@@ -129,9 +129,10 @@ class SqlTriggers(SqlPart):
         *,
         was: Document | None = None,
     ) -> Document | None:
-        """Replace a trigger's document; None if it differs from ``was`` by now.
+        """Replace a trigger's document, and return the new one.
 
-        Raises `NotFound`, `Conflict` for a duplicate name, `QuotaExceeded`.
+        Returns None and changes nothing if the document is not ``was`` any more. Raises `NotFound`,
+        `Conflict` for a duplicate name, and `QuotaExceeded`.
         """
         with self._database.write() as connection:
             found = _find(connection, project_id, trigger_id, lock=True)
@@ -154,7 +155,7 @@ class SqlTriggers(SqlPart):
                 .values(_columns(after))
             )
             _put_sources(connection, project_id, after)
-            # a smaller one is always allowed
+            # A trigger that does not grow is always allowed.
             if len(msgspec.json.encode(after)) > len(found.document):
                 _check_quota(connection, project_id)
         return after
@@ -359,7 +360,7 @@ class SqlHooks(SqlPart):
     """The bindings of webhooks."""
 
     def add(self, name: str, binding: Document) -> Document:
-        """Bind an unbound hook. Returns its present binding."""
+        """Bind a hook unless it is bound already. Returns its binding."""
         with self._database.write() as connection:
             insert_new(connection, hooks, _row(name, binding))
         return self.get(name)
@@ -460,7 +461,7 @@ class SqlSchedules(SqlPart):
         Args:
             project_id: the trigger's project.
             trigger_id: the trigger.
-            spec: text of its schedule. A new text starts at ``now``.
+            spec: text of its schedule. With a new text, the schedule starts at ``now``.
             now: the time.
 
         Raises:
@@ -507,7 +508,7 @@ class SqlSchedules(SqlPart):
             )
 
     def stop(self, project_id: str, trigger_id: str, detail: str) -> None:
-        """Skip the waiting fires of a trigger without an active schedule. Idempotent."""
+        """Delete the schedule of a trigger, and skip its waiting fires. Idempotent."""
         same = _schedule_of(project_id, trigger_id)
         with self._database.read() as connection:  # most calls find nothing, and must not lock
             if connection.execute(select(schedules.c.since).where(same)).first() is None:
@@ -544,7 +545,7 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(still).values(values))
 
     def next_run_at(self) -> datetime | None:
-        """Return the time of the earliest waiting fire."""
+        """Return the time of the earliest waiting fire; None if no fire waits."""
         found = select(func.min(_fires.c.run_at)).where(_fires.c.state == WAITING)
         with self._database.read() as connection:
             first = connection.execute(found).scalar()
@@ -553,7 +554,7 @@ class SqlSchedules(SqlPart):
     def fires(
         self, project_id: str, trigger_id: str, *, limit: int = 50, only_fired: bool = False
     ) -> list[Fire]:
-        """Return the fires of a trigger's schedule, newest first; ``only_fired``: only builds."""
+        """Return the fires of a trigger, newest first; ``only_fired``: only those with builds."""
         found = (
             select(_fires)
             .where(_fires.c.project_id == project_id, _fires.c.trigger_id == trigger_id)
@@ -566,7 +567,7 @@ class SqlSchedules(SqlPart):
             return [_fire(row) for row in connection.execute(found)]
 
     def all(self) -> list[tuple[str, str]]:
-        """Return project and id of all triggers with handled fire times."""
+        """Return project and id of all triggers with a stored schedule."""
         found = select(schedules.c.project_id, schedules.c.trigger_id)
         with self._database.read() as connection:
             return [(row.project_id, row.trigger_id) for row in connection.execute(found)]

@@ -119,7 +119,7 @@ def _named(trigger: dict[str, Any]) -> tuple[str, str]:
 
 
 def _host(url: str, name: str) -> str:
-    """Return the forge's URL from a repository's; empty if unknown."""
+    """Return the forge's URL from a repository's URL; empty if unknown."""
     page = url.rstrip("/").removesuffix(".git")
     if not page.startswith(("https://", "http://")) or not page.casefold().endswith(
         f"/{name}".casefold()

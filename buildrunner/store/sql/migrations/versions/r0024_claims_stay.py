@@ -1,4 +1,4 @@
-"""The claim of a spare Job stays when the build that it has claimed is deleted."""
+"""Keep the claim of a spare Job when its build is deleted."""
 
 from __future__ import annotations
 
