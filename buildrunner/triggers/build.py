@@ -43,9 +43,9 @@ class TriggeredBuild(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         request: the requested Build, as JSON; without steps if they are in the source.
-        labels: `CONFIG_LABEL` in that case; `TRIGGER_NAME`, `BUILT_REF`; `forge_labels` for a
-            build without an event. Only the server sets them, never the caller who requests a
-            build.
+        labels: `CONFIG_LABEL` if the steps are in the source; `TRIGGER_NAME`, `BUILT_REF`;
+            `forge_labels` for a build without an event. Only the server sets them, never the caller
+            who requests a build.
         warnings: sentences about missing values.
         hold: it must be approved, even if the trigger does not require it: its source is a fork's.
         untrusted: it may have neither secrets nor the engine's socket, even after an approval.
@@ -65,7 +65,7 @@ def manual_run(
 ) -> TriggeredBuild:
     """Return the build of a manual run.
 
-    It ignores ``disabled`` and the event's filters.
+    A manual run ignores ``disabled`` and the event's filters.
 
     Args:
         trigger: the trigger.
@@ -87,7 +87,7 @@ def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
     """Return the build of a webhook's payload.
 
     Args:
-        trigger: the called trigger.
+        trigger: the trigger whose webhook was called.
         body: the payload as parsed JSON.
 
     Raises:
@@ -97,7 +97,7 @@ def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
 
 
 def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
-    """Return the facts of a build without a source, which can only fail.
+    """Return a build without a source, which can only fail.
 
     Args:
         trigger: the firing trigger.
@@ -140,7 +140,7 @@ def of_ref(made: TriggeredBuild, ref: str) -> TriggeredBuild:
 
     Args:
         made: the build.
-        ref: a branch's or tag's full name; others add no label.
+        ref: a branch's or tag's full name; another ref adds no label.
     """
     if not ref.startswith(("refs/heads/", "refs/tags/")):
         return made
@@ -175,7 +175,7 @@ def assembled(
     Args:
         trigger: the trigger with the template.
         source: the source; None: the template's.
-        facts: known built-in variables; values of the template and the trigger win.
+        facts: known built-in variables; values of the template and the trigger override them.
         given: values of this run, which override all others.
         event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
     """
@@ -215,7 +215,7 @@ def config_path(trigger: BuildTrigger) -> str:
 
 
 def known_facts(trigger: BuildTrigger, revision: Revision) -> dict[str, str]:
-    """Return built-ins that the trigger knows. Those of the commit are known after the fetch."""
+    """Return the known built-in substitutions. The fetch adds those of the commit."""
     facts = {
         "TRIGGER_NAME": trigger.name,
         "TRIGGER_BUILD_CONFIG_PATH": config_path(trigger),
@@ -243,8 +243,8 @@ def event_run(
     Args:
         trigger: the firing trigger.
         event: the event, with a repository bound to a forge.
-        repository: the trigger's repository. If the server's settings have its
-            URL, it is fetched from there.
+        repository: the trigger's repository. If the server's settings have its URL, it is fetched
+            from there.
 
     Raises:
         UsageError: the commit or the repository is unknown.
@@ -329,7 +329,7 @@ def pull_request_run(
 
 
 def failed_run(trigger: BuildTrigger, event: Event) -> TriggeredBuild:
-    """Return the facts of a build that `event_run` can't make: see `unsourced_run`."""
+    """Return the failing build of an event for which `event_run` raises; see `unsourced_run`."""
     roots = payload_roots(event)
     match event:
         case PushEvent():
@@ -391,7 +391,7 @@ def _repository_facts(trigger: BuildTrigger, repository: Repository) -> dict[str
 def _source(
     trigger: BuildTrigger, told: Repository, commit: str, wanted: TriggerRepository | None
 ) -> Source:
-    """Return the source of the commit: the URL in the server's settings, or the event's.
+    """Return the source of the commit, by the server's settings or else by the event's URL.
 
     Raises:
         UsageError: the URL is unknown.

@@ -2,7 +2,7 @@
 
 ``build`` is the Build message: its fields have the names of the proto (snake_case; those of the
 JSON are accepted, too), an unset field has its type's zero, and ``has()`` tests whether it is set.
-An enum's value is its name, which is the value of ``Build.Status.FAILURE``.
+An enum's value is its name, also that of ``Build.Status.FAILURE``.
 
 Source: semantics 12.2
 """
@@ -35,7 +35,7 @@ def check_filter(text: str) -> str:
 
 
 def _unknown(text: str) -> str:
-    """Return the first unknown name of a field or a status of the Build message."""
+    """Return the problem of the first unknown field or status; empty if all are known."""
     for status in _STATUS.findall(text):
         if status not in Status.__members__:
             known = ", ".join(Status.__members__)
@@ -84,7 +84,7 @@ def check_answer(text: str, others: Mapping[str, Any]) -> str:
     """Return the problem of a filter's value; empty for yes, no, and values not known yet.
 
     Args:
-        text: an expression without problems from `check_filter`.
+        text: an expression that `check_filter` accepts.
         others: see `build_rule`.
     """
     runner = _runner(cel.LONGEST_CHECK_S)

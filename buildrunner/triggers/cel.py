@@ -30,15 +30,15 @@ from buildrunner.triggers.events import Rule
 
 
 class TooLong(Exception):
-    """The evaluation exceeded its time."""
+    """The evaluation exceeded its time limit."""
 
 
 class Deadline:
     """A time limit for work.
 
     Args:
-        now: returns monotonic seconds.
-        seconds: duration from now.
+        now: returns the time of a monotonic clock, in seconds.
+        seconds: the time limit, from now on.
     """
 
     def __init__(self, now: Callable[[], float], seconds: float) -> None:
@@ -66,7 +66,7 @@ def timed_runner(deadline: Deadline) -> type[InterpretedRunner]:
             return super().visit_children(tree)
 
     class TimedRunner(InterpretedRunner):
-        """Runs the evaluator above."""
+        """Evaluates with `TimedEvaluator`."""
 
         def evaluate(self, context: Any) -> Any:
             return TimedEvaluator(self.ast, activation=self.new_activation()).evaluate(context)
@@ -155,7 +155,7 @@ def message_runner(deadline: Deadline) -> type[InterpretedRunner]:
             return BoolType(bool(answer) and self.is_set)
 
     class MessageRunner(InterpretedRunner):
-        """Runs the evaluator above."""
+        """Evaluates with `Reader`."""
 
         def evaluate(self, context: Any) -> Any:
             return Reader(ast=self.ast, activation=self.new_activation()).evaluate(context)
@@ -252,7 +252,7 @@ def filter_rule(
         values: the trigger's substitutions, bindings filled in.
         body: the event's payload as parsed JSON.
         longest_s: time limit in seconds.
-        now: returns monotonic seconds.
+        now: returns the time of a monotonic clock, in seconds.
     """
     if not text:
         return Rule(name="filter", passed=None, text="there is no filter")
@@ -262,7 +262,7 @@ def filter_rule(
 
     deadline = Deadline(now, longest_s)
     variables = {name: json_to_cel(value) for name, value in values.items()}
-    if "body" in text:  # otherwise it is not read, whatever its size
+    if "body" in text:  # otherwise the filter does not read the body, which can be large
         try:
             variables["body"] = cel_of_json(body, deadline)
         except TooLong as error:
@@ -274,19 +274,19 @@ def filter_rule(
 def evaluated_rule(
     text: str, variables: Mapping[str, Any], about: str, runner: type[Any] | None = None
 ) -> Rule:
-    """Return the value of a valid expression.
+    """Return a rule that passes if a valid expression is true.
 
     Args:
         text: the expression.
         variables: CEL's values by name.
-        about: the subject, for the message if it can't be evaluated.
-        runner: evaluates it; None for CEL's own.
+        about: the subject, for the message if the expression can't be evaluated.
+        runner: the class that evaluates it; None for celpy's own.
     """
     try:
         result = _evaluated(text, variables, runner)
     except MemoryError:  # under a memory limit, a caller handles this error
         raise
-    except Exception as error:  # noqa: BLE001  (anything may come: whatever fails is no "yes")
+    except Exception as error:  # noqa: BLE001  (any error: a filter that fails does not match)
         why = f"the filter can't be evaluated for {about}: {_reason(error)}"
         return Rule(name="filter", passed=False, text=why)
     wrong = _no_answer(result)
@@ -297,7 +297,7 @@ def evaluated_rule(
 
 
 def values_answer(text: str, values: Mapping[str, str]) -> str:
-    """Return `check_answer` of a trigger's filter that reads only the trigger's values."""
+    """Return `check_answer` of a trigger's filter; empty if the filter reads the body."""
     if "body" in text:
         return ""
 
@@ -315,7 +315,7 @@ def check_answer(text: str, variables: Mapping[str, Any], runner: type[Any] | No
     """
     try:
         return _no_answer(_evaluated(text, variables, runner))
-    except Exception:  # noqa: BLE001  (of other events it may say something)
+    except Exception:  # noqa: BLE001  (the filter may have a value for other events)
         return ""
 
 

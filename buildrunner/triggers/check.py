@@ -1,4 +1,4 @@
-"""Checks triggers, and reads the triggers of a file.
+"""Checks triggers, with all problems at once, and reads the triggers of a file.
 
 Source: https://cloud.google.com/build/docs/api/reference/rest/v1/projects.triggers
 """
@@ -37,10 +37,10 @@ EventConfig = (
 )
 
 MAX_PATTERNS: Final = 200
-"""The most globs of ``includedFiles``, and of ``ignoredFiles``."""
+"""Maximum number of globs of ``includedFiles``, and of ``ignoredFiles``."""
 
 MAX_PATTERN: Final = 1000
-"""The most characters of a glob or regular expression."""
+"""Maximum length of a glob or regular expression, in characters."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 _SECRET_VERSION: Final = re.compile(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+")
@@ -51,7 +51,7 @@ _TEMPLATES: Final = "autodetect, build, filename, gitFileSource"
 def check_trigger(
     trigger: BuildTrigger, filter_problem: Callable[[str, Mapping[str, str]], str] = filter_problem
 ) -> list[Problem]:
-    """Return all problems of a trigger, errors and warnings. An invalid trigger never raises.
+    """Return all problems of a trigger, errors and warnings. Never raises for an invalid one.
 
     Args:
         trigger: the decoded trigger.
@@ -90,7 +90,7 @@ def check_trigger(
 
 
 def _sizes(trigger: BuildTrigger) -> Iterator[Problem]:
-    """Report exceeded limits. Each push is compared with all patterns of each trigger."""
+    """Yield exceeded limits, which exist since each push is compared with all patterns."""
     counted = {
         "tags": (len(trigger.tags), DEFAULT_LIMITS.tags),
         "substitutions": (len(trigger.substitutions), DEFAULT_LIMITS.substitutions),
@@ -188,7 +188,7 @@ def _event(trigger: BuildTrigger) -> Iterator[Problem]:
 
 
 def _repository(trigger: BuildTrigger) -> Iterator[Problem]:
-    """Check the repository: ``x/../owner/name`` would be another owner's."""
+    """Check names of repositories: ``x/../owner/name`` would lead to another owner's."""
     github, gitlab = trigger.github, trigger.gitlab_enterprise_events_config
     server = trigger.bitbucket_server_trigger_config
     names = {
@@ -376,7 +376,7 @@ def load_trigger_file(path: str) -> tuple[tuple[Loaded[BuildTrigger], ...], list
 
 
 def _problems(loaded: Loaded[BuildTrigger], file: str) -> list[Problem]:
-    """Return the problems of one trigger, with their places, which the server does not know."""
+    """Return the problems of one trigger, with their lines and columns in the file."""
     from msgspec.structs import replace
 
     from buildrunner.spec.model import git_address

@@ -23,12 +23,12 @@ class Repository(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         full_name: ``owner/name``, or ``group/subgroup/name``; just ``name`` for a bare repository.
-        clone_url: its URL for git. In a parsed payload: the payload's;
-            `hook_binding.bound` replaces it with the computed address.
+        clone_url: its URL for Git. In a parsed payload: the payload's, which `hook_binding.bound`
+            replaces with the computed URL.
         urls: other addresses in the payload: web page, ssh, ...; empty once it is bound.
         forge: a kind of `forge_host.KINDS`, or ``git`` if unknown.
-        host: the forge of the hook's binding; None before the binding, and without a forge.
-        bare: a bare repository with its own hook.
+        host: the forge of the hook's binding; None before it is bound, and if it has no forge.
+        bare: whether it is a bare repository, whose own hook reports its events.
     """
 
     full_name: str
@@ -49,12 +49,12 @@ class PushEvent(msgspec.Struct, frozen=True, kw_only=True):
         after: new commit, tags peeled; empty for a deleted ref.
         may_be_unpeeled: ``after`` may be the object of an annotated tag.
         message: message of the head commit; empty if the payload has none.
-        files: paths that changed from ``before`` to ``after``; None if the payload does not
-            have them (too many commits, a forced push, a new branch).
+        files: paths that changed from ``before`` to ``after``; None if the payload does not have
+            them (too many commits, a forced push, a new branch).
         forced: ``after`` does not follow from ``before``.
-        doubtful_files: ``files`` are those of the new commits. If the push was forced,
-            which the payload does not say, other files differ, too.
-        skip_option: the push option that requests no build.
+        doubtful_files: ``files`` are those of the new commits. If the push was forced, which the
+            payload does not say, other files differ, too.
+        skip_option: the push option that requests no build; empty if it was not given.
         author: the user who pushed.
         body: the payload, for ``$(body...)``.
     """
@@ -99,8 +99,8 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
             never fire.
         base_branch: the target branch.
         head_branch: the source branch.
-        head_commit: its newest commit, or an abbreviated SHA; empty if the payload does
-            not have it (comments).
+        head_commit: commit of the source branch, maybe abbreviated; empty if the payload does not
+            have it (comments).
         base_commit: commit of the base branch; empty if the payload does not have it.
         head_full_name: full name of the head branch's repository; empty if unknown.
         head_clone_url: URL of the head branch's repository, computed on the base's forge.
@@ -113,7 +113,7 @@ class PullRequestEvent(msgspec.Struct, frozen=True, kw_only=True):
         author_may_write: whether the author may write to the repository; None: unknown.
         comment: text of the comment, for ``commented``.
         commenter: author of the comment.
-        commenter_may_write: whether that person may write to the repository.
+        commenter_may_write: whether the commenter may write to the repository; None: unknown.
         files: files changed from the merge base to the head; None if unknown.
         author_id: the author's id in the forge's API: login, number or UUID.
         commenter_id: the commenter's id there.
@@ -168,7 +168,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: ``enabled``, ``repository``, ``ref``, ``branch``, ``comment``, ``skip``, ``files``,
-            ``filter``; ``internal`` for a bug.
+            ``filter``; ``internal`` for a bug of buildrunner.
         passed: its result; None: not evaluated, or not applicable.
         text: one sentence for the user.
     """
@@ -186,7 +186,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         rules: evaluated rules in order; the last one decided if it does not fire.
         hold: it fires, and its build must wait for an approval: a pull request from a fork.
         waits_for_comment: it would fire on a ``/gcbrun`` of a user with write access.
-        waits_for_answer: it may fire once a host answers that does not now.
+        waits_for_answer: a host did not answer; the trigger may fire once it does.
     """
 
     fires: bool

@@ -21,7 +21,7 @@ _SHOWN = 3
 
 
 class PatternError(ValueError):
-    """A malformed pattern. The message has the problem."""
+    """A malformed pattern. The message names the problem."""
 
 
 def check_pattern(pattern: str) -> str:
@@ -34,7 +34,7 @@ def check_pattern(pattern: str) -> str:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Return whether a path (``/``-separated, from the repository's root) matches.
+    """Return whether a path (``/``-separated, from the repository's root) matches a pattern.
 
     Raises:
         PatternError: the pattern is malformed.
@@ -55,7 +55,7 @@ def file_rule(
         files: changed files; None if unknown, which passes.
         included: the trigger's ``includedFiles``.
         ignored: the trigger's ``ignoredFiles``.
-        longest_s: time limit; beyond it, the rule passes as for unknown files.
+        longest_s: time limit in seconds; beyond it, the rule passes as for unknown files.
     """
 
     def rule(passed: bool, text: str) -> Rule:
@@ -88,7 +88,7 @@ def file_rule(
 def _matching(
     paths: Iterable[str], patterns: Sequence[str], ends: float, *, wanted: bool = True
 ) -> Iterator[str]:
-    """Return the paths that match one of the patterns; if not ``wanted``, the others.
+    """Yield the paths that match one of the patterns; if not ``wanted``, the others.
 
     Raises:
         TimeoutError: the time ``ends`` on the monotonic clock has passed.
@@ -114,7 +114,7 @@ def _compiled(pattern: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _compiled_together(patterns: tuple[str, ...]) -> tuple[Any, ...]:
-    """Compile the patterns to one expression, as fast as a single one; large ones separately.
+    """Compile the patterns to one expression; if that is too large, each separately.
 
     Raises:
         PatternError: a pattern is malformed.

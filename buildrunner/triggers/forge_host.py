@@ -89,7 +89,7 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.url}/{_path(full_name)}.git"
 
     def full_name(self, url: str) -> str:
-        """The full name of the repository at a URL; empty if the URL is not on this forge."""
+        """Return the full name of the repository at a URL; empty for a URL of another forge."""
         key, folded = repository_key(url), self.key
         if self.kind == "bitbucket-server" and key.startswith(f"{folded}/scm/"):
             folded += "/scm"

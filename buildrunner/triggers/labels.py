@@ -7,7 +7,7 @@ from typing import Final
 # The config is in the fetched source: the path, or AUTODETECT for the usual names.
 CONFIG_LABEL: Final = "config_file"
 AUTODETECT: Final = "?"
-# The trigger's name at the time of the event.
+# The trigger's name at the time when it made the build.
 TRIGGER_NAME: Final = "trigger_name"
 # The built refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository, from the event,
 # the trigger or the revision of a run. A fork's build has none.

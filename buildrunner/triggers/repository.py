@@ -70,7 +70,7 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def shown(self) -> str:
-        """Return the repository for users: ``acme/app on https://github.com (github)``."""
+        """Return the repository as text for users: ``acme/app on https://github.com (github)``."""
         if self.host is not None:
             return f"{self.name} on {self.host.url} ({self.host.kind})"
         if self.bare:
@@ -147,7 +147,7 @@ def _names(trigger: Mapping[str, Any]) -> Iterator[str]:
 def event_keys(
     event: Event, hook: str, *, repositories: Mapping[str, str], bare: Mapping[str, str]
 ) -> set[str]:
-    """Return the `source_keys` of triggers for the source of an event.
+    """Return the `source_keys` of the triggers that the source of an event can fire.
 
     Args:
         event: the event.
@@ -174,7 +174,7 @@ def _topic_key(topic: str) -> str:
 
 
 def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule:
-    """Return whether a trigger for one repository accepts events of another one."""
+    """Return whether a trigger accepts the events of a repository."""
     if wanted is None:
         text = "the trigger does not listen to a repository"
         return Rule(name="repository", passed=False, text=text)
@@ -188,7 +188,7 @@ def listens_to(wanted: TriggerRepository | None, repository: Repository) -> Rule
 
 
 def shown_repository(repository: Repository) -> str:
-    """Return an event's repository for users."""
+    """Return an event's repository as text for users."""
     if repository.bare:
         return f"the bare repository {repository.full_name}"
     where = f" on {repository.host.url}" if repository.host else ""
@@ -223,7 +223,7 @@ def _is_same(wanted: TriggerRepository, repository: Repository) -> bool:
 
 
 def _wanted_host(forge: ForgeSetting | None) -> ForgeHost | None:
-    """Return the forge of the setting; None if another version wrote it and it can't be read."""
+    """Return the forge of the setting; None without one, and if this version can't read it."""
     if forge is None or forge.unconfirmed:
         return None
     try:
@@ -349,7 +349,7 @@ class Revision(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ref(self) -> str:
-        """Return the ref for git."""
+        """Return the full ref, or the commit, for Git to fetch."""
         if self.branch:
             return f"{_HEADS}{self.branch}"
         return f"{_TAGS}{self.tag}" if self.tag else self.commit
@@ -386,8 +386,8 @@ def source_of(
         repository: the trigger's repository; None for a trigger without one.
 
     Raises:
-        UsageError: the repository is unknown, or it has one and no revision is
-            given.
+        UsageError: the repository is unknown, no revision is given, or the trigger has neither a
+            source nor an inline build.
     """
     if repository is not None:
         if repository.problem:
@@ -463,7 +463,7 @@ def _literal_branch(trigger: BuildTrigger) -> Revision:
     """Return the revision in the trigger's own filter, if it is no real pattern.
 
     Raises:
-        UsageError: the filter is a pattern.
+        UsageError: the filter is a pattern, or missing.
     """
     branch, tag = _filters(trigger)
     for pattern, kind in ((branch, "branch"), (tag, "tag")):

@@ -2,8 +2,8 @@
 
 Daylight saving time, as Debian's cron has it: a fixed time in the skipped hour (``30 2 * * *`` on
 the day when 02:00 becomes 03:00) fires once, at the first moment after it (03:00); in the doubled
-hour it fires once, the first time. Schedules with ``*`` in the hour follow the local clock and fire
-once in each hour.
+hour it fires once, the first time. Schedules with ``*`` in the hour run in each hour that
+passes: not in the skipped hour, and in both of the doubled hours.
 
 Source: Cloud Build's ``cron`` of triggers, and Cloud Scheduler's "Cron job format and time zone".
 """
@@ -64,7 +64,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         cron: five fields: minute, hour, day of the month, month, day of the week.
         time_zone: name in the IANA database; empty is UTC.
-        jitter_s: maximum delay of a run, which is always the same for one fire time.
+        jitter_s: maximum delay of a run in seconds. The delay is always the same for one fire time.
         missed: the treatment of times while the server was down.
         overlap: the treatment of a time while the last build runs.
     """
@@ -95,7 +95,7 @@ def fire_times(schedule: Schedule, after: datetime, count: int) -> list[datetime
     """Return the next ``count`` fire times after a moment, in UTC, without jitter.
 
     Raises:
-        BadSchedule: it is none.
+        BadSchedule: the schedule is invalid.
     """
     times = _times(schedule, after)
     return [moment for moment, _ in zip(times, range(count), strict=False)]
@@ -120,8 +120,8 @@ class Due(msgspec.Struct, frozen=True):
 
     Attributes:
         fire: fire times to run now, oldest first.
-        missed: fire times that are skipped.
-        next_at: the next fire time.
+        missed: missed fire times that are not made up for.
+        next_at: the first fire time after now.
     """
 
     fire: tuple[datetime, ...]
@@ -140,7 +140,7 @@ def due(schedule: Schedule, since: datetime, now: datetime) -> Due:
         now: the current time.
 
     Raises:
-        BadSchedule: it is invalid, or has no further fire time.
+        BadSchedule: the schedule is invalid, or has no further fire time.
     """
     passed: list[datetime] = []
     next_at: datetime | None = None
@@ -175,7 +175,7 @@ def _newest(schedule: Schedule, now: datetime) -> datetime:
 
 
 def _times(schedule: Schedule, after: datetime, *, back: bool = False) -> Iterator[datetime]:
-    """Yield all fire times after a moment, in UTC; if ``back``, those before it, newest first."""
+    """Return all fire times after a moment, in UTC; if ``back``, those before it, newest first."""
     from cronsim import CronSim, CronSimError
 
     if schedule.cron in _SHORT:

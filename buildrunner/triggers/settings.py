@@ -56,7 +56,7 @@ class ApprovalPolicy(
     Attributes:
         approvers: names of tokens; if empty, all whose scopes include ``approve``.
         not_author: exclude the caller who started the build, and the author of the commit.
-        expires: time after which an unapproved build is cancelled, as ``86400s``; empty: never.
+        expires: time after which an unapproved build is cancelled: ``86400s``; empty: never.
     """
 
     approvers: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class IdentityPolicy(
 
     Attributes:
         audiences: allowed audiences of tokens; if empty, builds get no tokens.
-        forks: builds of forks get tokens, too, which name the fork.
+        forks: builds of forks get tokens, too. These tokens say that the build is of a fork.
     """
 
     audiences: tuple[str, ...] = ()
@@ -101,7 +101,7 @@ class TriggerSettings(
     """Settings of a trigger that only buildrunner has.
 
     Attributes:
-        jitter: maximum delay of scheduled builds, as ``300s``.
+        jitter: maximum delay of scheduled builds: ``300s``.
         missed, overlap: see `Schedule`.
         concurrency: which builds run at the same time.
         approval: who may approve. The trigger's ``approvalConfig`` says whether approval is needed.

@@ -152,7 +152,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
 
 
 def status_request(forge: ForgeHost, report: Report) -> HttpRequest | None:
-    """Return the request for a report; None without a known status or a commit."""
+    """Return the request for a report; None for an unknown status or an invalid commit."""
     if report.status not in _TEXTS or not _COMMIT.fullmatch(report.commit):
         return None  # the commit becomes a part of the URL
     return _FORGES[forge.kind](forge.api, report)

@@ -85,10 +85,10 @@ def build_labels(build_id: str) -> dict[str, str]:
 def guardian(
     engine: DockerEngine, build_id: str, *, address_range: AddressRange | None = None
 ) -> Guardian:
-    """Return the process that cleans up after a build if this process dies; it holds the network.
+    """Start the process that cleans up after a build, however this process ends.
 
-    The network is created at once, in a thread: this takes the engine 70 ms, in which
-    this process can do other work.
+    It also holds the network for the build. The network is created at once, in a thread: this takes
+    the engine 70 ms, in which this process can do other work.
 
     Raises:
         EngineError: the process can't be started.
@@ -111,7 +111,7 @@ def guardian(
 
 
 def nested_guardian(engine: DockerEngine, build_id: str, folder: str) -> Guardian:
-    """Return the process that removes a build's nested sandbox if this process dies.
+    """Start the process that removes a build's nested sandbox, however this process ends.
 
     Args:
         engine: the engine that runs the sandbox.
@@ -359,7 +359,7 @@ def shared_metadata_server(
         engine: the engine with the network, which may still be created.
         build_id: the build.
         facts: facts about the project of the build.
-        credentials: make tokens; None for none.
+        credentials: source of the tokens; None for no tokens.
 
     Raises:
         EngineError: the network or the address is not available.

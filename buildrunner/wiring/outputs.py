@@ -73,7 +73,7 @@ def publisher(
         settings: settings of the user, or of the server for the build's project.
         engine: the engine that runs the steps.
         place: sandbox of the build; None if the steps run on the engine of the machine.
-        limit_bytes: maximum number of bytes that the build writes to the disk; None: no limit.
+        limit_bytes: maximum number of bytes that the build may write to the disk; None: no limit.
 
     Raises:
         ConfigError: a package can't be published from here.
@@ -132,7 +132,7 @@ def attester(
         build: the Build with its substitutions made.
         plan: the plan of the build.
         settings: settings of the user or the server.
-        limit_bytes: maximum number of bytes that the build writes to the disk; None: no limit.
+        limit_bytes: maximum number of bytes that the build may write to the disk; None: no limit.
         identity_token: returns a token of the build for an audience; None if it has none.
 
     Raises:

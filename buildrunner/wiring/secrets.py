@@ -25,7 +25,8 @@ def secret_resolver(settings: Settings, asker: Asker | None = None) -> SecretRes
 
     Args:
         settings: settings that say where the values are.
-        asker: caller that requests secrets from a server; None for the user's own builds.
+        asker: caller that requests secrets from a server; None for the user's own builds, which
+            can use all secrets.
     """
     return _SecretsOnDemand(settings, asker)
 
@@ -43,7 +44,7 @@ class _SecretsOnDemand:
 
 
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
-    """Return the resolvers in this order: mapping, local store, decrypt command, Google."""
+    """Return a resolver that tries, in order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.local_store import StoredSecrets
     from buildrunner.secrets.provider import MappedSecrets, NotAsked, ProviderChain
 
@@ -145,7 +146,7 @@ def _google_secrets() -> list[SecretProvider]:
 
 
 def google_token() -> Callable[[], str]:
-    """Return a source of access tokens from the user's own Google credentials."""
+    """Return a function that returns access tokens of the user's own Google credentials."""
     loaded: list[GoogleCredentials] = []
 
     def token() -> str:

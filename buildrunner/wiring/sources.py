@@ -155,21 +155,21 @@ class GitRemotes:
                 cancel.set()
 
     def list_refs(self, url: str) -> dict[str, str]:
-        """See `sources.git_remote.list_refs`."""
+        """See `sources.git.source.list_refs`."""
         from buildrunner.sources.git.source import list_refs
 
         with self._time_limit(url) as cancel:
             return list_refs(self._request(url), self._place(), cancel)
 
     def message(self, url: str, commit: str) -> str:
-        """See `sources.git_remote.commit_message`."""
+        """See `sources.git.source.commit_message`."""
         from buildrunner.sources.git.source import commit_message
 
         with self._time_limit(url) as cancel:
             return commit_message(self._request(url), commit, place=self._place(), cancel=cancel)
 
     def changed_files(self, url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
-        """See `sources.git_remote.changed_files`."""
+        """See `sources.git.source.changed_files`."""
         from buildrunner.sources.git.source import changed_files
 
         with self._time_limit(url) as cancel:
@@ -247,7 +247,9 @@ def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
 def storage_workspace(
     build: Build, stores: Stores, *, uploads: OpenUpload | None = None
 ) -> Workspace | None:
-    """Return a workspace with the build's archive or manifest in a bucket; None without one.
+    """Return a workspace that begins with the build's archive or manifest in a bucket.
+
+    Returns None for a build without one.
 
     Args:
         build: the Build with the source, and with the project of an uploaded source.
@@ -285,7 +287,7 @@ def storage_workspace(
 
 
 def git_workspace(checkout: GitCheckout) -> Workspace:
-    """Return a workspace that begins with a fetched commit, and releases it."""
+    """Return a workspace that begins with a fetched commit, and releases the checkout."""
     from buildrunner.workspace.fetched import GitWorkspace
     from buildrunner.workspace.volume import FolderWorkspace
 
@@ -301,7 +303,7 @@ def with_dependencies(
     """Return the workspace with the build's ``dependencies`` beside the source.
 
     Raises:
-        SourceError: a dependency is invalid.
+        SourceError: a dependency is invalid, or a token for it is not available.
     """
     wanted = [one.git_source for one in build.dependencies if one.git_source is not None]
     if not wanted:

@@ -27,7 +27,7 @@ from buildrunner.triggers.forges.forge import (
 WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
 
 _ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
-# GitHub reports no more commits of a push, and no more files of a commit.
+# GitHub reports at most this many commits of a push, and at most this many files of a commit.
 _MOST_COMMITS = 2048
 _MOST_FILES = 3000
 
@@ -101,7 +101,7 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
         message=text(body, "head_commit", "message") or text(listed, "message"),
         files=files_of(commits) if told else None,
         forced=forced,
-        doubtful_files=told and "forced" not in body,  # Gitea does not report it
+        doubtful_files=told and "forced" not in body,  # Gitea does not report forced pushes
         author=text(body, "pusher", "name") or text(body, "pusher", "login"),
         body=body,
     )

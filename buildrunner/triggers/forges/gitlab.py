@@ -62,7 +62,7 @@ class GitLab:
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
         body = json_object(request)
-        # the latter is for system hooks
+        # System hooks have event_name.
         kind = text(body, "object_kind") or text(body, "event_name")
         match kind:
             case "push" | "tag_push":

@@ -25,7 +25,7 @@ def secret_matches(presented: str, expected: str) -> bool:
 
 
 def payload_of(body: bytes, decode: Any) -> Any:
-    """Return the payload: the raw body, or the content of an HttpBody of Google's client.
+    """Return the payload: the raw body, or the data of an HttpBody message of Google's client.
 
     Args:
         body: the request's body.
@@ -70,7 +70,7 @@ _IDS: Final = (
 
 
 def webhook_event(request: WebhookRequest) -> MessageEvent:
-    """Return the call's event: of the raw body, or of an HttpBody of Google's client.
+    """Return the event of a call, with its payload; see `payload_of`.
 
     Raises:
         BadDelivery: the body is not JSON.
