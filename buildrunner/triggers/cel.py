@@ -1,7 +1,7 @@
 """CEL expressions of triggers, evaluated with limits of time and size.
 
-The sender of an event controls its size, and an expression may compare each part with
-each other part. Without a limit, one delivery could block all others.
+The sender of an event controls its size, and an expression may compare each part with each other
+part. Without a limit, one delivery could block all others.
 """
 
 from __future__ import annotations

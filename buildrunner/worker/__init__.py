@@ -1,5 +1,5 @@
 """Workers: they claim builds, run each in its own process, and adopt builds after a crash.
 
 Start with `supervisor`. `execution` is the process of one build; `leases` and `recovery` make sure
-that each build runs once and none is lost.
+that no build runs twice or is lost.
 """

@@ -65,7 +65,7 @@ class Chores:
             chore.run()
         except BuildrunnerError as error:
             _log.warning("%s: %s", chore.name, error)
-        except Exception:  # noqa: BLE001  (nobody is above us who could report it)
+        except Exception:  # noqa: BLE001  (no caller could report it)
             _log.exception("a bug in %s", chore.name)
         finally:
             self._due[chore.name] = time.monotonic() + chore.every_s
@@ -192,7 +192,8 @@ _PAUSE_S: Final = 0.05
 _DAY_S: Final = 86400.0
 _HOUR_S: Final = 3600.0
 _FILES_S: Final = 10.0
-# After a longer outage of the database, servers keep the files of builds that were deleted before.
+# How long the ids of deleted builds are known. A server that is stopped for longer keeps files of
+# builds that were deleted meanwhile.
 _KNOWN: Final = timedelta(days=90)
 # Maximum time by which transactions of other servers become visible after their date.
 _OVERLAP: Final = timedelta(minutes=10)
@@ -271,7 +272,7 @@ class Retention:
         self._uploads.prune((self._now() - self._kept.shortened(UPLOADS)).timestamp())
 
     def delete_records(self) -> None:
-        """Delete old deliveries, sent messages and entries of the audit log."""
+        """Delete old deliveries, messages that no longer wait, audit entries and ids of builds."""
         now, store = self._now(), self._store
         deliveries = now - self._kept.shortened(DELIVERIES)
         messages = now - self._kept.shortened(MESSAGES)

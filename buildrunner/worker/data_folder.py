@@ -38,7 +38,7 @@ class DataFolder:
         return os.path.join(self.path, "run", build_id)
 
     def make_run_folder(self, build_id: str) -> str:
-        """Return the same folder, and create it if missing.
+        """Return the folder of a build's process, and create it if missing.
 
         Raises:
             StoreError: the folder can't be created.
@@ -110,8 +110,8 @@ class DataFolder:
     def labels(self) -> dict[str, str]:
         """Return the labels of all resources of this folder's server on an engine.
 
-        The label of an owning process is missing: if the process of a build dies, another resumes
-        with its containers, and no sweep may remove them meanwhile.
+        The label of an owning process is missing: if the process of a build dies, another process
+        continues with its containers, and no sweep may remove them meanwhile.
         """
         return {LABEL_SERVER: self.server_id()}
 

@@ -74,7 +74,7 @@ def execute(
         The final status of the build.
 
     Raises:
-        StoreError: neither the folder nor the database can be used.
+        StoreError: the folder or the database can't be used.
         InvalidRecord: the server refuses every end of the build.
     """
     _take(job)
@@ -205,9 +205,9 @@ class _Process:
         return self._end(record.build)
 
     def _resume_point(self, record: BuildRecord, log: LogSink) -> ResumePoint | None:
-        """Return the resume point, after updating the record to it."""
+        """Return the resume point, after updating the record to it; None to run all again."""
         point = resume_point(self.notes, self._log_folder)
-        if point is None:  # the dead process noted a step last
+        if point is None:  # it died between the note and the event of the first step
             self._sweep()
             log.write(begun_again(self.notes.death(), self._job.now()))
             return None
@@ -305,12 +305,12 @@ class _Process:
 def planned(
     stored: Build, resolved: Build, reused: Collection[int] = (), only: int | None = None
 ) -> Build:
-    """Return the Build to show after substitution, with the fields that only we set.
+    """Return the Build to show after substitution, with the fields that only the server sets.
 
     Args:
         stored: the Build as shown so far.
         resolved: the Build of the request after substitution.
-        reused: indexes of steps whose results of an earlier build are used.
+        reused: indexes of steps that an earlier build ran, and this build does not.
         only: index of the only step that runs; None for all. The others have no status.
     """
     steps = tuple(
@@ -397,7 +397,7 @@ class EventWriter(Protocol):
         ...
 
     def close(self) -> None:
-        """End writing; all events are stored."""
+        """End writing. All events are stored when this returns."""
         ...
 
 

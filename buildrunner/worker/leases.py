@@ -114,16 +114,15 @@ class LeasedRecord:
     """The only writer of a build's document. One thread calls its methods.
 
     `save` writes at once, so that work is announced before it is done. If the database
-    does not answer, the build continues: writing the newest document is retried until it succeeds,
-        and
-    the data for recovery is in the build's own notes on this disk by then. A document that the
-    server refuses is not retried, since a retry would be refused, too.
+    does not answer, the build continues: the newest document is written again until that succeeds.
+    The data for recovery is in the build's own notes on this disk by then. A document that the
+    server refuses is not written again, since a retry would be refused, too.
 
     Args:
         queue: queue with the build.
         lease: the lease of the build.
-        on_lost: called in any thread if another worker has the lease; must end the process
-            or raise.
+        on_lost: called in any thread if another worker has the lease; must end the process or
+            raise.
 
     Attributes:
         taken: the last stored document; None before the first one.
@@ -156,7 +155,7 @@ class LeasedRecord:
             self._write_later(document)
 
     def save_plan(self, plan: bytes) -> None:
-        """Store the compiled plan; a failure is ignored."""
+        """Store the compiled plan. A failure of the database is only logged."""
         try:
             self._queue.record_plan(self._lease, plan)
         except LeaseLost:
@@ -194,7 +193,7 @@ class LeasedRecord:
                 self._on_lost()
 
     def _record_deployments(self) -> bool:
-        """Return whether all deployments are recorded."""
+        """Record the waiting deployments; return whether none waits any more."""
         if not self._deployed:
             return True
         try:
@@ -237,7 +236,7 @@ class LeasedRecord:
                     return
 
     def _try(self, document: Document) -> bool:
-        """Return whether all documents are written. Raises `InvalidRecord`."""
+        """Store a document; return False if it must be retried. Raises `InvalidRecord`."""
         try:
             self._queue.record(self._lease, document)
         except LeaseLost:

@@ -66,7 +66,7 @@ def policy_facts(stored: StoredBuild, plan: BuildPlan) -> dict[str, Any]:
 
 
 def _plain(image: str) -> str:
-    """Another spelling of the registry must not pass by a rule."""
+    """Return an image's name with the plain host, so that no other spelling evades a rule."""
     return str(ImageName.parse(image).with_plain_host)
 
 

@@ -1,10 +1,10 @@
 """The processes of builds: started in their own sessions, and found again after a restart.
 
-Some are started ahead of builds (`SpareSpawner`). Spare places for builds (`SpareKeeper`) are kept
-for the same reason: slow work at the start of a build is done in advance. A thread of
-the server checks the spare places (`Sandbox.keep_spares`) at its start, soon after a build has
-begun (which had the processor to itself until then), after a build has ended, and periodically: the
-engine may have been restarted, or have other images.
+Some processes are started before their builds (`SpareSpawner`), and spare places for builds are kept
+(`SpareKeeper`): slow work at the start of a build is done in advance. A thread of the server checks
+the spare places (`Sandbox.keep_spares`) at its start, soon after a build has begun (which had the
+processor to itself until then), after a build has ended, and periodically: the engine may have been
+restarted, or have other images.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ class SpareKeeper:
 
     Args:
         sandbox: sandbox with the places. Not closed.
-        count: number of spare places; for 0, only their shared resources are kept.
+        count: number of spare places. For 0, only the resources that sandboxes share are kept.
         look_s: seconds between checks without a notification; doubled after each failure.
         pause_s: seconds for which a build has the processor to itself.
     """
@@ -277,7 +277,7 @@ class SpareKeeper:
         self._news.clear()
 
     def _try(self, work: Callable[[], None]) -> None:
-        """Log an error once, not at each check."""
+        """Do the work. An error is logged once, not at each check."""
         try:
             work()
         except EngineUnavailable:  # no build begins then, and the supervisor reports why
@@ -287,7 +287,7 @@ class SpareKeeper:
                 _log.warning("no sandbox is ready ahead of builds: %s", error)
             self._trouble = str(error)
             self._next_s = min(self._next_s * 2, _MOST_S)
-        except Exception:  # noqa: BLE001  (builds do without)
+        except Exception:  # noqa: BLE001  (builds can start without spare places)
             _log.exception("a bug in keeping sandboxes ready")
             self._next_s = _MOST_S
         else:
@@ -322,8 +322,8 @@ class SpareSpawner:
     Args:
         folder: the server's folder.
         environ: the result of `child_environment`.
-        pause_s: seconds for which a new build has the processor to itself before the
-            next process is started.
+        pause_s: seconds for which a new build has the processor to itself before the next process
+            is started.
     """
 
     def __init__(

@@ -227,7 +227,10 @@ class ServerProgram:
     def _kept(
         self, stored: StoredBuild, source: Workspace, opened: OpenSandbox, watch: _Watch
     ) -> Workspace:
-        """Return the workspace with the source, or with the kept files of another build."""
+        """Return a workspace with the source, or with the kept files of another build.
+
+        It is kept for later builds if ``watch`` says so, and if the server keeps workspaces.
+        """
         from_build = stored.labels.get(FROM_BUILD, "")
         if self._keeping is None:
             if from_build and not watch.is_resumed:
@@ -327,7 +330,7 @@ class ServerProgram:
         return self._log_uploads[stored.id]
 
     def _settings_for(self, stored: StoredBuild) -> Settings:
-        """Return the settings for the build's project, without those that are unsafe for forks."""
+        """Return the settings for the build's project, without unsafe ones for untrusted builds."""
         settings = self._settings.of_project(project_of(stored, self._settings))
         if not stored.untrusted:
             return settings
@@ -395,7 +398,7 @@ class ServerPlanning:
 
     Args:
         request: the stored request.
-        place: the place where it runs.
+        place: where the request runs, with the server's choices.
         check: raises ConfigError for a build that the server's policy refuses.
     """
 
@@ -429,7 +432,7 @@ class ServerPlanning:
         return planned
 
     def prepared(self, build: Build, plan: BuildPlan) -> PlannedBuild:
-        """Return a plan with all that running it requires, also for the plan of a dead process.
+        """Return a plan with all that it needs to run, also for the plan of a dead process.
 
         Raises:
             ConfigError: the plan has a package that can't be published from here.
@@ -504,7 +507,8 @@ def request_of(
     Args:
         stored: the build.
         settings: settings of its project.
-        privileged_place: whether steps are privileged there, unless settings forbid it.
+        privileged_place: whether steps are privileged where the build runs, unless settings forbid
+            it.
         event: returns the payload of the event that fired the build's trigger.
     """
     loaded = decode_message(Build, stored.request)
@@ -569,6 +573,6 @@ def keeping_of(worker: WorkerSettings) -> Keeping | None:
 
 
 def shared_network() -> SharedNetwork:
-    """Hold the network of builds on this engine for the life of this process."""
+    """Return a hold on the network of builds, until it is closed or this process ends."""
     engine = wiring.container_engine()
     return SharedNetwork(engine, engine.endpoint.address, wiring.NETWORK, lock_folder())

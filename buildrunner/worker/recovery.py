@@ -1,15 +1,15 @@
 """Recovery of a build whose process died, from the notes of that process.
 
-Notes (`BuildNotes`) are on this disk, beside the log, since the database may not answer.
-Each note is written atomically and durably before the process does the work that the
-note announces. The process that takes over the build decides by the notes:
+Notes (`BuildNotes`) are on this disk, beside the log, since the database may not answer. Each note
+is written atomically and durably before the process does the work that the note announces. The
+process that takes over the build decides by the notes:
 
 * the work was done and only its end was not stored: store that end (`Recovery.STORE_END`);
 * no step was started: remove all resources and begin again (`Recovery.RUN_AGAIN`);
 * steps have run: resume with the existing containers, from the stored plan, workspace, events
   and log (`Recovery.RESUME`, see `engine.resume`);
 * steps have run, but the data for resuming was lost: no step may run twice, so the build is
-  ended with this reason (`Recovery.GIVE_UP`).
+  ended, with its death as the reason (`Recovery.GIVE_UP`).
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class BuildNotes:
         write_durably(os.path.join(self._folder, _PLANNED), msgspec.json.encode(note))
 
     def workspace(self) -> bytes | None:
-        """Return the filled workspace, as `workspace_resumed.encode_prepared` wrote it."""
+        """Return the filled workspace, as `encode_prepared` wrote it; None if it is not noted."""
         return self._read(_WORKSPACE)
 
     def note_workspace(self, prepared: bytes) -> None:
@@ -144,7 +144,7 @@ class ResumePoint(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         planned: the planned build.
         plan: plan of the build.
-        workspace: the workspace, as `workspace_resumed.encode_prepared` wrote it.
+        workspace: the filled workspace, as `workspace.kept.encode_prepared` wrote it.
         state: progress of the build.
     """
 
@@ -224,7 +224,10 @@ def ended_so(build: Build, reason: str, now: datetime, warnings: tuple[str, ...]
 
 
 def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
-    """Return the Build, ended by the error that prevented running it, whosever fault it is."""
+    """Return the Build, ended by an error that prevented running it.
+
+    It is FAILURE for an error of the build or its config, and INTERNAL_ERROR for others.
+    """
     if error.exit_code in (EXIT_BUILD_FAILED, EXIT_BAD_CONFIG):
         failure = FailureInfo(type=FailureType.FAILURE_TYPE_UNSPECIFIED, detail=text_of(error))
         ended = ended_so(build, text_of(error), now)
@@ -233,7 +236,7 @@ def failed_so(build: Build, error: BuildrunnerError, now: datetime) -> Build:
 
 
 def resume_point(notes: BuildNotes, log_folder: str) -> ResumePoint | None:
-    """Return the resume point; None if no step was reached.
+    """Return the resume point; None if no step was reached, or a note is missing.
 
     Log and events must be repaired (opened for writing) before, and have no other writer.
     """
@@ -278,8 +281,8 @@ def end_of_log(reason: str, now: datetime) -> LogChunk:
 def sweep_engine(sandbox: Sandbox, find: Callable[[str], StoredBuild]) -> list[str]:
     """Remove the resources of this server's finished builds from the engine.
 
-    The resources of unfinished builds are kept, whether the process lives or not: the
-    next process resumes with them.
+    The resources of unfinished builds are kept, whether the process lives or not: the next process
+    resumes with them.
 
     Args:
         sandbox: the sandbox of builds.

@@ -1,9 +1,8 @@
 """The supervisor, which claims builds and ensures that each ends, whatever process dies.
 
-One thread owns all state. It wakes when it is notified (`wake`), when a
-build's process ends (by its pidfd, also for processes that an earlier server started), and at
-every poll. It never calls a container engine; that work runs in threads that
-wake it when they end.
+One thread owns all state. It wakes when it is notified (`wake`), when a build's process ends (by
+its pidfd, also for processes that an earlier server started), and at every poll. It never calls a
+container engine; that work runs in threads that wake it when they end.
 
 The processes of builds outlive this one. `stop` ends claiming and leaves them running; the next
 server on this folder adopts them.
@@ -59,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Supervises builds. `start` is called once; other public methods are thread-safe."""
+    """Supervises builds, as the module says. Call `start` once; other methods are thread-safe."""
 
     def __init__(self, options: SupervisorOptions) -> None:
         self._with = options
@@ -111,7 +110,7 @@ class Supervisor:
         self.wake()
 
     def running(self) -> tuple[str, ...]:
-        """Return the builds whose processes are watched now."""
+        """Return the ids of builds whose processes are watched now."""
         return tuple(self._running)
 
     def stop(self) -> None:
@@ -145,7 +144,7 @@ class Supervisor:
                     self._turn()
             except StoreError as error:
                 _log.warning("the database does not answer: %s", error)
-            except Exception:  # noqa: BLE001  (other builds must not suffer from what one met)
+            except Exception:  # noqa: BLE001  (a bug with one build must not affect others)
                 _log.exception("a bug in the supervisor; it goes on")
             if self._stopping:
                 return
@@ -324,7 +323,7 @@ class Supervisor:
                 self._look_at(stored)
             except StoreUnavailable:
                 raise
-            except Exception:  # noqa: BLE001  (what is wrong with one build holds up no other)
+            except Exception:  # noqa: BLE001  (an error of one build must not delay others)
                 if stored.id not in self._failed:  # once, not at each poll
                     self._failed.add(stored.id)
                     _log.exception("a bug in the supervisor; build %s stays as it is", stored.id)

@@ -69,7 +69,7 @@ class BuildTrace:
             return
         try:
             handler(event)
-        except Exception:  # noqa: BLE001  (watching a build must not end it)
+        except Exception:  # noqa: BLE001  (a trace must not end its build)
             _log.exception("the trace lacks an event")
 
     def resume(self, stored: Iterable[events.BuildEvent]) -> None:
@@ -148,7 +148,7 @@ class BuildTrace:
 
 
 class _TraceOfBuild(IdGenerator):
-    """Generates the ids of spans, and gives them all the trace with the build's id."""
+    """Generates ids: all spans are in the trace with the build's id; the first is its root."""
 
     def __init__(self, trace_id: int) -> None:
         self._trace_id = trace_id

@@ -101,7 +101,7 @@ def dependency_request(dependency: GitSourceDependency) -> GitRequest:
 
 
 class GitDependency:
-    """Implements `engine.workspace_dependencies.PlacedSource`.
+    """Implements `PlacedSource`: fetches a Git repository.
 
     Args:
         request: the Git request.

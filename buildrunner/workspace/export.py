@@ -30,7 +30,7 @@ _NO_LIMITS: Final = ArchiveLimits(members=sys.maxsize, size_bytes=sys.maxsize)
 
 
 class _Stopped(Exception):
-    """Raised when the user stops the copy."""
+    """Raised when the user has stopped the build."""
 
 
 class ExportedWorkspace(WrappedWorkspace):

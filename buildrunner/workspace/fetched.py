@@ -36,7 +36,7 @@ class FetchedWorkspace:
 
     Args:
         source: the source to fetch.
-        send: whether to send it to the engine always.
+        send: whether to always send the source to the engine.
     """
 
     def __init__(self, source: FetchedSource, *, send: bool = False) -> None:

@@ -1,10 +1,10 @@
 """Copies files from a build's workspace once no step runs any more.
 
-All reads use the engine's archive call on a container that never starts, so that links
-stay inside the workspace, and every engine is supported.
+All reads use the engine's archive call on a container that never starts, so that links stay inside
+the workspace, and every engine is supported.
 
-A step can replace the engine of its sandbox and send any archive instead. So
-`workspace_members` checks members like those of an uploaded source.
+A step can replace the engine of its sandbox and send any archive instead. So `workspace_members`
+checks members like those of an uploaded source.
 """
 
 from __future__ import annotations
@@ -163,9 +163,9 @@ class WorkspaceFiles:
         raise UploadError(_CIRCLE.format(known_as))
 
     def _members(self, path: str) -> Generator[tuple[TarReader, Member], None, None]:
-        """Return the members of the archive of a path; none if the path does not exist.
+        """Yield the members of the archive of a path; none if the path does not exist.
 
-        To be closed.
+        The caller must close the generator.
         """
         with closing(self._archive(path)) as chunks:
             yield from self._members_in(path, chunks)
@@ -219,8 +219,9 @@ class WorkspaceFiles:
 
 
 def _inner_path(name: str) -> str:
-    """Return a member's path relative to the archived folder: the engine prepends ``.`` or the
-    folder's own name before it.
+    """Return a member's path relative to the archived folder.
+
+    The engine prepends ``.`` or the folder's own name.
 
     Raises:
         UploadError: the path leads out of the folder. A step can replace the engine of its sandbox

@@ -3,10 +3,10 @@
 If the process dies, the next one finds the workspace by a note of the first (`NotedWorkspace`,
 `ResumedWorkspace`).
 
-The workspace of a build that failed or deployed is kept for builds that start from its steps. From
-a kept one, ``/workspace`` and the named volumes are copied as archives, as the steps left them,
-before they are removed; a later build begins with them instead of its source. The home
-folder is not copied, since it holds logins.
+The workspace of a build that failed or deployed is kept for builds that start from its steps. For
+that, ``/workspace`` and the named volumes are copied as archives, as the steps left them, before
+they are removed. A later build begins with them instead of its source. The home folder is not
+copied, since it holds logins.
 
 The archives come from the engine of the build, which steps can replace, and the machine's engine
 unpacks them for the later build. So each archive is read member by member, and what is stored is
@@ -150,7 +150,7 @@ class KeptWorkspace(WrappedWorkspace):
         self._carrier = ""
 
     def prepare(self, wanted: Preparation) -> PreparedWorkspace:
-        """See `Workspace.prepare`; named volumes of the earlier build are filled, too."""
+        """See `Workspace.prepare`; named volumes are filled from those of the earlier build."""
         prepared = self._workspace.prepare(wanted)
         if self._restored:
             restore_volumes(wanted.engine, wanted.build_id, wanted.labels, self._restored)
@@ -158,7 +158,7 @@ class KeptWorkspace(WrappedWorkspace):
         return prepared
 
     def release(self) -> None:
-        """See `Workspace.release`. That a copy can't be made keeps nothing from being removed."""
+        """See `Workspace.release`. The workspace is removed even if the copy fails."""
         try:
             if self._engine is not None and self._prepared is not None and self._wanted():
                 # An engine that stops sending delays the copy, but not the build's end.
@@ -207,7 +207,7 @@ class KeptWorkspace(WrappedWorkspace):
         return limit.taken
 
     def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
-        """Copy the volume at ``/workspace`` as an archive for `fill_volume`."""
+        """Copy the content of a mount at ``/workspace`` to an archive for `fill_volume`."""
         self._carrier = container = create_carrier(engine, (mount,), self._labels)
         try:
             private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -242,7 +242,7 @@ class _Limit:
 def _archive(
     engine: ContainerEngine, container: str, limit: _Limit
 ) -> Generator[bytes, None, None]:
-    """Yield the pieces of an archive while there is time; some result in no output."""
+    """Yield the pieces of an archive while there is time, also those without output."""
     for piece in engine.get_archive(container, WORKSPACE):
         limit.check_time()
         yield piece
@@ -261,8 +261,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         folder: folder of all kept workspaces.
         limit_bytes: maximum total size; one workspace takes at most half of it; 0 keeps none.
-        disk_bytes: disk limit of a build, which also limits one workspace;
-            None sets no limit.
+        disk_bytes: disk limit of a build, which also limits one workspace; None sets no limit.
     """
 
     folder: str
@@ -284,7 +283,7 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
         return os.path.isfile(KeptFolder(self.of(build_id)).archive)
 
     def make_room(self, needed_bytes: int, spared: str) -> None:
-        """Remove the oldest kept workspaces until that much space is free; spare one folder."""
+        """Remove the oldest kept workspaces, but not ``spared``, until there is enough space."""
         kept = []
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -387,7 +386,7 @@ class RestoredWorkspace:
         )
 
     def changed_on_host(self) -> tuple[str, ...]:
-        """See `Workspace.changed_on_host`: it is a copy."""
+        """See `Workspace.changed_on_host`: the workspace is a copy."""
         return ()
 
     def release(self) -> None:

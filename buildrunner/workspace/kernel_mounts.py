@@ -1,8 +1,8 @@
 """The few mount system calls that Python has no names for. Linux, root only.
 
-No mount is attached to a folder of this machine: a mount lives as long as its file
-descriptor, and the kernel removes it when the process ends. A mount that is attached in a
-container is removed with the container.
+No mount is attached to a folder of this machine: a mount lives as long as its file descriptor, and
+the kernel removes it when the process ends. A mount that is attached in a container is removed with
+the container.
 """
 
 from __future__ import annotations
@@ -217,8 +217,8 @@ def root_of(process: int) -> int:
 def _user_namespace(uid: int, gid: int, *, root: int = 0) -> int:
     """Return the descriptor of a user namespace that maps ``uid`` and ``gid`` to ``root``.
 
-    A namespace is created by a process. That is a shell rather than a fork
-    of this process: a fork would copy the locks of other threads.
+    A namespace is created by a process. That process is a shell rather than a fork of this one:
+    a fork would copy the locks of other threads.
     """
     ours, theirs = os.pipe()
     keep_alive, release = os.pipe()

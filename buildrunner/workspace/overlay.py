@@ -69,7 +69,7 @@ class OverlayVolume:
         Args:
             folder: absolute path of the source.
             hidden: paths in it to hide, each with all below it.
-            owners: all (uid, gid) of the other files.
+            owners: all (uid, gid) of the paths that are not hidden.
 
         Raises:
             OverlayImpossible: the caller must use a copy; no files are left behind.

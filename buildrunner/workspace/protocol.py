@@ -23,7 +23,7 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
     """A filled workspace, which can be mounted.
 
     Attributes:
-        volume: name of the volume (or absolute path on the engine's machine when ``bind``) that
+        volume: name of the volume (or absolute path on the engine's machine if ``bind``) that
             every step gets at ``/workspace``.
         bind: whether ``volume`` is a path.
         files: number of files of the source; 0 without a source.
@@ -44,8 +44,8 @@ class PreparedWorkspace(msgspec.Struct, frozen=True, kw_only=True):
     def mount(self, *, read_only: bool = False) -> Mount:
         """Return the mount of the workspace in steps.
 
-        On the hosted service it is a folder of the machine: it hides the image's files in that
-            path.
+        On the hosted service it is a folder of the machine, so an image's files at that path are
+        hidden, and not copied into it.
         """
         return Mount(
             source=self.volume,

@@ -169,7 +169,7 @@ def folder_apart(parent_path: str, name: str) -> None:
 
 @contextmanager
 def _folder_anywhere(parent: int, name: str) -> Iterator[str]:
-    """Create a folder and name it afterwards: its first parent decides its place."""
+    """Create a folder with a random name, which decides its place, and rename it afterwards."""
     first = f".{os.urandom(16).hex()}"
     os.mkdir(first, 0o700, dir_fd=parent)
     try:

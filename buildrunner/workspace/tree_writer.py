@@ -1,7 +1,7 @@
 """Writes the members of an archive into a folder of this machine.
 
-The result equals that of sending the members to the engine: owners, modes and
-times; folders that no member names; the last of several members of one name.
+The result equals that of sending the members to the engine: owners, modes and times; folders that
+no member names; the last of several members of one name.
 
 `archives.members` has checked the members. The writer itself never leaves the folder either: it
 resolves every name in an open folder and follows no links.
@@ -162,7 +162,7 @@ class _Tree:
     def _folder(self, path: str, *, make: bool = True) -> int:
         """Return the descriptor of a folder, which is created if missing.
 
-        It may be closed later.
+        A later call may close it.
         """
         found = self._open_folders.get(path)
         if found is not None:

@@ -1,10 +1,9 @@
 """``/workspace`` of a build that starts empty or with a local folder.
 
-`FolderWorkspace` uses the fastest exact method: the folder as a layer below the steps' own
-files (overlay.py), or a copy sent as an archive. With either, the
-steps see the same files with the same modes and times, owned by root as on the hosted service, and
-their writes do not reach the folder. Each method is imported in the thread that prepares: the
-build's main thread continues meanwhile.
+`FolderWorkspace` uses the fastest exact method: the folder as a layer below the steps' own files
+(overlay.py), or a copy sent as an archive. With either, the steps see the same files with the same
+modes and times, owned by root as on the hosted service, and their writes do not reach the folder.
+Each method is imported in the thread that prepares: the build's main thread continues meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class WorkspaceVolume:
     def __init__(self) -> None:
         self._engine: ContainerEngine | None = None
         self.name = ""
-        """Name of the volume after `begin`."""
+        """Name of the volume; empty before `begin`."""
 
     def begin(self, engine: ContainerEngine, build_id: str) -> None:
         """Mark the volume for removal by `remove`, even if its creation fails."""
@@ -155,7 +154,7 @@ class FolderWorkspace:
                 # The time of the last change of an inode can't be set back.
                 if status.st_ctime_ns > self._started_ns:
                     (folders if stat.S_ISDIR(status.st_mode) else files).append(path)
-        except (OSError, SourceError):  # after the change, it can't be read any more
+        except (OSError, SourceError):  # the folder changed, and can't be read any more
             folders.append(self._folder.root)
         return tuple(map(_printable, files or (f"{path}/" for path in folders)))
 
@@ -183,7 +182,7 @@ def fill_volume(
 ) -> None:
     """Unpack ``tar`` in ``volume``, on the engine's machine, as root.
 
-    All names in it begin with `workspace_protocol.BELOW`.
+    All names in it begin with `workspace.protocol.BELOW`.
 
     The stream goes through a container that is created, never started, and removed. No image of
     the build is needed, so that pulls can continue meanwhile.
@@ -205,7 +204,7 @@ def read_volume_file(
 
     Args:
         engine: the engine with the volume.
-        volume: its name.
+        volume: name of the volume.
         path: path of the file, relative to the volume.
         labels: labels of the container through which it is read.
         limit: maximum number of bytes to return.

@@ -174,8 +174,7 @@ class SqlBuilds(SqlPart):
             build_id: the build.
             document: the document with its new status.
             approved: whether it may run.
-            expires_at: time at which it becomes EXPIRED; None keeps the time from
-                its creation.
+            expires_at: time at which it becomes EXPIRED; None keeps the time from its creation.
 
         Raises:
             NotFound: no such build.

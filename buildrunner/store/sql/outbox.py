@@ -116,8 +116,8 @@ class SqlOutbox(SqlPart):
         A change is deleted, or, if messages refer to it, kept until they have arrived.
 
         Args:
-            changes: the handled changes. If several servers handle the same change, one
-                of them counts.
+            changes: the handled changes. If several servers handle the same change, one of them
+                counts.
             messages: messages, each with the id of its change.
             now: the time; the messages are due at once.
 

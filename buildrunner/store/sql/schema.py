@@ -1,8 +1,8 @@
 """The server's tables, as of the newest migration.
 
 A build's resource is one document (JSON bytes); further columns exist only for queue, lists and
-filters in SQL. They are derived from the document in one place, `rows`. Instants are
-microseconds since 1970. Text compares by code point on both databases.
+filters in SQL. They are derived from the document in one place, `rows`. Instants are microseconds
+since 1970. Text compares by code point on both databases.
 """
 
 from __future__ import annotations

@@ -89,7 +89,7 @@ class LogSender:
             StoreError: the server refuses the data.
         """
         with self._sending:
-            # after a power cut, the copy must not be longer than the original
+            # After a power cut, the copy must not be longer than the original.
             flush_copy(self._folder)
             for kind, piece_of in (("log", log_piece), ("events", events_piece)):
                 while self._send_piece(kind, piece_of):
@@ -144,7 +144,7 @@ def pause_s(answer_s: float, sent_bytes: int) -> float:
 
     Args:
         answer_s: seconds that the server took for the last pieces.
-        sent_bytes: bytes of the log in them. For a log that grows fast, there is no pause.
+        sent_bytes: bytes of the log in them. For a log that grows fast, the pause is the shortest.
     """
     if sent_bytes >= _BULK_BYTES:
         return _PAUSE_S
@@ -187,7 +187,7 @@ def send_rest(queue: RemoteQueue, folder: str, lease: Lease, begun: BegunBuild) 
 def fetch_copy(queue: RemoteQueue, lease: Lease, folder: str, begun: BegunBuild) -> None:
     """Fetch the log and the events that an earlier worker of the build has sent.
 
-    Files on this disk are not fetched: this worker has sent them.
+    Nothing is fetched if the files on this disk are complete: then this worker has sent them.
 
     Raises:
         LeaseLost: another worker has the lease.

@@ -208,7 +208,7 @@ class RemoteQueue(BuildQueue):
         asked = {"fence": lease.fence, **(query or {})}
         try:
             return self.ask(method, path, query=asked, content=content, answer_s=answer_s)
-        # for a build that is not held, the server answers as for a lost lease
+        # For a build that is not held, the server answers as for a lost lease.
         except NotFound as error:
             raise InvalidRecord(f"{method} {path}: {error}", hint=_SAME_VERSION) from error
 

@@ -1,4 +1,4 @@
-"""Run by Alembic: the connection and its transaction are the caller's (`sql_migrate`)."""
+"""Alembic's entry point. The caller (`store.sql.migrate`) has the connection and transaction."""
 
 from __future__ import annotations
 
