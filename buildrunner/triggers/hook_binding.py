@@ -115,7 +115,7 @@ def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDeli
 
 
 def _bound_bare(event: Event, name: str, binding: HookBinding) -> Event:
-    assert isinstance(event, PushEvent)  # noqa: S101  (such a hook tells of nothing else)
+    assert isinstance(event, PushEvent)  # noqa: S101  (such a hook reports only pushes)
     told = event.repository
     if told.full_name != name:
         raise BadDelivery(f"the hook of {name} may not report {told.full_name}")

@@ -55,7 +55,8 @@ class ApprovalPolicy(
 
     Attributes:
         approvers: names of tokens; if empty, all whose scopes include ``approve``.
-        not_author: exclude the caller who started the build, and the author of the commit.
+        not_author: neither the caller who started the build may approve it, nor the user who pushed
+            the commit or opened the pull request.
         expires: time after which an unapproved build is cancelled: ``86400s``; empty: never.
     """
 

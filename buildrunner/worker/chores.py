@@ -272,7 +272,7 @@ class Retention:
         self._uploads.prune((self._now() - self._kept.shortened(UPLOADS)).timestamp())
 
     def delete_records(self) -> None:
-        """Delete old deliveries, messages that no longer wait, audit entries and ids of builds."""
+        """Delete old deliveries, ended messages, audit entries, and ids of deleted builds."""
         now, store = self._now(), self._store
         deliveries = now - self._kept.shortened(DELIVERIES)
         messages = now - self._kept.shortened(MESSAGES)

@@ -288,7 +288,7 @@ class _Process:
         return build.status
 
     def _end_refused(self, build: Build, error: InvalidRecord) -> Status:
-        """End a build whose end the server refuses: as last stored, with the reason."""
+        """End a build as it was last stored, with the reason why the server refused its end."""
         reason = f"the build ended with {build.status.name}, which can't be recorded: {error}"
         _logger.error("build %s: %s", self._id, reason)
         now = self._job.now()

@@ -23,8 +23,8 @@ _log = logging.getLogger(__name__)
 class LeaseKeeper:
     """Renews a lease in its own thread.
 
-    During an outage of the database it retries, also after the lease has expired: no worker
-    takes a build from a living process of its own machine, and a worker that takes it otherwise
+    During an outage of the database it retries, also after the lease has expired: no worker takes a
+    build from a living process of its own machine, and a worker that takes it for another reason
     gets a higher fence, which our next renewal reports (ADR 0022).
 
     Args:

@@ -1,10 +1,10 @@
 """The processes of builds: started in their own sessions, and found again after a restart.
 
-Some processes are started before their builds (`SpareSpawner`), and spare places for builds are kept
-(`SpareKeeper`): slow work at the start of a build is done in advance. A thread of the server checks
-the spare places (`Sandbox.keep_spares`) at its start, soon after a build has begun (which had the
-processor to itself until then), after a build has ended, and periodically: the engine may have been
-restarted, or have other images.
+Some processes are started before their builds (`SpareSpawner`), and spare places for builds are
+kept (`SpareKeeper`): slow work at the start of a build is done in advance. A thread of the server
+checks the spare places (`Sandbox.keep_spares`) at its start, soon after a build has begun (which
+had the processor to itself until then), after a build has ended, and periodically: the engine may
+have been restarted, or have other images.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class AdoptedProcess:
         self.pid = pid_of(owner)
 
     def ended(self) -> str | None:
-        """See `ChildProcess.ended`. The cause is unknown: only its dead parent could tell it."""
+        """See `ChildProcess.ended`. Only its parent, which has ended, could report how it ended."""
         return None if is_alive(self._owner) else "it ended before it was done"
 
     def poke(self) -> None:
@@ -388,7 +388,7 @@ class SpareSpawner:
         run_folder = self._folder.make_run_folder(lease.build_id)
         log = os.path.join(run_folder, LOG_NAME)
         order = SpareOrder(lease.build_id, lease.fence, resume, run_folder, log)
-        assert spare.stdin is not None  # noqa: S101  (a pipe was asked for)
+        assert spare.stdin is not None  # noqa: S101  (the process has a pipe)
         if spare.poll() is None:
             try:
                 # Shorter than a pipe's buffer: it is written at once, without waiting.

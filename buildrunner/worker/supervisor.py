@@ -58,7 +58,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Supervises builds, as the module says. Call `start` once; other methods are thread-safe."""
+    """Supervises builds (see the module). Call `start` once; other methods are thread-safe."""
 
     def __init__(self, options: SupervisorOptions) -> None:
         self._with = options
@@ -173,7 +173,7 @@ class Supervisor:
         except BlockingIOError:
             return
 
-    # -- what others left --------------------------------------------------------------------------
+    # -- builds of an earlier server ---------------------------------------------------------------
 
     def _adopt(self) -> None:
         for stored in self._with.queue.claimed(self._with.worker_name):

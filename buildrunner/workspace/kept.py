@@ -9,8 +9,8 @@ they are removed. A later build begins with them instead of its source. The home
 copied, since it holds logins.
 
 The archives come from the engine of the build, which steps can replace, and the machine's engine
-unpacks them for the later build. So each archive is read member by member, and what is stored is
-written again: plain files, folders and links below ``/workspace``, without compression or holes.
+unpacks them for the later build. So each archive is read member by member, and a new archive is
+stored: plain files, folders and links below ``/workspace``, without compression or holes.
 """
 
 from __future__ import annotations

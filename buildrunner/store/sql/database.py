@@ -1,9 +1,9 @@
 """A database on SQLite or PostgreSQL: connections, transactions, and readable errors.
 
 This module converts errors of SQLAlchemy: they leave this package only as `StoreError`, never with
-a password. Every transaction is either a read or a write. On SQLite a write takes the
-file's only write lock at its beginning (``BEGIN IMMEDIATE``), so that its reads stay valid; on
-PostgreSQL the statements lock the rows they are about to change.
+a password. Every transaction is either a read or a write. On SQLite a write takes the file's only
+write lock at its beginning (``BEGIN IMMEDIATE``), so that its reads stay valid; on PostgreSQL the
+statements lock the rows they are about to change.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 def _check_is_open(dialect: Any, connection: Any, _record: object, _proxy: object) -> None:
     """Let the pool replace a connection that PostgreSQL has closed, as in a restart.
 
-    If it was closed, there is something to read. Otherwise, the check costs no round trip.
+    A closed connection has something to read. For open ones, the check costs no round trip.
     """
     poll = select_module.poll()
     if not connection.closed:

@@ -124,8 +124,9 @@ Index(
     sqlite_where=text("phase <> 'ended'"),
     postgresql_where=text("phase <> 'ended'"),
 )
-# Small partial indexes of the few builds in a phase, however many builds have ended. The first has
-# all columns that claims and queries of the queue need, so that they read no rows.
+# Small partial indexes of the few builds in a phase, however many builds have ended. The first also
+# has the columns by which waiting builds are ordered, counted and expired: these queries read few
+# rows.
 Index(
     "builds_waiting",
     builds.c.project_id,
@@ -309,7 +310,7 @@ fires = Table(
     Column("state", Text, nullable=False),
     Column("build_id", Text, nullable=False),
     Column("detail", Text, nullable=False),
-    Column("claimed_until", BigInteger, nullable=False),  # 0 if nobody has claimed it
+    Column("claimed_until", BigInteger, nullable=False),  # 0 if no server has claimed it
     _of_trigger(),
 )
 Index(
@@ -359,7 +360,7 @@ outbox = Table(
     Column("last_error", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("claim", BigInteger, nullable=False),  # counts the claims; older ones are void
-    Column("claimed_until", BigInteger, nullable=False),  # 0 if nobody has claimed it
+    Column("claimed_until", BigInteger, nullable=False),  # 0 if no server has claimed it
     Column("done_at", BigInteger),
     sqlite_autoincrement=True,
 )

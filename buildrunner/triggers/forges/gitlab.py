@@ -30,7 +30,7 @@ from buildrunner.triggers.forges.forge import (
 _ACTIONS = {"open": "opened", "reopen": "reopened"}
 # The first is for GitLab's own pipelines, the second for other CI services.
 _SKIP_OPTIONS = (("ci", "skip"), ("integrations", "skip_ci"))
-_SIGNING_TOKEN = "whsec_"  # noqa: S105  (what such tokens begin with)
+_SIGNING_TOKEN = "whsec_"  # noqa: S105  (the prefix of such tokens)
 
 
 class GitLab:

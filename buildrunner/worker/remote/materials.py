@@ -177,7 +177,7 @@ def store_log(
     queue: RemoteQueue,
     lease: Lease,
     send_rest: Callable[[], None],
-    stored: StoredBuild,  # noqa: ARG001  (the server knows it)
+    stored: StoredBuild,  # noqa: ARG001  (the server has the build)
     build: Build,
 ) -> Build:
     """Request that the server store the log of a finished build in the build's bucket.

@@ -1,4 +1,4 @@
-"""Lists and the queue read what they filter by off their indexes; tags know project and time."""
+"""Add the columns that lists and the queue filter by to indexes; add project and time to tags."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds that have not ended have an index of their own: lists of them ask for nothing else."""
+"""Add an index of the builds that have not ended, for lists of these builds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Store the bindings of hooks, and which forge triggers were fired from.
 
-Until here a repository was known by its name alone, and deliveries said where it is. What they said
-is not trusted: a trigger that another forge than its own fired is marked, and waits for its admin.
+Before this revision, a repository was known by its name alone, and deliveries reported its URL.
+These URLs are not trusted: a trigger that was fired by a forge other than its own is marked, and
+waits for its admin.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sources that triggers listen to, when the clock fires them, and their version.
+"""Add versions, sources and schedules of triggers, outside of their documents.
 
 `store.sql.triggers.index_triggers` fills them in after the upgrade.
 """

@@ -1,6 +1,6 @@
-"""Messages of notifiers name the change that they tell of, instead of holding the build.
+"""Replace the build in messages of notifiers by the id of the change that they report.
 
-Builds get their series, by which the build before is found.
+Builds get a series, by which the previous build is found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A build that goes on with the workspace of another one is for the server that has it."""
+"""Add the id of the build whose kept workspace a build resumes from."""
 
 from __future__ import annotations
 
