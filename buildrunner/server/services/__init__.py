@@ -1,5 +1,5 @@
 """Operations of the server on plain values, shared by routes, pages and events. No HTTP requests.
 
-`builds` and `triggers` are the operations; `queueing` checks new builds, and is the only way into
+`builds` and `triggers` have the operations. `queueing` checks new builds, and is the only way into
 the queue. `documents` has the JSON of buildrunner's own resources.
 """

@@ -1,4 +1,4 @@
-"""Facts for the approver of a build: the author of its code, and the rights that it gets.
+"""Facts for the approver of a build: the author of its code, and the rights of the build.
 
 Pure. The facts of the pull request are labels of the build, which only the server sets.
 """
@@ -34,23 +34,24 @@ _OF_STRANGERS: Final = (
 
 
 class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """A build with a pending or past approval.
+    """The facts that an approver of a build needs. Builds without an approval have them, too.
 
     Attributes:
         state: state of the approval; empty for a build that needs none.
-        fork: its code is untrusted: a fork's pull request.
+        fork: the code is untrusted: it is from the pull request of a fork.
         forge: kind of the forge; empty without a pull request.
         pull_request: number of the pull request; 0 for none.
         title, url: title and URL of the pull request.
-        author: author of the pull request; a number if the forge sent no login.
+        author: author of the pull request; ``user NUMBER`` if the forge sent no login.
         commenter: author of the comment that requested the build; empty for none.
-        head_repository, head_branch: location of the code.
+        head_repository, head_branch: repository and branch of the code.
         base_repository, base_branch: target of the pull request.
-        commit: the commit.
-        trusted: it acts with the rights of its project.
-        grants: sentences about its rights after the approval.
-        secrets: names of the secrets that it requests, as far as its config is known.
-        approver, time, comment, decision_url: facts about the decision; empty before it.
+        commit: commit of the code; empty if unknown.
+        trusted: the build acts with the rights of its project.
+        grants: sentences about the rights of the build after the approval.
+        secrets: names of the secrets that the build requests, as far as its config is known; empty
+            for untrusted code.
+        approver, time, comment, decision_url: facts about the decision; empty before the decision.
     """
 
     state: str = ""
@@ -86,7 +87,7 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
 
 
 def approval_facts(stored: StoredBuild) -> ApprovalFacts:
-    """Return the facts of a build, including its pull request even if it needs no approval.
+    """Return the facts of a build. The pull request is included even without an approval.
 
     Texts of other users are made printable, so that they can't reverse adjacent text.
     """

@@ -37,10 +37,12 @@ from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
 
 
 class WorkerCredentials:
-    """The operations. Thread-safe. Every one raises `LeaseLost` as `RemoteBuilds.begin` does.
+    """Makes the credentials of builds. Thread-safe.
+
+    Every method raises `LeaseLost` like `RemoteBuilds.begin`.
 
     Args:
-        context: the server's.
+        context: the server's context.
         builds: the builds of workers.
     """
 
@@ -67,8 +69,8 @@ class WorkerCredentials:
     def logins(self, worker: WorkerIdentity, lease: Lease) -> dict[str, str]:
         """Return the files with the logins of the build's project, by path below a home folder.
 
-        They have only logins for registries and packages in the plan. Builds of
-        forks get none.
+        The files have the logins for the registries of images in the plan. They have those for
+        package indexes only if the build publishes packages. Builds of forks get none.
 
         Raises:
             ApiError: the build has no plan yet.
@@ -79,10 +81,11 @@ class WorkerCredentials:
         return self._credentials.login_files(str(stored.document["projectId"]), plan)
 
     def attest(self, worker: WorkerIdentity, lease: Lease, outcome: BuildOutcome) -> MadeForBuild:
-        """Sign and store the provenance of a build. Returns it; empty if it published nothing.
+        """Sign, store and return the provenance of a build; empty if it published nothing.
 
         Raises:
-            ApiError: the plan names no such image or file, or there is no plan yet.
+            ApiError: the build gets no provenance or has no plan yet, or the plan does not name a
+                published image, file or package.
             StoreError: the provenance can't be written.
         """
         stored, plan = self._builds.planned(worker, lease)
@@ -129,7 +132,10 @@ class WorkerCredentials:
         )
 
     def _repository(self, stored: StoredBuild) -> str:
-        """Return the URL of the build's Git repository, as in a build process; or an empty text."""
+        """Return the URL of the build's Git repository; empty if it has none.
+
+        The URL has the same form as in the origin that a build process reports.
+        """
         build = decode_message(Build, stored.document).value
         source = git_source_of(build)
         if source is None:

@@ -75,7 +75,7 @@ class Builds:
     """Operations on builds, for routes and pages. Thread-safe.
 
     Args:
-        context: the server's.
+        context: the server's context.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -153,8 +153,8 @@ class Builds:
             caller: the authenticated caller.
             from_step: id or index of a step of the old build. Steps that succeeded before it do
                 not run again, and the workspace is as the old build left it. Empty runs all steps.
-            deployment: one of the old build to roll back to: its step alone runs again, on the
-                workspace that the old build left, with the images that it deployed.
+            deployment: a deployment of the old build to roll back to. Only its step runs again, on
+                the workspace that the old build left, with the images that the step deployed.
 
         Raises:
             ApiError: the old build still waits for its approval, or can't be resumed.
@@ -218,10 +218,11 @@ class Builds:
         return found.get("approvalConfig", {}).get("approvalRequired") is True
 
     def decide(self, stored: StoredBuild, decision: ApprovalResult, caller: Caller) -> StoredBuild:
-        """Approve or reject.
+        """Approve or reject a build.
 
         Raises:
-            ApiError: the build does not wait for an approval, or the caller may not decide.
+            ApiError: the build does not wait for an approval, the caller may not decide, or the
+                approval policy of the trigger can't be read.
         """
         approved = decision.decision is Decision.APPROVED
         now = self._context.clock()
@@ -245,14 +246,14 @@ class Builds:
         return decided
 
     def _policy(self, stored: StoredBuild, *, approves: bool) -> ApprovalPolicy:
-        """Return the present approval policy of a build's trigger.
+        """Return the current approval policy of a build's trigger.
 
         Raises:
-            ApiError: the trigger was deleted, or its settings can't be read.
+            ApiError: the trigger of a build to approve was deleted, or its settings can't be read.
         """
         project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
         try:
-            if trigger and approves:  # its settings, with the approvers, were deleted with it
+            if trigger and approves:  # a deleted trigger has no settings, and so no approvers
                 self._context.store.triggers.get(project, trigger)
             return TriggerQueue(self._context).settings(project, trigger).approval
         except NotFound:
@@ -268,9 +269,13 @@ class Builds:
 
 
 def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:
-    """Return the request of a build. A trigger's build is fixed to its commit.
+    """Return the request of a build. For a trigger's build, the source is the resolved commit.
 
     Source: the API's text of ``retry``.
+
+    Args:
+        old: the build.
+        always: use the resolved commit for any build.
     """
     resolved = old.document.get("sourceProvenance", {})
     if not always and not old.document.get("buildTriggerId"):
@@ -305,11 +310,11 @@ def _decided(
 
 
 def going_on(old: StoredBuild, name: str) -> dict[str, str]:
-    """Return the labels of a build that resumes an old one: the first step, and the reused ones.
+    """Return the labels of a build that resumes an old one: its first step and reused steps.
 
     Args:
-        old: the build that failed.
-        name: id or index of one of its steps.
+        old: the build to resume.
+        name: id or index of the step of ``old`` to resume from.
 
     Raises:
         ApiError: the build has no such step.
@@ -329,7 +334,7 @@ def going_on(old: StoredBuild, name: str) -> dict[str, str]:
 
 
 def roll_back(old: StoredBuild, deployment: RecordedDeployment) -> dict[str, str]:
-    """Return the labels of a build that makes a deployment of an old build once more.
+    """Return the labels of a build that repeats a deployment of an old build.
 
     Raises:
         ApiError: the deployment is another build's.
@@ -349,7 +354,7 @@ def roll_back(old: StoredBuild, deployment: RecordedDeployment) -> dict[str, str
 
 
 def _index_of(steps: Sequence[dict[str, Any]], name: str) -> int | None:
-    """Return the step with that id; else the one at that index."""
+    """Return the index of the step with that id, else the index that ``name`` gives; or None."""
     for index, step in enumerate(steps):
         if step.get("id") == name:
             return index
@@ -369,8 +374,9 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
     Args:
         policy: the trigger's policy.
         labels: the build's labels.
-        who: name of the token, which is also compared with users of the forge.
-        approves: an approval, not a rejection. The starter of a build may always reject it.
+        who: name of the caller's token. It is also compared with the author's login on the forge.
+        approves: the decision is an approval. `ApprovalPolicy.not_author` does not apply to
+            rejections.
     """
     if policy.approvers and who not in policy.approvers:
         names = ", ".join(policy.approvers)
@@ -382,12 +388,12 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
 
 
 class ApprovalExpiry:
-    """Cancels builds that nobody approved in time: one thread in each server.
+    """Cancels builds that were not approved in time: one thread in each server.
 
-    `start` once; every method from any thread.
+    Thread-safe. Call `start` once.
 
     Args:
-        context: the server's. Its clock decides.
+        context: the server's context. Its clock decides whether an approval has expired.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -406,7 +412,7 @@ class ApprovalExpiry:
         self.turn()
 
     def turn(self) -> int:
-        """Cancel all builds whose time is over. Returns their number.
+        """Cancel all builds whose approval has expired. Returns their number.
 
         Raises:
             StoreError: the database does not answer. The next turn retries.
@@ -423,7 +429,7 @@ class ApprovalExpiry:
         return known_settings(self._context.store.triggers.settings(project, trigger))
 
     def _expire(self, waiting: Iterable[ListedBuild], settings: TriggerSettings) -> int:
-        """Cancel the builds of one trigger whose time is over. Returns their number."""
+        """Cancel the builds of one trigger whose approval has expired. Returns their number."""
         now, lasts = self._context.clock(), settings.approval_expires
         over = [one for one in waiting if lasts is not None and one.create_time + lasts <= now]
         return sum(self._cancel(one, settings.approval.expires, now) for one in over)

@@ -39,7 +39,7 @@ def shown_entry(entry: AuditEntry) -> dict[str, Any]:
 
 
 def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
-    """Return a delivery for a list."""
+    """Return a delivery as JSON for a list."""
     outcome = delivery.outcome
     verdicts = [one for event in outcome.get("events", ()) for one in event.get("verdicts", ())]
     events = [event.get("event", "") for event in outcome.get("events", ())]
@@ -67,7 +67,7 @@ def shown_delivery(delivery: StoredDelivery) -> dict[str, Any]:
 
 
 def shown_message(message: Message) -> dict[str, Any]:
-    """Return a message for a list."""
+    """Return a message as JSON for a list."""
     shown: dict[str, Any] = {
         "id": message.id,
         "state": message.state,

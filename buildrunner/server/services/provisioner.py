@@ -1,6 +1,6 @@
-"""Makes the Jobs of builds whose pool is on Kubernetes, and compares them with the queue.
+"""The provisioner: creates the Jobs of builds whose pool is on Kubernetes, and deletes them.
 
-One of several servers does it. `decisions` decides; this module acts.
+Only one of several servers runs it. `decisions` decides what to do; this module does it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from buildrunner.store.model.builds import ClaimedBuild, Lease, StoredBuild, Wai
 from buildrunner.store.sql.store import ServerStore
 
 TASK: Final = "kubernetes jobs"
-"""Name of the task that one of several servers does."""
+"""Name of the task that only one of several servers runs."""
 
 _LOOK_S: Final = 2.0
 _LOOKED_AT: Final = 100
-# These hold for every Job of the namespace.
+# Reasons of a refusal that apply to every Job of the namespace.
 _OF_NAMESPACE: Final = ("Quota", "NoNamespace", "Forbidden", "Unavailable")
 
 _log = logging.getLogger("buildrunner.server")
@@ -84,7 +84,7 @@ class Cluster(Protocol):
 
 
 class Provisioner:
-    """The loop. `start` and `stop` once; `wake` from any thread.
+    """The loop that compares builds with Jobs. Call `start` and `stop` once; `wake` is thread-safe.
 
     Args:
         store: the server's store.
@@ -92,7 +92,7 @@ class Provisioner:
         pools: the pools of the settings, by name.
         report_lost: called with the lease of a build whose Pod is gone, and the reason.
         clock: returns the time, aware UTC.
-        isolation: required for builds of forks; see `ServerSettings.isolation`.
+        isolation: isolation that builds of forks require; see `ServerSettings.isolation`.
         egress: returns the networks that builds of a project may not reach.
     """
 
@@ -119,7 +119,8 @@ class Provisioner:
         self._leadership = store.leadership(TASK)
         self._problem = ""
         self._refused: dict[str, datetime] = {}
-        self._disrupted: dict[str, str] = {}  # the Pod is deleted soon after it has the reason
+        # Kept here, since a Pod is deleted soon after its status gives the reason.
+        self._disrupted: dict[str, str] = {}
         self._no_spares: dict[str, datetime] = {}  # pools whose spare Job the cluster refused
         self._fits: dict[str, bool] = {}
         self._loop = Loop("provisioner", self.turn, _LOOK_S)
@@ -194,7 +195,7 @@ class Provisioner:
         return frozenset(one for one, fits in self._fits.items() if fits)
 
     def _found(self) -> tuple[list[BuildJob], dict[str, str], list[SpareJob]]:
-        """Return the Jobs of builds, `live_pods`, and the spare Jobs of our pools."""
+        """Return the Jobs of builds, `live_pods`, and the spare Jobs of this server's pools."""
         found: list[BuildJob] = []
         spares: list[SpareJob] = []
         live: dict[str, str] = {}
@@ -206,7 +207,7 @@ class Provisioner:
             live |= live_pods(pods, claims)
             self._disrupted |= disruptions(pods, claims)
             start = len(pods) < len(jobs) or any(map(_is_pending, pods))
-            # A namespace may have many events, and the Pods have all other reasons.
+            # A namespace may have many events: only the reasons why no Pod starts are read there.
             warnings = self._cluster.warnings(namespace) if start else ()
             found += build_jobs(jobs, pods, warnings, self._disrupted, claims)
         known = {job.build_id for job in found}
@@ -229,7 +230,7 @@ class Provisioner:
             try:
                 build = self._store.builds.find(build_id)
             except NotFound:
-                if build_id in of_spares:  # it was ours, and was deleted after its end
+                if build_id in of_spares:  # the server deleted the build after its end
                     ended[build_id] = datetime.min.replace(tzinfo=UTC)
                 continue
             at = build.document.get("finishTime")
@@ -287,14 +288,14 @@ class Provisioner:
             build = replace(pod_build(stored), egress=egress)
             self._cluster.create_job(job_manifest(build, place, owner))
         except NotFound:
-            return None  # it was just deleted
+            return None  # the build was just deleted
         except KubernetesError as error:
             self._note_problem(str(error))
             return error
         return None
 
     def _reached(self, pool: Pool, stored: StoredBuild) -> Pool:
-        """Return the pool with the address of the server that has the build's upload, if any."""
+        """Return the pool, with the address of the server that has the build's upload, if any."""
         servers = self._store.servers.all() if stored.only_worker else []
         for server in servers if len(servers) > 1 else ():
             if server.name == stored.only_worker:
@@ -335,7 +336,9 @@ def _place(spare: SpareJob) -> tuple[str, str]:
 
 
 def fits_spare(stored: StoredBuild, *, egress: Callable[[str], Egress]) -> bool:
-    """Return whether a spare Pod can run a build: it has the resources and networks of its pool.
+    """Return whether a spare Pod can run a build.
+
+    The build must use the default resources and networks, since the spare Pod has those.
 
     Args:
         stored: the build.

@@ -1,10 +1,9 @@
 """The only way into the queue, for builds of callers, uploads, triggers, schedules and retries.
 
-`admit` is pure: fields are read and every rule of the API is checked there, so that a build that
-can't run is refused at once, with all its problems. Substitutions are made there if all values
-are known; a build from a Git repository is stored unchanged, since its commit, branch and tag
-are known only after the fetch. In both cases the worker plans from the request, never from what
-is shown.
+`admit` is pure. It reads the fields and checks every rule of the API, so that a build that can't
+run is refused at once, with all its problems. It makes substitutions if all values are known. A
+build from a Git repository is stored unchanged, since its commit, branch and tag are known only
+after the fetch. In both cases the worker plans from the request, never from the shown build.
 
 `queue_build` admits a build and stores it; `keep_refused` stores one that can't run as a failed
 build. `TriggerQueue` adds the settings of a trigger: its group, limit, policy and approval.
@@ -58,18 +57,18 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     """The circumstances of a new build.
 
     Attributes:
-        build_id: its id.
-        project: project it belongs to.
+        build_id: id of the build.
+        project: project of the build.
         location: ``global`` or a region.
-        now: the time.
+        now: time of the request.
         public_url: URL of this server for users.
-        policy: the sources from which it may fetch.
-        trigger_id: trigger that makes it; empty for none.
-        approval: it must be approved before it runs.
-        labels: further facts that are stored with it.
+        policy: the sources that the build may fetch from.
+        trigger_id: id of the build's trigger; empty for none.
+        approval: the build must be approved before it runs.
+        labels: further facts that are stored with the build.
         request_id: idempotency key; empty for none.
         worker: name of this server's worker, the only one that can read uploads here.
-        is_tied: it needs another file that only this server has.
+        is_tied: the build needs a kept workspace, which only this server has.
         is_pool: returns whether workers of this server have a pool of that name.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
@@ -106,11 +105,11 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
 
     Args:
         body: the Build as parsed JSON. Fields that only the service sets are dropped.
-        arrival: its circumstances.
+        arrival: the circumstances of the build.
 
     Raises:
         ConfigError: the build can't run; holds all problems.
-        ApiError: there is no build in the body.
+        ApiError: the body is empty.
     """
     if not body:
         raise invalid_argument("no build field was provided", field="build")
@@ -124,23 +123,23 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
     pool = _pool(resolved, arrival)
-    if pool:  # the other problem of pools is that they have no effect here
+    if pool:  # the pool exists, so drop the warning that pools have no effect here
         problems = [one for one in problems if not one.path.startswith(_POOL_FIELDS)]
     shown = _with_facts(resolved, arrival, _warnings(problems))
     return replace(_kept(build, shown, arrival), pool=pool)
 
 
 def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
-    """Return a build that `admit` refuses, as one that failed before it began.
+    """Return a build that `admit` refuses, as a build that failed before it began.
 
-    For builds of events and schedules, for which no caller waits for an error.
+    Events and schedules need it, since no caller waits for an error there.
 
     Source: semantics 9.3: an invalid config fails its build, and the commit's status shows it.
 
     Args:
         body: the requested Build, as JSON.
-        arrival: its circumstances.
-        reason: the reason of the refusal.
+        arrival: the circumstances of the build.
+        reason: the reason for the refusal.
     """
     build = decode_message(Build, body, outputs=False).value
     shown = _with_facts(build, arrival, ())
@@ -150,12 +149,12 @@ def refused(body: dict[str, Any], arrival: Arrival, reason: str) -> NewBuild:
         status_detail=reason,
         failure_info=FailureInfo(detail=reason),
         finish_time=arrival.now,
-        # Shown in lists of builds: values from a payload may be as large as the payload.
+        # Cut for lists of builds: values from a payload may be as large as the payload.
         substitutions={name: _cut(value) for name, value in build.substitutions.items()},
         # No decision is possible any more. A retry still needs the approval.
         approval=shown.approval and replace(shown.approval, state=ApprovalState.CANCELLED),
     )
-    # It has ended, and supersedes no other build.
+    # The build has ended, and supersedes no other build.
     return replace(_kept(build, failed, arrival), expires_at=arrival.now, supersede="")
 
 
@@ -163,7 +162,7 @@ def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
     """Return the documents for the store: a build as requested, and as shown."""
     return NewBuild(
         document=encode_message(shown),
-        # Masked for a refused build: an admitted one holds no password.
+        # Masked for refused builds: an admitted build has no password.
         request=masked_build(encode_message(build)),
         expires_at=arrival.now + queue_ttl(build),
         location=arrival.location,
@@ -186,7 +185,7 @@ def _pool(build: Build, arrival: Arrival) -> str:
     The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
     """
     options = build.options
-    if options is None or arrival.is_tied:  # workers don't have the kept workspace
+    if options is None or arrival.is_tied:  # the workers of pools don't have the kept workspace
         return ""
     named = (options.pool.name if options.pool else "") or options.worker_pool
     name = named.rpartition("/")[2]
@@ -226,7 +225,7 @@ def _compiled(build: Build, arrival: Arrival) -> tuple[Build, list[Problem]]:
 
 
 def _foreign_upload(build: Build, project: str) -> list[Problem]:
-    """Refuse uploads of other projects, which a caller must not read."""
+    """Refuse uploads that are not archives of the project: a caller must not read other uploads."""
     problems = []
     for name, where in _uploads(build):
         if name != "storageSource" or not is_upload_of(project, where.object):
@@ -283,7 +282,7 @@ def _with_facts(build: Build, arrival: Arrival, warnings: Sequence[Warning_]) ->
 
 
 def log_url(public_url: str, project: str, build_id: str) -> str:
-    """Return the page of a build with its log, where users can sign in."""
+    """Return the URL of the page that shows a build and its log, and lets users sign in."""
     return f"{public_url}/builds/{project}/{build_id}"
 
 
@@ -321,7 +320,7 @@ def arrival(context: ServerContext, project: str, location: str, **facts: Any) -
     """Return the circumstances of a new build on this server.
 
     Args:
-        context: the server's.
+        context: the server's context.
         project: the build's project.
         location: the build's location.
         facts: further fields of `Arrival`.
@@ -343,7 +342,7 @@ def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
     """Queue a build, or store it until it is approved, and wake the worker.
 
     Args:
-        context: the server's.
+        context: the server's context.
         body: the Build as parsed JSON.
         at: its circumstances.
 
@@ -363,7 +362,7 @@ def queue_build(context: ServerContext, body: Any, at: Arrival) -> StoredBuild:
 def keep_refused(
     context: ServerContext, body: dict[str, Any], at: Arrival, reason: str
 ) -> StoredBuild:
-    """Store a build that can't run as a failed one, which is reported like any other.
+    """Store a build that can't run as a failed build, which is reported like any other.
 
     Raises:
         StoreError: the build can't be stored.
@@ -394,7 +393,7 @@ class TriggerQueue:
         Args:
             project: project of the trigger.
             document: the trigger.
-            made: the trigger's build for an event.
+            made: the build that the trigger made of an event.
             facts: facts of this run.
 
         Raises:
@@ -414,14 +413,14 @@ class TriggerQueue:
         facts: RunFacts,
         error: ConfigError | UsageError,
     ) -> StoredBuild:
-        """Store a build that can't be queued as a failed one.
+        """Store a build that can't be queued, as a failed build.
 
         Args:
             project: see `queue`.
             document: see `queue`.
             made: see `queue`.
             facts: see `queue`.
-            error: the reason.
+            error: the reason why the build can't be queued.
 
         Raises:
             StoreError: the build can't be stored.
@@ -462,8 +461,8 @@ class TriggerQueue:
         """Return the settings of a trigger.
 
         Raises:
-            ConfigError: they can't be read. Defaults would drop their requirements: approvers, the
-                forge, limits.
+            ConfigError: the settings can't be read. Defaults would drop their requirements:
+                approvers, the forge, limits.
         """
         return read_settings(self._context.store.triggers.settings(project, trigger_id))
 
@@ -471,7 +470,7 @@ class TriggerQueue:
 def known_settings(document: dict[str, Any]) -> TriggerSettings:
     """Return the stored settings of a trigger, or the defaults if they can't be read. Pure.
 
-    For cases in which defaults weaken nothing: the end of a failed build, or of an approval's time.
+    Use it only where defaults weaken nothing: to store a failed build, or to expire approvals.
     """
     try:
         return read_settings(document)

@@ -1,9 +1,9 @@
 """Builds that workers on other hosts run: the operations of the worker protocol.
 
 A worker holds a build by a lease, like the server's own worker, and every operation names the
-fence of its lease. A worker that lost its lease changes nothing, and gets `LeaseLost`,
-which is the same for an existing build and a missing one. `reported` decides which fields count
-in a worker's document.
+fence of that lease. A worker that lost its lease changes nothing, and gets `LeaseLost`, which is
+the same for an existing and for a missing build. `reported` decides which fields of a worker's
+document count.
 """
 
 from __future__ import annotations
@@ -108,10 +108,10 @@ _OF_QUEUE: Final = (Status.STATUS_UNKNOWN, Status.PENDING, Status.EXPIRED)
 
 
 class RemoteBuilds:
-    """The operations. Thread-safe.
+    """The operations of the worker protocol. Thread-safe.
 
     Args:
-        context: the server's.
+        context: the server's context.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -167,7 +167,7 @@ class RemoteBuilds:
         no_forks = {scope.pool} if scope.trusted_only else set()
         waiting = self._queue.waiting_in({scope.pool}, no_forks=no_forks)[:_LOOKED_AT]
         known = self._fits.get(scope.pool, {})
-        # Every spare Pod looks after every change: a document, which may be large, is read once.
+        # Every spare Pod checks the queue after each change, so a large document is read only once.
         fits = {build.id: known[build.id] for build in waiting if build.id in known}
         self._fits[scope.pool] = fits
         for build in waiting:
@@ -288,9 +288,9 @@ class RemoteBuilds:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
 
     def _why_nobody_holds(self, worker: WorkerIdentity, lease: Lease) -> StoreError:
-        """Raise `Conflict` if the build has ended under this lease, else `LeaseLost`.
+        """Return `Conflict` if the build ended under this lease, for a worker that may claim it.
 
-        A worker may repeat its last report if the answer was lost.
+        Otherwise return `LeaseLost`. A worker repeats its last report if the answer was lost.
         """
         try:
             stored = self._context.store.builds.find(lease.build_id)
@@ -321,7 +321,7 @@ class RemoteBuilds:
         """Store the compiled plan.
 
         Raises:
-            ApiError: the body is no plan.
+            ApiError: ``plan`` is not a valid plan.
             LeaseLost: see `begin`.
         """
         self._own(worker, lease)
@@ -334,7 +334,7 @@ class RemoteBuilds:
     def record_deployments(
         self, worker: WorkerIdentity, lease: Lease, made: Sequence[WorkerDeployment]
     ) -> None:
-        """Record deployments of the build, with times within its run.
+        """Record deployments of the build; their times are limited to its run.
 
         Raises:
             ApiError: the build has no such step.
@@ -373,7 +373,7 @@ class RemoteBuilds:
         return self._context.store_log(stored, self._reported(lease, sent))
 
     def append_log(self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes) -> int:
-        """Append a piece to the log of a build. Returns the bytes of the log.
+        """Append a piece to the log of a build. Returns the size of the log in bytes.
 
         Raises:
             LeaseLost: see `begin`.
@@ -437,7 +437,9 @@ class RemoteBuilds:
         return stored, msgspec.json.decode(found, type=BuildPlan)
 
     def secrets(self, worker: WorkerIdentity, lease: Lease) -> list[RemoteSecret]:
-        """Return the secrets in the stored plan of a build that it may have.
+        """Return the secrets in the stored plan of a build.
+
+        A secret that the build may not have, or that can't be read, holds the error, not a value.
 
         Raises:
             ApiError: the build has no plan yet.
@@ -512,7 +514,7 @@ def decoded_build(document: Document) -> Build:
     """Return the build that a worker sent.
 
     Raises:
-        ApiError: the document is no build.
+        ApiError: the document is not a valid build.
     """
     loaded = decode_message(Build, document)
     if not loaded.ok:
@@ -525,7 +527,7 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
 
     A worker decides the config of a build only if the server does not know it, and only until a
     step begins: the config is in the source, or has substitutions whose values come from a commit.
-    Of the source that it fetched, it decides the commit or the generation, if the build names none.
+    For the fetched source, a worker decides the commit or the generation if the build names none.
     The clock of the worker may be wrong: no time is before the build was created, or in the future.
 
     Args:
@@ -560,9 +562,10 @@ def reported(sent: Build, stored: StoredBuild, now: datetime) -> Document:
 
 
 def _fetched(source: Source | None, sent: SourceProvenance | None) -> SourceProvenance | None:
-    """Return a worker's facts about the fetched source, which must be the build's source.
+    """Return the fetched source: the source of the build, with the commit that the worker sent.
 
-    Retries of the build fetch this source, and its commit gets statuses.
+    Only the commit, the generation and the file hashes are the worker's, since retries of the build
+    fetch this source, and its commit gets statuses.
     """
     if source is None or sent is None:
         return None

@@ -1,6 +1,6 @@
-"""The triggers of a server, for routes, pages and events: finds, creates, changes and runs them.
+"""Operations on triggers, for routes, pages and events: find, create, change and run.
 
-A known trigger has the resource, its settings and its repository, ready to be matched with events.
+A `KnownTrigger` holds a trigger, its settings and its repository, to be matched with events.
 
 Source of update masks: google.protobuf.FieldMask. Without a mask, every field that callers may set
 is replaced.
@@ -54,7 +54,7 @@ class KnownTrigger(msgspec.Struct, frozen=True, kw_only=True):
         trigger: the decoded BuildTrigger.
         set_beside: its stored settings.
         settings: its decoded settings.
-        repository: its repository; None for a trigger without one.
+        repository: the repository of its events; None for a trigger without one.
     """
 
     project: str
@@ -87,7 +87,9 @@ class KnownTriggers:
         self._bytes = 0
 
     def listening(self, event: Event, hook: str) -> list[KnownTrigger]:
-        """Return the triggers for the source of an event, and others of the same name.
+        """Return the triggers for the source of an event.
+
+        The result may have triggers of other repositories with the same name.
 
         Args:
             event: the event.
@@ -102,7 +104,7 @@ class KnownTriggers:
         return [known for one in versions if (known := self._known(one, bare)) is not None]
 
     def _known(self, wanted: TriggerVersion, bare: Mapping[str, str]) -> KnownTrigger | None:
-        """Return the present trigger; None if it was deleted meanwhile."""
+        """Return the current trigger; None if it was deleted meanwhile."""
         key = (wanted.project, wanted.id)
         with self._lock:
             kept = self._kept.get(key)
@@ -148,7 +150,7 @@ class KnownRepositories:
         self._bare: dict[str, str] = {}
 
     def all(self) -> list[TriggerRepository]:
-        """Return the present repositories; one of several triggers comes several times.
+        """Return the current repositories. A repository of several triggers occurs several times.
 
         Raises:
             StoreError: the database fails.
@@ -231,7 +233,9 @@ def _known(
 
 
 def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> list[str]:
-    """Return a sentence with the remedy for each trigger or hook that can't fire.
+    """Return one sentence with the remedy for each enabled trigger that can't fire.
+
+    Hooks with deliveries but without a binding are included, too.
 
     Args:
         store: the server's store.
@@ -274,15 +278,15 @@ class Triggers:
         self._queue = TriggerQueue(context)
 
     def create(self, address: Address, body: Any, settings: Document | None = None) -> Document:
-        """Store a new trigger.
+        """Create a trigger.
 
         Args:
-            address: its project and location.
+            address: the project and location of the trigger.
             body: the BuildTrigger as parsed JSON.
-            settings: its settings.
+            settings: the settings of the trigger.
 
         Raises:
-            ApiError: its name is taken.
+            ApiError: the name is taken, or the address names no location.
             ConfigError: the trigger is invalid.
         """
         if address.any_location:
@@ -322,17 +326,17 @@ class Triggers:
         return document
 
     def change(self, project: str, old: Document, body: Any, mask: str) -> Document:
-        """Replace a trigger, or its parts that a mask names.
+        """Replace a trigger, or only the parts of it that a mask names.
 
         Raises:
-            ApiError: its new name is taken.
+            ApiError: the new name is taken.
             ConfigError: the change is invalid.
             NotFound: the trigger was deleted meanwhile.
         """
         given = _read(body)
         store = self._context.store
         changed = None
-        while changed is None:  # another caller changes other parts of it: both changes count
+        while changed is None:  # another caller changed the trigger meanwhile: keep both changes
             new = updated(old, given, mask)
             self._check(project, new, old)
             try:
