@@ -22,7 +22,10 @@ _MAX_ENTRIES = 1000
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes. Tokens and the audit log are the whole server's: ``admin`` of all projects."""
+    """Return the routes.
+
+    Tokens and the audit log belong to the whole server, and need ``admin`` for all projects.
+    """
     access = Access(context)
     body_of = json_body(context)
     routes = APIRouter(prefix="/buildrunner/v1", tags=["access"])

@@ -1,4 +1,4 @@
-"""Badges: small pictures of the result of a trigger's last build, or of a branch's.
+"""Badges: small pictures with the result of a trigger's last build, on any branch or on one.
 
 A caller who may not see a badge gets the same answer as for a missing one.
 
@@ -45,7 +45,7 @@ _PAGE: Final = 20
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route."""
+    """Return the route."""
     badges = _Badges(context)
     routes = APIRouter(tags=["notifications"])
 
@@ -91,7 +91,7 @@ class _Badges:
             return None
         try:
             is_public = self._queue.settings(project, str(trigger["id"])).public_badge
-        except ConfigError:  # the owner is unknown, so the badge is not public
+        except ConfigError:  # the settings can't be read, so the badge is not public
             is_public = False
         return project, trigger, is_public
 
@@ -107,7 +107,7 @@ class _Badges:
             wanted += f" AND substitutions.BRANCH_NAME={quoted(branch)}"
         size = _PAGE if branch else 1
         for build in self._context.store.builds.newest(project, wanted, page_size=size):
-            # A substitution can have any value, and so can the branch of a fork.
+            # Callers and forks choose BRANCH_NAME freely; only the server sets the label.
             if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
                 return build.status
         return ""
@@ -118,7 +118,13 @@ def _svg(label: str, words: str, colour: str, code: int = 200) -> Response:
 
 
 def badge_svg(label: str, words: str, colour: str) -> str:
-    """Draw a badge with a subject and a status."""
+    """Return a badge as SVG.
+
+    Args:
+        label: the subject, on the left.
+        words: the result, on the right.
+        colour: background colour of the result.
+    """
     if len(label) > _MOST_LETTERS:
         label = f"{label[: _MOST_LETTERS - 1]}…"
     left, right = (round(len(text) * _LETTER) + 12 for text in (label, words))

@@ -71,7 +71,7 @@ _DEPLOYMENT = Parameter("deployment", "string", "Id of a deployment of the build
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of builds."""
+    """Return the routes of builds."""
     access = Access(context)
     body_of = build_body(context)
     builds = Builds(context)
@@ -113,7 +113,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         build: str,
         caller: Caller = Depends(access.may("submit", "builds.cancel")),
-        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection stays open)
     ) -> Response:
         """Stop a running build, or remove a waiting build from the queue."""
         stored = builds.find(address_of(context, request), build)
@@ -124,7 +124,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         build: str,
         caller: Caller = Depends(access.may("submit", "builds.retry")),
-        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection stays open)
     ) -> Response:
         """Queue a new build from the request of an old one.
 
@@ -296,7 +296,7 @@ def _supersede(request: Request) -> str:
 
 
 def _build_in(body: Any) -> dict[str, Any]:
-    """Return the build in a body: the body itself."""
+    """Return the build in a body, which is the body itself."""
     build = as_mapping(body)
     if not build:
         raise invalid_argument("no build field was provided", field="build")
@@ -307,7 +307,7 @@ def _decision(body: Any) -> ApprovalResult:
     """Return the decision in a request to approve.
 
     Raises:
-        ApiError: there is none, or it can't be read.
+        ApiError: the body has no decision, or the decision can't be read.
     """
     result = member(as_mapping(body), "approvalResult")
     loaded = decode_message(ApprovalResult, result, outputs=False)
@@ -341,7 +341,7 @@ _REGIONAL_OPERATION = "/v1/projects/{project}/locations/{location}/operations/{o
 
 
 def operations_router(context: ServerContext) -> APIRouter:
-    """The routes of operations."""
+    """Return the routes of operations."""
     access = Access(context)
     body_of = json_body(context)
     routes = APIRouter(tags=["operations"])
@@ -362,7 +362,7 @@ def operations_router(context: ServerContext) -> APIRouter:
     def cancel(
         request: Request,
         caller: Caller = Depends(access.may("submit", "operations.cancel")),
-        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection goes on)
+        body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection stays open)
     ) -> Response:
         """Cancel the build of an operation. No effect if the build has ended."""
         stored = found(request, caller, "submit")

@@ -20,7 +20,7 @@ _LATEST = Parameter("latest", "boolean", "true: only the latest deployment of ea
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of deployments."""
+    """Return the routes of deployments."""
     access = Access(context)
     builds = Builds(context)
     routes = APIRouter(prefix="/buildrunner/v1/projects/{project}", tags=["deployments"])

@@ -18,7 +18,7 @@ def router(context: ServerContext) -> APIRouter:
 
     async def healthz() -> Response:
         """Answer 200 while the process lives."""
-        # In the event loop, so that it answers while every thread waits for a database.
+        # In the event loop, so that the route answers while every thread waits for a database.
         return json_response({"status": "ok"})
 
     def readyz() -> Response:

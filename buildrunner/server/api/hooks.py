@@ -1,7 +1,7 @@
-"""Routes for events of other machines: the hooks of forges, and webhook triggers.
+"""Routes that receive events of other machines: the hooks of forges, and webhook triggers.
 
-The proof of the sender is a signature or a secret, not a token. Each hook has a binding, which
-says what it may fire; the routes of bindings need a token.
+The sender is verified by a signature or a secret, not by a token. A hook has a binding, which
+decides what the hook may fire. The routes of bindings need a token.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PUSH_SECRET = Parameter("secret", "string", "Of a Pub/Sub push subscription: th
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of hooks."""
+    """Return the routes of hooks."""
     routes = APIRouter(tags=["hooks"])
     _add_deliveries(routes, context)
     _add_bindings(routes, context)
@@ -52,7 +52,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
-    """Add the routes that forges call: without a token, since the signature is the proof."""
+    """Add the routes that forges call. A signature verifies the caller in place of a token."""
     intake = HookIntake(context)
 
     async def receive(request: Request, forge: str) -> Response:
@@ -90,7 +90,7 @@ def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
 def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
     """Add the routes of bindings.
 
-    A hook fires triggers of all projects, so they need such a token.
+    A hook fires triggers of all projects, so these routes need a token for all projects.
     """
     access = Access(context)
     body_of = json_body(context)
@@ -127,7 +127,7 @@ def _add_bindings(routes: APIRouter, context: ServerContext) -> None:
         hook = check_hook(forge, name)
         note_target(request, hook)
         try:
-            if forge == BARE:  # if it were forgotten, its next delivery would bind it again
+            if forge == BARE:  # after a deletion, the hook's next delivery would bind it again
                 context.store.hooks.get(hook)
                 context.store.hooks.put(hook, {})
             else:
@@ -148,7 +148,7 @@ def check_hook(forge: str, name: str) -> str:
     """Return the hook of an address.
 
     Raises:
-        ApiError: the hook's name is invalid.
+        ApiError: the forge is unknown, or its hook can't have this name.
     """
     if (forge not in FORGES and forge != PUBSUB) or (name and not _NAME.fullmatch(name)):
         kinds = ", ".join((*FORGES, PUBSUB))
@@ -181,14 +181,18 @@ _Verified = tuple[WebhookCall, dict[str, Any]]
 
 
 def webhooks_router(context: ServerContext) -> APIRouter:
-    """Return the route of webhooks: without a token, since the secret is the proof."""
+    """Return the route of webhooks. A secret verifies the caller in place of a token."""
     calls = WebhookCalls(context)
     refusals = Refusals(context.store, context.clock)
     read = raw_body(context, context.settings.max_webhook_bytes)
     routes = APIRouter(tags=["triggers"])
 
     async def verified(request: Request) -> _Verified:
-        """Return the call and its trigger, if the caller has the trigger's secret."""
+        """Return the call and its trigger, if the caller has the trigger's secret.
+
+        Raises:
+            ApiError: the secret is wrong, the trigger is missing, or the call can't be verified.
+        """
         call = WebhookCall(
             address=address_of(context, request),
             trigger=request.path_params["trigger"],

@@ -1,4 +1,4 @@
-"""The server as an issuer of identity tokens: documents with which relying parties verify tokens.
+"""The server as an issuer of identity tokens: the documents that verifiers of tokens fetch.
 
 Source: OpenID Connect Discovery 1.0, section 4; RFC 7517 for the key set.
 """
@@ -22,7 +22,7 @@ _CLAIMS = (
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes. They need no token: clouds fetch them to verify the tokens of builds."""
+    """Return the routes. They need no token: clouds fetch them to verify the tokens of builds."""
     routes = APIRouter(tags=["more about builds"])
 
     def configuration() -> Response:

@@ -40,7 +40,7 @@ DEFAULT_BUCKET = "buildrunner-logs"
 
 STREAMS_OF_SOURCE = 50
 STREAMS_OF_STRANGERS = 500
-"""The most concurrent streams of callers without a token: of one network, and of all."""
+"""The most concurrent streams of callers without a token: per network, and in total."""
 
 _BLOCK_BYTES = 1 << 18
 _SEARCH_S = 2.0
@@ -48,16 +48,17 @@ _PREFIX = "/buildrunner/v1/projects/{project}/builds/{build}"
 _TEXT = "text/plain; charset=utf-8"
 _EVENT_STREAM = "text/event-stream"
 _NDJSON = "application/x-ndjson"
-# A build controls its log: browsers must treat it as plain text only.
+# Proxies must not buffer streams.
 _STREAM_HEADERS = {"X-Accel-Buffering": "no"}
 
 
 def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRouter:
-    """The routes of this module.
+    """Return the routes of this module.
 
     Args:
         context: the server's context.
-        watches: closed to stop the server, since streams would delay it; created here if None.
+        watches: the watches of streams. Close them to stop the server, since open streams delay
+            its end. None creates them here.
     """
     routes = APIRouter(tags=["logs"])
     reading = [Depends(Access(context).may("read"))]
@@ -119,7 +120,7 @@ class _Logs:
         folder: str = "",
         range: Annotated[str, Header()] = "",
     ) -> Response:
-        """The log as the object of ``logsBucket`` that gcloud polls."""
+        """Return the log as the object of ``logsBucket`` that gcloud polls."""
         caller = await self._access.caller(request)
         stored = await run_in_threadpool(self._context.store.builds.find, build)
         if not caller.may("read", stored.document.get("projectId", "")):
@@ -144,12 +145,12 @@ class _Logs:
         step: Annotated[int | None, Query(ge=-1)] = None,
         width: Annotated[int, Query(ge=100, le=LONGEST_LINE)] = LONGEST_LINE,
     ) -> Response:
-        """Lines with number, offset, time and step.
+        """Return lines of the log with number, offset, time and step.
 
-        ``start`` counts from the end when negative; ``since`` takes lines from a moment on instead.
-        ``step`` leaves out lines of other steps; -1 are the build's own. Lines longer than
-        ``width`` bytes are cut, and ``bytes`` is their length. If the lines exceed 8 MiB, ``next``
-        is the first line that is left out, else null.
+        A negative ``start`` counts from the end. ``since`` replaces ``start``, and selects lines
+        from that time on. ``step`` selects the lines of one step; -1 selects the build's own lines.
+        Lines longer than ``width`` bytes are cut, and ``bytes`` is their length. If the lines
+        exceed 8 MiB, ``next`` is the number of the first omitted line, else null.
         """
         if since is not None and since.tzinfo is None:
             raise invalid_argument("since needs a time zone: 2024-05-31T12:00:00Z", field="since")
@@ -181,9 +182,9 @@ class _Logs:
     ) -> Response:
         """Search the whole log on the server.
 
-        One call takes two seconds and ``limit`` matches at most; ``next`` in the answer is the
-        ``from`` of the call that goes on, null at the end. With ``Accept: application/x-ndjson``
-        everything is searched, and each part is sent as a line when it is found.
+        One call searches for two seconds at most, and returns at most ``limit`` matches. ``next``
+        in the answer is the ``from`` of the next call, or null at the end. With ``Accept:
+        application/x-ndjson`` the whole log is searched, and each part is sent as a line.
         """
         try:
             query = LogQuery(q, regex=regex, ignore_case=ignore_case)
@@ -221,11 +222,11 @@ class _Logs:
         text: bool = True,
         last_event_id: Annotated[str, Header()] = "",
     ) -> Response:
-        """The log as server-sent events from ``offset`` on, until the build has ended.
+        """Send the log as server-sent events from ``offset`` on, until the build has ended.
 
-        With ``events=N`` the build's events behind number N come too, with ``chunks=true`` when
-        each part of the log arrived, and from which step. With ``text=false`` the stream says how
-        long the log is by now, and sends no text.
+        With ``events=N``, the stream also sends the build's events after number N. With
+        ``chunks=true``, it sends the arrival time and the step of each part of the log. With
+        ``text=false``, it sends the current size of the log in place of the text.
         """
         position = StreamPosition(offset, events, chunks, text).moved_to(last_event_id)
         return await self._stream(request, build, position)
@@ -251,8 +252,7 @@ class _Logs:
 
     async def _stream(self, request: Request, build: str, position: StreamPosition) -> Response:
         project = self._project(request)
-        # Before the answer begins, so that callers without access, or for deleted logs, get an
-        # error.
+        # Checked before the answer begins: an error can't be sent in the middle of a stream.
         await run_in_threadpool(self._kept.check, project, build)
         source = ""
         if request.state.caller.name == PUBLIC_NAME:
@@ -272,7 +272,7 @@ class _Logs:
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
 
     def _check_strangers(self, source: str) -> None:
-        """Refuse a stream that would leave too few connections. Raises `ApiError`."""
+        """Refuse a stream if callers without a token have too many streams. Raises `ApiError`."""
         streams = self._strangers
         if streams[source] >= STREAMS_OF_SOURCE or streams.total() >= STREAMS_OF_STRANGERS:
             message = "too many streams without a token at the same time: try again later"
@@ -293,7 +293,7 @@ class _Logs:
                 del self._strangers[source]
 
     async def _may_still_read(self, request: Request, project: str) -> bool:
-        """Return whether the caller may still read: the token may be revoked by now."""
+        """Return whether the caller may still read: the token or the session may have ended."""
         try:
             return (await self._access.caller(request)).may("read", project)
         except StoreUnavailable:

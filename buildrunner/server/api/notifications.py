@@ -122,7 +122,7 @@ def notifiers_router(context: ServerContext) -> APIRouter:
 
 
 class _Tests:
-    """Tests notifiers on builds."""
+    """Tests notifiers with builds, and sends test messages."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -168,7 +168,7 @@ class _Tests:
         return self.words.of(project, document, facts, key=key, now=now, in_any_case=True)
 
     def sent(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
-        """Put a message into the outbox, and return it.
+        """Put a notifier's message about a build into the outbox, and return the message.
 
         Raises:
             ApiError: there is no such build, or the template fails.
@@ -180,7 +180,7 @@ class _Tests:
             raise invalid_argument(said["problem"], field="spec.notification.template")
         new = NewMessage(
             key=key,
-            # separate from the messages of its build, so that a test waits for none of them
+            # A lane of its own: the test does not wait for other messages about the build.
             lane=key,
             kind=said["kind"],
             project_id=project,
@@ -192,7 +192,11 @@ class _Tests:
         return shown_message(kept)
 
     def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return the requested build: by id, or the newest; with another status, if requested."""
+        """Return the build with the requested id, or the newest; in the requested status, if any.
+
+        Raises:
+            ApiError: the status is unknown, or there is no such build.
+        """
         store = self._context.store
         wanted, status = str(asked.get("buildId", "")), str(asked.get("status", ""))
         if status and status not in Status.__members__:
@@ -224,7 +228,7 @@ _OUTBOX = "/buildrunner/v1/projects/{project}/outbox"
 
 
 def outbox_router(context: ServerContext) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     access = Access(context)
     routes = APIRouter(tags=["notifications"])
 
@@ -291,7 +295,7 @@ def find_message(context: ServerContext, project: str, message_id: int) -> Messa
     """Return a message of a project.
 
     Raises:
-        ApiError: there is none.
+        ApiError: the project has no such message.
     """
     missing = f"there is no message {message_id} in the outbox of project {project}"
     if message_id >= 1 << 62:

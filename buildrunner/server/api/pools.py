@@ -20,7 +20,7 @@ _FORMS = (
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of pools. Pools are the same for all locations."""
+    """Return the routes of pools. Pools are the same for all locations."""
     access = Access(context)
     routes = APIRouter(tags=["worker pools"])
     may_read = [Depends(access.may("read"))]

@@ -1,4 +1,4 @@
-"""Routes of the provenance of builds, and of its public key."""
+"""Routes of the provenance of builds, and of the public key that verifies it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _log = logging.getLogger("buildrunner.server")
 class _PublicKey:
     """The public key, read once. Thread-safe.
 
-    Anybody can request it. So a key that can't be read is not read again for a minute, and the
-    reason, which names files of the server, goes to the log only.
+    Everyone can request the key. If it can't be read, it is not read again for a minute. The reason
+    goes only to the log, since it names files of the server.
 
     Args:
-        read: reads it.
-        now: a clock that never goes back, in seconds.
+        read: reads the key.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(self, read: Callable[[], str], now: Callable[[], float] = time.monotonic) -> None:
@@ -67,7 +67,7 @@ class _PublicKey:
 
 
 def router(context: ServerContext) -> APIRouter:
-    """Return the routes. The public key needs no token, since verifiers of images have none."""
+    """Return the routes. The public key needs no token, since a verifier of images has none."""
     access = Access(context)
     builds = Builds(context)
     key = _PublicKey(context.provenance_key)

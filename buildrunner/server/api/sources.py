@@ -1,7 +1,7 @@
 """buildrunner's own routes of sources: upload missing files, then name them as a build's source.
 
-Files are identified by SHA-256, per project. A folder that hardly changed since the last
-build costs one request and the changed files.
+Files are identified by their SHA-256 sums, per project. If few files changed since the last build,
+the client sends one request and the changed files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PIECE_BYTES = 1 << 20
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     access = Access(context)
     routes = APIRouter(prefix="/buildrunner/v1/projects/{project}", tags=["sources"])
 
@@ -144,7 +144,7 @@ class _Manifest(msgspec.Struct, frozen=True):
 
 
 def _manifest(body: bytes) -> _Manifest:
-    """Read a manifest by its type, so that other values are refused before they take memory.
+    """Decode a manifest directly into its type, so that other values take no memory.
 
     Raises:
         ApiError: the body is no manifest, or has too many files.

@@ -210,7 +210,7 @@ def _run_source(request: Request, body: dict[str, Any]) -> RepoSource | None:
     """Return the source of a run: the body itself in the older address form, else a part of it.
 
     Raises:
-        ApiError: it can't be read.
+        ApiError: the source can't be read.
     """
     regional = "location" in request.path_params
     value = member(body, "source") if regional or "source" in body else body
@@ -227,7 +227,7 @@ _COUNT = Parameter("count", "integer", f"How many: 1 to {_MOST_TIMES}.")
 
 
 def settings_router(context: ServerContext) -> APIRouter:
-    """The routes, below each trigger."""
+    """Return the routes below each trigger: settings, next runs and past runs."""
     access = Access(context)
     body_of = json_body(context)
     queue = TriggerQueue(context)
@@ -239,11 +239,11 @@ def settings_router(context: ServerContext) -> APIRouter:
         project = address_of(context, request).project
         try:
             return project, context.store.triggers.get(project, trigger)
-        except NotFound as error:  # these routes are not Google's, and neither is their message
+        except NotFound as error:  # not a route of Cloud Build, so not Cloud Build's message
             raise ApiError(404, str(error)) from error
 
     def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
-        """Return the settings beside the trigger; empty without settings."""
+        """Return the settings of the trigger; empty if none are set."""
         project, document = found(request, trigger)
         return json_response(context.store.triggers.settings(project, document["id"]))
 

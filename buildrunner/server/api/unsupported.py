@@ -33,7 +33,7 @@ _REASONS: Final = {
 
 
 def router(context: ServerContext) -> APIRouter:
-    """Return the routes that are refused, and the route of the default account."""
+    """Return the routes that refuse requests, and the route of the default service account."""
     access = Access(context)
     routes = APIRouter(tags=["not supported"])
     may_read = [Depends(access.may("read"))]

@@ -54,10 +54,10 @@ Result = TypeVar("Result")
 
 
 def router(context: ServerContext, changes: Changes) -> APIRouter:
-    """The routes.
+    """Return the routes.
 
     Args:
-        context: the server's.
+        context: the server's context.
         changes: wakes requests that wait for a change of the queue.
     """
     routes = APIRouter(prefix="/worker/v1", tags=["workers"])
@@ -89,7 +89,7 @@ class _Route(NamedTuple):
 def _routes_of_leases(
     context: ServerContext, builds: RemoteBuilds, changes: Changes
 ) -> list[_Route]:
-    """Add the routes that claim and begin builds, and renew leases."""
+    """Return the routes that claim and begin builds, and renew leases."""
     worker = Depends(WorkerAccess(context))
     small = Depends(raw_body(context, context.settings.max_body_bytes))
 
@@ -168,13 +168,13 @@ def _routes_of_leases(
 
 
 def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Add the routes for a worker's reports on a build."""
+    """Return the routes that store a worker's reports on a build."""
     worker = Depends(WorkerAccess(context))
     small = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
     plan = Depends(json_text(context, _MOST_PLAN_BYTES, MAX_PAYLOAD_VALUES))
     raw = documented(body="Bytes", media=BYTES)
-    # Requests of one token, even if many workers share it: each is short, unless it is abused.
+    # Counted per token, even if many workers share it: only abuse makes such requests long.
     few = (worker, Depends(slot_of(CallerSlots("reports", REPORTS_AT_ONCE))))
 
     def document(
@@ -195,7 +195,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     def put_plan(
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = plan
     ) -> Response:
-        """Keep the compiled plan."""
+        """Store the compiled plan."""
         _of_lease(builds.record_plan, worker, Lease(build, fence), body)
         return Response(status_code=204)
 
@@ -242,7 +242,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
 
 
 def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Add the routes for the inputs of a build."""
+    """Return the routes with the data that a worker needs to begin a build."""
     worker = Depends(WorkerAccess(context))
 
     def get_log(
@@ -281,7 +281,7 @@ def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Rou
 
 
 def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
-    """Add the routes for secrets, logins, identity tokens and signatures of a build."""
+    """Return the routes that give a build its secrets, logins, identity tokens and signatures."""
     worker = Depends(WorkerAccess(context))
     published = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     few = (worker, Depends(slot_of(CallerSlots("requests for credentials", CREDENTIALS_AT_ONCE))))
@@ -292,7 +292,7 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
     def identity_token(
         build: str, fence: int, audience: str, worker: WorkerIdentity = worker
     ) -> Response:
-        """Return an identity token of the build, or why it has none for this audience."""
+        """Return an identity token of the build, or the reason why it gets none."""
         lease = Lease(build, fence)
         return json_response(_of_lease(credentials.identity_token, worker, lease, audience))
 
@@ -307,7 +307,7 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
     async def attest(
         build: str, fence: int, worker: WorkerIdentity = worker, body: bytes = published
     ) -> Response:
-        """Sign and keep the provenance of what the build has published, and return it."""
+        """Sign, store and return the provenance of the artifacts that the build published."""
         outcome = _decoded(body, BuildOutcome)
         signed = await in_own_thread(credentials.attest, worker, Lease(build, fence), outcome)
         return json_response(signed)
@@ -326,7 +326,7 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
 
 
 def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
-    """Call an operation, and convert its refusals to answers that a worker can distinguish.
+    """Call an operation, and convert its errors to answers that a worker can distinguish.
 
     Raises:
         ApiError: the lease is lost, or a piece does not continue the copy.
@@ -340,7 +340,7 @@ def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:
 
 
 def _caller(worker: WorkerIdentity) -> str:
-    """Return the caller for the count of waiting requests: a token, or the Pod of a build."""
+    """Return the caller whose waiting requests are counted: a token, or the Pod of a build."""
     return f"{worker.name} for {worker.build_id}" if worker.build_id else worker.name
 
 

@@ -17,7 +17,7 @@ _PAGE_SIZE = 50
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the page."""
+    """Return the route of the page."""
     pages = _DeploymentsPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]

@@ -12,7 +12,7 @@ from buildrunner.server.pages.session import Session
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes."""
+    """Return the routes."""
     pages = _Pages(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]

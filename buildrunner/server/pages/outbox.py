@@ -1,4 +1,4 @@
-"""The page of notifications: the receivers, the delivered messages, and the failures."""
+"""The page of notifications: the notifiers, and the messages with the reasons for failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PAGE_SIZE = 50
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of the page."""
+    """Return the routes of the page."""
     pages = _OutboxPages(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
@@ -101,7 +101,7 @@ class _OutboxPages:
 
 
 def _shown(document: dict[str, Any]) -> dict[str, str]:
-    """Return a notifier for the list."""
+    """Return the facts of a notifier for the list."""
     try:
         notifier = notifier_of(document)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Templates and static files: renders pages, with their security policy for browsers."""
+"""Rendering of pages from templates, static files, and the security policy for browsers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _templates() -> Environment:
 
 
 def page(request: Request, template: str, code: int = 200, **values: Any) -> Response:
-    """A page.
+    """Return a page.
 
     Args:
         request: the request. Its viewer is in the page's head.
@@ -91,9 +91,10 @@ def _content(name: str) -> bytes:
 
 @functools.cache
 def static_url(name: str) -> str:
-    """Return the address of a static file. It changes with any file, so browsers may cache it.
+    """Return the address of a static file. Browsers may cache the file without limit.
 
-    With any file, since scripts import each other by relative addresses.
+    The address changes when any static file changes, since scripts import each other by relative
+    addresses.
     """
     _content(name)
     return f"/static/{_version()}/{name}"
@@ -106,7 +107,7 @@ def _version() -> str:
 
 
 def static_file(name: str) -> Response:
-    """A static file.
+    """Return a static file.
 
     Raises:
         NotFound: there is none of that name.

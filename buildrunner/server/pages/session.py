@@ -1,7 +1,7 @@
 """The viewer of a page: a session in a cookie that scripts can't read, and protected forms.
 
-A browser sends the cookie by itself, so the cookie permits only GET requests:
-a form must also have a value that only our own pages know.
+A browser sends the cookie by itself, also for requests of other sites. So the cookie permits only
+GET requests: a form must also have a value that only this server's pages know.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Viewer(msgspec.Struct, frozen=True):
     """The user who looks at a page.
 
     Attributes:
-        caller: the authenticated caller.
+        caller: the caller, with its scopes and projects.
         csrf: the secret value of the viewer's forms.
-        signed_in: signed in with a token, and can sign out.
-        is_public: has no token, and sees only public projects.
+        signed_in: the viewer has signed in with a token, and can sign out.
+        is_public: the viewer has no token, and sees only public projects.
     """
 
     caller: Caller
@@ -44,7 +44,7 @@ class Viewer(msgspec.Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """Name of the token."""
+        """Return the name of the token."""
         return self.caller.name
 
     def may(self, scope: str, project: str = "") -> bool:
@@ -96,7 +96,7 @@ class Session:
             viewer: owner of the form; None for the sign-in form.
 
         Raises:
-            ApiError: the form is not from one of our pages, or is too large.
+            ApiError: the form is not from a page of this server, or is too large.
         """
         if viewer is None:
             bodies: UnverifiedBodies = request.app.state.unverified_bodies
@@ -118,7 +118,7 @@ class Session:
         return fields
 
     def _is_of_our_site(self, request: Request) -> bool:
-        """Return whether our page sent the form, by the browser's headers. True without headers."""
+        """Return False if the browser's headers name another site as the sender of the form."""
         if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
             return False
         origin = request.headers.get("origin")

@@ -23,7 +23,7 @@ _ENTRIES = 50
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the page. The page shows all projects, so it needs ``admin``."""
+    """Return the route of the page. The page shows all projects, so it needs ``admin``."""
     session = Session(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 

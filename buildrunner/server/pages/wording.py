@@ -14,7 +14,7 @@ from buildrunner.engine.deployments import with_short_digest
 from buildrunner.logs.console.outputs import without_controls
 from buildrunner.plan.build_plan import StepPlan
 
-# A sign besides the colour, for colour-blind users.
+# A sign in addition to the colour, for colour-blind users.
 SIGNS = {
     "SUCCESS": "✓",
     "FAILURE": "✗",
@@ -91,7 +91,7 @@ def size(count: float | None) -> str:
 
 
 def sign(status: str) -> str:
-    """Return a sign for a status, besides its colour."""
+    """Return a sign for a status, which is shown in addition to its colour."""
     return SIGNS.get(status, "?")
 
 
@@ -106,7 +106,7 @@ def short(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Shorten a value for a narrow column: a commit, digest or long text."""
+    """Shorten a commit, a digest or a long text for a narrow column."""
     if _SUM.fullmatch(text):
         return text.removeprefix("sha256:")[:12]
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
@@ -129,7 +129,7 @@ def rough(seconds: float) -> str:
 
 
 def argv(step: StepPlan) -> str:
-    """Return the command of a step, as in a shell."""
+    """Return the command of a step, quoted for a shell."""
     return shlex.join([*([step.entrypoint] if step.entrypoint else []), *(step.args or ())])
 
 
@@ -153,7 +153,7 @@ _UNPRINTED = re.compile("\x1b\\[[0-9;:]*m|[\x00-\x08\x0a-\x1f\x7f-\x9f\u202a-\u2
 
 
 def shown_text(line: bytes | str) -> str:
-    """Return the text of a line without colours, with the last state of a progress bar."""
+    """Return the text of a line without colours, with only the last state of a progress bar."""
     data = line if isinstance(line, bytes) else line.encode("utf-8", "replace")
     drawn = data.rstrip(b"\r").rpartition(b"\r")[2]
     return _UNPRINTED.sub("", without_controls(drawn).decode("utf-8", "replace"))
@@ -172,7 +172,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
     @property
     def left_s(self) -> float:
-        """Return the seconds until the expected end; negative if it is over."""
+        """Return the seconds until the expected end; negative after it."""
         return self.usual_s - self.so_far_s
 
     @property

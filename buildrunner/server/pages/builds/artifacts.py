@@ -21,7 +21,7 @@ from buildrunner.storage.stores import Stores
 
 _MOST_MANIFEST_BYTES = 16 << 20
 _PIECE_BYTES = 256 << 10
-_MOST_SIZES = 500  # number of files whose sizes are looked up, if that costs little
+_MOST_SIZES = 500  # the most files whose sizes are looked up, see `_size`
 
 
 class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         number: its index in the manifest, from 0.
-        name: its name in the build: its path below the folder of the manifest.
+        name: its path below the folder of the manifest.
         location: its URL.
         size_bytes: None if it was not looked up, or the file was deleted.
     """
@@ -41,7 +41,7 @@ class UploadedFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of downloads."""
+    """Return the route of downloads."""
     session = Session(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -63,7 +63,7 @@ def router(context: ServerContext) -> APIRouter:
             _pieces(reader),
             headers={
                 **HEADERS,
-                # A build's file must never be shown as a page of this server, only downloaded.
+                # Browsers must only download a build's file, and never show it as a page.
                 "Content-Security-Policy": "sandbox; default-src 'none'",
                 "Content-Disposition": f"attachment; filename*=UTF-8''{quote(name, safe='')}",
                 "Content-Length": str(reader.found.size_bytes),
@@ -102,9 +102,8 @@ def listed_files(context: ServerContext, project: str, manifest: str) -> tuple[U
 def _locations(stores: Stores, manifest: str) -> list[str]:
     """Return the URLs of the files, which are below the folder of the manifest.
 
-    A build may write objects of any name, also a manifest that lists other objects: those are
-        ignored,
-    since the server would read them with its own rights.
+    A build may write a manifest that lists any other objects. They are ignored, since the server
+    would read them with its own rights.
     """
     reader = _reader(stores, manifest)
     if reader.found.size_bytes > _MOST_MANIFEST_BYTES:
@@ -120,7 +119,10 @@ def _locations(stores: Stores, manifest: str) -> list[str]:
 
 
 def _stores(context: ServerContext, project: str) -> Stores:
-    """Return the stores of the build's project: a worker may name a manifest of another one."""
+    """Return the stores of the build's project.
+
+    A worker may name a manifest of another project, which these stores can't read.
+    """
     if context.stores is None:
         raise NotFound("this server has no storage to read from")
     return context.stores(project)
@@ -165,5 +167,5 @@ def _is_below(folder: str, name: str) -> bool:
 
 
 def _name(location: str) -> str:
-    """Return the URL of an object without the generation."""
+    """Return the URL of an object, unquoted and without the generation."""
     return unquote(location.partition("#")[0])

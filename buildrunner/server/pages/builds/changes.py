@@ -26,7 +26,7 @@ class Change(msgspec.Struct, frozen=True):
     """One difference between two builds.
 
     Attributes:
-        name: name of the changed thing.
+        name: what changed, such as ``commit`` or the name of a substitution.
         before: the earlier value; empty for none.
         after: the present value; empty for none.
         link: page that compares both; empty for none.
@@ -49,7 +49,7 @@ class StepTime(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_slower(self) -> bool:
-        """Whether the step takes much longer than before."""
+        """Return whether the step takes much longer than before."""
         if self.before_s is None or self.after_s is None:
             return False
         return self.after_s > self.before_s * 1.3 and self.after_s > self.before_s + 1
@@ -179,7 +179,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BuildHistory:
-    """Queries the store. Every query uses an index."""
+    """Queries for earlier builds. Every query uses an index."""
 
     def __init__(self, context: ServerContext) -> None:
         self._store = context.store
@@ -194,7 +194,10 @@ class BuildHistory:
         return usual_seconds(one.document for one in whole)
 
     def last_green(self, stored: StoredBuild, build: BuildView) -> StoredBuild | None:
-        """Return the last successful build before it of its trigger, if possible of its branch."""
+        """Return the last successful build of a build's trigger before it; None without one.
+
+        A build of the same branch or tag is preferred.
+        """
         if not build.trigger_id:
             return None
         wanted = (
@@ -207,7 +210,7 @@ class BuildHistory:
         return next(same, found[0] if found else None)
 
     def attempts(self, stored: StoredBuild) -> list[Attempt]:
-        """Return all tries of the same build, the first one first; empty if there is only one."""
+        """Return all attempts of the same build, the first one first; empty for only one."""
         project = stored.document["projectId"]
         first = self._build(project, stored.labels.get(FIRST_ATTEMPT, "")) or stored
         ids = first.labels.get(ATTEMPTS, "").split()[-_MOST_ATTEMPTS:]

@@ -1,7 +1,7 @@
 """The step graph with the state of each step, as SVG for a page. Pure.
 
-Lanes are those of ``buildrunner graph``; colours come from the page's style sheet, since pages
-allow no styles of their own.
+The layout is that of ``buildrunner graph``. Colours come from a style sheet of the server, since
+the policy of the pages forbids inline styles.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     """One span of work in the drawing.
 
     Attributes:
-        label: the text beside the bar.
+        label: the text next to the bar.
         kind: ``queue``, ``source``, ``setup``, ``step``, ``push`` or ``artifacts``.
-        status: of a step; empty otherwise.
-        step: its index; None for other work.
+        status: status of a step; empty for other work.
+        step: index of a step; None for other work.
         start_s: seconds since the build was created.
         end_s: the same; the present for work that still runs.
         pull_s: seconds from its start until the image was pulled.

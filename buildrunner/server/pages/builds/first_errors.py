@@ -1,7 +1,7 @@
 """The first lines of a step's log that look like an error, with the lines around them.
 
-A step may have written a million lines. The whole step is searched, block by block and for a second
-at most, so that a page never waits for a log; an excerpt says where nothing was looked for.
+A step may have written a million lines. They are searched block by block, for a second at most, so
+that a page never waits for a log. The excerpt says if only a part of the lines was searched.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from buildrunner.logs.files.reader import LogFileReader, LogLine, wants_more
 from buildrunner.server.pages.wording import shown_text
 
 _SEARCH_S = 1.0
-_BACK = 500  # lines of the log before an error that are searched for lines of its step
-_TAIL = 3000  # lines before the step's end, searched for its last lines
+_BACK = 500  # lines before an error that are searched for other lines of its step
+_TAIL = 3000  # lines before the step's end that are searched for its last lines
 _BEFORE, _BEHIND, _LAST = 2, 8, 5
 _WIDTH = 500
 _PREFIX = re.compile(r'^Step #\d+(?: - "[^"]*")?: ')
@@ -73,7 +73,7 @@ def excerpt_of(
     ended: datetime | None,
     may_continue: Callable[[], bool] | None = None,
 ) -> Excerpt | None:
-    """Return the first error of a step and its last lines; None if its log is not available.
+    """Return the first error of a step and its last lines; None if none of its lines is found.
 
     Args:
         reader: the log.
@@ -125,7 +125,7 @@ def _search(reader: LogFileReader, step: int, may_continue: Callable[[], bool]) 
         done = 0
         for match in _candidate().finditer(block):
             if match.start() < done:
-                continue  # length limit of a checked line
+                continue  # the match is in a line that was checked already
             begin = block.rfind(b"\n", 0, match.start()) + 1
             end = block.find(b"\n", match.start())
             done = len(block) if end < 0 else end
@@ -167,7 +167,7 @@ def _text(line: bytes) -> str:
 
 
 def pick(lines: Sequence[tuple[int, str]]) -> Excerpt | None:
-    """Choose among numbered lines. Pure."""
+    """Choose the lines of an excerpt from numbered lines; None without lines. Pure."""
     if not lines:
         return None
     looks = [looks_like_error(text) for _, text in lines]

@@ -1,4 +1,4 @@
-"""The list of builds: waiting ones with reasons, running ones with estimates, ended ones."""
+"""The list of builds, with reasons for waiting builds and estimates for running builds."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def wanted_of(query: Mapping[str, str]) -> Wanted:
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the list."""
+    """Return the route of the list."""
     pages = _BuildsPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer), Depends(search_slot())]

@@ -33,7 +33,7 @@ class TailLine(msgspec.Struct, frozen=True):
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the page."""
+    """Return the route of the page."""
     session = Session(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -57,7 +57,7 @@ def router(context: ServerContext) -> APIRouter:
         if stored.document.get("options", {}).get("logging") == "NONE" and build.is_over:
             removed = "This build has no log: its options say logging: NONE."
         reader = LogFileReader(folder)
-        # The viewer has the lines already, and polls for changes.
+        # The viewer loads the page again after a change, and has the lines already.
         wants_lines = not removed and request.query_params.get("tail") != "no"
         lines = tail(reader, _LINES, _WIDTH, _MOST_BYTES) if wants_lines else []
         return page(

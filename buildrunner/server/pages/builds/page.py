@@ -41,7 +41,7 @@ VIEWS = ("steps", "waterfall", "graph", "inputs", "results", "compare")
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of the page and of its forms."""
+    """Return the routes of the page and of its forms."""
     pages = BuildPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
@@ -67,7 +67,7 @@ class BuildPage:
         self._excerpts: dict[str, Excerpt | None] = {}
 
     def build(self, request: Request) -> Response:
-        """One build."""
+        """Show one build."""
         stored = self._stored(request)
         now = self._context.clock()
         folder = log_folder(self._context.data_folder, stored.id)
@@ -130,7 +130,7 @@ class BuildPage:
         return Estimate(usual, build.seconds) if usual is not None else None
 
     def _excerpt(self, reader: LogFileReader, build: BuildView) -> Excerpt | None:
-        """Return the excerpt, cached once the build has ended."""
+        """Return the excerpt of the failed step's log, cached once the build has ended."""
         step = build.failing
         if step is None:
             return None
@@ -143,7 +143,7 @@ class BuildPage:
             self._excerpts[build.id] = found
         return found
 
-    # -- data of single views --------------------------------------------------------------------
+    # -- data that only one view needs -----------------------------------------------------------
 
     def _of_view(
         self,
@@ -219,7 +219,7 @@ class _BuildActions:
         self._builds = Builds(context)
 
     async def act(self, request: Request) -> Response:
-        """Do the action of a form, and redirect to the page, or to the new build."""
+        """Perform the action of a form, and redirect to the page or to the new build."""
         viewer: Viewer = request.state.viewer
         fields = await self.session.form(request, viewer)
         project = project_of(request, self._context.settings.default_project)

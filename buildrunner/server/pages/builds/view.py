@@ -109,19 +109,19 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
         script: its whole script; empty for none.
         status: name of its status; QUEUED before it began, NOT_RUN when it never will.
         seconds: its duration.
-        pull_s, start_s, run_s: the parts for the image, the start of the container, and
-            its own work.
+        pull_s, start_s, run_s: the parts of that duration: to get the image, to start the
+            container, and to run.
         digest: digest of its image; empty if unknown.
         exit_code: exit code; None unless it failed by itself.
         error: one sentence, if it failed.
         last_lines: the end of its log, if it failed.
         waits_for: titles of the steps that it waits for.
         timeout: timeout in the config; empty for none.
-        env: its environment in the config; secret variables by name only.
+        env: its environment in the config, without secret variables.
         secrets: names of its secret variables.
         ended: time of its end.
         forgiven: it failed, and the build continued.
-        reused: an earlier build ran it, which this one resumes.
+        reused: it ran in the earlier build that this build resumes.
     """
 
     index: int
@@ -157,7 +157,7 @@ def step_views(
     finished: Mapping[int, StepFinished],
     reused: Collection[int] = (),
 ) -> tuple[StepView, ...]:
-    """The steps of a build.
+    """Return the steps of a build.
 
     Args:
         document: the build.
@@ -202,7 +202,7 @@ def step_views(
 
 
 def _status(step: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """Return the status of a step: one that still waits after the build will never run."""
+    """Return the status of a step. A step that still waits when the build has ended never runs."""
     status = str(step.get("status", "QUEUED"))
     return "NOT_RUN" if status == "QUEUED" and document.get("status") in FINAL_STATUSES else status
 
@@ -243,7 +243,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     """One build.
 
     Attributes:
-        id, project, location, status: of the build.
+        id, project, location, status: the id, project, location and status of the build.
         reason: reason of its result, one sentence; empty for a success.
         failing: the step that failed the build; None if no step did.
         trigger: name of its trigger; empty for none.
@@ -251,7 +251,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         revision: its repository, ref and commit.
         submitter: the caller who requested it; empty if unknown.
         create_time, start_time, finish_time: instants of the API's JSON; None for none.
-        seconds: its duration so far.
+        seconds: its duration, so far if it still runs; None before it starts.
         queued_s: seconds that it waited; None while it waits.
         steps: steps in order.
         images: the pushed images.
@@ -261,9 +261,9 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
         provenance: the exact source, by name.
         approval: the approval, and its pull request.
         retry_of: the build that this one retries; empty for none.
-        from_build, from_step: the build that this one resumes, and its first step; empty for
-            a build with all steps.
-        rollback_to: the deployment that this build makes once more; empty for no rollback.
+        from_build, from_step: the build that this one resumes, and the step from which it resumes;
+            empty for a build that runs all steps.
+        rollback_to: the deployment that this build repeats; empty for no rollback.
         processes: number of processes that were started for it.
         timeout: timeout of the whole build in the config.
         packages: the published packages, by kind.
@@ -315,7 +315,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def api(self) -> str:
-        """Return the address of its buildrunner-specific API."""
+        """Return the path of buildrunner's own routes for the build."""
         return f"/buildrunner/v1/projects/{self.project}/builds/{self.id}"
 
 

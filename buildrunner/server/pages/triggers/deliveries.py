@@ -1,4 +1,4 @@
-"""The pages of deliveries: events of forges, and why each trigger fired or did not.
+"""The pages of deliveries: what forges sent, and why each trigger fired or did not fire.
 
 Deliveries belong to all projects, so they need a token for all projects. Bodies are for admins.
 """
@@ -26,7 +26,7 @@ _MOST_SHOWN = 100_000
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of the pages of deliveries."""
+    """Return the routes of the pages of deliveries."""
     pages = _DeliveryPages(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]

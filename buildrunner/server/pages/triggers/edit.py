@@ -60,7 +60,7 @@ class _TriggerEditing:
         return self._form(request, project, text=text, kind=kind)
 
     async def make(self, request: Request) -> Response:
-        """Create the triggers of a text, or change those of the same name."""
+        """Create the triggers of a text, or change existing triggers of the same names."""
         fields = await self.session.form(request, request.state.viewer)
         project = project_of(request, self._context.settings.default_project)
         note_action(request, "triggers.import", project)
@@ -141,7 +141,7 @@ class _TriggerEditing:
         return project
 
     async def _about(self, request: Request, action: str) -> tuple[str, Document]:
-        """Return project and trigger of a form, recorded for the audit log."""
+        """Return project and trigger of a form, and record them for the audit log."""
         project = project_of(request, self._context.settings.default_project)
         note_action(request, action, f"{project}/{request.path_params['trigger']}")
         self._allowed(request)

@@ -48,7 +48,7 @@ _EVENTS = {
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The routes of the pages of triggers."""
+    """Return the routes of the pages of triggers."""
     pages = _TriggerPages(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
@@ -91,7 +91,7 @@ class _TriggerPages:
         )
 
     def one(self, request: Request) -> Response:
-        """One trigger."""
+        """Show one trigger."""
         document, project = self._found(request)
         now = self._context.clock()
         store, viewer = self._context.store, request.state.viewer
@@ -123,7 +123,7 @@ class _TriggerPages:
         )
 
     async def act(self, request: Request) -> Response:
-        """Run, enable or disable."""
+        """Run, enable or disable a trigger."""
         viewer: Viewer = request.state.viewer
         fields = await self.session.form(request, viewer)
         document, project = await run_in_threadpool(self._found, request)
@@ -189,7 +189,7 @@ class _TriggerPages:
 
 
 def _substitutions(text: str) -> dict[str, str]:
-    """Return typed values, one ``_NAME=value`` a line."""
+    """Parse substitutions of a form, one ``_NAME=value`` a line."""
     pairs = (line.partition("=") for line in text.splitlines() if line.strip())
     return {name.strip(): value for name, _, value in pairs}
 
@@ -203,7 +203,7 @@ class ComparedDelivery(msgspec.Struct, frozen=True):
     Attributes:
         number: number of the delivery.
         at: time of its arrival, in the API's form.
-        event: its event, in words.
+        event: the delivered event, in words.
         verdict: the stored verdict.
     """
 
@@ -230,14 +230,14 @@ def compared_deliveries(
 
 
 class TestEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """The hypothetical event of a test; ``ref`` is empty for none.
+    """The event of a user's test of a trigger; ``ref`` is empty without a test.
 
     Attributes:
         ref: branch, or full name of a ref.
         base: target branch of a pull request; empty for a push.
         files: changed files, one a line; empty if unknown.
         message: message of the commit, or the comment on the pull request.
-        fork: it comes from a fork, by a user without write access.
+        fork: the event comes from a fork, by a user without write access.
     """
 
     ref: str = ""
@@ -261,7 +261,7 @@ class TestEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def test_event_of(query: Mapping[str, str]) -> TestEvent:
-    """Return the query in the address of the page."""
+    """Return the test event in the query of the page's address."""
     texts = {name: query.get(name, "").strip() for name in ("ref", "base", "files", "message")}
     return TestEvent(**texts, fork=query.get("fork") == "true")
 
@@ -318,12 +318,12 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
     """One trigger.
 
     Attributes:
-        id, name, project, description: of the trigger.
-        disabled: it runs only manually.
+        id, name, project, description: the id, name, project and description of the trigger.
+        disabled: the trigger runs only manually.
         request_word: the forge's term for a pull request.
-        fires_on: its events, in words.
-        builds: its build, in words.
-        conditions: its further conditions, in words.
+        fires_on: the events that fire it, in words.
+        builds: the source of its build's steps, in words.
+        conditions: further conditions to fire, in words.
         needs_approval: its builds wait for an approval.
         has_source: a manual run may name a branch, tag or commit.
         substitutions: its substitutions.

@@ -1,4 +1,4 @@
-"""The page of trends: results and times of the last builds of a project, trigger or branch."""
+"""The page of trends: results and durations of the last builds of a project, trigger or branch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Plot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def router(context: ServerContext) -> APIRouter:
-    """The route of the page."""
+    """Return the route of the page."""
     session = Session(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -129,12 +129,11 @@ class StepTrend(msgspec.Struct, frozen=True, kw_only=True):
     """One step over many builds.
 
     Attributes:
-        name: its id, or ``#N image``.
-        runs: number of complete runs.
+        name: id of the step, or ``#N image``.
+        runs: number of runs that succeeded or failed.
         median_s: median duration.
         failures: number of failures.
-        flips: number of times that its result changed between two runs on the same
-            commit.
+        flips: number of changes of its result between consecutive runs on the same commit.
     """
 
     name: str
@@ -149,8 +148,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: name of the trigger or the branch.
-        key: value of the page's filter for these: the trigger's id, or the branch.
-        builds: number of complete builds.
+        key: value of the page's filter for these builds: the trigger's id, or the branch.
+        builds: number of builds that succeeded or failed.
         failed: number of failed builds.
         median_s, median_queued_s: median duration and waiting time.
     """
@@ -167,8 +166,8 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
     """The content of the page.
 
     Attributes:
-        points: complete builds, oldest first.
-        median_s, median_queued_s: None without builds.
+        points: builds that succeeded or failed, oldest first.
+        median_s, median_queued_s: median duration and waiting time; None without builds.
         failure_rate: 0 to 1; None without builds.
         slowest: steps by median duration, slowest first.
         flakiest: steps with flips, most flips first.
@@ -235,7 +234,7 @@ def _parts(
     points: Sequence[Point],
     key_and_name: Callable[[Mapping[str, Any]], tuple[str, str]],
 ) -> tuple[Part, ...]:
-    """Group builds by a function's result; builds with an empty result are skipped."""
+    """Group builds by the key that a function returns; skip builds with an empty key."""
     grouped: dict[str, list[Point]] = {}
     names: dict[str, str] = {}
     for build, point in zip(ended, points, strict=True):
