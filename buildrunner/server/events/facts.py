@@ -1,8 +1,7 @@
 """Facts that a delivery lacks, requested from Git and the forge: once, and only if they matter.
 
-All triggers share the answers about one event. A comment's payload on GitHub and
-Gitea names neither the branches nor the commits of its pull request, and few payloads say who may
-write.
+All triggers share the answers about one event. The payload of a comment on GitHub or Gitea names
+neither the branches nor the commits of its pull request, and few payloads say who may write.
 
 Source: GitHub's "Get a pull request" and "Get repository permissions for a user", Gitea's
 ``repoGetPullRequest`` and ``repoGetRepoPermissions``; see the forges' modules for the others.
@@ -65,7 +64,10 @@ _MOST_FILES: Final = 100_000
 _SHA_LENGTH: Final = 40
 
 ChangedFiles = Callable[[str, str, str, bool], "tuple[str, ...]"]
-"""Queries Git: repository's URL, old and new commit, whether from their merge base."""
+"""Returns the changed paths between two commits.
+
+Arguments: the repository's URL, the old and the new commit, and whether from their merge base.
+"""
 
 
 class EventFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +117,7 @@ class KnownEvent:
 
     @property
     def lacks_commit(self) -> bool:
-        """Return whether the commit must be requested."""
+        """Return whether the commit of the event must be requested from Git or the forge."""
         event = self.event
         if isinstance(event, PushEvent):
             return event.may_be_unpeeled and bool(event.after)
@@ -186,7 +188,7 @@ class KnownEvent:
         repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
-        """Return the verdict from known facts. Raises `MustAsk` if a filter needs more facts."""
+        """Return the verdict from known facts. Raises `NotNow` if a filter needs more time."""
         longest_s = self._places.filter_s
         try:
             verdict = match(
@@ -206,7 +208,7 @@ class KnownEvent:
         return verdict
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
-        """Return the verdict, with the facts that could not be had."""
+        """Return the verdict, with the reason why a fact is unknown."""
         told = _with_doubt(verdict, question, str(error))
         if verdict.fires or not may_pass(error):
             return told
@@ -224,7 +226,7 @@ class KnownEvent:
         return self._places.ask(_host(event.repository), lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
-        """Return the full SHA if the payload has only its beginning, or none."""
+        """Return the event with the full SHA of its head, which the payload shortens or omits."""
         url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
         if ask is None or not url:
             return event
@@ -235,7 +237,7 @@ class KnownEvent:
         return replace(event, head_commit=found)
 
     def _ask(self, question: Question) -> bool:
-        """Make a request. Returns whether there is an answer."""
+        """Request a fact. Returns whether the event changed, so that triggers are matched again."""
         try:
             learned = self._learned(question)
         except StoreError:
@@ -250,7 +252,7 @@ class KnownEvent:
         return True
 
     def _doubts_files(self, question: Question) -> bool:
-        """Treat an incomplete list of files as unknown. Returns whether that changes anything."""
+        """Treat a doubtful list of files as unknown. Returns whether the event changed."""
         event = self.event
         if question is Question.FILES and isinstance(event, PushEvent) and event.doubtful_files:
             self.event = replace(event, files=None, doubtful_files=False)
@@ -297,7 +299,7 @@ class KnownEvent:
             base = event.repository.clone_url
             if base in ("", url):
                 raise
-            # A fork lacks newer commits of the base branch; the base has its pull requests' heads.
+            # A fork lacks newer commits of the base branch. The base has the pull requests' heads.
             return self._differing(base, old, new, event)
 
     def _differing(
@@ -334,7 +336,7 @@ def _head(event: PushEvent | PullRequestEvent) -> tuple[str, str]:
 
 
 def _with_doubt(verdict: Verdict, question: Question, reason: str) -> Verdict:
-    """Return the verdict, with the missing facts, which did not decide it."""
+    """Return the verdict with a rule about the unknown fact. That rule decides nothing."""
     names = {Question.MESSAGE: "skip", Question.FILES: "files"}
     name = names.get(question, "comment")
     unsure = Rule(name=name, passed=None, text=f"{question.value} is not known: {reason}")
@@ -351,15 +353,15 @@ _QUICK_S: Final = 1.0
 
 
 class NotNow(Exception):
-    """Handling a delivery stops here, and starts again elsewhere or later. No failure."""
+    """Raised to stop handling a delivery, and to start again elsewhere or later. No failure."""
 
 
 class MustAsk(NotNow):
-    """A request or a filter may take long, and this handler must not wait.
+    """Raised if a request or a filter may take long, and this handler must not wait.
 
     Attributes:
-        place: the address or host to query.
-        project: whose trigger needs the answer; empty until the handler sets it.
+        place: the address or host to query, or the filter in words.
+        project: the project whose trigger needs the answer; empty until the handler sets it.
     """
 
     def __init__(self, place: str, project: str = "") -> None:
@@ -378,7 +380,7 @@ class Places(Protocol):
     filter_s: float
 
     def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
-        """The answer.
+        """Return the answer of a place.
 
         Args:
             place: the queried address or host.
@@ -391,15 +393,17 @@ class Places(Protocol):
         ...
 
     def give_up(self, trigger: str) -> None:
-        """End a trigger's filter at its time limit. Raises `MustAsk` if it may have more time."""
+        """Note that a trigger's filter took too long. Raises `MustAsk` if it may get more time."""
         ...
 
 
 class SilentPlaces:
-    """Makes requests. A host that timed out is not queried again for one minute. Thread-safe.
+    """Makes requests. Thread-safe.
+
+    A place that took more than a second to fail is not queried again for one minute.
 
     Args:
-        now: a clock that never goes back, in seconds.
+        now: a monotonic clock, in seconds.
     """
 
     filter_s = LONGEST_S
@@ -414,7 +418,7 @@ class SilentPlaces:
         self._stopped.set()
 
     def check(self, place: str) -> None:
-        """Raise `ServerUnavailable` while the host is not queried."""
+        """Raise `ServerUnavailable` if the place failed slowly within the last minute."""
         if self._now() < self._until.get(place, 0.0):
             raise ServerUnavailable(f"{place} did not answer a moment ago")
 
@@ -447,7 +451,7 @@ class NobodyNow:
     """Makes no requests, for callers that must not wait. Thread-safe.
 
     Args:
-        places: knows the hosts that are not queried anyway.
+        places: knows the places that failed slowly. For those, the error is raised at once.
     """
 
     filter_s = 0.1
@@ -466,7 +470,7 @@ class NobodyNow:
 
 
 def may_pass(error: BuildrunnerError) -> bool:
-    """Return whether the same request may succeed later: nothing refused it."""
+    """Return whether an error is temporary: the same request may succeed later."""
     if isinstance(error, GitFailed):
         return error.kind in TRANSIENT
     return isinstance(error, ServerUnavailable)
@@ -483,7 +487,7 @@ class ForgeApi:
     are anonymous, which is enough for public repositories.
 
     Args:
-        secrets: the server's.
+        secrets: the server's secrets.
         gate: decides which hosts may be contacted.
     """
 
@@ -512,7 +516,7 @@ class ForgeApi:
             raise ServerError(f"{_host_of_url(url)} sent no pull request: {error}") from error
 
     def may_write(self, repository: Repository, identity: str, person: str) -> bool:
-        """Whether a person may write to a repository.
+        """Return whether a person may write to a repository.
 
         Args:
             repository: a repository of a forge.
@@ -635,7 +639,7 @@ def may_write(forge: str, person: str, answer: dict[str, Any]) -> bool:
     Args:
         forge: see `Repository`.
         person: the person's login.
-        answer: of the API.
+        answer: the API's answer.
     """
     match forge:
         case "gitlab":

@@ -99,7 +99,7 @@ def described(event: Event) -> str:
 
 
 def shown_verdict(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict for storing and showing."""
+    """Return a verdict as JSON, to store and to show."""
     shown: dict[str, Any] = {
         "fires": verdict.fires,
         "reason": verdict.reason,
@@ -133,7 +133,7 @@ def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
 
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
-    """Return labels that describe a build's event, from which statuses are sent."""
+    """Return labels that describe a build's event. Statuses are sent with these labels."""
     labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
@@ -188,7 +188,7 @@ class DeliveryHandler:
     """Handles deliveries. Thread-safe.
 
     Args:
-        context: the server's.
+        context: the server's context.
         facts: the sources of facts.
         waits: wait for running filters of the project, instead of raising `NotNow`.
     """
@@ -221,12 +221,12 @@ class DeliveryHandler:
 
         Args:
             delivery: the claimed delivery.
-            may_ask: requests to other hosts are permitted, with waits.
+            may_ask: permit requests to other hosts, and wait for their answers.
 
         Raises:
             StoreError: the database fails; the delivery must be handled again.
-            MustAsk: a request to another host is needed.
-            NotNow: `stop` ended a request.
+            MustAsk: ``may_ask`` is false, and another host or a slow filter must be waited for.
+            NotNow: `stop` ended a request, or too many filters of the project run.
         """
         try:
             binding = self._binding(delivery)
@@ -331,7 +331,7 @@ class DeliveryHandler:
     def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         """Return the verdict of one trigger.
 
-        An unexpected error is stored in it; others still fire.
+        An unexpected error is stored in the verdict, and other triggers still fire.
         """
         trigger = one.trigger
         try:
@@ -376,7 +376,7 @@ class DeliveryHandler:
         return found
 
     def _queued(self, told: ToldEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
-        """Queue the build. A build that can't run is stored as failed."""
+        """Queue the build, and return its id. A build that can't run is stored as failed."""
         delivery, trigger = told.delivery, one.trigger
         facts = RunFacts(
             who=who_made(delivery, event),
@@ -422,12 +422,12 @@ class ToldEvent:
     """An event, and the state of its handling.
 
     Attributes:
-        delivery: the delivery that reports it.
-        number: its index among the delivery's events.
-        event: the event in the delivery.
+        delivery: the delivery that reports the event.
+        number: index of the event in the delivery.
+        event: the event as the delivery reports it.
         may_wait: whether another try follows this one.
         decided: decisions of earlier tries, by trigger.
-        waits_for: the host that does not answer; empty if all is decided.
+        waits_for: why the decision of a trigger waits; empty if all is decided.
     """
 
     def __init__(self, delivery: StoredDelivery, number: int, event: Event, may_wait: bool) -> None:
@@ -442,7 +442,7 @@ class ToldEvent:
 
     @property
     def key(self) -> str:
-        """The key of the event: the same for each try, and different for other events."""
+        """Return the key of the event: the same for each try, and different for other events."""
         return f"{self.delivery.number}-{self.delivery.replays}-{self.number}"
 
 
@@ -462,7 +462,10 @@ def is_retry(delivery: StoredDelivery) -> bool:
 
 
 def next_try(delivery: StoredDelivery, now: datetime) -> dict[str, Any]:
-    """Return the record of a failed try: ``tries``, ``since``, ``at``; empty after a day."""
+    """Return the record of a failed try: ``tries``, ``since``, ``at`` of the next; or empty.
+
+    The record is empty if the delivery has waited for a day, and is given up.
+    """
     before = delivery.outcome.get("retry", {}) if is_retry(delivery) else {}
     since = datetime.fromisoformat(before["since"]) if before else now
     if now - since >= GIVE_UP_AFTER:
@@ -482,15 +485,15 @@ def tried_again_at(outcome: dict[str, Any]) -> datetime | None:
 def tried(
     context: ServerContext, known: KnownTrigger, asked: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return whether hypothetical events would fire a trigger. Builds nothing.
+    """Return the verdicts of a trigger on hypothetical events. Builds nothing.
 
     Args:
-        context: the server's.
+        context: the server's context.
         known: the trigger.
         asked: see `trial_events`.
 
     Raises:
-        BadDelivery: the event is impossible.
+        BadDelivery: ``asked`` describes no possible event.
         Busy: the project has too many running filters.
     """
     events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))

@@ -30,7 +30,7 @@ class SecretSlow(SecretError):
 
 
 def secret_name(hook: str) -> str:
-    """Return the name of a hook's secret: ``hooks-github`` for ``/hooks/github``."""
+    """Return the name of a hook's secret: ``hooks-git-app`` for the hook ``git/app``."""
     return f"hooks-{hook.replace('/', '-')}"
 
 
@@ -49,10 +49,10 @@ class HookSecrets:
     Each fetch has its own thread: a slow secret delays only its own hook.
 
     Args:
-        secrets: the server's.
-        hooks: returns the names of the hooks that are bound. Strangers choose the names of hooks:
-            only for these are secrets requested from sources that take time or cost money.
-        now: a clock that never goes back, in seconds.
+        secrets: the server's secrets.
+        hooks: returns the names of bound hooks. Any sender can choose the name of a hook, so only
+            secrets of bound hooks are requested from sources that take time or cost money.
+        now: a monotonic clock, in seconds.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class HookSecrets:
         """Return the value of a secret, without surrounding white space.
 
         Raises:
-            SecretNotFound: there is none that the asker may have.
+            SecretNotFound: there is no such secret, or the asker may not have it.
             SecretSlow: the secret could not be read in time.
-            SecretError: it can't be had now.
+            SecretError: the secret can't be read now.
         """
         key = (asker, name)
         read_at, value = self._known.get(key, (0.0, ""))
@@ -113,7 +113,7 @@ class HookSecrets:
             return self._secrets.value(asker, name).strip()
         except SecretError as error:
             return error
-        except Exception as error:  # noqa: BLE001  (whoever waits must hear of it)
+        except Exception as error:  # noqa: BLE001  (waiting callers must get the error)
             _log.exception("the secret %s can't be fetched", name)
             return SecretError(f"internal error: {type(error).__name__}")
 

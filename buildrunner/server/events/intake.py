@@ -1,4 +1,4 @@
-"""Stores deliveries as they arrive: genuine ones many at a time, refused ones sparingly.
+"""Stores deliveries as they arrive: genuine deliveries in batches, and some refused ones.
 
 Deliveries that arrive while others are written are stored together, with one write to the disk.
 
@@ -46,7 +46,7 @@ _MOST_AT_ONCE = 200
 class DeliveryIntake:
     """Stores deliveries. Used in one event loop.
 
-    Deliveries that arrive during a write are stored together by the next one.
+    Deliveries that arrive during a write are stored together by the next write.
 
     Args:
         store: stores the deliveries.
@@ -78,7 +78,7 @@ class DeliveryIntake:
                 batch, self._line = self._line[:_MOST_AT_ONCE], self._line[_MOST_AT_ONCE:]
                 try:
                     found = await run_in_threadpool(self._write, [new for new, _ in batch])
-                except Exception as error:  # noqa: BLE001  (each sender is told of it)
+                except Exception as error:  # noqa: BLE001  (each sender gets the error)
                     for _, kept in batch:
                         if not kept.done():  # the sender has disconnected
                             kept.set_exception(error)
@@ -220,7 +220,7 @@ class HookIntake:
     async def receive(
         self, delivery: NewDelivery, headers: Mapping[str, str], presented: str, read: BodyReader
     ) -> tuple[StoredDelivery, bool]:
-        """Verify a delivery and store it. Returns whether it is new.
+        """Verify and store a delivery. Returns the stored delivery, and whether it is new.
 
         The body is read only if the hook has a secret: without one, no delivery can be genuine.
 
@@ -268,7 +268,7 @@ class HookIntake:
     async def _verified(
         self, delivery: NewDelivery, headers: Mapping[str, str], secret: str, read: BodyReader
     ) -> tuple[NewDelivery, str]:
-        """Read and verify the body. Returns the complete delivery, or the reason of its refusal."""
+        """Read and verify the body. Returns the complete delivery, and why it is refused, if so."""
         forge = delivery.hook.partition("/")[0]
         try:
             async with read() as body:
@@ -286,7 +286,7 @@ class HookIntake:
     ) -> tuple[NewDelivery, str]:
         """Return a delivery with its id and lane, or why it is refused.
 
-        Parses genuine ones only.
+        Only a genuine delivery is parsed.
         """
         reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
         if reason:
@@ -304,7 +304,7 @@ class HookIntake:
 
 
 def kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers of a delivery without secrets, by lower-case name."""
+    """Return the headers of a delivery that hold no secrets, by lower-case name."""
     return {
         key.lower(): value[:_MOST_HEADER]
         for key, value in headers.items()

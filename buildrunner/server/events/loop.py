@@ -1,9 +1,8 @@
 """The loop that handles stored deliveries, oldest first.
 
 Several servers on one database each run one: a delivery is claimed by one of them. A delivery that
-needs an answer of a Git server or a forge is handled in a thread beside the loop
-(`SlowDeliveries`), so that a slow repository delays only its own deliveries. Each host has a
-limited share of these threads.
+needs an answer of a Git server or a forge is handled in a separate thread (`SlowDeliveries`). So a
+slow repository delays only its own deliveries. Each host gets a limited share of these threads.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class DeliveryLoop:
     """Handles deliveries in a separate thread, until it is stopped.
 
     Args:
-        context: the server's.
+        context: the server's context.
         handler: handles a delivery.
-        pause: waits the given seconds; None: a wait that `stop` ends.
+        pause: waits for the given seconds. None: a wait that `stop` ends early.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class DeliveryLoop:
         self._slow.wait_until_idle(_LAST_S)
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait for deliveries in other threads. Returns whether all were handled."""
+        """Wait for deliveries in other threads. Returns False if not all are handled in time."""
         return self._slow.wait_until_idle(timeout_s)
 
     def _turn(self) -> float | None:
@@ -111,7 +110,7 @@ class DeliveryLoop:
             except MustAsk as asked:
                 self._slow.add(delivery.number, asked.place, asked.project)
                 slow_lanes |= {delivery.lane} - {""}
-            # one was slow: don't delay the results of the others
+            # A delivery was slow: store the outcomes so far without further delay.
             if time.monotonic() - begun > _TOLD_AFTER_S:
                 self._keep(handled)
                 handled, begun = [], time.monotonic()
@@ -121,7 +120,7 @@ class DeliveryLoop:
         return bool(claimed)
 
     def _hold(self, now: datetime) -> None:
-        """Extend the claims of deliveries in other threads."""
+        """Extend the claims of deliveries that other threads handle."""
         if time.monotonic() - self._held < _HELD_EVERY_S:
             return
         self._held = time.monotonic()
@@ -137,7 +136,7 @@ class DeliveryLoop:
                 self._context.store.deliveries.finish(finished)
         except StoreError:
             raise
-        except Exception:  # noqa: BLE001  (one can't be kept: the others must not suffer from it)
+        except Exception:  # noqa: BLE001  (one can't be stored: store the others one by one)
             for one in finished:
                 self._keep_one(*one)
         for delivery, outcome in handled:
@@ -157,7 +156,7 @@ class DeliveryLoop:
             store.deliveries.finish([(delivery, _internal(error))])
 
     def _handle_slowly(self, number: int) -> None:
-        """Handle a delivery that needs a request, in a separate thread."""
+        """Handle a delivery that needs a request to another host; called in a separate thread."""
         try:
             delivery = self._context.store.deliveries.get(number)
             if delivery.status != HANDLED:
@@ -171,15 +170,15 @@ class DeliveryLoop:
         self._loop.wake()  # the next delivery in its lane is free
 
     def _release(self, number: int) -> None:
-        """Release the claim, so that the next server starts again at once."""
+        """Release the claim of a delivery, so that the next server handles it at once."""
         store = self._context.store
         try:
             store.deliveries.release([store.deliveries.get(number)])
-        except StoreError as error:  # otherwise it is free when the claim expires
+        except StoreError as error:  # then the delivery is free when its claim expires
             _log.warning("delivery %s can't be given back: %s", number, error)
 
     def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
-        """Handle a delivery. Arriving deliveries come first, since a forge waits for its answer."""
+        """Handle a delivery, then pause if others arrive: a forge waits for the answer to them."""
         begun = time.monotonic()
         outcome = self._outcome(delivery, may_ask=False)
         if self._loop.was_woken():  # the next turn claims the new deliveries
@@ -224,7 +223,7 @@ class SlowDeliveries:
     def add(self, number: int, place: str, project: str) -> None:
         """Queue a delivery.
 
-        No host and no project gets all threads. A project can make triggers for many slow hosts.
+        No host and no project gets all threads: a project can make triggers for many slow hosts.
 
         Args:
             number: number of a claimed delivery.
@@ -242,7 +241,7 @@ class SlowDeliveries:
             return [*self._under_way, *self._lined_up]
 
     def wait_until_idle(self, timeout_s: float) -> bool:
-        """Wait until all are handled. Returns whether they are."""
+        """Wait until all are handled. Returns False if they are not handled in time."""
         end = time.monotonic() + timeout_s
         with self._changed:
             while self._under_way or self._lined_up:
@@ -251,7 +250,7 @@ class SlowDeliveries:
         return True
 
     def stop(self) -> list[int]:
-        """Start no more deliveries. Returns those that were not started. Idempotent."""
+        """Start no more deliveries. Returns the numbers of those not started. Idempotent."""
         with self._changed:
             self._stopping = True
             left = sorted(self._lined_up)
@@ -260,7 +259,7 @@ class SlowDeliveries:
         return left
 
     def _begin(self) -> None:
-        """Start as many as permitted, oldest first. Needs the lock."""
+        """Start as many as permitted, oldest first. The caller holds the lock."""
         hosts = Counter(host for host, _ in self._under_way.values())
         projects = Counter(project for _, project in self._under_way.values())
         for number, (host, project) in sorted(self._lined_up.items()):

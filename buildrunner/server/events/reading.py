@@ -49,7 +49,8 @@ def parsed_delivery(delivery: StoredDelivery, binding: HookBinding | None) -> Pa
         binding: the binding of its hook; None for none.
 
     Raises:
-        BadDelivery: the format is not the forge's, or the hook may not report the event.
+        BadDelivery: the format is not the forge's, the hook is unbound, or its binding does not
+            allow the event.
     """
     forge = delivery.hook.partition("/")[0]
     if forge in (WEBHOOK, RECONCILE):
@@ -86,7 +87,7 @@ def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
 
     Args:
         delivery: a handled delivery.
-        number: the event's place among the delivery's events.
+        number: index of the event in the delivery.
     """
     try:
         events = _read(delivery).events

@@ -1,11 +1,11 @@
 """Finds missed pushes: compares refs of repositories with the known ones, and delivers the changes.
 
-A ref that has moved becomes a delivery of the hook ``reconcile``, which is
-handled like all others. The known refs are in the store: a server that was down finds later pushes,
-as one push of each ref, and a push that a forge reports later is not built
-again. The refs of a new repository are only recorded.
+Refs that have moved become deliveries of the hook ``reconcile``, which are handled like all others.
+The known refs are in the store. So a server that was down finds the pushes of that time, as one
+push for each ref. A push that a forge reports later is not built again. At the first check of a
+repository, its refs are only recorded.
 
-Several are queried concurrently, so that a Git server that does not answer delays few others.
+Several repositories are queried concurrently, so that an unreachable Git server delays few others.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ _MOST_REFS: Final = 50  # events of one delivery: each is matched with every tri
 
 
 class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests to Git servers. Both raise `BuildrunnerError`.
+    """Requests to Git servers. `list_refs` and `message` raise `BuildrunnerError`.
 
     Attributes:
         list_refs: returns branches and tags of the repository at a URL: commit by full name.
-        message: returns the message of a commit there.
+        message: returns the message of a commit, by the repository's URL and the SHA.
         stop: ends all running requests, and permits no others.
     """
 
@@ -73,10 +73,10 @@ class Place(NamedTuple):
 
 
 class Reconciler:
-    """Checks all repositories once per call, never concurrently.
+    """Checks all repositories at each call of `look`. Calls must not overlap.
 
     Args:
-        context: the server's.
+        context: the server's context.
         remote: requests to Git servers.
     """
 
@@ -93,9 +93,9 @@ class Reconciler:
         self._remote.stop()
 
     def look(self) -> int:
-        """Check every repository with a trigger. Returns the number of new deliveries.
+        """Check every repository of an enabled trigger. Returns the number of new deliveries.
 
-        An unreachable repository is checked the next time.
+        A repository that can't be queried is checked again at the next call.
 
         Raises:
             StoreError: the database fails.
@@ -120,7 +120,7 @@ class Reconciler:
         return list(found.values())
 
     def _look_along(self, line: deque[Place]) -> int:
-        """Check one host's repositories until the host does not answer."""
+        """Check the repositories of one host, and stop if the host does not answer."""
         made = 0
         while not self._stopped.is_set():
             try:
@@ -135,7 +135,7 @@ class Reconciler:
         return made
 
     def _look_at(self, place: Place) -> int | None:
-        """Check one repository. Returns the number of deliveries; None if it is unreachable."""
+        """Check one repository. Returns the number of deliveries; None if it can't be queried."""
         try:
             refs = self._remote.list_refs(place.url)
         except StoreError:
@@ -197,7 +197,7 @@ class Reconciler:
         return -(-len(changed) // _MOST_REFS)
 
     def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:
-        """Add the commits' messages if Git returns them. After a refusal, no more are requested."""
+        """Add the commits' messages. After the first error, no more are requested."""
         for one in refs:
             if not one["after"]:
                 continue
@@ -251,7 +251,7 @@ def _ref(ref: str, before: str, after: str) -> dict[str, Any]:
 
 
 LOOKED_AT = ""
-"""The pseudo-ref of a repository that was checked before."""
+"""A pseudo-ref that marks a repository as checked."""
 
 
 class SeenRefs:
@@ -280,7 +280,7 @@ class SeenRefs:
     def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
         """Record the head of a pull request. Returns whether an update brings no commits.
 
-        Only Bitbucket does not distinguish an update of texts from one of commits.
+        This matters only for Bitbucket, which sends the same event for changed texts and commits.
         """
         if event.repository.forge != "bitbucket":
             return False
@@ -306,7 +306,7 @@ class SeenRefs:
         Args:
             delivery: the delivery that reports the push.
             event: the push.
-            wanted: the repositories of all triggers.
+            wanted: the repositories of the triggers that are matched.
         """
         told = event.repository
         listeners = [one for one in wanted if one and listens_to(one, told).passed]
@@ -333,9 +333,9 @@ def _is_one_commit(one: str, other: str) -> bool:
 
 
 def _is_late(event: PushEvent, known: KnownRef | None) -> bool:
-    """Return whether a push is older than the last check: it begins at another commit than the ref.
+    """Return whether a push is older than the last check, which found the ref at another commit.
 
-    The earlier commit of a tag is unknown: forges report the object of an annotated tag.
+    This is unknown for tags: forges report the object of an annotated tag, not its commit.
     """
     if event.tag or known is None or not known.seen_by.startswith(RECONCILE) or not event.before:
         return False

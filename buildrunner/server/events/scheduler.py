@@ -1,9 +1,9 @@
-"""Fires triggers by schedule: one thread in each server, and each fire time only once.
+"""Fires triggers by schedule: one thread in each server, but each fire time only once among them.
 
-This has two steps, each of which can be interrupted anywhere. First the due fire times are stored:
-their key is the trigger and the time, so several servers write the same rows. Then each is claimed
-by one server and becomes a build, whose request id is that same key: a server that dies in between
-leaves a row from which the next one makes the same build.
+A turn has two steps, each of which can be interrupted anywhere. First the due fire times are
+stored: their key is the trigger and the time, so several servers write the same rows. Then one
+server claims each fire time and makes a build, whose request id is the same key. If a server dies
+in between, the next server makes the same build from the row.
 
 The clock is read again at each turn, so nothing drifts; `schedule.due` decides what is due.
 """
@@ -45,7 +45,7 @@ from buildrunner.triggers.settings import TriggerSettings, read_settings
 
 WHO: Final = "schedule"
 FIRE_LABEL: Final = "fire_time"
-_LOOK_S = 10.0  # delay until a change on another server is noticed
+_LOOK_S = 10.0  # the longest delay until a change on another server is noticed
 _LEASE_S = 60.0
 _AT_ONCE = 20
 _DISABLED = "the trigger was disabled"
@@ -56,10 +56,10 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class Scheduler:
-    """The thread. `start` once; every method from any thread.
+    """The thread that fires triggers. Thread-safe. Call `start` once.
 
     Args:
-        context: the server's. Its clock decides.
+        context: the server's context. Its clock decides what is due.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -164,7 +164,7 @@ class Scheduler:
         """Return the final state of a fire.
 
         Raises:
-            StoreError: it is not known yet. The fire stays, and is claimed again.
+            StoreError: the state is not known yet. The fire stays, and is claimed again.
         """
         document = self._store.triggers.get(fire.project_id, fire.trigger_id)
         if document.get("disabled") or not document.get("cron"):
@@ -185,13 +185,13 @@ class Scheduler:
             if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
                 raise
             return replace(fire, state=FAILED, detail=str(error))
-        except Exception as error:  # noqa: BLE001  (else it is given out first, again and again)
+        except Exception as error:  # noqa: BLE001  (else the fire is claimed again and again)
             _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)
             text = f"internal error, see the server's log: {type(error).__name__}"
             return replace(fire, state=FAILED, detail=text)
 
     def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
-        """Create the build of a fire; return the fire with it."""
+        """Create the build of a fire. Returns the fire with its state and the build's id."""
         known = known_trigger(self._context, fire.project_id, document)
         trigger = known.trigger
         moment = fire.fire_at.isoformat().replace("+00:00", "Z")
@@ -244,7 +244,7 @@ class Scheduler:
 def _settings_of(trigger: ScheduledTrigger) -> TriggerSettings:
     try:
         return read_settings(trigger.settings)
-    except ConfigError:  # set when it fires; `_settled` makes no build
+    except ConfigError:  # reported when the trigger fires: `_settled` makes no build
         return TriggerSettings()
 
 

@@ -1,6 +1,7 @@
 """Calls of webhook triggers: verified by the trigger's secret, stored, and handled at once.
 
-A call is stored like a delivery of a forge, and handled before it is answered.
+A call is stored like a delivery of a forge, and handled before it is answered. If too many filters
+of the project run, the loop of deliveries handles the call later.
 
 Source: Cloud Build's "Automate builds in response to webhook events".
 """
@@ -39,7 +40,7 @@ class WebhookCall(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         address: project and location of the trigger.
-        trigger: its id or name, as the caller wrote it.
+        trigger: id or name of the trigger, as the caller sent it.
         secret: the secret that the caller presents.
         request_id: the caller's idempotency key; empty for none.
         headers: the headers that are stored.
@@ -80,7 +81,7 @@ class WebhookCalls:
     async def reason_to_refuse(self, call: WebhookCall, trigger: dict[str, Any]) -> str:
         """Return why a call is refused; empty if the caller knows the trigger's secret.
 
-        The answer to the caller must not depend on the reason: it would say which triggers exist.
+        The answer must not depend on the reason: it would show whether a trigger exists.
 
         Raises:
             SecretError: the trigger's secret can't be read now.
