@@ -51,7 +51,7 @@ class TooMuch(BuildrunnerError):
 
 
 class Busy(BuildrunnerError):
-    """The owner has too many running evaluations. A retry may succeed."""
+    """The owner, or all owners together, have too many running evaluations. A retry may succeed."""
 
     http_status = 429
 
@@ -87,23 +87,23 @@ class BoundedCalls:
         memory_mib: int = 256,
         patience_s: float = 0.0,
     ) -> Any:
-        """Return an operation's result. Blocks for a few seconds at most.
+        """Return an operation's result. Blocks while it waits for its turn and evaluates.
 
         Args:
             operation: one of `bounded_process.OPERATIONS`.
             argument: JSON.
             owner: the project that wrote the evaluated text.
-            key: identifies the evaluated text, which is refused after exceeding its limits three
-                times, for ten minutes. Empty: never refused.
+            key: identifies the evaluated text. If the text exceeds its limits three times, it is
+                refused for ten minutes. Empty: never refused.
             cpu_s: limit of processor time; None for `CPU_S`.
-            memory_mib: limit of memory.
-            patience_s: seconds to wait for the owner's own evaluations, and again for others';
-                0: don't wait for the owner's, and wait `_WAIT_S` for others'.
+            memory_mib: limit of memory, in MiB.
+            patience_s: seconds to wait for the owner's own evaluations, and again for those of
+                others. 0: do not wait for the owner's, and wait `_WAIT_S` for those of others.
 
         Raises:
-            TooMuch: it exceeds its limits, or is refused because it did.
+            TooMuch: the evaluation exceeds its limits, or is refused because it did before.
             Busy: its owner, or all owners together, have too many running evaluations.
-            Bug: it met a bug. The log has the traceback.
+            Bug: the evaluation met a bug. The log has the traceback.
             BuildrunnerError: no process can be started.
         """
         self._check(key)
@@ -150,7 +150,7 @@ class BoundedCalls:
 
     @contextmanager
     def _turn(self, owner: str, patience_s: float) -> Iterator[None]:
-        """Wait for a place among the running evaluations.
+        """Wait for a place among the running evaluations, and hold it until the block ends.
 
         Raises:
             Busy: the owner has no further place, or none becomes free.
@@ -160,7 +160,7 @@ class BoundedCalls:
                 lambda: self._owners[owner] < _MOST_OF_AN_OWNER, patience_s
             ):
                 raise Busy(f"project {owner} has others under way: try again in a moment")
-            # also counts while it waits, so that one owner's calls don't pile up
+            # A waiting call counts, too, so that one owner's calls don't pile up.
             self._owners[owner] += 1
         try:
             with self._changed:
@@ -223,7 +223,10 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, limits: dict[str, float], request: bytes, wall_s: float) -> bytes:
-        """Return the answer to a request; empty after its time limit. At most one byte too many."""
+        """Return the answer to a request; empty after its time limit.
+
+        An answer over `_MOST_ANSWER` bytes is cut, but not below this size.
+        """
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
@@ -268,7 +271,7 @@ class BoundedFilters:
     """Evaluates the filters of one project's triggers. Thread-safe.
 
     Args:
-        calls: evaluates.
+        calls: evaluates the filters, within limits.
         project: the project.
         waits: wait for other filters of the project. False in the threads that answer requests.
     """
@@ -305,7 +308,7 @@ class BoundedFilters:
         """See `cel.filter_problem`.
 
         Raises:
-            Busy: the project has too many others under way.
+            Busy: the project has too many other running evaluations.
         """
         asked = [text, dict(values)]
         try:

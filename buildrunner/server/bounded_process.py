@@ -47,7 +47,7 @@ class NotifyArgument(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         notifier: its config.
         facts: facts about the build.
-        key: of the message.
+        key: key of the message.
         now: the time.
         in_any_case: make the message even if the rules don't match.
     """
@@ -133,8 +133,8 @@ class Limits(msgspec.Struct, frozen=True):
     """The limits of one request.
 
     Attributes:
-        cpu_s: processor time.
-        wall_s: elapsed time.
+        cpu_s: processor time, in seconds.
+        wall_s: elapsed time, in seconds.
         memory_bytes: memory beyond that of the process at the fork.
     """
 
@@ -148,9 +148,9 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         value: the operation's result.
-        too_large: it exceeded its memory limit.
-        bug: the type of an unexpected error.
-        trace: its traceback.
+        too_large: the operation exceeded its memory limit.
+        bug: the type of an unexpected error; empty for none.
+        trace: traceback of that error.
     """
 
     value: Any = None
@@ -161,7 +161,7 @@ class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def main(descriptor: int) -> None:
     """Serve requests until the server closes its end."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no process collects the forks
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel removes ended forks
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     warm_up()
     gc.collect()
@@ -227,7 +227,7 @@ def _answer(request: bytes) -> bytes:
         return msgspec.json.encode(Answer(value=OPERATIONS[name](argument)))
     except MemoryError:
         return msgspec.json.encode(Answer(too_large=True))
-    except Exception as error:  # noqa: BLE001  (it must be told, and the process ends anyway)
+    except Exception as error:  # noqa: BLE001  (it must be reported, and the process ends anyway)
         trace = traceback.format_exc()
         return msgspec.json.encode(Answer(bug=type(error).__name__, trace=trace))
 

@@ -146,7 +146,7 @@ class BuildCredentials(Protocol):
         ...
 
     def login_files(self, project: str, plan: BuildPlan) -> dict[str, str]:
-        """Return the files, by path, with the logins for registries in the plan."""
+        """Return the files with the logins that the plan may need, by path below a home folder."""
         ...
 
     def provenance(self, project: str) -> Provenance:
@@ -185,7 +185,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         settings: the server's settings.
         data_folder: the folder of logs and sources.
         uploads: takes the sources that clients upload.
-        metrics: counts events.
+        metrics: the metrics of the server.
         clock: returns the time, aware UTC.
         new_id: makes ids of builds and triggers.
         wake: wakes the workers, since a build may have to start or to be cancelled.
@@ -203,7 +203,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         shown_settings: the effective settings, with the origin of each value.
         provenance_key: returns the public key of provenance, as PEM text.
         identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
-        pools: names of the pools in the settings, beside those of workers' tokens.
+        pools: names of the pools in the settings. Workers' tokens may name further pools.
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
             it knows, and None for others. They are tried before the tokens in the database.
         fits_spare: returns whether a spare Pod can run a build; see `provisioner.fits_spare`.

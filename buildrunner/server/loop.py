@@ -14,7 +14,7 @@ _log = logging.getLogger("buildrunner.server")
 class Loop:
     """A thread that repeats a task until it is stopped, even after errors.
 
-    `start` once; every method from any thread.
+    Thread-safe. Call `start` once.
 
     Args:
         name: name of the thread, and of the task in log messages.
@@ -39,7 +39,7 @@ class Loop:
         self._woken.set()
 
     def was_woken(self) -> bool:
-        """Return whether `wake` was called since the last turn began, or the last call of this."""
+        """Return whether `wake` was called since the turn began, or since this was last called."""
         woken = self._woken.is_set()
         self._woken.clear()
         return woken
@@ -79,7 +79,7 @@ class Loop:
 class Signal:
     """A call that wakes receivers, which may be connected after its senders are made.
 
-    Connect before the first call; call from any thread.
+    Connect all receivers before the first call. Calls are thread-safe.
     """
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ class Metrics:
     """The numbers of one server since it started. Thread-safe."""
 
     def __init__(self) -> None:
-        # Nobody reads the creation time of each number, which would double the text.
+        # The creation times of the metrics are not used, and would double the text.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._queued = self._gauge("builds_queued", "Builds that wait for their turn.")

@@ -275,7 +275,7 @@ def _page() -> HTMLResponse:
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon.png",
-        # it would send the document to another server
+        # The validator would send the document to another server.
         swagger_ui_parameters={"validatorUrl": None},
     )
     inline = re.findall(rb"<script>(.*?)</script>", bytes(answer.body), re.DOTALL)

@@ -49,9 +49,8 @@ _READING = ("GET", "HEAD")
 class Access:
     """Makes the dependencies of routes.
 
-    A route declares ``caller: Caller = Depends(access.may("submit", "builds.create"))``. It runs
-        before
-    the body is read, so that strangers can't make the server read anything.
+    A route declares ``caller: Caller = Depends(access.may("submit", "builds.create"))``. The
+    dependency runs before the body is read, so that the server reads no bodies of strangers.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -72,7 +71,7 @@ class Access:
         return Requirement(self, scope, action, everywhere=everywhere, known=known)
 
     def project_of(self, request: Request) -> str:
-        """The project that the path names; empty when it names none."""
+        """Return the project that the path names; empty if it names none."""
         return project_of(request, self._context.settings.default_project)
 
     async def caller(self, request: Request) -> Caller:
@@ -82,14 +81,14 @@ class Access:
         credentials, which fails for anonymous ones, and the user would never see our message.
 
         Raises:
-            ApiError: 403 without a token, 401 with a bad one.
+            ApiError: 403 without a token, 401 with an invalid one.
         """
         if not self._context.settings.auth:
             return LOCAL
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         token = token.strip()
         session = self._sessions.id_of(request)
-        # a header that only our own pages read
+        # Pages of this server read with a session, and never change anything by its cookie alone.
         if not token and session and request.method in _READING:
             caller = await run_in_threadpool(self._sessions.caller, session)
             if caller is not None:
@@ -128,7 +127,7 @@ class Requirement:
         self._known = known
 
     async def __call__(self, request: Request) -> Caller:
-        """Return the caller, if permitted. Raises `ApiError`."""
+        """Return the caller. Raises `ApiError` if the caller lacks the scope."""
         project = "" if self._everywhere else self._access.project_of(request)
         if self._action:
             note_action(request, self._action, project)
@@ -147,7 +146,7 @@ class Requirement:
 
 
 def project_of(request: Request, default: str) -> str:
-    """The project that the path names; empty when it names none.
+    """Return the project that the path names; empty if it names none.
 
     Raises:
         ApiError: the project id is invalid.
@@ -161,7 +160,7 @@ def project_of(request: Request, default: str) -> str:
 
 
 def note_action(request: Request, action: str, target: str) -> None:
-    """Let the request be recorded in the audit log, with its result."""
+    """Mark the request for the audit log, which also records its result."""
     request.state.audit = (action, target)
 
 
@@ -172,7 +171,7 @@ def note_target(request: Request, *parts: str) -> None:
 
 
 class SameSite:
-    """Refuses requests from pages of other sites, and under unknown host names.
+    """Refuses requests from pages of other sites, and requests to unknown host names.
 
     Args:
         app: the protected application.
@@ -278,8 +277,8 @@ class Sessions:
         context: the server's context.
 
     Attributes:
-        cookie: name of the cookie. With https its prefix ``__Host-`` has browsers refuse one that
-            another host or plain HTTP has set.
+        cookie: name of the cookie. With https, its prefix ``__Host-`` makes browsers refuse a
+            cookie that another host or plain HTTP has set.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -345,7 +344,7 @@ class WorkerAccess:
     """The dependency of the routes of the worker protocol: returns the worker of the token.
 
     Args:
-        context: the server's. Its ``worker_tokens`` verify further kinds of tokens.
+        context: the server's context. Its ``worker_tokens`` verify further kinds of tokens.
 
     Attributes:
         scope: the scope of the tokens.

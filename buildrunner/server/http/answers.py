@@ -1,4 +1,4 @@
-"""Builds, triggers and operations in the form of answers."""
+"""Answers of the API: builds and operations as JSON."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.writing import rewritten
 
-# The bucket in answers if a build names none: gcloud refuses to wait for a build without
-# one. Logs of such builds are on the server, which serves this bucket itself.
+# The bucket in answers about builds that name none, since gcloud does not wait for such builds.
+# Their logs are on the server, which serves this bucket itself.
 LOGS_BUCKET: Final = "buildrunner-logs"
 
 _TYPES = "type.googleapis.com/google.devtools.cloudbuild.v1"
@@ -33,8 +33,8 @@ _ERRORS: Final = {
 }
 
 
-# gcloud reads logs from fixed hosts, and fails if it can't, even if the build succeeds. Only if
-# no log is stored, it waits for the end without reading one.
+# gcloud reads logs from fixed hosts, and fails if it can't, even if the build succeeds. It waits
+# for the end without reading a log only if the build stores none.
 _GCLOUD: Final = re.compile(r"\bcommand/gcloud(\.alpha|\.beta)?\.builds\.(submit|log)\b")
 
 
@@ -70,8 +70,9 @@ def operation_response(request: Request, document: dict[str, Any]) -> Response:
 def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
     """Return the build in a form that gcloud can wait for, if gcloud requests it.
 
-    Only if the build sets no logging option, and only for the commands that would
-    read the log. This is never stored, and ``gcloud builds describe`` gets the unchanged build.
+    The build changes only if it sets neither a logging option nor a bucket, and only for commands
+    of gcloud that would read the log. The change is never stored, and ``gcloud builds describe``
+    gets the unchanged build.
     """
     if document.get("logsBucket") or "logging" in document.get("options", {}):
         return document
@@ -81,9 +82,9 @@ def without_stream(document: dict[str, Any], user_agent: str) -> dict[str, Any]:
 
 
 def operation(document: dict[str, Any], *, enum_numbers: bool = False) -> dict[str, Any]:
-    """Return the present state of a build's long-running operation.
+    """Return the current state of a build's long-running operation.
 
-    It has only fields that the published client knows, whose poller refuses others.
+    It has only fields that the published client knows, since its poller refuses unknown fields.
     """
     build = rewritten(Build, shown_build(document), enum_numbers=enum_numbers, published_only=True)
     status = document["status"]

@@ -2,13 +2,12 @@
 
 A large body, or a search, takes a thread of the server for seconds, and there are some forty
 threads. The costly requests of one caller wait for each other without a thread (`CallerSlots`), so
-other callers find a free one. All callers without a token count as one caller.
+that other callers find a free thread. All callers without a token count as one caller.
 
 A webhook's signature covers its whole body, so the server must hold the body before it knows the
 sender (`UnverifiedBodies`). The bodies of all unverified senders together are bounded in number,
-bytes and time. A body that does not fit displaces one of the source address that holds most: a
-stranger who sends many large bodies displaces their own, not the small ones that a forge sends
-meanwhile.
+bytes and time. A body that does not fit displaces a body of the source address that holds most. So
+a stranger who sends many large bodies displaces their own bodies, not the small ones of a forge.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ _CLOSE = {"Connection": "close", "Retry-After": "10"}
 
 
 def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitable[bytes]]:
-    """Return a dependency: the unchanged body, with at most ``limit`` bytes."""
+    """Return a dependency that reads the unchanged body, of at most ``limit`` bytes."""
 
     async def read(request: Request) -> bytes:
         pieces = [piece async for piece in body_pieces(context, request, limit)]
@@ -64,12 +63,13 @@ def raw_body(context: ServerContext, limit: int) -> Callable[[Request], Awaitabl
 def json_text(
     context: ServerContext, limit: int, values: int = 0
 ) -> Callable[[Request], AsyncIterator[bytes]]:
-    """Return a dependency, after that of the caller: JSON text that the route decodes itself.
+    """Return a dependency that reads JSON text, which the route decodes itself.
 
-    Large ones of one caller are handled two at a time.
+    It must run after the dependency of the caller: two large bodies of one caller are handled at
+    the same time.
 
     Args:
-        context: the server's.
+        context: the server's context.
         limit: the most bytes.
         values: the most JSON values; 0 if the route checks them itself.
     """
@@ -89,12 +89,14 @@ def json_text(
 def json_body(
     context: ServerContext, limit: int = 0, *, payload: bool = False
 ) -> Callable[[Request], AsyncIterator[Any]]:
-    """Return a dependency, after that of the caller: the body as parsed JSON; None if empty.
+    """Return a dependency that reads the body as parsed JSON; None for an empty body.
+
+    It must run after the dependency of the caller.
 
     Args:
-        context: the server's.
+        context: the server's context.
         limit: the most bytes; 0 for the limit of API calls.
-        payload: the body is a forge's event, which may have many values.
+        payload: the body is a forge's event, which may have many values and long texts.
     """
     read_raw = raw_body(context, limit or context.settings.max_body_bytes)
 
@@ -140,7 +142,11 @@ def _marks(body: bytes) -> int:
 
 
 def _check_texts(body: Any) -> None:
-    """Refuse texts that take long to check: longer than a script may be, or full of references."""
+    """Refuse texts that take long to check: those longer than a script may be, or many references.
+
+    Raises:
+        ApiError: a text is too long, or the body has too many references to substitutions.
+    """
     references = 0
     pending = [body]
     while pending:
@@ -180,7 +186,7 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
     declared = request.headers.get("content-length", "")
     pieces = request.stream()
     if declared.isdecimal() and int(declared) > limit:
-        # the client has begun to send
+        # Without this header, the client has begun to send the body.
         if request.headers.get("expect", "").lower() != "100-continue":
             await _discard(pieces)
         raise _too_large(limit)
@@ -328,7 +334,7 @@ class UnverifiedBodies:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes of all bodies that are held now."""
+        """Return the bytes of all bodies that are held now."""
         return sum(body.size for body in self._held())
 
     @asynccontextmanager
@@ -382,7 +388,7 @@ class UnverifiedBodies:
         return held
 
     def _displace(self, held: Counter[str]) -> None:
-        """Give up the largest incomplete body of the source that holds most."""
+        """Drop the largest incomplete body of the source that holds most."""
         incomplete = [body for body in self._held() if not body.complete]
         if incomplete:
             max(incomplete, key=lambda body: (held[body.source], body.size)).displace()
@@ -395,8 +401,9 @@ class _Body:
         source: network of its sender.
         size: bytes so far.
         deadline: time limit of the reading; None before it begins.
-        complete: the body is complete; its verification is too short for a displacement.
-        displaced: it was dropped in favor of others.
+        complete: all bytes have arrived. The body is not displaced any more, since its verification
+            takes little time.
+        displaced: the body was dropped in favor of others.
     """
 
     def __init__(self, source: str) -> None:
@@ -407,13 +414,13 @@ class _Body:
         self.displaced = False
 
     def displace(self) -> None:
-        """Let its reader raise, also while it waits for the next piece."""
+        """Make the reader of the body raise `ApiError`, also while it waits for the next piece."""
         self.displaced = True
         if self.deadline is not None and not self.deadline.expired():
             self.deadline.reschedule(asyncio.get_running_loop().time())
 
     def check(self) -> None:
-        """Raise `ApiError` if it was displaced."""
+        """Raise `ApiError` if the body was displaced."""
         if self.displaced:
             message = "too many unverified requests at the same time: try again later"
             raise ApiError(429, message, headers=_CLOSE)

@@ -1,8 +1,8 @@
 """Requests that wait for a change of the queue: held open, and woken by `ServerContext.wake`.
 
-A change costs a few reads of the database, however many requests wait: of requests that look for
-the same, the first one looks; and one read says which of the builds that run were disturbed. Few
-requests of one caller look at the same time, so that those of others do not wait for them.
+A change costs a few reads of the database, however many requests wait. Of requests that look for
+the same, only the first one looks. One read returns which running builds were disturbed. Few
+requests of one caller look at the same time, so that requests of others do not wait for them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from buildrunner.store.model.builds import Lease
 Found = TypeVar("Found")
 
 _LOOK_S, _SELDOM_S = 1.0, 15.0
-_LOOKS_AT_ONCE = 4  # claims are made one at a time
+_LOOKS_AT_ONCE = 4  # few, since claims run one at a time anyway
 _LOOKS_OF_CALLER = 2
 MOST_WAITS = 1000
 """The most waiting requests of one caller. Each holds a connection."""
 MOST_LINES = 100
-"""The most lines of one caller. The first request of each looks at the database after a change."""
+"""The most lines of one caller. After a change, the first request of each reads the database."""
 
 
 class OnlyThis(Exception):
-    """A request finds nothing for a reason of its own: another one of its line may find it."""
+    """Raised if a request finds nothing for its own reason, but another of its line may."""
 
 
 class _Caller:
@@ -49,7 +49,7 @@ class Changes:
 
     Args:
         changed: called, from any thread, after a change.
-        undisturbed: returns the leases of the builds that run and that nobody wants cancelled.
+        undisturbed: returns the leases of running builds without a request to cancel them.
         hears_all: returns whether ``changed`` is called after every change.
     """
 
@@ -73,7 +73,7 @@ class Changes:
 
     @property
     def waiting(self) -> int:
-        """The number of requests that wait."""
+        """Return the number of requests that wait."""
         return sum(caller.waits for caller in self._callers.values())
 
     async def wait_for(
@@ -94,9 +94,9 @@ class Changes:
         Args:
             look: returns None if no request of the line would find anything; raises `OnlyThis` if
                 another one might.
-            seconds: how long to wait.
+            seconds: the longest wait.
             line: equal for requests that look for the same.
-            caller: the caller for the count of waiting requests.
+            caller: the caller whose waiting requests are counted.
             is_gone: returns whether the client has disconnected. If so, ``look`` is not called.
 
         Returns:
@@ -137,8 +137,8 @@ class Changes:
         """Return what ``look`` finds, which is called at once, and again once a build is disturbed.
 
         Args:
-            lease: of the build. It is disturbed when its cancellation is requested, when it ends,
-                or when another worker gets it.
+            lease: the lease of the build. The build is disturbed when its cancellation is
+                requested, when it ends, or when another worker gets it.
             look: returns None if it finds nothing.
             seconds: see `wait_for`.
             caller: see `wait_for`.
@@ -175,7 +175,7 @@ class Changes:
         self._changed.set()
 
     async def _watch_running(self) -> None:
-        """Look after each change which of the builds whose workers wait were disturbed."""
+        """After each change, wake the requests of workers whose builds were disturbed."""
         try:
             while self._running:
                 self._changed.clear()
@@ -211,7 +211,10 @@ class Changes:
 
     @contextmanager
     def _in_line(self, line: Hashable) -> Iterator[asyncio.Event]:
-        """A place at the end of a line. The first one looks then: there may be more to find."""
+        """Yield a place at the end of a line.
+
+        When the first place leaves, the next one looks, since there may be more to find.
+        """
         place = asyncio.Event()
         places = self._lines.setdefault(line, [])
         places.append(place)

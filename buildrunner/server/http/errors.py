@@ -78,13 +78,13 @@ class ApiError(BuildrunnerError):
 
 
 def invalid_argument(message: str, *, field: str = "") -> ApiError:
-    """Return a 400: the request is invalid in any state."""
+    """Return a 400: the request is invalid, whatever the state of the server."""
     details = [_violations([(field, message)])] if field else []
     return ApiError(400, message, details=details)
 
 
 def failed_precondition(message: str, *, details: Sequence[dict[str, Any]] = ()) -> ApiError:
-    """Return a 400: the request would be valid in another state."""
+    """Return a 400: the request would be valid in another state of the server."""
     return ApiError(400, message, status="FAILED_PRECONDITION", details=details)
 
 
@@ -137,7 +137,7 @@ def error_response(error: ApiError) -> Response:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Convert one of our errors to an answer."""
+    """Convert an error to an error of the API."""
     match error:
         case ApiError():
             return error

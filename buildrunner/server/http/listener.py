@@ -83,7 +83,7 @@ class Listener:
         self._server = _Server(config, app, on_signal)
 
     def run(self) -> None:
-        """Serve until the end."""
+        """Serve until the server is stopped, by `stop` or a signal."""
         _raise_open_files()
         try:
             self._server.run(sockets=[self._listening])
@@ -91,7 +91,7 @@ class Listener:
             self._listening.close()
 
     def stop(self) -> None:
-        """Stop soon; from any thread."""
+        """Stop the server soon. Thread-safe."""
         self._server.stop()
 
     def wait_until_ready(self) -> None:

@@ -1,10 +1,10 @@
 """Requests for the log of a build go to the server that has the log.
 
 Servers of one database share everything but files. The log of a build, its events and attestations
-are on the server that ran the build (or claimed it for a worker). Another server forwards
-the request, with the caller's own credentials, which are valid on every server of the database. The
-answer is returned unchanged, a stream while it grows. Workers' requests about a log are forwarded,
-too.
+are on the server that claimed the build, for its own worker or for a worker on another host.
+Another server forwards a request for them, with the caller's own credentials, which are valid on
+every server of the database. The answer is returned unchanged, and a stream while it grows.
+Requests of workers about a log are forwarded, too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _OF_WORKER = re.compile(
 )
 # A quiet stream sends a comment every 15 s.
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
-# the upload of a log to a slow bucket takes minutes
+# The upload of a log to a slow bucket takes minutes.
 _WORKER_TIMEOUT = httpx.Timeout(10.0, read=300.0)
 _KNOWN_S = 5.0
 _MOST_BODY_BYTES = 16 << 20  # limit of a piece of a log
@@ -67,7 +67,7 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class PassedOnStreams:
-    """The forwarded answers. Used only in the event loop of the server."""
+    """Ends forwarded answers when the server stops. Used only in the event loop of the server."""
 
     def __init__(self) -> None:
         self.closed = asyncio.Event()
@@ -84,13 +84,13 @@ class CutShort(Exception):
 class LogHome:
     """Forwards requests for logs to the servers that have them; an ASGI middleware.
 
-    If the other server does not answer, the request is handled here: the routes of logs then
-    report where the log is (`KeptLogs`), and a page is rendered without it.
+    If the other server does not answer, the request is handled here. The routes of logs then report
+    where the log is (`KeptLogs`), and a page is rendered without it. A worker's request is refused.
 
     Args:
         app: the next application.
-        context: the server's.
-        streams: registers forwarded answers.
+        context: the server's context.
+        streams: ends forwarded answers when the server stops.
     """
 
     def __init__(self, app: ASGIApp, context: ServerContext, streams: PassedOnStreams) -> None:
@@ -133,10 +133,10 @@ class LogHome:
                 return ""  # with a single server, no lookup is needed
             return self._urls.get(servers.log_home(build_id), "")
         except StoreError:
-            return ""  # the route reports it
+            return ""  # the route reports the error
 
     async def _refused(self, scope: Scope) -> ApiError | None:
-        """Return why a request without a valid worker's token is not forwarded."""
+        """Return the error for a request without a valid worker token; None for a valid one."""
         try:
             await WorkerAccess(self._context)(Request(scope))
         except ApiError as refused:
@@ -167,7 +167,8 @@ class LogHome:
                 for name, value in answer.headers.raw
                 if name.decode("latin-1").lower() not in _OF_CONNECTION
             ]
-            # Without its end, so that the server closes the connection, which the reader notices.
+            # An incomplete answer is not ended: the server closes the connection, which the reader
+            # notices.
             with suppress(CutShort):
                 await response(scope, receive, send)
             return True

@@ -29,7 +29,7 @@ _MOST_ADDRESSES: Final = 4
 
 
 class _Way(NamedTuple):
-    """One way to a host: the client, the URL with the address, and the name for the server."""
+    """One way to a host: the client, the URL with the address, and the host's name."""
 
     client: httpx.Client
     url: str
@@ -41,7 +41,7 @@ class HttpAnswer(NamedTuple):
     """The answer to an HTTP call.
 
     Attributes:
-        status_code: of HTTP.
+        status_code: the HTTP status.
         headers: the headers, with names in lower case.
         content: the body, or its beginning. It is not decompressed: see `PinnedHttp.call`.
         is_cut: whether the body continues after ``content``.
@@ -89,12 +89,12 @@ class PinnedHttp:
     ) -> HttpAnswer:
         """Make a call, within `LONGEST_CALL_S` from first to last byte.
 
-        Answers are requested and read uncompressed, so that few bytes can't expand to many.
+        Answers are requested uncompressed and never decompressed, so that few bytes can't expand.
 
         Args:
             gate: decides whether the URL's host may be called.
-            method: of HTTP.
-            url: where to.
+            method: the HTTP method.
+            url: the URL to call.
             headers: headers besides ``Host``.
             content: the body.
             most_bytes: the most bytes of the answer's body that are read.
@@ -128,7 +128,7 @@ class PinnedHttp:
         raise error
 
     def _ways(self, gate: TargetGate, url: str) -> Iterator[_Way]:
-        """Return ways to a checked address, best first.
+        """Yield ways to the checked addresses of a host, best first.
 
         Raises:
             NotDelivered: the host may not be called.
@@ -206,9 +206,9 @@ class TargetGate:
     """Decides where messages may go. Thread-safe.
 
     Args:
-        policy: the allowed addresses.
+        policy: the allowed hosts and addresses.
         addresses_of: looks up a name. Raises `OSError`.
-        flag: the flag of ``serve`` that allows more, for messages.
+        flag: the flag of ``serve`` that allows more hosts, for error messages.
     """
 
     def __init__(
@@ -255,7 +255,7 @@ class TargetGate:
 
 
 class Gates(NamedTuple):
-    """The gates of a server: for receivers of projects, and for the APIs of forges."""
+    """The gates of a server: for the notifiers of projects, and for the APIs of forges."""
 
     notifiers: TargetGate
     forges: TargetGate

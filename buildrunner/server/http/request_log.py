@@ -80,7 +80,7 @@ class Watch:
     async def _audit(self, scope: Scope, code: int) -> None:
         """Write the audit entry before the answer, so that a caller with the answer finds it."""
         noted = scope["state"].get("audit")
-        # Refused strangers are only in the server's log: they must not be able to fill the
+        # Refused requests of strangers are only in the server's log: they must not fill the
         # database.
         if noted is None or scope["state"].get("caller") is None:
             return

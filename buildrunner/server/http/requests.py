@@ -72,7 +72,7 @@ def _location(name: str, default: str) -> str:
 
 
 def idempotency_key(request: Request, caller: Caller) -> str:
-    """Return the ``requestId`` of a request as a key of its caller only.
+    """Return the ``requestId`` of a request as a key that no other caller can have.
 
     The server's own keys, of deliveries and schedules, have other prefixes: a caller who guessed
     one could otherwise pass off their own build as the build of a push.
@@ -159,7 +159,7 @@ def parse_range(header: str, size: int) -> ByteRange | None:
     """Return the requested part of ``size`` bytes; None for all of them.
 
     Raises:
-        ValueError: the range is beyond the end (416).
+        ValueError: the range is empty, or begins after the end (416).
     """
     match = _FORM.fullmatch(header.strip())
     if match is None or match.group() == "bytes=-":

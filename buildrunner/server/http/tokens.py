@@ -1,4 +1,4 @@
-"""Access tokens: makes tokens, and identifies callers. Pure, except for random numbers."""
+"""Access tokens: create tokens, and identify callers. Pure, except for random numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Caller(msgspec.Struct, frozen=True):
 
     Attributes:
         name: name of the token; ``local`` without authentication.
-        scopes: scopes of `SCOPES`; admin includes all.
+        scopes: scopes from `SCOPES`; ``admin`` includes all.
         projects: the permitted projects; empty for all.
     """
 
@@ -39,7 +39,7 @@ class Caller(msgspec.Struct, frozen=True):
     projects: tuple[str, ...] = ()
 
     def may(self, scope: str, project: str = "") -> bool:
-        """Return whether the caller has ``scope`` in a project; empty: on the whole server."""
+        """Return whether the caller has ``scope`` in a project; an empty one means all projects."""
         return self.can(scope) and (not self.projects or project in self.projects)
 
     def can(self, scope: str) -> bool:
@@ -64,7 +64,7 @@ def new_token(
     pool: str = "",
     now: datetime,
 ) -> tuple[str, AccessToken]:
-    """Make a token. Returns the secret text for its bearer, and the record to store.
+    """Create a token. Returns the secret text for its bearer, and the record to store.
 
     Raises:
         UsageError: a name, scope, project or pool is invalid.

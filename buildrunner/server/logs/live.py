@@ -5,7 +5,7 @@
            without text, ``{"offset": N, "size": M}``: the log has M bytes by now
 ``event``  a build event with its ``sequence``
 ``state``  ``{"status": "QUEUED", "waiting": {...} | null}``: at once, and at each change
-``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and its log was sent
+``end``    ``{"status": "SUCCESS", "size": N}``: the build has ended, and everything was sent
 
 `LogFollower` polls the log folders. A check of one build is two ``stat`` calls (some 5 µs),
 regardless of its activity and its viewers; inotify would save them for an idle build, and cost a
@@ -40,7 +40,7 @@ from buildrunner.spec.model.build import FINAL_STATUSES
 
 _log = logging.getLogger("buildrunner.server")
 
-# Events report most changes; then the store, which may change soon after, is polled more often.
+# Events report most changes. After an event, the store is polled more often, since it may follow.
 _LOOK_WAITING_S = 1.0
 _LOOK_WORKING_S = 2.0
 _LOOK_SOON_S = 0.2
@@ -65,7 +65,7 @@ class BuildState(msgspec.Struct, frozen=True, rename="camel"):
 
     @property
     def ended(self) -> bool:
-        """Return whether the status is final. The log is complete before that."""
+        """Return whether the status is final. The log is complete before the status is final."""
         return self.status in FINAL_STATUSES
 
 
@@ -113,7 +113,7 @@ class BuildWatches:
     """All watched builds of this server, for one event loop.
 
     Args:
-        context: the server's.
+        context: the server's context.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -161,7 +161,7 @@ class BuildWatches:
             self._task = None
 
     async def _look(self) -> None:
-        """Query the due states, and wake their viewers."""
+        """Query the due states, and wake viewers of states that changed."""
         now = asyncio.get_running_loop().time()
         due = [watch for watch in self._watches.values() if watch.is_due(now)]
         due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
@@ -179,8 +179,7 @@ class BuildWatches:
             except BuildrunnerError:
                 continue  # a restarting database is queried again soon
             except Exception:  # noqa: BLE001  (see below)
-                # Viewers of all builds depend on this loop, so a bug with one build must not end
-                # it.
+                # Viewers of all builds depend on this loop: a bug with one build must not end it.
                 _log.exception("the state of build %s can't be told", watch.build_id)
         return answers
 
@@ -253,7 +252,7 @@ async def build_stream(
     Args:
         watch: the build.
         folder: folder of its log.
-        position: position of the viewer; it advances.
+        position: position of the viewer, which the stream advances.
         heartbeat_s: seconds of silence after which a comment is sent.
     """
     log, events = LogFileReader(folder), EventLogReader(folder)
@@ -286,7 +285,7 @@ async def build_stream(
 
 
 async def _log_messages(log: LogFileReader, position: StreamPosition) -> AsyncIterator[bytes]:
-    """Return the next messages about the log, if any."""
+    """Yield the next messages about the log, if any."""
     if position.offset is None:
         return
     if not position.text:
@@ -342,7 +341,7 @@ class FolderWatch:
     Attributes:
         version: increases when log or events have grown, and on `wake`.
         watchers: number of its viewers.
-        closed: it will not be woken any more.
+        closed: the watch will not be woken any more.
     """
 
     def __init__(self, folder: str) -> None:

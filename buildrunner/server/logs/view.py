@@ -37,15 +37,15 @@ def lines_answer(
 
     Args:
         reader: the log.
-        start: first line; counts from the end when negative.
+        start: number of the first line; a negative one counts from the end.
         count: the most lines.
-        since: take lines from this time instead.
+        since: begin with the first line at or after this time, in place of ``start``.
         step: only lines of this step.
         width: the size to which long lines are cut, in bytes.
 
     Returns:
-        ``lines``, fewer than ``count`` if they exceed `MOST_PAGE_BYTES`; then ``next`` is the first
-        missing line, else None.
+        ``lines``, fewer than ``count`` if they exceed `MOST_PAGE_BYTES`. ``next`` is then the
+        number of the first omitted line, else None.
     """
     if since is not None:
         found = reader.lines_since(since, only_step=step)
@@ -90,7 +90,7 @@ def step_runs(reader: LogFileReader) -> dict[str, Any]:
 
 
 def tail(reader: LogFileReader, count: int, width: int, most_bytes: int) -> list[LogLine]:
-    """Return the last lines, cut, up to a total size."""
+    """Return the last ``count`` lines, each cut to ``width`` bytes, up to a total size."""
     start = max(0, reader.line_count() - count)
     lines = [line for line, _ in _joined(reader.lines(start), width)][-count:]
     total = 0
@@ -143,7 +143,7 @@ class KeptLogs:
     """Finds the stored logs of builds.
 
     Args:
-        context: the server's.
+        context: the server's context.
     """
 
     def __init__(self, context: ServerContext) -> None:

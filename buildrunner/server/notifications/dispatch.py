@@ -1,9 +1,9 @@
 """Messages of notifiers about builds: the decision to send, and the text, rendered within limits.
 
-A notifier that may report a build becomes a message of kind `NOTIFY` in the outbox, which names the
-notifier and the change of the build: a large build is stored once, however many notifiers there
-are. The text is rendered for each attempt to send the message, and never stored: a slow template of
-a project delays one message, and no others.
+For each notifier that may report a build, the outbox gets a message of kind `NOTIFY`. It names the
+notifier and the change of the build, so that a large build is stored only once. The text is
+rendered for each attempt to send the message, and never stored: a slow template of a project delays
+only one message.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from buildrunner.triggers.events import Rule, Verdict
 
 NOTIFY: Final = "notify"
 MOST_BYTES: Final = 256 << 10
-"""Of a notifier's config."""
+"""The largest config of a notifier."""
 
 
 class NotifierWords:
     """Evaluates the templates and filters of notifiers. Thread-safe.
 
     Args:
-        calls: evaluates.
+        calls: evaluates them, within limits.
         argument_of: returns the argument for the evaluation of a message: see
             `NotificationDesk.argument_of`.
     """
@@ -100,8 +100,10 @@ class NotifierWords:
     def prepared(self, message: Message) -> Message | None:
         """Return a message ready to be sent; None if its notifier does not report the change.
 
+        None also if the notifier or the change was deleted.
+
         Raises:
-            NotDelivered: the notifier's text can't be rendered, also not later.
+            NotDelivered: the notifier's text can't be rendered, and a retry does not help.
             Busy: the project has too many other running evaluations.
             BuildrunnerError: nothing can be evaluated now.
         """
@@ -136,10 +138,10 @@ _log = logging.getLogger("buildrunner.server")
 
 
 class NotificationDesk:
-    """A `Reporter` of the outbox: its messages are of kind `words.NOTIFY`.
+    """A `Reporter` of the outbox: its messages are of kind `NOTIFY`.
 
     Args:
-        context: the server's.
+        context: the server's context.
     """
 
     def __init__(self, context: ServerContext) -> None:
@@ -173,7 +175,7 @@ class NotificationDesk:
         return found
 
     def argument_of(self, message: Message) -> dict[str, Any] | None:
-        """Return the argument of ``notify`` for a message; None without notifier or change."""
+        """Return the argument of ``notify`` for a message; None without its notifier or change."""
         build = self._store.outbox.changed_build(message.change_id)
         try:
             name = str(message.message["notifier"])
@@ -186,7 +188,7 @@ class NotificationDesk:
         return notify_argument(document, facts, key=message.key, now=message.created_at)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """Return the facts about a build, from this document."""
+        """Return the facts about a build: its document, its trigger, and the build before it."""
         facts = Facts(
             build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
         )
@@ -218,7 +220,7 @@ def _known_facts(change: BuildChange) -> Facts:
 
 
 def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
-    """Return the verdict, rule by rule."""
+    """Return whether a notifier reports a build, rule by rule."""
     rules = [change_rule(notifier, facts)]
     if rules[0].passed is not False:
         others = {
@@ -231,7 +233,7 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
 
 
 def change_rule(notifier: Notifier, facts: Facts) -> Rule:
-    """Return the rule on whether a notifier reports such a change. Its filter is not evaluated."""
+    """Return the rule about a build's change of result. The notifier's filter is not evaluated."""
     on = notifier.spec.notification.on
     if on == "status":
         return Rule(name="on", passed=None, text="it reports each new status")

@@ -18,7 +18,9 @@ _ZEROS: dict[str, Any] = {"bool": False, "int": 0, "Int64": 0}
 
 
 class MessageView(dict[str, Any]):
-    """A message's JSON: set fields, and on request zero values. Accepts both spellings of a field.
+    """A message's JSON, in which an unset field has the zero value of its type.
+
+    Accepts both spellings of a field.
 
     Args:
         message: type of the message.
@@ -34,7 +36,7 @@ class MessageView(dict[str, Any]):
 
     @property
     def kind_name(self) -> str:
-        """Name of the message."""
+        """Return the name of the message's type."""
         return self._message.__name__.rstrip("_")
 
     def __missing__(self, key: str) -> Any:
@@ -89,7 +91,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         build: the Build, as JSON.
         trigger: name of its trigger; empty for none.
-        previous: the last conclusive build of its trigger and branch before it; None
+        previous: the last build of its trigger and branch before it that succeeded or failed; None
             for none.
         overtaken: a newer build of its trigger and branch has ended already.
     """
@@ -101,7 +103,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def status(self) -> str:
-        """The final status of the build."""
+        """Return the status of the build."""
         return str(self.build.get("status", ""))
 
     @property

@@ -45,9 +45,9 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     """A message that is ready.
 
     Attributes:
-        kind: the way of delivery.
-        target: the receiver, for users.
-        call: the request or mail.
+        kind: kind of the outbox's message, which decides how it is delivered.
+        target: the receiver in words, for users.
+        call: the HTTP call or mail.
     """
 
     kind: str
@@ -56,12 +56,12 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -> Made:
-    """The message.
+    """Return the message of a notifier about a build.
 
     Args:
         notifier: the notifier.
-        facts: of the build.
-        key: of the message.
+        facts: facts about the build.
+        key: key of the message.
         now: the time.
 
     Raises:
@@ -120,7 +120,7 @@ def _words(notifier: Notifier, facts: Facts) -> str | None:
     """Return the text of the notifier's template; None without one.
 
     Raises:
-        TemplateProblem: it fails, or makes invalid JSON although it begins like JSON.
+        TemplateProblem: the template fails, or looks like JSON and makes invalid JSON.
     """
     template = notifier.spec.notification.template
     if template is None or not template.content:
@@ -140,7 +140,7 @@ def _is_html(notifier: Notifier) -> bool:
 
 
 def _params(notifier: Notifier, facts: Facts) -> dict[str, str]:
-    # configs name a substitution build['_X']
+    # Configs refer to a substitution as build['_X'].
     event = {"build": {**facts.substitutions, **facts.build}}
     given = notifier.spec.notification.params
     return {name: filled(value, event)[0] for name, value in given.items()}
@@ -167,7 +167,11 @@ def _http(notifier: Notifier, facts: Facts) -> str:
 
 
 def _slack(notifier: Notifier, facts: Facts) -> str:
-    """Return a list of blocks in an attachment; an object unchanged; anything else as text."""
+    """Return the body for Slack.
+
+    A template that makes a list of blocks goes into an attachment, an object is sent unchanged, and
+    anything else is sent as text.
+    """
     words = _words(notifier, facts)
     colour = _COLOURS.get(facts.status, _OTHER_COLOUR)
     if words is None:
@@ -201,7 +205,7 @@ def _escaped(text: str) -> str:
 
 
 def _envelope(notifier: Notifier, facts: Facts, key: str, now: datetime) -> str:
-    """Return the form of Pub/Sub's push. Source: semantics 12.1."""
+    """Return the body in the form of a Pub/Sub push. Source: semantics 12.1."""
     words = _words(notifier, facts)
     data = msgspec.json.encode(facts.build) if words is None else words.encode()
     project = facts.build.get("projectId", "")

@@ -1,9 +1,7 @@
 """Notifiers: configs in the form of Cloud Build's own notifiers, with buildrunner's additions.
 
-Pure.
-
-The additions need ``apiVersion: buildrunner/v1``, so that a config shows by itself whether other
-services understand it::
+Pure. The additions need ``apiVersion: buildrunner/v1``, so that a config shows by itself whether
+other services understand it::
 
     apiVersion: buildrunner/v1
     kind: SlackNotifier
@@ -80,7 +78,7 @@ class SecretRef(
 class Template(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """The words.
+    """The text of messages.
 
     Attributes:
         type: ``golang``, as on the hosted service, or ``jinja2``; empty is ``golang``.
@@ -99,19 +97,20 @@ class Delivery(
     """The receiver. The effective fields depend on the notifier's kind.
 
     Attributes:
-        url: of HTTPNotifier and PubSubNotifier.
-        webhook_url: of SlackNotifier and GoogleChatNotifier.
+        url: URL for HTTPNotifier and PubSubNotifier.
+        webhook_url: URL for SlackNotifier and GoogleChatNotifier.
         signature: a secret that signs bodies (an addition).
         token: a secret that is sent as ``Authorization: Bearer`` (an addition).
-        server, port: of the mail server.
-        sender: mail address that mails come from.
+        server, port: host and port of the mail server.
+        sender: mail address of the sender.
         from_: the displayed sender.
         recipients: mail addresses.
-        subject: a template.
-        password: for the mail server; a secret.
-        username: for the mail server (an addition); empty for the sender.
-        tls: encryption of mail (an addition): ``starttls`` if the server offers it, ``tls``
-            from the first byte, the default for port 465.
+        subject: template of the subject of mails.
+        password: secret with the password for the mail server.
+        username: user name for the mail server (an addition); empty for the sender.
+        tls: encryption of mail (an addition). ``tls``: TLS from the first byte. ``starttls``:
+            STARTTLS, which the server must offer. Empty: ``tls`` on port 465; on other ports
+            STARTTLS, if the server offers it.
     """
 
     url: str | SecretRef = ""
@@ -173,7 +172,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unk
 class Metadata(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
-    """Its name."""
+    """The metadata of a notifier: its name."""
 
     name: str
 
@@ -185,7 +184,7 @@ class Notifier(
 
     Attributes:
         api_version: `HOSTED` or `OURS`.
-        kind: the kind of messages.
+        kind: one of `KINDS`.
         metadata: its name.
         spec: its rules and its receiver.
     """
@@ -197,7 +196,7 @@ class Notifier(
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Return the name of the notifier."""
         return self.metadata.name
 
     def secret(self, ref: str | SecretRef | None) -> str:
@@ -312,7 +311,10 @@ _MOST_PORT: Final = 65535
 
 
 def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding]:
-    """Return every problem of a notifier of `KINDS`; ``with_filter``: also of CEL and text."""
+    """Return every problem of a notifier, whose kind is one of `KINDS`.
+
+    With ``with_filter``, its filter and its templates are evaluated, too.
+    """
     found = [*_head(notifier), *_extensions(notifier), *_delivery(notifier)]
     found += [*_secrets(notifier), *_words(notifier)]
     if not with_filter:
@@ -338,7 +340,7 @@ def _head(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _extensions(notifier: Notifier) -> Iterator[Finding]:
-    """Return problems of additions in a config of the hosted service's version."""
+    """Yield problems with additions in a config that has the version of the hosted service."""
     if notifier.api_version != HOSTED:
         return
     notification = notifier.spec.notification
@@ -425,7 +427,7 @@ def _words(notifier: Notifier) -> Iterator[Finding]:
 
 
 def _tried(notifier: Notifier) -> Iterator[Finding]:
-    """Return problems of a valid template: fields that no build ever has."""
+    """Yield problems of a valid template: fields that no build ever has."""
     notification = notifier.spec.notification
     kind = template_type(notifier)
     values = template_values(Facts(build={}), dict.fromkeys(notification.params, ""))

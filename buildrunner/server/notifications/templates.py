@@ -55,14 +55,14 @@ class TemplateProblem(BuildrunnerError):
     """A template is invalid, or fails for this build. The message names the line.
 
     Attributes:
-        is_of_all: it fails for every build, as with a field that never exists.
+        is_of_all: the template fails for every build, since it uses a field that does not exist.
     """
 
     is_of_all = False
 
 
 def check_template(text: str, kind: str, names: frozenset[str]) -> None:
-    """Check that a template is valid, and uses only fields that can exist.
+    """Check that a template is valid, and that a Jinja2 template uses only known names.
 
     Args:
         text: the template.
@@ -70,7 +70,7 @@ def check_template(text: str, kind: str, names: frozenset[str]) -> None:
         names: the names that a Jinja2 template may use.
 
     Raises:
-        TemplateProblem: the template is invalid, or uses another field.
+        TemplateProblem: the template is invalid, or uses an unknown name.
     """
     _compiled(text, kind, "")
     if kind == GOLANG:
@@ -95,7 +95,7 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
         text: the template.
         kind: `GOLANG` or `JINJA`.
         values: the values for the template.
-        escapes: the output's format, in which values are escaped.
+        escapes: format of the output, for which values are escaped; empty for plain text.
 
     Raises:
         TemplateProblem: the template is invalid, or fails.
@@ -136,7 +136,7 @@ def _environment(escapes: Escapes) -> ImmutableSandboxedEnvironment:
 
 
 def _json_part(value: Any) -> Any:
-    """Escape a value for a JSON string; JSON (from ``tojson``) stays unchanged."""
+    """Escape a value for a string in JSON. A value from ``tojson`` is JSON and stays unchanged."""
     if isinstance(value, Markup | Quoted):
         return value
     return json.dumps(str(value), ensure_ascii=False)[1:-1]

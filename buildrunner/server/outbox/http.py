@@ -46,13 +46,13 @@ class HttpMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A stored call of the outbox. It holds no secret, only names of secrets.
 
     Attributes:
-        method: of HTTP.
+        method: the HTTP method.
         url: the URL; empty if ``url_secret`` has it.
-        url_secret: secret with the URL, if the URL is secret, as Slack's are.
+        url_secret: secret that holds the URL, if the URL itself is secret, as Slack's URLs are.
         body: the body.
         content_type: content type of the body.
         token_secret: secret that holds the token; empty for none.
-        token_header, token_scheme: the header for the token.
+        token_header, token_scheme: the header for the token, and the word before the token.
         sign_secret: secret that signs the body; empty for none.
         fine_when: text in an answer that makes it a success in spite of its code.
         to_forge: the call is for a forge's API. The token is the server's own for the URL's host,
@@ -76,8 +76,8 @@ class HttpSender:
     """Sends messages. Thread-safe; `close` it.
 
     Args:
-        secrets: the server's and its projects'.
-        gates: decide which hosts notifiers may call, and which hosts count as forges.
+        secrets: the secrets of the server and its projects.
+        gates: decide which hosts may be called, for notifiers and for forges.
         now: returns the time.
     """
 
@@ -100,7 +100,7 @@ class HttpSender:
         Raises:
             NotDelivered: the message did not arrive.
             SecretError: there is no such secret for the message's project.
-            msgspec.ValidationError: it was made by another version.
+            msgspec.ValidationError: the message was made by another version.
         """
         import httpx
 
@@ -199,14 +199,14 @@ def _wait(text: str, now: datetime) -> timedelta | None:
 
 
 class ForgeInClear(SecretError):
-    """A call to a forge by http would send the token unencrypted."""
+    """Raised if a call to a forge by http would send the token unencrypted."""
 
 
 def forge_token(secrets: ServerSecrets, url: str) -> str:
     """Return the token for a call of a forge's API, without surrounding white space.
 
     Args:
-        secrets: the server's.
+        secrets: the server's secrets.
         url: URL of the call, whose host decides the token.
 
     Raises:

@@ -31,16 +31,16 @@ class MailMessage(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         server, port: the mail server.
         tls: TLS from the first byte. Otherwise STARTTLS is used if the server offers it.
-        must_encrypt: the server must offer encryption.
+        must_encrypt: the server must offer STARTTLS.
         sender: address of the sender.
         shown_sender: the displayed sender; empty for the address.
         recipients: addresses of the recipients.
-        subject, body: one line; the text.
+        subject, body: the subject, one line; the text.
         is_html: the body is HTML.
-        username: for the server; only used with a password.
+        username: user name for the server; only used with a password.
         password_secret: secret with the password; empty for none.
         thread: mails with the same value are shown together.
-        date: time of its creation.
+        date: time when the mail was made.
     """
 
     server: str
@@ -63,7 +63,7 @@ class MailSender:
     """Sends mails. Thread-safe.
 
     Args:
-        secrets: of the server's projects.
+        secrets: the secrets of the server's projects.
         gate: decides which servers may be used.
     """
 
@@ -79,9 +79,9 @@ class MailSender:
                 from its key.
 
         Raises:
-            NotDelivered: it did not arrive.
+            NotDelivered: the mail did not arrive, or not at all recipients.
             SecretError: there is no such secret for the message's project.
-            msgspec.ValidationError: it was made by another version.
+            msgspec.ValidationError: the message was made by another version.
         """
         mail = msgspec.convert(message.message, MailMessage)
         password = ""
@@ -147,7 +147,8 @@ def _prepare(server: smtplib.SMTP, mail: MailMessage, password: str) -> None:
     """Encrypt the connection, and sign in.
 
     Raises:
-        NotDelivered: encryption is required, and the server does not offer it.
+        NotDelivered: encryption is required, and the server does not offer it. A password needs
+            encryption, except on this machine.
     """
     server.ehlo_or_helo_if_needed()
     encrypted = mail.tls

@@ -92,7 +92,7 @@ class OutboxSender:
         self._loop.wake()
 
     def stop(self) -> None:
-        """End.
+        """Stop the loop.
 
         Messages in transit get a moment to arrive; otherwise the next server resends them.
         """
@@ -194,7 +194,7 @@ class OutboxSender:
             self._not_delivered(message, error)
         except StoreError:
             raise
-        except Busy as error:  # mostly of its own project; others continue
+        except Busy as error:  # mostly, only the message's own project is busy
             until = self._now() + _BUSY_PAUSE
             self._store.outbox.put_off(message, next_try=until, error=str(error), tried=False)
         except Exception as error:  # noqa: BLE001  (a sender's thread must not die of one message)
@@ -230,7 +230,7 @@ class Delivery:
     """Delivers messages. Thread-safe; `close` it.
 
     Args:
-        secrets: the server's and its projects'.
+        secrets: the secrets of the server and its projects.
         gates: decide where messages may go.
         now: returns the time.
     """
@@ -279,7 +279,7 @@ class ReceiverBackoff(msgspec.Struct, frozen=True):
 class ReceiverBackoffs:
     """The pauses of all receivers. Thread-safe; each process has its own.
 
-    A pause that was over for `LONGEST_BACKOFF` is forgotten.
+    A pause that ended more than `LONGEST_BACKOFF` ago is deleted.
     """
 
     def __init__(self) -> None:
@@ -287,7 +287,7 @@ class ReceiverBackoffs:
         self._backoffs: dict[str, ReceiverBackoff] = {}
 
     def of(self, receiver: str, now: datetime) -> ReceiverBackoff | None:
-        """Return the present pause of a receiver; None for none."""
+        """Return the current pause of a receiver; None for none."""
         pause = self._backoffs.get(receiver)
         return pause if pause is not None and pause.until > now else None
 
@@ -315,7 +315,7 @@ class ReceiverBackoffs:
 def receiver_of(message: Message) -> str:
     """Return the receiver: a project's address, or the secret of the project that has the address.
 
-    Keyed by project, since a project can make its own addresses fail, which must not delay others.
+    The result names the project: a project can make an address fail, which must not delay others.
     """
     call = message.message
     if receiver := call.get("receiver", ""):

@@ -21,18 +21,18 @@ from buildrunner.triggers.labels import TRIGGER_NAME
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
-# GitLab refuses a status that it already has, which counts as delivered.
 _MOST_LOGGED: Final = 1000
+# GitLab refuses a status that it already has, which counts as delivered.
 _KNOWN_ALREADY: Final = "Cannot transition status"
 
 _log = logging.getLogger("buildrunner.server")
 
 
 class StatusReporter:
-    """A `Reporter` of the outbox.
+    """A `Reporter` of the outbox: its messages are commit statuses.
 
     Args:
-        secrets: the server's.
+        secrets: the server's secrets.
         hooks: returns the bindings of hooks by name. They decide which projects may report to
             a repository: see `may_speak_for`.
         changed_build: returns the Build at a change, by the change's id; None if it was deleted.
@@ -74,8 +74,8 @@ class StatusReporter:
 
         Args:
             labels: labels of the event, as for a build.
-            project: the trigger's.
-            trigger: its name.
+            project: project of the trigger.
+            trigger: name of the trigger.
             url: page with the reason.
             key: key of the message.
         """
@@ -129,7 +129,7 @@ class StatusReporter:
         return False
 
     def _may_have_token(self, base: str) -> bool:
-        """Whether a forge has a token; also True while the store does not answer: messages wait."""
+        """Return whether a forge has a token that may be sent; True while that is unknown."""
         host = forge_host(base)
         try:
             has = self._secrets.has_own(forge_token_name(host))
