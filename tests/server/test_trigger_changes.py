@@ -1,4 +1,4 @@
-"""Several change one trigger at the same time: what each changes stays changed."""
+"""Changes of triggers: concurrent ones all count, and each wakes the scheduler."""
 
 from __future__ import annotations
 
@@ -32,3 +32,21 @@ def test_changes_of_different_fields_at_once_all_count(tmp_path: Path) -> None:
             assert set(several.map(change, FIELDS)) == {200}
         found = server.http.get(f"{path}/t").json()
         assert {name: found.get(name) for name in FIELDS} == FIELDS
+
+
+def test_every_change_of_a_trigger_wakes_the_scheduler(tmp_path: Path) -> None:
+    with api_server(tmp_path) as server:
+        woken: list[str] = []
+        path = "/v1/projects/p/triggers"
+        made = server.http.post(path, json=TRIGGER).json()["id"]
+        server.context.schedule_changed.connect(lambda: woken.append("woken"))
+        settings = f"/buildrunner/v1/projects/p/triggers/{made}/settings"
+        mask = {"updateMask": "disabled"}
+        answers = [
+            server.http.post(path, json={**TRIGGER, "name": "other"}),
+            server.http.patch(f"{path}/{made}", params=mask, json={"disabled": True}),
+            server.http.put(settings, json={"jitter": "5s"}),
+            server.http.delete(f"{path}/{made}"),
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 200, 200]
+        assert len(woken) == len(answers)

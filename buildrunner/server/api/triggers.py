@@ -47,7 +47,6 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.triggers import Fire
 from buildrunner.triggers.schedule import fire_times
-from buildrunner.triggers.settings import read_settings
 
 Document = dict[str, Any]
 _FORMS = (
@@ -124,7 +123,7 @@ def router(context: ServerContext) -> APIRouter:
         address = address_of(context, request)
         old = triggers.find(address, trigger)
         note_target(request, address.project, old["id"])
-        context.store.triggers.delete(address.project, old["id"])
+        triggers.delete(address.project, old["id"])
         return json_response({})
 
     def run(
@@ -230,6 +229,7 @@ def settings_router(context: ServerContext) -> APIRouter:
     """Return the routes below each trigger: settings, next runs and past runs."""
     access = Access(context)
     body_of = json_body(context)
+    triggers = Triggers(context)
     queue = TriggerQueue(context)
     routes = APIRouter(
         prefix="/buildrunner/v1/projects/{project}/triggers/{trigger}", tags=["triggers"]
@@ -257,9 +257,7 @@ def settings_router(context: ServerContext) -> APIRouter:
         project, document = found(request, trigger)
         note_target(request, project, document["id"])
         settings = as_mapping(body)
-        read_settings(settings)
-        context.store.triggers.set_settings(project, document["id"], settings)
-        context.schedule_changed()
+        triggers.set_settings(project, document["id"], settings)
         return json_response(settings)
 
     def coming(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:

@@ -348,6 +348,26 @@ class Triggers:
         self._context.schedule_changed()
         return changed
 
+    def delete(self, project: str, trigger_id: str) -> None:
+        """Delete a trigger; its builds remain.
+
+        Raises:
+            NotFound: the project has no such trigger.
+        """
+        self._context.store.triggers.delete(project, trigger_id)
+        self._context.schedule_changed()
+
+    def set_settings(self, project: str, trigger_id: str, settings: Document) -> None:
+        """Replace all settings of a trigger.
+
+        Raises:
+            ConfigError: the settings are invalid.
+            NotFound: the project has no such trigger.
+        """
+        read_settings(settings)
+        self._context.store.triggers.set_settings(project, trigger_id, settings)
+        self._context.schedule_changed()
+
     def _check(self, project: str, document: Document, old: Document | None = None) -> None:
         filters = BoundedFilters(self._context.calls, project)
         trigger = decode_message(BuildTrigger, document).value

@@ -108,8 +108,7 @@ class _TriggerEditing:
         """Delete a trigger; its builds remain."""
         await self.session.form(request, request.state.viewer)
         project, old = await self._about(request, "triggers.delete")
-        await run_in_threadpool(self._context.store.triggers.delete, project, old["id"])
-        self._context.schedule_changed()
+        await run_in_threadpool(self._triggers.delete, project, old["id"])
         return RedirectResponse(f"/triggers?project={project}", 303)
 
     async def set(self, request: Request) -> Response:
@@ -128,8 +127,7 @@ class _TriggerEditing:
         before = await run_in_threadpool(store.triggers.settings, project, old["id"])
         if "forge" not in settings and before.get("forge", {}).get("unconfirmed"):
             settings["forge"] = before["forge"]  # not in the form
-        await run_in_threadpool(store.triggers.set_settings, project, old["id"], settings)
-        self._context.schedule_changed()
+        await run_in_threadpool(self._triggers.set_settings, project, old["id"], settings)
         return RedirectResponse(f"{path}#settings", 303)
 
     # -- shared parts ----------------------------------------------------------------------------
