@@ -486,7 +486,7 @@ def literal_name(pattern: str) -> str:
 def _filters(trigger: BuildTrigger) -> tuple[str | None, str | None]:
     template = trigger.trigger_template
     if template is not None:
-        return template.branch_name, template.tag_name
+        return (None, None) if template.invert_regex else (template.branch_name, template.tag_name)
     config = event_config(trigger)
     if config is not None and config.push is not None and not config.push.invert_regex:
         return config.push.branch, config.push.tag

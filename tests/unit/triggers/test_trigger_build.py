@@ -251,6 +251,9 @@ def test_a_pattern_is_no_revision():
     inverted = {"owner": "o", "name": "r", "push": {"branch": "main", "invertRegex": True}}
     with pytest.raises(UsageError, match="more than one revision"):
         manual_run(a_trigger(build=INLINE, github=inverted), None)
+    inverted = {"repoName": "r", "branchName": "main", "invertRegex": True}
+    with pytest.raises(UsageError, match="more than one revision"):
+        manual_run(a_trigger(build=INLINE, triggerTemplate=inverted), None)
 
 
 def test_a_config_in_no_repository_can_not_be_read():
