@@ -113,7 +113,8 @@ class BoundedCalls:
             _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
             raise Bug(f"internal error, see the server's log: {answer['bug']}")
         if not answer.get("exceeds"):
-            self._strikes.pop(key, None)
+            with self._changed:
+                self._strikes.pop(key, None)
             return answer.get("value")
         self._note_strike(key, answer["exceeds"])
         raise TooMuch(answer["exceeds"])
@@ -180,12 +181,15 @@ class BoundedCalls:
                 self._changed.notify_all()
 
     def _check(self, key: str) -> None:
-        count, until, text = self._strikes.get(key, (0, 0.0, ""))
+        with self._changed:
+            count, until, text = self._strikes.get(key, (0, 0.0, ""))
         if key and count >= _STRIKES and self._now() < until:
             raise TooMuch(f"{text}, {count} times: it is left out for some minutes")
 
     def _note_strike(self, key: str, text: str) -> None:
-        if key:
+        if not key:
+            return
+        with self._changed:
             count = self._strikes.pop(key, (0, 0.0, ""))[0] + 1
             self._strikes[key] = (count, self._now() + _LEFT_OUT_S, text)
             if len(self._strikes) > _MOST_KNOWN:

@@ -35,7 +35,6 @@ from buildrunner.spec.reading.findings import suggestion
 from buildrunner.triggers.cel import filter_problem, filter_rule
 
 READY: Final = b"r"
-_MOST_REQUEST: Final = 256 << 20
 _PIECE: Final = 1 << 20
 _NICENESS: Final = 10  # long evaluations must not slow down the server
 _NOBODY: Final = 65534
@@ -183,7 +182,7 @@ def _fork(descriptor: int, limits: bytes) -> None:
     try:
         with socket.socket(fileno=descriptor) as connection:
             lower_limits(msgspec.json.decode(limits, type=Limits))
-            answer = _answer(_request(connection))
+            answer = _answer(connection)
             with suppress(OSError):
                 connection.sendall(answer)
     finally:
@@ -215,15 +214,15 @@ def lower_limits(limits: Limits) -> None:
 
 
 def _request(connection: socket.socket) -> bytes:
-    pieces: list[bytes] = []
-    while (piece := connection.recv(_PIECE)) and len(pieces) * _PIECE < _MOST_REQUEST:
-        pieces.append(piece)
-    return b"".join(pieces)
+    request = bytearray()
+    while piece := connection.recv(_PIECE):
+        request += piece
+    return bytes(request)
 
 
-def _answer(request: bytes) -> bytes:
+def _answer(connection: socket.socket) -> bytes:
     try:
-        name, argument = msgspec.json.decode(request, type=tuple[str, Any])
+        name, argument = msgspec.json.decode(_request(connection), type=tuple[str, Any])
         return msgspec.json.encode(Answer(value=OPERATIONS[name](argument)))
     except MemoryError:
         return msgspec.json.encode(Answer(too_large=True))
