@@ -245,10 +245,13 @@ class LocalBuildStore:
     @contextmanager
     def _durable(self, *, when: bool) -> Iterator[None]:
         # NORMAL survives the end of the process, FULL also a power cut.
-        if when:
-            self._db.execute("PRAGMA synchronous = FULL")
-        yield
-        if when:
+        if not when:
+            yield
+            return
+        self._db.execute("PRAGMA synchronous = FULL")
+        try:
+            yield
+        finally:
             self._db.execute("PRAGMA synchronous = NORMAL")
 
     @contextmanager
