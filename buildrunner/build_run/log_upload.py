@@ -15,7 +15,7 @@ from buildrunner.storage.object_store import SCHEME, ObjectStore, Retried, parse
 from buildrunner.storage.stores import Stores
 
 _LOOK_S = 0.2
-_PATIENCE_S = 120.0
+_WAIT_LIMIT_S = 120.0
 _HURRY_S = 3.0
 
 
@@ -107,7 +107,7 @@ def _waited_for(event: threading.Event, hurry: Callable[[], bool]) -> StorageErr
     waited = 0.0
     while not event.wait(_LOOK_S):
         waited += _LOOK_S
-        if waited >= (_HURRY_S if hurry() else _PATIENCE_S):
+        if waited >= (_HURRY_S if hurry() else _WAIT_LIMIT_S):
             return StorageError("it takes too long to store it")
     return None
 

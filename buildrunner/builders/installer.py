@@ -355,8 +355,8 @@ class Installer:
     def _suite(self) -> str:
         oldest = self._factory.oldest_api_version()
         major, _, minor = oldest.partition(".")
-        for suite, newest_spoken in _SUITES.items():
-            if newest_spoken >= (int(major), int(minor)):
+        for suite, newest_api in _SUITES.items():
+            if newest_api >= (int(major), int(minor)):
                 return suite
         raise EngineError(
             f"the engine speaks API {oldest} and newer, and no docker command of Debian does",

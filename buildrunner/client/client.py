@@ -286,7 +286,7 @@ class ServerClient:
         chunks: bool = False,
         stop: threading.Event | None = None,
         on_lost: Callable[[ServerError], object] = lambda _: None,
-        patience_s: float = 600.0,
+        wait_limit_s: float = 600.0,
     ) -> Iterator[StreamItem]:
         """Follow a build to its end; see `buildrunner.client.stream`.
 
@@ -297,11 +297,11 @@ class ServerClient:
             chunks: include the time and the step of each part of the log.
             stop: ends the stream early, within a second.
             on_lost: called when the connection is lost. The stream then reconnects and resumes.
-            patience_s: how long the server may be away.
+            wait_limit_s: how long the server may be away.
 
         Raises:
             NotFound: the build does not exist, or its log was deleted.
-            ServerUnavailable: the server was away for longer than ``patience_s``.
+            ServerUnavailable: the server was away for longer than ``wait_limit_s``.
         """
         from buildrunner.client.stream import BuildStream
 
@@ -317,7 +317,7 @@ class ServerClient:
             chunks=chunks,
             stop=stop or threading.Event(),
             on_lost=on_lost,
-            patience_s=patience_s,
+            wait_limit_s=wait_limit_s,
         )
 
     @property

@@ -302,10 +302,10 @@ def _refusal(url: str, code: int, text: str) -> Exception:
     if code == 409 or status == "FAILED_PRECONDITION":
         if any(isinstance(one, dict) and one.get("reason") == "LEASE_LOST" for one in details):
             return LeaseLost(message)
-        told = any(
+        is_known = any(
             isinstance(one, dict) and ("missing" in one or "offset" in one) for one in details
         )
-        return ServerError(message, code=code, details=details) if told else Conflict(message)
+        return ServerError(message, code=code, details=details) if is_known else Conflict(message)
     if code == 400 and "filter" in _wrong_fields(details):
         return FilterError(message)
     if code in _TRANSIENT:

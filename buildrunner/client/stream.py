@@ -100,7 +100,7 @@ class BuildStream:
         chunks: bool,
         stop: threading.Event,
         on_lost: Callable[[ServerError], object],
-        patience_s: float,
+        wait_limit_s: float,
     ) -> Iterator[StreamItem]:
         """See `ServerClient.follow`."""
         self._offset, self._sequence, self._chunks = offset, sequence, chunks
@@ -122,7 +122,7 @@ class BuildStream:
             if lost_at is None:
                 lost_at = now
                 on_lost(failure)
-            if now - lost_at > patience_s:
+            if now - lost_at > wait_limit_s:
                 raise failure
             failures += 1
             stop.wait(backoff(failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))

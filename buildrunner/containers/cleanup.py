@@ -132,14 +132,14 @@ def hold_network_lock(lock: int) -> None:
 
 
 @contextmanager
-def network_turn(state_dir: str, address: str, *, patience_s: float = _TURN_S) -> Iterator[None]:
+def network_lock(state_dir: str, address: str, *, wait_limit_s: float = _TURN_S) -> Iterator[None]:
     """Hold a lock, so that one process of this user at a time creates a network on an engine.
 
-    The wait ends after ``patience_s``, in case a process was stopped while it held the lock: the
+    The wait ends after ``wait_limit_s``, in case a process was stopped while it held the lock: the
     engine then gets two requests at a time, which `ensure_network` handles.
     """
     lock = _open_lock(state_dir, "making-network", address)
-    give_up_at = time.monotonic() + patience_s
+    give_up_at = time.monotonic() + wait_limit_s
     try:
         while True:
             try:

@@ -184,14 +184,14 @@ def _run_helper(
                     waiting = None  # the helper has the input
                 else:
                     return process.returncode, output
-                _check_patience(helper, until, cancel)
+                _check_time_left(helper, until, cancel)
         except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             raise
 
 
-def _check_patience(helper: str, until: float, cancel: threading.Event | None) -> None:
+def _check_time_left(helper: str, until: float, cancel: threading.Event | None) -> None:
     """Raise an error if a credential helper has exceeded its time, or ``cancel`` is set."""
     if cancel is not None and cancel.is_set():
         raise Stopped

@@ -444,7 +444,7 @@ class BuildSetup:
         self._build.workspace = workspace
         self.provenance = workspace.provenance
         if self._resume is None:
-            self._tell_of_source(workspace)
+            self._report_source(workspace)
             self._warn_of_mounts(workspace)
         self._on_part()
 
@@ -464,7 +464,7 @@ class BuildSetup:
                 '`docker run --volumes-from "$(hostname)"`'
             )
 
-    def _tell_of_source(self, workspace: PreparedWorkspace) -> None:
+    def _report_source(self, workspace: PreparedWorkspace) -> None:
         for line in workspace.log:
             self._build.log.line(line)
         self._emit(

@@ -21,7 +21,7 @@ from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import Workspace, volume_name
 from buildrunner.workspace.shared_files import lay_apart
-from buildrunner.workspace.volume import create_carrier
+from buildrunner.workspace.volume import create_copy_container
 
 _LOOKING = "looking for what else the build made"
 _GIT_CONFIG = b"[safe]\n\tdirectory = /workspace\n"
@@ -100,12 +100,12 @@ class BuildResources:
         except OSError:  # no access to the engine's files
             volume = volume_name(self._plan.build_id, GATE_VOLUME)
             mount = Mount(source=volume, target=start_gate.FOLDER)
-            carrier = create_carrier(self._engine, (mount,), self._labels)
+            container = create_copy_container(self._engine, (mount,), self._labels)
             try:
                 tar = files_archive({start_gate.PATH: program}, mode=0o755)
-                self._engine.fill_mount(carrier, start_gate.FOLDER, (tar,))
+                self._engine.fill_mount(container, start_gate.FOLDER, (tar,))
             finally:
-                self._engine.remove_container(carrier)
+                self._engine.remove_container(container)
         self.gate = start_gate.PATH
 
     def _make_volume(self, name: str) -> str:

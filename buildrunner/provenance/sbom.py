@@ -61,7 +61,7 @@ _TEXT_BYTES = 64 << 20  # of all bills of materials of a build
 _MOST_JOBS = 4
 _MOST_JOBS_OF_PROJECT = 2
 _MOST_IMAGES = 100
-_PATIENCE_S = 60.0
+_WAIT_LIMIT_S = 60.0
 _LOOK_S = 0.2
 _END_S = 5.0  # a killed process that nobody reaps stays in its group
 _REASON_BYTES = 1 << 16
@@ -149,7 +149,7 @@ def _slots(job: SbomJob, cancel: threading.Event) -> tuple[int, ...]:
     A job needs one of the project's slots first, so that no project uses all slots of the machine.
     """
     project = hashlib.sha256(job.project.encode()).hexdigest()[:16]
-    until = time.monotonic() + _PATIENCE_S
+    until = time.monotonic() + _WAIT_LIMIT_S
     own = _slot(job.key_folder, f"sbom-{project}", _MOST_JOBS_OF_PROJECT, until, cancel)
     try:
         return own, _slot(job.key_folder, "sbom", _MOST_JOBS, until, cancel)

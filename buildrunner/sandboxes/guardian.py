@@ -91,7 +91,7 @@ class Guardian:
         environ: Mapping[str, str] | None,
     ) -> Guardian:
         lock = _moved(open_network_lock(state_dir, endpoint.address))
-        told, orders = (_moved(end) for end in os.pipe())
+        received, orders = (_moved(end) for end in os.pipe())
         report, reported = (_moved(end) for end in os.pipe())
         script = os.path.join(os.path.dirname(__file__), "guardian_process.py")
         try:
@@ -100,7 +100,7 @@ class Guardian:
                 [sys.executable, "-I", "-S", script, build_id],
                 dict(os.environ if environ is None else environ),
                 file_actions=[
-                    (os.POSIX_SPAWN_DUP2, told, 0),
+                    (os.POSIX_SPAWN_DUP2, received, 0),
                     (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
                     (os.POSIX_SPAWN_DUP2, reported, REPORT_FD),
@@ -113,7 +113,7 @@ class Guardian:
                 os.close(end)
             raise
         finally:
-            os.close(told)
+            os.close(received)
             os.close(reported)
         guardian = cls(pid, orders, report, lock, network)
         package_root = os.path.dirname(os.path.dirname(os.path.abspath(buildrunner.__file__)))

@@ -29,14 +29,14 @@ def listen() -> tuple[dict[str, list[str]], bool]:
         if not piece:
             break
         text += piece
-    told: dict[str, list[str]] = {}
+    received: dict[str, list[str]] = {}
     for line in text.decode("utf-8", "surrogateescape").splitlines():
         kind, _, value = line.partition("\t")
-        told.setdefault(kind, []).append(value)
-    return told, "finish" not in told
+        received.setdefault(kind, []).append(value)
+    return received, "finish" not in received
 
 
-def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> list[str]:
+def clean_up(build_id: str, received: dict[str, list[str]], *, abandoned: bool) -> list[str]:
     """Remove all resources of the build. Returns the problems."""
     import time
 
@@ -47,8 +47,8 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
     from buildrunner.containers.docker.engine import DockerEngine
     from buildrunner.errors import EngineError
 
-    engine = DockerEngine(msgspec.json.decode(told["endpoint"][0], type=Endpoint))
-    directories = told.get("directory", [])
+    engine = DockerEngine(msgspec.json.decode(received["endpoint"][0], type=Endpoint))
+    directories = received.get("directory", [])
     problems: list[str] = []
     for pause in _RETRY_PAUSES_S:  # the engine may be restarting, which may have killed the build
         time.sleep(pause)
@@ -57,7 +57,7 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
             break
         except EngineError as error:
             problems = [str(error)]
-    for network in told.get("network", []):
+    for network in received.get("network", []):
         try:
             cleanup.release_network(engine, network, _LOCK_FD)
         except EngineError as error:
@@ -65,9 +65,9 @@ def clean_up(build_id: str, told: dict[str, list[str]], *, abandoned: bool) -> l
     return problems
 
 
-def cache_images(told: dict[str, list[str]]) -> None:
+def cache_images(received: dict[str, list[str]]) -> None:
     """Add the images that the build used to the image cache; errors go to the guardians' log."""
-    if "cache" not in told:
+    if "cache" not in received:
         return
     import msgspec
 
@@ -77,15 +77,15 @@ def cache_images(told: dict[str, list[str]]) -> None:
     from buildrunner.sandboxes.nested.folders import SandboxFolders
     from buildrunner.sandboxes.nested.image_cache import ImageCache
 
-    host = msgspec.json.decode(told["endpoint"][0], type=Endpoint)
+    host = msgspec.json.decode(received["endpoint"][0], type=Endpoint)
     daemons = NestedDaemons(host)
-    cache = ImageCache(daemons, host, told["cache"][0], told["cache image"][0])
+    cache = ImageCache(daemons, host, received["cache"][0], received["cache image"][0])
     try:
-        cache.mode = SandboxFolders(told["sandboxes"][0]).mode(daemons.facts().identity)
+        cache.mode = SandboxFolders(received["sandboxes"][0]).mode(daemons.facts().identity)
         if cache.mode:  # otherwise no sandbox was ever started here
             cache.update()
     except (EngineError, OSError) as error:
-        report([str(error)], told["log"][0])
+        report([str(error)], received["log"][0])
 
 
 def report(problems: list[str], log_path: str) -> None:
@@ -107,18 +107,18 @@ def main() -> None:
 
     os.chdir("/")  # don't keep the current folder busy
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    told, abandoned = listen()
+    received, abandoned = listen()
     signal.alarm(_LIFETIME_S)
-    if "path" not in told:
+    if "path" not in received:
         return  # the build died before its first message, and so before it made anything
-    sys.path[:] = told["path"][0].split(os.pathsep)
+    sys.path[:] = received["path"][0].split(os.pathsep)
     try:
-        problems = clean_up(sys.argv[1], told, abandoned=abandoned)
+        problems = clean_up(sys.argv[1], received, abandoned=abandoned)
     except Exception as error:  # noqa: BLE001  (no caller could report it)
         problems = [f"the clean-up of build {sys.argv[1]} failed: {error!r}"]
-    report(problems, told["log"][0])
+    report(problems, received["log"][0])
     os.close(_REPORT_FD)  # no process waits for the rest
-    cache_images(told)
+    cache_images(received)
 
 
 if __name__ == "__main__":

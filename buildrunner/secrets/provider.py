@@ -52,7 +52,7 @@ class NamedSecrets(Protocol):
         ...
 
 
-class NotAsked:
+class DisabledSecrets:
     """A `SecretProvider` that the user has not turned on. It only reports that.
 
     Args:

@@ -107,15 +107,15 @@ def scope_text(name: str, scope: Scope | None) -> str:
         "variables": scope.variables,
         "for": scope.uses,
     }
-    told = [f"{what} {', '.join(values)}" for what, values in parts.items() if values]
-    return "; ".join(told) if projects else "no project"
+    limits = [f"{what} {', '.join(values)}" for what, values in parts.items() if values]
+    return "; ".join(limits) if projects else "no project"
 
 
 def _short_refs(refs: Sequence[str], kind: str) -> list[str]:
     return [ref.removeprefix(kind) for ref in refs if ref.startswith(kind)]
 
 
-def for_nobody(name: str, scope: Scope | None) -> bool:
+def is_unusable(name: str, scope: Scope | None) -> bool:
     """Return whether a server gives a secret neither to a project nor to itself."""
     if is_servers_own(name):
         return name.startswith(OLD_FORGE_PREFIX)

@@ -85,7 +85,7 @@ class BoundedCalls:
         key: str = "",
         cpu_s: float | None = None,
         memory_mib: int = 256,
-        patience_s: float = 0.0,
+        wait_limit_s: float = 0.0,
     ) -> Any:
         """Return an operation's result. Blocks while it waits for its turn and evaluates.
 
@@ -97,7 +97,7 @@ class BoundedCalls:
                 refused for ten minutes. Empty: never refused.
             cpu_s: limit of processor time; None for `CPU_S`.
             memory_mib: limit of memory, in MiB.
-            patience_s: seconds to wait for the owner's own evaluations, and again for those of
+            wait_limit_s: seconds to wait for the owner's own evaluations, and again for those of
                 others. 0: do not wait for the owner's, and wait `_WAIT_S` for those of others.
 
         Raises:
@@ -107,7 +107,7 @@ class BoundedCalls:
             BuildrunnerError: no process can be started.
         """
         self._check(key)
-        with self._turn(owner, patience_s):
+        with self._turn(owner, wait_limit_s):
             answer = self._answer(operation, argument, cpu_s or CPU_S, memory_mib)
         if answer.get("bug"):
             _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
@@ -150,7 +150,7 @@ class BoundedCalls:
             return self._process
 
     @contextmanager
-    def _turn(self, owner: str, patience_s: float) -> Iterator[None]:
+    def _turn(self, owner: str, wait_limit_s: float) -> Iterator[None]:
         """Wait for a place among the running evaluations, and hold it until the block ends.
 
         Raises:
@@ -158,14 +158,14 @@ class BoundedCalls:
         """
         with self._changed:
             if not self._changed.wait_for(
-                lambda: self._owners[owner] < _MOST_OF_AN_OWNER, patience_s
+                lambda: self._owners[owner] < _MOST_OF_AN_OWNER, wait_limit_s
             ):
                 raise Busy(f"project {owner} has others under way: try again in a moment")
             # A waiting call counts, too, so that one owner's calls don't pile up.
             self._owners[owner] += 1
         try:
             with self._changed:
-                longest_s = patience_s or _WAIT_S
+                longest_s = wait_limit_s or _WAIT_S
                 if not self._changed.wait_for(lambda: self._under_way < _MOST_AT_ONCE, longest_s):
                     raise Busy("too many others are under way: try again in a moment")
                 self._under_way += 1
@@ -301,7 +301,7 @@ class BoundedFilters:
                 owner=f"{self._project}'s events",
                 cpu_s=longest_s + _COMPILE_S,
                 memory_mib=_MEMORY_MIB,
-                patience_s=longest_s if self._waits else 0.0,
+                wait_limit_s=longest_s if self._waits else 0.0,
             )
         except (TooMuch, Bug) as error:
             why = f"the filter can't be evaluated for this event: {error}"

@@ -322,7 +322,7 @@ def parse_instant(text: str) -> int:
 
 
 # Opening a database takes processor time that the start of the first container needs.
-_HEAD_START_S = 2.0
+_WRITE_DELAY_S = 2.0
 _PAUSE_S = 0.05
 
 
@@ -393,7 +393,7 @@ class BuildWriter:
 
     def _run(self) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: self._begun or self._closing, _HEAD_START_S)
+            self._changed.wait_for(lambda: self._begun or self._closing, _WRITE_DELAY_S)
             self._changed.wait_for(lambda: self._closing, _PAUSE_S)
         try:
             store = self._open_store()

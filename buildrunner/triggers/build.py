@@ -389,7 +389,7 @@ def _repository_facts(trigger: BuildTrigger, repository: Repository) -> dict[str
 
 
 def _source(
-    trigger: BuildTrigger, told: Repository, commit: str, wanted: TriggerRepository | None
+    trigger: BuildTrigger, repository: Repository, commit: str, wanted: TriggerRepository | None
 ) -> Source:
     """Return the source of the commit, by the server's settings or else by the event's URL.
 
@@ -410,12 +410,12 @@ def _source(
                 dir=folder,
             )
         )
-    if not told.clone_url:
+    if not repository.clone_url:
         raise UsageError(
-            f"the address of {told.full_name} is unknown",
+            f"the address of {repository.full_name} is unknown",
             hint="map its name to its Git URL: [git] repositories of the settings",
         )
-    return _git(told.clone_url, commit, folder)
+    return _git(repository.clone_url, commit, folder)
 
 
 def _git(url: str, commit: str, folder: str) -> Source:

@@ -116,25 +116,27 @@ def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDeli
 
 def _bound_bare(event: Event, name: str, binding: HookBinding) -> Event:
     assert isinstance(event, PushEvent)  # noqa: S101  (such a hook reports only pushes)
-    told = event.repository
-    if told.full_name != name:
-        raise BadDelivery(f"the hook of {name} may not report {told.full_name}")
-    if repository_key(told.clone_url) != repository_key(binding.repository):
+    reported = event.repository
+    if reported.full_name != name:
+        raise BadDelivery(f"the hook of {name} may not report {reported.full_name}")
+    if repository_key(reported.clone_url) != repository_key(binding.repository):
         raise BadDelivery(
             f"the hook {BARE}/{name} is bound to the repository at {binding.repository}, and the"
             " delivery is about another one; if it moved, bind the hook again:"
             f" `buildrunner hooks set {BARE}/{name} --repository URL`"
         )
-    return replace(event, repository=replace(told, clone_url=binding.repository))
+    return replace(event, repository=replace(reported, clone_url=binding.repository))
 
 
 def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) -> Event:
     assert not isinstance(event, MessageEvent)  # noqa: S101  (forges send none)
-    told = event.repository
-    name = told.full_name
+    reported = event.repository
+    name = reported.full_name
     if not is_full_name(name):
         raise BadDelivery(f"{name!r} is not the full name of a repository")
-    elsewhere = next((url for url in (told.clone_url, *told.urls) if _is_web(url, host)), "")
+    elsewhere = next(
+        (url for url in (reported.clone_url, *reported.urls) if _is_web(url, host)), ""
+    )
     if elsewhere:
         raise BadDelivery(
             f"the hook {hook} is bound to {host.url}, and the payload is about"
@@ -146,7 +148,7 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
             f"the hook {hook} is bound to {', '.join(binding.owners)}, and {name} is none of them;"
             f" to allow it: `buildrunner hooks set {hook} --owner OWNER`"
         )
-    repository = on_host(told, host)
+    repository = on_host(reported, host)
     if isinstance(event, PushEvent):
         return replace(event, repository=repository)
     return replace(event, repository=repository, head_clone_url=_head(event, host))
@@ -178,10 +180,10 @@ def may_speak_for(
     return not mine or any(binding.allows_project(project) for binding in mine)
 
 
-def on_host(told: Repository, host: ForgeHost) -> Repository:
+def on_host(reported: Repository, host: ForgeHost) -> Repository:
     """Return a repository on a forge, with the addresses computed from its name."""
-    url = host.clone_url(told.full_name)
-    return replace(told, forge=host.kind, host=host, clone_url=url, urls=())
+    url = host.clone_url(reported.full_name)
+    return replace(reported, forge=host.kind, host=host, clone_url=url, urls=())
 
 
 def _head(event: PullRequestEvent, host: ForgeHost) -> str:

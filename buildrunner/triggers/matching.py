@@ -314,7 +314,7 @@ def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository 
     """
     if isinstance(event, MessageEvent):
         return False
-    verdict = match(trigger, event, repository=repository, filter_rule=_unasked)
+    verdict = match(trigger, event, repository=repository, filter_rule=_skip_filter)
     if isinstance(event, PushEvent):  # its refs are recorded for all triggers of the repository
         return any(rule.name == "repository" and rule.passed for rule in verdict.rules)
     decided = verdict.rules[-1].name
@@ -323,7 +323,7 @@ def may_care(trigger: BuildTrigger, event: Event, repository: TriggerRepository 
     )
 
 
-def _unasked(*_: object) -> Rule:
+def _skip_filter(*_: object) -> Rule:
     """Skip the filter, which does not matter here and may take long."""
     return Rule(name="filter", passed=None, text="the filter is not evaluated")
 

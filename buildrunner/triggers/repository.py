@@ -157,10 +157,10 @@ def event_keys(
     """
     if isinstance(event, MessageEvent):
         return {hook if event.kind == "webhook" else _topic_key(event.topic)}
-    told = event.repository
-    key = repository_key(told.clone_url)
-    mirrored = told.full_name.replace("/", "_", 1)
-    names = {told.full_name, *(f"{kind}_{mirrored}" for kind in _MIRRORS)}
+    repository = event.repository
+    key = repository_key(repository.clone_url)
+    mirrored = repository.full_name.replace("/", "_", 1)
+    names = {repository.full_name, *(f"{kind}_{mirrored}" for kind in _MIRRORS)}
     names |= {
         name.rpartition("/repositories/")[2]
         for name, url in (*repositories.items(), *bare.items())

@@ -127,18 +127,18 @@ def _delivered_events(
         raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
     if named in bindings:
         return bound(parsed, named, bindings[named]).events
-    return tuple(_as_told(event, hook) for event in parsed.events)
+    return tuple(_on_reported_forge(event, hook) for event in parsed.events)
 
 
-def _as_told(event: Event, kind: str) -> Event:
+def _on_reported_forge(event: Event, kind: str) -> Event:
     """Return an event with the forge that its payload names."""
     if isinstance(event, MessageEvent) or event.repository.bare:
         return event
-    told = event.repository
-    host = reported_forge(kind, told.full_name, (told.clone_url, *told.urls))
-    if host is None and told.forge in PUBLIC:
-        host = named_forge(told.forge)
-    return replace(event, repository=on_host(told, host)) if host else event
+    repository = event.repository
+    host = reported_forge(kind, repository.full_name, (repository.clone_url, *repository.urls))
+    if host is None and repository.forge in PUBLIC:
+        host = named_forge(repository.forge)
+    return replace(event, repository=on_host(repository, host)) if host else event
 
 
 def _forge_of(

@@ -46,7 +46,7 @@ def container_engine(logins: Mapping[str, str] = os.environ) -> DockerEngine:
     from buildrunner.containers.docker.engine import DockerEngine
 
     endpoint = find_endpoint(os.environ)
-    return DockerEngine(endpoint, environ=logins, network_turn=_network_turn)
+    return DockerEngine(endpoint, environ=logins, network_lock=_network_turn)
 
 
 def pod_engine() -> DockerEngine:
@@ -57,13 +57,13 @@ def pod_engine() -> DockerEngine:
     from buildrunner.containers.docker.engine import DockerEngine
 
     endpoint = replace(find_endpoint(os.environ), trusted=False)
-    return DockerEngine(endpoint, use_logins=False, network_turn=_network_turn)
+    return DockerEngine(endpoint, use_logins=False, network_lock=_network_turn)
 
 
 def _network_turn(address: str) -> AbstractContextManager[None]:
-    from buildrunner.containers.cleanup import network_turn
+    from buildrunner.containers.cleanup import network_lock
 
-    return network_turn(lock_folder(), address)
+    return network_lock(lock_folder(), address)
 
 
 def image_factory() -> ImageFactory:
@@ -216,11 +216,11 @@ def _common_images(settings: Settings) -> PublicImages:
     """Return the images of the machine that builds of all projects can use."""
     from buildrunner.builders.catalog import BUILDERS
     from buildrunner.engine.image_pulls import PublicImages
-    from buildrunner.workspace.volume import CARRIER_IMAGE
+    from buildrunner.workspace.volume import EMPTY_IMAGE
 
     builders = (builder.image for builder in BUILDERS)
     aliases = settings.image_aliases.values()
-    common = (*settings.untrusted_images, *aliases, *builders, CARRIER_IMAGE)
+    common = (*settings.untrusted_images, *aliases, *builders, EMPTY_IMAGE)
     return PublicImages(common, lambda _: "")
 
 

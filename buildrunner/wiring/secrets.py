@@ -46,7 +46,7 @@ class _SecretsOnDemand:
 def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
     """Return a resolver that tries, in order: mapping, local store, decrypt command, Google."""
     from buildrunner.secrets.local_store import StoredSecrets
-    from buildrunner.secrets.provider import MappedSecrets, NotAsked, ProviderChain
+    from buildrunner.secrets.provider import DisabledSecrets, MappedSecrets, ProviderChain
 
     stored = StoredSecrets(secret_store(settings))
     others: list[SecretProvider] = []
@@ -54,7 +54,7 @@ def _resolver(settings: Settings, asker: Asker | None) -> SecretResolver:
         from buildrunner.secrets.decrypt_command import CommandSecrets
 
         others.append(CommandSecrets(settings.kms_command))
-    others.extend(_google_secrets() if settings.google_secrets else [NotAsked(_GOOGLE_OFF)])
+    others.extend(_google_secrets() if settings.google_secrets else [DisabledSecrets(_GOOGLE_OFF)])
     chain = ProviderChain([MappedSecrets(settings.secrets, os.environ), stored], others)
     if asker is None:
         return chain
@@ -103,13 +103,13 @@ class ServerSecrets:
         Raises:
             SecretError: the store can't be read now.
         """
-        from buildrunner.secrets.secret_scope import for_nobody, scope_text
+        from buildrunner.secrets.secret_scope import is_unusable, scope_text
 
         store = secret_store(self._settings)
         names = sorted({*self._settings.secrets, *store.secrets()})
         scopes = store.scopes()
         found = {name: scopes.get(name) for name in names}
-        return {n: scope_text(n, scope) for n, scope in found.items() if for_nobody(n, scope)}
+        return {n: scope_text(n, scope) for n, scope in found.items() if is_unusable(n, scope)}
 
 
 def secret_store(settings: Settings) -> LocalSecretStore:

@@ -38,7 +38,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import LOST_WORKER, BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of, rollback_of
 from buildrunner.worker.data_folder import DataFolder
-from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, patiently
+from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, until_available
 from buildrunner.worker.recovery import (
     BuildNotes,
     PlannedNote,
@@ -116,7 +116,7 @@ def give_up(job: Execution, reason: str) -> None:
 
 def _take(job: Execution) -> None:
     try:
-        patiently(lambda: job.queue.set_process(job.lease, this_process()))
+        until_available(lambda: job.queue.set_process(job.lease, this_process()))
     except LeaseLost:
         job.lost()
         raise

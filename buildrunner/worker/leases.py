@@ -254,19 +254,19 @@ class LeasedRecord:
 
 T = TypeVar("T")
 
-PATIENCE_S = 60.0
+WAIT_LIMIT_S = 60.0
 _PAUSE_S = 0.5
 
 
-def patiently(ask: Callable[[], T], *, patience_s: float = PATIENCE_S) -> T:
+def until_available(ask: Callable[[], T], *, wait_limit_s: float = WAIT_LIMIT_S) -> T:
     """Return the result of ``ask``, retried while the database does not answer.
 
     A process that gave up at once would use up the build's attempts during a restart.
 
     Raises:
-        StoreUnavailable: the database did not answer for ``patience_s`` seconds.
+        StoreUnavailable: the database did not answer for ``wait_limit_s`` seconds.
     """
-    end = time.monotonic() + patience_s
+    end = time.monotonic() + wait_limit_s
     while True:
         try:
             return ask()

@@ -73,7 +73,7 @@ class ChildProcess(Protocol):
         """Return how it ended, as the rest of a sentence about it; None while it runs."""
         ...
 
-    def poke(self) -> None:
+    def notify(self) -> None:
         """Notify it that there may be a cancel request."""
         ...
 
@@ -114,8 +114,8 @@ class SpawnedProcess:
             name = ""
         return f"it was killed by signal {-code}{name}"
 
-    def poke(self) -> None:
-        """See `ChildProcess.poke`."""
+    def notify(self) -> None:
+        """See `ChildProcess.notify`."""
         self._process.send_signal(signal.SIGTERM)
 
 
@@ -130,8 +130,8 @@ class AdoptedProcess:
         """See `ChildProcess.ended`. Only its parent, which has ended, could report how it ended."""
         return None if is_alive(self._owner) else "it ended before it was done"
 
-    def poke(self) -> None:
-        """See `ChildProcess.poke`."""
+    def notify(self) -> None:
+        """See `ChildProcess.notify`."""
         if is_alive(self._owner):
             try:
                 os.kill(self.pid, signal.SIGTERM)

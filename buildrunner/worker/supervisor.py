@@ -68,7 +68,7 @@ class Supervisor:
         self._giving_up: set[str] = set()
         self._left: set[str] = set()  # builds whose end the server refuses
         self._reported: dict[Lease, str] = {}
-        self._poked: set[str] = set()
+        self._notified: set[str] = set()
         self._failed: set[str] = set()  # builds that a bug prevented from being checked
         self._chores = Chores(options.chores)
         self._adopted = False
@@ -211,7 +211,7 @@ class Supervisor:
             if how is None:
                 continue
             del self._running[build_id]
-            self._poked.discard(build_id)
+            self._notified.discard(build_id)
             if (descriptor := self._exits.pop(build_id, None)) is not None:
                 os.close(descriptor)
             self._died[build_id] = how
@@ -285,7 +285,7 @@ class Supervisor:
             try:
                 self._with.give_up(stored, lease, how)
                 self._with.folder.drop_run_folder(stored.id)
-                self._tell_of_end(stored.id)
+                self._report_end(stored.id)
             except InvalidRecord as error:
                 _log.error("build %s is left to the server: %s", stored.id, error)
                 self._left.add(stored.id)  # its lease is not renewed, so the server ends it
@@ -299,7 +299,7 @@ class Supervisor:
 
         threading.Thread(target=work, name=f"give-up-{stored.id}", daemon=True).start()
 
-    def _tell_of_end(self, build_id: str) -> None:
+    def _report_end(self, build_id: str) -> None:
         if self._with.on_ended:
             try:
                 self._with.on_ended(self._with.find(build_id))
@@ -336,10 +336,10 @@ class Supervisor:
         elif stored.id not in self._running:
             if stored.id not in self._giving_up | self._left and stored.id not in self._died:
                 self._died[stored.id] = ""  # an earlier attempt to end or claim it failed
-        elif stored.cancel_requested and stored.process and stored.id not in self._poked:
+        elif stored.cancel_requested and stored.process and stored.id not in self._notified:
             # A process that has not reported its id yet will check anyway once it has.
-            self._poked.add(stored.id)
-            self._running[stored.id].poke()
+            self._notified.add(stored.id)
+            self._running[stored.id].notify()
 
     def _look_at_remote(self, stored: ClaimedBuild) -> None:
         """Check a build of a worker on another host, which may be lost.

@@ -23,7 +23,7 @@ from buildrunner.workspace.protocol import (
     WrappedWorkspace,
 )
 from buildrunner.workspace.tree_writer import write_tree
-from buildrunner.workspace.volume import create_carrier
+from buildrunner.workspace.volume import create_copy_container
 
 NO_WORKSPACE: Final = "the build ended before it had one"
 _NO_LIMITS: Final = ArchiveLimits(members=sys.maxsize, size_bytes=sys.maxsize)
@@ -81,7 +81,9 @@ class ExportedWorkspace(WrappedWorkspace):
     def _exported(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> str:
         """Copy the workspace; return the error, or an empty string."""
         try:
-            container = create_carrier(engine, (prepared.mount(read_only=True),), self._labels)
+            container = create_copy_container(
+                engine, (prepared.mount(read_only=True),), self._labels
+            )
             try:
                 with closing(self._archive(engine, container)) as chunks:
                     self._unpack(chunks)

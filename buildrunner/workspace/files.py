@@ -36,7 +36,7 @@ from buildrunner.archives.tar_reader import TarReader
 from buildrunner.containers.protocol import ContainerEngine
 from buildrunner.errors import EngineError, EngineUnavailable, NotFound, UploadError
 from buildrunner.workspace.protocol import WORKSPACE, PreparedWorkspace
-from buildrunner.workspace.volume import create_carrier
+from buildrunner.workspace.volume import create_copy_container
 
 _BLOCK = 4096  # block size of a file system
 _LINKS_LIMIT = 40
@@ -94,7 +94,7 @@ class WorkspaceFiles:
         self._folder = tempfile.mkdtemp(prefix="buildrunner-upload-")
         try:
             mounts = (self._workspace.mount(),)
-            self._container = create_carrier(self._engine, mounts, self._labels)
+            self._container = create_copy_container(self._engine, mounts, self._labels)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

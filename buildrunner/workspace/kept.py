@@ -44,7 +44,7 @@ from buildrunner.workspace.protocol import (
     volume_name,
 )
 from buildrunner.workspace.shared_files import lay_apart
-from buildrunner.workspace.volume import WorkspaceVolume, create_carrier, fill_volume
+from buildrunner.workspace.volume import WorkspaceVolume, create_copy_container, fill_volume
 
 
 def encode_prepared(prepared: PreparedWorkspace) -> bytes:
@@ -107,7 +107,7 @@ class ResumedWorkspace:
         """See `Workspace.release`."""
 
 
-_PATIENCE_S = 60.0  # the end of a build is not delayed longer
+_WAIT_LIMIT_S = 60.0  # the end of a build is not delayed longer
 _GRACE_S = 5.0  # for a copy to notice that its time is over, and to remove its files
 _UNCOUNTED = ArchiveLimits(size_bytes=sys.maxsize)  # `_Limit` counts what is written
 
@@ -147,7 +147,7 @@ class KeptWorkspace(WrappedWorkspace):
         self._engine: ContainerEngine | None = None
         self._prepared: PreparedWorkspace | None = None
         self._labels: dict[str, str] = {}
-        self._carrier = ""
+        self._copy_container = ""
 
     def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`; named volumes are filled from those of the earlier build."""
@@ -166,10 +166,10 @@ class KeptWorkspace(WrappedWorkspace):
                     target=self._try_keep, args=(self._engine, self._prepared), daemon=True
                 )
                 copying.start()
-                copying.join(_PATIENCE_S + _GRACE_S)
-                if copying.is_alive() and self._carrier:
+                copying.join(_WAIT_LIMIT_S + _GRACE_S)
+                if copying.is_alive() and self._copy_container:
                     with suppress(EngineError):
-                        self._engine.remove_container(self._carrier)
+                        self._engine.remove_container(self._copy_container)
         finally:
             self._prepared = None
             self._workspace.release()
@@ -198,7 +198,7 @@ class KeptWorkspace(WrappedWorkspace):
     def _copy_out(
         self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
     ) -> int:
-        limit = _Limit(self._keeping.most_of_one, time.monotonic() + _PATIENCE_S)
+        limit = _Limit(self._keeping.most_of_one, time.monotonic() + _WAIT_LIMIT_S)
         self._copy(engine, prepared.mount(), kept.archive, limit)
         for name in self._volumes():
             volume = volume_name(self._build_id, f"volume-{name}")
@@ -208,7 +208,7 @@ class KeptWorkspace(WrappedWorkspace):
 
     def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
         """Copy the content of a mount at ``/workspace`` to an archive for `fill_volume`."""
-        self._carrier = container = create_carrier(engine, (mount,), self._labels)
+        self._copy_container = container = create_copy_container(engine, (mount,), self._labels)
         try:
             private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(private, "wb") as file, closing(_archive(engine, container, limit)) as chunks:
@@ -236,7 +236,7 @@ class _Limit:
 
     def check_time(self) -> None:
         if time.monotonic() > self._until_s:
-            raise NotKept(f"it took longer than {_PATIENCE_S:g}s to copy the workspace")
+            raise NotKept(f"it took longer than {_WAIT_LIMIT_S:g}s to copy the workspace")
 
 
 def _archive(

@@ -171,7 +171,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-CARRIER_IMAGE = "buildrunner/empty:1"
+EMPTY_IMAGE = "buildrunner/empty:1"
 """An image without files. Archives are sent through its containers, which never start."""
 
 _EMPTY_TAR = bytes(1024)
@@ -190,7 +190,7 @@ def fill_volume(
     Raises:
         EngineError: the engine refused, or its disk is full.
     """
-    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
+    container = create_copy_container(engine, (Mount(source=volume, target=WORKSPACE),), labels)
     try:
         engine.fill_mount(container, WORKSPACE, tar)
     finally:
@@ -212,7 +212,7 @@ def read_volume_file(
     Raises:
         EngineError: the engine refused.
     """
-    container = create_carrier(engine, (Mount(source=volume, target=WORKSPACE),), labels)
+    container = create_copy_container(engine, (Mount(source=volume, target=WORKSPACE),), labels)
     try:
         return read_file(engine, container, f"{WORKSPACE}/{path}", limit=limit)
     finally:
@@ -243,7 +243,7 @@ def read_file(engine: ContainerEngine, container: str, path: str, *, limit: int)
     return head[tarfile.BLOCKSIZE :][: min(header.size, limit)]
 
 
-def create_carrier(
+def create_copy_container(
     engine: ContainerEngine, mounts: tuple[Mount, ...], labels: Mapping[str, str]
 ) -> str:
     """Create a container that never starts, for sending archives to its mounts; return its id.
@@ -251,10 +251,10 @@ def create_carrier(
     Raises:
         EngineError: the engine refused.
     """
-    ensure_carrier_image(engine)
+    ensure_empty_image(engine)
     return engine.create_container(
         ContainerSpec(
-            image=CARRIER_IMAGE,
+            image=EMPTY_IMAGE,
             cmd=("none",),
             mounts=mounts,
             network="none",
@@ -263,14 +263,14 @@ def create_carrier(
     )
 
 
-def ensure_carrier_image(engine: ContainerEngine) -> str:
+def ensure_empty_image(engine: ContainerEngine) -> str:
     """Create the image without files if the engine lacks it; return its id.
 
     Raises:
         EngineError: the engine refused.
     """
-    if (image := engine.find_image(CARRIER_IMAGE)) is not None:
+    if (image := engine.find_image(EMPTY_IMAGE)) is not None:
         return image.id
     return engine.import_image(
-        CARRIER_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
+        EMPTY_IMAGE, [_EMPTY_TAR], cmd=("none",), labels={"buildrunner.image": "empty"}
     )

@@ -92,10 +92,10 @@ class Bench:
         volume = f"buildrunner-test-gate-{uuid.uuid4().hex}"
         mount = Mount(source=volume, target=start_gate.FOLDER)
         self.engine.create_volume(volume, self.labels)
-        carrier = self.engine.create_container(self.spec(mounts=(mount,)))
+        container = self.engine.create_container(self.spec(mounts=(mount,)))
         tar = tar_of({start_gate.PATH.lstrip("/"): program}, mode=0o755)
-        self.engine.fill_mount(carrier, start_gate.FOLDER, tar)
-        self.engine.remove_container(carrier)
+        self.engine.fill_mount(container, start_gate.FOLDER, tar)
+        self.engine.remove_container(container)
         mounts = (*spec.mounts, replace(mount, read_only=True))
         return replace(spec, gate=start_gate.PATH, mounts=mounts)
 

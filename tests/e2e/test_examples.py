@@ -110,7 +110,7 @@ def test_a_service_that_fails_its_integration_test_fails_the_build_and_is_stoppe
     test = broken / "tests" / "test_app.py"
     test.write_text(test.read_text().replace('"/health"', '"/well"'))
     check = broken / "integration" / "check.py"
-    check.write_text(check.read_text().replace("PATIENCE_S = 60", "PATIENCE_S = 1"))
+    check.write_text(check.read_text().replace("WAIT_LIMIT_S = 60", "WAIT_LIMIT_S = 1"))
     values = f"_PYTHON=buildrunner/python,_REGISTRY={registry.address},_TAG=broken"
     run = submit(broken, "--substitutions", values, exit_code=1)
     subprocess.run(

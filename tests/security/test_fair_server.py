@@ -63,7 +63,7 @@ def test_no_thread_of_the_server_waits_for_filters_of_a_project(
     waited: list[float] = []
 
     def call(_: BoundedCalls, operation: str, *__: Any, **more: Any) -> Any:
-        waited.append(more.get("patience_s", 0.0))
+        waited.append(more.get("wait_limit_s", 0.0))
         rule = {"name": "filter", "passed": True, "text": ""}
         return rule if operation == "trigger_filter" else ""
 

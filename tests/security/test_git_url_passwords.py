@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner.cli.main import main
 from buildrunner.errors import ConfigError
-from buildrunner.server.notifications.dispatch import NotificationDesk
+from buildrunner.server.notifications.dispatch import NotificationService
 from buildrunner.server.services.triggers import trigger_problems
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers
@@ -210,12 +210,12 @@ def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None
     assert server.http.get(f"/v1/projects/p/builds/{build}").json()["source"] == {
         "gitSource": {"url": MASKED}
     }
-    desk = NotificationDesk(server.context)
+    service = NotificationService(server.context)
     (change,) = server.store.outbox.changes(limit=10)
-    (told,) = desk(change)
+    (told,) = service(change)
     assert server.store.outbox.announce([change], [(change.id, told)], now=now()) == 1
     (message,) = server.store.outbox.claim(now=now(), lease_s=60, limit=1)
-    asked = desk.argument_of(message)
+    asked = service.argument_of(message)
     assert asked is not None
     assert MASKED in json.dumps(asked)
     assert PASSWORD not in json.dumps([asked, msgspec.to_builtins(message)], default=str)

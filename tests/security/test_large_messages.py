@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from buildrunner.server.notifications.dispatch import NotificationDesk
+from buildrunner.server.notifications.dispatch import NotificationService
 from buildrunner.server.outbox.sender import OutboxSender, receiver_of
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
@@ -40,9 +40,9 @@ def notifier(server: ApiServer, name: str, project: str = "p") -> int:
 
 def announce(server: ApiServer) -> list[Message]:
     """Make the messages of all changes, as the outbox does."""
-    desk, outbox = NotificationDesk(server.context), server.store.outbox
+    service, outbox = NotificationService(server.context), server.store.outbox
     changes = outbox.changes(limit=100)
-    messages = [(change.id, message) for change in changes for message in desk(change)]
+    messages = [(change.id, message) for change in changes for message in service(change)]
     outbox.announce(changes, messages, now=now())
     return [outbox.get(one.id) for one in outbox.page()]
 
@@ -57,7 +57,7 @@ def test_a_large_build_is_stored_once_for_all_notifiers_and_read_when_it_is_sent
     assert peak_bytes(lambda: found.extend(announce(server))) < LARGE
     assert len(found) == NOTIFIERS
     assert sum(len(msgspec.json.encode(one.message)) for one in found) < NOTIFIERS * 200
-    asked = NotificationDesk(server.context).argument_of(found[0])
+    asked = NotificationService(server.context).argument_of(found[0])
     assert asked is not None
     assert asked["facts"]["build"]["id"] == "b"
 

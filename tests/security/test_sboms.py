@@ -167,7 +167,7 @@ def test_a_document_without_an_end_is_not_read(
 def test_a_machine_makes_few_at_a_time_and_a_cancelled_build_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sbom, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(sbom, "_WAIT_LIMIT_S", 0.3)
     made = job(tmp_path)
     cancelled = threading.Event()
     cancelled.set()
@@ -229,7 +229,7 @@ def test_a_registry_that_drips_does_not_hold_up_the_build_whose_provenance_it_ge
 def test_slow_registries_of_one_project_leave_places_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sbom, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(sbom, "_WAIT_LIMIT_S", 0.3)
     with dripping(CONTINUE) as registry, ExitStack() as stack:
         image = SbomImage(f"127.0.0.1:{registry.port}/slow@sha256:{'1' * 64}")
         for _ in range(2):

@@ -23,7 +23,7 @@ from buildrunner.plan.resolve import PlanContext
 from buildrunner.secrets.secret_name import SecretName, parse_name
 from buildrunner.secrets.secret_scope import Scope
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk
+from buildrunner.server.notifications.dispatch import NotificationService
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
@@ -132,7 +132,7 @@ def send_by_notifier(
         ok(http.post("/buildrunner/v1/projects/shop/notifiers/spy:send", json={}))
     sent = Delivery(server.context.secrets, gates(server.context.settings), now)
     sender = OutboxSender(
-        server.store, sent, [NotificationDesk(server.context)], now=now, random=lambda: 0.5
+        server.store, sent, [NotificationService(server.context)], now=now, random=lambda: 0.5
     )
     sender.begin_sending()
     assert sender.wait_until_idle(30)

@@ -13,7 +13,7 @@ import pytest
 
 from buildrunner.server.bounded import BoundedCalls, Bug, Busy, TooMuch
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy
 from tests.api_server import ApiServer, api_server, now
@@ -83,12 +83,12 @@ class Place:
     def __init__(self, server: ApiServer, listener: Receiver) -> None:
         self.server, self.listener = server, listener
         settings = server.context.settings
-        desk = NotificationDesk(server.context)
+        service = NotificationService(server.context)
         self.sender = OutboxSender(
             server.store,
             Delivery(server.secrets, gates(settings), now),
-            [desk],
-            prepared=NotifierWords(server.context.calls, desk.argument_of).prepared,
+            [service],
+            prepared=NotifierEvaluation(server.context.calls, service.argument_of).prepared,
             now=now,
             random=lambda: 0.5,
         )

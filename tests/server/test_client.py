@@ -98,7 +98,7 @@ def test_a_connection_that_is_cut_again_and_again_loses_and_repeats_nothing(serv
     writer.start()
     losses = []
     log, sequences, last = log_of(
-        client.follow(build.id, events=0, on_lost=losses.append, patience_s=60)
+        client.follow(build.id, events=0, on_lost=losses.append, wait_limit_s=60)
     )
     writer.join()
     assert log == expected
@@ -171,7 +171,7 @@ def test_a_server_that_stays_away_is_given_up(tmp_path):
         port = free.getsockname()[1]
     client = ServerClient(f"http://127.0.0.1:{port}", pause=lambda _: None)
     with pytest.raises(ServerUnavailable, match="does not answer"):
-        list(client.follow("b", patience_s=0.1))
+        list(client.follow("b", wait_limit_s=0.1))
     with pytest.raises(ServerUnavailable, match="does not answer") as caught:
         client.get_build("b")
     assert "check that it runs" in caught.value.hint
@@ -357,7 +357,7 @@ def test_something_else_that_answers_is_no_server(tmp_path):
             with pytest.raises(ServerUnavailable, match="does not answer as a buildrunner server"):
                 client.whoami()
             with pytest.raises(ServerUnavailable, match="no stream of events"):
-                list(client.follow("b", patience_s=0.1))
+                list(client.follow("b", wait_limit_s=0.1))
         finally:
             client.close()
             web.shutdown()

@@ -17,7 +17,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.server.context import ServerSettings
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.outbox.http import SIGNATURE, signature
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.sources.policy import SourcePolicy
@@ -44,12 +44,12 @@ class Notified:
         """A sender, as another process has it."""
         settings = ServerSettings(notify=self.policy)
         delivery = Delivery(self.server.secrets, gates(settings), self.now)
-        desk = NotificationDesk(self.server.context)
+        service = NotificationService(self.server.context)
         return OutboxSender(
             self.server.store,
             delivery,
-            [desk],
-            prepared=NotifierWords(self.server.context.calls, desk.argument_of).prepared,
+            [service],
+            prepared=NotifierEvaluation(self.server.context.calls, service.argument_of).prepared,
             now=self.now,
             random=lambda: 0.5,
         )

@@ -169,7 +169,7 @@ def _serve(
         worker_holds_back=worker.holds_back,
         worker_holds_forks_back=worker.holds_untrusted_back,
     )
-    _tell_of_unused(wiring.ServerSecrets(settings))
+    _warn_of_unused(wiring.ServerSecrets(settings))
     provisioner = None
     if cluster:
         provisioner = Provisioner(
@@ -324,7 +324,7 @@ def _first_token(context: ServerContext) -> None:
     )
 
 
-def _tell_of_unused(secrets: wiring.ServerSecrets) -> None:
+def _warn_of_unused(secrets: wiring.ServerSecrets) -> None:
     """Name the secrets that no build can use, such as all with short names after an upgrade."""
     from buildrunner.errors import SecretError
 

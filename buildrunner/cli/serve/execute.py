@@ -151,20 +151,22 @@ def _build_of_database(
     from buildrunner.sources.uploads import UploadedSource
     from buildrunner.worker.execution import Execution
     from buildrunner.worker.identity import BuildIdentities
-    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.leases import until_available
     from buildrunner.worker.program import ServerProgram, ServerSources, keeping_of
 
     settings = own_settings().of_server(worker.data, worker.public_url)
-    store = patiently(lambda: wiring.server_store(worker.database))
+    store = until_available(lambda: wiring.server_store(worker.database))
     identity_keys = cache(  # few builds need the libraries of keys
         partial(wiring.identity_keys, worker.data, folder.worker_name(), store, settings)
     )
     try:
-        stored = patiently(lambda: store.builds.find(lease.build_id))
+        stored = until_available(lambda: store.builds.find(lease.build_id))
         identities = BuildIdentities(
             worker.public_url,
             settings,
-            lambda project, trigger: patiently(lambda: store.triggers.settings(project, trigger)),
+            lambda project, trigger: until_available(
+                lambda: store.triggers.settings(project, trigger)
+            ),
             lambda: identity_keys().current(),
             _now,
         )
@@ -213,7 +215,7 @@ def _remote_build(
     from buildrunner.sources.policy import policy_from
     from buildrunner.store.model.builds import LOST_WORKER
     from buildrunner.worker.execution import Execution
-    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.leases import until_available
     from buildrunner.worker.program import ServerProgram, ServerSources
     from buildrunner.worker.recovery import BuildNotes
     from buildrunner.worker.remote.credentials import (
@@ -234,8 +236,8 @@ def _remote_build(
     queue = RemoteQueue(server, send_log=lambda *_: until_answered(sender.send_all))
     log_folder = folder.log_folder(lease.build_id)
     try:
-        stored = patiently(lambda: queue.find(lease.build_id))
-        patiently(lambda: queue.set_process(lease, this_process()))
+        stored = until_available(lambda: queue.find(lease.build_id))
+        until_available(lambda: queue.set_process(lease, this_process()))
         if not resume:  # this worker may have run and lost the same build before
             notes = BuildNotes(folder.make_run_folder(lease.build_id))
             notes.forget_all()
@@ -300,9 +302,9 @@ def _payload(store: ServerStore, stored: StoredBuild) -> dict[str, Any]:
     """See `payload_of_build`."""
     # Few configs have bindings.
     from buildrunner.server.events.reading import payload_of_build
-    from buildrunner.worker.leases import patiently
+    from buildrunner.worker.leases import until_available
 
-    return patiently(lambda: payload_of_build(store.deliveries, stored))
+    return until_available(lambda: payload_of_build(store.deliveries, stored))
 
 
 def limit_memory() -> None:

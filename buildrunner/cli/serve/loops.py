@@ -12,7 +12,7 @@ from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from buildrunner.server.events.scheduler import Scheduler
 from buildrunner.server.http.pinned import gates
-from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.builds import ApprovalExpiry
@@ -56,7 +56,7 @@ class ServerLoops:
         self._provisioner = provisioner
         self._scheduler = Scheduler(context)
         self._approvals = ApprovalExpiry(context)
-        outbox, desk = context.store.outbox, NotificationDesk(context)
+        outbox, service = context.store.outbox, NotificationService(context)
         self._outbox = OutboxSender(
             context.store,
             Delivery(context.secrets, gates(context.settings), context.clock),
@@ -64,9 +64,9 @@ class ServerLoops:
                 StatusReporter(
                     context.secrets, lambda: hook_bindings(context.store), outbox.changed_build
                 ),
-                desk,
+                service,
             ],
-            prepared=NotifierWords(context.calls, desk.argument_of).prepared,
+            prepared=NotifierEvaluation(context.calls, service.argument_of).prepared,
             now=context.clock,
             random=random.random,
         )

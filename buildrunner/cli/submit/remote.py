@@ -568,7 +568,7 @@ class RemoteSession:
             case EventPiece():
                 self._take_event(item.line)
             case StateChange():
-                self._tell_wait(item)
+                self._report_wait(item)
             case StreamEnd():
                 return item.status
         return ""
@@ -612,7 +612,7 @@ class RemoteSession:
                 self._output.planned(msgspec.json.decode(text, type=BuildPlan))
                 return
 
-    def _tell_wait(self, state: StateChange) -> None:
+    def _report_wait(self, state: StateChange) -> None:
         text = ""
         waiting: dict[str, Any] = state.waiting or {}
         if waiting and waiting.get("kind") != _NEXT:

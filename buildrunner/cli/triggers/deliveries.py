@@ -103,8 +103,8 @@ def _row(one: Document) -> tuple[str, ...]:
         about = f"{about}; waits: {one['waitsFor']}"
     received = str(one["receivedAt"])[:19]
     builds = str(len(one["builds"]))
-    told = " ".join(printable(about).split())  # forced onto one line: the sender chose the text
-    return str(one["number"]), received, printable(one["hook"]), one["status"], builds, told
+    line = " ".join(printable(about).split())  # forced onto one line: the sender chose the text
+    return str(one["number"]), received, printable(one["hook"]), one["status"], builds, line
 
 
 def _show(args: argparse.Namespace, client: ServerClient) -> int:
@@ -166,8 +166,8 @@ def _answer(verdict: Document) -> str:
     from buildrunner.cli.triggers.calls import verdict_text
     from buildrunner.logs.console.wording import printable
 
-    told = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
-    text = verdict_text(f"{verdict['project']}/{verdict['trigger']}", told, past=True)
+    shown = {**verdict, "event": f"build {verdict['build']}" if "build" in verdict else ""}
+    text = verdict_text(f"{verdict['project']}/{verdict['trigger']}", shown, past=True)
     if verdict.get("problem"):
         what = "the build failed" if "build" in verdict else "no build"
         text += f"      {what}: {printable(verdict['problem'])}\n"

@@ -110,7 +110,7 @@ def install(args: argparse.Namespace) -> int:
         sys.stderr.write(
             "The repository is not bare: the hook reports pushes to it, and not commits in it.\n"
         )
-    reason = tell_server(args.repository)
+    reason = report_to_server(args.repository)
     if reason:
         sys.stderr.write(
             f"The server does not accept reports of the hook yet ({reason}). Check that it runs at"
@@ -276,7 +276,7 @@ def install_hook(path: str, settings: HookSettings) -> Path:
     return hook
 
 
-def tell_server(path: str) -> str:
+def report_to_server(path: str) -> str:
     """Report the repository to the server, which then checks it. Returns an error, or nothing.
 
     Raises:

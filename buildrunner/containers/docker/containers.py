@@ -624,10 +624,10 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
             return False
         if found["State"].get("OOMKilled") or "oom" in actions:
             return True
-        patience_s = _LATE_NEWS_S if found.get("HostConfig", {}).get("Memory") else 0.0
+        wait_limit_s = _LATE_NEWS_S if found.get("HostConfig", {}).get("Memory") else 0.0
         if "kill" in actions:
-            patience_s = _STOPPING_S
-        if time.monotonic() - began >= patience_s:
+            wait_limit_s = _STOPPING_S
+        if time.monotonic() - began >= wait_limit_s:
             return False
         time.sleep(_LOOK_S)
 

@@ -36,7 +36,7 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         endpoint: its address; None: the engine of the ``docker`` command.
         environ: environment for finding the engine and the Docker config (None: the process's).
         use_logins: pull and push with the registry logins of that Docker config.
-        network_turn: returns a lock for an engine's address, as a context manager. It is held while
+        network_lock: returns a lock for an engine's address, as a context manager. It is held while
             a network is created, since engines before Docker 25 create two networks of one name on
             concurrent requests.
     """
@@ -47,14 +47,14 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         *,
         environ: Mapping[str, str] | None = None,
         use_logins: bool = True,
-        network_turn: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+        network_lock: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
     ) -> None:
         variables = os.environ if environ is None else environ
         self.endpoint = endpoint or find_endpoint(variables)
         api = DockerApi(self.endpoint)
         DockerImages.__init__(self, api, variables if use_logins else None)
         address = self.endpoint.address
-        DockerResources.__init__(self, api, lambda: network_turn(address))
+        DockerResources.__init__(self, api, lambda: network_lock(address))
         DockerContainers.__init__(self, api, self.restore_network)
         self._info: EngineInfo | None = None
         self._info_lock = threading.Lock()

@@ -33,16 +33,16 @@ class DockerResources:
 
     Args:
         api: the engine.
-        network_turn: returns a lock that is held while a network is created.
+        network_lock: returns a lock that is held while a network is created.
     """
 
     def __init__(
         self,
         api: DockerApi,
-        network_turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+        network_lock: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._api = api
-        self._network_turn = network_turn
+        self._network_turn = network_lock
         # Networks ensured here, by name: their labels, and the requested addresses.
         self._networks: dict[str, tuple[dict[str, str], AddressRange | None]] = {}
         self._network_lock = threading.Lock()

@@ -56,7 +56,7 @@ class LogFileSink:
 
     Args:
         folder: the log's folder, created if missing.
-        patience_s: seconds to wait for a writer that is about to end.
+        wait_limit_s: seconds to wait for a writer that is about to end.
         reserve_bytes: bytes of the disk that stay free. An endless log must leave room for the
             records of its build's end, which are often on the same disk.
         limit_bytes: size of the log beyond which steps may write no more; 0 sets no limit.
@@ -69,7 +69,7 @@ class LogFileSink:
         self,
         folder: str,
         *,
-        patience_s: float = 5.0,
+        wait_limit_s: float = 5.0,
         reserve_bytes: int = _RESERVE_BYTES,
         limit_bytes: int = 0,
     ) -> None:
@@ -82,7 +82,7 @@ class LogFileSink:
             os.makedirs(folder, mode=0o700, exist_ok=True)
             self._log = _open_append(os.path.join(folder, LOG_NAME))
             self._index = _open_append(os.path.join(folder, INDEX_NAME))
-            if not _lock(self._index, patience_s):
+            if not _lock(self._index, wait_limit_s):
                 self.close()
                 raise StoreUnavailable("another process writes this log")
             self._last = self._repaired()
@@ -210,7 +210,7 @@ def _open_append(path: str) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _lock(descriptor: int, patience_s: float) -> bool:
+def _lock(descriptor: int, wait_limit_s: float) -> bool:
     """Lock out other writers until the file is closed. Returns False if another writer remains.
 
     On a file system without locks, other writers are not locked out.
@@ -218,7 +218,7 @@ def _lock(descriptor: int, patience_s: float) -> bool:
     import fcntl
     import time
 
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + wait_limit_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -154,7 +154,7 @@ _PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_MEASURE_S = 240
 _MISSES = 12  # a minute, and longer if a measurement takes long
-_PATIENCE_S = 600.0
+_WAIT_LIMIT_S = 600.0
 
 # In a user namespace, steps can write to no other folders of the sandbox's disk; and they can write
 # to deleted files, which `du` can't see.
@@ -253,7 +253,7 @@ class DiskWatch:
             named, files, nameless, open_files = map(int, self._execute(self._measurement).split())
         except (EngineError, ValueError):
             self._misses += 1
-            if self._misses < _MISSES and time.monotonic() - self._measured_at < _PATIENCE_S:
+            if self._misses < _MISSES and time.monotonic() - self._measured_at < _WAIT_LIMIT_S:
                 return ""
             return (
                 "what the build has written to the disk could not be measured "

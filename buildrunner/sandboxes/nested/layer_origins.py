@@ -81,7 +81,7 @@ def encode_notes(origins: tuple[Origin, ...]) -> bytes:
     return msgspec.json.encode(origins)
 
 
-def tell_origins(folder: str, origins: Origins) -> None:
+def write_origins(folder: str, origins: Origins) -> None:
     """Add origins to the records in a folder, as the newest ones.
 
     An engine reads a layer's record whenever it pushes the layer.
@@ -98,10 +98,10 @@ def tell_origins(folder: str, origins: Origins) -> None:
         known: tuple[Origin, ...] = ()
         with suppress(FileNotFoundError), open(path, "rb") as file:
             known = decode_notes(file.read())
-        told = (*(one for one in known if one not in places), *places)
+        written = (*(one for one in known if one not in places), *places)
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(f"{path}.new", "wb") as file:
-            file.write(encode_notes(told))
+            file.write(encode_notes(written))
         os.rename(f"{path}.new", path)
 
 

@@ -22,7 +22,7 @@ from buildrunner.containers.registry_auth import registry_login
 from buildrunner.sandboxes.nested.daemon import NestedDaemons
 from buildrunner.sandboxes.nested.image_cache import ImageCache
 from buildrunner.sandboxes.protocol import SandboxLimits, fair_share
-from buildrunner.workspace.volume import ensure_carrier_image
+from buildrunner.workspace.volume import ensure_empty_image
 
 
 class SandboxChoices(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,7 @@ class NestedMachine:
 
     def ensure_images(self) -> None:
         """Ensure that the machine's engine has the images that every build needs."""
-        self.cache.note_use([ensure_carrier_image(self.host)])
+        self.cache.note_use([ensure_empty_image(self.host)])
 
     def prepare(self, engine: ContainerEngine, labels: Mapping[str, str]) -> None:
         """Create the resources that every build needs in a nested engine."""

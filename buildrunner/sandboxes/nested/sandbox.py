@@ -31,7 +31,7 @@ from buildrunner.sandboxes.nested.place import NestedPlace, PlaceFacts
 from buildrunner.sandboxes.nested.spare import NestedSpares
 from buildrunner.sandboxes.nested.start import NestedStarter, write_whole
 from buildrunner.sandboxes.protocol import isolates
-from buildrunner.workspace.volume import CARRIER_IMAGE, ensure_carrier_image
+from buildrunner.workspace.volume import EMPTY_IMAGE, ensure_empty_image
 
 _AGAIN_S = 0.2
 _TRIES = 5
@@ -353,9 +353,9 @@ def _try_step(running: Running, *, privileged: bool) -> None:
     engine = running.engine
     try:
         if (program := start_gate.gate_program(engine.info().architecture)) is not None:
-            ensure_carrier_image(engine)
+            ensure_empty_image(engine)
             spec = ContainerSpec(
-                image=CARRIER_IMAGE,
+                image=EMPTY_IMAGE,
                 entrypoint=(start_gate.PATH,),
                 privileged=privileged,
                 network="none",

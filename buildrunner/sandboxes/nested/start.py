@@ -36,7 +36,7 @@ from buildrunner.sandboxes.nested.disk import OPTIONS, most_files, own_disk
 from buildrunner.sandboxes.nested.engine import Running, SandboxImages
 from buildrunner.sandboxes.nested.folders import SandboxFolders
 from buildrunner.sandboxes.nested.image_catalog import SharedImages
-from buildrunner.sandboxes.nested.layer_origins import Origins, tell_origins
+from buildrunner.sandboxes.nested.layer_origins import Origins, write_origins
 from buildrunner.sandboxes.nested.machine import NestedMachine
 from buildrunner.sandboxes.nested.place import ended
 from buildrunner.workspace.shared_files import lay_apart
@@ -188,7 +188,7 @@ class NestedStarter:
     def tell(self, build_id: str, pushed: Origins, state: DaemonState) -> None:
         """Add known origins of layers to a build's engine, before its first push."""
         with suppress(OSError, EngineError):  # a failure costs only speed
-            tell_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
+            write_origins(os.path.join(self.folders.notes(build_id), ORIGINS_NAME), pushed)
             # The first step can push as soon as it runs, so the engine needs the records before.
             if pushed and state.mode == "user-namespace":
                 self._daemons.execute(state.id, ("take-origins",))

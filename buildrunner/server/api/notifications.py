@@ -14,7 +14,7 @@ from buildrunner.server.http.bodies import as_mapping, json_body, member
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
-from buildrunner.server.notifications.dispatch import NotificationDesk, NotifierWords
+from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.notifications.facts import BAD, Facts
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
@@ -126,8 +126,8 @@ class _Tests:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._desk = NotificationDesk(context)
-        self.words = NotifierWords(context.calls, self._desk.argument_of)
+        self._service = NotificationService(context)
+        self.words = NotifierEvaluation(context.calls, self._service.argument_of)
 
     def kept(self, project: str, name: str) -> dict[str, Any]:
         """Return a stored notifier.
@@ -148,7 +148,7 @@ class _Tests:
             ConfigError: the notifier is invalid.
         """
         self.words.check(project, document)
-        facts = self._desk.facts(project, self._build(project, asked))
+        facts = self._service.facts(project, self._build(project, asked))
         said = self._said(project, document, facts, key="test")
         return {
             "buildId": str(facts.build.get("id", "")),
@@ -173,7 +173,7 @@ class _Tests:
         Raises:
             ApiError: there is no such build, or the template fails.
         """
-        facts = self._desk.facts(project, self._build(project, asked))
+        facts = self._service.facts(project, self._build(project, asked))
         key = f"test/{self._context.new_id()}"
         said = self._said(project, document, facts, key=key)
         if said.get("problem"):

@@ -65,7 +65,7 @@ def router(context: ServerContext, changes: Changes) -> APIRouter:
     for one in (
         *_routes_of_leases(context, builds, changes),
         *_routes_that_report(context, builds),
-        *_routes_that_tell(context, builds),
+        *_data_routes(context, builds),
         *_routes_of_credentials(context, builds),
     ):
         routes.add_api_route(
@@ -241,7 +241,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     ]
 
 
-def _routes_that_tell(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+def _data_routes(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
     """Return the routes with the data that a worker needs to begin a build."""
     worker = Depends(WorkerAccess(context))
 

@@ -209,11 +209,11 @@ class KnownEvent:
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
         """Return the verdict, with the reason why a fact is unknown."""
-        told = _with_doubt(verdict, question, str(error))
+        doubtful = _with_doubt(verdict, question, str(error))
         if verdict.fires or not may_pass(error):
-            return told
+            return doubtful
         self._note(error)
-        return replace(told, waits_for_answer=True)
+        return replace(doubtful, waits_for_answer=True)
 
     def _note(self, error: BuildrunnerError) -> None:
         if may_pass(error) and not self.waits_for:
@@ -447,7 +447,7 @@ class SilentPlaces:
         """See `Places.give_up`: there is no more time."""
 
 
-class NobodyNow:
+class OfflinePlaces:
     """Makes no requests, for callers that must not wait. Thread-safe.
 
     Args:
@@ -615,21 +615,21 @@ def completed(event: PullRequestEvent, pull: dict[str, Any]) -> PullRequestEvent
         BadDelivery: the answer is no pull request, or one of another repository.
     """
     body = {"repository": part(pull, "base", "repo"), "pull_request": pull}
-    told = pull_request_event(body, event.action, event.repository.forge)
-    base, head = event.repository, told.head_full_name
-    if repository_key(told.repository.full_name) != repository_key(base.full_name):
-        raise BadDelivery(f"it is one of {told.repository.full_name}, not of {base.full_name}")
+    reported = pull_request_event(body, event.action, event.repository.forge)
+    base, head = event.repository, reported.head_full_name
+    if repository_key(reported.repository.full_name) != repository_key(base.full_name):
+        raise BadDelivery(f"it is one of {reported.repository.full_name}, not of {base.full_name}")
     if head and not is_full_name(head):
         raise BadDelivery(f"{head!r} is not the full name of a repository")
     return replace(
         event,
-        base_branch=told.base_branch,
-        head_branch=told.head_branch,
-        head_commit=told.head_commit,
-        base_commit=told.base_commit,
+        base_branch=reported.base_branch,
+        head_branch=reported.head_branch,
+        head_commit=reported.head_commit,
+        base_commit=reported.base_commit,
         head_full_name=head,
         head_clone_url=base.host.clone_url(head) if base.host and head else "",
-        is_fork=told.is_fork,
+        is_fork=reported.is_fork,
     )
 
 

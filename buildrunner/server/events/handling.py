@@ -31,8 +31,8 @@ from buildrunner.server.events.facts import (
     EventFacts,
     KnownEvent,
     MustAsk,
-    NobodyNow,
     NotNow,
+    OfflinePlaces,
     Places,
     SilentPlaces,
 )
@@ -137,11 +137,11 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
     labels = {DELIVERY: str(delivery.number), "hook": delivery.hook}
     if isinstance(event, MessageEvent):
         return {**labels, "event": event.kind}
-    told = event.repository
-    if told.host is not None:
-        labels |= forge_labels(told.host, told.full_name)
+    repository = event.repository
+    if repository.host is not None:
+        labels |= forge_labels(repository.host, repository.full_name)
     else:
-        labels |= {"forge": told.forge, "repository": told.full_name}
+        labels |= {"forge": repository.forge, "repository": repository.full_name}
     if isinstance(event, PushEvent):
         labels |= {"event": "tag" if event.tag else "push", "commit": event.after}
         labels["branch"] = event.branch
@@ -154,16 +154,16 @@ def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
 
 def _pull_labels(event: PullRequestEvent) -> dict[str, str]:
     """Return labels for the approver of a pull request's build; see `approval_facts`."""
-    told = event.repository
+    repository = event.repository
     labels = {
         TITLE: shortened(event.title),
         BASE_BRANCH: event.base_branch,
         HEAD_REPOSITORY: event.head_full_name,
         FORK: "yes" if event.is_fork else "",
-        PULL_REQUEST_URL: told.host.pull_request_page(told.full_name, event.number)
-        if told.host
+        PULL_REQUEST_URL: repository.host.pull_request_page(repository.full_name, event.number)
+        if repository.host
         else "",
-        AUTHOR: f"{told.forge}:{event.author}" if event.author else "",
+        AUTHOR: f"{repository.forge}:{event.author}" if event.author else "",
         AUTHOR_ID: event.author_id,
         COMMENTER: event.commenter if event.action == "commented" else "",
     }
@@ -239,13 +239,13 @@ class DeliveryHandler:
         if parsed.ignored:
             outcome["ignored"] = parsed.ignored
         retry = next_try(delivery, self._context.clock())
-        places = self._places if may_ask else NobodyNow(self._places)
-        told = [
-            ToldEvent(delivery, number, event, bool(retry))
+        places = self._places if may_ask else OfflinePlaces(self._places)
+        reported = [
+            ReportedEvent(delivery, number, event, bool(retry))
             for number, event in enumerate(parsed.events)
         ]
-        outcome["events"] = [self._event(one, places, binding) for one in told]
-        waits_for = next((one.waits_for for one in told if one.waits_for), "")
+        outcome["events"] = [self._event(one, places, binding) for one in reported]
+        waits_for = next((one.waits_for for one in reported if one.waits_for), "")
         if waits_for and retry:
             outcome["retry"] = {**retry, "because": waits_for}
         elif waits_for:
@@ -272,28 +272,29 @@ class DeliveryHandler:
         return msgspec.convert(document, HookBinding)
 
     def _event(
-        self, told: ToldEvent, places: Places, binding: HookBinding | None
+        self, reported: ReportedEvent, places: Places, binding: HookBinding | None
     ) -> dict[str, Any]:
-        found: dict[str, Any] = {"event": described(told.event)}
-        known = KnownEvent(told.event, self._facts, places)
-        triggers = self._asked(told.event, told.delivery, binding)
-        if not triggers and told.delivery.hook.startswith(f"{WEBHOOK}/"):
+        found: dict[str, Any] = {"event": described(reported.event)}
+        known = KnownEvent(reported.event, self._facts, places)
+        triggers = self._asked(reported.event, reported.delivery, binding)
+        if not triggers and reported.delivery.hook.startswith(f"{WEBHOOK}/"):
             return {**found, "ignored": "the trigger was deleted", "verdicts": []}
         problem = self._complete(known, triggers)
         if problem:
             found["problem"] = problem
         if problem and known.waits_for and not isinstance(known.event, PushEvent):
-            told.waits_for = known.waits_for
-            if told.may_wait:
-                return {**found, "verdicts": list(told.decided.values())}
-        old_news = self._old_news(told.delivery, known.event, triggers)
+            reported.waits_for = known.waits_for
+            if reported.may_wait:
+                return {**found, "verdicts": list(reported.decided.values())}
+        old_news = self._old_news(reported.delivery, known.event, triggers)
         if old_news:
             return {**found, "ignored": old_news, "verdicts": []}
         verdicts = [
-            told.decided.get(one.trigger.id) or self._answer(told, known, one) for one in triggers
+            reported.decided.get(one.trigger.id) or self._answer(reported, known, one)
+            for one in triggers
         ]
         if waits(verdicts):
-            told.waits_for = known.waits_for
+            reported.waits_for = known.waits_for
         found |= kept_verdicts(verdicts)
         return found
 
@@ -328,18 +329,20 @@ class DeliveryHandler:
             return self._seen.note_push(delivery, event, [one.repository for one in triggers])
         return ""
 
-    def _answer(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
+    def _answer(
+        self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger
+    ) -> dict[str, Any]:
         """Return the verdict of one trigger.
 
         An unexpected error is stored in the verdict, and other triggers still fire.
         """
         trigger = one.trigger
         try:
-            return self._ask(told, known, one)
+            return self._ask(reported, known, one)
         except (StoreError, NotNow):
             raise
         except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
-            number = told.delivery.number
+            number = reported.delivery.number
             _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
             rule = Rule(name="internal", passed=False, text=reason)
@@ -350,7 +353,7 @@ class DeliveryHandler:
                 **shown_verdict(Verdict(fires=False, rules=(rule,))),
             }
 
-    def _ask(self, told: ToldEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
+    def _ask(self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
         filters = BoundedFilters(self._context.calls, one.project, waits=self._waits)
         with _needed_by(one.project):
@@ -363,11 +366,11 @@ class DeliveryHandler:
             **shown_verdict(verdict),
         }
         if not verdict.fires:
-            if verdict.waits_for_comment and not (verdict.waits_for_answer and told.may_wait):
-                self._tell_of_waiting(told, event, one)
+            if verdict.waits_for_comment and not (verdict.waits_for_answer and reported.may_wait):
+                self._report_waiting(reported, event, one)
             return found
         try:
-            found |= self._queued(told, event, one)
+            found |= self._queued(reported, event, one)
         except BuildrunnerError as error:
             if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
                 raise
@@ -375,13 +378,13 @@ class DeliveryHandler:
             found["problem"] = f"{error}; {hint}" if hint else str(error)
         return found
 
-    def _queued(self, told: ToldEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
+    def _queued(self, reported: ReportedEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
         """Queue the build, and return its id. A build that can't run is stored as failed."""
-        delivery, trigger = told.delivery, one.trigger
+        delivery, trigger = reported.delivery, one.trigger
         facts = RunFacts(
             who=who_made(delivery, event),
-            labels={**build_labels(delivery, event), EVENT_NUMBER: str(told.number)},
-            request_id=f"delivery-{told.key}-{trigger.id}",
+            labels={**build_labels(delivery, event), EVENT_NUMBER: str(reported.number)},
+            request_id=f"delivery-{reported.key}-{trigger.id}",
         )
         made: TriggeredBuild | None = None
         try:
@@ -394,15 +397,15 @@ class DeliveryHandler:
         warnings = {"warnings": list(made.warnings)} if made.warnings else {}
         return {"build": stored.id, **warnings}
 
-    def _tell_of_waiting(self, told: ToldEvent, event: Event, one: KnownTrigger) -> None:
+    def _report_waiting(self, reported: ReportedEvent, event: Event, one: KnownTrigger) -> None:
         """Let the forge show that a build of a pull request waits for a comment."""
-        context, delivery = self._context, told.delivery
+        context, delivery = self._context, reported.delivery
         message = self._statuses.waiting(
             build_labels(delivery, event),
             one.project,
             one.trigger.name,
             url=f"{context.settings.public_url}/deliveries/{delivery.number}",
-            key=f"waits/{told.key}-{one.trigger.id}",
+            key=f"waits/{reported.key}-{one.trigger.id}",
         )
         if message is not None:
             with suppress(Conflict):  # reported before a crash
@@ -418,7 +421,7 @@ def _needed_by(project: str) -> Iterator[None]:
         raise MustAsk(asked.place, project) from asked
 
 
-class ToldEvent:
+class ReportedEvent:
     """An event, and the state of its handling.
 
     Attributes:

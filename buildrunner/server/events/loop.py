@@ -30,7 +30,7 @@ _LAST_S = 5.0
 _POLL_S = 1.0
 _MOST_ATTEMPTS = 5
 _AT_ONCE = 20
-_TOLD_AFTER_S = 0.2
+_SAVED_AFTER_S = 0.2
 _TICK_S = 60.0
 _PAUSE_RATIO = 2.0
 _MOST_PAUSE_S = 0.1
@@ -111,7 +111,7 @@ class DeliveryLoop:
                 self._slow.add(delivery.number, asked.place, asked.project)
                 slow_lanes |= {delivery.lane} - {""}
             # A delivery was slow: store the outcomes so far without further delay.
-            if time.monotonic() - begun > _TOLD_AFTER_S:
+            if time.monotonic() - begun > _SAVED_AFTER_S:
                 self._keep(handled)
                 handled, begun = [], time.monotonic()
         self._keep(handled)

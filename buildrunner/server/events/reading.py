@@ -115,8 +115,8 @@ def payload_of_build(deliveries: SqlDeliveries, stored: StoredBuild) -> dict[str
 def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
     """Return an event that `reconcile` found. It names the forge of the repository."""
     parsed = parse_delivery(FORGES["git"], request)
-    told = part(json_object(request), "repository")
-    kind, url = text(told, "forge") or "git", text(told, "host")
+    repository = part(json_object(request), "repository")
+    kind, url = text(repository, "forge") or "git", text(repository, "host")
     host = ForgeHost(kind=kind, url=url) if url else None
     return replace(
         parsed,

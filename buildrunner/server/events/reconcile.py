@@ -308,9 +308,9 @@ class SeenRefs:
             event: the push.
             wanted: the repositories of the triggers that are matched.
         """
-        told = event.repository
-        listeners = [one for one in wanted if one and listens_to(one, told).passed]
-        addresses = [told.clone_url, *(one.url for one in listeners)]
+        repository = event.repository
+        listeners = [one for one in wanted if one and listens_to(one, repository).passed]
+        addresses = [repository.clone_url, *(one.url for one in listeners)]
         keys = {key for key in map(repository_key, addresses) if key}
         kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
         by = f"{kind} {delivery.number}"

@@ -65,7 +65,7 @@ class Listener:
             _check_certificate(tls_cert, tls_key)
         config = uvicorn.Config(
             app,
-            http=_PatientProtocol,
+            http=_TimedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -167,7 +167,7 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(_CLOSING_TICK_S)
 
 
-class _PatientProtocol(H11Protocol):
+class _TimedProtocol(H11Protocol):
     """HTTP with a time limit for the head of a request."""
 
     _header_timer: asyncio.TimerHandle | None = None

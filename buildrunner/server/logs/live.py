@@ -180,7 +180,7 @@ class BuildWatches:
                 continue  # a restarting database is queried again soon
             except Exception:  # noqa: BLE001  (see below)
                 # Viewers of all builds depend on this loop: a bug with one build must not end it.
-                _log.exception("the state of build %s can't be told", watch.build_id)
+                _log.exception("the state of build %s can't be reported", watch.build_id)
         return answers
 
     def _ask(self, project: str, build_id: str) -> BuildState:

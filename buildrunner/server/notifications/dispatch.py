@@ -34,13 +34,13 @@ MOST_BYTES: Final = 256 << 10
 """The largest config of a notifier."""
 
 
-class NotifierWords:
+class NotifierEvaluation:
     """Evaluates the templates and filters of notifiers. Thread-safe.
 
     Args:
         calls: evaluates them, within limits.
         argument_of: returns the argument for the evaluation of a message: see
-            `NotificationDesk.argument_of`.
+            `NotificationService.argument_of`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ _MOST_LOGGED: Final = 1000
 _log = logging.getLogger("buildrunner.server")
 
 
-class NotificationDesk:
+class NotificationService:
     """A `Reporter` of the outbox: its messages are of kind `NOTIFY`.
 
     Args:

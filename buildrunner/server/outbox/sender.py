@@ -56,7 +56,7 @@ class OutboxSender:
     Args:
         store: changes and messages.
         delivery: delivers a message; closed at the end.
-        prepared: see `NotifierWords.prepared`; by default every message is ready.
+        prepared: see `NotifierEvaluation.prepared`; by default every message is ready.
         reporters: return the messages about a change.
         now: returns the time.
         random: returns a number from 0 to 1.
@@ -128,7 +128,7 @@ class OutboxSender:
             except StoreError:
                 raise
             except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
-                _log.exception("outbox: nobody is told of build %s", change.build_id)
+                _log.exception("outbox: no messages are sent for build %s", change.build_id)
         return found
 
     def begin_sending(self) -> None:

@@ -279,7 +279,7 @@ class RemoteBuilds:
             Conflict: the build has ended already.
         """
         if (held := self._queue.holder(lease)) is None:
-            raise self._why_nobody_holds(worker, lease)
+            raise self._why_not_held(worker, lease)
         self._own(worker, lease, held=held)
         sent = decoded_build(document)
         changed = self._reported(lease, sent)
@@ -287,7 +287,7 @@ class RemoteBuilds:
         if sent.status.is_final:
             self._context.build_ended(self._context.store.builds.find(lease.build_id))
 
-    def _why_nobody_holds(self, worker: WorkerIdentity, lease: Lease) -> StoreError:
+    def _why_not_held(self, worker: WorkerIdentity, lease: Lease) -> StoreError:
         """Return `Conflict` if the build ended under this lease, for a worker that may claim it.
 
         Otherwise return `LeaseLost`. A worker repeats its last report if the answer was lost.

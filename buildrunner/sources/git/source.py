@@ -254,7 +254,7 @@ def fetch_git(
     Raises:
         SourceError: one sentence without credentials; nothing is left behind.
     """
-    git = git_door(request, cancel, progress, allow_host, pin)
+    git = git_for_request(request, cancel, progress, allow_host, pin)
     for tries in range(1, _TRIES):
         try:
             return _fetch_once(request, git, mirror, temporary)
@@ -266,7 +266,7 @@ def fetch_git(
     return _fetch_once(request, git, mirror, temporary)
 
 
-def git_door(
+def git_for_request(
     request: GitRequest,
     cancel: threading.Event,
     progress: Progress | None,
@@ -390,7 +390,7 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
     Raises:
         SourceError: the server does not answer, or refuses.
     """
-    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
     text = git.run("ls-remote", "--heads", "--tags", "--", git.url.text, timeout_s=_REFS_TIMEOUT_S)
     found: dict[str, str] = {}
     for line in text.split("\n"):
@@ -426,7 +426,7 @@ def changed_files(
     Raises:
         SourceError: the server does not answer, refuses, or lacks a commit.
     """
-    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", format_argument(new), folder=folder)
         fetch_history(
@@ -461,7 +461,7 @@ def commit_message(
     Raises:
         SourceError: the server does not answer, refuses, or lacks the commit.
     """
-    git = git_door(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
     with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", format_argument(commit), folder=folder)
         fetch_history(

@@ -76,7 +76,7 @@ from buildrunner.store.sql.schema import (
     trigger_settings,
     triggers,
 )
-from buildrunner.store.sql.servers import tell_others
+from buildrunner.store.sql.servers import notify_servers
 
 _WAITS_FOR = {WAITING: "in the queue", PENDING: "for an approval"}
 _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
@@ -482,7 +482,7 @@ def _ask_to_cancel(connection: Connection, build_id: str, labels: bytes, reason:
     known = msgspec.json.encode({CANCELLED_BY: reason, **msgspec.json.decode(labels)})
     change = update(builds).where(builds.c.id == build_id)
     connection.execute(change.values(cancel_requested=True, labels=known))
-    tell_others(connection)
+    notify_servers(connection)
 
 
 _LONGEST_S = 2.0

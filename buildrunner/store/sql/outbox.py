@@ -39,7 +39,7 @@ from buildrunner.store.sql.claims import claim
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow, shown_document
 from buildrunner.store.sql.schema import build_changes, builds, notifiers, outbox
-from buildrunner.store.sql.servers import tell_others
+from buildrunner.store.sql.servers import notify_servers
 
 MOST_NOTIFIERS: Final = 100
 """The maximum number of notifiers of a project."""
@@ -451,7 +451,7 @@ def note_new(connection: Connection, row: dict[str, Any]) -> None:
     """Record a new build, given its row."""
     values = {"build_id": row["id"], **{name: row[name] for name in _NAMES[1:]}}
     connection.execute(insert(build_changes).values(values))
-    tell_others(connection)
+    notify_servers(connection)
 
 
 def note_change(
@@ -472,7 +472,7 @@ def note_change(
     ).where(which, builds.c.status != columns["status"])
     made = insert(build_changes).from_select(_NAMES, changed).returning(build_changes.c.id)
     if connection.execute(made).all():
-        tell_others(connection)
+        notify_servers(connection)
 
 
 class SqlNotifiers(SqlPart):

@@ -74,7 +74,7 @@ from buildrunner.store.sql.schema import (
     spare_claims,
     superseded,
 )
-from buildrunner.store.sql.servers import forget_log_home, note_log_home, tell_others
+from buildrunner.store.sql.servers import forget_log_home, note_log_home, notify_servers
 
 # Recorded in one transaction, since other requests may write between transactions.
 _DEPLOYMENTS_AT_ONCE = 25
@@ -208,7 +208,7 @@ class SqlQueue(SqlPart, BuildQueue):
                 end_waiting(connection, build_id, columns["document"], "CANCELLED", now, detail)
             else:
                 forget_log_home(connection, build_id)
-                tell_others(connection)  # the status may be the same
+                notify_servers(connection)  # the status may be the same
             of_id = select(*COLUMNS).where(builds.c.id == build_id)
             return stored_build(connection.execute(of_id).one())
 

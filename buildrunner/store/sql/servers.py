@@ -4,9 +4,8 @@ On PostgreSQL, a server that does a task for all servers holds an advisory lock.
 releases the lock as soon as the server's connection ends. A database on SQLite has one server.
 
 Every transaction that queues a build, changes a status, or requests a cancel sends one notification
-(`tell_others`). A server that receives it checks the database. Nothing depends on a notification:
-each loop also checks periodically, and after a lost notification it reacts only then. SQLite has no
-notifications.
+(`notify_servers`). A server that receives it checks the database. A notification may be lost: each
+loop also checks periodically. SQLite has no notifications.
 """
 
 from __future__ import annotations
@@ -145,7 +144,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _log = logging.getLogger("buildrunner.server")
 
 
-def tell_others(connection: Connection) -> None:
+def notify_servers(connection: Connection) -> None:
     """Notify the listeners once the transaction has been committed. Does nothing on SQLite."""
     if connection.dialect.name == "postgresql":
         connection.execute(select(func.pg_notify(_CHANNEL, "")))

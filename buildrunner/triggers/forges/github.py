@@ -90,8 +90,10 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
     listed = next((one for one in commits if text(one, "id") == after), None)
     forced = part(body, "forced") is True
     total = number(body, "total_commits") or len(commits)
-    told = bool(commits) and not is_new and not forced and total == len(commits) < _MOST_COMMITS
-    told = told and all(len(files_of([commit])) < _MOST_FILES for commit in commits)
+    is_complete = (
+        bool(commits) and not is_new and not forced and total == len(commits) < _MOST_COMMITS
+    )
+    is_complete = is_complete and all(len(files_of([commit])) < _MOST_FILES for commit in commits)
     return PushEvent(
         repository=repository(part(body, "repository"), forge),
         ref=ref,
@@ -99,9 +101,9 @@ def push_event(body: dict[str, Any], forge: str) -> PushEvent:
         after=after if is_commit(after) else "",
         may_be_unpeeled=is_tag and not head,
         message=text(body, "head_commit", "message") or text(listed, "message"),
-        files=files_of(commits) if told else None,
+        files=files_of(commits) if is_complete else None,
         forced=forced,
-        doubtful_files=told and "forced" not in body,  # Gitea does not report forced pushes
+        doubtful_files=is_complete and "forced" not in body,  # Gitea does not report forced pushes
         author=text(body, "pusher", "name") or text(body, "pusher", "login"),
         body=body,
     )

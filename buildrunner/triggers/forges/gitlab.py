@@ -117,17 +117,19 @@ def _push(body: dict[str, Any]) -> PushEvent:
     # checkout_sha is the commit, also of an annotated tag; null if the ref was deleted.
     commit = (text(body, "checkout_sha") or after) if is_commit(after) else ""
     head = next((one for one in commits if text(one, "id") == commit), None)
-    told = bool(commits) and not is_new and number(body, "total_commits_count") == len(commits)
+    is_complete = (
+        bool(commits) and not is_new and number(body, "total_commits_count") == len(commits)
+    )
     # System hooks list commits without their files.
-    told = told and all(isinstance(part(one, "modified"), list) for one in commits)
+    is_complete = is_complete and all(isinstance(part(one, "modified"), list) for one in commits)
     return PushEvent(
         repository=_repository(body),
         ref=required(body, "ref"),
         before="" if is_new else before,
         after=commit,
         message=text(head, "message"),
-        files=files_of(commits) if told else None,
-        doubtful_files=told,  # GitLab never says whether a push was forced
+        files=files_of(commits) if is_complete else None,
+        doubtful_files=is_complete,  # GitLab never says whether a push was forced
         skip_option=_skip_option(body),
         author=text(body, "user_username") or text(body, "user_name"),
         body=body,

@@ -27,7 +27,7 @@ from buildrunner.registries.logins import DockerLogins
 from buildrunner.spec.model.build import Build, VerifyOption
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.remote import MadeForBuild, Provenance
-from buildrunner.worker.leases import patiently
+from buildrunner.worker.leases import until_available
 from buildrunner.worker.remote.queue import RemoteQueue, decoded
 
 _SIGN_S = 60.0
@@ -92,7 +92,7 @@ def fetch_logins(queue: RemoteQueue, lease: Lease, folder: str) -> None:
         CredentialsError: the server does not send them, or they can't be written.
     """
     try:
-        answer = patiently(lambda: queue.call("GET", lease, "/logins"))
+        answer = until_available(lambda: queue.call("GET", lease, "/logins"))
         files = decoded(answer, dict[str, dict[str, str]])["files"]
         shutil.rmtree(folder, ignore_errors=True)
         os.makedirs(folder, mode=0o700)
@@ -177,9 +177,9 @@ class RemoteAttester:
         sent = replace(outcome, steps=steps, attestations=(), warnings=())
         content = msgspec.json.encode(sent)
         try:
-            answer = patiently(
+            answer = until_available(
                 lambda: self._queue.call("POST", self._lease, ":attest", content=content),
-                patience_s=_SIGN_S,
+                wait_limit_s=_SIGN_S,
             )
             made = decoded(answer, MadeForBuild)
         except StoreError as error:

@@ -31,7 +31,7 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.storage.object_store import Retried, StoredObject
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.remote import RemoteSecret
-from buildrunner.worker.leases import patiently
+from buildrunner.worker.leases import until_available
 from buildrunner.worker.remote.queue import RemoteQueue, decoded, until_answered
 
 _PIECE_BYTES = 1 << 20
@@ -121,9 +121,9 @@ def _check_range(answer: httpx.Response, found: StoredObject, offset: int) -> No
     if not offset:
         return
     expected = f"bytes {offset}-{found.size_bytes - 1}/{found.size_bytes}"
-    told = answer.headers.get("content-range", "")
-    if answer.status_code != 206 or told != expected:
-        raise StorageError(f"{found.url} begins at another byte than requested: {told or 'all'}")
+    range_ = answer.headers.get("content-range", "")
+    if answer.status_code != 206 or range_ != expected:
+        raise StorageError(f"{found.url} begins at another byte than requested: {range_ or 'all'}")
 
 
 class RemoteSecrets:
@@ -155,7 +155,7 @@ class RemoteSecrets:
 
     def _fetched(self) -> Mapping[tuple[str, str, str], RemoteSecret]:
         try:
-            answer = patiently(lambda: self._queue.call("GET", self._lease, "/secrets"))
+            answer = until_available(lambda: self._queue.call("GET", self._lease, "/secrets"))
         except StoreError as error:
             raise SecretError(f"the server gives no secrets: {error}") from error
         found = decoded(answer, dict[str, list[RemoteSecret]])["secrets"]
@@ -168,7 +168,7 @@ def event_payload(queue: RemoteQueue, lease: Lease) -> Mapping[str, Any]:
     Raises:
         StoreError: the server does not answer.
     """
-    answer = patiently(lambda: queue.call("GET", lease, "/payload"))
+    answer = until_available(lambda: queue.call("GET", lease, "/payload"))
     payload: Mapping[str, Any] = decoded(answer, dict[str, dict[str, Any]])["payload"]
     return payload
 
@@ -193,9 +193,9 @@ def store_log(
     until_answered(send_rest)
     content = msgspec.json.encode(encode_message(build))
     try:
-        answer = patiently(
+        answer = until_available(
             lambda: queue.call("POST", lease, ":storeLog", content=content, answer_s=_STORE_S),
-            patience_s=_STORE_S,
+            wait_limit_s=_STORE_S,
         )
         return decode_message(Build, decoded(answer, dict[str, Any])).value
     except (LeaseLost, Conflict):

@@ -663,7 +663,7 @@ def test_a_network_that_came_while_we_waited_for_our_turn_is_not_made_again(
 
     scripted.answers["GET /v1.41/networks/n"] = answer(404, {"message": "network n not found"})
     endpoint = Endpoint(address=f"unix://{tmp_path}/engine.sock")
-    with contextlib.closing(DockerEngine(endpoint, environ={}, network_turn=turn)) as engine:
+    with contextlib.closing(DockerEngine(endpoint, environ={}, network_lock=turn)) as engine:
         engine.ensure_network("n", {})  # to create one would be refused
         engine.ensure_network("n", {})
     assert turns == [endpoint.address]

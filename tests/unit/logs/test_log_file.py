@@ -238,7 +238,7 @@ def test_a_log_has_one_writer_at_a_time(tmp_path):
     assert first.stdout
     assert first.stdout.readline() == b"ready\n"
     with pytest.raises(StoreError, match="another process writes this log"):
-        LogFileSink(str(tmp_path), patience_s=0.05)
+        LogFileSink(str(tmp_path), wait_limit_s=0.05)
     threading.Timer(0.2, first.kill).start()
     LogFileSink(str(tmp_path)).close()
     first.communicate()

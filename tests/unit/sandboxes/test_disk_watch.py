@@ -44,7 +44,7 @@ def test_a_sandbox_that_is_not_measured_in_time_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk_watch, "_PAUSE_S", 0.0)
-    monkeypatch.setattr(disk_watch, "_PATIENCE_S", 0.0)
+    monkeypatch.setattr(disk_watch, "_WAIT_LIMIT_S", 0.0)
 
     def hang(_: tuple[str, ...]) -> bytes:
         raise EngineError("timeout can't be run in the sandbox: exit code 137")

@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from buildrunner.sandboxes.nested.daemon import _last_error
-from buildrunner.sandboxes.nested.layer_origins import Origin, decode_notes, tell_origins
+from buildrunner.sandboxes.nested.layer_origins import Origin, decode_notes, write_origins
 from buildrunner.sandboxes.nested.loopback import is_registry, loopback_ports, token_ports
 from buildrunner.sandboxes.protocol import SandboxLimits, fair_share
 
@@ -121,7 +121,7 @@ def origins(*numbers: int) -> tuple[Origin, ...]:
 
 def test_what_earlier_builds_know_is_told_after_what_the_engine_knows(tmp_path):
     first, second, third = origins(1, 2, 3)
-    tell_origins(str(tmp_path), {"sha256:d1": (first, second), "sha256:d2": (first,)})
-    tell_origins(str(tmp_path), {"sha256:d1": (third, first), "sha256:d3": (second,)})
+    write_origins(str(tmp_path), {"sha256:d1": (first, second), "sha256:d2": (first,)})
+    write_origins(str(tmp_path), {"sha256:d1": (third, first), "sha256:d3": (second,)})
     notes = {one.name: decode_notes(one.read_bytes()) for one in (tmp_path / "sha256").iterdir()}
     assert notes == {"d1": (second, third, first), "d2": (first,), "d3": (second,)}

@@ -23,7 +23,7 @@ from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.credentials import GitCredentials
 from buildrunner.sources.git.errors import GitFailed
 from buildrunner.sources.git.lfs import LfsTransfers, _GitTransport
-from buildrunner.sources.git.source import GitRequest, fetch_git, git_door
+from buildrunner.sources.git.source import GitRequest, fetch_git, git_for_request
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourceGate, SourcePolicy, registry_refusal
 from tests.fixtures_git import DaemonServer, HttpServer, Repository, SshServer, closing
@@ -101,7 +101,7 @@ def git_for(policy, tmp_path, url="https://git.example.com/x"):
     """The door to Git within a policy, when every name is at `PUBLIC`."""
     gate = SourceGate(policy, Names([PUBLIC]))
     place = {"allow_host": gate.allows, "pin": gate.pin}
-    return git_door(GitRequest(url=url), threading.Event(), None, **place)
+    return git_for_request(GitRequest(url=url), threading.Event(), None, **place)
 
 
 @pytest.mark.parametrize(

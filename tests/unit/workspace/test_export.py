@@ -28,11 +28,11 @@ class Engine:
 
     def create_container(self, spec):
         assert [mount.read_only for mount in spec.mounts] == [True]
-        self.containers.append("carrier")
-        return "carrier"
+        self.containers.append("container")
+        return "container"
 
     def get_archive(self, container_id, path):
-        assert (container_id, path) == ("carrier", "/workspace")
+        assert (container_id, path) == ("container", "/workspace")
         for chunk in self.chunks:
             if isinstance(chunk, Exception):
                 raise chunk

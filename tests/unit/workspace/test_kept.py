@@ -41,7 +41,7 @@ class Endless(FakeEngine):
 def test_a_build_s_end_does_not_wait_for_an_archive_that_gives_nothing_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stalls: bool
 ) -> None:
-    monkeypatch.setattr(kept, "_PATIENCE_S", 0.2)
+    monkeypatch.setattr(kept, "_WAIT_LIMIT_S", 0.2)
     monkeypatch.setattr(kept, "_GRACE_S", 0.2 if stalls else 30.0)
     engine = Endless(stalls=stalls)
     workspace = KeptWorkspace(

@@ -46,13 +46,13 @@ def draw_graph(steps: Sequence[StepView], depends_on: Sequence[Sequence[int]]) -
     for step in steps:
         at = step.index
         label = f"{sign(step.status)} #{at} {step.title}"
-        told = f"{words(step.status)} {duration(step.seconds)}"
+        text = f"{words(step.status)} {duration(step.seconds)}"
         parts += (
             f"<a href={quoteattr(f'#step-{at}')}>",
             f'<circle class="dot {_state(step)}" cx="{x(at)}" cy="{y(at)}" r="{_DOT}"/>',
             f'<text class="name" x="{text_x}" y="{y(at) + 5}">{escape(label)}</text>',
             f'<text class="told" x="{width - _MARGIN}" y="{y(at) + 5}" text-anchor="end">',
-            f"{escape(told)}</text></a>",
+            f"{escape(text)}</text></a>",
         )
     parts.append("</svg>")
     return "".join(parts)

@@ -171,7 +171,7 @@ def step_views(
     for index, step in enumerate(described):
         event = finished.get(index)
         timing, pull = step.get("timing", {}), step.get("pullTiming", {})
-        told = event is not None and event.status in BAD
+        is_bad = event is not None and event.status in BAD
         views.append(
             StepView(
                 index=index,
@@ -190,8 +190,8 @@ def step_views(
                 forgiven=bool(event and event.forgiven),
                 reused=index in reused,
                 exit_code=step.get("exitCode") or None,
-                error=event.error if event is not None and told else "",
-                last_lines=tuple(map(shown_text, event.last_lines)) if event and told else (),
+                error=event.error if event is not None and is_bad else "",
+                last_lines=tuple(map(shown_text, event.last_lines)) if event and is_bad else (),
                 waits_for=tuple(step.get("waitFor", ())),
                 timeout=step.get("timeout", ""),
                 env=tuple(step.get("env", ())),
