@@ -181,9 +181,9 @@ def _taken(server: Server, pool: str = "") -> Callable[[], float]:
 
 
 def _first_step_s(server: Server, pool: str) -> float:
-    asked = datetime.now(UTC)
+    requested = datetime.now(UTC)
     build = _ended(server, _build(1, pool))
-    return (_at(build["steps"][0], "startTime") - asked).total_seconds()
+    return (_at(build["steps"][0], "startTime") - requested).total_seconds()
 
 
 def _at(step: dict, moment: str) -> datetime:

@@ -33,11 +33,11 @@ def asked_wait_s(headers: Iterable[tuple[str, str]]) -> float:
             ``Retry-After`` is compared with the answer's own ``Date``.
     """
     found = {name.lower(): value.strip() for name, value in headers}
-    asked = found.get("retry-after", "")
-    if asked.isascii() and asked.isdecimal():
-        return min(float(asked), LONGEST_WAIT_S)
+    requested = found.get("retry-after", "")
+    if requested.isascii() and requested.isdecimal():
+        return min(float(requested), LONGEST_WAIT_S)
     try:
-        wait = parsedate_to_datetime(asked) - parsedate_to_datetime(found.get("date", ""))
+        wait = parsedate_to_datetime(requested) - parsedate_to_datetime(found.get("date", ""))
     except (TypeError, ValueError):
         return 0.0
     return max(0.0, min(wait.total_seconds(), LONGEST_WAIT_S))

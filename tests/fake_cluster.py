@@ -149,9 +149,13 @@ class _Api(BaseHTTPRequestHandler):
         if name:
             self.get(namespace, kind, name)
             return
-        asked = parse_qs(query)
-        wanted = [one.split("=") for one in asked.get("labelSelector", [""])[0].split(",") if one]
-        kinds = [one.split("=") for one in asked.get("fieldSelector", [""])[0].split(",") if one]
+        requested = parse_qs(query)
+        wanted = [
+            one.split("=") for one in requested.get("labelSelector", [""])[0].split(",") if one
+        ]
+        kinds = [
+            one.split("=") for one in requested.get("fieldSelector", [""])[0].split(",") if one
+        ]
         items = [
             one
             for (found, space, _), one in list(self.server.objects.items())

@@ -111,11 +111,11 @@ class RestHandler(BaseHTTPRequestHandler):
             return
         if self._fails():
             return
-        asked = json.loads(body)
-        ciphertext = base64.b64decode(asked["ciphertext"])
+        requested = json.loads(body)
+        ciphertext = base64.b64decode(requested["ciphertext"])
         name, _, method = unquote(self.path).removeprefix("/v1/").rpartition(":")
         value = self.google.plaintexts.get((name, ciphertext))
-        if asked["ciphertextCrc32c"] != checksum(ciphertext) or method != "decrypt":
+        if requested["ciphertextCrc32c"] != checksum(ciphertext) or method != "decrypt":
             self._refuse(400, "The request was damaged.")
         elif value is None:
             self._refuse(400, "Decryption failed: the ciphertext is invalid.")

@@ -236,8 +236,8 @@ def planned_build(
     """
     context, engine, settings = request.context, place.engine, place.settings
     # The plan of a dead process comes from a note on disk: it grants nothing by itself.
-    asked = Privilege(docker_socket=plan.docker_socket, privileged=plan.privileged)
-    given = asked.within(context.grant)
+    requested = Privilege(docker_socket=plan.docker_socket, privileged=plan.privileged)
+    given = requested.within(context.grant)
     plan = replace(plan, docker_socket=given.docker_socket, privileged=given.privileged)
     if place.sandbox is not None:
         place.sandbox.expect(plan)

@@ -266,16 +266,16 @@ def _delete(args: argparse.Namespace, server: ServerConnection, project: str) ->
 def _test(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
     if bool(args.notifier) is bool(args.file):
         raise UsageError("either NAME or --file FILE must say which notifier is meant")
-    asked = _asked(args)
+    requested = _asked(args)
     path = f"{project}/notifiers:test"
     if args.file:
         documents = read_notifiers(args.file)
         if len(documents) > 1:
             raise UsageError(f"{args.file} holds {len(documents)} notifiers: test one at a time")
-        asked["notifier"] = documents[0]
+        requested["notifier"] = documents[0]
     else:
         path = f"{project}/notifiers/{segment(args.notifier)}:test"
-    found = server.json("POST", path, body=asked)
+    found = server.json("POST", path, body=requested)
     text = tried_text(found) if args.format == "text" else formatted(found, args.format)
     sys.stdout.write(text)
     return EXIT_SUCCESS

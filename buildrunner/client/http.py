@@ -115,13 +115,13 @@ class ServerConnection:
         Raises:
             BuildrunnerError: see `json`.
         """
-        asked = {key: value for key, value in (query or {}).items() if value}
+        requested = {key: value for key, value in (query or {}).items() if value}
         while True:
-            page = self.json("GET", path, query=asked)
+            page = self.json("GET", path, query=requested)
             yield from page.get(name, [])
             if not page.get("nextPageToken"):
                 return
-            asked["pageToken"] = page["nextPageToken"]
+            requested["pageToken"] = page["nextPageToken"]
 
     def document(self, path: str) -> bytes:
         """Get a small document that is not JSON.

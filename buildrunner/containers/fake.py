@@ -80,10 +80,10 @@ class FakeImages:
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""
         with self._lock:
-            asked = ImageName.parse(name)
-            if asked.digest:
+            requested = ImageName.parse(name)
+            if requested.digest:
                 return next(
-                    (one for one in self._images.values() if one.digest == asked.digest), None
+                    (one for one in self._images.values() if one.digest == requested.digest), None
                 )
             by_id = next((one for one in self._images.values() if one.id == name), None)
             return self._images.get(_tagged(name)) or by_id
@@ -215,8 +215,8 @@ def _image(name: str, digest: str, entrypoint: Sequence[str]) -> ImageInfo:
 
 
 def _tagged(name: str) -> str:
-    asked = ImageName.parse(name)
-    return f"{asked.familiar}:{asked.tag or 'latest'}"
+    requested = ImageName.parse(name)
+    return f"{requested.familiar}:{requested.tag or 'latest'}"
 
 
 def _fake_digest(text: str) -> str:

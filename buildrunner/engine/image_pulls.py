@@ -47,10 +47,10 @@ class PublicImages:
         """Return whether the image may be used from the engine, or pulled with a login."""
         if is_image_id(name):
             return False
-        asked = ImageName.parse(name)
+        requested = ImageName.parse(name)
         # In a name with tag and digest, the digest counts.
-        version = f"@{asked.digest}" if asked.digest else f":{asked.tag or 'latest'}"
-        names = {asked.familiar, f"{asked.familiar}{version}", asked.reference}
+        version = f"@{requested.digest}" if requested.digest else f":{requested.tag or 'latest'}"
+        names = {requested.familiar, f"{requested.familiar}{version}", requested.reference}
         return any(fnmatchcase(one, pattern) for pattern in self._allowed for one in names)
 
     def check(self, name: str) -> None:
@@ -61,14 +61,14 @@ class PublicImages:
         """
         if is_image_id(name):
             raise ImagePullError(f"{name} is no image of a registry", hint=_HINT)
-        asked = ImageName.parse(name)
-        reason = self._refusal(asked.registry)
+        requested = ImageName.parse(name)
+        reason = self._refusal(requested.registry)
         if reason:
-            host = asked.registry.rpartition(":")[0] or asked.registry
+            host = requested.registry.rpartition(":")[0] or requested.registry
             raise ImagePullError(
                 f"the image {name} can't be pulled: {reason}",
                 hint="the server's administrator can allow the registry: serve "
-                f'--allow-source-host {host}; or the image: untrusted = ["{asked.familiar}"] '
+                f'--allow-source-host {host}; or the image: untrusted = ["{requested.familiar}"] '
                 "below [images] of the server's config.toml",
             )
 
@@ -185,7 +185,7 @@ class ImagePulls:
         Errors wait until a step needs the image.
         """
         for served, first_user in self._first_users().items():
-            if self._built.get(served.asked, first_user) < first_user:
+            if self._built.get(served.requested, first_user) < first_user:
                 continue
             try:
                 missing = self._images.find(served.serving) is None
@@ -223,16 +223,16 @@ class ImagePulls:
         on_its_way = pull is not None and not pull.done.is_set()
         image = self._images.find(served.serving)
         if image is None:
-            log.line(f"Pulling image: {served.asked}{served.note}")
+            log.line(f"Pulling image: {served.requested}{served.note}")
             return self._await_pull(pull if pull and on_its_way else self._pull(served), log)
         # The image exists a moment before the engine has finished the pull. An image that a step
         # has built meanwhile has no digest: don't wait for its pull.
         is_new = pull is not None and not pull.announced
         if pull and is_new and (pull.image == image or (on_its_way and image.digest)):
-            log.line(f"Pulling image: {served.asked}{served.note}")
+            log.line(f"Pulling image: {served.requested}{served.note}")
             return self._await_pull(pull, log)
         known = " (with digest)" if image.digest else ""
-        log.line(f"Already have image{known}: {served.asked}{served.note}")
+        log.line(f"Already have image{known}: {served.requested}{served.note}")
         return image
 
     def also_missing(self, step: StepPlan) -> tuple[str, ...]:
@@ -249,7 +249,9 @@ class ImagePulls:
         for pull in others:
             if not pull.failing:
                 pull.done.wait(max(0.0, deadline - self._clock.monotonic()))
-        return tuple(pull.served.asked for pull in others if pull.failing and pull.image is None)
+        return tuple(
+            pull.served.requested for pull in others if pull.failing and pull.image is None
+        )
 
     def _await_pull(self, pull: _Pull, log: StepLog) -> ImageInfo:
         pull.done.wait()
@@ -263,7 +265,7 @@ class ImagePulls:
             raise error
         if image.digest:
             log.line(f"Digest: {image.digest}")
-        name = pull.served.asked
+        name = pull.served.requested
         if "@" not in name and ":" not in name.rpartition("/")[2]:
             name += ":latest"
         log.line(f"Status: Downloaded newer image for {name}")
@@ -287,7 +289,7 @@ class ImagePulls:
         return pull
 
     def _run(self, pull: _Pull) -> None:
-        name = pull.served.asked
+        name = pull.served.requested
         steps = tuple(step.index for step in self._plan.steps if step.image == name)
         try:
             self._report(PullStarted(at=self._clock.now(), image=name, steps=steps))
@@ -309,7 +311,7 @@ class ImagePulls:
     def _try_hard(self, pull: _Pull) -> ImageInfo:
         served, resolved, tries = pull.served, False, 0
         delays = backoff_delays(PULL_TRIES, self._clock.chance)
-        progress = TransferReport("pull", served.asked, self._clock, self._report)
+        progress = TransferReport("pull", served.requested, self._clock, self._report)
         while True:
             try:
                 return self._images.pull(
@@ -399,34 +401,34 @@ _GCB_INTERNAL = "gcr.io/cloud-builders/gcb-internal"
 
 
 class ServedImage(msgspec.Struct, frozen=True):
-    """The image that runs for the name ``asked`` of the config.
+    """The image that runs for the name ``requested`` of the config.
 
     Attributes:
-        asked: the name in the config.
+        requested: the name in the config.
         serving: the name to look up and run.
         drops_program: the first argument names a program that is the entrypoint of ``serving``.
     """
 
-    asked: str
+    requested: str
     serving: str
     drops_program: bool = False
 
     @property
     def note(self) -> str:
         """Return the log's remark after the name; empty without an alias."""
-        return "" if self.asked == self.serving else f" (alias of {self.serving})"
+        return "" if self.requested == self.serving else f" (alias of {self.serving})"
 
 
-def serve_image(asked: str, aliases: Mapping[str, str]) -> ServedImage:
+def serve_image(requested: str, aliases: Mapping[str, str]) -> ServedImage:
     """Apply the alias map to one image name.
 
     An alias for the exact name wins; an alias without a tag applies to every tag of its repository.
     ``gcb-internal`` takes the program as its first argument; the image that replaces
     ``gcb-internal`` has the program as its entrypoint.
     """
-    repository, _tag = split_reference(asked)
-    serving = aliases.get(asked) or aliases.get(repository) or asked
-    return ServedImage(asked, serving, serving != asked and repository == _GCB_INTERNAL)
+    repository, _tag = split_reference(requested)
+    serving = aliases.get(requested) or aliases.get(repository) or requested
+    return ServedImage(requested, serving, serving != requested and repository == _GCB_INTERNAL)
 
 
 def split_reference(name: str) -> tuple[str, str]:

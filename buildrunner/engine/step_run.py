@@ -371,8 +371,8 @@ class StepVerdict:
         is_gone = isinstance(error, EngineUnavailable)  # then nothing is known of any image
         if others and not is_gone:
             said.append(f"These images can't be pulled either: {', '.join(others)}")
-        asked = () if is_gone else (self._step.image, *others)
-        served = [one for one in asked if one in options.image_advice]
+        requested = () if is_gone else (self._step.image, *others)
+        served = [one for one in requested if one in options.image_advice]
         if served and others:
             said.append(f"`{options.install_command}` makes images for {', '.join(served)}")
         elif served:

@@ -308,10 +308,10 @@ class Repository:
         here = urlsplit(self._base)
         if place.scheme != "https" and (here.scheme, here.hostname) != ("http", place.hostname):
             raise RegistryError(f"the registry {self._host} asks for a login at {realm}")
-        asked: dict[str, str] = {
+        requested: dict[str, str] = {
             name: value for name, value in facts.items() if name in ("service", "scope")
         }
-        method, more = token_request(self._login, asked)
+        method, more = token_request(self._login, requested)
         try:
             answer = self._request(method, realm, **more)
             self._check(answer)

@@ -177,10 +177,10 @@ class PodEngine(ForwardingEngine):
         on_progress: Callable[[TransferProgress], None],
         cancel: threading.Event,
     ) -> ImageInfo:
-        asked = ImageName.parse(name)
-        path = repository_path(asked)
-        reference = asked.digest or asked.tag or "latest"
-        place = registry_place(asked.registry, self._relay.facts())
+        requested = ImageName.parse(name)
+        path = repository_path(requested)
+        reference = requested.digest or requested.tag or "latest"
+        place = registry_place(requested.registry, self._relay.facts())
         with (
             RegistryClient(place, path, login, self._egress, pulls_only=True) as client,
             listening(self._folder, SOCKET) as listener,
@@ -188,7 +188,7 @@ class PodEngine(ForwardingEngine):
             self._relay.relayed_port("", SOCKET) as port,
         ):
             ours = f"127.0.0.1:{port}"
-            inner = f"{ours}/{path}{'@' if asked.digest else ':'}{reference}"
+            inner = f"{ours}/{path}{'@' if requested.digest else ':'}{reference}"
             try:
                 image = self._engine.pull_image(
                     inner,
@@ -198,13 +198,13 @@ class PodEngine(ForwardingEngine):
                 )
             except ImagePullError as error:
                 raise ImagePullError(
-                    str(error).replace(ours, asked.registry),
+                    str(error).replace(ours, requested.registry),
                     transient=error.transient,
                     retry_after_s=error.retry_after_s,
-                    hint=error.hint.replace(ours, asked.registry),
+                    hint=error.hint.replace(ours, requested.registry),
                 ) from error
-        if asked.digest:  # an engine that has the content requests nothing
-            return replace(image, digest=asked.digest)
+        if requested.digest:  # an engine that has the content requests nothing
+            return replace(image, digest=requested.digest)
         if not gateway.digest:
             raise ImagePullError(f"the engine says that it has {name}, and did not pull it")
         self._engine.tag_image(image.id, name)

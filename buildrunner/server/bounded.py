@@ -293,11 +293,11 @@ class BoundedFilters:
         """
         if not text:
             return filter_rule(text, values, body)
-        asked = [text, dict(values), body if "body" in text else None, longest_s]
+        requested = [text, dict(values), body if "body" in text else None, longest_s]
         try:
             found = self._calls.call(
                 "trigger_filter",
-                asked,
+                requested,
                 owner=f"{self._project}'s events",
                 cpu_s=longest_s + _COMPILE_S,
                 memory_mib=_MEMORY_MIB,
@@ -314,9 +314,9 @@ class BoundedFilters:
         Raises:
             Busy: the project has too many other running evaluations.
         """
-        asked = [text, dict(values)]
+        requested = [text, dict(values)]
         try:
-            found: str = self._calls.call("check_trigger_filter", asked, owner=self._project)
+            found: str = self._calls.call("check_trigger_filter", requested, owner=self._project)
         except TooMuch as error:
             return f"the filter can't be evaluated: {error}"
         return found

@@ -60,18 +60,20 @@ class NotifyArgument(msgspec.Struct, frozen=True, kw_only=True):
 
 def notify(argument: Any) -> dict[str, Any]:
     """Evaluate a notifier for a build: its rules, and the message or the problem."""
-    asked = msgspec.convert(argument, NotifyArgument)
-    verdict = verdict_of(asked.notifier, asked.facts)
+    requested = msgspec.convert(argument, NotifyArgument)
+    verdict = verdict_of(requested.notifier, requested.facts)
     found: dict[str, Any] = {
         "fires": verdict.fires,
         "rules": [
             {"name": rule.name, "passed": rule.passed, "text": rule.text} for rule in verdict.rules
         ],
     }
-    if not (verdict.fires or asked.in_any_case):
+    if not (verdict.fires or requested.in_any_case):
         return found
     try:
-        made = made_message(asked.notifier, asked.facts, key=asked.key, now=asked.now)
+        made = made_message(
+            requested.notifier, requested.facts, key=requested.key, now=requested.now
+        )
     except TemplateProblem as error:
         return {**found, "problem": f"template: {error}"}
     return {**found, "kind": made.kind, "message": msgspec.to_builtins(made.call)}

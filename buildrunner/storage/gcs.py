@@ -413,14 +413,14 @@ class AnswerReader(HTTPAdapter):
         if content is not None and response.status_code == _RESUME_INCOMPLETE:
             _go_on_with(content, response)
         into = getattr(self._transfer, "into", None)
-        asked = _ASKED.match(response.request.headers.get("Range") or "")
-        if into is not None and response.status_code == _OK and asked:
-            into.skip(int(asked[1]))
+        requested = _ASKED.match(response.request.headers.get("Range") or "")
+        if into is not None and response.status_code == _OK and requested:
+            into.skip(int(requested[1]))
 
 
-def _place(asked: str, location: str) -> str:
+def _place(requested: str, location: str) -> str:
     """Return the address of a redirect. https is kept: a server behind a proxy may name http."""
-    place, base = urlsplit(urljoin(asked, location)), urlsplit(asked)
+    place, base = urlsplit(urljoin(requested, location)), urlsplit(requested)
     if place.netloc == base.netloc and base.scheme == "https":
         place = place._replace(scheme="https")
     return place.geturl()

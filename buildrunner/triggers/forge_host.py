@@ -146,9 +146,11 @@ class ForgeHost(msgspec.Struct, frozen=True, kw_only=True):
                 query = 'user.uuid="{}"'.format(person.replace('"', ""))
                 return f"{self.api}/{where}?q={quote(query)}"
             case "bitbucket-server":
-                asked = f"permission.1.projectKey={_path(owner)}"
-                asked += f"&permission.1.repositorySlug={_path(name)}"
-                return f"{self.api}/api/latest/users?permission.1=REPO_WRITE&{asked}&filter={who}"
+                requested = f"permission.1.projectKey={_path(owner)}"
+                requested += f"&permission.1.repositorySlug={_path(name)}"
+                return (
+                    f"{self.api}/api/latest/users?permission.1=REPO_WRITE&{requested}&filter={who}"
+                )
             case _:
                 return f"{self.api}/repos/{_path(full_name)}/collaborators/{who}/permission"
 

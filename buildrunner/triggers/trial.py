@@ -28,7 +28,7 @@ _SOME_COMMIT = "1" * 40
 
 def trial_events(
     trigger: BuildTrigger,
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     wanted: TriggerRepository | None,
     bindings: Mapping[str, HookBinding],
 ) -> tuple[Event, ...]:
@@ -36,40 +36,40 @@ def trial_events(
 
     Args:
         trigger: the trigger to test.
-        asked: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a forge,
-            ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a pull
-            request of branch ``ref``.
+        requested: ``{"hook": "github", "headers": {...}, "event": {...}}`` for a payload of a
+            forge, ``{"ref", "files", "message"}`` for a push, the same with ``baseBranch`` for a
+            pull request of branch ``ref``.
         wanted: the trigger's repository, used for events without a repository.
         bindings: bindings of hooks, by name. A payload for an unbound hook counts as one of the
             forge that it names.
 
     Raises:
-        BadDelivery: ``asked`` has none of these forms.
+        BadDelivery: ``requested`` has none of these forms.
     """
-    if asked.get("event") is not None:
-        return _delivered_events(trigger, asked, wanted, bindings)
-    ref = text(asked, "ref")
+    if requested.get("event") is not None:
+        return _delivered_events(trigger, requested, wanted, bindings)
+    ref = text(requested, "ref")
     if not ref:
         raise BadDelivery("give either an event or a ref")
     ref = ref if ref.startswith("refs/") else f"refs/heads/{ref}"
-    files = asked.get("files")
+    files = requested.get("files")
     repository = _repository_of(wanted)
     changed = tuple(map(str, files)) if isinstance(files, list) else None
-    base = text(asked, "baseBranch")
+    base = text(requested, "baseBranch")
     if base:
         return (
             PullRequestEvent(
                 repository=repository,
                 number=1,
-                action="commented" if text(asked, "comment") else "opened",
+                action="commented" if text(requested, "comment") else "opened",
                 base_branch=base,
                 head_branch=ref.removeprefix("refs/heads/"),
                 head_commit=_SOME_COMMIT,
-                message=text(asked, "message"),
-                author_may_write=asked.get("writer") is not False,
-                comment=text(asked, "comment"),
-                commenter_may_write=asked.get("writer") is not False,
-                is_fork=asked.get("fork") is True,
+                message=text(requested, "message"),
+                author_may_write=requested.get("writer") is not False,
+                comment=text(requested, "comment"),
+                commenter_may_write=requested.get("writer") is not False,
+                is_fork=requested.get("fork") is True,
                 files=changed,
                 body={},
             ),
@@ -79,7 +79,7 @@ def trial_events(
             repository=repository,
             ref=ref,
             after=_SOME_COMMIT,
-            message=text(asked, "message"),
+            message=text(requested, "message"),
             files=changed,
             body={},
         ),
@@ -98,15 +98,15 @@ def _repository_of(wanted: TriggerRepository | None) -> Repository:
 
 def _delivered_events(
     trigger: BuildTrigger,
-    asked: Mapping[str, Any],
+    requested: Mapping[str, Any],
     wanted: TriggerRepository | None,
     bindings: Mapping[str, HookBinding],
 ) -> tuple[Event, ...]:
-    body = asked["event"]
+    body = requested["event"]
     headers = {
-        str(name).lower(): str(value) for name, value in (part(asked, "headers") or {}).items()
+        str(name).lower(): str(value) for name, value in (part(requested, "headers") or {}).items()
     }
-    named = text(asked, "hook")
+    named = text(requested, "hook")
     hook = named.partition("/")[0] or _forge_of(trigger, headers, body, wanted)
     if hook == "webhook":
         return (MessageEvent(kind="webhook", body=body),)

@@ -384,15 +384,15 @@ class _Tokens(BaseHTTPRequestHandler):
     key = certificate = ""
 
     def do_GET(self) -> None:
-        asked = parse_qs(urlsplit(self.path).query)
-        kind, name, actions = asked["scope"][0].split(":")
+        requested = parse_qs(urlsplit(self.path).query)
+        kind, name, actions = requested["scope"][0].split(":")
         given = self.headers.get("Authorization", "")
         pair = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         allowed = actions.split(",") if given == f"Basic {pair}" else []
         claims = {
             "iss": "tests",
             "sub": USER,
-            "aud": asked["service"][0],
+            "aud": requested["service"][0],
             "jti": uuid.uuid4().hex,
             "nbf": int(time.time()) - 60,
             "exp": int(time.time()) + 300,

@@ -65,12 +65,12 @@ def shop(
         yield made
 
 
-def asked(shop: Served) -> GitRequest:
+def requested(shop: Served) -> GitRequest:
     return GitRequest(url=shop.url)
 
 
 def test_refs_are_listed_with_tags_peeled(shop: Served) -> None:
-    found = list_refs(asked(shop), GitPlace(), threading.Event())
+    found = list_refs(requested(shop), GitPlace(), threading.Event())
     assert found == {
         "refs/heads/main": shop.tip,
         "refs/heads/feature/x": shop.feature,
@@ -82,7 +82,7 @@ def test_refs_are_listed_with_tags_peeled(shop: Served) -> None:
 def test_files_differ_between_two_commits_or_since_they_parted(shop: Served) -> None:
     def changed(old: str, new: str, *, from_merge_base: bool = False) -> tuple[str, ...]:
         return changed_files(
-            asked(shop),
+            requested(shop),
             old,
             new,
             from_merge_base=from_merge_base,
@@ -107,7 +107,7 @@ def test_a_renamed_file_counts_under_both_names(shop: Served) -> None:
     new = shop.commit({})
     shop.push("main")
     found = changed_files(
-        asked(shop),
+        requested(shop),
         shop.tip,
         new,
         from_merge_base=False,
@@ -120,7 +120,7 @@ def test_a_renamed_file_counts_under_both_names(shop: Served) -> None:
 def test_a_commit_s_message_is_read(shop: Served) -> None:
     commit = shop.commit({"a": b"1"}, "fix [skip ci]\n\nbecause")
     shop.push("main")
-    said = commit_message(asked(shop), commit, place=GitPlace(), cancel=threading.Event())
+    said = commit_message(requested(shop), commit, place=GitPlace(), cancel=threading.Event())
     assert said == "fix [skip ci]\n\nbecause"
 
 
@@ -137,12 +137,12 @@ def test_what_is_not_utf8_can_be_stored_and_compared_all_the_same(shop: Served) 
     git(shop.work, "reset", "--quiet", new)
     git(shop.work, "push", "--quiet", "origin", "main", os.fsdecode(b"main:refs/heads/caf\xe9"))
     never = threading.Event()
-    refs = list_refs(asked(shop), GitPlace(), never)
+    refs = list_refs(requested(shop), GitPlace(), never)
     assert refs["refs/heads/main"] == new
     assert not any("caf" in name for name in refs)
     where = {"place": GitPlace(), "cancel": never}
-    assert commit_message(asked(shop), new, **where) == "caf\ufffd [skip ci]"
-    files = changed_files(asked(shop), shop.tip, new, from_merge_base=False, **where)
+    assert commit_message(requested(shop), new, **where) == "caf\ufffd [skip ci]"
+    files = changed_files(requested(shop), shop.tip, new, from_merge_base=False, **where)
     assert files == ("caf\ufffd",)
 
 
@@ -157,7 +157,7 @@ def test_a_repository_that_is_not_there_is_one_clear_error(tmp_path: Path) -> No
 def test_what_policy_forbids_is_not_asked(shop: Served) -> None:
     closed = GitPlace(allow_host=lambda _: False)
     with pytest.raises(SourceError, match="not allowed here"):
-        list_refs(asked(shop), closed, threading.Event())
+        list_refs(requested(shop), closed, threading.Event())
 
 
 @pytest.fixture
@@ -195,10 +195,10 @@ def test_a_question_ends_with_whoever_asks(silent: tuple[str, threading.Event]) 
     url, came = silent
     remotes = GitRemotes(Settings(), None)
     with ThreadPoolExecutor(1) as other:
-        asked = other.submit(remotes.list_refs, url)
+        requested = other.submit(remotes.list_refs, url)
         assert came.wait(30)
         remotes.stop()
         with pytest.raises(GitFailed, match="was cancelled"):
-            asked.result(timeout=30)
+            requested.result(timeout=30)
     with pytest.raises(GitFailed, match="was cancelled"):
         remotes.list_refs(url)

@@ -362,16 +362,16 @@ def test_a_file_that_is_no_trust_config_is_named(tmp_path, text):
 
 
 def test_a_cancelled_build_does_not_wait_for_sigstore(keyless, sigstore):
-    cancel, asked, answer = threading.Event(), threading.Event(), threading.Event()
+    cancel, requested, answer = threading.Event(), threading.Event(), threading.Event()
     real = sigstore.certificate
 
     def slow(*args: Any) -> list[str]:
-        asked.set()
+        requested.set()
         answer.wait()
         return real(*args)
 
     sigstore.certificate = slow
-    threading.Thread(target=lambda: asked.wait() and cancel.set(), daemon=True).start()
+    threading.Thread(target=lambda: requested.wait() and cancel.set(), daemon=True).start()
     try:
         assert failure(keyless, cancel).startswith("Sigstore did not sign the provenance within ")
     finally:

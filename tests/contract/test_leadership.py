@@ -82,13 +82,13 @@ def test_one_of_two_servers_makes_jobs(
             for _ in range(2)
         )
         first.turn()
-        asked = len(cluster.requests)
-        assert asked
+        requested = len(cluster.requests)
+        assert requested
         second.turn()
-        assert len(cluster.requests) == asked
+        assert len(cluster.requests) == requested
         first.stop()
         second.turn()
-        assert len(cluster.requests) > asked
+        assert len(cluster.requests) > requested
         second.stop()
 
 

@@ -45,8 +45,8 @@ def test_one_that_vanishes_before_a_container_is_made_is_made_again(
 
 def test_one_that_is_made_again_has_the_addresses_of_before(docker_engine, busybox, build_labels):
     name = f"test-{uuid.uuid4().hex[:12]}"
-    asked = AddressRange("198.51.100.0/24", "198.51.100.254")
-    docker_engine.ensure_network(name, build_labels, address_range=asked)
+    requested = AddressRange("198.51.100.0/24", "198.51.100.254")
+    docker_engine.ensure_network(name, build_labels, address_range=requested)
     docker_engine.ensure_network(name, build_labels)
     lose(name)
     spec = ContainerSpec(image=busybox, cmd=("ip", "route"), network=name, labels=build_labels)

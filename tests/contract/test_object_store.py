@@ -94,15 +94,15 @@ def test_a_generation_that_is_gone_is_not_read_as_another(store):
 
 def test_a_server_that_answers_with_another_generation_is_not_believed(proxy):
     store = GoogleStore()
-    asked = write(store, "pinned", b"data").generation
-    other = (asked - 1, asked + 1)[asked % 10 == 0]
+    requested = write(store, "pinned", b"data").generation
+    other = (requested - 1, requested + 1)[requested % 10 == 0]
     proxy.faults.append(
-        Fault(f"generation={asked}", swap=(str(asked).encode(), str(other).encode()))
+        Fault(f"generation={requested}", swap=(str(requested).encode(), str(other).encode()))
     )
-    with pytest.raises(StorageError, match=f"no generation {asked}") as caught:
-        store.find(BUCKET, "pinned", asked)
+    with pytest.raises(StorageError, match=f"no generation {requested}") as caught:
+        store.find(BUCKET, "pinned", requested)
     assert caught.value.missing
-    assert store.find(BUCKET, "pinned", asked).generation == asked
+    assert store.find(BUCKET, "pinned", requested).generation == requested
 
 
 def test_what_is_not_there(store):
@@ -290,8 +290,8 @@ def test_an_answer_of_another_form_is_one_sentence(server, proxy, body):
 
 
 def test_a_busy_server_is_given_the_time_it_asks_for(server, proxy, monkeypatch):
-    asked = []
-    monkeypatch.setattr(gcs_retry.time, "sleep", asked.append)
+    requested = []
+    monkeypatch.setattr(gcs_retry.time, "sleep", requested.append)
     server.put(BUCKET, "busy", b"x")
     busy = {"Retry-After": "7"}
     proxy.faults = [
@@ -300,17 +300,17 @@ def test_a_busy_server_is_given_the_time_it_asks_for(server, proxy, monkeypatch)
         Fault("alt=media", status=429, headers=busy),
     ]
     found = GoogleStore().find(BUCKET, "busy")
-    assert [one for one in asked if one == 7.0] == [7.0, 7.0]
+    assert [one for one in requested if one == 7.0] == [7.0, 7.0]
     with pytest.raises(StorageError) as caught:
         list(GoogleStore().read(found, 0, NEVER))
     assert caught.value.transient
     assert not caught.value.unreachable
     assert caught.value.retry_after_s == 7.0
     proxy.faults = [Fault("/o/busy", status=429, headers={"Retry-After": "50"}, times=9)]
-    asked.clear()
+    requested.clear()
     with pytest.raises(StorageError, match="the server answers 429"):
         GoogleStore().find(BUCKET, "busy")
-    assert [one for one in asked if one == 50.0] == [50.0]  # twice would be too long
+    assert [one for one in requested if one == 50.0] == [50.0]  # twice would be too long
 
 
 class Moment(threading.Event):
@@ -628,7 +628,7 @@ def test_a_certificate_that_is_not_trusted_is_final(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("asked", "location", "place"),
+    ("requested", "location", "place"),
     [
         ("https://h:1/b/o", "http://h:1/up?x=a%2Fb", "https://h:1/up?x=a%2Fb"),
         ("https://h/b/o", "/up?id=1", "https://h/up?id=1"),
@@ -636,10 +636,10 @@ def test_a_certificate_that_is_not_trusted_is_final(tmp_path, monkeypatch):
         ("https://h/b/o", "http://other/up", "http://other/up"),
     ],
 )
-def test_an_upload_to_a_server_behind_a_proxy_stays_encrypted(asked, location, place):
+def test_an_upload_to_a_server_behind_a_proxy_stays_encrypted(requested, location, place):
     answer = requests.Response()
-    answer.url, answer.headers["Location"] = asked, location
-    answer.request = requests.Request("POST", asked).prepare()
+    answer.url, answer.headers["Location"] = requested, location
+    answer.request = requests.Request("POST", requested).prepare()
     AnswerReader().look(answer)
     assert answer.headers["Location"] == place
 

@@ -172,12 +172,12 @@ class QueueMachine(RuleBasedStateMachine):
     def renew(self, lease: Lease) -> None:
         model = self.builds[lease.build_id]
         try:
-            asked = self.store.queue.renew(lease, now=self.now, lease_s=9)
+            requested = self.store.queue.renew(lease, now=self.now, lease_s=9)
         except LeaseLost:
             assert not self.holds(lease)
         else:
             assert self.holds(lease)
-            assert bool(asked) is model.cancel_requested
+            assert bool(requested) is model.cancel_requested
 
     @rule(number=st.integers(0, 20))
     def cancel(self, number: int) -> None:

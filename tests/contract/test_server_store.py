@@ -272,8 +272,10 @@ class TestBuilds:
         store.queue.record(lease, with_status(build, "WORKING"))
         assert store.queue.renew(lease, now=at(1), lease_s=LEASE_S) == ""
         for who in ("ann", "bob"):
-            asked = store.builds.request_cancel("p", "a1", now=at(2), reason=f"cancelled by {who}")
-            assert (asked.status, asked.cancel_reason) == ("WORKING", "cancelled by ann")
+            requested = store.builds.request_cancel(
+                "p", "a1", now=at(2), reason=f"cancelled by {who}"
+            )
+            assert (requested.status, requested.cancel_reason) == ("WORKING", "cancelled by ann")
         assert store.queue.renew(lease, now=at(3), lease_s=LEASE_S) == "cancelled by ann"
 
     def test_a_build_that_ended_can_not_be_cancelled(self, store: ServerStore) -> None:

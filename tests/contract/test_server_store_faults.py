@@ -451,10 +451,10 @@ class TestMigrations:
             connection.execute(insert(tables.tables["builds"]), [row])
         database.close()
         store = open_store(address)
-        asked: dict[str, Any] = {"now": NOW, "lease_s": 1, "limit": 1}
+        requested: dict[str, Any] = {"now": NOW, "lease_s": 1, "limit": 1}
         scope = ClaimScope(uploads_of="w")
-        assert store.queue.claim("worker:w1/host", scope=scope, **asked) is None
-        assert store.queue.claim("w", **asked) is not None
+        assert store.queue.claim("worker:w1/host", scope=scope, **requested) is None
+        assert store.queue.claim("w", **requested) is not None
         store.close()
 
     def test_what_deliveries_said_of_repositories_is_not_trusted_but_told(

@@ -481,12 +481,12 @@ def test_an_approved_fork_still_has_neither_socket_nor_secrets(
         "name": busybox,
         "script": "test -S /var/run/docker.sock && echo has-socket || echo no-socket",
     }
-    asked: dict[str, Any] = {"steps": [step]}
+    requested: dict[str, Any] = {"steps": [step]}
     if wants_secret:
         version = "projects/p/secrets/hooks-github/versions/latest"
-        asked["availableSecrets"] = {"secretManager": [{"versionName": version, "env": "S"}]}
+        requested["availableSecrets"] = {"secretManager": [{"versionName": version, "env": "S"}]}
         step["secretEnv"] = ["S"]
-    commit = place.repository.commit({"cloudbuild.json": json.dumps(asked).encode()})
+    commit = place.repository.commit({"cloudbuild.json": json.dumps(requested).encode()})
     place.repository.push("main")
     (place.folder / "eve").mkdir()
     (place.folder / "eve" / "app.git").symlink_to(place.repository.path)

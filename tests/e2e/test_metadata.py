@@ -46,14 +46,14 @@ def free_network_of_builds() -> None:
 
 
 def test_steps_learn_their_project_under_every_name_of_the_server(bench):
-    asked = [
+    requested = [
         ("metadata.google.internal", "project/project-id"),
         ("169.254.169.254", "instance/service-accounts/default/email"),
         ("metadata", "project/project-id"),
     ]
     steps = [
         f"- name: IMAGE\n  script: |\n    {ASK.format(host=host, path=path)}; echo\n"
-        for host, path in asked
+        for host, path in requested
     ]
     bench.write("cloudbuild.yaml", "steps:\n" + "".join(steps))
     account = "projects/p7/serviceAccounts/me@p7.example"

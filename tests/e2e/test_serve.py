@@ -229,12 +229,12 @@ def test_a_server_that_drains_sees_its_builds_to_their_end(serve, busybox, tmp_p
         made = http.post("/v1/projects/p/builds", json={"steps": [step]}).json()
         build = made["metadata"]["build"]["id"]
         with http.stream("GET", f"/buildrunner/v1/projects/p/builds/{build}/log/stream") as stream:
-            followed, asked = "", False
+            followed, requested = "", False
             for text in stream.iter_text():
                 followed += text
-                if "begun" in followed and not asked:
+                if "begun" in followed and not requested:
                     serving.process.send_signal(signal.SIGTERM)
-                    asked = True
+                    requested = True
     # The API answered while it drained: the log came to its end.
     assert "event: end" in followed
     _, errors = serving.process.communicate(timeout=DEADLINE_S)

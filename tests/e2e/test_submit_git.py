@@ -88,9 +88,11 @@ def test_a_branch_is_built_with_the_config_of_this_folder(bench, http, shop):
     assert f"Source: {http.url()} feature/x at {shop.feature} (fetched)\n" in head
     assert f"two\n/workspace\n{facts_of(shop, branch='feature/x', commit=shop.feature)}\n" in rest
     build = bench.builds("describe", done.build_id)
-    asked = {"url": http.url(), "revision": "feature/x"}
-    assert build["source"] == {"gitSource": asked}
-    assert build["sourceProvenance"] == {"resolvedGitSource": asked | {"revision": shop.feature}}
+    requested = {"url": http.url(), "revision": "feature/x"}
+    assert build["source"] == {"gitSource": requested}
+    assert build["sourceProvenance"] == {
+        "resolvedGitSource": requested | {"revision": shop.feature}
+    }
     assert set(build["timing"]) == {"SETUPBUILD", "FETCHSOURCE", "BUILD"}
     assert build["timing"]["FETCHSOURCE"]["startTime"] == build["startTime"]
     assert bench.left_behind(done.build_id) == []

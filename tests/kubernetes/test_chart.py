@@ -54,8 +54,8 @@ def objects(cluster):
     """The names of all objects of the namespace, and of the cluster, but for events."""
     found = set()
     for namespaced in ("true", "false"):
-        asked = ("--verbs=list,get", f"--namespaced={namespaced}", "-o", "name")
-        kinds = cluster.kubectl("api-resources", *asked).split()
+        requested = ("--verbs=list,get", f"--namespaced={namespaced}", "-o", "name")
+        kinds = cluster.kubectl("api-resources", *requested).split()
         chosen = sorted(kind for kind in kinds if kind.partition(".")[0] != "events")
         found |= set(cluster.kubectl("get", ",".join(chosen), "-o", "name").split())
     return found

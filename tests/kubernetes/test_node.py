@@ -23,20 +23,20 @@ class Held:
     Attributes:
         port: of the server.
         url: the address of the way to it.
-        asked: set at each connection.
+        requested: set at each connection.
         open: set unless the way is held. Connections that it held are dropped.
     """
 
     def __init__(self, here):
         with socket.create_server((here, 0)) as free:
             self.port = free.getsockname()[1]
-        self.asked, self.open = threading.Event(), threading.Event()
+        self.requested, self.open = threading.Event(), threading.Event()
         self.open.set()
         self.relay = relay(here, (here, self.port), self._wait)
         self.url = f"http://{here}:{self.relay.server_address[1]}"
 
     def _wait(self):
-        self.asked.set()
+        self.requested.set()
         if not self.open.is_set():
             self.open.wait()
             raise ConnectionAbortedError
@@ -156,7 +156,7 @@ def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod
 ):
     held.open.clear()
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
-    assert held.asked.wait(60), cluster.state()  # its worker asks for the build, and gets none
+    assert held.requested.wait(60), cluster.state()  # its worker asks for the build, and gets none
     pod = pod_of(cluster, build_id)
 
     def others():

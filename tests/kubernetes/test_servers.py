@@ -134,14 +134,14 @@ def test_a23_another_server_makes_the_jobs_within_5_seconds(cluster, installed):
         before = restarts(cluster, name)
         with (
             forwarded(cluster, f"pod/{other}", 8080) as url,
-            client(url, installed.bearer) as asked,
+            client(url, installed.bearer) as requested,
         ):
             kill(cluster, name)
             killed_at = time.monotonic()
-            build_id = submitted(asked, of_pool(QUICK))
+            build_id = submitted(requested, of_pool(QUICK))
             cluster.until(partial(pods, cluster, build_id), "a Pod of the build", 5)
             assert time.monotonic() - killed_at <= 5
-            assert ended(cluster, asked, build_id)[0]["status"] == "SUCCESS"
+            assert ended(cluster, requested, build_id)[0]["status"] == "SUCCESS"
         # The first one is back and waits. So the second one makes the Jobs when it is killed.
         cluster.until(lambda: restarts(cluster, name) > before, "another start")  # noqa: B023
         cluster.until(partial(all_ready, cluster), "both servers are ready", 90)

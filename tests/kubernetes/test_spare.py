@@ -38,12 +38,12 @@ def installed(cluster, mirror):
 
 def first_step_s(cluster, server, pool):  # noqa: F811
     """Run a build; return the seconds from its request until its first step began."""
-    asked = datetime.now(UTC)
+    requested = datetime.now(UTC)
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}, pool=pool))
     build, log = ended(cluster, server, build_id, 120)
     assert build["status"] == "SUCCESS", log
     begun = datetime.fromisoformat(build["steps"][0]["timing"]["startTime"])
-    return (begun - asked).total_seconds()
+    return (begun - requested).total_seconds()
 
 
 def test_a_build_runs_in_a_spare_pod_that_ends_with_it_and_is_replaced(cluster, server):  # noqa: F811

@@ -47,9 +47,9 @@ def of_acme() -> dict[str, Any]:
 
 def run(server: ApiServer, path: str, **values: str) -> list[str]:
     """Run a trigger by hand on a commit, to its good end; contexts of what the forge is told."""
-    asked = server.http.post(f"{path}:run", json={"commitSha": COMMIT, "substitutions": values})
-    assert asked.status_code == 200, asked.text
-    build = asked.json()["metadata"]["build"]["id"]
+    requested = server.http.post(f"{path}:run", json={"commitSha": COMMIT, "substitutions": values})
+    assert requested.status_code == 200, requested.text
+    build = requested.json()["metadata"]["build"]["id"]
     resolved = {"resolvedGitSource": {"url": URL, "revision": COMMIT}}
     server.run(build, "SUCCESS", sourceProvenance=resolved)
 

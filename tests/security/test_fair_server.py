@@ -45,7 +45,7 @@ def test_badges_for_strangers_wait_and_leave_threads_to_others(
         server.store.triggers.create("p", "global", {"id": "t", "name": "t"})
         monkeypatch.setattr(SqlBuilds, "page", held)
         path = f"{server.url}/badge/p/t.svg?branch=main"
-        asked = [senders.submit(httpx.get, path, timeout=60) for _ in range(50)]
+        requested = [senders.submit(httpx.get, path, timeout=60) for _ in range(50)]
         try:
             for _ in range(SEARCHES_AT_ONCE):
                 assert begun.acquire(timeout=30)
@@ -54,7 +54,7 @@ def test_badges_for_strangers_wait_and_leave_threads_to_others(
             assert not begun.acquire(blocking=False)
         finally:
             go_on.set()
-        assert [one.result().status_code for one in asked] == [200] * 50
+        assert [one.result().status_code for one in requested] == [200] * 50
 
 
 def test_no_thread_of_the_server_waits_for_filters_of_a_project(
@@ -161,14 +161,14 @@ def test_strangers_have_the_key_of_provenance_read_once_and_learn_no_path(tmp_pa
     with api_server(tmp_path) as server:
         app = create_app(replace(server.context, provenance_key=broken))
 
-        async def asked() -> list[httpx.Response]:
+        async def requested() -> list[httpx.Response]:
             transport = httpx.ASGITransport(app, raise_app_exceptions=False)
             async with httpx.AsyncClient(
                 transport=transport, base_url=server.url, timeout=DEADLINE_S
             ) as client:
                 return [await client.get(path) for _ in range(3)]
 
-        answers = asyncio.run(asked())
+        answers = asyncio.run(requested())
     assert [one.status_code for one in answers] == [503] * 3
     assert all("secret.pem" not in one.text for one in answers)
     assert len(reads) == 1

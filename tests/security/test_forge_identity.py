@@ -282,14 +282,14 @@ def test_a_github_trigger_without_a_forge_is_looked_at_on_github_only(place: Pla
     place.trigger(kind="")
     place.server.hook("gitea", SECRET, host=place.home.url, owners=["*"])
     place.push("gitea", gitea_push("acme/app", place.good, place.home.url))
-    asked: list[str] = []
+    requested: list[str] = []
 
     def list_refs(url: str) -> dict[str, str]:
-        asked.append(url)
+        requested.append(url)
         return {}
 
     Reconciler(place.server.context, RemoteRefs(list_refs=list_refs, message=lambda *_: "")).look()
-    assert asked == ["https://github.com/acme/app.git"]
+    assert requested == ["https://github.com/acme/app.git"]
     assert place.builds() == []
 
 
@@ -543,13 +543,13 @@ def test_who_may_write_is_asked_of_the_forge_and_not_where_the_payload_says(
     assert place.server.http.post("/hooks/gitea", content=content, headers=headers).is_success
     place.handle()
     assert len(place.builds()) == int(may)
-    assert {"7", "permission"} <= {path.rpartition("/")[2] for path, _ in ours.asked}
-    assert evil.asked == []
+    assert {"7", "permission"} <= {path.rpartition("/")[2] for path, _ in ours.requested}
+    assert evil.requested == []
 
 
 def test_a_person_of_another_project_s_number_is_not_a_member(place: Place) -> None:
     """A payload of GitLab names its project by number, too, which is not believed."""
-    asked: list[str] = []
+    requested: list[str] = []
     remotes = wiring.GitRemotes(place.settings, POLICY)
     place.trigger(
         "gitlab",
@@ -560,7 +560,7 @@ def test_a_person_of_another_project_s_number_is_not_a_member(place: Place) -> N
         },
     )
     place.server.hook("gitlab", SECRET, host=place.home.url, owners=["acme"])
-    place.home.server.on_request = asked.append
+    place.home.server.on_request = requested.append
     request = {
         "iid": 7,
         "author_id": 5,
@@ -582,7 +582,7 @@ def test_a_person_of_another_project_s_number_is_not_a_member(place: Place) -> N
     place.handle()
     remotes.stop()
     assert place.builds() == []
-    members = [one for one in asked if "members" in one]
+    members = [one for one in requested if "members" in one]
     assert members == ["GET /api/v4/projects/acme%2Fapp/members/all/66"]
 
 

@@ -175,10 +175,10 @@ class Rebinding:
 
     def __init__(self, *answers: str) -> None:
         self.answers = list(answers)
-        self.asked = 0
+        self.requested = 0
 
     def __call__(self, _: str) -> list[str]:
-        self.asked += 1
+        self.requested += 1
         return [self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]]
 
 
@@ -202,7 +202,7 @@ def test_what_was_judged_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch
         connected.clear()
         with pytest.raises((NotDelivered, ServerError)):
             call(TargetGate(SourcePolicy(), name))
-        assert name.asked == 1
+        assert name.requested == 1
         assert connected == ["93.184.216.34"]
 
 

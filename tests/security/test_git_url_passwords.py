@@ -72,11 +72,11 @@ def test_the_api_and_the_pages_refuse_a_trigger(
     server: ApiServer, tmp_path: Path, trigger: dict[str, Any]
 ) -> None:
     made = server.http.post("/v1/projects/p/triggers", json={"name": "good", "build": STEPS})
-    asked = [
+    requested = [
         server.http.post("/v1/projects/p/triggers", json={"name": "bad", **trigger}),
         server.http.patch(f"/v1/projects/p/triggers/{made.json()['id']}", json=trigger),
     ]
-    for answer in asked:
+    for answer in requested:
         assert answer.status_code == 400
         assert "holds a password or token" in answer.text
         assert PASSWORD not in answer.text
@@ -215,10 +215,10 @@ def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None
     (told,) = service(change)
     assert server.store.outbox.announce([change], [(change.id, told)], now=now()) == 1
     (message,) = server.store.outbox.claim(now=now(), lease_s=60, limit=1)
-    asked = service.argument_of(message)
-    assert asked is not None
-    assert MASKED in json.dumps(asked)
-    assert PASSWORD not in json.dumps([asked, msgspec.to_builtins(message)], default=str)
+    requested = service.argument_of(message)
+    assert requested is not None
+    assert MASKED in json.dumps(requested)
+    assert PASSWORD not in json.dumps([requested, msgspec.to_builtins(message)], default=str)
 
 
 def test_a_build_that_is_refused_is_kept_without_it(server: ApiServer, tmp_path: Path) -> None:

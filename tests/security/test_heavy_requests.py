@@ -170,11 +170,11 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
         build = made.json()["metadata"]["build"]["id"]
         LogFileSink(log_folder(server.context.data_folder, build)).close()
         path = f"{server.url}/buildrunner/v1/projects/p/builds/{build}/log/search"
-        asked = {"params": {"q": "x"}, "timeout": 60}
+        requested = {"params": {"q": "x"}, "timeout": 60}
         forms = ("application/json", "application/x-ndjson")
 
         def search(number: int) -> int:
-            return httpx.get(path, headers={"Accept": forms[number % 2]}, **asked).status_code
+            return httpx.get(path, headers={"Accept": forms[number % 2]}, **requested).status_code
 
         strangers = [senders.submit(search, number) for number in range(50)]
         try:

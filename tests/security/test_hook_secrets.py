@@ -76,12 +76,14 @@ def hanging(
     assert server.http.post("/v1/projects/p/triggers", json=trigger).status_code == 200
     headers = {"X-Gitlab-Token": SECRET, "X-Gitlab-Event": "Push Hook"}
     webhook = f"/v1/projects/p/triggers/slow:webhook?secret={SECRET}"
-    asked = []
+    requested = []
     for number in range(count):
-        asked.append(pool.submit(server.http.post, "/hooks/gitlab", content=b"{}", headers=headers))
-        asked.append(pool.submit(server.http.post, webhook, json={"n": number}))
+        requested.append(
+            pool.submit(server.http.post, "/hooks/gitlab", content=b"{}", headers=headers)
+        )
+        requested.append(pool.submit(server.http.post, webhook, json={"n": number}))
     assert secrets.both_hang.wait(30)
-    return asked
+    return requested
 
 
 def test_others_go_on_while_a_secret_hangs_however_many_ask_for_it(
@@ -89,12 +91,12 @@ def test_others_go_on_while_a_secret_hangs_however_many_ask_for_it(
 ) -> None:
     monkeypatch.setattr(hook_secrets, "LIMIT_S", 4 * LIMIT_S)  # more than all questions below take
     with ThreadPoolExecutor(120) as pool:
-        asked = hanging(server, secrets, pool, 40)
+        requested = hanging(server, secrets, pool, 40)
         assert server.http.get("/healthz").status_code == 200
         assert signed(server) == 200
         assert server.http.get("/v1/projects/p/builds").status_code == 200
-        assert not any(one.done() for one in asked)
-        codes = {one.result().status_code for one in asked}
+        assert not any(one.done() for one in requested)
+        codes = {one.result().status_code for one in requested}
     assert codes == {503}
     assert secrets.fetched.count("hooks-gitlab") == 1
     assert secrets.fetched.count(WEBHOOK) == 1

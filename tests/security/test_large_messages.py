@@ -57,9 +57,9 @@ def test_a_large_build_is_stored_once_for_all_notifiers_and_read_when_it_is_sent
     assert peak_bytes(lambda: found.extend(announce(server))) < LARGE
     assert len(found) == NOTIFIERS
     assert sum(len(msgspec.json.encode(one.message)) for one in found) < NOTIFIERS * 200
-    asked = NotificationService(server.context).argument_of(found[0])
-    assert asked is not None
-    assert asked["facts"]["build"]["id"] == "b"
+    requested = NotificationService(server.context).argument_of(found[0])
+    assert requested is not None
+    assert requested["facts"]["build"]["id"] == "b"
 
 
 def test_the_build_of_messages_goes_when_they_have_arrived(server: ApiServer) -> None:

@@ -69,10 +69,10 @@ def test_nobody_is_answered_while_the_engine_does_not_tell_whose_a_client_is() -
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_a_client_that_may_not_ask_is_hung_up_on(answered: bool) -> None:
-    asked: list[str] = []
+    requested: list[str] = []
 
     def may_ask(address: str) -> bool:
-        asked.append(address)
+        requested.append(address)
         return answered
 
     facts = ProjectFacts("p1", "123", "builder@p1.example")
@@ -87,7 +87,7 @@ def test_a_client_that_may_not_ask_is_hung_up_on(answered: bool) -> None:
                 answer = b""
     finally:
         server.close()
-    assert asked == ["127.0.0.1"]
+    assert requested == ["127.0.0.1"]
     assert bool(answer) is answered
 
 

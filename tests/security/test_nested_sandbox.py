@@ -163,7 +163,7 @@ true
 
 class _Private(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.server.requested.append(self.path)  # type: ignore[attr-defined]
         body = b"for this machine only"
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -180,12 +180,12 @@ def private_service() -> Iterator[tuple[int, Sequence[str]]]:
 
     Its port, and the paths that it was asked for.
     """
-    asked: list[str] = []
+    requested: list[str] = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Private) as server:
-        server.asked = asked  # type: ignore[attr-defined]
+        server.requested = requested  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield server.server_port, asked
+        yield server.server_port, requested
         server.shutdown()
         thread.join()
 
@@ -195,7 +195,7 @@ def test_a_push_opens_no_port_on_which_no_registry_listens(
     bench: Bench, private_service: tuple[int, Sequence[str]], mode: str
 ) -> None:
     isolate_by(bench, mode)
-    port, asked = private_service
+    port, requested = private_service
     name = f"localhost:{port}/app"
     bench.write("Dockerfile", "FROM IMAGE\n")
     bench.write(
@@ -214,8 +214,8 @@ images: [{name}]
     done = bench.run("submit", ".", "--sandbox", "nested")
     assert done.code != 0
     assert str(port) in done.err
-    assert asked  # by the server itself, which looks for a registry there
-    assert "/stolen" not in asked
+    assert requested  # by the server itself, which looks for a registry there
+    assert "/stolen" not in requested
 
 
 def test_a_socket_that_leads_to_the_machine_s_engine_is_not_connected_to(

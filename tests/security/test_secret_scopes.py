@@ -541,18 +541,18 @@ def test_the_server_s_google_account_reads_for_a_project_what_is_the_project_s(
         google.versions["projects/bank/secrets/g/versions/latest"] = b"of the bank"
         google.versions["projects/shop/secrets/g/versions/latest"] = b"of the shop"
         google.plaintexts[KEY, b"sealed"] = b"of the bank"
-        asked = replace(settings, google_secrets=True)
-        assert resolved(asked, built(asking_for("projects/shop/secrets/g"))) == "of the shop"
+        requested = replace(settings, google_secrets=True)
+        assert resolved(requested, built(asking_for("projects/shop/secrets/g"))) == "of the shop"
         google.requests.clear()
         for request in (asking_for("projects/bank/secrets/g"), encrypted(KEY)):
             with pytest.raises(SecretError, match="is shared with project shop"):
-                resolved(asked, built(request))
+                resolved(requested, built(request))
         assert google.requests == []
         store = wiring.secret_store(settings)
         for name in ("projects/bank/secrets/g", KEY):
             store.set_scope(name, Scope(projects=("shop",)))
-        assert resolved(asked, built(asking_for("projects/bank/secrets/g"))) == "of the bank"
-        assert resolved(asked, built(encrypted(KEY))) == "of the bank"
+        assert resolved(requested, built(asking_for("projects/bank/secrets/g"))) == "of the bank"
+        assert resolved(requested, built(encrypted(KEY))) == "of the bank"
     finally:
         google.close()
 
@@ -562,11 +562,11 @@ def test_the_server_s_decrypt_command_is_not_run_for_another_project_s_key(
 ) -> None:
     ran = tmp_path / "ran"
     program = f"open({str(ran)!r}, 'w'); print('plain', end='')"
-    asked = replace(settings, kms_command=(sys.executable, "-c", program))
+    requested = replace(settings, kms_command=(sys.executable, "-c", program))
     with pytest.raises(SecretError, match="is shared with project shop"):
-        resolved(asked, built(encrypted(KEY)))
+        resolved(requested, built(encrypted(KEY)))
     assert not ran.exists()
-    assert resolved(asked, built(encrypted(KEY.replace("bank", "shop")))) == "plain"
+    assert resolved(requested, built(encrypted(KEY.replace("bank", "shop")))) == "plain"
 
 
 def test_a_mapping_of_the_settings_has_the_same_rules(settings: Settings, tmp_path: Path) -> None:
@@ -578,13 +578,13 @@ def test_a_mapping_of_the_settings_has_the_same_rules(settings: Settings, tmp_pa
         "projects/shop/secrets/m3": at,
         "hooks-x": at,
     }
-    asked = replace(settings, secrets=mapped)
+    requested = replace(settings, secrets=mapped)
     for name in ("m", "projects/bank/secrets/m2", "hooks-x"):
         with pytest.raises(SecretError, match="was not found"):
-            resolved(asked, built(asking_for(name)))
-    assert resolved(asked, built(asking_for("projects/shop/secrets/m3"))) == "mapped"
+            resolved(requested, built(asking_for(name)))
+    assert resolved(requested, built(asking_for("projects/shop/secrets/m3"))) == "mapped"
     wiring.secret_store(settings).set_scope("m", Scope(projects=("shop",)))
-    assert resolved(asked, built(asking_for("projects/shop/secrets/m"))) == "mapped"
+    assert resolved(requested, built(asking_for("projects/shop/secrets/m"))) == "mapped"
 
 
 # -- the store, and this machine -------------------------------------------------------------------

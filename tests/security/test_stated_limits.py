@@ -30,12 +30,12 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
         yield running
 
 
-def run_trigger(server: ApiServer, **asked: object) -> str:
+def run_trigger(server: ApiServer, **requested: object) -> str:
     """Run a new trigger by hand; the id of its build."""
     path = "/v1/projects/p/triggers"
     document = {"name": "ci", "build": {"steps": [{"name": "busybox"}]}, **OF_ACME}
     assert server.http.post(path, json=document).status_code == 200
-    answer = server.http.post(f"{path}/ci:run", json=asked)
+    answer = server.http.post(f"{path}/ci:run", json=requested)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["metadata"]["build"]["id"])
 
@@ -48,8 +48,8 @@ def test_a_commit_that_is_built_by_hand_is_trusted_whoever_wrote_it(server: ApiS
 
 
 def test_whoever_runs_a_trigger_chooses_its_branch_and_substitutions(server: ApiServer) -> None:
-    asked = {"branchName": "release", "substitutions": {"_TARGET": "production"}}
-    build = server.store.builds.find(run_trigger(server, **asked))
+    requested = {"branchName": "release", "substitutions": {"_TARGET": "production"}}
+    build = server.store.builds.find(run_trigger(server, **requested))
     assert build.request["source"]["gitSource"]["revision"] == "refs/heads/release"
     assert build.document["substitutions"]["_TARGET"] == "production"
 

@@ -35,9 +35,9 @@ def set_beside(server: ApiServer, settings: dict[str, Any]) -> None:
 
 
 def waiting(server: ApiServer) -> str:
-    asked = server.http.post("/v1/projects/p/triggers/ci:run", json={"branchName": "main"})
-    assert asked.status_code == 200, asked.text
-    return str(asked.json()["metadata"]["build"]["id"])
+    requested = server.http.post("/v1/projects/p/triggers/ci:run", json={"branchName": "main"})
+    assert requested.status_code == 200, requested.text
+    return str(requested.json()["metadata"]["build"]["id"])
 
 
 def decide(server: ApiServer, build: str, decision: str) -> int:

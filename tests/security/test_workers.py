@@ -246,10 +246,10 @@ class SlowSecrets(HeldSecrets):
     def __init__(self, **values: str) -> None:
         super().__init__(**values)
         self.let_go = threading.Event()
-        self.asked = threading.Semaphore(0)
+        self.requested = threading.Semaphore(0)
 
     def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
-        self.asked.release()
+        self.requested.release()
         assert self.let_go.wait(60)
         return super().resolve(asker, reference, plan)
 
@@ -274,7 +274,7 @@ def test_a_slow_key_service_takes_no_thread_from_other_requests(tmp_path: Path) 
                     ask = partial(mine.get, f"{path}/secrets", params=lease)
                     waiting += [pool.submit(ask), pool.submit(ask)]
                 for _ in range(8):
-                    assert secrets.asked.acquire(timeout=60)
+                    assert secrets.requested.acquire(timeout=60)
                 assert client.get("/v1/projects/p/builds").status_code == 200
                 assert not any(one.done() for one in waiting)
             finally:

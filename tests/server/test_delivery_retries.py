@@ -44,7 +44,7 @@ class Place:
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self.now = server.context.clock()
-        self.asked: list[str] = []
+        self.requested: list[str] = []
         self.says: Callable[[PullRequestEvent], PullRequestEvent] = self.down
         self.context = replace(server.context, clock=lambda: self.now)
         self.rights: Callable[[], bool] = lambda: True
@@ -58,7 +58,7 @@ class Place:
     def facts(self) -> EventFacts:
         def complete(event: PullRequestEvent) -> PullRequestEvent:
             assert event.repository.host is not None
-            self.asked.append(event.repository.host.pull_request_api("acme/app", event.number))
+            self.requested.append(event.repository.host.pull_request_api("acme/app", event.number))
             return self.says(event)
 
         return EventFacts(complete=complete, may_write=lambda *_: self.rights())
@@ -114,8 +114,8 @@ def test_a_comment_is_obeyed_when_the_forge_answers_again_after_an_hour(place: P
     pauses = [later - earlier for earlier, later in zip([begun, *tries], tries, strict=False)]
     assert pauses[:3] == [timedelta(seconds=s) for s in (30, 60, 120)]
     assert max(pauses) == timedelta(minutes=10)
-    assert set(place.asked) == {API}
-    assert len(place.asked) == len(tries) + 1
+    assert set(place.requested) == {API}
+    assert len(place.requested) == len(tries) + 1
     assert "retry" not in place.told(number)["outcome"]
 
 
@@ -133,7 +133,7 @@ def test_a_delivery_that_waits_says_for_whom_and_until_when(place: Place) -> Non
     assert f"Waits: {DOWN}. Again at" in page
     assert str(DOWN) in place.server.http.get("/deliveries").text
     place.handle()
-    assert len(place.asked) == 1  # it is not due
+    assert len(place.requested) == 1  # it is not due
 
 
 def test_what_waits_too_long_is_given_up_with_the_reason(place: Place) -> None:
@@ -207,7 +207,7 @@ def test_nobody_is_asked_about_a_repository_that_no_trigger_listens_to(place: Pl
     make_trigger(place.server, name="off", disabled=True, **PULL_TRIGGER)
     number = commented(place)
     place.handle()
-    assert place.asked == []
+    assert place.requested == []
     assert place.told(number)["status"] == "handled"
 
 
@@ -226,13 +226,13 @@ class Hanging:
     """A Git server that does not answer until it is told to."""
 
     def __init__(self) -> None:
-        self.asked = threading.Semaphore(0)
+        self.requested = threading.Semaphore(0)
         self.answer = threading.Event()
         self.commits: list[str] = []
 
     def files(self, _url: str, _old: str, new: str, *_: Any) -> tuple[str, ...]:
         self.commits.append(new)
-        self.asked.release()
+        self.requested.release()
         assert self.answer.wait(30)
         return ("src/a",)
 
@@ -264,7 +264,7 @@ def test_a_repository_whose_git_server_hangs_holds_up_no_other_and_keeps_its_ord
     loop = DeliveryLoop(place.context, handler)
     while loop.turn():
         pass
-    assert git.asked.acquire(timeout=30)
+    assert git.requested.acquire(timeout=30)
     assert [place.told(one)["status"] for one in quick] == ["handled"] * 2
     assert {place.told(one)["status"] for one in slow} == {"received"}
     assert pushed(place, "quick", commits[2])
@@ -289,8 +289,8 @@ def test_one_host_takes_its_share_of_those_who_ask_and_no_more(place: Place) -> 
     while loop.turn():
         pass
     for _ in range(4):
-        assert git.asked.acquire(timeout=30)
-    assert not git.asked.acquire(blocking=False)
+        assert git.requested.acquire(timeout=30)
+    assert not git.requested.acquire(blocking=False)
     git.answer.set()
     assert loop.wait_until_idle(30)
     assert len(git.commits) == 6
@@ -299,8 +299,8 @@ def test_one_host_takes_its_share_of_those_who_ask_and_no_more(place: Place) -> 
 def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) -> None:
     git = Hanging()
 
-    def files(url: str, *asked: Any) -> tuple[str, ...]:
-        git.files(url, *asked)
+    def files(url: str, *requested: Any) -> tuple[str, ...]:
+        git.files(url, *requested)
         raise ServerUnavailable("cut short")
 
     listening(place, "slow", includedFiles=["src/**"])
@@ -308,7 +308,7 @@ def test_a_server_that_ends_leaves_what_it_asks_about_to_the_next(place: Place) 
     facts = EventFacts(files=files, stop=git.answer.set)
     loop = DeliveryLoop(place.context, DeliveryHandler(place.context, facts))
     loop.start()
-    assert git.asked.acquire(timeout=30)
+    assert git.requested.acquire(timeout=30)
     loop.stop()
     assert builds(place.server) == []
     assert place.told(number)["status"] == "received"
@@ -329,7 +329,7 @@ def test_what_was_lined_up_when_a_server_ended_is_for_the_next_at_once(place: Pl
     loop = DeliveryLoop(place.context, DeliveryHandler(place.context, facts))
     loop.start()
     for _ in range(4):
-        assert git.asked.acquire(timeout=30)
+        assert git.requested.acquire(timeout=30)
     loop.stop()
     answering = EventFacts(files=lambda *_: ("src/a",))
     again = DeliveryLoop(place.context, DeliveryHandler(place.context, answering))
@@ -357,11 +357,11 @@ def test_what_can_not_be_kept_of_one_delivery_harms_no_other(place: Place) -> No
 def test_a_bug_does_not_end_the_loop(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     claim, failed = SqlDeliveries.claim, threading.Event()
 
-    def claimed(self: SqlDeliveries, **asked: Any) -> list[StoredDelivery]:
+    def claimed(self: SqlDeliveries, **requested: Any) -> list[StoredDelivery]:
         if not failed.is_set():
             failed.set()
             raise ZeroDivisionError
-        return claim(self, **asked)
+        return claim(self, **requested)
 
     monkeypatch.setattr(SqlDeliveries, "claim", claimed)
     make_trigger(place.server)

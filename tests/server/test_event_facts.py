@@ -77,10 +77,10 @@ class Asked:
 
     def facts(self) -> EventFacts:
         return EventFacts(
-            files=lambda *asked: self._answer("files", *asked),
-            message=lambda *asked: self._answer("message", *asked),
-            refs=lambda *asked: self._answer("refs", *asked),
-            may_write=lambda *asked: self._answer("may_write", *asked),
+            files=lambda *requested: self._answer("files", *requested),
+            message=lambda *requested: self._answer("message", *requested),
+            refs=lambda *requested: self._answer("refs", *requested),
+            may_write=lambda *requested: self._answer("may_write", *requested),
         )
 
     def known(self, event: PushEvent | PullRequestEvent) -> KnownEvent:
@@ -88,7 +88,7 @@ class Asked:
 
 
 @pytest.mark.parametrize(
-    ("event", "asked", "where"),
+    ("event", "requested", "where"),
     [
         (push(), trigger(), URL),
         (
@@ -100,10 +100,10 @@ class Asked:
     ],
 )
 def test_a_skip_marker_that_the_payload_does_not_tell_is_honoured(
-    event: PushEvent | PullRequestEvent, asked: BuildTrigger, where: str
+    event: PushEvent | PullRequestEvent, requested: BuildTrigger, where: str
 ) -> None:
     git = Asked(message="change\n\n[ci skip]")
-    verdict = git.known(event).judge(asked, WANTED)
+    verdict = git.known(event).judge(requested, WANTED)
     assert not verdict.fires
     assert verdict.reason == "[ci skip] is in the message of the head commit"
     assert git.questions == [("message", where, NEW)]
@@ -300,10 +300,10 @@ def test_the_forge_is_not_asked_about_comments_that_ask_for_nothing() -> None:
 
 def test_a_forge_that_is_silent_silences_no_other_of_its_kind() -> None:
     now = [0.0]
-    asked = []
+    requested = []
 
     def complete(event: PullRequestEvent) -> PullRequestEvent:
-        asked.append(event.repository.host)
+        requested.append(event.repository.host)
         now[0] += 60
         raise ServerError("no answer")
 
@@ -317,21 +317,21 @@ def test_a_forge_that_is_silent_silences_no_other_of_its_kind() -> None:
             repository=on_host(REPOSITORY, named_forge("gitea", host)),
         )
         assert KnownEvent(event, EventFacts(complete=complete), places).complete()
-    assert asked == [named_forge("gitea", "one.example"), named_forge("gitea", "two.example")]
+    assert requested == [named_forge("gitea", "one.example"), named_forge("gitea", "two.example")]
 
 
 def test_a_fork_that_is_behind_leaves_it_to_the_base_to_tell_what_a_pull_request_changes() -> None:
-    asked = []
+    requested = []
 
     def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
-        asked.append((url, old, new, from_merge_base))
+        requested.append((url, old, new, from_merge_base))
         if url == FORK:
             raise SourceError("no such commit")
         return ("docs/a",)
 
     known = KnownEvent(pull(message="change"), EventFacts(files=files), SilentPlaces())
     assert not known.judge(trigger(events=pulls(), **ONLY_SRC), WANTED).fires
-    assert asked == [(FORK, OLD, NEW, True), (URL, OLD, NEW, True)]
+    assert requested == [(FORK, OLD, NEW, True), (URL, OLD, NEW, True)]
 
 
 def test_a_push_asks_its_own_repository_only() -> None:

@@ -27,13 +27,13 @@ class Forge:
 
     def __init__(self) -> None:
         self.answers: dict[str, tuple[int, bytes]] = {}
-        self.asked: list[tuple[str, str]] = []
+        self.requested: list[tuple[str, str]] = []
         self.headers: dict[str, str] = {}
         forge = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                forge.asked.append((self.path, self.headers.get("Authorization", "")))
+                forge.requested.append((self.path, self.headers.get("Authorization", "")))
                 code, content = forge.answers.get(self.path, (404, b"{}"))
                 self.send_response(code)
                 self.send_header("Content-Length", str(len(content)))
@@ -111,7 +111,7 @@ def test_branches_and_commits_are_asked_for(forge: Forge) -> None:
     assert found.is_fork
     assert found.head_clone_url == f"{forge.url}/eve/app.git"  # whatever the API says
     assert found.comment == "/gcbrun"
-    assert [path for path, _ in forge.asked] == ["/api/v1/repos/acme/app/pulls/7"]
+    assert [path for path, _ in forge.requested] == ["/api/v1/repos/acme/app/pulls/7"]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_on_gitlab_whoever_is_no_member_may_not_write(forge: Forge) -> None:
 def test_each_forge_gets_the_token_in_its_own_way(forge: Forge, kind: str, scheme: str) -> None:
     forge.say_rights(kind, {})
     api(**{token_name(forge.url): "t0ken\n"}).may_write(forge.repository(kind), "7", "eve")
-    assert forge.asked[0][1] == f"{scheme} t0ken"
+    assert forge.requested[0][1] == f"{scheme} t0ken"
 
 
 def test_a_pull_request_of_another_repository_completes_nothing(forge: Forge) -> None:
@@ -158,7 +158,7 @@ def test_the_token_is_that_of_the_host(forge: Forge) -> None:
     forge.say("/pulls/7", PULL)
     tokens = {f"forge-127_0_0_1__3a{forge.port}": "t0ken", "forge-127_0_0_1": "another"}
     api(**tokens).complete(comment(forge, commenter_may_write=True))
-    assert forge.asked[0][1] == "token t0ken"
+    assert forge.requested[0][1] == "token t0ken"
 
 
 @pytest.mark.parametrize(
@@ -210,4 +210,4 @@ def test_a_forge_that_is_down_may_be_up_again(forge: Forge) -> None:
 def test_a_host_that_the_policy_does_not_allow_is_not_asked(forge: Forge) -> None:
     with pytest.raises(ServerError, match="may not ask"):
         ForgeApi(HeldSecrets(), TargetGate(SourcePolicy())).complete(comment(forge))
-    assert forge.asked == []
+    assert forge.requested == []

@@ -746,10 +746,10 @@ def test_calls_that_are_refused_leave_a_trace(
 
 
 def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServer) -> None:
-    asked = []
+    requested = []
 
     def files(url: str, old: str, new: str, from_merge_base: bool) -> tuple[str, ...]:
-        asked.append((url, old, new, from_merge_base))
+        requested.append((url, old, new, from_merge_base))
         return ("docs/a.md",)
 
     make_trigger(server, includedFiles=["src/**"])
@@ -758,7 +758,7 @@ def test_files_are_asked_of_git_where_the_payload_does_not_tell(server: ApiServe
     (verdict,) = delivery(server, number)["outcome"]["events"][0]["verdicts"]
     assert verdict["fires"] is False
     assert verdict["rules"][-1]["name"] == "files"
-    assert asked == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
+    assert requested == [("https://github.com/acme/app.git", OLD, COMMIT, False)]
 
 
 def test_all_of_very_many_triggers_are_asked_and_those_that_matter_are_told_of(
@@ -812,8 +812,8 @@ def test_would_this_fire(server: ApiServer) -> None:
     make_trigger(server, includedFiles=["src/**"])
     path = "/buildrunner/v1/projects/p/triggers/t:test"
 
-    def tried(**asked: Any) -> Any:
-        answer = server.http.post(path, json=asked)
+    def tried(**requested: Any) -> Any:
+        answer = server.http.post(path, json=requested)
         assert answer.status_code == 200, answer.text
         (verdict,) = answer.json()["verdicts"]
         return verdict

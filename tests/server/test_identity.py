@@ -287,8 +287,10 @@ class TokenService(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        asked = {name: values[0] for name, values in parse_qs(body).items()}
-        claims = verified(self.server.issuer, asked["subject_token"], audience=asked["audience"])
+        requested = {name: values[0] for name, values in parse_qs(body).items()}
+        claims = verified(
+            self.server.issuer, requested["subject_token"], audience=requested["audience"]
+        )
         token = {"access_token": f"access of {claims['sub']}", "expires_in": 3600}
         answer = json.dumps({**token, "token_type": "Bearer", "issued_token_type": "x"}).encode()
         self.send_response(200)

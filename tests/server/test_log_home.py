@@ -180,8 +180,8 @@ def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tm
     home.build("remote")
     client = {"headers": {"Authorization": f"Bearer {home.token('worker')}"}, "timeout": 30}
     routes = f"{other.url}/worker/v1/builds"
-    asked = httpx.post(f"{home.url}/worker/v1/builds:claim", json={"worker": "w"}, **client)
-    lease = {"fence": asked.json()["fence"]}
+    requested = httpx.post(f"{home.url}/worker/v1/builds:claim", json={"worker": "w"}, **client)
+    lease = {"fence": requested.json()["fence"]}
     begin = {**lease, "incarnation": "1:1"}
     assert httpx.post(f"{routes}/remote:begin", params=begin, **client).status_code == 200
     sink = LogFileSink(str(tmp_path / "sent"))

@@ -398,8 +398,8 @@ class TestApi:
         found = http.post(f"{self.path}/hook:test", json={}).json()
         assert (found["notifies"], found["status"], found["buildId"]) == (False, "SUCCESS", build)
         assert found["rules"][-1]["text"].startswith("the filter is false")
-        asked = {"buildId": build, "status": "FAILURE"}
-        found = http.post(f"{self.path}/hook:test", json=asked).json()
+        requested = {"buildId": build, "status": "FAILURE"}
+        found = http.post(f"{self.path}/hook:test", json=requested).json()
         assert found["notifies"] is True
         assert found["message"]["body"] == "FAILURE: ci, main (broken)"
         place.turn()
@@ -418,8 +418,8 @@ class TestApi:
                 }
             },
         }
-        asked = {"notifier": notifier}
-        found = place.server.http.post(f"{self.path}:test", json=asked).json()
+        requested = {"notifier": notifier}
+        found = place.server.http.post(f"{self.path}:test", json=requested).json()
         assert found["notifies"] is False
         assert found["problem"] == "template: line 1: there is no field '_NONE'"
         assert place.server.store.notifiers.of_project("p") == {}

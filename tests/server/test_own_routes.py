@@ -42,8 +42,8 @@ def put(http, data):
 def test_a_folder_is_uploaded_once_and_becomes_a_source(http, server):
     data = b"#!/bin/sh\n"
     digest = hashlib.sha256(data).hexdigest()
-    asked = {"sha256": [digest]}
-    assert http.post(f"{OURS}/sources:missing", json=asked).json() == {"missing": [digest]}
+    requested = {"sha256": [digest]}
+    assert http.post(f"{OURS}/sources:missing", json=requested).json() == {"missing": [digest]}
     files = [
         {"path": "d", "directory": True, "mode": 0o755, "mtimeNs": 10**18},
         {"path": "d/run", "mode": 0o755, "sha256": digest, "size": len(data), "mtimeNs": 10**18},
@@ -54,7 +54,7 @@ def test_a_folder_is_uploaded_once_and_becomes_a_source(http, server):
     assert early.json()["error"]["status"] == "FAILED_PRECONDITION"
     assert early.json()["error"]["details"] == [{"missing": [digest]}]
     put(http, data)
-    assert http.post(f"{OURS}/sources:missing", json=asked).json() == {"missing": []}
+    assert http.post(f"{OURS}/sources:missing", json=requested).json() == {"missing": []}
     source = http.post(f"{OURS}/sources/manifests", json={"files": files}).json()["source"]
     storage = source["storageSource"]
     assert storage["bucket"] == "buildrunner-sources"

@@ -26,7 +26,7 @@ class Counts:
         self.statements: list[str] = []
 
     @property
-    def asked(self) -> int:
+    def requested(self) -> int:
         return len(self.statements)
 
     @property
@@ -85,7 +85,7 @@ def test_a_page_of_triggers_asks_as_often_for_many_as_for_few(server: ApiServer)
         page = server.http.get("/triggers?project=p").text
     assert page.count("<tr data-item") == 60
     assert all(f"/builds/p/{build}" in page for build in builds)
-    assert of_many.asked == of_few.asked < 10, of_many.statements
+    assert of_many.requested == of_few.requested < 10, of_many.statements
 
 
 def test_what_waits_for_an_approval_is_looked_at_with_a_question_for_each_trigger(

@@ -50,10 +50,10 @@ class Git:
     def __init__(self, **refs: str) -> None:
         self.refs = {URL: {f"refs/heads/{name}": commit for name, commit in refs.items()}}
         self.refs[OURS] = self.refs[URL]
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def list_refs(self, url: str) -> dict[str, str]:
-        self.asked.append(url)
+        self.requested.append(url)
         if url not in self.refs:
             raise SourceError("no such repository")
         return dict(self.refs[url])
@@ -100,7 +100,7 @@ def test_a_repository_is_looked_at_on_the_forge_that_its_trigger_names(server: A
     git = Git(main=NEW, other=OLD)
     gitlab(server, PUSH)
     look(server, git)
-    assert git.asked == [OURS]
+    assert git.requested == [OURS]
     assert built(server) == [NEW]  # `other` is only remembered: it is seen for the first time
     git.refs[URL]["refs/heads/main"] = NEWEST
     look(server, git)
@@ -142,7 +142,7 @@ def test_where_the_settings_say_that_a_repository_is_wins(server: ApiServer) -> 
     gitlab(server, PUSH)
     git = Git(main=NEW)
     look(server, git, **{"Acme/app": "https://mirror.example.com/app.git"})
-    assert git.asked == ["https://mirror.example.com/app.git"]
+    assert git.requested == ["https://mirror.example.com/app.git"]
 
 
 def test_many_refs_that_moved_are_told_of_in_several_deliveries(server: ApiServer) -> None:
@@ -160,10 +160,10 @@ def test_many_refs_that_moved_are_told_of_in_several_deliveries(server: ApiServe
 
 
 def test_a_git_server_that_tells_no_message_is_not_asked_for_more(server: ApiServer) -> None:
-    asked = []
+    requested = []
 
     def message(_url: str, commit: str) -> str:
-        asked.append(commit)
+        requested.append(commit)
         raise SourceError("no")
 
     make_trigger(server)
@@ -174,7 +174,7 @@ def test_a_git_server_that_tells_no_message_is_not_asked_for_more(server: ApiSer
     git.refs[URL] |= {"refs/heads/main": NEW, "refs/heads/other": NEWEST}
     reconciler.look()
     handle(server)
-    assert len(asked) == 1
+    assert len(requested) == 1
     assert built(server) == [NEW, NEWEST]
 
 
@@ -222,11 +222,11 @@ def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) 
 
 def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: ApiServer) -> None:
     make_trigger(server)
-    asked, stopped = threading.Event(), threading.Event()
+    requested, stopped = threading.Event(), threading.Event()
     used: list[bool] = []
 
     def list_refs(_url: str) -> dict[str, str]:
-        asked.set()
+        requested.set()
         assert stopped.wait(30)
         used.append(bool(server.store.builds.page("p").builds))
         raise SourceError("it was cancelled")
@@ -235,7 +235,7 @@ def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: Api
     context = replace(server.context, repositories={"Acme/app": URL})
     loop = ReconcileLoop(Reconciler(context, remote), 3600)
     loop.start()
-    assert asked.wait(30)
+    assert requested.wait(30)
     loop.stop()
     loop.stop()
     assert used == [False]

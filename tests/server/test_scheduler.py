@@ -218,12 +218,12 @@ def test_a_bug_that_one_trigger_meets_leaves_the_others_firing(
 ) -> None:
     bad = place.trigger({**HOURLY, "name": "bad"})
     place.trigger(HOURLY)
-    asked = TriggerQueue.queue
+    requested = TriggerQueue.queue
 
     def queue(self: TriggerQueue, project: str, document: Any, *rest: Any, **more: Any) -> Any:
         if document["name"] == "bad":
             raise ZeroDivisionError
-        return asked(self, project, document, *rest, **more)
+        return requested(self, project, document, *rest, **more)
 
     monkeypatch.setattr(TriggerQueue, "queue", queue)
     place.at("2026-03-01T01:00")

@@ -350,9 +350,9 @@ class TestOwnBuilds:
         self, server: ApiServer
     ) -> None:
         client, mine = user(server), worker(server)
-        asked = {"tags": ["a"], "substitutions": {"_A": "1"}, "logsBucket": "gs://logs"}
+        requested = {"tags": ["a"], "substitutions": {"_A": "1"}, "logsBucket": "gs://logs"}
         steps = [{"name": "busybox", "args": ["$_A"]}, {"name": "busybox"}]
-        build = create(client, steps=steps, **asked)
+        build = create(client, steps=steps, **requested)
         path, lease = begun(mine)
         before = mine.get(path).json()["document"]
         at = encode_instant(now())
@@ -654,9 +654,9 @@ class TestOwnBuilds:
         while not server.app.state.changes.waiting:
             time.sleep(0.01)
         client.post(f"/v1/projects/p/builds/{build}:cancel", json={})
-        asked = time.monotonic()
+        requested = time.monotonic()
         listens.join()
-        assert heard[0] - asked < 0.2
+        assert heard[0] - requested < 0.2
         renewed = mine.post(f"{path}:renew", params=lease).json()
         assert renewed == {"cancel": "cancelled by user"}
 

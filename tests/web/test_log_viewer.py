@@ -443,13 +443,13 @@ def test_many_builds_are_watched_at_once(page, server):
 
 def test_a_page_that_is_true_is_not_asked_for_again(page, server):
     build = server.build("steady", steps=STEPS).begin()
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested = []
+    page.on("request", lambda request: requested.append(request.url))
     page.goto(f"{server.url}/builds/p/{build.id}")
     with page.expect_request(lambda request: request.url.endswith(f"/builds/p/{build.id}")):
         build.end()  # a page that asked for itself before would have been drawn as working
     expect(page.locator("#build-title .badge")).to_contain_text("success")
-    assert [url.split("?")[0] for url in asked if "/static/" not in url] == [
+    assert [url.split("?")[0] for url in requested if "/static/" not in url] == [
         f"{server.url}/builds/p/{build.id}",
         f"{server.url}{build.path}/events",
         f"{server.url}/builds/p/{build.id}",

@@ -56,7 +56,7 @@ def wanted_event(args: argparse.Namespace) -> Document:
         raise UsageError("either --event FILE or --ref REF must say what happens")
     if args.event:
         return {"hook": args.hook, "event": _read(args.event), "headers": _headers(args.header)}
-    asked: Document = {
+    requested: Document = {
         "ref": args.ref,
         "message": args.message,
         "comment": args.comment,
@@ -65,8 +65,8 @@ def wanted_event(args: argparse.Namespace) -> Document:
         "writer": not args.outsider,
     }
     if args.files is not None:
-        asked["files"] = args.files
-    return asked
+        requested["files"] = args.files
+    return requested
 
 
 def verdict_text(trigger: str, verdict: Document, *, past: bool = False) -> str:

@@ -331,9 +331,9 @@ def _enable(args: argparse.Namespace, client: ServerClient) -> int:
 def _test(args: argparse.Namespace, client: ServerClient) -> int:
     from buildrunner.cli.triggers.calls import verdict_text, wanted_event
 
-    asked = wanted_event(args)
+    requested = wanted_event(args)
     path = trigger_path(args.trigger).removeprefix("/v1")
-    answer = client.call("POST", f"/buildrunner/v1{path}:test", body=asked)
+    answer = client.call("POST", f"/buildrunner/v1{path}:test", body=requested)
     if args.format == "json":
         from buildrunner.cli.terminal.listing import formatted
 

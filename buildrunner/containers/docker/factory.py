@@ -143,10 +143,10 @@ class DockerImageFactory:
 
     def tag(self, image: str, name: str) -> None:
         """See `ImageFactory.tag`."""
-        asked = ImageName.parse(name)
+        requested = ImageName.parse(name)
         try:
             with self._api.client() as client:
-                client.tag(image, asked.repository, asked.tag or "latest")
+                client.tag(image, requested.repository, requested.tag or "latest")
         except Refusal as refusal:
             raise refusal.as_error(f"{image} can't be called {name}") from refusal
 

@@ -40,16 +40,16 @@ class DockerImages:
 
     def find_image(self, name: str) -> ImageInfo | None:
         """See `Images.find_image`."""
-        asked = ImageName.parse(name)
+        requested = ImageName.parse(name)
         try:
             with self._api.client() as client:
-                image = client.inspect_image(asked.reference)
-                if not has_name(image, asked):
+                image = client.inspect_image(requested.reference)
+                if not has_name(image, requested):
                     return None
                 config = image.get("Config") or {}
                 return ImageInfo(
                     id=image["Id"],
-                    digest="" if is_image_id(name) else _digest_of(asked, image),
+                    digest="" if is_image_id(name) else _digest_of(requested, image),
                     size_bytes=image.get("Size", 0),
                     entrypoint=tuple(config.get("Entrypoint") or ()),
                     cmd=tuple(config.get("Cmd") or ()),
@@ -74,10 +74,10 @@ class DockerImages:
 
     def tag_image(self, image: str, name: str) -> bool:
         """See `Images.tag_image`."""
-        asked = ImageName.parse(name)
+        requested = ImageName.parse(name)
         try:
             with self._api.client() as client:
-                return client.tag(image, asked.repository, asked.tag or "latest")
+                return client.tag(image, requested.repository, requested.tag or "latest")
         except Refusal as refusal:
             if refusal.status == 404:
                 return False
@@ -105,11 +105,11 @@ class DockerImages:
         labels: Mapping[str, str] | None = None,
     ) -> str:
         """See `Images.import_image`."""
-        asked = ImageName.parse(name)
+        requested = ImageName.parse(name)
         query = {
             "fromSrc": "-",
-            "repo": asked.repository,
-            "tag": asked.tag or "latest",
+            "repo": requested.repository,
+            "tag": requested.tag or "latest",
             "changes": _import_changes(entrypoint, cmd, env, labels or {}),
         }
         failed = f"the image {name} can't be made"
@@ -180,11 +180,11 @@ def check_is_pulled(name: str) -> None:
     """
     if is_image_id(name):
         return
-    asked = ImageName.parse(name)
-    if asked.familiar.startswith(_MADE_HERE):
+    requested = ImageName.parse(name)
+    if requested.familiar.startswith(_MADE_HERE):
         raise ImagePullError(
             f"{name} is an image that buildrunner makes, and is never pulled",
-            hint=f"buildrunner builders install {asked.familiar.removeprefix(_MADE_HERE)}",
+            hint=f"buildrunner builders install {requested.familiar.removeprefix(_MADE_HERE)}",
         )
 
 
@@ -210,7 +210,7 @@ def _import_changes(
     return changes
 
 
-def has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
+def has_name(image: Mapping[str, Any], requested: ImageName) -> bool:
     """Return whether an image that the engine found has the requested name or id.
 
     Engines take any word of hexadecimal digits for the beginning of an id. Here it must be as long
@@ -218,29 +218,29 @@ def has_name(image: Mapping[str, Any], asked: ImageName) -> bool:
     Podman finds ``docker.io/acme/python`` by the name ``python``, too. With Docker this name means
     one image, and a config that names it must not run another.
     """
-    name = str(asked)
+    name = str(requested)
     if is_image_id(name):
         return True
     names = [*(image.get("RepoTags") or ()), *(image.get("RepoDigests") or ())]
     known = {ImageName.parse(one).familiar for one in names}
     # Podman's own commands name images without a registry below localhost.
-    if asked.familiar in known or f"localhost/{asked.familiar}" in known:
+    if requested.familiar in known or f"localhost/{requested.familiar}" in known:
         return True
     if image["Id"].removeprefix("sha256:").startswith(name):
         return len(name) >= _SHOWN_OF_ID
     return not known
 
 
-def _digest_of(asked: ImageName, image: Mapping[str, Any]) -> str:
+def _digest_of(requested: ImageName, image: Mapping[str, Any]) -> str:
     """Return the digest of the image in the registry of *this* name.
 
     An image can carry digests of several repositories; only the requested one counts.
     """
-    if asked.digest:
-        return asked.digest
+    if requested.digest:
+        return requested.digest
     for entry in image.get("RepoDigests") or ():
         known = ImageName.parse(entry)
-        if known.familiar == asked.familiar:
+        if known.familiar == requested.familiar:
             return known.digest
     return ""
 

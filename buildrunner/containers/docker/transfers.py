@@ -49,13 +49,13 @@ def pull(
     Raises:
         ImagePullError: the pull failed, or ``cancel`` was set.
     """
-    asked = ImageName.parse(name)
-    version = asked.digest or asked.tag or "latest"
-    query = {"fromImage": asked.repository, "tag": version}
+    requested = ImageName.parse(name)
+    version = requested.digest or requested.tag or "latest"
+    query = {"fromImage": requested.repository, "tag": version}
     try:
         auth = ANONYMOUS
         if environ is not None:
-            auth = registry_auth_header(asked.registry, environ, cancel)
+            auth = registry_auth_header(requested.registry, environ, cancel)
         with contextlib.closing(_transfer(api, auth, "/images/create", query, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
@@ -64,7 +64,7 @@ def pull(
     except CredentialsError as error:
         raise ImagePullError(str(error), hint=error.hint) from error
     except TransferFailure as error:
-        raise_pull_error(name, asked, error, api.capabilities())
+        raise_pull_error(name, requested, error, api.capabilities())
 
 
 def push(
@@ -93,14 +93,14 @@ def push(
     Raises:
         ImagePushError: the push failed, or ``cancel`` was set.
     """
-    asked = ImageName.parse(name)
-    tag = asked.tag or "latest"
-    path = f"/images/{quote(asked.repository)}/push"
+    requested = ImageName.parse(name)
+    tag = requested.tag or "latest"
+    path = f"/images/{quote(requested.repository)}/push"
     lines: list[str] = []
     layers: dict[str, str] = {}
     digest = ""
     try:
-        auth = _auth_header(asked, environ, login, cancel)
+        auth = _auth_header(requested, environ, login, cancel)
         with contextlib.closing(_transfer(api, auth, path, {"tag": tag}, cancel)) as events:
             for event in events:
                 on_progress(_progress(name, event))
@@ -116,16 +116,16 @@ def push(
     except CredentialsError as error:
         raise ImagePushError(str(error), unauthorized=True, hint=error.hint) from error
     except TransferFailure as error:
-        raise_push_error(name, asked, error, api.capabilities())
+        raise_push_error(name, requested, error, api.capabilities())
     if not digest:
         raise ImagePushError(
             f"the push of {name} ended without a digest from the registry",
             transient=True,
             hint="Look at the registry's log: it may have refused the manifest.",
         )
-    _confirm(api, auth, f"{asked.repository}:{tag}", digest, cancel)
+    _confirm(api, auth, f"{requested.repository}:{tag}", digest, cancel)
     return PushedImage(
-        name=f"{asked.repository}:{tag}",
+        name=f"{requested.repository}:{tag}",
         digest=digest,
         size_bytes=size_bytes,
         layers_pushed=sum(status == "Pushed" for status in layers.values()),
@@ -368,15 +368,15 @@ class TransferFailure(Exception):
         self.status = status
         self._words = sentence.lower()
 
-    def leave_out(self, asked: ImageName) -> None:
-        """Exclude the names of ``asked`` from the search for words: "geofence" contains "eof"."""
-        path = asked.repository.removeprefix(f"{asked.registry}/")
-        names = {asked.repository, asked.familiar, asked.registry, path} - {
+    def leave_out(self, requested: ImageName) -> None:
+        """Exclude the names of an image from the search for words: "geofence" contains "eof"."""
+        path = requested.repository.removeprefix(f"{requested.registry}/")
+        names = {requested.repository, requested.familiar, requested.registry, path} - {
             *_PERMANENT,
             *_TRANSIENT,
         }
         either = "|".join(re.escape(name.lower()) for name in sorted(names, key=len, reverse=True))
-        tag = rf":{re.escape(asked.tag.lower())}" if asked.tag else ""
+        tag = rf":{re.escape(requested.tag.lower())}" if requested.tag else ""
         self._words = re.sub(
             rf"(?<![\w.-])(?:{either})(?:{tag})?(?![\w-])|/manifests/[^\s\"']+", "", self._words
         )
@@ -419,53 +419,56 @@ def _said(unread: re.Match[str]) -> str:
     return f"the registry answers HTTP {unread['status']}: {words}"
 
 
-def _login(asked: ImageName) -> str:
-    registry = "" if asked.registry == "docker.io" else f" {asked.registry}"
+def _login(requested: ImageName) -> str:
+    registry = "" if requested.registry == "docker.io" else f" {requested.registry}"
     return f"docker login{registry}"
 
 
-def _hint(asked: ImageName, failure: TransferFailure, engine: Capabilities) -> str:
+def _hint(requested: ImageName, failure: TransferFailure, engine: Capabilities) -> str:
     text = str(failure).lower()
     if "server gave http response to https client" in text:
-        return engine.trust_plain_http.format(asked.registry)
+        return engine.trust_plain_http.format(requested.registry)
     if "x509" in text:
-        said = f"The engine does not trust the certificate of {asked.registry}"
+        said = f"The engine does not trust the certificate of {requested.registry}"
         if "unknown authority" not in text:
             return f"{said}."
-        place = f"/etc/docker/certs.d/{asked.registry}/ca.crt"
+        place = f"/etc/docker/certs.d/{requested.registry}/ca.crt"
         return f"{said}: put its authority's into {place}, on the engine's machine."
     if "no matching manifest" in text:
-        return f"{asked.registry} has it for other platforms only than the engine's."
+        return f"{requested.registry} has it for other platforms only than the engine's."
     if "no space left" in text:
         return "The engine's disk is full: docker system df shows what uses it."
     if _NO_DIGEST in text:
         return (
-            f"{asked.registry} answers without the header Docker-Content-Digest: is it a registry, "
-            "and does a proxy before it take the header away?"
+            f"{requested.registry} answers without the header Docker-Content-Digest: is it a "
+            "registry, and does a proxy before it take the header away?"
         )
     if failure.unauthorized:
-        return f"Check the name; if it is private: {_login(asked)}"
+        return f"Check the name; if it is private: {_login(requested)}"
     if failure.transient and _ANSWERED.search(text):
-        return f"{asked.registry} is busy or broken: try again later, or report it to its operator."
+        return (
+            f"{requested.registry} is busy or broken: try again later, "
+            "or report it to its operator."
+        )
     if failure.transient:
-        return f"Is {asked.registry} reachable from the engine's machine?"
+        return f"Is {requested.registry} reachable from the engine's machine?"
     return ""
 
 
-def _login_hint(asked: ImageName) -> str:
-    return f"Log in as a user with write access: {_login(asked)}"
+def _login_hint(requested: ImageName) -> str:
+    return f"Log in as a user with write access: {_login(requested)}"
 
 
 def raise_pull_error(
-    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+    name: str, requested: ImageName, failure: TransferFailure, engine: Capabilities
 ) -> NoReturn:
     """Raise the error of a pull of ``name``, with advice.
 
     A registry may redirect the engine to a service of the machine's network. The answer of that
     service is not shown to the author of the build.
     """
-    failure.leave_out(asked)
-    hint = _hint(asked, failure, engine)
+    failure.leave_out(requested)
+    hint = _hint(requested, failure, engine)
     raise ImagePullError(
         f"the image {name} can't be pulled: {failure.without_answer}",
         transient=failure.transient,
@@ -476,14 +479,14 @@ def raise_pull_error(
 
 
 def raise_push_error(
-    name: str, asked: ImageName, failure: TransferFailure, engine: Capabilities
+    name: str, requested: ImageName, failure: TransferFailure, engine: Capabilities
 ) -> NoReturn:
     """Raise the error of a push of ``name``, with advice."""
-    failure.leave_out(asked)
+    failure.leave_out(requested)
     raise ImagePushError(
         f"the image {name} can't be pushed: {failure}",
         transient=failure.transient,
         unauthorized=failure.unauthorized,
         retry_after_s=failure.retry_after_s,
-        hint=_login_hint(asked) if failure.unauthorized else _hint(asked, failure, engine),
+        hint=_login_hint(requested) if failure.unauthorized else _hint(requested, failure, engine),
     ) from failure

@@ -290,11 +290,11 @@ class NestedEngine(ForwardingEngine):
     def _take_copy(self, image: ImageInfo, cancel: threading.Event) -> None:
         host_id = image.id
         self._note_use((host_id,))
-        asked = [name for name, one in tuple(self._of_host.items()) if one.id == host_id]
+        requested = [name for name, one in tuple(self._of_host.items()) if one.id == host_id]
         known = [
             name for name, one in self._access.ready().images.missing.items() if one == host_id
         ]
-        names = {*asked, *known} - {host_id}
+        names = {*requested, *known} - {host_id}
         self._copied[host_id] = self._ask(lambda _: self._access.copy_image(host_id, names, cancel))
         self.copied_layers.update(image.layers)
 

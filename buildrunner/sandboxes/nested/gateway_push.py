@@ -91,10 +91,10 @@ class GatewayPush:
         Raises:
             ImagePushError: the push failed, was too slow for its size, or ``cancel`` was set.
         """
-        asked = ImageName.parse(name)
-        path = repository_path(asked)
-        tag = asked.tag or "latest"
-        place = registry_place(asked.registry, self._relay.facts())
+        requested = ImageName.parse(name)
+        path = repository_path(requested)
+        tag = requested.tag or "latest"
+        place = registry_place(requested.registry, self._relay.facts())
         found = engine.find_image(name)
         limit_s = _ANSWERS_S + (found.size_bytes if found else 0) / _SLOWEST_BYTES_PER_S
         with (
@@ -116,18 +116,18 @@ class GatewayPush:
                 )
             except ImagePushError as error:
                 raise ImagePushError(
-                    str(error).replace(ours, asked.registry),
+                    str(error).replace(ours, requested.registry),
                     transient=error.transient,
                     unauthorized=error.unauthorized,
                     retry_after_s=error.retry_after_s,
-                    hint=error.hint.replace(ours, asked.registry),
+                    hint=error.hint.replace(ours, requested.registry),
                 ) from error
             finally:
                 with contextlib.suppress(EngineError):
                     engine.untag_image(inner)
         check_pushed(name, pushed, gateway.digest)
-        lines = (line.replace(ours, asked.registry) for line in pushed.log)
-        return replace(pushed, name=f"{asked.repository}:{tag}", log=tuple(lines))
+        lines = (line.replace(ours, requested.registry) for line in pushed.log)
+        return replace(pushed, name=f"{requested.repository}:{tag}", log=tuple(lines))
 
     def digest_of(self, name: str) -> str:
         """Return the digest that the registry has for an image, requested without a login.
@@ -135,14 +135,14 @@ class GatewayPush:
         Raises:
             ImagePushError: the registry refuses, or does not answer within a minute.
         """
-        asked = ImageName.parse(name)
-        place = registry_place(asked.registry, self._relay.facts())
+        requested = ImageName.parse(name)
+        place = registry_place(requested.registry, self._relay.facts())
         with Deadline(_ANSWER_S) as deadline:
             try:
                 with RegistryClient(
-                    place, repository_path(asked), None, self._egress, deadline=deadline
+                    place, repository_path(requested), None, self._egress, deadline=deadline
                 ) as client:
-                    digest = client.digest_of(asked.tag or "latest")
+                    digest = client.digest_of(requested.tag or "latest")
                 if deadline.is_over:  # a closed connection may look like the end of the answer
                     raise httpx.ReadTimeout(f"no answer within {_ANSWER_S:g} s")
             except BuildrunnerError as error:
@@ -182,11 +182,11 @@ def registry_place(registry: str, facts: HostFacts) -> RegistryPlace:
     return RegistryPlace(registry=registry, insecure=tuple(insecure), proxies=facts.proxies)
 
 
-def repository_path(asked: ImageName) -> str:
+def repository_path(requested: ImageName) -> str:
     """Return the name of the repository in its registry."""
-    if asked.registry == "docker.io":
-        return asked.familiar if "/" in asked.familiar else f"library/{asked.familiar}"
-    return asked.repository.removeprefix(f"{asked.registry}/")
+    if requested.registry == "docker.io":
+        return requested.familiar if "/" in requested.familiar else f"library/{requested.familiar}"
+    return requested.repository.removeprefix(f"{requested.registry}/")
 
 
 @contextlib.contextmanager

@@ -72,8 +72,8 @@ def is_registry(port: int) -> bool:
 def token_ports(port: int) -> set[int]:
     """Return the loopback ports to which the registry sends clients for a token."""
     headers = _answer(port, "/v2/", whole=False).splitlines()
-    asked = [line for line in headers if line.lower().startswith(b"www-authenticate: bearer ")]
-    return loopback_ports(b" ".join(asked).decode("latin-1")) - {port}
+    requested = [line for line in headers if line.lower().startswith(b"www-authenticate: bearer ")]
+    return loopback_ports(b" ".join(requested).decode("latin-1")) - {port}
 
 
 def _answer(port: int, path: str, *, whole: bool) -> bytes:

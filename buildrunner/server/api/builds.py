@@ -18,7 +18,7 @@ from buildrunner.errors import Conflict, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import (
-    as_asked,
+    as_requested,
     build_of_operation,
     build_response,
     id_of_operation,
@@ -99,7 +99,7 @@ def router(context: ServerContext) -> APIRouter:
             page_token=parameter(request, "pageToken"),
         )
         answer: dict[str, Any] = {
-            "builds": [as_asked(request, Build, shown_build(b.document)) for b in page.builds]
+            "builds": [as_requested(request, Build, shown_build(b.document)) for b in page.builds]
         }
         if page.next_page_token:
             answer["nextPageToken"] = page.next_page_token

@@ -91,9 +91,11 @@ def notifiers_router(context: ServerContext) -> APIRouter:
         body: Any = Depends(body_of),
     ) -> Response:
         """Test the notifier in the body (``notifier``), which is not stored."""
-        asked = as_mapping(body)
-        document = member(asked, "notifier")
-        return json_response(tests.tried(access.project_of(request), as_mapping(document), asked))
+        requested = as_mapping(body)
+        document = member(requested, "notifier")
+        return json_response(
+            tests.tried(access.project_of(request), as_mapping(document), requested)
+        )
 
     def send(
         request: Request,
@@ -104,8 +106,8 @@ def notifiers_router(context: ServerContext) -> APIRouter:
         """Send a notifier's message about a build, even if its rules do not match."""
         project = access.project_of(request)
         note_target(request, project, notifier)
-        asked = as_mapping(body)
-        return json_response(tests.sent(project, tests.kept(project, notifier), asked))
+        requested = as_mapping(body)
+        return json_response(tests.sent(project, tests.kept(project, notifier), requested))
 
     test_body = documented(body="NotifierTest")
     for path, answer, method, extra in (
@@ -140,7 +142,7 @@ class _Tests:
         except NotFound as error:
             raise ApiError(404, str(error)) from error
 
-    def tried(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
+    def tried(self, project: str, document: dict[str, Any], requested: dict[str, Any]) -> Any:
         """Return the result of a notifier's test with a build.
 
         Raises:
@@ -148,7 +150,7 @@ class _Tests:
             ConfigError: the notifier is invalid.
         """
         self.words.check(project, document)
-        facts = self._service.facts(project, self._build(project, asked))
+        facts = self._service.facts(project, self._build(project, requested))
         said = self._said(project, document, facts, key="test")
         return {
             "buildId": str(facts.build.get("id", "")),
@@ -167,13 +169,13 @@ class _Tests:
         now = self._context.clock()
         return self.words.of(project, document, facts, key=key, now=now, in_any_case=True)
 
-    def sent(self, project: str, document: dict[str, Any], asked: dict[str, Any]) -> Any:
+    def sent(self, project: str, document: dict[str, Any], requested: dict[str, Any]) -> Any:
         """Put a notifier's message about a build into the outbox, and return the message.
 
         Raises:
             ApiError: there is no such build, or the template fails.
         """
-        facts = self._service.facts(project, self._build(project, asked))
+        facts = self._service.facts(project, self._build(project, requested))
         key = f"test/{self._context.new_id()}"
         said = self._said(project, document, facts, key=key)
         if said.get("problem"):
@@ -191,14 +193,14 @@ class _Tests:
         kept = self._context.store.outbox.put(new, now=self._context.clock())
         return shown_message(kept)
 
-    def _build(self, project: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _build(self, project: str, requested: dict[str, Any]) -> dict[str, Any]:
         """Return the build with the requested id, or the newest; in the requested status, if any.
 
         Raises:
             ApiError: the status is unknown, or there is no such build.
         """
         store = self._context.store
-        wanted, status = str(asked.get("buildId", "")), str(asked.get("status", ""))
+        wanted, status = str(requested.get("buildId", "")), str(requested.get("status", ""))
         if status and status not in Status.__members__:
             known = ", ".join(Status.__members__)
             raise invalid_argument(

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
-from buildrunner.server.http.answers import as_asked, json_response, operation_response
+from buildrunner.server.http.answers import as_requested, json_response, operation_response
 from buildrunner.server.http.bodies import as_mapping, build_body, json_body, member
 from buildrunner.server.http.errors import (
     ApiError,
@@ -196,7 +196,7 @@ def router(context: ServerContext) -> APIRouter:
 
 
 def _shown(request: Request, document: Document) -> Document:
-    return as_asked(request, BuildTrigger, git_address.masked_trigger(document))
+    return as_requested(request, BuildTrigger, git_address.masked_trigger(document))
 
 
 def _forge_settings(request: Request) -> Document:

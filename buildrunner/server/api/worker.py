@@ -94,7 +94,7 @@ def _routes_of_leases(
     small = Depends(raw_body(context, context.settings.max_body_bytes))
 
     async def claim(
-        asked: Request, worker: WorkerIdentity = worker, body: bytes = small
+        requested: Request, worker: WorkerIdentity = worker, body: bytes = small
     ) -> Response:
         """Claim a build; 204 if there is none for the worker within ``waitS`` seconds."""
         request = _decoded(body, ClaimRequest)
@@ -104,7 +104,7 @@ def _routes_of_leases(
             min(request.wait_s, _LONGEST_WAIT_S),
             line=(worker, request.build_id, request.isolation),
             caller=_caller(worker),
-            is_gone=asked.is_disconnected,
+            is_gone=requested.is_disconnected,
         )
         return Response(status_code=204) if stored is None else json_response(stored)
 

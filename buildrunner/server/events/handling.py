@@ -417,8 +417,8 @@ def _needed_by(project: str) -> Iterator[None]:
     """Add the project whose trigger needs the answer to a `MustAsk`."""
     try:
         yield
-    except MustAsk as asked:
-        raise MustAsk(asked.place, project) from asked
+    except MustAsk as requested:
+        raise MustAsk(requested.place, project) from requested
 
 
 class ReportedEvent:
@@ -486,20 +486,20 @@ def tried_again_at(outcome: dict[str, Any]) -> datetime | None:
 
 
 def tried(
-    context: ServerContext, known: KnownTrigger, asked: Mapping[str, Any]
+    context: ServerContext, known: KnownTrigger, requested: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Return the verdicts of a trigger on hypothetical events. Builds nothing.
 
     Args:
         context: the server's context.
         known: the trigger.
-        asked: see `trial_events`.
+        requested: see `trial_events`.
 
     Raises:
-        BadDelivery: ``asked`` describes no possible event.
+        BadDelivery: ``requested`` describes no possible event.
         Busy: the project has too many running filters.
     """
-    events = trial_events(known.trigger, asked, known.repository, hook_bindings(context.store))
+    events = trial_events(known.trigger, requested, known.repository, hook_bindings(context.store))
     filters = BoundedFilters(context.calls, known.project, waits=False)
     verdicts = []
     for event in events:

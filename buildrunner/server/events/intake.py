@@ -273,10 +273,10 @@ class HookIntake:
         try:
             async with read() as body:
                 sent = WebhookRequest(headers, body)
-                asked = (replace(delivery, body=body), forge, sent, secret)
+                requested = (replace(delivery, body=body), forge, sent, secret)
                 if len(body) < QUICK_BYTES:  # faster than passing it to a thread
-                    return self._judged(*asked)
-                return await run_in_threadpool(self._judged, *asked)
+                    return self._judged(*requested)
+                return await run_in_threadpool(self._judged, *requested)
         except ApiError as error:
             await self._refusals.record(delivery, str(error))
             raise

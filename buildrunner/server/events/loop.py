@@ -107,8 +107,8 @@ class DeliveryLoop:
                 continue
             try:
                 handled.append((delivery, self._handled(delivery)))
-            except MustAsk as asked:
-                self._slow.add(delivery.number, asked.place, asked.project)
+            except MustAsk as requested:
+                self._slow.add(delivery.number, requested.place, requested.project)
                 slow_lanes |= {delivery.lane} - {""}
             # A delivery was slow: store the outcomes so far without further delay.
             if time.monotonic() - begun > _SAVED_AFTER_S:

@@ -50,7 +50,9 @@ def shown_build(document: dict[str, Any]) -> dict[str, Any]:
     return {**document, "logsBucket": f"gs://{LOGS_BUCKET}"}
 
 
-def as_asked(request: Request, message: type[Message], document: dict[str, Any]) -> dict[str, Any]:
+def as_requested(
+    request: Request, message: type[Message], document: dict[str, Any]
+) -> dict[str, Any]:
     """Return a document with its enums in the requested form."""
     return rewritten(message, document, enum_numbers=wants_enum_numbers(request))
 
@@ -58,7 +60,7 @@ def as_asked(request: Request, message: type[Message], document: dict[str, Any])
 def build_response(request: Request, document: dict[str, Any]) -> Response:
     """Return a Build as an answer."""
     document = without_stream(document, request.headers.get("user-agent", ""))
-    return json_response(as_asked(request, Build, shown_build(document)))
+    return json_response(as_requested(request, Build, shown_build(document)))
 
 
 def operation_response(request: Request, document: dict[str, Any]) -> Response:

@@ -98,7 +98,7 @@ class BuildWatch:
         pause = _LOOK_WAITING_S if self.state.status in _WAITING else _LOOK_WORKING_S
         return now - self.asked_at >= (_LOOK_SOON_S if now < self._soon_until else pause)
 
-    def asked(self, now: float) -> None:
+    def requested(self, now: float) -> None:
         """Record that the store is being queried."""
         self.asked_at = now
 
@@ -166,7 +166,7 @@ class BuildWatches:
         due = [watch for watch in self._watches.values() if watch.is_due(now)]
         due = sorted(due, key=lambda watch: watch.asked_at)[:_ASKED_AT_ONCE]
         for watch in due:
-            watch.asked(now)
+            watch.requested(now)
         if due:
             for watch, state in await run_in_threadpool(self._ask_all, due):
                 watch.learn(state)

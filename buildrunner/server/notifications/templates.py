@@ -76,8 +76,8 @@ def check_template(text: str, kind: str, names: frozenset[str]) -> None:
     if kind == GOLANG:
         return
     environment = _environment("")
-    asked = find_undeclared_variables(environment.parse(text))
-    for name in sorted(asked - names - environment.globals.keys()):
+    requested = find_undeclared_variables(environment.parse(text))
+    for name in sorted(requested - names - environment.globals.keys()):
         hint = suggestion(name, names)
         raise TemplateProblem(f"there is no name {name}{f'; {hint}' if hint else ''}")
 

@@ -183,9 +183,9 @@ class Provisioner:
 
     def _fitting(self, waiting: list[WaitingBuild]) -> frozenset[str]:
         """Return the ids of builds that a spare Pod can run."""
-        asked = [one.id for one in waiting if self._pools[one.pool].spare]
-        self._fits = {one: fits for one, fits in self._fits.items() if one in set(asked)}
-        for build_id in asked[:_LOOKED_AT]:
+        requested = [one.id for one in waiting if self._pools[one.pool].spare]
+        self._fits = {one: fits for one, fits in self._fits.items() if one in set(requested)}
+        for build_id in requested[:_LOOKED_AT]:
             if build_id not in self._fits:
                 try:
                     stored = self._store.builds.find(build_id)

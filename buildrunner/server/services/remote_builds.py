@@ -579,13 +579,13 @@ def _fetched(source: Source | None, sent: SourceProvenance | None) -> SourceProv
         generation = files.generation or (listed.generation if listed else 0)
         resolved_files = replace(files, generation=generation)
         return SourceProvenance(resolved_storage_source_manifest=resolved_files)
-    asked = (source.repo_source, source.connected_repository, source.git_source)
+    requested = (source.repo_source, source.connected_repository, source.git_source)
     resolved_by = (
         sent.resolved_repo_source,
         sent.resolved_connected_repository,
         sent.resolved_git_source,
     )
-    for wanted, found_there in zip(asked, resolved_by, strict=True):
+    for wanted, found_there in zip(requested, resolved_by, strict=True):
         if wanted is None:
             continue
         commit = _commit(wanted)

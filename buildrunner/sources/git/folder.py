@@ -58,8 +58,8 @@ def commit_of_folder(folder: str) -> FolderCommit | None:
     git = _without_programs(GitCommand(parse_git_url(root), environment=_NO_TRANSPORT), root)
     head: dict[str, str] = {}
     changed = False
-    asked = ("status", "--porcelain=v2", "--branch", "--ignore-submodules=all")
-    status = git.run(*asked, folder=root, timeout_s=_STATUS_LIMIT_S)
+    requested = ("status", "--porcelain=v2", "--branch", "--ignore-submodules=all")
+    status = git.run(*requested, folder=root, timeout_s=_STATUS_LIMIT_S)
     for line in status.splitlines():
         if line.startswith("# branch."):
             name, _, value = line.removeprefix("# branch.").partition(" ")

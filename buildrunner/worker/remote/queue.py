@@ -205,9 +205,9 @@ class RemoteQueue(BuildQueue):
             InvalidRecord: the server refuses the data, or has no such operation.
         """
         path = f"/worker/v1/builds/{lease.build_id}{operation}"
-        asked = {"fence": lease.fence, **(query or {})}
+        requested = {"fence": lease.fence, **(query or {})}
         try:
-            return self.ask(method, path, query=asked, content=content, answer_s=answer_s)
+            return self.ask(method, path, query=requested, content=content, answer_s=answer_s)
         # For a build that is not held, the server answers as for a lost lease.
         except NotFound as error:
             raise InvalidRecord(f"{method} {path}: {error}", hint=_SAME_VERSION) from error

@@ -101,8 +101,8 @@ def saying(*answers):
         def serve():
             for answer in answers:
                 with listener.accept()[0] as peer:
-                    with peer.makefile("rb") as asked:
-                        while asked.readline().strip():
+                    with peer.makefile("rb") as requested:
+                        while requested.readline().strip():
                             pass
                     peer.sendall(answer)
 

@@ -136,7 +136,7 @@ DOCKER = "gcr.io/cloud-builders/docker"
 
 
 @pytest.mark.parametrize(
-    ("asked", "present", "served"),
+    ("requested", "present", "served"),
     [
         (DOCKER, {OURS: "1"}, True),
         (f"{DOCKER}:20.10.24", {OURS: "1"}, True),
@@ -149,7 +149,7 @@ DOCKER = "gcr.io/cloud-builders/docker"
     ],
 )
 def test_a_builder_serves_only_where_it_is_installed_and_the_real_one_is_not(
-    asked: str, present: dict[str, str], served: bool
+    requested: str, present: dict[str, str], served: bool
 ) -> None:
-    expected = {asked: OURS} if served else {}
-    assert installed_aliases([asked, asked], present.get) == expected
+    expected = {requested: OURS} if served else {}
+    assert installed_aliases([requested, requested], present.get) == expected

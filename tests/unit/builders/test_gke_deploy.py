@@ -113,8 +113,8 @@ def test_the_image_is_deployed_by_its_digest(bench: Bench, image: str) -> None:
     wanted = image if "@" in image else f"{IMAGE}@{DIGEST}"
     assert (first, second) == (wanted, wanted)
     assert proxy == f"{IMAGE}-proxy:1"
-    asked = [call for call in bench.calls if call[0] == "skopeo"]
-    assert [call[-1] for call in asked] == ([] if "@" in image else [f"docker://{image}"])
+    requested = [call for call in bench.calls if call[0] == "skopeo"]
+    assert [call[-1] for call in requested] == ([] if "@" in image else [f"docker://{image}"])
 
 
 def test_labels_and_annotations_are_added_and_selectors_stay(bench: Bench) -> None:
@@ -226,8 +226,10 @@ def test_run_applies_the_expanded_configs_and_waits_until_they_are_ready(bench: 
     applied = [call[-1] for call in bench.calls if call[:2] == ["kubectl", "apply"]]
     assert [one["kind"] for one in applied] == ["Namespace", "Deployment", "ConfigMap"]
     assert images_of({"Deployment": applied[1]})[0] == f"{IMAGE}@{DIGEST}"
-    asked = [call for call in bench.calls if call[:3] == ["kubectl", "get", "Deployment.v1.apps"]]
-    assert len(asked) == 3
+    requested = [
+        call for call in bench.calls if call[:3] == ["kubectl", "get", "Deployment.v1.apps"]
+    ]
+    assert len(requested) == 3
     table = [line.split() for line in done.stdout.splitlines()]
     assert ["NAMESPACE", "KIND", "NAME", "READY", "ADDRESS"] in table
     assert ["default", "Deployment", "app", "Yes"] in table

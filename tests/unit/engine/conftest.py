@@ -60,10 +60,10 @@ class MemorySink:
 class Secrets:
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
-        self.asked: list[str] = []
+        self.requested: list[str] = []
 
     def resolve(self, reference: SecretReference, plan: object = None) -> str:
-        self.asked.append(reference.name)
+        self.requested.append(reference.name)
         if reference.name not in self._values:
             raise SecretError(f"no secret {reference.name}")
         return self._values[reference.name]

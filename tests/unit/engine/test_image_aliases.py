@@ -23,7 +23,7 @@ def test_a_registry_with_a_port_is_no_tag(name: str, parts: tuple[str, str]) -> 
 
 
 @pytest.mark.parametrize(
-    ("asked", "serving"),
+    ("requested", "serving"),
     [
         (DOCKER, "docker:cli"),
         (f"{DOCKER}:latest", "docker:cli"),
@@ -32,10 +32,10 @@ def test_a_registry_with_a_port_is_no_tag(name: str, parts: tuple[str, str]) -> 
         ("busybox", "busybox"),
     ],
 )
-def test_the_very_name_wins_over_its_repository(asked: str, serving: str) -> None:
-    served = serve_image(asked, {DOCKER: "docker:cli", f"{DOCKER}:19.03": "docker:19"})
+def test_the_very_name_wins_over_its_repository(requested: str, serving: str) -> None:
+    served = serve_image(requested, {DOCKER: "docker:cli", f"{DOCKER}:19.03": "docker:19"})
     assert served.serving == serving
-    assert served.note == ("" if asked == serving else f" (alias of {serving})")
+    assert served.note == ("" if requested == serving else f" (alias of {serving})")
     assert not served.drops_program
 
 

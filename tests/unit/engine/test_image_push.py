@@ -14,15 +14,15 @@ NAME = "r.test:5000/app:v1"
 
 
 @pytest.mark.parametrize(
-    ("asked", "waited"), [([0.0], [0.0]), ([7.0, 0.0], [7.0, 0.0]), ([3600.0], [60.0])]
+    ("requested", "waited"), [([0.0], [0.0]), ([7.0, 0.0], [7.0, 0.0]), ([3600.0], [60.0])]
 )
 def test_a_registry_that_asks_for_time_gets_it_within_reason(
-    asked: list[float], waited: list[float]
+    requested: list[float], waited: list[float]
 ) -> None:
     engine = FakeEngine()
     engine.add_image(NAME)
     engine.push_errors = {
-        NAME: [ImagePushError("429", transient=True, retry_after_s=one) for one in asked]
+        NAME: [ImagePushError("429", transient=True, retry_after_s=one) for one in requested]
     }
     halt = Halt()
     clock = HastyClock()

@@ -164,7 +164,7 @@ def test_a_secret_reaches_its_step_and_never_the_log() -> None:
     assert "Step #0: it is ***" in build.sink.lines
     assert "Step #1: still ***" in build.sink.lines
     assert outcome.steps[1].output == b"***"
-    assert build.secrets.asked == [reference.name]
+    assert build.secrets.requested == [reference.name]
 
 
 # -- deployments -------------------------------------------------------------------------------
@@ -316,17 +316,17 @@ def test_a_bug_that_quotes_a_secret_is_reported_without_it() -> None:
 
 
 def test_a_cancelled_build_waits_for_nobody_who_looks_for_secrets() -> None:
-    asked, released = threading.Event(), threading.Event()
+    requested, released = threading.Event(), threading.Event()
 
     class Slow(Secrets):
         def resolve(self, reference: SecretReference, plan: object = None) -> str:
-            asked.set()
+            requested.set()
             released.wait(60)
             return "too late"
 
     build = Build(step(0, secrets=(SecretReference(env="KEY", kind="secretManager", name="n"),)))
     build.secrets = Slow({})
-    canceller = threading.Thread(target=lambda: asked.wait(60) and build.cancel.cancel())
+    canceller = threading.Thread(target=lambda: requested.wait(60) and build.cancel.cancel())
     canceller.start()
     assert build.run().status is Status.CANCELLED
     assert not released.is_set()

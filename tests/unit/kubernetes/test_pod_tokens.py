@@ -171,10 +171,10 @@ def test_keys_that_the_cluster_has_no_more_are_forgotten_in_an_hour(cluster, api
 
 def test_while_one_request_reads_new_keys_others_do_not_wait(cluster, api, signer):
     now = [100.0]
-    asked, answer = threading.Event(), threading.Event()
+    requested, answer = threading.Event(), threading.Event()
 
     def slowly():
-        asked.set()
+        requested.set()
         assert answer.wait(30)
         return api.account_keys()
 
@@ -183,18 +183,18 @@ def test_while_one_request_reads_new_keys_others_do_not_wait(cluster, api, signe
     token, found = signer.sign(claims()), []
     first = threading.Thread(target=lambda: found.append(verify(token)))
     first.start()
-    assert asked.wait(30)
+    assert requested.wait(30)
     with pytest.raises(KubernetesError, match="not read yet"):
         verify(token)
     answer.set()
     first.join()
     assert found[0] is not None
-    asked.clear()
+    requested.clear()
     answer.clear()
     now[0] += 3601
     again = threading.Thread(target=lambda: found.append(verify(token)))
     again.start()
-    assert asked.wait(30)
+    assert requested.wait(30)
     assert verify(token) is not None
     answer.set()
     again.join()

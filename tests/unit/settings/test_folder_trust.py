@@ -167,14 +167,14 @@ def test_trust_is_for_one_folder_under_all_its_names(place, tmp_path):
 
 def test_a_confirmation_counts_for_this_time_only(place):
     place.write('[project]\nid = "a"')
-    asked = []
+    requested = []
 
     def confirm(file):
-        asked.append(file.needs)
+        requested.append(file.needs)
         return True
 
     assert place.load(confirm=confirm).project_id == "a"
-    assert asked == [{"project.id": "builds are of the project a"}]
+    assert requested == [{"project.id": "builds are of the project a"}]
     with pytest.raises(UntrustedFile):
         place.load()
 

@@ -330,12 +330,12 @@ class TestRaces:
         monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
         monkeypatch.setenv("GIT_CONFIG_KEY_0", "protocol.version")
         monkeypatch.setenv("GIT_CONFIG_VALUE_0", "0")
-        asked: list[str] = []
+        requested: list[str] = []
         seen: list[str] = []
 
         def rewrite(request: str) -> None:
-            asked.append(request)
-            if len(asked) == 2:  # the first one resolves, the second one fetches
+            requested.append(request)
+            if len(requested) == 2:  # the first one resolves, the second one fetches
                 git(repository.work, "commit", "-q", "--amend", "-m", "rewritten")
                 seen.append(repository.commit({"README": b"rewritten\n"}))
                 repository.push("main")

@@ -198,7 +198,7 @@ class TestLfs:
         checkout = fetch(http.url(), cache, token, lfs=True)
         assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
         assert "secret-token" not in (Path(checkout.folder) / ".git/config").read_text()
-        asked = sum("/lfs/" in request for request in http.requests)
+        requested = sum("/lfs/" in request for request in http.requests)
         again = fetch(http.url(), cache, token, lfs=True)
         assert again.folder == checkout.folder
         checkout.release()
@@ -207,7 +207,7 @@ class TestLfs:
         repository.push("main")
         moved = fetch(http.url(), cache, token, lfs=True)
         assert (Path(moved.folder) / "big file.bin").read_bytes() == self.CONTENT
-        assert sum("/lfs/" in request for request in http.requests) == asked
+        assert sum("/lfs/" in request for request in http.requests) == requested
 
     def test_the_server_that_a_link_names_is_not_asked(
         self, repository: Repository, http: HttpServer, cache: Path, tracked: str
@@ -251,8 +251,8 @@ class TestLfs:
         http.lfs_objects = {tracked: self.CONTENT}
         checkout = fetch(http.url(), cache, lfs=True)
         assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
-        asked = {request.split()[1] for request in http.requests if "/lfs/" in request}
-        assert asked == {
+        requested = {request.split()[1] for request in http.requests if "/lfs/" in request}
+        assert requested == {
             "/store/info/lfs/objects/batch",
             f"/store/info/lfs/objects/{tracked}",
         }
@@ -306,8 +306,8 @@ class TestProvenance:
         return fetch_git(request, mirror=GitMirror(str(cache)), cancel=threading.Event())
 
     def test_of_a_git_source(self, repository: Repository, cache: Path, tip: str):
-        asked = GitSource(url=str(repository.path), revision="main", dir="sub")
-        checkout = self._fetch(Source(git_source=asked), repository, cache)
+        requested = GitSource(url=str(repository.path), revision="main", dir="sub")
+        checkout = self._fetch(Source(git_source=requested), repository, cache)
         assert checkout.provenance.resolved_git_source == GitSource(
             url=str(repository.path), revision=tip, dir="sub"
         )
@@ -318,8 +318,8 @@ class TestProvenance:
     def test_of_a_repo_source(
         self, repository: Repository, cache: Path, tip: str, field: str, branch: str, tag: str
     ):
-        asked = RepoSource(repo_name="shop", dir="sub", **{field: branch or tag})
-        checkout = self._fetch(Source(repo_source=asked), repository, cache)
+        requested = RepoSource(repo_name="shop", dir="sub", **{field: branch or tag})
+        checkout = self._fetch(Source(repo_source=requested), repository, cache)
         assert checkout.provenance.resolved_repo_source == RepoSource(
             repo_name="shop", dir="sub", commit_sha=tip
         )
@@ -328,13 +328,13 @@ class TestProvenance:
 
     def test_a_branch_name_is_no_tag(self, repository: Repository, cache: Path, tip: str):
         assert tip
-        asked = Source(repo_source=RepoSource(repo_name="shop", branch_name="v1"))
+        requested = Source(repo_source=RepoSource(repo_name="shop", branch_name="v1"))
         with pytest.raises(SourceError, match="has no revision 'v1'"):
-            self._fetch(asked, repository, cache)
+            self._fetch(requested, repository, cache)
 
     def test_of_a_connected_repository(self, repository: Repository, cache: Path, tip: str):
-        asked = ConnectedRepository(repository="projects/x", revision="main")
-        checkout = self._fetch(Source(connected_repository=asked), repository, cache)
+        requested = ConnectedRepository(repository="projects/x", revision="main")
+        checkout = self._fetch(Source(connected_repository=requested), repository, cache)
         found = checkout.provenance.resolved_connected_repository
         assert found == ConnectedRepository(repository="projects/x", revision=tip)
 

@@ -37,10 +37,10 @@ class Names:
 
     def __init__(self, *answers):
         self.answers = list(answers)
-        self.asked = []
+        self.requested = []
 
     def __call__(self, host):
-        self.asked.append(host)
+        self.requested.append(host)
         return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
 
 
@@ -66,7 +66,7 @@ def test_a_name_is_looked_up_once_and_git_is_told_what_was_found():
     gate = SourceGate(SourcePolicy(), names)
     assert gate.allows("git.example.com")
     assert gate.allows("git.example.com")
-    assert names.asked == ["git.example.com"]
+    assert names.requested == ["git.example.com"]
     resolve = "http.curloptResolve"
     assert gate.pin("https://git.example.com/x.git") == (resolve, f"git.example.com:443:{PUBLIC}")
     assert gate.pin("http://git.example.com:8080/x") == (resolve, f"git.example.com:8080:{PUBLIC}")
@@ -81,7 +81,7 @@ def test_what_is_allowed_by_name_needs_no_look_up():
     names = Names(["10.0.0.1"])
     for policy in (SourcePolicy(hosts=("git.inner.test",)), SourcePolicy(private=True)):
         assert SourceGate(policy, names).allows("git.inner.test")
-    assert names.asked == []
+    assert names.requested == []
     assert not SourceGate(SourcePolicy(), names).allows("127.0.0.1")
     assert not SourceGate(SourcePolicy(), names).allows("localhost")
     assert not SourceGate(SourcePolicy(), names).allows("")
@@ -120,8 +120,8 @@ def test_no_dot_behind_a_name_has_git_look_it_up_again(tmp_path, url):
 def test_the_host_of_a_submodule_is_pinned_as_it_is_written(tmp_path):
     git = git_for(SourcePolicy(), tmp_path)
     git.check_host(f"git://me@{NAME.upper()}/x.git")
-    asked = f"git://me@{NAME.upper()}/x.git"
-    assert git.run("ls-remote", "--get-url", asked).strip() == f"git://{PUBLIC}:9418/x.git"
+    requested = f"git://me@{NAME.upper()}/x.git"
+    assert git.run("ls-remote", "--get-url", requested).strip() == f"git://{PUBLIC}:9418/x.git"
 
 
 @pytest.fixture
@@ -256,18 +256,18 @@ def test_git_lfs_connects_to_the_address_that_was_judged(tmp_path, lfs, monkeypa
 def test_no_lfs_server_leads_to_a_host_that_is_not_allowed(
     tmp_path, lfs, monkeypatch, host, scheme
 ):
-    asked = []
+    requested = []
     judge = GitCommand.addresses_of
 
     def addresses_of(git, url):
-        asked.append(url)
+        requested.append(url)
         return judge(git, url)
 
     monkeypatch.setattr(GitCommand, "addresses_of", addresses_of)
     with pytest.raises(SourceError):
         fetch_lfs(tmp_path, lfs, f"{scheme}://{host}", monkeypatch)
     assert any("/lfs/objects/batch" in request for request in lfs[0].requests)
-    assert any(url.startswith(f"{scheme}://{host}") for url in asked)
+    assert any(url.startswith(f"{scheme}://{host}") for url in requested)
 
 
 class Victim(ThreadingHTTPServer):

@@ -231,9 +231,9 @@ def test_only_uploaded_archives_of_a_project_are_its_uploads(name, is_upload):
     assert is_upload_of("p", name) == is_upload
 
 
-def read(tmp_path, name, project="p", bucket=UPLOADS_BUCKET, asked=None):
+def read(tmp_path, name, project="p", bucket=UPLOADS_BUCKET, requested=None):
     store = UploadedSource(str(tmp_path), project, StorageSource(object=name))
-    found = store.find(bucket, asked or name)
+    found = store.find(bucket, requested or name)
     return b"".join(store.read(found, 0, threading.Event()))
 
 
@@ -244,7 +244,7 @@ def test_a_build_reads_the_archive_that_is_its_source_and_nothing_else(uploads, 
     other = uploads.pack("p", [a_file("f", b"other")])
     assert read(tmp_path, own) == (tmp_path / own).read_bytes()
     for refused in (
-        {"asked": other},
+        {"requested": other},
         {"project": "q"},
         {"bucket": "elsewhere"},
     ):

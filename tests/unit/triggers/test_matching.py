@@ -347,9 +347,9 @@ SERVER = on("bitbucket-server", "bb.example.com/stash", "prj/app")
 def test_a_trigger_is_for_one_repository_of_one_forge(
     config: dict, forge: ForgeSetting | None, repository: Repository, listens: bool
 ) -> None:
-    asked = trigger(**config)
-    wanted = trigger_repository(asked, forge, repositories=REPOSITORIES)
-    verdict = match(asked, pushed("x", repository=repository), repository=wanted)
+    requested = trigger(**config)
+    wanted = trigger_repository(requested, forge, repositories=REPOSITORIES)
+    verdict = match(requested, pushed("x", repository=repository), repository=wanted)
     assert verdict.fires is listens, verdict.rules
 
 

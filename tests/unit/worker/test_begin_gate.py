@@ -16,20 +16,20 @@ class Engine:
     def __init__(self):
         self.now = 1000.0
         self.problem = ""
-        self.asked = threading.Semaphore(0)
+        self.requested = threading.Semaphore(0)
         self.let = threading.Semaphore(0)
         self.told = threading.Semaphore(0)
         self.watch = EngineWatch(self.check, self.told.release, clock=lambda: self.now)
 
     def check(self):
-        self.asked.release()
+        self.requested.release()
         assert self.let.acquire(timeout=DEADLINE_S)
         if self.problem:
             raise EngineUnavailable(self.problem)
 
     def answer(self, problem=""):
         """It was asked, and answers."""
-        assert self.asked.acquire(timeout=DEADLINE_S)
+        assert self.requested.acquire(timeout=DEADLINE_S)
         self.problem = problem
         self.let.release()
         assert self.told.acquire(timeout=DEADLINE_S)
@@ -79,7 +79,7 @@ def test_an_engine_that_is_silent_is_not_there_and_is_asked_once(engine):
     engine.answer()
     assert engine.watch.answers()
     assert engine.watch.problem() == ""
-    assert not engine.asked.acquire(blocking=False)
+    assert not engine.requested.acquire(blocking=False)
 
 
 class Folder:

@@ -112,11 +112,11 @@ def test_the_log_is_complete_and_stored_before_the_final_status_is_visible(serve
 
 def test_a_cancel_comes_by_the_renewal_of_the_lease(server):
     build_id = server.create({"env": ["SLEEP=long"]})
-    asked = threading.Event()
+    requested = threading.Event()
 
     def cancel(event):
-        if isinstance(event, StepRunning) and not asked.is_set():
-            asked.set()
+        if isinstance(event, StepRunning) and not requested.is_set():
+            requested.set()
             server.store.builds.request_cancel("p", build_id, now=now(), reason="cancelled by ann")
 
     assert run(server.job(server.claim(), listeners=(cancel,))) is Status.CANCELLED

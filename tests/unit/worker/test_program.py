@@ -20,10 +20,10 @@ class NoSandbox:
     """A sandbox that can't be made."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple] = []
+        self.requested: list[tuple] = []
 
     def open(self, build_id, *, project="", trusted=True):
-        self.asked.append((build_id, project, trusted))
+        self.requested.append((build_id, project, trusted))
         raise EngineError("no")
 
     def unenforced(self, egress):
@@ -83,7 +83,7 @@ def test_a_sandbox_knows_whose_build_it_is_for_and_whether_it_is_a_strangers(unt
                 cancel=CancelToken(),
             ),
         )
-    assert sandbox.asked == [("b", "p", not untrusted)]
+    assert sandbox.requested == [("b", "p", not untrusted)]
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ class _TriggerPages:
         settings = known.settings
         trigger = trigger_view(document, project, now=now, settings=settings)
         everywhere = not viewer.caller.projects and viewer.may("read")
-        asked = test_event_of(request.query_params)
-        verdicts, problem = self._tried(known, asked)
+        requested = test_event_of(request.query_params)
+        verdicts, problem = self._tried(known, requested)
         return page(
             request,
             "trigger",
@@ -115,7 +115,7 @@ class _TriggerPages:
             settings=shown_settings(settings),
             settings_text=yaml_text(known.set_beside) if known.set_beside else "",
             repository=known.repository,
-            asked=asked,
+            requested=requested,
             tried=verdicts,
             trial_problem=problem,
             now=now,
@@ -145,12 +145,12 @@ class _TriggerPages:
             path = f"{path}?{urlencode({'wrong': str(error)})}"
         return RedirectResponse(path, 303)
 
-    def _tried(self, known: KnownTrigger, asked: TestEvent) -> tuple[list[dict[str, Any]], str]:
+    def _tried(self, known: KnownTrigger, requested: TestEvent) -> tuple[list[dict[str, Any]], str]:
         """Return whether the event would fire the trigger, rule by rule; or why that is unknown."""
-        if not asked.ref:
+        if not requested.ref:
             return [], ""
         try:
-            return tried(self._context, known, asked.event()), ""
+            return tried(self._context, known, requested.event()), ""
         except (BadDelivery, BuildrunnerError) as error:
             return [], str(error)
 
