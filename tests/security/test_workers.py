@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
+from buildrunner import wiring
 from buildrunner.logs.files.log_file import IndexRecord
 from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
-from buildrunner.secrets.secret_scope import Asker
+from buildrunner.secrets.secret_name import SecretName
+from buildrunner.secrets.secret_scope import Asker, Scope
+from buildrunner.settings import Settings
 from buildrunner.store.model.builds import ClaimedBuild, Lease
+from buildrunner.wiring.secrets import ServerSecrets
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import HeldSecrets
 from tests.server.test_workers import begun, claim, claimed, create, user, worker
@@ -238,6 +242,34 @@ def test_a_plan_or_document_of_very_many_values_is_refused_before_it_is_decoded(
         assert answer.status_code == 400
         assert "values" in answer.json()["error"]["message"]
     assert mine.put(f"{path}/plan", params=lease, content=b" " * (17 << 20)).status_code == 413
+
+
+@pytest.mark.parametrize("order", [("STOLEN", "API_KEY"), ("API_KEY", "STOLEN")])
+def test_a_secret_of_an_image_goes_to_no_other_step_under_another_variable(
+    order: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: of one secret under two variables, only the last one was judged, and both got it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    image = "registry.example/deploy@sha256:" + "a" * 64
+    secret = "projects/shop/secrets/api-key"
+    wiring.secret_store(Settings()).put(SecretName(secret), "TOP-SECRET", Scope(images=(image,)))
+    steps = tuple(
+        StepPlan(
+            index=index,
+            image="attacker/image" if variable == "STOLEN" else image,
+            secrets=(SecretReference(variable, "secretManager", f"{secret}/versions/latest"),),
+        )
+        for index, variable in enumerate(order)
+    )
+    plan = BuildPlan(build_id="b", project_id="shop", steps=steps, docker_socket=False)
+    with api_server(tmp_path, auth=True, secrets=ServerSecrets(Settings())) as server:
+        create(user(server), "shop")
+        mine = worker(server)
+        path, lease = begun(mine)
+        assert mine.put(f"{path}/plan", params=lease, content=plan.to_json()).status_code == 204
+        got = mine.get(f"{path}/secrets", params=lease).json()["secrets"]
+        values = {one["reference"]["env"]: one.get("value", "") for one in got}
+        assert values == {"STOLEN": "", "API_KEY": "TOP-SECRET"}
 
 
 class SlowSecrets(HeldSecrets):

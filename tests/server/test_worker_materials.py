@@ -6,11 +6,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
 
 from buildrunner.client.http import ServerConnection
 from buildrunner.engine.deployments import Deployment
-from buildrunner.errors import LeaseLost, StorageError
+from buildrunner.errors import LeaseLost, SecretError, StorageError
+from buildrunner.plan.build_plan import SecretReference
 from buildrunner.sources.uploads import ARCHIVES, ENDINGS
 from buildrunner.spec.model.build import Build, Status
 from buildrunner.spec.model.source import StorageSource
@@ -18,10 +20,10 @@ from buildrunner.storage.object_store import ObjectReader
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import Lease
 from buildrunner.store.model.deployments import recorded
-from buildrunner.store.model.remote import BegunBuild
+from buildrunner.store.model.remote import BegunBuild, RemoteSecret
 from buildrunner.worker.leases import LeasedRecord
 from buildrunner.worker.remote import materials
-from buildrunner.worker.remote.materials import RemoteUpload, store_log
+from buildrunner.worker.remote.materials import RemoteSecrets, RemoteUpload, store_log
 from buildrunner.worker.remote.queue import RemoteQueue
 
 CONTENT = bytes(range(256)) * 4096 * 4
@@ -130,6 +132,29 @@ def test_a_log_that_the_server_does_not_store_is_a_warning(monkeypatch, status):
         stored = store_log(queue, LEASE, lambda: sent.append(1), None, build)
     assert (stored.status, sent) == (Status.SUCCESS, [1])
     assert "the log is not stored in its bucket" in stored.warnings[0].text
+
+
+def test_a_secret_under_two_variables_is_given_only_to_the_one_that_may_have_it():
+    references = [SecretReference(env, "secretManager", "s") for env in ("API_KEY", "STOLEN")]
+    secrets = [
+        RemoteSecret(reference=references[0], value="value"),
+        RemoteSecret(reference=references[1], error="refused"),
+    ]
+
+    def answer(request):
+        body = msgspec.json.encode({"secrets": secrets})
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    with answering(answer) as connection:
+        queue = RemoteQueue(connection, send_log=lambda *_: None)
+        queue._begun[LEASE] = BegunBuild()
+        remote = RemoteSecrets(queue, LEASE)
+        assert remote.resolve(references[0]) == "value"
+        with pytest.raises(SecretError, match="refused"):
+            remote.resolve(references[1])
 
 
 def test_deployments_that_the_server_refuses_hold_up_no_end_of_a_build():

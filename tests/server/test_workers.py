@@ -632,7 +632,7 @@ class TestOwnBuilds:
         stored = mine.put(f"{path}/plan", params=lease, content=plan.to_json())
         assert stored.status_code == 204, stored.text
         got = mine.get(f"{path}/secrets", params=lease).json()["secrets"]
-        assert [(one["name"], one.get("value", "")) for one in got] == [
+        assert [(one["reference"]["name"], one.get("value", "")) for one in got] == [
             ("KEY", "value"),
             ("NONE", ""),
         ]

@@ -447,15 +447,11 @@ class RemoteBuilds:
         """
         stored, plan = self.planned(worker, lease)
         asker = build_asker(stored, self._context.settings.default_project)
-        references = {
-            (one.kind, one.name, one.ciphertext): one for step in plan.steps for one in step.secrets
-        }
-        return [self._secret(asker, one, plan) for one in references.values()]
+        references = dict.fromkeys(one for step in plan.steps for one in step.secrets)
+        return [self._secret(asker, one, plan) for one in references]
 
     def _secret(self, asker: Any, reference: SecretReference, plan: BuildPlan) -> RemoteSecret:
-        secret = RemoteSecret(
-            kind=reference.kind, name=reference.name, ciphertext=reference.ciphertext
-        )
+        secret = RemoteSecret(reference=reference)
         try:
             value = self._context.secrets.resolve(asker, reference, plan)
         except SecretError as error:

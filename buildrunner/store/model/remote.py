@@ -1,6 +1,6 @@
 """Messages of the worker protocol, between a server and the workers that reach it over HTTPS.
 
-Source: our own protocol, see docs/decisions/0037-worker-protocol.md.
+Source: our own protocol, see docs/decisions/0038-worker-protocol.md.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from buildrunner.engine.deployments import MOST_OF_BUILD, Deployment
+from buildrunner.plan.build_plan import SecretReference
 from buildrunner.store.model.builds import StoredBuild
 
 REMOTE: Final = "worker:"
@@ -154,15 +155,14 @@ class RemoteSecret(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """The value of a secret that the plan of a build names, or why there is none.
 
     Attributes:
-        kind, name, ciphertext: see `plan.build_plan.SecretReference`.
+        reference: the whole reference. One secret under two variables is judged twice, as each
+            variable has its own steps.
         value: the value; empty if there is an error.
         error: why there is no value; empty if there is one.
         hint: advice on the error.
     """
 
-    kind: str
-    name: str
-    ciphertext: str = ""
+    reference: SecretReference
     value: str = ""
     error: str = ""
     hint: str = ""

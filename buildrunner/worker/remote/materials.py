@@ -138,28 +138,27 @@ class RemoteSecrets:
         self._queue = queue
         self._lease = lease
         self._lock = threading.Lock()
-        self._found: Mapping[tuple[str, str, str], RemoteSecret] | None = None
+        self._found: Mapping[SecretReference, RemoteSecret] | None = None
 
     def resolve(self, reference: SecretReference, plan: BuildPlan | None = None) -> str:  # noqa: ARG002
         """See `SecretResolver.resolve`."""
         with self._lock:
             if self._found is None:
                 self._found = self._fetched()
-        key = (reference.kind, reference.name, reference.ciphertext)
-        secret = self._found.get(key)
+        secret = self._found.get(reference)
         if secret is None:
             raise SecretError(f"the server has no secret {reference.name} for this build")
         if secret.error:
             raise SecretError(secret.error, hint=secret.hint)
         return secret.value
 
-    def _fetched(self) -> Mapping[tuple[str, str, str], RemoteSecret]:
+    def _fetched(self) -> Mapping[SecretReference, RemoteSecret]:
         try:
             answer = until_available(lambda: self._queue.call("GET", self._lease, "/secrets"))
         except StoreError as error:
             raise SecretError(f"the server gives no secrets: {error}") from error
         found = decoded(answer, dict[str, list[RemoteSecret]])["secrets"]
-        return {(one.kind, one.name, one.ciphertext): one for one in found}
+        return {one.reference: one for one in found}
 
 
 def event_payload(queue: RemoteQueue, lease: Lease) -> Mapping[str, Any]:
