@@ -149,12 +149,21 @@ def parse_object_url(url: str) -> ObjectUrl:
         raise StorageError(
             f"{url} is not the address of an object", hint="it is of the form gs://BUCKET/OBJECT"
         )
+    return ObjectUrl(bucket, *split_generation(name))
+
+
+def split_generation(name: str) -> tuple[str, int]:
+    """Split ``NAME#GENERATION``. The generation is 0 if the name does not end with a number.
+
+    A generation has 64 bits. A longer number is a part of the name.
+    """
     stem, mark, digits = name.rpartition("#")
-    if mark and digits.isdecimal():
-        return ObjectUrl(bucket, stem, int(digits))
-    return ObjectUrl(bucket, name)
+    if mark and digits.isascii() and digits.isdecimal() and len(digits) < _GENERATION_DIGITS:
+        return stem, int(digits)
+    return name, 0
 
 
+_GENERATION_DIGITS = 20
 _TRIES = 6
 _LONGEST_WAIT_S = 8.0
 _STEP_BYTES = 1024 * 1024

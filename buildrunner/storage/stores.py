@@ -20,6 +20,7 @@ from buildrunner.storage.object_store import (
     Retried,
     StoredObject,
     parse_object_url,
+    split_generation,
 )
 
 _FILE = "file://"
@@ -85,7 +86,7 @@ class Stores:
             return self.store_of(place.bucket, place.name), place
         from urllib.parse import unquote
 
-        name, _, generation = url.removeprefix(_FILE).partition("#")
+        name, generation = split_generation(url.removeprefix(_FILE))
         path = posixpath.normpath(unquote(name))
         for prefix, folder in self._folders.items():
             bucket = prefix.removeprefix(SCHEME).partition("/")[0]
@@ -93,7 +94,7 @@ class Stores:
                 continue
             inside = folder.rstrip("/") + "/"
             if path.startswith(inside):
-                place = ObjectUrl("", path.removeprefix(inside), int(generation or 0))
+                place = ObjectUrl("", path.removeprefix(inside), generation)
                 return FolderStore(folder), place
         raise StorageError(f"no folder of the settings holds {url}", unauthorized=True)
 

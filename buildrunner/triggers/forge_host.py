@@ -218,9 +218,9 @@ def is_url(text: str) -> bool:
 def repository_key(address: str) -> str:
     """Return the same text for each address of a repository; empty for no address.
 
-    The text has the host in lower case, the port if it is not the scheme's default, and the path in
-    lower case (forges accept names in any case) without ``.git``. It omits a port of ssh, which is
-    not that of the forge.
+    Any text has a key, also one that is no address. The key has the host in lower case, the port if
+    it is not the scheme's default, and the path in lower case (forges accept names in any case)
+    without ``.git``. It omits a port of ssh, which is not that of the forge.
     """
     text = address.strip().rstrip("/").removesuffix(".git")
     scheme, mark, rest = text.partition("://")
@@ -233,8 +233,8 @@ def repository_key(address: str) -> str:
     place, slash, path = rest.partition("/")
     place = place.rpartition("@")[2]
     host, port = _host_and_port(place)
-    is_web = scheme in _PORTS
-    port = port if is_web and port and int(port) != _PORTS[scheme] else ""
+    if scheme not in _PORTS or port == str(_PORTS[scheme]):
+        port = ""
     return _folded(f"{host}{':' if port else ''}{port}{slash}{path}")
 
 
@@ -246,7 +246,7 @@ def _host_and_port(place: str) -> tuple[str, str]:
     host, colon, port = place.rpartition(":")
     if not colon or "]" in port or not port.isdecimal():
         return place.rstrip(".:"), ""
-    return host.rstrip("."), port
+    return host.rstrip("."), port.lstrip("0")
 
 
 def _normalized(url: str) -> str:

@@ -28,7 +28,7 @@ _HOST_HINT = (
     "name without any of /?#[]\\"
 )
 _NAME = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]"
-_PLACE = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|({_NAME}))(?::([0-9]*))?")
+_PLACE = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|({_NAME}))(?::([0-9]{{0,5}}))?")
 _MOST_PORT = 65535
 _PORTS: dict[Transport, int] = {"https": 443, "http": 80, "ssh": 22, "git": 9418, "file": 0}
 

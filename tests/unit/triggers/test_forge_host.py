@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from buildrunner.errors import UsageError
 from buildrunner.triggers.forge_host import (
@@ -154,6 +156,19 @@ def test_different_repositories_have_different_keys() -> None:
         "/srv/git/app.git",
     )
     assert len({repository_key(address) for address in addresses}) == len(addresses)
+
+
+@given(address=st.text(alphabet="ahtps:/.@[]09\u0663 #?%-", max_size=30))
+@example(address="https://x:" + "9" * 5000 + "/a")
+def test_any_text_has_a_key(address: str) -> None:
+    """Issue: one address with a port of 5,000 digits ended the handling of all deliveries."""
+    key = repository_key(address)
+    assert repository_key(f" {address} ") == key
+
+
+def test_a_port_has_one_form() -> None:
+    assert repository_key("https://github.com:00443/a/b") == "github.com/a/b"
+    assert repository_key("https://github.com:08443/a/b") == "github.com:8443/a/b"
 
 
 def test_public_forges_are_known_by_their_hosts() -> None:
