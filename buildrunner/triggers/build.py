@@ -16,7 +16,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.substitutions.expressions import BadExpression
-from buildrunner.spec.substitutions.payload import bind
+from buildrunner.spec.substitutions.payload import bind, quoted
 from buildrunner.spec.substitutions.templates import Cycle, expand
 from buildrunner.spec.substitutions.variables import is_user_variable, merged
 from buildrunner.spec.writing import encode_message
@@ -360,9 +360,10 @@ def _pull_facts(trigger: BuildTrigger, event: PullRequestEvent) -> dict[str, str
             "BRANCH_NAME": event.head_branch,
             "REF_NAME": event.head_branch,
             **_commit_facts(event.head_commit),
-            "_HEAD_BRANCH": event.head_branch,
-            "_BASE_BRANCH": event.base_branch,
-            "_HEAD_REPO_URL": _page(event.head_clone_url or event.repository.clone_url),
+            # Values with the form of user variables are templates, and a fork names its branches.
+            "_HEAD_BRANCH": quoted(event.head_branch),
+            "_BASE_BRANCH": quoted(event.base_branch),
+            "_HEAD_REPO_URL": quoted(_page(event.head_clone_url or event.repository.clone_url)),
             "_PR_NUMBER": str(event.number),
         }
     )

@@ -219,7 +219,8 @@ def _bind(template: str, event: Mapping[str, Any], missing: dict[str, None]) -> 
             if found is NOTHING:
                 missing[binding.group()] = None
             else:
-                pieces.append(_quoted(_as_text(found), in_expression=depth > 0))
+                text = _as_text(found)
+                pieces.append(_SPECIAL.sub(r"\\\1", text) if depth else quoted(text))
             position = binding.end()
             continue
         length, depth = _literal(template, position, depth)
@@ -245,10 +246,8 @@ def _literal(template: str, position: int, depth: int) -> tuple[int, int]:
     return 1, depth
 
 
-def _quoted(text: str, *, in_expression: bool) -> str:
-    """Return a template whose value is the text."""
-    if in_expression:
-        return _SPECIAL.sub(r"\\\1", text)
+def quoted(text: str) -> str:
+    """Return a template whose value is the text, for a place outside of all expressions."""
     return text.replace("$", "$$")
 
 

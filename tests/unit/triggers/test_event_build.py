@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import UsageError
+from buildrunner.plan.resolve import PlanContext
+from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.triggers.build import event_run, event_values
 from buildrunner.triggers.events import (
     MessageEvent,
@@ -17,6 +20,7 @@ from buildrunner.triggers.events import (
     Repository,
 )
 from buildrunner.triggers.repository import trigger_repository
+from tests.plans import plan_build
 
 COMMIT = "0123456789" * 4
 REPOSITORY = Repository(
@@ -94,6 +98,17 @@ def test_an_event_sets_these_values_and_no_others(event, ref, values):
     assert made.labels == labels
     assert not made.hold
     assert not made.untrusted
+
+
+def test_the_names_of_branches_are_no_templates():
+    """Issue: a fork's branch `${_KEY}` showed the substitution of its trigger."""
+    hostile = "${_KEY}$_KEY$$x"
+    trigger = a_trigger(substitutions={"_KEY": "value"})
+    made = event_run(trigger, a_pull(head_branch=hostile, is_fork=True))
+    steps = [{"name": "busybox", "args": ["$_HEAD_BRANCH"]}]
+    build = decode_message(Build, {**made.request, "steps": steps})
+    planned = plan_build(build.value, context=PlanContext(built_ins=BuiltIns(), triggered=True))
+    assert planned.steps[0].args == (hostile,)
 
 
 def test_a_fork_is_built_from_its_own_repository_held_and_without_trust():
