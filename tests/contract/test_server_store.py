@@ -804,6 +804,15 @@ class TestWaiting:
         store.queue.claim("server", now=NOW, lease_s=30, limit=1)
         assert (why().kind, why().ahead) == ("server_limit", ("a2",))
 
+    def test_builds_of_other_projects_are_counted_and_not_named(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1", project="secret"))
+        claim(store)
+        store.builds.create(new_build("a2"))
+        reason = store.queue.why_waiting("a2", now=NOW, limit=1)
+        assert reason is not None
+        assert (reason.kind, reason.ahead) == ("server_limit", ())
+        assert reason.text.startswith("1 build runs")
+
     def test_the_builds_of_pools_wait_in_the_order_of_the_queue(self, store: ServerStore) -> None:
         for name, pool, facts in (
             ("a1", "arm", {"group": "g", "group_limit": 2}),

@@ -232,8 +232,8 @@ class WaitReason(msgspec.Struct, frozen=True, kw_only=True):
         kind: ``approval``, ``server_limit``, ``group_limit``, ``turn`` (it is next),
             ``pool`` (it waits for a worker of its pool) or ``no_worker``.
         text: one sentence for the user.
-        ahead: ids of the builds that it waits for, at most ten: running builds first, then
-            earlier builds of its project.
+        ahead: ids of the builds of its own project that it waits for, at most ten: running builds
+            first, then earlier ones.
         position: place in the queue, from 1; 0 if it is not in the queue.
     """
 

@@ -647,13 +647,14 @@ def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> Wai
             ahead=_ahead(connection, in_group, before & same),
             position=position,
         )
-    here = [one.id for one in running if worker in ("", one.worker)]
+    here = [one for one in running if worker in ("", one.worker)]
     if len(here) >= limit:
+        own = [one.id for one in here if one.project_id == row.project_id]
         return WaitReason(
             kind="server_limit",
             text=f"{_running_builds(len(here))}, as many as the server lets; it is number"
             f" {position} in the queue.",
-            ahead=_ahead(connection, here, before),
+            ahead=_ahead(connection, own, before),
             position=position,
         )
     text = "It is next." if position == 1 else f"It is number {position} in the queue."
