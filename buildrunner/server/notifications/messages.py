@@ -187,7 +187,7 @@ def _slack(notifier: Notifier, facts: Facts) -> str:
 def _chat(notifier: Notifier, facts: Facts) -> str:
     words = _words(notifier, facts)
     if words is None:
-        words = "\n".join(part for part in (_link(facts), facts.detail) if part)
+        words = "\n".join(part for part in (_link(facts), _escaped(facts.detail)) if part)
     elif _is_json(words) and isinstance(_decoded(words), dict):
         return words
     return _encoded({"text": words})

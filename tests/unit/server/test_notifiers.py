@@ -320,6 +320,7 @@ class TestMessages:
     def test_google_chat(self) -> None:
         chat = {**SLACK, "kind": "GoogleChatNotifier"}
         assert body(chat)["text"].startswith(f"<{URL}|FAILURE: on-push")
+        assert body(chat)["text"].endswith('step "a" failed &lt;1&gt;')  # no mention, no link
         assert body(ours(chat, "{{ ref }}")) == {"text": "main"}
         assert body(ours(chat, '{"cards": []}')) == {"cards": []}
 
