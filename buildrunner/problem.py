@@ -43,11 +43,12 @@ class Problem(msgspec.Struct, frozen=True):
     severity: Severity = Severity.ERROR
 
     def text(self) -> str:
-        """Return ``file:line:column: path: message; hint``, with the known parts."""
+        """Return ``file:line:column: path: message; hint`` on one line, with the known parts."""
         place = self.file
         if self.line:
             place = f"{place or 'config'}:{self.line}:{self.column}"
-        parts = [part for part in (place, self.path) if part]
+        path = " ".join(self.path.split())  # a key of the config can have several lines
+        parts = [part for part in (place, path) if part]
         parts.append(f"{self.message}; {self.hint}" if self.hint else self.message)
         return ": ".join(parts)
 

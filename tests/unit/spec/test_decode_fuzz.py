@@ -82,6 +82,11 @@ def test_any_mutation_of_a_config_is_read_without_an_exception(
     check(text.encode())
 
 
+def test_a_problem_with_a_key_of_several_lines_is_one_line() -> None:
+    check(b"steps: [{name: a, ? |\n  echo\n  hello\n }]")
+    check(b"steps:\n- name: a\n  ? |\n    echo\n    hello\n  : b\n")
+
+
 @QUICK
 @given(st.text(max_size=20))
 def test_any_quoted_text_comes_through_unchanged(text: str) -> None:
