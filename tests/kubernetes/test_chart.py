@@ -24,7 +24,7 @@ SLEEPS = {"name": "busybox", "args": ["sleep", "300"]}
 def test_a_server_is_installed_upgraded_and_removed_without_a_trace(cluster, volume):
     install(cluster, values(volume))
     bearer = {"Authorization": f"Bearer {token(cluster)}"}
-    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=bearer) as http:
+    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=bearer, timeout=60) as http:
         ready = http.get("/readyz")
         assert (ready.status_code, ready.json()) == (200, {"status": "ready", "problems": []})
         steps = {"steps": [{"name": "busybox"}]}
@@ -32,7 +32,7 @@ def test_a_server_is_installed_upgraded_and_removed_without_a_trace(cluster, vol
         build = made["metadata"]["build"]["id"]
 
     install(cluster, values(volume, settings='[project]\nid = "shop"\n'))
-    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=bearer) as http:
+    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=bearer, timeout=60) as http:
         # The new Pod has the old database, and the new settings.
         assert http.get(f"/v1/projects/shop/builds/{build}").json()["status"] == "QUEUED"
 

@@ -51,7 +51,7 @@ def installed(cluster, volume, mirror):
 def server(cluster, settings):
     """A client of the server's API."""
     headers = {"Authorization": f"Bearer {token(cluster)}"}
-    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=headers) as http:
+    with forwarded(cluster) as url, httpx.Client(base_url=url, headers=headers, timeout=60) as http:
         yield http
 
 
