@@ -21,7 +21,13 @@ from buildrunner.plan.build_plan import BuildOrigin
 from buildrunner.plan.compile import git_source_of
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Problem
-from buildrunner.spec.model.build import Build, BuildOptions, BuildStep, MachineType
+from buildrunner.spec.model.build import (
+    Build,
+    BuildOptions,
+    BuildStep,
+    MachineType,
+    PoolOption,
+)
 from buildrunner.spec.model.source import Source
 from buildrunner.spec.reading.decode import LoadedBuild, load_build
 from buildrunner.spec.substitutions.variables import BuiltIns
@@ -60,6 +66,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
         logs_bucket: where the log is stored.
         machine_type: decides the limits of steps.
         disk_size_gb: recorded with the build.
+        pool: name of the pool whose workers run the build.
         tags: added to the config's.
     """
 
@@ -70,6 +77,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     logs_bucket: str = ""
     machine_type: MachineType | None = None
     disk_size_gb: int | None = None
+    pool: str = ""
     tags: tuple[str, ...] = ()
 
     def apply(self, build: Build) -> Build:
@@ -91,6 +99,8 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
             options["machine_type"] = self.machine_type
         if self.disk_size_gb is not None:
             options["disk_size_gb"] = self.disk_size_gb
+        if self.pool:
+            options["pool"] = PoolOption(name=self.pool)
         if options:
             changes["options"] = replace(build.options or BuildOptions(), **options)
         return replace(build, **changes) if changes else build

@@ -320,6 +320,15 @@ def test_a_build_that_waits_says_why(bench):
     assert interrupt(process).code == 130
 
 
+def test_a_pool_of_the_command_line_is_that_of_the_build(bench):
+    bench.write(
+        "cloudbuild.yaml", "steps: [{name: IMAGE, script: echo}]\noptions: {pool: {name: x86}}\n"
+    )
+    name = "projects/local-project/locations/global/workerPools/arm"
+    build = bench.run("submit", "--async", "--worker-pool", name).out.strip()
+    assert bench.builds("describe", build)["options"]["pool"] == {"name": name}
+
+
 def test_the_queue_is_told_what_is_urgent_and_what_is_superseded(bench):
     bench.write("cloudbuild.yaml", "steps: [{name: IMAGE, script: 'sleep 600'}]\n")
     running = [bench.run("submit", "--async").out.strip() for _ in range(2)]

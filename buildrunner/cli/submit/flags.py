@@ -27,7 +27,6 @@ exit codes: 0 success, 1 build failed, 2 bad config or usage, 3 infrastructure, 
 _WITHOUT_EFFECT = (
     "--polling-interval",
     "--default-buckets-behavior",
-    "--worker-pool",
     # flags of every gcloud command
     "--account",
     "--billing-project",
@@ -328,6 +327,12 @@ def _add_gcloud_flags(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--disk-size", default="", metavar="SIZE", help="recorded with the build; sets no limit"
+    )
+    group.add_argument(
+        "--worker-pool",
+        default="",
+        metavar="POOL",
+        help="on a server: the pool whose workers run the build; sets options.pool",
     )
     group.add_argument(
         "--service-account",

@@ -219,6 +219,7 @@ def _overrides(input_: BuildInput, args: argparse.Namespace) -> Overrides:
         logs_bucket=args.gcs_log_dir,
         machine_type=_machine_type(args.machine_type),
         disk_size_gb=_disk_size_gb(args.disk_size),
+        pool=args.worker_pool,
         tags=triggered.tags,
     )
 

@@ -128,8 +128,8 @@ def test_a_near_name_is_suggested(folder):
 def test_flags_of_the_hosted_service_are_refused_or_warned_about():
     with pytest.raises(UsageError, match="--async can't be honoured"):
         submit_flags.check_gcloud_flags(parsed("--async"))
-    warnings = submit_flags.check_gcloud_flags(parsed("--worker-pool", "pool"))
-    assert warnings == ["--worker-pool has no effect on a local build"]
+    warnings = submit_flags.check_gcloud_flags(parsed("--polling-interval", "1"))
+    assert warnings == ["--polling-interval has no effect on a local build"]
     habits = ["--account=a", "--billing-project=b", "--configuration=c", "--verbosity=error"]
     assert len(submit_flags.check_gcloud_flags(parsed(*habits))) == len(habits)
 
