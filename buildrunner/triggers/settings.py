@@ -55,8 +55,8 @@ class ApprovalPolicy(
 
     Attributes:
         approvers: names of tokens; if empty, all whose scopes include ``approve``.
-        not_author: neither the caller who started the build may approve it, nor the user who pushed
-            the commit or opened the pull request.
+        not_author: nobody known to be behind the build may approve it. If the server does not know
+            all of them, only ``approvers`` may, or an admin if there are none.
         expires: time after which an unapproved build is cancelled: ``86400s``; empty: never.
     """
 

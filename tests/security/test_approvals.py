@@ -179,6 +179,8 @@ def test_the_api_says_the_same(place: Place) -> None:
         "url": f"{place.forge.url}/acme/app/pulls/7",
         "author": "mallory",
         "commenter": "wendy",
+        "people": ["gitea:mallory", "gitea:wendy"],
+        "otherPeople": True,
         "headRepository": "mallory/app",
         "headBranch": "feat",
         "baseRepository": "acme/app",
@@ -304,10 +306,11 @@ def test_a_terminal_says_the_same(place: Place) -> None:
     build = place.comment()
     client = ServerClient(place.server.url, project="p", token=place.server.token("dora", "admin"))
     lines = approval_lines(client.approval_of(build))
-    assert lines[:4] == [
+    assert lines[:5] == [
         "Of a fork's pull request #7 by mallory, from mallory/app, branch feat into acme/app",
         "Requested by a comment of wendy",
         f"{place.forge.url}/acme/app/pulls/7",
+        "Behind it: gitea:mallory, gitea:wendy, and people whom the server does not know",
         "Trust: none. Once it is approved:",
     ]
     client.decide_build(build, approved=False, comment="no")

@@ -52,14 +52,6 @@ def test_nobody_approves_a_build_whose_approvers_can_not_be_read(server: ApiServ
     assert server.store.builds.get("p", build).status == "PENDING"
 
 
-def test_nobody_approves_a_build_whose_trigger_was_deleted(server: ApiServer) -> None:
-    build = waiting(server)
-    assert server.http.delete("/v1/projects/p/triggers/ci").status_code == 200
-    assert decide(server, build, "APPROVED") == 400
-    assert decide(server, build, "REJECTED") == 200
-    assert server.store.builds.get("p", build).status == "CANCELLED"
-
-
 def test_a_trigger_whose_forge_can_not_be_read_is_for_no_other_forge(server: ApiServer) -> None:
     set_beside(server, OF_ANOTHER_VERSION)
     document = server.store.triggers.get("p", "ci")

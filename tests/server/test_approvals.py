@@ -11,7 +11,10 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
+from buildrunner.server.events.scheduler import Scheduler
+from buildrunner.server.services.authorship import People, people_behind
 from buildrunner.server.services.builds import ApprovalExpiry, refusal
+from buildrunner.triggers.events import Event, MessageEvent, PushEvent, Repository
 from buildrunner.triggers.settings import ApprovalPolicy
 from tests.api_server import ApiServer, api_server, now
 
@@ -20,6 +23,9 @@ GATED = {
     "build": {"steps": [{"name": "busybox"}]},
     "approvalConfig": {"approvalRequired": True},
 }
+REPOSITORY = Repository(full_name="acme/app", forge="github")
+BARE = Repository(full_name="app", bare=True)
+BITBUCKET = Repository(full_name="acme/app", forge="bitbucket")
 APPROVE = {"approvalResult": {"decision": "APPROVED", "comment": "fine", "url": "https://t.ex/1"}}
 REJECT = {"approvalResult": {"decision": "REJECTED"}}
 
@@ -55,6 +61,11 @@ class Place:
 
     def decide(self, who: str, build: str, decision: Any = APPROVE) -> httpx.Response:
         return self.call(who, "POST", f"/v1/projects/p/builds/{build}:approve", decision)
+
+    def retry(self, who: str, build: str) -> Any:
+        answer = self.call(who, "POST", f"/v1/projects/p/builds/{build}:retry")
+        assert answer.status_code == 200, answer.text
+        return answer.json()["metadata"]["build"]
 
     def document(self, build: str) -> Any:
         return self.server.store.builds.find(build).document
@@ -94,7 +105,7 @@ def test_whoever_began_a_build_may_not_approve_it_but_may_give_it_up(place: Plac
     build = place.build("eve")
     answer = place.decide("eve", build)
     assert answer.status_code == 403
-    assert answer.json()["error"]["message"].startswith("eve started this build")
+    assert answer.json()["error"]["message"].startswith("eve is behind this build")
     assert place.decide("eve", build, REJECT).status_code == 200
     assert place.document(build)["statusDetail"] == "rejected by eve"
     assert place.decide("alice", place.build("eve")).status_code == 200
@@ -109,21 +120,52 @@ def test_the_policy_is_that_of_the_moment_of_the_decision(place: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "who", "refused"),
+    ("names", "who", "refused"),
     [
-        ({"submitter": "github:eve"}, "eve", True),
-        ({"submitter": "github:Eve"}, "eve", True),
-        ({"submitter": "github:adam", "author": "github:eve"}, "eve", True),
-        ({"submitter": "github:adam"}, "eve", False),
-        ({}, "eve", False),
+        (("github:eve",), "eve", True),
+        (("github:Eve",), "eve", True),
+        (("github:adam", "github:eve"), "eve", True),
+        (("github:adam",), "eve", False),
+        (("eve", "github:adam"), "adam", True),
     ],
 )
 def test_an_author_on_a_forge_is_the_token_of_that_name(
-    labels: dict[str, str], who: str, refused: bool
+    names: tuple[str, ...], who: str, refused: bool
 ) -> None:
     policy = ApprovalPolicy(not_author=True)
+    labels = People(names, are_all=True).labels()
     assert bool(refusal(policy, labels, who, approves=True)) is refused
     assert refusal(policy, labels, who, approves=False) == ""
+
+
+@pytest.mark.parametrize("labels", [{}, {"submitter": "github:adam", "author": "github:eve"}])
+def test_a_build_of_a_version_that_recorded_no_people_has_unknown_authors(
+    labels: dict[str, str],
+) -> None:
+    policy = ApprovalPolicy(not_author=True)
+    assert "does not know all authors" in refusal(policy, labels, "bob", approves=True)
+    assert refusal(policy, labels, "bob", approves=True, is_admin=True) == ""
+    named = ApprovalPolicy(not_author=True, approvers=("bob", "eve"))
+    assert refusal(named, labels, "bob", approves=True) == ""
+    is_eve_s = "author" in labels
+    for who in (policy, named):
+        assert bool(refusal(who, labels, "eve", approves=True, is_admin=True)) is is_eve_s
+
+
+@pytest.mark.parametrize(
+    ("event", "are_all"),
+    [
+        (PushEvent(repository=REPOSITORY, ref="refs/heads/main", author="eve"), True),
+        (PushEvent(repository=REPOSITORY, ref="refs/heads/main"), False),
+        (PushEvent(repository=BARE, ref="refs/heads/main", author="git"), False),
+        (PushEvent(repository=BITBUCKET, ref="refs/heads/main", author="chosen"), False),
+        (MessageEvent(kind="webhook", body={}), False),
+    ],
+)
+def test_an_event_tells_everybody_behind_it_only_by_the_login_of_a_pusher(
+    event: Event, are_all: bool
+) -> None:
+    assert people_behind(event).are_all is are_all
 
 
 def test_what_nobody_approves_in_time_is_cancelled(place: Place) -> None:
@@ -163,3 +205,64 @@ def test_the_thread_looks_by_itself_and_ends(place: Place) -> None:
     expiry.stop()
     expiry.stop()
     assert place.document(build)["status"] == "CANCELLED"
+
+
+def test_only_an_admin_approves_a_build_whose_trigger_was_deleted(place: Place) -> None:
+    builds = [place.build("eve"), place.build("eve")]
+    path = f"/v1/projects/p/triggers/{place.trigger}"
+    assert place.call("root", "DELETE", path).status_code == 200
+    answer = place.decide("alice", builds[0])
+    assert answer.status_code == 403
+    assert "only an admin of the project may" in answer.json()["error"]["message"]
+    assert place.decide("alice", builds[0], REJECT).status_code == 200
+    assert place.decide("root", builds[1]).status_code == 200
+
+
+def test_a_deleted_trigger_lifts_no_approval_from_retries(place: Place) -> None:
+    trigger = {"name": "free", "build": {"steps": [{"name": "busybox"}]}}
+    made = place.call("root", "POST", "/v1/projects/p/triggers", trigger).json()
+    path = f"/v1/projects/p/triggers/{made['id']}"
+    build = place.call("eve", "POST", f"{path}:run").json()["metadata"]["build"]["id"]
+    place.server.run(build, "FAILURE")
+    demands = {"approvalConfig": {"approvalRequired": True}}
+    asked = place.call("root", "PATCH", f"{path}?updateMask=approvalConfig", demands)
+    assert asked.status_code == 200
+    assert place.retry("eve", build)["status"] == "PENDING"
+    assert place.call("root", "DELETE", path).status_code == 200
+    again = place.retry("eve", build)
+    assert again["status"] == "PENDING"
+    assert place.decide("eve", again["id"]).status_code == 403
+    assert place.decide("root", again["id"]).status_code == 200
+
+
+@pytest.mark.parametrize("retrying", ["bob", "eve"])
+def test_who_chose_the_values_of_a_build_does_not_approve_its_retry(
+    place: Place, retrying: str
+) -> None:
+    place.set(notAuthor=True)
+    build = place.build("eve")
+    assert place.call("eve", "POST", f"/v1/projects/p/builds/{build}:cancel").status_code == 200
+    again = place.retry(retrying, build)["id"]
+    for who in {"eve", retrying}:
+        answer = place.decide(who, again)
+        assert answer.status_code == 403
+        assert answer.json()["error"]["message"].startswith(f"{who} is behind this build")
+    assert place.decide("alice", again).status_code == 200
+
+
+def test_nobody_is_behind_a_scheduled_build_so_that_an_admin_approves_it(place: Place) -> None:
+    nightly = {**GATED, "name": "nightly", "cron": {"schedule": "0 3 * * *"}}
+    trigger = place.call("root", "POST", "/v1/projects/p/triggers", nightly).json()["id"]
+    path = f"/buildrunner/v1/projects/p/triggers/{trigger}/settings"
+    settings = {"approval": {"notAuthor": True}}
+    assert place.call("root", "PUT", path, settings).status_code == 200
+    at = [now()]
+    scheduler = Scheduler(replace(place.server.context, clock=lambda: at[0]))
+    scheduler.turn()
+    at[0] = (at[0] + timedelta(days=1)).replace(hour=3, minute=0, second=0, microsecond=0)
+    scheduler.turn()
+    (build,) = place.server.store.builds.page("p").builds
+    answer = place.decide("alice", build.id)
+    assert answer.status_code == 403
+    assert "does not know all authors" in answer.json()["error"]["message"]
+    assert place.decide("root", build.id).status_code == 200

@@ -24,6 +24,8 @@ def approval_lines(facts: Document) -> list[str]:
         lines.append(f"Requested by a comment of {facts['commenter']}")
     if facts.get("url"):
         lines.append(facts["url"])
+    if facts.get("state"):
+        lines.append(_behind(facts))
     if facts.get("state") == "PENDING":
         trust = "the project's" if facts.get("trusted", True) else "none"
         lines.append(f"Trust: {trust}. Once it is approved:")
@@ -33,6 +35,11 @@ def approval_lines(facts: Document) -> list[str]:
         word = str(facts.get("state", "")).capitalize()
         lines.append(f"{word} by {facts['approver']} at {facts.get('time', '')}{said}")
     return [printable(line) for line in lines]
+
+
+def _behind(facts: Document) -> str:
+    others = ["and people whom the server does not know"] if facts.get("otherPeople") else []
+    return "Behind it: " + ", ".join([*facts.get("people", ()), *others]).removeprefix("and ")
 
 
 def _whose(facts: Document) -> str:

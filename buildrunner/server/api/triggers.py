@@ -38,6 +38,7 @@ from buildrunner.server.openapi import (
     Parameter,
     documented,
 )
+from buildrunner.server.services.authorship import caller_alone
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, location_of
 from buildrunner.server.services.triggers import Triggers
 from buildrunner.spec.model import git_address
@@ -139,6 +140,7 @@ def router(context: ServerContext) -> APIRouter:
         note_target(request, address.project, found["id"])
         facts = RunFacts(
             who=caller.name,
+            people=caller_alone(caller.name),
             request_id=idempotency_key(request, caller),
             priority=number(request, "priority", low=-1000, high=1000),
             push=flag(request, "push", default=True),

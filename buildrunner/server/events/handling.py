@@ -44,15 +44,14 @@ from buildrunner.server.events.reading import (
 from buildrunner.server.events.reconcile import SeenRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.approval_facts import (
-    AUTHOR,
     AUTHOR_ID,
     BASE_BRANCH,
-    COMMENTER,
     FORK,
     HEAD_REPOSITORY,
     PULL_REQUEST_URL,
     TITLE,
 )
+from buildrunner.server.services.authorship import AUTHOR, COMMENTER, people_behind
 from buildrunner.server.services.queueing import RunFacts, TriggerQueue, reason_of
 from buildrunner.server.services.triggers import (
     KnownTrigger,
@@ -383,6 +382,7 @@ class DeliveryHandler:
         delivery, trigger = reported.delivery, one.trigger
         facts = RunFacts(
             who=who_made(delivery, event),
+            people=people_behind(event),
             labels={**build_labels(delivery, event), EVENT_NUMBER: str(reported.number)},
             request_id=f"delivery-{reported.key}-{trigger.id}",
         )

@@ -11,15 +11,12 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.logs.console.wording import printable
+from buildrunner.server.services.authorship import AUTHOR, COMMENTER, people_of
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
 
-AUTHOR: Final = "author"
-"""The label with the author of the code, if known: ``FORGE:LOGIN``."""
-
 AUTHOR_ID: Final = "author_id"
 BASE_BRANCH: Final = "base_branch"
-COMMENTER: Final = "commenter"
 FORK: Final = "fork"
 HEAD_REPOSITORY: Final = "head_repository"
 PULL_REQUEST_URL: Final = "pull_request_url"
@@ -44,6 +41,8 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
         title, url: title and URL of the pull request.
         author: author of the pull request; ``user NUMBER`` if the forge sent no login.
         commenter: author of the comment that requested the build; empty for none.
+        people: the known people behind the build: names of tokens, and ``FORGE:LOGIN``.
+        other_people: the server does not know whether others are behind the build, too.
         head_repository, head_branch: repository and branch of the code.
         base_repository, base_branch: target of the pull request.
         commit: commit of the code; empty if unknown.
@@ -62,6 +61,8 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     url: str = ""
     author: str = ""
     commenter: str = ""
+    people: tuple[str, ...] = ()
+    other_people: bool = False
     head_repository: str = ""
     head_branch: str = ""
     base_repository: str = ""
@@ -74,6 +75,12 @@ class ApprovalFacts(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     time: str = ""
     comment: str = ""
     decision_url: str = ""
+
+    @property
+    def people_text(self) -> str:
+        """Return the people behind the build as text."""
+        others = ("and people whom the server does not know",) if self.other_people else ()
+        return ", ".join((*self.people, *others)).removeprefix("and ")
 
     @property
     def request_word(self) -> str:
@@ -97,6 +104,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     values = stored.document.get("substitutions", {})
     number = labels.get("pull_request", "")
     secrets = secrets_of(stored.request)
+    people = people_of(stored.labels)
     return ApprovalFacts(
         state=approval.get("state", ""),
         fork=bool(labels.get(FORK)) or stored.untrusted,
@@ -106,6 +114,8 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         url=labels.get(PULL_REQUEST_URL, ""),
         author=_author(labels) if number else "",
         commenter=labels.get(COMMENTER, ""),
+        people=tuple(map(printable, people.names)),
+        other_people=not people.are_all,
         head_repository=labels.get(HEAD_REPOSITORY, "")
         or printable(values.get("_HEAD_REPO_URL", "") if number else ""),
         head_branch=labels.get("branch", "") if number else "",

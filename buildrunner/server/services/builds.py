@@ -23,9 +23,8 @@ from buildrunner.server.http.errors import (
 from buildrunner.server.http.requests import Address
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.approval_facts import AUTHOR
+from buildrunner.server.services.authorship import SUBMITTER, caller_alone, people_of
 from buildrunner.server.services.queueing import (
-    SUBMITTER,
     Arrival,
     TriggerQueue,
     arrival,
@@ -96,7 +95,7 @@ class Builds:
             self._context,
             address.project,
             address.location,
-            labels={SUBMITTER: caller.name},
+            labels={SUBMITTER: caller.name, **caller_alone(caller.name).labels()},
             **msgspec.structs.asdict(options),
         )
         return self._queued(body, at)
@@ -181,7 +180,13 @@ class Builds:
             old.location,
             trigger_id=document.get("buildTriggerId", ""),
             approval=approval,
-            labels={**labels, SUBMITTER: caller.name, "retry_of": old.id, FIRST_ATTEMPT: first},
+            labels={
+                **labels,
+                SUBMITTER: caller.name,
+                **people_of(old.labels).joined_by(caller.name).labels(),
+                "retry_of": old.id,
+                FIRST_ATTEMPT: first,
+            },
             request_id=options.request_id,
             supersede=options.supersede,
             attempt_of=first,
@@ -207,14 +212,17 @@ class Builds:
             )
 
     def _wants_approval(self, document: dict[str, Any]) -> bool:
-        """Return whether the build's trigger now requires an approval."""
+        """Return whether the build's trigger requires an approval now, or was deleted.
+
+        A deleted trigger may have required approvals at last.
+        """
         trigger = document.get("buildTriggerId", "")
         if not trigger:
             return False
         try:
             found = self._context.store.triggers.get(document["projectId"], trigger)
         except NotFound:
-            return False
+            return True
         return found.get("approvalConfig", {}).get("approvalRequired") is True
 
     def decide(self, stored: StoredBuild, decision: ApprovalResult, caller: Caller) -> StoredBuild:
@@ -226,8 +234,9 @@ class Builds:
         """
         approved = decision.decision is Decision.APPROVED
         now = self._context.clock()
-        policy = self._policy(stored, approves=approved)
-        refused = refusal(policy, stored.labels, caller.name, approves=approved)
+        is_admin = caller.may("admin", stored.document["projectId"])
+        policy = self._policy(stored, approves=approved, is_admin=is_admin)
+        refused = refusal(policy, stored.labels, caller.name, approves=approved, is_admin=is_admin)
         if refused:
             raise permission_denied(refused)
         document = _decided(stored.document, decision, caller, now)
@@ -245,11 +254,12 @@ class Builds:
         self._context.wake()
         return decided
 
-    def _policy(self, stored: StoredBuild, *, approves: bool) -> ApprovalPolicy:
+    def _policy(self, stored: StoredBuild, *, approves: bool, is_admin: bool) -> ApprovalPolicy:
         """Return the current approval policy of a build's trigger.
 
         Raises:
-            ApiError: the trigger of a build to approve was deleted, or its settings can't be read.
+            ApiError: the caller is no admin and approves a build whose trigger was deleted, or the
+                trigger's settings can't be read.
         """
         project, trigger = stored.document["projectId"], stored.document.get("buildTriggerId", "")
         try:
@@ -257,9 +267,11 @@ class Builds:
                 self._context.store.triggers.get(project, trigger)
             return TriggerQueue(self._context).settings(project, trigger).approval
         except NotFound:
-            raise failed_precondition(
-                f"the trigger of build {stored.id} was deleted, and with it who may approve: reject"
-                " the build"
+            if is_admin:
+                return ApprovalPolicy()
+            raise permission_denied(
+                f"the trigger of build {stored.id} was deleted, and with it who may approve: only"
+                " an admin of the project may"
             ) from None
         except ConfigError as error:
             raise failed_precondition(
@@ -368,7 +380,14 @@ _LOOK_S: Final = 5.0
 _log = logging.getLogger("buildrunner.server")
 
 
-def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approves: bool) -> str:
+def refusal(
+    policy: ApprovalPolicy,
+    labels: dict[str, str],
+    who: str,
+    *,
+    approves: bool,
+    is_admin: bool = False,
+) -> str:
     """Return why a caller may not decide; empty if the caller may. Pure.
 
     Args:
@@ -377,13 +396,23 @@ def refusal(policy: ApprovalPolicy, labels: dict[str, str], who: str, *, approve
         who: name of the caller's token. It is also compared with the author's login on the forge.
         approves: the decision is an approval. `ApprovalPolicy.not_author` does not apply to
             rejections.
+        is_admin: the caller is an admin of the build's project. Without named approvers, only an
+            admin approves a build whose authors are not all known.
     """
     if policy.approvers and who not in policy.approvers:
         names = ", ".join(policy.approvers)
         return f"{who} may not approve or reject builds of this trigger: {names} may"
-    began = {labels.get(name, "").rpartition(":")[2].casefold() for name in (SUBMITTER, AUTHOR)}
-    if policy.not_author and approves and who.casefold() in began:
-        return f"{who} started this build, and another user must approve it"
+    if not (policy.not_author and approves):
+        return ""
+    people = people_of(labels)
+    if people.include(who):
+        return f"{who} is behind this build, and another user must approve it"
+    if not (people.are_all or policy.approvers or is_admin):
+        return (
+            "the server does not know all authors of this build, and the trigger lets no author"
+            " approve it: an admin of the project must approve it, or the trigger's setting"
+            " approval.approvers must name the users who may"
+        )
     return ""
 
 

@@ -25,6 +25,7 @@ from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Problem, Severity
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
+from buildrunner.server.services.authorship import SUBMITTER, People
 from buildrunner.sources.policy import SourcePolicy, refusals
 from buildrunner.sources.uploads import is_upload_of
 from buildrunner.spec.model.build import Build, Status
@@ -294,15 +295,13 @@ def _warnings(problems: Sequence[Problem]) -> list[Warning_]:
     ]
 
 
-# The label that names the caller, hook or schedule that started a build.
-SUBMITTER: Final = "submitter"
-
-
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of one run of a trigger.
 
     Attributes:
         who: the caller, hook or schedule that started it.
+        people: the known people behind it; without any, `ApprovalPolicy.not_author` lets only
+            named approvers or an admin approve.
         labels: facts about the event; see `NewBuild.labels`.
         request_id: idempotency key: a second run with it returns the first build.
         priority: see `NewBuild`.
@@ -310,6 +309,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     who: str
+    people: People = People()
     labels: dict[str, str] = {}
     request_id: str = ""
     priority: int = 0
@@ -447,7 +447,12 @@ class TriggerQueue:
             location_of(document),
             trigger_id=document["id"],
             approval=made.hold or wanted,
-            labels={SUBMITTER: facts.who, **made.labels, **facts.labels},
+            labels={
+                **made.labels,
+                **facts.labels,
+                SUBMITTER: facts.who,
+                **facts.people.labels(),
+            },
             request_id=facts.request_id,
             priority=facts.priority,
             group=concurrency.group or f"{TRIGGER_GROUP}{document['id']}",

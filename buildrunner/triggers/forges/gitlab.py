@@ -131,7 +131,7 @@ def _push(body: dict[str, Any]) -> PushEvent:
         files=files_of(commits) if is_complete else None,
         doubtful_files=is_complete,  # GitLab never says whether a push was forced
         skip_option=_skip_option(body),
-        author=text(body, "user_username") or text(body, "user_name"),
+        author=text(body, "user_username"),  # user_name is no login: users choose it
         body=body,
     )
 

@@ -22,6 +22,7 @@ from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.services.authorship import caller_alone
 from buildrunner.server.services.queueing import RunFacts
 from buildrunner.server.services.triggers import KnownTrigger, Triggers, known_trigger
 from buildrunner.spec.model.git_address import masked_trigger
@@ -177,7 +178,8 @@ class _TriggerPages:
         wanted = source if name or source.substitutions else None
         caller = request.state.viewer.caller
         project = address_of(self._context, request).project
-        made = self._triggers.run(project, document, wanted, RunFacts(who=caller.name))
+        facts = RunFacts(who=caller.name, people=caller_alone(caller.name))
+        made = self._triggers.run(project, document, wanted, facts)
         note_target(request, project, document["id"], made.id)
         return f"/builds/{project}/{made.id}"
 
