@@ -17,7 +17,7 @@ from buildrunner.plan.privilege import NO_PRIVILEGE, Privilege
 from buildrunner.plan.selection import Selection
 from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Build, BuildOptions
-from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.fields import with_templates_replaced
 from buildrunner.spec.substitutions.templates import Cycle, expand, substitute
 from buildrunner.spec.substitutions.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
@@ -75,18 +75,20 @@ def resolve(build: Build, *, context: PlanContext) -> ResolvedBuild:
     The build must have passed `spec.validate.check_build`. Unknown variables are empty here.
 
     Raises:
-        ConfigError: variables form a cycle, an expression can't be evaluated, or the result would
-            be larger than `MAX_SUBSTITUTED_LENGTH` characters.
+        ConfigError: variables form a cycle, an expression can't be evaluated, the expressions take
+            more work than a `Budget` allows, or the result would be larger than
+            `MAX_SUBSTITUTED_LENGTH` characters.
     """
     options = effective_options(build.options, triggered=context.triggered)
     built_in = context.built_ins.values()
     user = merged(build.substitutions, context.substitutions)
     dynamic = options.dynamic_substitutions
+    budget = Budget()
     try:
         if dynamic:
-            user = expand(user, built_in, is_template=is_user_variable)
+            user = expand(user, built_in, is_template=is_user_variable, budget=budget)
         variables = {**built_in, **user}
-        replaced = _with_values(build, variables, dynamic=dynamic)
+        replaced = _with_values(build, variables, budget if dynamic else None)
     except Cycle as error:
         path = f"substitutions.{error.names[0]}"
         raise ConfigError([Problem(str(error), path=path, rule="cycle")]) from error
@@ -127,14 +129,16 @@ def _is_event_data(name: str) -> bool:
     return name in OVERRIDABLE or is_user_variable(name)
 
 
-def _with_values(build: Build, variables: Mapping[str, str], *, dynamic: bool) -> Build:
+def _with_values(build: Build, variables: Mapping[str, str], budget: Budget | None) -> Build:
+    """Return the build with values. With a budget, bash-style expressions are evaluated."""
     room = MAX_SUBSTITUTED_LENGTH
 
     def replace(template: str) -> str:
         nonlocal room
         if "$" not in template:
             return template
-        text = substitute(template, variables.get, dynamic=dynamic)
+        dynamic = budget is not None
+        text = substitute(template, variables.get, dynamic=dynamic, budget=budget)
         room -= len(text)
         if room < 0:
             message = f"the build grows beyond {MAX_SUBSTITUTED_LENGTH} characters by substitution"

@@ -1,7 +1,8 @@
 """Bash-style expressions inside ``${...}``, for builds with ``dynamicSubstitutions``.
 
 ``parse_expression`` reads one expression, ``evaluate`` gives its text. No shell is ever run: values
-come from commit data. Nesting is limited and globs are matched in linear time (`Glob`).
+come from commit data. Nesting is limited, globs are matched in linear time (`Glob`), and all
+expressions of a build share one `Budget` of work.
 
 Inside an expression the rules of bash apply: a backslash quotes the next character. Outside of
 expressions, a backslash has no meaning (`templates`). Quotes are literal.
@@ -13,14 +14,17 @@ bash 4 (`${v:=w}`, `${v:?w}`, `${!v}`, arrays, arithmetic and commands are refus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Final
 
 from buildrunner.spec.substitutions.expressions import (
+    EXPRESSION_WORK,
     MAX_LENGTH,
     OPENER,
     TOO_LONG,
     BadExpression,
+    Budget,
     Expression,
     Word,
     bounded,
@@ -161,25 +165,30 @@ def _dollar(text: str, position: int, depth: int) -> tuple[str | Expression, int
     return "$", position + 1, 0
 
 
-def evaluate(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+def evaluate(
+    expression: Expression, lookup: Callable[[str], str | None], budget: Budget | None = None
+) -> str:
     """Return the expression's value.
 
     Args:
         expression: the expression.
         lookup: returns the value of a variable; None if it is not set.
+        budget: the work that it may take; None for a budget of its own.
 
     Raises:
-        BadExpression: the expression is not supported, or an offset is invalid.
+        BadExpression: the expression is not supported, an offset is invalid, or the budget is too
+            small.
     """
-    return bounded(_evaluated(expression, lookup))
+    return bounded(_evaluated(expression, lookup, budget or Budget()))
 
 
-def _evaluated(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+def _evaluated(expression: Expression, lookup: Callable[[str], str | None], budget: Budget) -> str:
     if expression.error:
         raise BadExpression(expression.error)
     value = lookup(expression.name)
     operator = expression.operator
     text = value or ""
+    budget.spend(EXPRESSION_WORK + len(text) // 256)
     if not operator:
         return text
     if operator == "length":
@@ -188,15 +197,23 @@ def _evaluated(expression: Expression, lookup: Callable[[str], str | None]) -> s
         wants_word = _DEFAULTS[operator](value)
         if wants_word is None:
             return text
-        return _text(expression.operands[0], lookup) if wants_word else ""
-    operands = [_text(word, lookup) for word in expression.operands]
+        return _text(expression.operands[0], lookup, budget) if wants_word else ""
+    operands = [_text(word, lookup, budget) for word in expression.operands]
     if operator == ":":
         return _substring(text, operands)
     if operator[0] == "/":
-        return _replaced(text, operator, operands[0], operands[1] if len(operands) > 1 else "")
+        replacement = operands[1] if len(operands) > 1 else ""
+        return _replaced(text, operator, _glob(operands[0], budget), replacement)
     if operator[0] in "#%":
-        return _stripped(text, operator, Glob(operands[0]))
-    return _cased(text, operator, operands[0])
+        return _stripped(text, operator, _glob(operands[0], budget))
+    return _cased(text, operator, _glob(operands[0] or "?", budget), budget)
+
+
+def _glob(pattern: str, budget: Budget) -> Glob:
+    found: Glob | None = budget.compiled.get(pattern)
+    if found is None:
+        found = budget.compiled[pattern] = Glob(pattern, budget)
+    return found
 
 
 # True: use the word; None: use the value; False: use nothing.
@@ -208,8 +225,16 @@ _DEFAULTS: Final[dict[str, Callable[[str | None], bool | None]]] = {
 }
 
 
-def _text(word: Word, lookup: Callable[[str], str | None]) -> str:
-    return "".join(part if isinstance(part, str) else evaluate(part, lookup) for part in word)
+def _text(word: Word, lookup: Callable[[str], str | None], budget: Budget) -> str:
+    pieces: list[str] = []
+    room = MAX_LENGTH
+    for part in word:
+        piece = part if isinstance(part, str) else evaluate(part, lookup, budget)
+        room -= len(piece)
+        if room < 0:
+            raise BadExpression(TOO_LONG)
+        pieces.append(piece)
+    return "".join(pieces)
 
 
 def _number(text: str) -> int:
@@ -242,8 +267,7 @@ def _stripped(text: str, operator: str, glob: Glob) -> str:
     return text[cut:] if operator[0] == "#" else text[: len(text) - cut]
 
 
-def _replaced(text: str, operator: str, pattern: str, replacement: str) -> str:
-    glob = Glob(pattern)
+def _replaced(text: str, operator: str, glob: Glob, replacement: str) -> str:
     if operator == "/#":
         longest = glob.prefix(text)[1]
         return text if longest < 0 else replacement + text[longest:]
@@ -267,18 +291,21 @@ def _replaced(text: str, operator: str, pattern: str, replacement: str) -> str:
     return "".join(pieces) + text[position:]
 
 
-def _cased(text: str, operator: str, pattern: str) -> str:
+def _cased(text: str, operator: str, glob: Glob, budget: Budget) -> str:
     convert = str.upper if operator[0] == "^" else str.lower
-    glob = Glob(pattern or "?")
-
-    def cased(char: str) -> str:
-        changed = convert(char)
-        # As in C, one character maps to one character.
-        return changed if len(changed) == 1 and glob.matches(char) else char
-
     if len(operator) == 1:
-        return cased(text[:1]) + text[1:] if text else text
-    return "".join(map(cased, text))
+        return _in_case(text[0], convert, glob) + text[1:] if text else text
+    if glob.is_any_character and text.isascii():
+        return convert(text)
+    budget.spend(len(text) // 2)
+    changed = {char: _in_case(char, convert, glob) for char in set(text)}
+    return "".join(map(changed.__getitem__, text))
+
+
+def _in_case(char: str, convert: Callable[[str], str], glob: Glob) -> str:
+    changed = convert(char)
+    # As in C, one character maps to one character.
+    return changed if len(changed) == 1 and glob.matches(char) else char
 
 
 _NAMED_CLASSES: Final[dict[str, Callable[[str], bool]]] = {
@@ -297,7 +324,7 @@ _NAMED_CLASSES: Final[dict[str, Callable[[str], bool]]] = {
 
 
 class _OneOf:
-    """One character of a set: ``[abc]``, ``[a-z]``, ``[!x]``, ``[[:digit:]]``, ``?``, ``x``."""
+    """One character of a set: ``[abc]``, ``[a-z]``, ``[!x]``, ``[[:digit:]]``, ``?``."""
 
     def __init__(
         self,
@@ -307,8 +334,9 @@ class _OneOf:
         negated: bool,
     ) -> None:
         self._ranges = tuple(ranges)
-        self._named = tuple(named)
+        self._named = tuple(dict.fromkeys(named))
         self._negated = negated
+        self.size = len(self._ranges) + len(self._named)
 
     def accepts(self, char: str) -> bool:
         """Return whether ``char`` is in the set."""
@@ -318,14 +346,35 @@ class _OneOf:
         return inside != self._negated
 
 
+_ANY: Final = _OneOf((), (), negated=True)
+
+# One item of a pattern: a star (None), a set, or a character that stands for itself.
+_Item = _OneOf | str | None
+
+
 class _Automaton:
     """The states of one reading direction; state ``i`` means "the first i items have matched"."""
 
-    def __init__(self, items: list[_OneOf | None]) -> None:
-        self._items = items
-        self.stars = sum(1 << index for index, item in enumerate(items) if item is None)
+    def __init__(self, items: list[_Item], budget: Budget) -> None:
+        self._budget = budget
+        self._cost = 1 + len(items) // 512
+        self._places: dict[str, list[int]] = {}
+        sets: dict[_OneOf, list[int]] = {}
+        stars: list[int] = []
+        for index, item in enumerate(items):
+            if item is None:
+                stars.append(index)
+            elif isinstance(item, str):
+                self._places.setdefault(item, []).append(index)
+            else:
+                sets.setdefault(item, []).append(index)
+        self._any = _bits(sets.pop(_ANY, []))
+        budget.spend(len(sets) * self._cost)
+        self._sets = [(one, _bits(places)) for one, places in sets.items()]
+        self.stars = _bits(stars)
         self.final = 1 << len(items)
         self.start = self._past_stars(1)
+        # the items that accept a character, by character
         self._accepting: dict[str, int] = {}
 
     def _past_stars(self, states: int) -> int:
@@ -335,18 +384,26 @@ class _Automaton:
     def step(self, states: int, char: str) -> int:
         accepting = self._accepting.get(char)
         if accepting is None:
-            accepting = 0
-            for index, item in enumerate(self._items):
-                if item is not None and item.accepts(char):
-                    accepting |= 1 << index
-            self._accepting[char] = accepting
+            accepting = self._accepting[char] = self._accepted(char)
         return self._past_stars((states & self.stars) | ((states & accepting) << 1))
+
+    def _accepted(self, char: str) -> int:
+        places = self._places.get(char, ())
+        self._budget.spend(self._cost + len(places) // 4)
+        accepting = self._any | _bits(places)
+        for one, bits in self._sets:
+            self._budget.spend(self._cost + one.size)
+            if one.accepts(char):
+                accepting |= bits
+        return accepting
 
     def first_and_last_end(self, text: Iterable[str]) -> tuple[int, int]:
         """Return the lengths of the shortest and longest match at the start; (-1, -1) for none."""
         states = self.start
         first = last = 0 if states & self.final else -1
         for length, char in enumerate(text, start=1):
+            if length % _BATCH == 1:
+                self._budget.spend(self._cost * _BATCH)
             states = self.step(states, char)
             if not states:
                 break
@@ -356,23 +413,79 @@ class _Automaton:
                     first = length
         return first, last
 
+    def starts(self, text: str) -> list[int]:
+        """Return the positions at which a match ends, read backwards from each position."""
+        states = 0
+        starts: list[int] = []
+        for position in range(len(text) - 1, -1, -1):
+            if position % _BATCH == 0:
+                self._budget.spend(self._cost * _BATCH)
+            states = self.step(states | self.start, text[position])
+            if states & self.final:
+                starts.append(position)
+        starts.reverse()
+        return starts
+
+
+# The steps that are taken from the budget at a time.
+_BATCH: Final = 16
+
+
+def _bits(places: Sequence[int]) -> int:
+    """Return the number in which the bits at these places are set, in linear time."""
+    if not places:
+        return 0
+    octets = bytearray(max(places) // 8 + 1)
+    for place in places:
+        octets[place >> 3] |= 1 << (place & 7)
+    return int.from_bytes(octets, "little")
+
 
 class Glob:
-    """One compiled pattern. All methods take time linear in the text's length."""
+    """One compiled pattern. All methods take time linear in the text's length.
 
-    def __init__(self, pattern: str) -> None:
-        items = _parse(pattern)
+    Args:
+        pattern: the pattern.
+        budget: the work that it may take; None for a budget of its own.
+    """
+
+    def __init__(self, pattern: str, budget: Budget | None = None) -> None:
+        self._budget = budget or Budget()
+        self._budget.spend(2 * EXPRESSION_WORK + len(pattern))
+        self._items = items = _parse(pattern)
         self.empty = not items
+        self.is_any_character = items == [_ANY]
         self._has_star = None in items
-        self._forward = _Automaton(items)
-        self._backward = _Automaton(items[::-1])
+        self._text = (
+            "".join(map(str, items)) if all(isinstance(one, str) for one in items) else None
+        )
+
+    @cached_property
+    def _forward(self) -> _Automaton:
+        return self._automaton(self._items)
+
+    @cached_property
+    def _backward(self) -> _Automaton:
+        return self._automaton(self._items[::-1])
+
+    def _automaton(self, items: list[_Item]) -> _Automaton:
+        self._budget.spend(len(items))
+        return _Automaton(items, self._budget)
 
     def prefix(self, text: str) -> tuple[int, int]:
         """Return the lengths of the shortest and longest matching prefix; (-1, -1) for none."""
+        if self._text is not None:
+            self._budget.spend(1 + len(self._text) // 256)
+            length = len(self._text) if text.startswith(self._text) else -1
+            return length, length
         return self._forward.first_and_last_end(text)
 
     def suffix(self, text: str) -> tuple[int, int]:
         """Return the lengths of the shortest and longest matching suffix; (-1, -1) for none."""
+        if self._text is not None:
+            self._budget.spend(1 + len(self._text) // 256)
+            length = len(self._text) if text.endswith(self._text) else -1
+            return length, length
         return self._backward.first_and_last_end(reversed(text))
 
     def matches(self, text: str) -> bool:
@@ -381,42 +494,45 @@ class Glob:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Return all leftmost-longest non-empty matches, in order, without overlap."""
+        if self._text is not None:
+            return self._places_of(self._text, text)
+        if self._has_star:
+            # A star would extend the first match to any later one, so there is no other.
+            for start in self._backward.starts(text):
+                rest = map(text.__getitem__, range(start, len(text)))
+                end = start + self._forward.first_and_last_end(rest)[1]
+                return [(start, end)] if end > start else []
+            return []
+        length = len(self._items)
         found: list[tuple[int, int]] = []
-        position = 0
-        for start in self._starts(text):
-            if start < position:
-                continue
-            end = start + self._longest_from(text, start)
-            if end > start:
-                found.append((start, end))
-                position = end
-                if self._has_star:
-                    # A star would have extended to any later match, so there is none.
-                    break
+        for start in self._backward.starts(text):
+            if not found or start >= found[-1][1]:
+                found.append((start, start + length))
         return found
 
-    def _starts(self, text: str) -> list[int]:
-        """Return all start positions of matches, in one backward pass over the text."""
-        automaton = self._backward
-        states = 0
-        starts: list[int] = []
-        for position in range(len(text) - 1, -1, -1):
-            states = automaton.step(states | automaton.start, text[position])
-            if states & automaton.final:
-                starts.append(position)
-        starts.reverse()
-        return starts
+    def _places_of(self, wanted: str, text: str) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        if not wanted:
+            return found
+        # Python's search is linear for long texts only.
+        product = len(text) * len(wanted)
+        self._budget.spend(1 + len(text) // 64 + min(len(text), product // 2048))
+        start = text.find(wanted)
+        while start >= 0:
+            self._budget.spend(1)
+            end = start + len(wanted)
+            found.append((start, end))
+            start = text.find(wanted, end)
+        return found
 
-    def _longest_from(self, text: str, start: int) -> int:
-        return self._forward.first_and_last_end(text[index] for index in range(start, len(text)))[1]
 
-
-def _parse(pattern: str) -> list[_OneOf | None]:
+def _parse(pattern: str) -> list[_Item]:
     """Return the pattern's items; None is a star, several stars in a row are one."""
-    items: list[_OneOf | None] = []
+    items: list[_Item] = []
     position = 0
     # one failed search for a "]" is enough: each further one would scan the rest again
     unclosed = False
+    known: dict[str, _OneOf] = {}
     while position < len(pattern):
         char = pattern[position]
         position += 1
@@ -424,25 +540,22 @@ def _parse(pattern: str) -> list[_OneOf | None]:
             if not items or items[-1] is not None:
                 items.append(None)
         elif char == "?":
-            items.append(_OneOf((), (), negated=True))
+            items.append(_ANY)
         elif char == "\\" and position < len(pattern):
-            items.append(_literal(pattern[position]))
+            items.append(pattern[position])
             position += 1
         elif char == "[":
             parsed = None if unclosed else _parse_class(pattern, position)
             if parsed is None:
                 unclosed = True
-                items.append(_literal("["))
+                items.append("[")
             else:
-                item, position = parsed
-                items.append(item)
+                item, end = parsed
+                items.append(known.setdefault(pattern[position:end], item))
+                position = end
         else:
-            items.append(_literal(char))
+            items.append(char)
     return items
-
-
-def _literal(char: str) -> _OneOf:
-    return _OneOf(((char, char),), (), negated=False)
 
 
 def _parse_class(pattern: str, position: int) -> tuple[_OneOf, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -14,6 +14,13 @@ OPENER = re.compile(r"\$\{[#!]?[A-Z_][A-Z0-9_]*(?![A-Za-z0-9_])")
 
 # Values may multiply (each "?" of one replaced by another). The limit is beyond any real value.
 MAX_LENGTH: Final = 32 * 1024
+
+# A pattern is read again for each expression: a few KB could hold a processor for hours. A real
+# build needs less than a hundredth of this.
+MAX_WORK: Final = 100_000
+
+# The work of reading one expression and of calling its operator.
+EXPRESSION_WORK: Final = 10
 
 
 class Expression(msgspec.Struct, frozen=True):
@@ -36,10 +43,46 @@ Word = tuple[str | Expression, ...]
 
 
 TOO_LONG: Final = f"the value grows beyond {MAX_LENGTH} characters"
+TOO_MUCH: Final = (
+    "the bash-style expressions of the build take too much work together: use fewer of them, "
+    "shorter values or simpler patterns"
+)
 
 
 class BadExpression(ValueError):
     """An expression that can't be evaluated; the message is one clause."""
+
+
+class Budget:
+    """The work that all expressions of a build may take together, and their compiled patterns.
+
+    One unit is about one step of a pattern (`bash`) over one character.
+
+    Attributes:
+        left: the units that are left; negative once there were too few.
+        compiled: compiled patterns by their text.
+    """
+
+    def __init__(self, units: int = MAX_WORK) -> None:
+        self.left = units
+        self.compiled: dict[str, Any] = {}
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Return whether a call of `spend` was refused."""
+        return self.left < 0
+
+    def spend(self, units: int) -> None:
+        """Take units from the budget.
+
+        Raises:
+            BadExpression: too few are left, now or at an earlier call.
+        """
+        if units > self.left:
+            self.left = -1
+        if self.is_exhausted:
+            raise BadExpression(TOO_MUCH)
+        self.left -= units
 
 
 def bounded(text: str) -> str:

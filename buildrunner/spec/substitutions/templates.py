@@ -21,7 +21,14 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 
 from buildrunner.spec.substitutions import expressions
-from buildrunner.spec.substitutions.expressions import OPENER, BadExpression, Expression
+from buildrunner.spec.substitutions.expressions import (
+    MAX_LENGTH,
+    OPENER,
+    TOO_LONG,
+    BadExpression,
+    Budget,
+    Expression,
+)
 
 _TOKEN = re.compile(r"\$(?:(\$)|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\}|(\{))")
 
@@ -82,19 +89,33 @@ def find_references(template: str, *, dynamic: bool = False) -> Iterator[Referen
                 yield Reference(token.start(), position, expression)
 
 
-def substitute(template: str, lookup: Callable[[str], str | None], *, dynamic: bool = False) -> str:
+def substitute(
+    template: str,
+    lookup: Callable[[str], str | None],
+    *,
+    dynamic: bool = False,
+    budget: Budget | None = None,
+    longest: int | None = None,
+) -> str:
     """Return the template with every reference replaced; a variable without a value is empty.
 
     Args:
         template: any text.
         lookup: returns the value of a variable; None if it has none.
         dynamic: also evaluate bash-style expressions.
+        budget: the work that ``dynamic`` may take, which all templates of a build share. None: a
+            budget for this template alone.
+        longest: the most characters of the values together; None for no limit.
 
     Raises:
-        BadExpression: an expression can't be evaluated (only with ``dynamic``).
+        BadExpression: an expression can't be evaluated, or takes more than the budget (only with
+            ``dynamic``), or the values are longer than ``longest``.
     """
     if "$" not in template:
         return template
+    if dynamic and budget is None:
+        budget = Budget()
+    room = longest
     pieces: list[str] = []
     position = 0
     for reference in find_references(template, dynamic=dynamic):
@@ -102,18 +123,28 @@ def substitute(template: str, lookup: Callable[[str], str | None], *, dynamic: b
         if reference.expression is None:
             pieces.append("$")
         else:
-            pieces.append(_value(reference.expression, lookup))
+            value = _value(reference.expression, lookup, budget)
+            if room is not None:
+                room -= len(value)
+                if room < 0:
+                    raise BadExpression(TOO_LONG)
+            pieces.append(value)
         position = reference.end
     pieces.append(template[position:])
     return "".join(pieces)
 
 
-def _value(expression: Expression, lookup: Callable[[str], str | None]) -> str:
+def _value(
+    expression: Expression, lookup: Callable[[str], str | None], budget: Budget | None
+) -> str:
     if expression.operator or expression.error:
         from buildrunner.spec.substitutions.bash import evaluate  # few builds need it
 
-        return evaluate(expression, lookup)
-    return lookup(expression.name) or ""
+        return evaluate(expression, lookup, budget)
+    value = lookup(expression.name) or ""
+    if budget is not None:
+        budget.spend(len(value) // 256)
+    return value
 
 
 def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
@@ -126,19 +157,24 @@ def names_in(template: str, *, dynamic: bool = False) -> Iterator[str]:
 
 
 def expand(
-    user: Mapping[str, str], built_in: Mapping[str, str], *, is_template: Callable[[str], bool]
+    user: Mapping[str, str],
+    built_in: Mapping[str, str],
+    *,
+    is_template: Callable[[str], bool],
+    budget: Budget | None = None,
 ) -> dict[str, str]:
     """Return the values of ``user`` with the references between them resolved.
 
     Used for dynamic substitutions. A name for which ``is_template`` returns false (an overridden
     built-in) keeps its value, which is data of a commit or event. The order of the map is
-    irrelevant.
+    irrelevant. All expressions share the ``budget``; None: one for these variables alone.
 
     Raises:
         Cycle: variables refer to each other in a cycle.
         BadExpression: an expression can't be evaluated; the message names the variable.
     """
     done: dict[str, str] = {}
+    budget = budget or Budget()
     for name in _dependency_order(user, is_template):
         value = user[name]
         if not is_template(name):
@@ -150,7 +186,8 @@ def expand(
             return built_in.get(wanted) if found is None else found
 
         try:
-            done[name] = expressions.bounded(substitute(value, lookup, dynamic=True))
+            text = substitute(value, lookup, dynamic=True, budget=budget, longest=MAX_LENGTH)
+            done[name] = expressions.bounded(text)
         except BadExpression as error:
             raise BadExpression(f"substitutions.{name}: {error}") from error
     return {name: done[name] for name in user}

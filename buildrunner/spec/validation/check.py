@@ -16,7 +16,7 @@ from buildrunner.problem import Problem, Severity
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import Message
 from buildrunner.spec.reading.decode import LoadedBuild
-from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.expressions import TOO_MUCH, BadExpression, Budget
 from buildrunner.spec.substitutions.templates import Cycle, expand
 from buildrunner.spec.substitutions.variables import BuiltIns, is_user_variable
 from buildrunner.spec.validation.build import (
@@ -218,7 +218,8 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
     options = effective_options(build.options, triggered=terms.triggered)
     user = {**build.substitutions, **given} if given else build.substitutions
     assumed = built_ins is None
-    complete = check_references(build, user, options, findings, assumed=assumed)
+    budget = Budget()
+    complete = check_references(build, user, options, findings, budget, assumed=assumed)
     check_volumes(build, findings)
     check_environment(build, limits, findings)
     check_secrets(build, limits, findings)
@@ -233,11 +234,11 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
     if complete and options.dynamic_substitutions and user:
         known = without_own_values(user) if assumed else user
         try:
-            expanded = expand(known, built_in, is_template=is_user_variable)
+            expanded = expand(known, built_in, is_template=is_user_variable, budget=budget)
         except BadExpression as error:
             # Not an error with samples, whose values may be shorter than the real ones.
             complete = False
-            if not assumed:
+            if not assumed and not budget.is_exhausted:
                 findings.error("expression", "substitutions", str(error))
         except Cycle:
             complete = False
@@ -245,10 +246,13 @@ def _run_checks(build: Build, terms: _Terms, findings: Findings, *, from_file: b
         {**built_in, **expanded},
         user,
         dynamic=options.dynamic_substitutions,
+        budget=budget,
         complete=complete,
         assumed=assumed,
     )
     check_results(build, values, findings)
+    if budget.is_exhausted:
+        findings.error("expression", "substitutions", TOO_MUCH)
 
 
 def _with_place(problem: Problem, loaded: LoadedBuild, file: str) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -12,7 +12,7 @@ import msgspec
 from buildrunner.spec.model.build import Build, DockerDaemon
 from buildrunner.spec.model.results import Artifacts
 from buildrunner.spec.model.source import BUCKET_NAME
-from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.fields import templates
 from buildrunner.spec.substitutions.templates import names_in, substitute
 from buildrunner.spec.substitutions.variables import OVERRIDABLE, is_user_variable, may_be_set
@@ -90,6 +90,7 @@ class Values:
         variables: every known variable.
         user: the user variables, unevaluated.
         dynamic: evaluate bash-style expressions.
+        budget: the work that bash-style expressions may take.
         complete: the templates have passed their checks; otherwise only plain text can be checked.
         assumed: the environment, and so the given values, are unknown.
     """
@@ -100,13 +101,16 @@ class Values:
         user: Mapping[str, str],
         *,
         dynamic: bool,
+        budget: Budget,
         complete: bool,
         assumed: bool,
     ) -> None:
         self._variables = variables
         self._user = user
         self._dynamic = dynamic
+        self._budget = budget
         self._complete = complete
+        self._mentions: dict[str, tuple[str, ...]] = {}
         self._assumed = assumed
 
     def text(self, template: str) -> str | None:
@@ -116,7 +120,9 @@ class Values:
         if not self._complete:
             return None
         try:
-            return substitute(template, self._variables.get, dynamic=self._dynamic)
+            return substitute(
+                template, self._variables.get, dynamic=self._dynamic, budget=self._budget
+            )
         except BadExpression:
             return None
 
@@ -128,7 +134,7 @@ class Values:
     def failure(self, template: str) -> str:
         """Return why the template can't be evaluated with these values; empty if it can."""
         try:
-            substitute(template, self._variables.get, dynamic=True)
+            substitute(template, self._variables.get, dynamic=True, budget=self._budget)
         except BadExpression as error:
             return str(error)
         return ""
@@ -155,9 +161,13 @@ class Values:
                 unset.append(name)
         return unset
 
-    def _mentioned(self, name: str) -> Iterator[str]:
-        is_template = self._dynamic and is_user_variable(name)
-        return names_in(self._user.get(name, "") if is_template else "", dynamic=True)
+    def _mentioned(self, name: str) -> tuple[str, ...]:
+        found = self._mentions.get(name)
+        if found is None:
+            is_template = self._dynamic and is_user_variable(name)
+            text = self._user.get(name, "") if is_template else ""
+            found = self._mentions[name] = tuple(dict.fromkeys(names_in(text, dynamic=True)))
+        return found
 
 
 def check_results(build: Build, values: Values, findings: Findings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from buildrunner.spec.model.build import Build, BuildOptions, SubstitutionOption
-from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.expressions import EXPRESSION_WORK, BadExpression, Budget
 from buildrunner.spec.substitutions.expressions import names_in as names_of
 from buildrunner.spec.substitutions.fields import templates
 from buildrunner.spec.substitutions.templates import Cycle, expand, find_references, names_in
@@ -117,6 +117,7 @@ def check_references(
     user: Mapping[str, str],
     options: BuildOptions,
     findings: Findings,
+    budget: Budget,
     *,
     assumed: bool,
 ) -> bool:
@@ -127,6 +128,7 @@ def check_references(
         user: all user values, from the build and from outside.
         options: the effective options (`effective_options`).
         findings: collects problems.
+        budget: the work that bash-style expressions may take.
         assumed: the values from outside are unknown.
 
     Returns:
@@ -135,7 +137,7 @@ def check_references(
     fields = templates(build)
     if not fields and not user:
         return True
-    check = _ReferenceCheck(user, options, findings)
+    check = _ReferenceCheck(user, options, findings, budget)
     for path, text in fields:
         check.read(path, text)
     for name, value in user.items():
@@ -148,8 +150,15 @@ def check_references(
 class _ReferenceCheck:
     """One pass over all templates of a build."""
 
-    def __init__(self, user: Mapping[str, str], options: BuildOptions, findings: Findings) -> None:
+    def __init__(
+        self,
+        user: Mapping[str, str],
+        options: BuildOptions,
+        findings: Findings,
+        budget: Budget,
+    ) -> None:
         self.good = True
+        self._budget = budget
         self._user = user
         self._dynamic = options.dynamic_substitutions
         self._loose = options.substitution_option is SubstitutionOption.ALLOW_LOOSE
@@ -169,6 +178,8 @@ class _ReferenceCheck:
                 if escaped:
                     self._escaped.add(escaped.group(1))
                 continue
+            if expression.operator and not self._affords_one_more():
+                return
             written = text[reference.start : reference.end]
             if expression.error and (not expression.name or self._is_known(expression.name)):
                 self.good = False
@@ -189,6 +200,14 @@ class _ReferenceCheck:
             self.good = False
             message = f'key in the template "{name}" is not a valid built-in substitution'
             self._findings.error("V18", path, message, self._invalid_hint(name, written))
+
+    def _affords_one_more(self) -> bool:
+        try:
+            self._budget.spend(EXPRESSION_WORK)
+        except BadExpression:
+            self.good = False  # reported once, after all checks
+            return False
+        return True
 
     def _is_known(self, name: str) -> bool:
         return name in self._user or name in BUILT_IN or is_user_variable(name)
@@ -253,7 +272,7 @@ class _ReferenceCheck:
             self._findings.warning("cycle", f"substitutions.{name}", message, hint)
         try:
             built_in = dict.fromkeys(BUILT_IN, "")
-            expand(values, built_in, is_template=is_user_variable)
+            expand(values, built_in, is_template=is_user_variable, budget=self._budget)
         except Cycle as error:
             self.good = False
             name = error.names[0]
