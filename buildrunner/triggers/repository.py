@@ -36,6 +36,7 @@ from buildrunner.triggers.forge_host import (
     public_forge,
     repository_key,
 )
+from buildrunner.triggers.hook_binding import BARE
 from buildrunner.triggers.settings import ForgeSetting
 
 _MIRRORS: Final = ("github", "bitbucket")
@@ -69,6 +70,21 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
         return repository_key(self.host.clone_url(self.name) if self.host else self.url)
 
     @property
+    def history(self) -> str:
+        """Return the key of the history of the refs.
+
+        The first delivery of a bare repository's hook sets its URL, so that its history is apart
+        from the history of a forge's repository at that URL.
+        """
+        key = repository_key(self.url)
+        return bare_history(self.bare, self.url) if self.reported else key
+
+    @property
+    def reported(self) -> bool:
+        """Return whether the URL comes from the hook of a bare repository."""
+        return bool(self.bare) and not self.connected
+
+    @property
     def shown(self) -> str:
         """Return the repository as text for users: ``acme/app on https://github.com (github)``."""
         if self.host is not None:
@@ -76,6 +92,11 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
         if self.bare:
             return f"the bare repository {self.bare}"
         return self.url or self.name
+
+
+def bare_history(name: str, url: str) -> str:
+    """Return the key of the history of a bare repository with a hook."""
+    return f"{BARE}/{name} {repository_key(url)}"
 
 
 def trigger_repository(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from buildrunner.errors import Conflict, NotFound
-from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
+from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
 from buildrunner.store.sql.deliveries import KEPT_REFUSALS
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -259,50 +259,69 @@ def test_the_newest_delivery_of_a_hook_is_not_forgotten(store: ServerStore) -> N
     assert [one.delivery_id for one in store.deliveries.page()] == ["last"]
 
 
+R, S = Watched("p", "r"), Watched("p", "s")
+BOTH = [R, S]
+
+
+def test_each_project_has_its_own_records_of_refs(store: ServerStore) -> None:
+    mine, theirs = R, Watched("q", "r")
+    store.refs.note(mine, "refs/heads/main", "a", "delivery")
+    assert store.refs.known(theirs) == {}
+    store.refs.note_first_look(theirs, {"refs/heads/main": "b", "refs/heads/x": "c"}, "look")
+    assert store.refs.known(mine) == {"refs/heads/main": KnownRef("a", "delivery")}
+    store.refs.note(mine, "refs/heads/main", "", "delivery")
+    assert set(store.refs.known(theirs)) == {"refs/heads/main", "refs/heads/x"}
+    store.refs.note(mine, "refs/heads/main", "a", "delivery")
+    store.refs.forget(theirs)
+    assert (store.refs.known(theirs), len(store.refs.known(mine))) == ({}, 1)
+
+
 def test_refs_are_remembered_with_who_saw_them(store: ServerStore) -> None:
-    assert store.refs.known("r") == {}
-    assert store.refs.note("r", "refs/heads/main", "a", "delivery") is None
-    before = store.refs.note("r", "refs/heads/main", "b", "reconcile")
+    assert store.refs.known(R) == {}
+    assert store.refs.note(R, "refs/heads/main", "a", "delivery") is None
+    before = store.refs.note(R, "refs/heads/main", "b", "reconcile")
     assert before == KnownRef("a", "delivery")
-    assert store.refs.note("other", "refs/heads/main", "c", "delivery") is None
-    assert store.refs.known("r") == {"refs/heads/main": KnownRef("b", "reconcile")}
-    store.refs.note("r", "refs/heads/dev", "d", "delivery")
-    assert set(store.refs.known("r", "refs/heads/main")) == {"refs/heads/main"}
-    store.refs.note_all(["r", "s"], "refs/heads/x", KnownRef("e", "delivery"))
+    assert store.refs.note(Watched("p", "other"), "refs/heads/main", "c", "delivery") is None
+    assert store.refs.known(R) == {"refs/heads/main": KnownRef("b", "reconcile")}
+    store.refs.note(R, "refs/heads/dev", "d", "delivery")
+    assert set(store.refs.known(R, "refs/heads/main")) == {"refs/heads/main"}
+    store.refs.note_all(BOTH, "refs/heads/x", KnownRef("e", "delivery"))
     for name in ("r", "s"):
-        assert store.refs.known(name, "refs/heads/x")["refs/heads/x"] == KnownRef("e", "delivery")
-    store.refs.note_all(["r", "s"], "refs/heads/x", KnownRef("", "delivery"))
-    store.refs.note("r", "refs/heads/dev", "", "delivery")
-    store.refs.note("r", "refs/heads/main", "", "delivery")
-    assert store.refs.known("r") == {}
-    assert store.refs.note("r", "refs/heads/none", "", "delivery") is None
+        assert store.refs.known(Watched("p", name), "refs/heads/x")["refs/heads/x"] == KnownRef(
+            "e", "delivery"
+        )
+    store.refs.note_all(BOTH, "refs/heads/x", KnownRef("", "delivery"))
+    store.refs.note(R, "refs/heads/dev", "", "delivery")
+    store.refs.note(R, "refs/heads/main", "", "delivery")
+    assert store.refs.known(R) == {}
+    assert store.refs.note(R, "refs/heads/none", "", "delivery") is None
 
 
 def test_who_saw_a_ref_at_a_commit_first_is_remembered(store: ServerStore) -> None:
     first = KnownRef("a", "delivery 1")
-    assert store.refs.note_all(["r", "s"], "refs/heads/main", KnownRef("a", "delivery 1")) == [
-        None,
-        None,
-    ]
+    assert store.refs.note_all(
+        BOTH, "refs/heads/main", KnownRef("a", "delivery 1")
+    ) == dict.fromkeys(BOTH)
     for by in ("delivery 2", "delivery 1"):
-        assert store.refs.note_all(["s", "r"], "refs/heads/main", KnownRef("a", by)) == [
-            first,
-            first,
-        ]
-    assert store.refs.known("r") == {"refs/heads/main": first}
+        assert store.refs.note_all(
+            BOTH[::-1], "refs/heads/main", KnownRef("a", by)
+        ) == dict.fromkeys(BOTH, first)
+    assert store.refs.known(R) == {"refs/heads/main": first}
 
 
 def test_a_ref_is_not_put_back_by_the_push_before_the_one_that_is_known(store: ServerStore) -> None:
     ref = "refs/heads/main"
     newest = KnownRef("c", "delivery 1", before="b")
-    store.refs.note_all(["r"], ref, newest)
-    assert store.refs.note_all(["r"], ref, KnownRef("b", "delivery 2", before="a")) == [newest]
-    assert store.refs.known("r") == {ref: newest}
+    store.refs.note_all([R], ref, newest)
+    assert store.refs.note_all([R], ref, KnownRef("b", "delivery 2", before="a")) == {
+        BOTH[0]: newest
+    }
+    assert store.refs.known(R) == {ref: newest}
     taken_back = KnownRef("b", "delivery 3", before="c")  # by force
-    store.refs.note_all(["r"], ref, taken_back)
-    assert store.refs.known("r") == {ref: taken_back}
-    store.refs.note("r", ref, "c", "reconcile 4")  # who looks knows where it is
-    assert store.refs.known("r") == {ref: KnownRef("c", "reconcile 4")}
+    store.refs.note_all([R], ref, taken_back)
+    assert store.refs.known(R) == {ref: taken_back}
+    store.refs.note(R, ref, "c", "reconcile 4")  # who looks knows where it is
+    assert store.refs.known(R) == {ref: KnownRef("c", "reconcile 4")}
 
 
 def test_of_several_at_once_one_alone_sees_a_ref_first(store: ServerStore) -> None:
@@ -313,8 +332,8 @@ def test_of_several_at_once_one_alone_sees_a_ref_first(store: ServerStore) -> No
         for ref in range(20):
             begin.wait(timeout=30)
             found += store.refs.note_all(
-                ["r"], f"refs/heads/{ref}", KnownRef("a", f"delivery {number}")
-            )
+                [R], f"refs/heads/{ref}", KnownRef("a", f"delivery {number}")
+            ).values()
         return found
 
     with ThreadPoolExecutor(4) as several:
@@ -338,11 +357,11 @@ def test_the_triggers_of_all_projects_are_there(store: ServerStore) -> None:
 
 
 def test_a_first_look_remembers_what_is_not_known_and_changes_nothing(store: ServerStore) -> None:
-    store.refs.note("r", "refs/heads/main", "a", "delivery 1")
-    store.refs.note_first_look("r", {"refs/heads/main": "b", "refs/heads/x": "c", "": "x"}, "look")
-    store.refs.note_first_look("r", {"refs/heads/x": "d"}, "another look")
-    store.refs.note_first_look("r", {}, "another look")
-    assert store.refs.known("r") == {
+    store.refs.note(R, "refs/heads/main", "a", "delivery 1")
+    store.refs.note_first_look(R, {"refs/heads/main": "b", "refs/heads/x": "c", "": "x"}, "look")
+    store.refs.note_first_look(R, {"refs/heads/x": "d"}, "another look")
+    store.refs.note_first_look(R, {}, "another look")
+    assert store.refs.known(R) == {
         "": KnownRef("x", "look"),
         "refs/heads/main": KnownRef("a", "delivery 1"),
         "refs/heads/x": KnownRef("c", "look"),

@@ -89,16 +89,24 @@ class Place:
         assert made.status_code == 200, made.text
         return str(made.json()["name"])
 
-    def push(self, hook: str, body: dict[str, Any], secret: str = SECRET) -> dict[str, Any]:
+    def push(
+        self,
+        hook: str,
+        body: dict[str, Any],
+        secret: str = SECRET,
+        headers: dict[str, str] | None = None,
+    ) -> dict[str, Any]:
         """Send a push as the holder of a hook's secret can; what came of it."""
         content = json.dumps(body).encode()
         signature = hmac.new(secret.encode(), content, hashlib.sha256).hexdigest()
         headers = {
+            **(headers or {}),
             "X-Gitlab-Token": secret,
             "X-Gitea-Event": "push",
             "X-Gitea-Signature": signature,
             "X-GitHub-Event": "push",
             "X-Hub-Signature-256": f"sha256={signature}",
+            "X-Hub-Signature": f"sha256={signature}",
             "X-Buildrunner-Signature": f"sha256={signature}",
         }
         answer = self.server.http.post(f"/hooks/{hook}", content=content, headers=headers)
@@ -636,3 +644,158 @@ def test_the_history_of_a_repository_is_its_own_on_each_port(place: Place) -> No
     place.look()
     assert [one.document["substitutions"]["COMMIT_SHA"] for one in place.builds()] == [newest]
     assert len(place.builds("theirs")) == 1
+
+
+def shared(place: Place) -> None:
+    """A hook of project ``eve`` and a hook of ``ours``; only ``ours`` has triggers."""
+    place.trigger()
+    place.trigger(github={"owner": "acme", "name": "app", "push": {"tag": "^v"}})
+    place.server.hook("gitea/eve", SECRET, host=place.home.url, projects=["eve"])
+    place.server.hook("gitea/ours", SECRET, host=place.home.url, owners=["acme"], projects=["ours"])
+
+
+def commits(builds: list[Any]) -> list[str]:
+    return [build.document["substitutions"]["COMMIT_SHA"] for build in builds]
+
+
+def test_a_hook_of_one_project_has_nothing_built_again_in_another(place: Place) -> None:
+    """Issue: it reported a made-up commit, and the next look found that the branch had moved."""
+    shared(place)
+    place.home.repositories["acme/app"].push("HEAD:refs/tags/v1")
+    place.look()
+    lie = gitea_push("acme/app", "d" * 40)
+    deleted = {**gitea_push("acme/app", "0" * 40), "before": place.good, "ref": "refs/tags/v1"}
+    for body in (lie, deleted, {**lie, "ref": "refs/heads/none"}):
+        (event,) = place.push("gitea/eve", body)["events"]
+        assert event["verdicts"] == []
+        place.look()
+    assert place.builds() == []
+
+
+def test_a_hook_of_one_project_silences_no_push_of_another(place: Place) -> None:
+    """Issue: it reported the coming commit first, so that the push was no news."""
+    shared(place)
+    place.look()
+    newest = place.home.commit("acme/app", "better")
+    place.push("gitea/eve", gitea_push("acme/app", newest))
+    place.push("gitea/ours", gitea_push("acme/app", newest))
+    assert commits(place.builds()) == [newest]
+    missed = place.home.commit("acme/app", "best")
+    place.push("gitea/eve", gitea_push("acme/app", missed))
+    place.look()
+    assert commits(place.builds()) == [missed, newest]
+
+
+def test_a_project_with_a_trigger_for_a_repository_changes_no_history_of_another(
+    place: Place,
+) -> None:
+    shared(place)
+    place.trigger(project="eve")
+    place.look()
+    for lie in ("d" * 40, place.home.commit("acme/app", "better")):
+        place.push("gitea/eve", gitea_push("acme/app", lie))
+    assert (len(place.builds("eve")), place.builds()) == (2, [])
+    place.look()
+    assert (len(place.builds("eve")), len(place.builds())) == (2, 1)
+
+
+def test_a_missed_push_that_one_project_knows_fires_the_triggers_of_the_other(place: Place) -> None:
+    """One verdict says "seen already", the other one fires."""
+    place.trigger(project="ours")
+    place.trigger(project="theirs")
+    place.server.hook("gitea", SECRET, host=place.home.url, owners=["acme"])
+    place.server.hook("gitea/theirs", SECRET, host=place.home.url, projects=["theirs"])
+    place.push("gitea/theirs", gitea_push("acme/app", place.good))
+    (event,) = place.push("gitea", gitea_push("acme/app", place.good))["events"]
+    told = {one["project"]: (one["fires"], one["reason"]) for one in event["verdicts"]}
+    assert told["ours"][0]
+    assert not told["theirs"][0]
+    assert "seen at" in told["theirs"][1]
+    assert (len(place.builds("ours")), len(place.builds("theirs"))) == (1, 1)
+
+
+def test_the_hook_of_a_bare_repository_says_nothing_of_what_is_at_its_address(
+    place: Place,
+) -> None:
+    """Issue: its first delivery named a forge's repository, with refs of the sender's choice."""
+    place.server.secrets["hooks-git-evil"] = SECRET
+    place.trigger()
+    named = {"repository": "evil", "push": {"branch": "."}}
+    place.trigger(kind="", github=None, repositoryEventConfig=named)  # the same project
+    place.home.repositories["acme/app"].push("HEAD:other")
+    address = f"{place.home.url}/acme/app.git"
+    lie = bare_push(place, address, "d" * 40, "evil")
+    place.push("git/evil", {**lie, "installed": True, "id": "1"})
+    place.push("git/evil", {**lie, "id": "2"})
+    place.look()
+    place.push("git/evil", {**bare_push(place, address, "e" * 40, "evil"), "id": "3"})
+    place.look()
+    listed = place.server.http.get("/v1/projects/ours/builds").json().get("builds", [])
+    fired = {one["substitutions"]["TRIGGER_NAME"] for one in listed}
+    bare, forge = (
+        one["name"]
+        for one in sorted(
+            place.server.http.get("/v1/projects/ours/triggers").json()["triggers"],
+            key=lambda one: "github" in one,
+        )
+    )
+    assert fired == {bare}, forge
+
+
+def test_an_installed_hook_tells_only_the_projects_that_it_may_fire(place: Place) -> None:
+    """What it reports counts as seen for its own project, and makes no other build."""
+    url = bare_trigger(place)
+    path = "/buildrunner/v1/hooks/git/app"
+    bound_to = {"repository": url, "projects": ["eve"]}
+    assert place.server.http.put(path, json=bound_to).status_code == 200
+    named = {"repository": "app", "push": {"branch": "."}}
+    place.trigger(kind="", github=None, project="eve", repositoryEventConfig=named)
+    place.push("git/app", {**bare_push(place, url, OLD), "installed": True})
+    place.look()
+    assert (commits(place.builds("eve")), place.builds("ours")) == ([place.good], [])
+
+
+@pytest.mark.parametrize("reported", ["opened", "updated"])
+def test_a_hook_of_one_project_hides_no_update_of_a_pull_request_from_another(
+    place: Place, reported: str
+) -> None:
+    """Issue: Bitbucket's update was "only the text", since another hook had reported the commit."""
+    place.trigger(
+        kind="bitbucket",
+        host="https://bitbucket.org",
+        github={"owner": "acme", "name": "app", "pullRequest": {"branch": "."}},
+    )
+    place.server.hook("bitbucket/eve", SECRET, projects=["eve"])
+    place.server.hook("bitbucket/ours", SECRET, owners=["acme"], projects=["ours"])
+    kind = {"opened": "created"}.get(reported, reported)
+    bitbucket(place, "bitbucket/eve", kind, "b" * 40)
+    told = bitbucket(place, "bitbucket/ours", "updated", "b" * 40)
+    assert "ignored" not in told, told
+    assert len(place.builds()) == 1
+
+
+def bitbucket(place: Place, hook: str, kind: str, commit: str) -> dict[str, Any]:
+    """Report a pull request of a branch as Bitbucket does; the outcome of its event."""
+    repository = {"full_name": "acme/app"}
+    body = {
+        "repository": repository,
+        "pullrequest": {
+            "id": 1,
+            "title": "t",
+            "author": {"nickname": "eve"},
+            "source": {
+                "branch": {"name": "b"},
+                "commit": {"hash": commit},
+                "repository": repository,
+            },
+            "destination": {
+                "branch": {"name": "main"},
+                "commit": {"hash": OLD},
+                "repository": repository,
+            },
+        },
+        "actor": {"nickname": "eve"},
+    }
+    headers = {"X-Event-Key": f"pullrequest:{kind}", "X-Request-UUID": str(uuid.uuid4())}
+    (event,) = place.push(hook, body, headers=headers)["events"]
+    return dict(event)

@@ -21,8 +21,10 @@ from buildrunner.server.events.facts import EventFacts
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.sources.policy import SourcePolicy
+from buildrunner.store.model.deliveries import Watched
 from tests.api_server import ApiServer, api_server
 
+APP = Watched("p", "github.com/acme/app")
 SECRET = "It's a Secret to Everybody"
 COMMIT, OLD = "b" * 40, "a" * 40
 REPOSITORY: dict[str, Any] = {
@@ -608,7 +610,7 @@ def test_a_message_of_a_topic_fires_the_triggers_of_that_topic(server: ApiServer
 
 def test_a_push_that_the_server_found_by_itself_is_not_built_again(server: ApiServer) -> None:
     make_trigger(server)
-    key = "github.com/acme/app"
+    key = APP
     server.store.refs.note(key, "refs/heads/main", COMMIT, "delivery 0")
     number = github(server, PUSH).json()["delivery"]
     handle(server)
@@ -627,7 +629,9 @@ def test_a_push_that_was_noted_by_a_server_that_died_is_built_once_though_told_t
     make_trigger(server)
     first, second = (github(server, PUSH).json()["delivery"] for _ in range(2))
     assert first != second
-    server.store.refs.note("github.com/acme/app", "refs/heads/main", COMMIT, f"delivery {first}")
+    server.store.refs.note(
+        Watched("p", "github.com/acme/app"), "refs/heads/main", COMMIT, f"delivery {first}"
+    )
     handler = DeliveryHandler(server.context)
     told = handler.handle(server.store.deliveries.get(second))
     assert "was seen at bbbbbbbbbbbb already" in told["events"][0]["ignored"]
@@ -640,7 +644,7 @@ def test_a_push_from_before_the_server_looked_does_not_build_or_turn_back(
     server: ApiServer,
 ) -> None:
     make_trigger(server)
-    key = "github.com/acme/app"
+    key = APP
     server.store.refs.note(key, "refs/heads/main", "c" * 40, "reconcile 0")
     late = github(server, PUSH).json()["delivery"]
     github(server, {**PUSH, "before": COMMIT, "after": "c" * 40, "head_commit": {"id": "c" * 40}})
@@ -657,7 +661,9 @@ def test_an_annotated_tag_that_is_moved_after_the_server_looked_is_built(
     server: ApiServer,
 ) -> None:
     make_trigger(server, github={"owner": "acme", "name": "app", "push": {"tag": "."}})
-    server.store.refs.note("github.com/acme/app", "refs/tags/v1", "c" * 40, "reconcile 0")
+    server.store.refs.note(
+        Watched("p", "github.com/acme/app"), "refs/tags/v1", "c" * 40, "reconcile 0"
+    )
     tag = {**PUSH, "ref": "refs/tags/v1", "before": "d" * 40, "after": "e" * 40}
     github(server, tag)  # before and after are the tags' objects, the head commit is what they mean
     handle(server)

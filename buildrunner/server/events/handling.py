@@ -37,9 +37,11 @@ from buildrunner.server.events.facts import (
     SilentPlaces,
 )
 from buildrunner.server.events.reading import (
+    RECONCILE,
     WEBHOOK,
     delivered_repository,
     parsed_delivery,
+    reconciled_project,
 )
 from buildrunner.server.events.reconcile import SeenRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
@@ -76,6 +78,7 @@ from buildrunner.triggers.forges.forge import BadDelivery, shortened
 from buildrunner.triggers.hook_binding import BARE, HookBinding, read_binding
 from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
 from buildrunner.triggers.matching import may_care
+from buildrunner.triggers.repository import TriggerRepository, listens_to
 from buildrunner.triggers.trial import trial_events
 
 MOST_VERDICTS = 1000
@@ -255,11 +258,14 @@ class DeliveryHandler:
         """Return the binding of the delivery's hook.
 
         The first delivery of a bare repository's hook, which is genuine, binds it to the address
-        that it names. Later ones can't change that.
+        that it names. Later ones can't change that. An event that the server found is for one
+        project.
 
         Raises:
-            BadDelivery: the address can't be used.
+            BadDelivery: the address can't be used, or the project is unknown.
         """
+        if delivery.hook == RECONCILE:
+            return HookBinding(projects=(reconciled_project(delivery),))
         found = hook_binding(self._context.store, delivery.hook)
         if found is not None or delivery.hook.partition("/")[0] != BARE:
             return found
@@ -286,10 +292,12 @@ class DeliveryHandler:
             if reported.may_wait:
                 return {**found, "verdicts": list(reported.decided.values())}
         old_news = self._old_news(reported.delivery, known.event, triggers)
-        if old_news:
-            return {**found, "ignored": old_news, "verdicts": []}
+        if old_news and all(old_news.values()):
+            reasons = "; ".join(dict.fromkeys(old_news.values()))
+            return {**found, "ignored": reasons, "verdicts": []}
         verdicts = [
-            reported.decided.get(one.trigger.id) or self._answer(reported, known, one)
+            reported.decided.get(one.trigger.id)
+            or self._answer(reported, known, one, old_news.get(one.project, ""))
             for one in triggers
         ]
         if waits(verdicts):
@@ -319,23 +327,32 @@ class DeliveryHandler:
 
     def _old_news(
         self, delivery: StoredDelivery, event: Event, triggers: list[KnownTrigger]
-    ) -> str:
-        """Return why an event brings nothing new; empty if it does. Records the event."""
-        if isinstance(event, PullRequestEvent):
-            is_same = self._seen.is_unchanged(delivery, event)
-            return "its text changed, not its commits" if is_same else ""
+    ) -> dict[str, str]:
+        """Return why an event brings a project nothing new: by project; empty if it does.
+
+        The event is recorded for each project with a trigger that listens to its repository.
+        """
+        if isinstance(event, MessageEvent):
+            return {}
+        listening: dict[str, list[TriggerRepository]] = {}
+        for one in triggers:
+            wanted = one.repository
+            if wanted is not None and listens_to(wanted, event.repository).passed:
+                listening.setdefault(one.project, []).append(wanted)
         if isinstance(event, PushEvent):
-            return self._seen.note_push(delivery, event, [one.repository for one in triggers])
-        return ""
+            return self._seen.note_push(delivery, event, listening)
+        return {project: self._seen.unchanged(delivery, event, project) for project in listening}
 
     def _answer(
-        self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger
+        self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger, old_news: str
     ) -> dict[str, Any]:
         """Return the verdict of one trigger.
 
         An unexpected error is stored in the verdict, and other triggers still fire.
         """
         trigger = one.trigger
+        if old_news:
+            return _not_asked(one, Rule(name="news", passed=False, text=old_news))
         try:
             return self._ask(reported, known, one)
         except (StoreError, NotNow):
@@ -344,13 +361,7 @@ class DeliveryHandler:
             number = reported.delivery.number
             _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
-            rule = Rule(name="internal", passed=False, text=reason)
-            return {
-                "project": one.project,
-                "trigger": trigger.name,
-                "triggerId": trigger.id,
-                **shown_verdict(Verdict(fires=False, rules=(rule,))),
-            }
+            return _not_asked(one, Rule(name="internal", passed=False, text=reason))
 
     def _ask(self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
@@ -410,6 +421,16 @@ class DeliveryHandler:
         if message is not None:
             with suppress(Conflict):  # reported before a crash
                 context.store.outbox.put(message, now=context.clock())
+
+
+def _not_asked(one: KnownTrigger, rule: Rule) -> dict[str, Any]:
+    """Return the verdict of a trigger that does not fire for a single reason."""
+    return {
+        "project": one.project,
+        "trigger": one.trigger.name,
+        "triggerId": one.trigger.id,
+        **shown_verdict(Verdict(fires=False, rules=(rule,))),
+    }
 
 
 @contextmanager

@@ -82,6 +82,18 @@ def delivered_repository(delivery: StoredDelivery) -> str:
     return text(body, "repository", "url")
 
 
+def reconciled_project(delivery: StoredDelivery) -> str:
+    """Return the project for which `reconcile` found an event.
+
+    Raises:
+        BadDelivery: the delivery has no project.
+    """
+    project = text(json_object(WebhookRequest(delivery.headers, delivery.body)), "project")
+    if not project:
+        raise BadDelivery("an earlier version found this push, and did not store for which project")
+    return project
+
+
 def delivered_payload(delivery: StoredDelivery, number: int) -> dict[str, Any]:
     """Return the payload of one event of a delivery, by root name; empty without one.
 
@@ -116,12 +128,13 @@ def _found_by_ourselves(request: WebhookRequest) -> ParsedDelivery:
     """Return an event that `reconcile` found. It names the forge of the repository."""
     parsed = parse_delivery(FORGES["git"], request)
     repository = part(json_object(request), "repository")
+    bare = part(repository, "bare") is True
     kind, url = text(repository, "forge") or "git", text(repository, "host")
     host = ForgeHost(kind=kind, url=url) if url else None
     return replace(
         parsed,
         events=tuple(
-            replace(event, repository=replace(event.repository, forge=kind, host=host, bare=False))
+            replace(event, repository=replace(event.repository, forge=kind, host=host, bare=bare))
             for event in parsed.events
             if isinstance(event, PushEvent)
         ),

@@ -1,6 +1,9 @@
 """Finds missed pushes: compares refs of repositories with the known ones, and delivers the changes.
 
 Refs that have moved become deliveries of the hook ``reconcile``, which are handled like all others.
+Each project has known refs of its own, and a delivery fires triggers of its project only. So the
+sender of a hook can tell a project nothing unless the hook may fire a trigger of that project.
+
 The known refs are in the store. So a server that was down finds the pushes of that time, as one
 push for each ref. A push that a forge reports later is not built again. At the first check of a
 repository, its refs are only recorded.
@@ -15,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
 
@@ -25,13 +28,14 @@ from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.triggers import KnownRepositories
-from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery
+from buildrunner.server.services.triggers import KnownRepositories, hook_binding
+from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
 from buildrunner.triggers.forge_host import repository_key
 from buildrunner.triggers.forges.forge import ParsedDelivery
-from buildrunner.triggers.repository import TriggerRepository, listens_to
+from buildrunner.triggers.hook_binding import BARE, HookBinding
+from buildrunner.triggers.repository import TriggerRepository, bare_history
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -56,20 +60,41 @@ class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
     stop: Callable[[], None] = lambda: None
 
 
+class Watcher(NamedTuple):
+    """A project with a trigger for a repository.
+
+    Attributes:
+        watched: the project, and the key of the repository's history.
+        repository: the repository, as deliveries describe it: ``name``, ``url``, ``forge``,
+            ``host`` (empty if unknown), ``bare``.
+        hook: the hook of a bare repository; empty for others.
+    """
+
+    watched: Watched
+    repository: dict[str, Any]
+    hook: str
+
+    @property
+    def installation(self) -> Watched:
+        """Return the history that the hook of a bare repository begins."""
+        return self.watched._replace(project="")
+
+
 class Place(NamedTuple):
     """A repository to check.
 
     Attributes:
         url: its URL.
-        name: its full name, or its name in triggers.
-        forge: see `Repository.forge`.
-        host: URL of the forge; empty if unknown.
+        watchers: the projects with triggers for it.
     """
 
     url: str
-    name: str
-    forge: str
-    host: str
+    watchers: tuple[Watcher, ...]
+
+    @property
+    def name(self) -> str:
+        """Return its full name, or its name in a trigger, for messages."""
+        return str(self.watchers[0].repository["name"])
 
 
 class Reconciler:
@@ -148,76 +173,122 @@ class Reconciler:
             self._failing[place.url] = str(error)
             return None
         self._failing.pop(place.url, None)
-        made = self._compared(place, refs)
+        messages = _Messages(self._remote, place.url)
+        made = sum(self._compared(place, one, refs, messages) for one in place.watchers)
+        for installation in {one.installation for one in place.watchers if self._installed(one)}:
+            self._context.store.refs.forget(installation)  # their own histories have begun
         if made:
             self._context.hook_arrived()
         return made
 
     def _places(self) -> list[Place]:
         """Return the repositories with triggers, each once."""
-        found: dict[str, Place] = {}
-        for wanted in self._repositories.all():
-            if wanted.problem or not wanted.url:
-                continue
-            forge, host = (wanted.host.kind, wanted.host.url) if wanted.host else ("git", "")
-            found.setdefault(wanted.url, Place(wanted.url, wanted.name, forge, host))
-        return list(found.values())
+        found: dict[str, dict[Watched, Watcher]] = {}
+        for project, wanted in self._repositories.all():
+            if not wanted.problem and wanted.url:
+                watcher = _watcher(project, wanted)
+                found.setdefault(wanted.url, {}).setdefault(watcher.watched, watcher)
+        return [Place(url, tuple(watchers.values())) for url, watchers in found.items()]
 
-    def _compared(self, place: Place, refs: dict[str, str]) -> int:
+    def _compared(
+        self, place: Place, watcher: Watcher, refs: dict[str, str], messages: _Messages
+    ) -> int:
         """Call `_compare`; a bug with one repository does not stop the check of the others."""
         try:
-            return self._compare(place, refs)
+            return self._compare(watcher, refs, messages)
         except BuildrunnerError:
             raise
         except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
             _log.exception("%s can't be looked at for missed pushes", place.name)
             return 0
 
-    def _compare(self, place: Place, refs: dict[str, str]) -> int:
-        store, key = self._context.store, repository_key(place.url)
-        known = store.refs.known(key)
+    def _compare(self, watcher: Watcher, refs: dict[str, str], messages: _Messages) -> int:
+        store, watched = self._context.store, watcher.watched
+        known = store.refs.known(watched)
         if known.pop(LOOKED_AT, None) is None:
-            store.refs.note_first_look(key, {**refs, LOOKED_AT: "looked at"}, "first look")
-            refs = {ref: commit for ref, commit in refs.items() if ref in known}
+            installed = self._installed(watcher)
+            first = installed or {**refs, LOOKED_AT: "looked at"}
+            store.refs.note_first_look(watched, first, "first look")
+            known = store.refs.known(watched) if installed else known
+            known.pop(LOOKED_AT, None)
+            if not installed:
+                refs = {ref: commit for ref, commit in refs.items() if ref in known}
         changed = [
             _ref(ref, known[ref].commit if ref in known else "", commit)
             for ref, commit in sorted(refs.items())
             if ref not in known or known[ref].commit != commit
         ]
         changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
-        self._add_messages(place.url, changed[:_MOST_MESSAGES])
-        repository = {
-            "name": place.name,
-            "url": place.url,
-            "forge": place.forge,
-            "host": place.host,
-        }
+        for one in changed[:_MOST_MESSAGES]:
+            one["message"] = messages.of(one["after"])
         for at in range(0, len(changed), _MOST_REFS):
-            self._deliver(repository, changed[at : at + _MOST_REFS])
+            self._deliver(watcher, changed[at : at + _MOST_REFS])
         return -(-len(changed) // _MOST_REFS)
 
-    def _add_messages(self, url: str, refs: list[dict[str, Any]]) -> None:
-        """Add the commits' messages. After the first error, no more are requested."""
-        for one in refs:
-            if not one["after"]:
-                continue
-            try:
-                one["message"] = self._remote.message(url, one["after"])
-            except BuildrunnerError as error:
-                commit = one["after"]
-                _log.warning("the message of %s in %s can't be read: %s", commit, url, error)
-                return
+    def _installed(self, watcher: Watcher) -> dict[str, str]:
+        """Return the refs that a bare repository's hook has reported to the project; or empty."""
+        if not watcher.hook:
+            return {}
+        binding = hook_binding(self._context.store, watcher.hook)
+        if binding in (None, HookBinding()) or not binding.allows_project(watcher.watched.project):
+            return {}
+        found = self._context.store.refs.known(watcher.installation)
+        return {ref: one.commit for ref, one in found.items()} if LOOKED_AT in found else {}
 
-    def _deliver(self, repository: dict[str, str], refs: list[dict[str, Any]]) -> None:
-        body = {"id": str(uuid.uuid4()), "repository": repository, "refs": refs}
+    def _deliver(self, watcher: Watcher, refs: list[dict[str, Any]]) -> None:
+        project, history = watcher.watched
+        body = {
+            "id": str(uuid.uuid4()),
+            "project": project,
+            "repository": watcher.repository,
+            "refs": refs,
+        }
         new = NewDelivery(
             hook=RECONCILE,
             delivery_id=str(body["id"]),
             headers={},
             body=msgspec.json.encode(body),
-            lane=repository_key(repository["url"]),
+            lane=f"{RECONCILE}/{project} {history}",
         )
         self._context.store.deliveries.add([new], now=self._context.clock())
+
+
+def _watcher(project: str, wanted: TriggerRepository) -> Watcher:
+    host = wanted.host
+    repository = {
+        "name": wanted.bare if wanted.reported else wanted.name,
+        # Triggers are matched with the forge's address, also if the settings name a mirror.
+        "url": host.clone_url(wanted.name) if host else wanted.url,
+        "forge": host.kind if host else "git",
+        "host": host.url if host else "",
+        "bare": wanted.reported,
+    }
+    hook = f"{BARE}/{wanted.bare}" if wanted.reported else ""
+    return Watcher(Watched(project, wanted.history), repository, hook)
+
+
+class _Messages:
+    """The messages of a repository's commits, each requested once, for one check.
+
+    After the first error, no more are requested.
+    """
+
+    def __init__(self, remote: RemoteRefs, url: str) -> None:
+        self._remote = remote
+        self._url = url
+        self._found: dict[str, str] = {}
+        self._failed = False
+
+    def of(self, commit: str) -> str:
+        """Return the message of a commit; empty for none, and after an error."""
+        if not commit or commit in self._found or self._failed:
+            return self._found.get(commit, "")
+        try:
+            self._found[commit] = self._remote.message(self._url, commit)
+        except BuildrunnerError as error:
+            _log.warning("the message of %s in %s can't be read: %s", commit, self._url, error)
+            self._failed = True
+        return self._found.get(commit, "")
 
 
 class ReconcileLoop:
@@ -257,6 +328,9 @@ LOOKED_AT = ""
 class SeenRefs:
     """Records refs, and finds changes. Thread-safe.
 
+    Each project has records of its own: the sender of a hook that may fire no trigger of a project
+    can't change them.
+
     Args:
         store: stores the refs.
     """
@@ -267,6 +341,8 @@ class SeenRefs:
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
         """Record the refs of a bare repository. Later moves count as pushes.
 
+        The record belongs to the hook. It is the first look of projects that the hook may fire.
+
         Args:
             delivery: the delivery of its hook's installation.
             parsed: the parsed delivery, with the refs.
@@ -274,57 +350,82 @@ class SeenRefs:
         """
         refs = {event.ref: event.after for event in parsed.known}
         self._store.refs.note_first_look(
-            repository_key(url), {**refs, LOOKED_AT: "looked at"}, f"delivery {delivery.number}"
+            _installation(delivery, url),
+            {**refs, LOOKED_AT: "looked at"},
+            f"delivery {delivery.number}",
         )
 
-    def is_unchanged(self, delivery: StoredDelivery, event: PullRequestEvent) -> bool:
-        """Record the head of a pull request. Returns whether an update brings no commits.
+    def unchanged(self, delivery: StoredDelivery, event: PullRequestEvent, project: str) -> str:
+        """Record the head of a pull request for a project.
 
-        This matters only for Bitbucket, which sends the same event for changed texts and commits.
+        Returns why an update brings no commits; empty if it may. This matters only for Bitbucket,
+        which sends the same event for changed texts and commits.
         """
         if event.repository.forge != "bitbucket":
-            return False
-        key = f"{repository_key(event.repository.clone_url)} pull requests"
+            return ""
+        watched = Watched(project, f"{repository_key(event.repository.clone_url)} pull requests")
         ref = f"refs/pull/{event.number}/head"
         if event.action not in ("opened", "reopened", "pushed", "updated"):
-            return False
-        before = self._store.refs.known(key, ref).get(ref)
+            return ""
+        before = self._store.refs.known(watched, ref).get(ref)
         by = f"delivery {delivery.number}"
-        self._store.refs.note(key, ref, event.head_commit, by)
+        self._store.refs.note(watched, ref, event.head_commit, by)
         is_same = before is not None and _is_one_commit(before.commit, event.head_commit)
         is_news = before is None or before.seen_by == by or bool(delivery.replays)
-        return event.action == "updated" and is_same and not is_news
+        is_unchanged = event.action == "updated" and is_same and not is_news
+        return "its text changed, not its commits" if is_unchanged else ""
 
     def note_push(
         self,
         delivery: StoredDelivery,
         event: PushEvent,
-        wanted: list[TriggerRepository | None],
-    ) -> str:
-        """Record the ref's position. Returns why the push is not new; empty if it is.
+        listening: Mapping[str, Sequence[TriggerRepository]],
+    ) -> dict[str, str]:
+        """Record the ref's position for each project with a trigger for the repository.
+
+        Returns why the push is not new, by project; empty for a project to which it is new.
 
         Args:
             delivery: the delivery that reports the push.
             event: the push.
-            wanted: the repositories of the triggers that are matched.
+            listening: repositories of the triggers that listen to the event's, by project.
         """
-        repository = event.repository
-        listeners = [one for one in wanted if one and listens_to(one, repository).passed]
-        addresses = [repository.clone_url, *(one.url for one in listeners)]
-        keys = {key for key in map(repository_key, addresses) if key}
+        found = dict.fromkeys(listening, "")
         kind = RECONCILE if delivery.hook == RECONCILE else "delivery"
         by = f"{kind} {delivery.number}"
         after = "" if event.is_deletion else event.after
-        store = self._store
-        before = [store.refs.known(key, event.ref).get(event.ref) for key in keys]
+        refs = self._store.refs
+        watched = {
+            Watched(project, repository.history)
+            for project, repositories in listening.items()
+            for repository in repositories
+        }
+        known = {one: refs.known(one, event.ref).get(event.ref) for one in watched}
         if delivery.replays:
-            return ""
-        if any(_is_late(event, one) for one in before):
-            return f"the server has looked at {event.ref} since, and built what it found there"
-        before = store.refs.note_all(keys, event.ref, KnownRef(after, by, event.before))
-        if after and any(one and one.commit == after and one.seen_by != by for one in before):
-            return f"{event.ref} was seen at {after[:12]} already, and built then"
-        return ""
+            return found
+        late = {one.project for one, before in known.items() if _is_late(event, before)}
+        for project in late:
+            found[project] = (
+                f"the server has looked at {event.ref} since, and built what it found there"
+            )
+        new = {one for one in watched if one.project not in late}
+        if delivery.hook.partition("/")[0] == BARE:
+            installation = _installation(delivery, event.repository.clone_url)
+            if refs.known(installation, LOOKED_AT):
+                new.add(installation)
+        if not new:
+            return found
+        seen = refs.note_all(new, event.ref, KnownRef(after, by, event.before))
+        for one, before in seen.items():
+            is_known = before is not None and before.commit == after and before.seen_by != by
+            if after and is_known and one.project:
+                found[one.project] = f"{event.ref} was seen at {after[:12]} already, and built then"
+        return found
+
+
+def _installation(delivery: StoredDelivery, url: str) -> Watched:
+    """Return the history that the hook of a bare repository begins."""
+    return Watched("", bare_history(delivery.hook.partition("/")[2], url))
 
 
 def _is_one_commit(one: str, other: str) -> bool:

@@ -149,8 +149,8 @@ class KnownRepositories:
         self._found: dict[TriggerVersion, TriggerRepository | None] = {}
         self._bare: dict[str, str] = {}
 
-    def all(self) -> list[TriggerRepository]:
-        """Return the current repositories. A repository of several triggers occurs several times.
+    def all(self) -> list[tuple[str, TriggerRepository]]:
+        """Return each trigger's project and its current repository.
 
         Raises:
             StoreError: the database fails.
@@ -162,7 +162,11 @@ class KnownRepositories:
             one: before[one] if one in before else self._read(one)
             for one in self._store.triggers.versions()
         }
-        return [repository for repository in self._found.values() if repository is not None]
+        return [
+            (one.project, repository)
+            for one, repository in self._found.items()
+            if repository is not None
+        ]
 
     def _read(self, wanted: TriggerVersion) -> TriggerRepository | None:
         stored = self._store.triggers.stored(wanted.project, wanted.id)

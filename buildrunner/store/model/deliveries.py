@@ -11,7 +11,7 @@ Rules for every implementation (contract suite: tests/contract/test_delivery_sto
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -70,6 +70,18 @@ class StoredDelivery(msgspec.Struct, frozen=True, kw_only=True):
     replays: int = 0
     outcome: dict[str, Any] = {}
     lane: str = ""
+
+
+class Watched(NamedTuple):
+    """A repository that a project watches. Each project has its own history of the refs.
+
+    Attributes:
+        project: the project; empty for the refs that a hook reported at its installation.
+        repository: the key of the repository.
+    """
+
+    project: str
+    repository: str
 
 
 class KnownRef(msgspec.Struct, frozen=True):

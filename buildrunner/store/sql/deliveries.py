@@ -32,6 +32,7 @@ from buildrunner.store.model.deliveries import (
     KnownRef,
     NewDelivery,
     StoredDelivery,
+    Watched,
 )
 from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.claims import claim
@@ -321,11 +322,11 @@ def _unknown(number: int) -> NotFound:
 
 
 class SqlRefs(SqlPart):
-    """The last seen commits of branches and tags."""
+    """The last seen commits of branches and tags, for each project."""
 
-    def known(self, repository: str, ref: str | None = None) -> dict[str, KnownRef]:
+    def known(self, watched: Watched, ref: str | None = None) -> dict[str, KnownRef]:
         """Return the last seen commits of a repository's refs, or of one ref, by full name."""
-        found = select(known_refs).where(known_refs.c.repository == repository)
+        found = select(known_refs).where(_of(watched))
         if ref is not None:
             found = found.where(known_refs.c.ref == ref)
         with self._database.read() as connection:
@@ -334,53 +335,63 @@ class SqlRefs(SqlPart):
                 for row in connection.execute(found)
             }
 
-    def note(self, repository: str, ref: str, commit: str, seen_by: str) -> KnownRef | None:
+    def note(self, watched: Watched, ref: str, commit: str, seen_by: str) -> KnownRef | None:
         """Record the commit of a ref (empty: deleted). Returns the previous record.
 
         The first witness of a commit is kept, also among several servers.
         """
         with self._database.write() as connection:
-            return _noted(connection, repository, ref, KnownRef(commit, seen_by))
+            return _noted(connection, watched, ref, KnownRef(commit, seen_by))
 
     def note_all(
-        self, repositories: Collection[str], ref: str, now: KnownRef
-    ) -> list[KnownRef | None]:
-        """Record a ref of a repository that has several keys, in one transaction.
+        self, watched: Collection[Watched], ref: str, now: KnownRef
+    ) -> dict[Watched, KnownRef | None]:
+        """Record a ref for several projects and keys of its repository, in one transaction.
 
         Forges may report two pushes in the wrong order: a ref is not set back to the start of the
-        known push.
+        known push. Returns the previous records.
         """
         with self._database.write() as connection:
             # In a fixed order, so that two servers don't deadlock.
-            return [_noted(connection, one, ref, now) for one in sorted(repositories)]
+            return {one: _noted(connection, one, ref, now) for one in sorted(watched)}
 
-    def note_first_look(self, repository: str, refs: Mapping[str, str], seen_by: str) -> None:
+    def note_first_look(self, watched: Watched, refs: Mapping[str, str], seen_by: str) -> None:
         """Record the refs of a repository; known ones do not change.
 
         Args:
-            repository: its key.
+            watched: the repository and the project.
             refs: commit by full name.
             seen_by: see `KnownRef`.
         """
         rows = [
-            {"repository": repository, "ref": ref, **_values(KnownRef(commit, seen_by))}
+            {**watched._asdict(), "ref": ref, **_values(KnownRef(commit, seen_by))}
             for ref, commit in sorted(refs.items())
         ]
         with self._database.write() as connection:
             insert_all_new(connection, known_refs, rows)
 
+    def forget(self, watched: Watched) -> None:
+        """Delete all records of a repository for a project."""
+        with self._database.write() as connection:
+            connection.execute(delete(known_refs).where(_of(watched)))
 
-def _noted(connection: Connection, repository: str, ref: str, now: KnownRef) -> KnownRef | None:
-    before = _known(connection, repository, ref)
+
+def _of(watched: Watched) -> ColumnElement[bool]:
+    return and_(
+        known_refs.c.project == watched.project, known_refs.c.repository == watched.repository
+    )
+
+
+def _noted(connection: Connection, watched: Watched, ref: str, now: KnownRef) -> KnownRef | None:
+    before = _known(connection, watched, ref)
     if before is None and now.commit:
-        row = {"repository": repository, "ref": ref}
-        row |= _values(now)
+        row = {**watched._asdict(), "ref": ref, **_values(now)}
         if insert_new(connection, known_refs, row):
             return None
-        before = _known(connection, repository, ref)  # another server was first
+        before = _known(connection, watched, ref)  # another server was first
     if before is None or before.commit == now.commit or _is_behind(now, before):
         return before
-    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    which = and_(_of(watched), known_refs.c.ref == ref)
     if now.commit:
         connection.execute(update(known_refs).where(which).values(_values(now)))
     else:
@@ -397,8 +408,8 @@ def _values(now: KnownRef) -> dict[str, str]:
     return {"commit_sha": now.commit, "seen_by": now.seen_by, "before_sha": now.before}
 
 
-def _known(connection: Connection, repository: str, ref: str) -> KnownRef | None:
+def _known(connection: Connection, watched: Watched, ref: str) -> KnownRef | None:
     """Return the known commit of a ref, and lock its row until the end of the transaction."""
-    which = and_(known_refs.c.repository == repository, known_refs.c.ref == ref)
+    which = and_(_of(watched), known_refs.c.ref == ref)
     row = connection.execute(select(known_refs).where(which).with_for_update()).first()
     return None if row is None else KnownRef(row.commit_sha, row.seen_by, row.before_sha)

@@ -445,6 +445,7 @@ hooks = Table(
 known_refs = Table(
     "known_refs",
     metadata,
+    Column("project", Text, primary_key=True),
     Column("repository", Text, primary_key=True),
     Column("ref", Text, primary_key=True),
     Column("commit_sha", Text, nullable=False),
