@@ -126,7 +126,10 @@ def _delivered_events(
     if not parsed.events:
         raise BadDelivery(f"no trigger can fire: {parsed.ignored}")
     if named in bindings:
-        return bound(parsed, named, bindings[named]).events
+        try:
+            return bound(parsed, named, bindings[named]).events
+        except BadDelivery as error:  # its message names the binding, which is the admin's
+            raise BadDelivery(f"the hook {named} may not report this event") from error
     return tuple(_on_reported_forge(event, hook) for event in parsed.events)
 
 

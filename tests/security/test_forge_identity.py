@@ -799,3 +799,48 @@ def bitbucket(place: Place, hook: str, kind: str, commit: str) -> dict[str, Any]
     headers = {"X-Event-Key": f"pullrequest:{kind}", "X-Request-UUID": str(uuid.uuid4())}
     (event,) = place.push(hook, body, headers=headers)["events"]
     return dict(event)
+
+
+def test_no_hook_puts_deliveries_into_the_lane_of_another(place: Place) -> None:
+    """Issue: a field of another forge's payloads named any repository, whose pushes then waited."""
+    place.server.hook("gitea/eve", SECRET, host=place.evil.url, owners=["evil"])
+    place.server.hook("gitea/ours", SECRET, host=place.home.url, owners=["acme"])
+    app = f"{place.home.url}/acme/app.git"
+    for more in ({}, {"project": {"git_http_url": app}}, {"repository": {"url": app}}):
+        body = gitea_push("evil/app", place.bad)
+        for key, value in more.items():
+            body[key] = {**body.get(key, {}), **value}
+        place.push("gitea/eve", body)
+    place.push("gitea/ours", gitea_push("acme/app", place.good))
+    place.push("gitea/ours", gitea_push("acme/other", place.good))
+    store = place.server.store.deliveries
+    lanes = [one.lane for one in reversed(store.page())]
+    assert lanes == ["gitea/eve evil/app"] * 3 + ["gitea/ours acme/app", "gitea/ours acme/other"]
+
+
+def test_a_trial_tells_nothing_of_what_a_hook_is_bound_to(place: Place) -> None:
+    """Issue: `read` in one project learned the address of each bare repository."""
+    name = place.trigger()
+    secret = "https://git.corp.example.com/secret/payroll.git"
+    ours = {"repository": secret.replace("secret/payroll", "hidden/app"), "projects": ["ours"]}
+    for hook, binding in (
+        ("git/app", ours),
+        ("git/payroll", {"repository": secret, "projects": ["theirs"]}),
+        ("github/hr", {"owners": ["secret-owner"], "projects": ["theirs"]}),
+        ("github/ours", {"owners": ["hidden-owner"], "projects": ["ours"]}),
+    ):
+        path = f"/buildrunner/v1/hooks/{hook}"
+        assert place.server.http.put(path, json=binding).status_code == 200
+    path = f"/buildrunner/v1/projects/ours/triggers/{name}:test"
+    bare = {"time": 1, "refs": [{"ref": "refs/heads/a", "after": OLD}]}
+    for hook, event in (
+        ("git/app", {**bare, "repository": {"name": "app", "url": "file:///x"}}),
+        ("git/payroll", {**bare, "repository": {"name": "payroll", "url": "file:///x"}}),
+        ("github/hr", gitea_push("acme/app", place.good)),
+        ("github/ours", gitea_push("acme/app", place.good)),
+    ):
+        answer = place.server.http.post(path, json={"hook": hook, "event": event})
+        refused = "may not report this event" in answer.text
+        assert refused == hook.endswith(("ours", "app")), answer.text
+        for word in ("corp", "secret", "hidden"):
+            assert word not in answer.text

@@ -520,7 +520,12 @@ def tried(
         BadDelivery: ``requested`` describes no possible event.
         Busy: the project has too many running filters.
     """
-    events = trial_events(known.trigger, requested, known.repository, hook_bindings(context.store))
+    bindings = {
+        hook: binding
+        for hook, binding in hook_bindings(context.store).items()
+        if binding.allows_project(known.project)
+    }
+    events = trial_events(known.trigger, requested, known.repository, bindings)
     filters = BoundedFilters(context.calls, known.project, waits=False)
     verdicts = []
     for event in events:

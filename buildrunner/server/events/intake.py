@@ -291,7 +291,7 @@ class HookIntake:
         reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
         if reason:
             return delivery, reason
-        lane = "" if forge == PUBSUB else lane_of(sent)
+        lane = "" if forge == PUBSUB else lane_of(delivery.hook, FORGES[forge], sent)
         return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
 
     def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:

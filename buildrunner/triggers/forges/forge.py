@@ -21,7 +21,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
-from buildrunner.triggers.events import Event, PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import repository_key
 
 
@@ -303,28 +303,28 @@ def files_of(commits: list[Any]) -> tuple[str, ...]:
 
 # Paths in payloads of the repository's address (for a pull request, of its base): GitHub and Gitea;
 # GitLab; Bitbucket; a bare repository's hook; Bitbucket Server, which may report no address.
-_PATHS: tuple[tuple[str | int, ...], ...] = (
-    ("repository", "clone_url"),
-    ("project", "git_http_url"),
-    ("repository", "links", "html", "href"),
-    ("repository", "url"),
-    ("repository", "links", "self", 0, "href"),
-    ("pullRequest", "toRef", "repository", "links", "self", 0, "href"),
-    ("repository", "full_name"),
-    ("repository", "slug"),
-    ("pullRequest", "toRef", "repository", "slug"),
-)
 _MOST = 500
 
 
-def lane_of(request: WebhookRequest) -> str:
-    """Return the lane of a genuine delivery: its repository, in one spelling; empty if unnamed."""
+def lane_of(hook: str, forge: Forge, request: WebhookRequest) -> str:
+    """Return the lane of a genuine delivery: its hook, and the repository of its events.
+
+    The repository is read as its events are read later, and no sender of another hook can name the
+    same lane. Empty for a delivery without events, which is handled at once.
+
+    Args:
+        hook: the hook.
+        forge: the forge of the hook.
+        request: the delivery.
+    """
     try:
-        body = json_object(request)
+        parsed = parse_delivery(forge, request)
     except BadDelivery:
         return ""
-    keys = (repository_key(text(body, *path)) for path in _PATHS)
-    return next((key[:_MOST] for key in keys if key), "")
+    for event in (*parsed.events, *parsed.known):
+        if not isinstance(event, MessageEvent):
+            return f"{hook} {repository_key(event.repository.full_name)}"[:_MOST]
+    return ""
 
 
 # Git accepts four digits or more; Bitbucket reports the first twelve of a pull request's commits.
