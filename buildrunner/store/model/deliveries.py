@@ -1,8 +1,8 @@
 """Deliveries of webhooks, and the last seen commits of refs.
 
 A delivery is stored before its sender gets an answer, and is handled from the store: a server
-that is killed in between finds it again. Deliveries of one lane (a repository) are handled one
-after the other.
+that is killed in between finds it again. Deliveries of one lane (a hook's repository) are handled
+one after the other.
 
 Rules for every implementation (contract suite: tests/contract/test_delivery_store.py) are those of
 `store.sql.store`. Several servers may share the database: each delivery is claimed by one.
