@@ -24,13 +24,14 @@ from buildrunner.containers.protocol import ContainerEngine, Images
 from buildrunner.engine.image_pulls import PublicImages, serve_image, split_reference
 from buildrunner.engine.protocols import Attester, PackagePublisher
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.errors import UsageError
+from buildrunner.errors import SourceError, UsageError
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, ResourceLimits
 from buildrunner.plan.compile import CompiledBuild, compile_build, fitted
 from buildrunner.plan.privilege import Privilege, refusal
 from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.lexical_path import clean_path
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import LoadedBuild
 from buildrunner.spec.substitutions.templates import names_in
@@ -125,6 +126,12 @@ def _origin(
     if isinstance(config, LoadedBuild):
         # An absolute path says nothing about the source, but much about the user's machine.
         file = os.path.basename(config.file) if os.path.isabs(config.file) else config.file
+        if checkout is not None and ".." in file.split("/"):
+            raise SourceError(
+                f"the path of the config has a segment ..: {file}",
+                hint="name the config by its path from the root of the repository",
+            )
+        file = clean_path(file) if file else file
         origin = replace(origin, config=file, config_sha256=config.sha256)
     if checkout is None:
         return origin

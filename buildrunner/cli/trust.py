@@ -12,7 +12,7 @@ import sys
 
 from buildrunner.cli.terminal.listing import formatted, table
 from buildrunner.errors import EXIT_SUCCESS, ConfigError, UsageError
-from buildrunner.logs.console.wording import printable
+from buildrunner.logs.console.wording import count, one_line, printable
 from buildrunner.settings import (
     FILE_NAME,
     ProjectFile,
@@ -21,6 +21,11 @@ from buildrunner.settings import (
     load_settings,
     read_project_file,
 )
+
+_PLACE_LENGTH = 60
+_WHAT_LENGTH = 130
+_PAGE_LINES = 6
+"""Needs that are shown at once: with three rows each, all are on a screen of 24 rows."""
 
 _EPILOG = f"""\
 A project's {FILE_NAME} may lower the rights of builds without your trust. It needs your trust to
@@ -126,20 +131,41 @@ def folder_settings(folder: str = ".") -> Settings:
 
 def needs_text(file: ProjectFile) -> str:
     """Return the settings of a project's file that need trust, a line each, safe to print."""
-    return "".join(
-        f"  {printable(place)}: {printable(what)}\n" for place, what in file.needs.items()
-    )
+    return "".join(_need_lines(file))
+
+
+def _need_lines(file: ProjectFile) -> list[str]:
+    return [
+        f"  {one_line(place, _PLACE_LENGTH)}: {one_line(what, _WHAT_LENGTH)}\n"
+        for place, what in file.needs.items()
+    ]
 
 
 def _confirm(file: ProjectFile) -> bool:
     if not (os.isatty(0) and os.isatty(2)):
         return False
-    sys.stderr.write(
-        f"{printable(file.path)} has settings that need your trust:\n"
-        f"{needs_text(file)}Trust this file as it is now? [y/N] "
-    )
-    sys.stderr.flush()
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+    lines = _need_lines(file)
+    settings = count(len(lines), "setting")
+    verb = "needs" if len(lines) == 1 else "need"
+    path = one_line(file.path, _WHAT_LENGTH)
+    sys.stderr.write(f"{path} has {settings} that {verb} your trust:\n")
+    for start in range(0, len(lines), _PAGE_LINES):
+        end = start + _PAGE_LINES
+        sys.stderr.write("".join(lines[start:end]))
+        if end < len(lines):
+            question = f"Shown: {end} of {len(lines)}. Show more? [Y/n] "
+            if _answer(question) not in ("", "y", "yes"):
+                return False
+    question = f"Trust this file with its {settings} as it is now? [y/N] "
+    if _answer(question) not in ("y", "yes"):
         return False
     TrustedFiles(os.environ).add(file)
     return True
+
+
+def _answer(question: str) -> str:
+    """Return the user's answer in small letters; "n" at the end of the input."""
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    line = sys.stdin.readline()
+    return line.strip().lower() if line else "n"

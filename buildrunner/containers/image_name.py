@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import Final
 
@@ -12,6 +13,7 @@ from buildrunner.containers.protocol import ContainerEngine
 DOCKER_HUB: Final = ("docker.io", "index.docker.io")
 """The names of Docker Hub as a registry. An engine may have a mirror in its place."""
 
+_ZEROS = re.compile(":0+(?=[0-9])")
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -61,11 +63,13 @@ class ImageName(msgspec.Struct, frozen=True):
 
     @property
     def with_plain_host(self) -> ImageName:
-        """The name with the usual spelling of its registry: small letters, and no ``:443``."""
+        """The name with the usual spelling of its registry: small letters, no zeros before the
+        port, and no ``:443``.
+        """
         host, slash, path = self.repository.partition("/")
         if not slash or host != self.registry:
             return self
-        plain = host.lower().removesuffix(":443")
+        plain = _ZEROS.sub(":", host.lower()).removesuffix(":443")
         plain = DOCKER_HUB[0] if plain in DOCKER_HUB else plain
         return msgspec.structs.replace(self, repository=f"{plain}/{path}")
 

@@ -84,16 +84,16 @@ class ProvenanceAttester:
         cancel: threading.Event,
     ) -> Attested:
         """See `Attester.attest`."""
-        statement = provenance_statement(
-            self._build,
-            self._plan,
-            outcome,
-            builder_id=self._builder_id,
-            masked=masked,
-        )
-        if statement is None:
-            return Attested()
         try:
+            statement = provenance_statement(
+                self._build,
+                self._plan,
+                outcome,
+                builder_id=self._builder_id,
+                masked=masked,
+            )
+            if statement is None:
+                return Attested()
             attestation = self._sign(statement, cancel)
         except AttestationError as error:
             if self._required:

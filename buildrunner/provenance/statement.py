@@ -14,6 +14,7 @@ import msgspec
 from buildrunner import __version__
 from buildrunner.containers.image_name import ImageName
 from buildrunner.engine.outcome import BuildOutcome, PublishedPackage
+from buildrunner.errors import AttestationError
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import SourceProvenance
@@ -54,18 +55,21 @@ def provenance_statement(
         plan: the plan of the build.
         outcome: the published artifacts, and the images of the steps.
         builder_id: URI of the server that ran the build.
-        masked: hides the values of secrets in a text.
+        masked: hides the values of secrets in a text that the author of the build wrote.
+
+    Raises:
+        AttestationError: a fact of the server has the value of a secret.
     """
     subjects = list(_subjects(outcome))
     if not subjects:
         return None
-    definition = {
+    definition: dict[str, Any] = {
         "buildType": BUILD_TYPE,
-        "externalParameters": _external(build, plan.origin),
+        "externalParameters": _external(build, plan.origin, masked),
         "internalParameters": _internal(build, plan),
         "resolvedDependencies": [
             *_sources(outcome.provenance, plan.origin),
-            *_images(plan, outcome),
+            *_masked(list(_images(plan, outcome)), masked),
         ],
     }
     details = {
@@ -77,11 +81,25 @@ def provenance_statement(
         },
     }
     predicate = {"buildDefinition": definition, "runDetails": details}
+    facts = {
+        "source": definition["externalParameters"].get("source"),
+        "config": definition["externalParameters"].get("config"),
+        "internalParameters": definition["internalParameters"],
+        "resolvedDependencies": list(_sources(outcome.provenance, plan.origin)),
+        "builder": details["builder"],
+        "invocationId": _invocation(build, plan),
+    }
+    for name, fact in facts.items():
+        if _masked(fact, masked) != fact:  # another value in its place would be a false statement
+            raise AttestationError(
+                f"{name} of the provenance has the value of a secret",
+                hint="give the secret another value than a name of the repository or the server",
+            )
     return {
         "_type": STATEMENT_TYPE,
         "subject": subjects,
         "predicateType": PROVENANCE_TYPE,
-        "predicate": _masked(predicate, masked),
+        "predicate": predicate,
     }
 
 
@@ -114,7 +132,7 @@ def _digest(text: str) -> dict[str, str]:
     return {algorithm: value}
 
 
-def _external(build: Build, origin: BuildOrigin) -> dict[str, Any]:
+def _external(build: Build, origin: BuildOrigin, masked: Callable[[str], str]) -> dict[str, Any]:
     document = encode_message(build)
     source: dict[str, Any] = document.get("source", {})
     if origin.repository:
@@ -122,8 +140,10 @@ def _external(build: Build, origin: BuildOrigin) -> dict[str, Any]:
         if origin.ref:
             source["ref"] = origin.ref
     parameters: dict[str, Any] = {
-        "build": {name: document[name] for name in _DEFINITION if document.get(name)},
-        "substitutions": document.get("substitutions", {}),
+        "build": _masked(
+            {name: document[name] for name in _DEFINITION if document.get(name)}, masked
+        ),
+        "substitutions": _masked(document.get("substitutions", {}), masked),
     }
     if source:
         parameters["source"] = source
@@ -197,7 +217,7 @@ def _masked(value: Any, masked: Callable[[str], str]) -> Any:
         case str():
             return masked(value)
         case dict():
-            return {masked(key): _masked(entry, masked) for key, entry in value.items()}
+            return {key: _masked(entry, masked) for key, entry in value.items()}
         case list() | tuple():
             return [_masked(entry, masked) for entry in value]
         case _:

@@ -27,6 +27,8 @@ _NAME = re.compile(
 
 _KEY = re.compile(rf"projects/[^/\s]+/locations/{_ID}/keyRings/{_ID}/cryptoKeys/{_ID}")
 
+_VERSION = re.compile("/(?:versions|cryptoKeyVersions)/")
+
 
 class SecretName(NamedTuple):
     """A secret, and one of its versions.
@@ -68,6 +70,11 @@ def is_key_name(text: str) -> bool:
     return _KEY.fullmatch(text) is not None
 
 
+def without_version(name: str) -> str:
+    """Return the secret or key of a name, which has the scope of all of its versions."""
+    return _VERSION.split(name, maxsplit=1)[0]
+
+
 def names_of(reference: SecretReference) -> tuple[str, ...]:
     """Return the names under which the user may have a secret here, most specific first.
 
@@ -77,7 +84,7 @@ def names_of(reference: SecretReference) -> tuple[str, ...]:
     if reference.kind == "kms":
         # One key encrypts many values, so its name does not identify one.
         return (reference.env,)
-    secret = reference.name.partition("/versions/")[0]
+    secret = without_version(reference.name)
     return (reference.name, secret, secret.rpartition("/")[2], reference.env)
 
 

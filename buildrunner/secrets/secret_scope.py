@@ -33,6 +33,7 @@ from buildrunner.secrets.secret_name import (
     forge_token_name,
     is_servers_own,
     names_of,
+    without_version,
 )
 from buildrunner.spec.substitutions.variables import BUILT_IN, PULL_REQUEST
 
@@ -390,7 +391,7 @@ class ScopedSecrets:
         """
         if not name:
             return False
-        secret = name.partition("/versions/")[0]
+        secret = without_version(name)
         refusal = refusal_for(secret)
         if refusal is None:
             return True
@@ -409,7 +410,7 @@ class ScopedSecrets:
         return refusal_of(self._asker, secret, self._scope_of(secret), steps, privilege)
 
     def _hint(self, name: str) -> str:
-        secret = name.partition("/versions/")[0]
+        secret = without_version(name)
         if self._asker.use not in PROJECT_USES:
             return f"on the server, as its user: buildrunner secrets set {secret}"
         return (

@@ -561,6 +561,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             provenance_builder=self.provenance_builder or public_url,
         )
 
+    @property
+    def signs_by_sigstore(self) -> bool:
+        """Return whether Sigstore signs the provenance of any project."""
+        return bool(self.provenance_sigstore) or any(
+            project.get("provenance_sigstore") for project in self.projects.values()
+        )
+
     def of_project(self, project: str) -> Settings:
         """Return the settings for builds of one project; in tables, its own entries win."""
         changes: dict[str, Any] = {"projects": {}}

@@ -84,14 +84,13 @@ class BuildIdentities:
             stored: the build.
             origin: the source that the server fetched.
         """
-        settings = self._settings.of_project(_names(stored)[0])
         return BuildIdentity(
             self._issuer,
             _facts(stored, origin),
             lambda: self.audiences(stored),
             self._key,
             self._clock,
-            reserved=(AUDIENCE,) if settings.provenance_sigstore else (),
+            reserved=(AUDIENCE,) if self._settings.signs_by_sigstore else (),
         )
 
     def signing_token(self, stored: StoredBuild, origin: BuildOrigin, audience: str) -> str:

@@ -569,6 +569,20 @@ def test_the_server_s_decrypt_command_is_not_run_for_another_project_s_key(
     assert resolved(requested, built(encrypted(KEY.replace("bank", "shop")))) == "plain"
 
 
+@pytest.mark.parametrize("version", ["", "/cryptoKeyVersions/1", "/versions/1"])
+def test_a_version_of_a_key_has_the_limits_of_the_key(
+    tmp_path: Path, settings: Settings, version: str
+) -> None:
+    key = KEY.replace("bank", "shop")
+    ran = tmp_path / "ran"
+    program = f"open({str(ran)!r}, 'w'); print('plain', end='')"
+    requested = replace(settings, kms_command=(sys.executable, "-c", program))
+    wiring.secret_store(requested).set_scope(key, Scope(triggers=("deploy",)))
+    with pytest.raises(SecretError, match="is limited to the triggers deploy"):
+        resolved(requested, built(encrypted(f"{key}{version}")))
+    assert not ran.exists()
+
+
 def test_a_mapping_of_the_settings_has_the_same_rules(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "value").write_text("mapped")
     at = f"file:{tmp_path}/value"

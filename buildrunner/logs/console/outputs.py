@@ -40,12 +40,16 @@ _LINE_FORMS = (
     rb"|^(?P<bad>(?:ERROR|TIMEOUT|CANCELLED)(?::.*)?)$"
 )
 # Everything a step could use to steer the terminal (cursor, title, clipboard), but not colours.
+_CONTROL_CHARACTERS = rb"[\x00-\x06\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]"
+_C1_CONTROL = rb"\xc2([\x80-\x9f])"
 _CONTROL_FORMS = (
     rb"\x1b\[(?![0-9;:]*m)[0-?]*[ -/]*[@-~]"
     rb"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"
     rb"|\x1b(?![\[\]PX^_])[ -/]*[0-~]?"
-    rb"|[\x00-\x07\x0b\x0c\x0e-\x1a\x7f]"
+    rb"|\x1b(?!\[[0-9;:]*m)"
+    rb"|\x07"
 )
+_MOST_PASSES = 8
 
 
 class Screen(Protocol):
@@ -165,8 +169,24 @@ def coloured(lines: bytes) -> bytes:
 
 
 def without_controls(lines: bytes) -> bytes:
-    """Return the text without control sequences (cursor, titles, ...). Colours stay."""
-    return _compiled(_CONTROL_FORMS).sub(b"", lines)
+    """Return the text without control sequences (cursor, titles, ...). Colours stay.
+
+    What is removed can join what stands around it to another sequence, so this goes on until
+    nothing changes. A text that is made to take many passes loses the bytes that begin sequences.
+    """
+    text = _compiled(_CONTROL_CHARACTERS).sub(b"", lines)
+    for _ in range(_MOST_PASSES):
+        before = text
+        text = _compiled(_C1_CONTROL).sub(_as_escape, text)
+        text = _compiled(_CONTROL_FORMS).sub(b"", text)
+        if text == before:
+            return text
+    return text.translate(None, b"\x1b\xc2\x07")
+
+
+def _as_escape(found: re.Match[bytes]) -> bytes:
+    """Return a control character of C1 in its form with an escape: ``ESC [`` for U+009B."""
+    return bytes((0x1B, found[1][0] - 0x40))
 
 
 def without_colours(text: bytes) -> bytes:

@@ -58,6 +58,15 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str, most: int) -> str:
+    """Return ``text`` on one line, cut in its middle to ``most`` characters, safe to print."""
+    line = printable(text).replace("\n", "\\n").replace("\t", "\\t")
+    if len(line) <= most:
+        return line
+    begin = (most - 3) // 2
+    return f"{line[:begin]}...{line[len(line) - (most - 3 - begin) :]}"
+
+
 def seconds(duration_s: float) -> str:
     """Format a duration: ``0.3 s``, ``45.1 s``, ``2m05s``, ``1h02m03s``."""
     if duration_s < 60:

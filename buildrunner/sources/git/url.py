@@ -71,8 +71,8 @@ def parse_git_url(url: str) -> GitUrl:
 
     Raises:
         SourceError: the text is none of these, or its protocol runs programs (``ext::``), or its
-            host is ambiguous: Git decodes an ssh or git URL before it finds the host, and curl and
-            resolvers change some names.
+            host or path is ambiguous: Git decodes an ssh or git URL before it finds the host, and
+            curl and resolvers change some names.
     """
     if not url or url.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{_printable(url)!r} is not the URL of a Git repository", hint=_HINT)
@@ -86,6 +86,7 @@ def parse_git_url(url: str) -> GitUrl:
         if host.startswith("-") or (user or "").startswith("-"):
             raise SourceError(f"{url!r} is not the URL of a Git repository", hint=_HINT)
         name, port = _host_and_port(host, "ssh")
+        _check_path(path)
         return GitUrl(
             text=url,
             transport="ssh",
@@ -117,6 +118,7 @@ def _from_url(url: str) -> GitUrl:
         raise SourceError(f"Git protocol {scheme!r} is not allowed", hint=_HINT)
     if transport == "file":
         path = unquote(url.partition("://")[2])
+        _check_path(path)
         return GitUrl(text=url, transport="file", host="", port=0, origin="", path=path.lstrip("/"))
     web = transport in ("https", "http")
     # After decoding the URL, Git takes everything before the first slash as user and host.
@@ -135,6 +137,7 @@ def _from_url(url: str) -> GitUrl:
             f"the user of {scheme}://...@{host} can't be told from its host", hint=_HOST_HINT
         )
     rest = url.partition("://")[2][len(authority) :].partition("#")[0]
+    _check_path(rest.partition("?")[0])
     place = place.lower().removesuffix(":")
     user_part = f"{user}@" if username and transport == "ssh" else ""
     return GitUrl(
@@ -147,6 +150,27 @@ def _from_url(url: str) -> GitUrl:
         username=username,
         password=unquote(password),
     )
+
+
+def _check_path(path: str) -> None:
+    """Check that a path names one repository, however often a server decodes and shortens it.
+
+    Raises:
+        SourceError: it has a segment ``.`` or ``..`` or an empty one, a backslash, or an encoded
+            slash.
+    """
+    from urllib.parse import unquote
+
+    decoded = path
+    while (once := unquote(decoded)) != decoded:
+        decoded = once
+    segments = decoded.removeprefix("/").removesuffix("/").split("/")
+    has_hidden = decoded.count("/") != path.count("/")
+    if has_hidden or "\\" in decoded or (segments != [""] and {"", ".", ".."} & set(segments)):
+        raise SourceError(
+            "the path of the Git repository can be read in more than one way",
+            hint="write it without . and .. between slashes, double slashes, backslashes and %2f",
+        )
 
 
 def _printable(url: str) -> str:

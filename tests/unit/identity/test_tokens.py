@@ -199,3 +199,11 @@ def test_no_step_gets_a_token_with_which_the_server_signs_provenance():
         steps.identity_token("sigstore")
     assert claims_of(steps.identity_token(TWO[0]))["aud"] == TWO[0]
     assert claims_of(steps.signing_token("sigstore"))["aud"] == "sigstore"
+
+
+def test_no_step_of_a_project_that_signs_by_a_key_gets_the_token_of_one_that_signs_by_sigstore():
+    settings = {"identity": {"audiences": ["sigstore"]}}
+    keyless = Settings(projects={"another": {"provenance_sigstore": "public"}})
+    made = BuildIdentities("https://ci", keyless, lambda *_: settings, NoKey, lambda: NOW)
+    with pytest.raises(IdentityRefused, match="signed with such tokens"):
+        made.of_build(stored(), BuildOrigin()).identity_token("sigstore")

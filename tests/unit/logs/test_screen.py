@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import termios
 
@@ -14,6 +15,7 @@ from buildrunner.logs.console.outputs import (
     PipeScreen,
     TerminalScreen,
     coloured,
+    without_colours,
     without_controls,
     write_all,
 )
@@ -192,6 +194,13 @@ def test_colours(line, expected):
         (b"\x1bc\x1b(0reset\n", b"reset\n"),
         (b"bell\x07 back\x08 nul\x00\n", b"bell back\x08 nul\n"),
         (b"tab\tand\rreturn\n", b"tab\tand\rreturn\n"),
+        (b"\x1b[\x002Jhidden\n", b"hidden\n"),
+        (b"\x1b[\x7f2Jhidden\n", b"hidden\n"),
+        (b"\x1b[\x1b]0;title\x072Jtext\n", b"[2Jtext\n"),
+        (b"\x1b[\n2Jnext line\n", b"[\n2Jnext line\n"),
+        (b"\xc2\x9b2Jhidden\n", b"hidden\n"),
+        (b"\xc2\x9d52;c;aGk=\xc2\x9ctext\n", b"text\n"),
+        (b"\xc2\x00\x9b2Jhidden\n", b"hidden\n"),
         ("ünï ✔\n".encode(), "ünï ✔\n".encode()),
     ],
 )
@@ -204,6 +213,40 @@ def test_no_bytes_leave_a_steering_sequence(data):
     left = without_controls(data)
     assert not [b for b in (b"\x1b]", b"\x1bP", b"\x1bc", b"\x1b[2J", b"\x1b[H") if b in left]
     assert left.count(b"\n") == data.count(b"\n")
+
+
+_PIECES = st.sampled_from(
+    [
+        b"\x1b",
+        b"[",
+        b"]",
+        b"\x00",
+        b"\x7f",
+        b"\xc2",
+        b"\x9b",
+        b"\x9d",
+        b"2J",
+        b"1m",
+        b";",
+        b"\x07",
+        b"\n",
+    ]
+)
+
+
+@given(st.lists(_PIECES, max_size=40).map(b"".join))
+def test_only_colours_are_left_of_control_characters_and_a_second_pass_changes_nothing(data):
+    left = without_controls(data)
+    rest = without_colours(left)
+    assert b"\x1b" not in rest
+    assert not re.search(rb"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f]|\xc2[\x80-\x9f]", rest)
+    assert without_controls(left) == left
+
+
+def test_the_filter_takes_a_time_that_grows_as_the_length_of_the_text():
+    left = without_controls(b"\xc2" * 100_000 + b"\x9b" * 100_000)
+    assert b"\xc2\x9b" not in left
+    assert b"\x1b" not in left
 
 
 def test_a_pipe_that_someone_made_nonblocking_gets_everything():

@@ -12,6 +12,7 @@ from in_toto_attestation.v1.statement import Statement
 from in_toto_attestation.v1.statement_pb2 import Statement as StatementMessage
 from msgspec.structs import replace
 
+from buildrunner.errors import AttestationError
 from buildrunner.plan.build_plan import BuildOrigin
 from buildrunner.provenance.statement import provenance_statement
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
@@ -127,6 +128,28 @@ def test_the_value_of_a_secret_is_hidden_wherever_it_stands():
     assert made["predicate"]["buildDefinition"]["externalParameters"]["substitutions"] == {
         "_A": "x *** y"
     }
+
+
+@pytest.mark.parametrize("value", [REPOSITORY.partition("//")[2], COMMIT, BUILDER, "on-push"])
+def test_no_secret_changes_a_fact_of_the_server(value):
+    """Issue: the author chose a secret's value that was part of the repository's URL."""
+    with pytest.raises(AttestationError, match="has the value of a secret") as refused:
+        provenance_statement(
+            BUILD,
+            PLAN,
+            outcome(),
+            builder_id=BUILDER,
+            masked=lambda text: text.replace(value, "***"),
+        )
+    assert value not in str(refused.value)
+
+
+def test_no_secret_changes_the_name_of_a_field():
+    def masked(text: str) -> str:
+        return text.replace("dockerSocket", "***").replace("args", "***")
+
+    made: Any = provenance_statement(BUILD, PLAN, outcome(), builder_id=BUILDER, masked=masked)
+    assert made == provenance_statement(BUILD, PLAN, outcome(), builder_id=BUILDER)
 
 
 def test_an_archive_is_a_dependency_with_its_generation_and_hashes():

@@ -102,6 +102,8 @@ def test_a_rule_decides_on_the_planned_build_and_on_the_servers_facts(rule, fact
     [
         "Registry.EXAMPLE.com/prod/app:1",
         "registry.example.com:443/prod/app",
+        "registry.example.com:0443/prod/app",
+        "registry.example.com:00000443/prod/app",
         "REGISTRY.example.com:443/prod/app@sha256:" + "0" * 64,
     ],
 )
