@@ -4,14 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from msgspec.structs import replace
 
 from buildrunner.build_run.compile import _origin
 from buildrunner.errors import SourceError
 from buildrunner.plan.build_plan import BuildOrigin
 from buildrunner.sources.git.url import parse_git_url
-from buildrunner.spec.model.build import Build
-from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.reading.decode import load_build
 
 
 @pytest.mark.parametrize(
@@ -66,7 +64,7 @@ def test_no_config_states_another_path_than_its_own(path, stated):
         resolved=SimpleNamespace(url="https://h/a/b", commit_sha="c" * 40, branch="", tag="")
     )
     request: Any = SimpleNamespace(origin=BuildOrigin(), repository=object())
-    config = replace(decode_message(Build, {"steps": [{"name": "x"}]}), file=path)
+    config = load_build(b"steps: [{name: x}]", file=path)
     if stated:
         assert _origin(request, config, checkout).config == stated
         return

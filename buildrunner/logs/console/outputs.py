@@ -171,7 +171,7 @@ def coloured(lines: bytes) -> bytes:
 def without_controls(lines: bytes) -> bytes:
     """Return the text without control sequences (cursor, titles, ...). Colours stay.
 
-    What is removed can join what stands around it to another sequence, so this goes on until
+    A removal can join its neighbours to another sequence, so this goes on until
     nothing changes. A text that is made to take many passes loses the bytes that begin sequences.
     """
     text = _compiled(_CONTROL_CHARACTERS).sub(b"", lines)
