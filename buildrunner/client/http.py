@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from buildrunner import __version__
@@ -21,6 +22,8 @@ from buildrunner.errors import (
 from buildrunner.retry import backoff
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 Document = dict[str, Any]
@@ -255,18 +258,8 @@ def checked_url(url: str) -> str:
 
 
 def _http_client(url: str, token: str | Callable[[], str], ca_file: str) -> httpx.Client:
-    import ssl
-
     import httpx
 
-    verify: ssl.SSLContext | bool = True
-    if ca_file:
-        try:
-            verify = ssl.create_default_context(cafile=ca_file)
-        except OSError as error:  # ssl.SSLError is an OSError, too
-            raise UsageError(
-                f"{ca_file} holds no certificates: {error.strerror or error}"
-            ) from error
     headers = {"User-Agent": f"buildrunner/{__version__}"}
 
     def with_token(request: httpx.Request) -> None:
@@ -277,11 +270,36 @@ def _http_client(url: str, token: str | Callable[[], str], ca_file: str) -> http
     return httpx.Client(
         base_url=url,
         headers=headers,
-        verify=verify,
+        verify=_trust(ca_file, is_used=url.startswith("https:")),
         timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
         follow_redirects=False,  # the token must not go to another host
         event_hooks={"request": [with_token]},
     )
+
+
+@cache  # 30 ms
+def _trust(ca_file: str, *, is_used: bool) -> ssl.SSLContext:
+    """Return the certificates that connections of this process trust.
+
+    Args:
+        ca_file: see `ServerConnection`.
+        is_used: whether there are connections with TLS. If not, none would be trusted.
+
+    Raises:
+        UsageError: ``ca_file`` can't be read.
+    """
+    import ssl
+
+    import httpx
+
+    if ca_file:
+        try:
+            return ssl.create_default_context(cafile=ca_file)
+        except OSError as error:  # ssl.SSLError is an OSError, too
+            raise UsageError(
+                f"{ca_file} holds no certificates: {error.strerror or error}"
+            ) from error
+    return httpx.create_ssl_context() if is_used else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def _refusal(url: str, code: int, text: str) -> Exception:

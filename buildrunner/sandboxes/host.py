@@ -146,7 +146,8 @@ def labelled_builds(engine: ContainerEngine, labels: Mapping[str, str]) -> tuple
     return tuple(found)
 
 
-_NOBODY = "shared"
+NOBODY = "shared"
+"""The build in the label of a network that was made ahead of builds."""
 
 _log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class SharedNetwork:
         Its owner label lets `doctor --clean` find the network after a kill. Errors of the engine
         are only logged: the build will report them.
         """
-        labels = {LABEL_BUILD: _NOBODY, LABEL_OWNER: owner_label(this_process())}
+        labels = {LABEL_BUILD: NOBODY, LABEL_OWNER: owner_label(this_process())}
         try:
             self._engine.ensure_network(self._name, labels)
         except EngineError as error:

@@ -7,16 +7,17 @@ One folder is ``/workspace`` of the worker, of the engine's own file system, and
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from msgspec.structs import replace
 
 from buildrunner.addresses import NO_WALL, Egress
 from buildrunner.containers.forwarding import Answer, ForwardingEngine
-from buildrunner.containers.protocol import ContainerEngine, EngineInfo
-from buildrunner.errors import EngineError
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerEngine, EngineInfo
+from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.file_trees import remove_tree
-from buildrunner.sandboxes.host import HostPlace, HostSandbox
+from buildrunner.sandboxes.host import NOBODY, HostPlace, HostSandbox
 from buildrunner.sandboxes.nested.container import PRIVILEGED_STEPS
 from buildrunner.workspace.protocol import (
     WORKSPACE,
@@ -26,6 +27,9 @@ from buildrunner.workspace.protocol import (
     WrappedWorkspace,
 )
 from buildrunner.workspace.volume import volume_name
+
+_STARTS_S = 2.0  # less than the time after which `EngineWatch` reports a silent engine
+_PAUSE_S = 0.05
 
 
 class PodSandbox(HostSandbox):
@@ -37,6 +41,7 @@ class PodSandbox(HostSandbox):
         isolation: how the Pod isolates its builds; one of `protocol.ISOLATIONS`.
         egress: networks that the Pod's engine does not reach.
         folder: the shared folder's path in this container.
+        network: network of the builds, which `keep_spares` makes ahead; empty for none.
     """
 
     name = "pod"
@@ -49,8 +54,10 @@ class PodSandbox(HostSandbox):
         folder: str = WORKSPACE,
         *,
         egress: Egress = NO_WALL,
+        network: str = "",
     ) -> None:
         super().__init__(engine, labels)
+        self._network = network
         self._egress = egress
         self._isolation = isolation
         self._folder = folder
@@ -64,6 +71,28 @@ class PodSandbox(HostSandbox):
     ) -> PodPlace:
         """See `Sandbox.open`: Kubernetes has made the Pod."""
         return PodPlace(self._engine, self._isolation in PRIVILEGED_STEPS, self._folder)
+
+    def check(self) -> None:
+        """See `Sandbox.check`. The engine of a new Pod starts beside the worker: wait for it."""
+        end = time.monotonic() + _STARTS_S
+        while True:
+            try:
+                return super().check()
+            except EngineUnavailable:
+                if time.monotonic() >= end:
+                    raise
+            time.sleep(_PAUSE_S)
+
+    def keep_spares(self, count: int) -> None:  # noqa: ARG002
+        """See `Sandbox.keep_spares`: makes the network of the build, once.
+
+        A step may change networks, so the network belongs to the build from its begin on. The
+        network has no label of the build, which would remove it at its end: it ends with the Pod.
+        """
+        if self._network:
+            self.check()
+            self._engine.ensure_network(self._network, {LABEL_BUILD: NOBODY})
+            self._network = ""
 
     def unenforced(self, egress: Egress) -> tuple[str, ...]:
         """See `Sandbox.unenforced`."""

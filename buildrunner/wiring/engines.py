@@ -188,6 +188,7 @@ def sandbox(
             labels,
             isolation,
             egress=pod_egress,
+            network=NETWORK,
         )
     if name != "nested":
         raise UsageError(f"there is no sandbox {name!r}", hint="there are: host, nested, none")

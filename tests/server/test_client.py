@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import socket
+import ssl
 import threading
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from buildrunner.client.client import MissingBlobs, ServerClient, checked_url
-from buildrunner.client.http import _refusal
+from buildrunner.client.http import _refusal, _trust
 from buildrunner.client.stream import EventPiece, LogPiece, StateChange, StreamEnd
 from buildrunner.engine.events import StepStarted
 from buildrunner.errors import (
@@ -291,6 +292,14 @@ def test_a_server_with_a_certificate_of_ones_own_is_trusted_when_told(tmp_path):
             stranger.get_build("tls")
         assert "--ca-file" in caught.value.hint
         stranger.close()
+
+
+def test_a_connection_without_tls_reads_no_certificates_and_trusts_none():
+    context = _trust("", is_used=False)
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert context.check_hostname
+    assert context.get_ca_certs() == []
+    assert _trust("", is_used=True) is _trust("", is_used=True)
 
 
 def test_a_ca_file_that_holds_no_certificate_is_a_sentence(tmp_path):

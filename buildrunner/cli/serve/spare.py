@@ -51,9 +51,11 @@ def run(_: argparse.Namespace) -> int:
     Returns:
         0 when the build has ended, or when the server ended without sending a build.
     """
-    for name in _modules(worker_settings()):
+    worker = worker_settings()
+    for name in _modules(worker):
         import_module(name)
     _rehearse()
+    _rehearse_requests(worker)
     gc.collect()
     gc.freeze()  # objects that exist now stay: later collections skip them
     line = sys.stdin.buffer.readline()
@@ -90,6 +92,24 @@ def _rehearse() -> None:
     build = decode_message(Build, request).value
     context = PlanContext(built_ins=BuiltIns(project_id="p", build_id="b"))
     encode_message(compile_build(build, context).build)
+
+
+def _rehearse_requests(worker: WorkerSettings) -> None:
+    """Read the certificates to trust, and ask the engine of this Pod, as each build does first."""
+    from contextlib import suppress
+
+    from buildrunner import wiring
+    from buildrunner.errors import BuildrunnerError
+
+    with suppress(BuildrunnerError):  # the build reports it
+        if worker.server:
+            from buildrunner.worker.remote.queue import connect
+
+            connect(worker.server, worker.token_file, worker.ca_file).close()
+        if worker.sandbox == "pod":
+            engine = wiring.pod_engine()
+            engine.info()
+            engine.close()
 
 
 def _execute(order: SpareOrder) -> int:

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.errors import EngineError
+from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.protocol import Preparation
@@ -30,6 +30,34 @@ class Engine(FakeEngine):
 def prepared(engine, folder, source):
     place = PodSandbox(engine, {}, "capabilities", str(folder)).open("b1")
     return place.workspace(source).prepare(Preparation(engine, "b1", {}, threading.Event()))
+
+
+class Starting(FakeEngine):
+    """An engine that answers from the third request on."""
+
+    def __init__(self):
+        super().__init__()
+        self.pings = 0
+        self.ensured = []
+
+    def ping(self):
+        self.pings += 1
+        if self.pings < 3:
+            raise EngineUnavailable("there is no socket")
+
+    def ensure_network(self, name, labels, *, address_range=None):
+        self.ensured.append((name, dict(labels)))
+        super().ensure_network(name, labels, address_range=address_range)
+
+
+def test_the_network_of_the_build_is_made_ahead_once_the_engine_answers():
+    engine = Starting()
+    sandbox = PodSandbox(engine, {}, "capabilities", network="cloudbuild")
+    sandbox.keep_spares(0)
+    sandbox.keep_spares(0)  # steps may have changed it
+    assert engine.ensured == [("cloudbuild", {"buildrunner.build": "shared"})]
+    sandbox.remove("b1")
+    assert engine.list_owned({"buildrunner.build": "shared"}).networks == ("cloudbuild",)
 
 
 def test_steps_get_the_folder_that_the_worker_and_the_engine_share(tmp_path):
