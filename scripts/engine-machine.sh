@@ -237,7 +237,7 @@ run() { # NAME COMMAND...
   local process folder variable settings=()
   process=$(cat "$home/machines/$1/process" 2> /dev/null) || fail "there is no machine $1"
   shift
-  while read -r folder _; do echo $$ > "$folder/cgroup.procs" 2> /dev/null || true; done <<< "$(group_folders "$process")"
+  while read -r folder _; do echo "$BASHPID" > "$folder/cgroup.procs" 2> /dev/null || true; done <<< "$(group_folders "$process")"
   # shellcheck disable=SC2086  (several variables in one)
   for variable in {http,https,no}_proxy {HTTP,HTTPS,NO}_PROXY PIP_{INDEX_URL,EXTRA_INDEX_URL,TRUSTED_HOST}; do
     if [ -n "${!variable:-}" ]; then settings+=("$variable=${!variable}"); fi   # this machine's way to packages

@@ -2,7 +2,7 @@
 # Tests buildrunner on container engines: each is brought up on a machine of its own, made from Debian's
 # packages (scripts/engine-machine.sh), and runs the contract suite, the scenarios and the example.
 #
-#   scripts/engines.sh [ENGINE...]     all but the optional and the new ones; results go to docs/engines.toml
+#   scripts/engines.sh [ENGINE...]     all but the optional ones; results go to docs/engines.toml
 #   scripts/engines.sh --list          names of the engines in the table of the docs
 #
 # Variables: ENGINES_HOME as in scripts/engine-machine.sh; PYTEST_OPTIONS for more options of pytest.
@@ -20,13 +20,11 @@ docker-28-containerd   sid       docker-containerd   28
 podman-5               trixie    podman              5
 podman-5-rootless      trixie    podman-rootless     5
 '
-# Not in Debian: compiled from the Go modules of Docker, which takes some minutes the first time.
+# Docker 29 is not in Debian: it is compiled from its Go modules, which takes some minutes the first time. Podman 6 is in
+# Debian's experimental release only.
 optional='
 docker-29              sid       docker              29
 docker-29-containerd   sid       docker-containerd   29
-'
-# Not in the table of the docs: no run of all tests has ended on them yet.
-new='
 podman-6               experimental  podman           6
 podman-6-rootless      experimental  podman-rootless  6
 '
@@ -113,7 +111,7 @@ if [ "${#needed[@]}" -gt 0 ]; then install_packages "for machines with engines" 
 
 failed=()
 for name in ${*:-$(awk 'NF { print $1 }' <<< "$engines")}; do
-  read -r _ release kind wanted <<< "$(grep "^$name " <<< "$engines$optional$new")"
+  read -r _ release kind wanted <<< "$(grep "^$name " <<< "$engines$optional")"
   [ -n "$release" ] || die "unknown engine: $name" "Known: $(scripts/engines.sh --list | paste -sd ' ')"
   set +e   # not `test_engine ... || ...`: that would switch `set -e` off inside
   (set -e; test_engine "$name" "$release" "$kind" "$wanted")
