@@ -46,7 +46,7 @@ _CONTROL_FORMS = (
     rb"\x1b\[(?![0-9;:]*m)[0-?]*[ -/]*[@-~]"
     rb"|\x1b[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"
     rb"|\x1b(?![\[\]PX^_])[ -/]*[0-~]?"
-    rb"|\x1b(?!\[[0-9;:]*m)"
+    rb"|\x1b(?!\[[0-9;:]*m)\[?"
     rb"|\x07"
 )
 _MOST_PASSES = 8
@@ -171,8 +171,8 @@ def coloured(lines: bytes) -> bytes:
 def without_controls(lines: bytes) -> bytes:
     """Return the text without control sequences (cursor, titles, ...). Colours stay.
 
-    A removal can join its neighbours to another sequence, so this goes on until
-    nothing changes. A text that is made to take many passes loses the bytes that begin sequences.
+    A removal can join its neighbours to another sequence, so this goes on until nothing changes. A
+    text that is made to take many passes loses the bytes that begin sequences.
     """
     text = _compiled(_CONTROL_CHARACTERS).sub(b"", lines)
     for _ in range(_MOST_PASSES):
