@@ -9,7 +9,6 @@
 #   scripts/kubernetes.sh render          writes deploy/kubernetes.yaml, the chart without values
 #   scripts/kubernetes.sh test [ARGUMENT...]   `up`, the tests on the cluster with arguments of pytest, `down`
 #   scripts/kubernetes.sh bench [ARGUMENT...]  `up`, the benchmark `kubernetes` with arguments of it, `down`
-#   scripts/kubernetes.sh possible        whether `up` can have a cluster here; says why not
 #   scripts/kubernetes.sh down            ends what `up` started, and nothing else
 #
 # `up` uses the cluster that KUBECONFIG names, if it is set. Else it makes one: by kind, if that is
@@ -229,20 +228,11 @@ run_benchmark() {
   .venv/bin/python -m benchmarks kubernetes "$@"
 }
 
-# Say why there can be no cluster, if so: none is named, and there is nothing to make one with.
-possible() {
-  if [ -n "${KUBECONFIG:-}" ] || has kind || [ -x "$home/$version/kubernetes" ]; then return; fi
-  has go || export PATH=/usr/local/go/bin:$PATH
-  has go || { echo "there is no Go toolchain to compile Kubernetes with, and KUBECONFIG names no cluster" >&2; return 1; }
-  (cd / && GOFLAGS=-mod=mod go list -m "k8s.io/kubernetes@v$version" > /dev/null 2>&1) \
-    || { echo "the modules of Kubernetes can't be fetched, and KUBECONFIG names no cluster" >&2; return 1; }
-}
-
 verb=${1:-}
 case $verb in
   test) shift; run_tests "$@" ;;
   bench) shift; run_benchmark "$@" ;;
-  up|load|tools|address|render|possible|down) shift; "$verb" "$@" ;;
+  up|load|tools|address|render|down) shift; "$verb" "$@" ;;
   machine) shift; machine run "$name" "$@" ;;
   *) sed -n '2,/^source/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
