@@ -743,7 +743,7 @@ def test_the_hook_of_a_bare_repository_says_nothing_of_what_is_at_its_address(
 
 
 def test_an_installed_hook_tells_only_the_projects_that_it_may_fire(place: Place) -> None:
-    """What it reports counts as seen for its own project, and makes no other build."""
+    """Its report counts as seen for its own project, and makes no other build."""
     url = bare_trigger(place)
     path = "/buildrunner/v1/hooks/git/app"
     bound_to = {"repository": url, "projects": ["eve"]}

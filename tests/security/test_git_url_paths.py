@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -70,3 +71,19 @@ def test_no_config_states_another_path_than_its_own(path, stated):
         return
     with pytest.raises(SourceError, match="has a segment"):
         _origin(request, config, checkout)
+
+
+def test_a_path_that_is_encoded_again_and_again_is_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each decoding removes one of 100,000 layers, so they must not all be removed."""
+    decodings: list[int] = []
+
+    def counted(text: str) -> str:
+        decodings.append(1)
+        return unquote(text)
+
+    monkeypatch.setattr("urllib.parse.unquote", counted)
+    with pytest.raises(SourceError, match="can be read in more than one way"):
+        parse_git_url("https://git.example.com/acme/app%" + "25" * 100_000 + "2f")
+    assert len(decodings) < 10

@@ -30,6 +30,7 @@ _HOST_HINT = (
 _NAME = r"[A-Za-z0-9_.-]*[A-Za-z0-9_-]"
 _PLACE = re.compile(rf"(?:\[([0-9A-Fa-f:.]+)\]|({_NAME}))(?::([0-9]{{0,5}}))?")
 _MOST_PORT = 65535
+_MOST_DECODINGS = 4
 _PORTS: dict[Transport, int] = {"https": 443, "http": 80, "ssh": 22, "git": 9418, "file": 0}
 
 
@@ -156,17 +157,19 @@ def _check_path(path: str) -> None:
     """Check that a path names one repository, however often a server decodes and shortens it.
 
     Raises:
-        SourceError: it has a segment ``.`` or ``..`` or an empty one, a backslash, or an encoded
-            slash.
+        SourceError: it has a segment ``.`` or ``..`` or an empty one, a backslash, an encoded
+            slash, or text that is encoded many times.
     """
     from urllib.parse import unquote
 
     decoded = path
-    while (once := unquote(decoded)) != decoded:
-        decoded = once
+    for _ in range(_MOST_DECODINGS):
+        decoded = unquote(decoded)
+    is_endless = unquote(decoded) != decoded
     segments = decoded.removeprefix("/").removesuffix("/").split("/")
     has_hidden = decoded.count("/") != path.count("/")
-    if has_hidden or "\\" in decoded or (segments != [""] and {"", ".", ".."} & set(segments)):
+    is_hidden = is_endless or has_hidden or "\\" in decoded
+    if is_hidden or (segments != [""] and {"", ".", ".."} & set(segments)):
         raise SourceError(
             "the path of the Git repository can be read in more than one way",
             hint="write it without . and .. between slashes, double slashes, backslashes and %2f",
