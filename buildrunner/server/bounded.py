@@ -7,6 +7,7 @@ refused for a while. So no template or filter delays those of other projects.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -30,8 +31,11 @@ CPU_S: Final = 2.0
 """Processor time of one evaluation; a usual template takes a thousandth of it."""
 TOO_LONG: Final = "it takes longer than"
 """Part of the message after a time limit; `cel_deadline` uses the same words."""
-_MOST_OF_AN_OWNER: Final = 2
-_MOST_AT_ONCE: Final = max(4, os.cpu_count() or 1)
+# A reader's trials take no place from the project's own deliveries, and one project leaves half of
+# all places to others.
+_MOST_OF_A_KIND: Final = 2
+_MOST_OF_AN_OWNER: Final = 3
+_MOST_AT_ONCE: Final = max(2 * _MOST_OF_AN_OWNER, os.cpu_count() or 1)
 _WAIT_S: Final = 15.0
 _START_S: Final = 60.0
 _EXTRA_WALL_S: Final = 10.0
@@ -71,6 +75,7 @@ class BoundedCalls:
         self._now = now
         self._changed = threading.Condition()
         self._owners: Counter[str] = Counter()
+        self._kinds: Counter[tuple[str, bool]] = Counter()  # by owner and `of_event`
         self._under_way = 0
         self._strikes: dict[str, tuple[int, float, str]] = {}
         self._starting = threading.Lock()
@@ -82,6 +87,7 @@ class BoundedCalls:
         argument: Any,
         *,
         owner: str,
+        of_event: bool = False,
         key: str = "",
         cpu_s: float | None = None,
         memory_mib: int = 256,
@@ -93,6 +99,7 @@ class BoundedCalls:
             operation: one of `bounded_process.OPERATIONS`.
             argument: JSON.
             owner: the project that wrote the evaluated text.
+            of_event: an event is handled; otherwise a request or a notification.
             key: identifies the evaluated text. If the text exceeds its limits three times, it is
                 refused for ten minutes. Empty: never refused.
             cpu_s: limit of processor time; None for `CPU_S`.
@@ -107,7 +114,7 @@ class BoundedCalls:
             BuildrunnerError: no process can be started.
         """
         self._check(key)
-        with self._turn(owner, wait_limit_s):
+        with self._turn(owner, of_event, wait_limit_s):
             answer = self._answer(operation, argument, cpu_s or CPU_S, memory_mib)
         if answer.get("bug"):
             _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
@@ -150,7 +157,7 @@ class BoundedCalls:
             return self._process
 
     @contextmanager
-    def _turn(self, owner: str, wait_limit_s: float) -> Iterator[None]:
+    def _turn(self, owner: str, of_event: bool, wait_limit_s: float) -> Iterator[None]:
         """Wait for a place among the running evaluations, and hold it until the block ends.
 
         Raises:
@@ -158,11 +165,16 @@ class BoundedCalls:
         """
         with self._changed:
             if not self._changed.wait_for(
-                lambda: self._owners[owner] < _MOST_OF_AN_OWNER, wait_limit_s
+                lambda: (
+                    self._owners[owner] < _MOST_OF_AN_OWNER
+                    and self._kinds[owner, of_event] < _MOST_OF_A_KIND
+                ),
+                wait_limit_s,
             ):
                 raise Busy(f"project {owner} has others under way: try again in a moment")
             # A waiting call counts, too, so that one owner's calls don't pile up.
             self._owners[owner] += 1
+            self._kinds[owner, of_event] += 1
         try:
             with self._changed:
                 longest_s = wait_limit_s or _WAIT_S
@@ -178,6 +190,7 @@ class BoundedCalls:
         finally:
             with self._changed:
                 self._owners[owner] -= 1
+                self._kinds[owner, of_event] -= 1
                 self._changed.notify_all()
 
     def _check(self, key: str) -> None:
@@ -271,6 +284,11 @@ _COMPILE_S: Final = 1.0
 _MEMORY_MIB: Final = 1024  # a payload of 25 MB takes twenty times as much as CEL's values
 
 
+def text_key(project: str, text: str) -> str:
+    """Return the `BoundedCalls.call` key of a project's text."""
+    return hashlib.sha256(f"{project} {text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+
 class BoundedFilters:
     """Evaluates the filters of one project's triggers. Thread-safe.
 
@@ -288,6 +306,9 @@ class BoundedFilters:
     def rule(self, text: str, values: Mapping[str, str], body: Any, longest_s: float) -> Rule:
         """See `cel.filter_rule`.
 
+        A filter has no key: otherwise, whoever sends payloads that make it slow could keep its
+        trigger from firing.
+
         Raises:
             Busy: the project has too many other running filters for too long.
         """
@@ -298,7 +319,8 @@ class BoundedFilters:
             found = self._calls.call(
                 "trigger_filter",
                 requested,
-                owner=f"{self._project}'s events",
+                owner=self._project,
+                of_event=self._waits,
                 cpu_s=longest_s + _COMPILE_S,
                 memory_mib=_MEMORY_MIB,
                 wait_limit_s=longest_s if self._waits else 0.0,
@@ -316,7 +338,12 @@ class BoundedFilters:
         """
         requested = [text, dict(values)]
         try:
-            found: str = self._calls.call("check_trigger_filter", requested, owner=self._project)
+            found: str = self._calls.call(
+                "check_trigger_filter",
+                requested,
+                owner=self._project,
+                key=text_key(self._project, text),
+            )
         except TooMuch as error:
             return f"the filter can't be evaluated: {error}"
         return found

@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from buildrunner.server.bounded import BoundedCalls, Bug, Busy, TooMuch
+from buildrunner.server.bounded import BoundedCalls, BoundedFilters, Bug, Busy, TooMuch
+from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.pinned import gates
 from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.outbox.sender import Delivery, OutboxSender
@@ -32,6 +33,12 @@ BUILD_FIELDS: dict[str, Any] = {
     "sourceProvenance": {"resolvedGitSource": {"url": "https://example.com/a.git"}},
     "artifacts": {"objects": {"location": "gs://b", "paths": ["x"]}},
     "timing": {"BUILD": {"startTime": "2026-01-01T00:00:00Z"}},
+}
+NOTIFIER = {
+    "apiVersion": "buildrunner/v1",
+    "kind": "HTTPNotifier",
+    "metadata": {"name": "n"},
+    "spec": {"notification": {"filter": "true", "delivery": {"url": "https://example.com/"}}},
 }
 NEVER_ENDS = (
     "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
@@ -330,6 +337,39 @@ class TestTheProcess:
                     self.loop(calls)
             assert calls.call("check_trigger_filter", ["true", {}], owner="q") == ""
             assert all(isinstance(one.exception(), TooMuch) for one in first)
+
+    def test_one_project_leaves_half_of_all_places_to_others(self, calls: BoundedCalls) -> None:
+        """Issue: by events and requests together, one project took all places."""
+        calls.call("check_trigger_filter", ["true", {}], owner="warm-up")
+        kinds = (True, True, False, False)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(self.loop, calls, of_event=kind) for kind in kinds]
+            errors = [one.exception() for one in asked]
+        refused = [error for error in errors if isinstance(error, Busy)]
+        assert [str(error) for error in refused] == [
+            "project p has others under way: try again in a moment"
+        ]
+        assert sum(isinstance(error, TooMuch) for error in errors) == 3
+        assert calls._owners["p"] == calls._kinds["p", True] == calls._kinds["p", False] == 0
+
+    @pytest.mark.parametrize("operation", ["problem", "check"])
+    def test_a_text_that_can_not_be_checked_is_left_out_too(
+        self, calls: BoundedCalls, operation: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        answers: list[int] = []
+
+        def answer(*_: object) -> dict[str, Any]:
+            answers.append(1)
+            return {"exceeds": "it takes longer than 2 s"}
+
+        monkeypatch.setattr(calls, "_answer", answer)
+        for _ in range(5):
+            if operation == "problem":
+                assert "can't be evaluated" in BoundedFilters(calls, "p").problem("x", {})
+            else:
+                with pytest.raises(ApiError, match="can't be checked"):
+                    NotifierEvaluation(calls, lambda _: None).check("p", NOTIFIER)
+        assert len(answers) == 3
 
     def test_it_holds_no_secret_of_the_server_and_no_right_to_open_files(
         self, calls: BoundedCalls, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,6 @@ only one message.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -18,7 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError, NotFound
-from buildrunner.server.bounded import BoundedCalls, Bug, TooMuch
+from buildrunner.server.bounded import BoundedCalls, Bug, TooMuch, text_key
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
 from buildrunner.server.http.pinned import NotDelivered
@@ -61,7 +60,8 @@ class NotifierEvaluation:
         if len(msgspec.json.encode(document)) > MOST_BYTES:
             raise invalid_argument(f"the notifier is larger than {MOST_BYTES >> 10} KiB")
         try:
-            problems = self._calls.call("check_notifier", document, owner=project)
+            key = text_key(project, msgspec.json.encode(document).decode())
+            problems = self._calls.call("check_notifier", document, owner=project, key=key)
         except TooMuch as error:
             raise invalid_argument(
                 f"its templates or its filter can't be checked: {error}"
@@ -89,9 +89,9 @@ class NotifierEvaluation:
         return self._said(project, {**argument, "in_any_case": in_any_case})
 
     def _said(self, project: str, argument: dict[str, Any]) -> dict[str, Any]:
-        digest = hashlib.sha256(msgspec.json.encode(argument["notifier"])).hexdigest()
+        key = text_key(project, msgspec.json.encode(argument["notifier"]).decode())
         try:
-            said: dict[str, Any] = self._calls.call("notify", argument, owner=project, key=digest)
+            said: dict[str, Any] = self._calls.call("notify", argument, owner=project, key=key)
         except TooMuch as error:
             text = f"the notifier's template or filter is given up: {error}"
             return {"fires": False, "rules": [], "problem": text}
