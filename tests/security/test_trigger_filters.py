@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from buildrunner.server.events.facts import SilentPlaces
+from buildrunner.server.events.facts import KnownEvent, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
-from buildrunner.store.model.deliveries import NewDelivery
+from buildrunner.store.model.deliveries import WAITING, NewDelivery
 from buildrunner.triggers.file_filter import file_rule
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
@@ -82,6 +83,47 @@ def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
     assert not verdicts["evil"]["fires"]
     assert "the filter can't be evaluated for this event" in verdicts["evil"]["reason"]
     loop.stop()
+
+
+def test_triggers_that_take_long_come_after_those_of_other_projects_and_are_asked_later(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: a project's slow filters delayed another project's build at each push."""
+    for name in ("e1", "e2", "e3"):
+        made = server.http.post("/v1/projects/evil/triggers", json=trigger(name, filter="true"))
+        assert made.status_code == 200, made.text
+    made = server.http.post("/v1/projects/good/triggers", json=trigger("good"))
+    assert made.status_code == 200, made.text
+    asked: list[str] = []
+    clock = [0.0]
+    handler = DeliveryHandler(server.context, seconds=lambda: clock[0])
+    judge = KnownEvent.judge
+
+    def judged(self: KnownEvent, trigger: Any, *arguments: Any) -> Any:
+        asked.append(trigger.name)
+        clock[0] += 7.0 if trigger.name != "good" else 0.1
+        return judge(self, trigger, *arguments)
+
+    monkeypatch.setattr(KnownEvent, "judge", judged)
+    pushed(server, 1)
+    (first,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+    outcome = handler.handle(first)
+    assert asked == ["e1", "e2", "good"]
+    verdicts = {one["trigger"]: one for one in outcome["events"][0]["verdicts"]}
+    assert [one["trigger"] for one in outcome["events"][0]["verdicts"]][:3] == ["e1", "e2", "e3"]
+    assert verdicts["good"]["fires"]
+    assert not verdicts["e3"]["fires"]
+    assert "asked later" in verdicts["e3"]["reason"]
+    assert outcome["retry"]["because"] == verdicts["e3"]["reason"]
+    asked.clear()
+    again = msgspec.structs.replace(first, status=WAITING, outcome=outcome)
+    later = handler.handle(again)
+    assert asked == ["e3"]
+    assert all(one["fires"] for one in later["events"][0]["verdicts"])
+    assert "retry" not in later
+    asked.clear()
+    handler.handle(msgspec.structs.replace(first, number=first.number + 1, replays=1))
+    assert asked[0] == "good"
 
 
 def test_a_trial_of_an_attack_ends(server: ApiServer) -> None:

@@ -9,7 +9,8 @@ must not lose a comment that requests a build. Decisions made before stay.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -81,6 +82,10 @@ from buildrunner.triggers.matching import may_care
 from buildrunner.triggers.repository import TriggerRepository, listens_to
 from buildrunner.triggers.trial import trial_events
 
+PROJECT_S: Final = 10.0
+"""The time that one try of a delivery gives to the triggers of one project."""
+_SLOW: Final = "the project's triggers take long for this event: this one is asked later"
+_MOST_PROJECTS: Final = 10_000
 MOST_VERDICTS = 1000
 """The most stored verdicts of an event; with more triggers, most are for other repositories."""
 
@@ -193,12 +198,19 @@ class DeliveryHandler:
         context: the server's context.
         facts: the sources of facts.
         waits: wait for running filters of the project, instead of raising `NotNow`.
+        seconds: returns monotonic seconds.
     """
 
     def __init__(
-        self, context: ServerContext, facts: EventFacts | None = None, *, waits: bool = True
+        self,
+        context: ServerContext,
+        facts: EventFacts | None = None,
+        *,
+        waits: bool = True,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
+        self._seconds = seconds
         self._waits = waits
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
@@ -210,6 +222,7 @@ class DeliveryHandler:
         )
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store)
+        self._took_s: dict[str, float] = {}
 
     def stop(self) -> None:
         """End running requests: see `NotNow`. Idempotent."""
@@ -295,13 +308,9 @@ class DeliveryHandler:
         if old_news and all(old_news.values()):
             reasons = "; ".join(dict.fromkeys(old_news.values()))
             return {**found, "ignored": reasons, "verdicts": []}
-        verdicts = [
-            reported.decided.get(one.trigger.id)
-            or self._answer(reported, known, one, old_news.get(one.project, ""))
-            for one in triggers
-        ]
+        verdicts = self._verdicts(reported, known, triggers, old_news)
         if waits(verdicts):
-            reported.waits_for = known.waits_for
+            reported.waits_for = known.waits_for or _SLOW
         found |= kept_verdicts(verdicts)
         return found
 
@@ -342,6 +351,40 @@ class DeliveryHandler:
         if isinstance(event, PushEvent):
             return self._seen.note_push(delivery, event, listening)
         return {project: self._seen.unchanged(delivery, event, project) for project in listening}
+
+    def _verdicts(
+        self,
+        reported: ReportedEvent,
+        known: KnownEvent,
+        triggers: list[KnownTrigger],
+        old_news: Mapping[str, str],
+    ) -> list[dict[str, Any]]:
+        """Return the verdicts of triggers, in their order.
+
+        No project delays others for long: those that took long for their last event come last, and
+        triggers that a project has no time left for are asked in a later try, if there is one.
+        """
+        projects: dict[str, list[KnownTrigger]] = {}
+        for one in triggers:
+            projects.setdefault(one.project, []).append(one)
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for project in sorted(projects, key=lambda name: self._took_s.get(name, 0.0)):
+            began = self._seconds()
+            for one in projects[project]:
+                verdict = reported.decided.get(one.trigger.id)
+                if verdict is None and reported.may_wait and self._is_late(began, known):
+                    verdict = _not_asked(one, Rule(name="time", passed=False, text=_SLOW))
+                    verdict["waitsForAnswer"] = True
+                if verdict is None:
+                    verdict = self._answer(reported, known, one, old_news.get(project, ""))
+                found[project, one.trigger.id] = verdict
+            self._took_s[project] = self._seconds() - began
+        while len(self._took_s) > _MOST_PROJECTS:
+            self._took_s.pop(next(iter(self._took_s)), None)
+        return [found[one.project, one.trigger.id] for one in triggers]
+
+    def _is_late(self, began: float, known: KnownEvent) -> bool:
+        return not isinstance(known.event, MessageEvent) and self._seconds() - began > PROJECT_S
 
     def _answer(
         self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger, old_news: str
