@@ -61,6 +61,7 @@ class _Space:
     """The disk space of each project's uploads. Thread-safe.
 
     Files are counted again periodically: they expire, and other servers may write to the folder.
+    While they are counted, the last count goes on to serve what fits it.
 
     Args:
         folder: the parent of the projects' folders.
@@ -70,45 +71,88 @@ class _Space:
     def __init__(self, folder: str, quota_bytes: int | None) -> None:
         self._folder = folder
         self._quota = quota_bytes
-        self._lock = threading.Lock()
-        # by project, since a count of many files takes long
-        self._locks: dict[str, threading.Lock] = {}
-        self._used: dict[str, int] = {}
-        self._counted_at: dict[str, float] = {}
+        self._projects: dict[str, _Count] = {}
+        self._changed = threading.Condition()
 
     def take(self, project: str, size: int) -> None:
-        """Reserve ``size`` bytes.
+        """Reserve ``size`` bytes. A count of many files may take minutes.
 
         Raises:
             UploadQuotaExceeded: the quota would be exceeded.
         """
         if self._quota is None:
             return
-        with self._locked(project):
-            age = time.monotonic() - self._counted_at.get(project, -math.inf)
-            exceeds = self._used.get(project, 0) + size > self._quota
-            if age > (_RECOUNT_S if exceeds else _LONGEST_COUNT_S):
-                self._used[project] = _disk_use(os.path.join(self._folder, project))
-                self._counted_at[project] = time.monotonic()
-            if self._used[project] + size > self._quota:
+        with self._changed:
+            count = self._projects.setdefault(project, _Count())
+            while not self._is_current(count, size):
+                if not count.under_way:
+                    self._count(project, count)
+                    break
+                if count.used + size <= self._quota and count.at > -math.inf:
+                    break
+                self._changed.wait()
+            if count.used + size > self._quota:
                 raise UploadQuotaExceeded(
                     f"the uploaded sources of project {project} would take more than"
                     f" {self._quota / (1 << 30):g} GiB",
                     hint="uploads that no build uses expire; the server's administrator sets the"
                     " limit: serve --max-uploads-gib",
                 )
-            self._used[project] += size
+            count.used += size
+            count.reserved += size
 
     def give_back(self, project: str, size: int) -> None:
-        """Release ``size`` reserved bytes that were not stored."""
-        if self._quota is None:
+        """Release ``size`` reserved bytes that were not stored. Never waits for a count."""
+        if self._quota is None or not size:
             return
-        with self._locked(project):
-            self._used[project] = max(0, self._used.get(project, 0) - size)
+        with self._changed:
+            count = self._projects[project]
+            count.used = max(0, count.used - size)
+            count.reserved = max(0, count.reserved - size)
 
-    def _locked(self, project: str) -> threading.Lock:
-        with self._lock:
-            return self._locks.setdefault(project, threading.Lock())
+    def _is_current(self, count: _Count, size: int) -> bool:
+        """Return whether the last count is new enough to decide about ``size`` bytes."""
+        assert self._quota is not None  # noqa: S101  (the callers return then)
+        exceeds = count.used + size > self._quota
+        # Few counts of many files: whoever exceeds the quota could ask for one after the other.
+        longest_s = _RECOUNT_S * max(1.0, count.took_s) if exceeds else _LONGEST_COUNT_S
+        return time.monotonic() - count.at <= longest_s
+
+    def _count(self, project: str, count: _Count) -> None:
+        """Count the files of a project, without the lock."""
+        count.under_way = True
+        count.reserved = 0
+        self._changed.release()
+        began = time.monotonic()
+        try:
+            found = _disk_use(os.path.join(self._folder, project))
+        finally:
+            self._changed.acquire()
+            count.under_way = False
+            self._changed.notify_all()
+        # Those that were reserved during the count may be in it, too, until the next one.
+        count.used = found + count.reserved
+        count.at = time.monotonic()
+        count.took_s = count.at - began
+
+
+class _Count:
+    """The bytes of one project's uploads.
+
+    Attributes:
+        used: the last count, and what was reserved since.
+        reserved: what was reserved since that count began.
+        at: time of the count, in monotonic seconds.
+        took_s: seconds that it took.
+        under_way: a thread counts now.
+    """
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.reserved = 0
+        self.at = -math.inf
+        self.took_s = 0.0
+        self.under_way = False
 
 
 class _Taken:
@@ -161,6 +205,11 @@ class SourceFile(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     link: str | None = None
     link_bytes: bytes = b""
     directory: bool = False
+
+    @property
+    def has_content(self) -> bool:
+        """Return whether it is a regular file."""
+        return self.link is None and not self.directory
 
     @property
     def name(self) -> str:
@@ -219,9 +268,10 @@ class SourceUploads:
         note = os.path.join(self._folder, project, "lists", listed)
         name = _noted(note)
         if not name or not _touch(self._archive(project, name)):
-            absent = self.missing(project, [f.sha256 for f in files if f.sha256])
+            absent = self.missing(project, [f.sha256 for f in files if f.has_content])
             if absent:
                 raise MissingBlobs(absent)
+            self._check_sizes(project, files)
             name = self._write_archive(project, files, note)
         return f"{project}/{ARCHIVES}/{name}"
 
@@ -274,6 +324,23 @@ class SourceUploads:
                     continue
         return deleted
 
+    def _check_sizes(self, project: str, files: list[SourceFile]) -> None:
+        """Check the sizes of all files, before any of them is written to an archive.
+
+        Raises:
+            MissingBlobs: a file is damaged.
+            UsageError: a file has another size.
+        """
+        for file in files:
+            if not file.has_content:
+                continue
+            path = self._blob(project, file.sha256)
+            with suppress(FileNotFoundError):
+                if os.stat(path).st_size == file.size:
+                    continue
+            for _ in self._checked(path, file):
+                pass
+
     def _write_archive(self, project: str, files: list[SourceFile], note: str) -> str:
         """Write the archive and its record. Returns the archive's name."""
         folder = self._archive(project, "")
@@ -284,8 +351,14 @@ class SourceUploads:
                 os.makedirs(parent, mode=0o700, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=folder, delete=False) as out:
                 try:
+                    reserved = sum(file.size for file in files if file.has_content)
+                    taken.more(reserved)
+                    written = 0
                     for piece in self._archive_pieces(project, files):
-                        taken.more(len(piece))
+                        written += len(piece)
+                        if written > reserved:  # headers are not in the sum
+                            taken.more(written - reserved)
+                            reserved = written
                         digest.update(piece)
                         out.write(piece)
                     out.flush()
@@ -308,7 +381,7 @@ class SourceUploads:
     def _archive_pieces(self, project: str, files: list[SourceFile]) -> Iterator[bytes]:
         for file in files:
             yield _header(file)
-            if not file.directory and file.link is None:
+            if file.has_content:
                 yield from self._checked(self._blob(project, file.sha256), file)
                 yield tar_stream.padding(file.size)
         yield tar_stream.END_OF_ARCHIVE
@@ -421,8 +494,10 @@ def _check(files: list[SourceFile]) -> None:
         if name in seen:
             raise UsageError(f"{file.path} comes twice")
         seen.add(name)
-        if file.link is None and not file.directory and not is_sum(file.sha256):
+        if file.has_content and not is_sum(file.sha256):
             raise UsageError(f"{file.path}: sha256 must be 64 hexadecimal digits")
+        if not file.has_content and file.sha256:
+            raise UsageError(f"{file.path}: only a regular file has a sha256")
 
 
 def _noted(path: str) -> str:
@@ -477,7 +552,13 @@ def is_upload_of(project: str, name: str) -> bool:
 
 
 def blob_name(project: str, sha256: str) -> str:
-    """Return the path, below the folder of uploads, of the file with that digest."""
+    """Return the path, below the folder of uploads, of the file with that digest.
+
+    Raises:
+        UsageError: it is no digest, and could lead to any other file.
+    """
+    if not is_sum(sha256):
+        raise UsageError(f"{sha256!r} is no SHA-256 digest")
     return f"{project}/blobs/{sha256[:2]}/{sha256}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,13 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.errors import AttestationError
+from buildrunner.errors import AttestationError, UsageError
 from buildrunner.server.app import create_app
 from buildrunner.server.bounded import BoundedCalls
 from buildrunner.server.events.loop import MOST, MOST_OF_A_PROJECT, SlowDeliveries
-from buildrunner.server.http.bodies import SEARCHES_AT_ONCE
+from buildrunner.server.http.bodies import SEARCHES_AT_ONCE, UPLOADS_AT_ONCE
 from buildrunner.sources import uploads as upload_module
-from buildrunner.sources.uploads import SourceUploads, UploadQuotaExceeded
+from buildrunner.sources.uploads import SourceFile, SourceUploads, UploadQuotaExceeded
 from buildrunner.store.sql.builds import SqlBuilds
 from tests.api_server import api_server
 from tests.conftest import DEADLINE_S
@@ -135,6 +136,87 @@ def test_the_count_of_one_project_s_uploads_holds_up_no_other(
         finally:
             go_on.set()
         waiting.result().abandon()
+
+
+def test_an_upload_that_ends_waits_for_no_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of an upload once waited for the count in the event loop, and all callers with it."""
+    counting, go_on = threading.Event(), threading.Event()
+    uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+    begun = uploads.receive("p", "a" * 64)
+
+    def slow(folder: str) -> int:
+        counting.set()
+        assert go_on.wait(60)
+        return 0
+
+    monkeypatch.setattr(upload_module, "_disk_use", slow)
+    with ThreadPoolExecutor(2) as other:
+        # It exceeds the quota, so the files are counted once more.
+        monkeypatch.setattr(upload_module, "_RECOUNT_S", 0.0)
+        receiver = uploads.receive("p", "b" * 64)
+        large = other.submit(receiver.write, b"x" * 200_000)
+        try:
+            assert counting.wait(30)
+            other.submit(begun.abandon).result(30)
+            # What fits the last count does not wait for the new one.
+            other.submit(uploads.receive, "p", "c" * 64).result(30).abandon()
+        finally:
+            go_on.set()
+        with pytest.raises(UploadQuotaExceeded):
+            large.result(30)
+        receiver.abandon()
+
+
+def test_uploads_of_one_caller_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def held(*_: Any) -> Any:
+        begun.release()
+        assert go_on.wait(60)
+        raise UsageError("it is over")
+
+    monkeypatch.setattr(SourceUploads, "receive", held)
+    monkeypatch.setattr(SourceUploads, "missing", held)
+    monkeypatch.setattr(SourceUploads, "pack", held)
+    sources = "/buildrunner/v1/projects/p/sources"
+    requests = [
+        ("PUT", f"{sources}/blobs/{'a' * 64}", b"x"),
+        ("POST", f"{sources}:missing", b'{"sha256": []}'),
+        ("POST", f"{sources}/manifests", b'{"files": []}'),
+    ]
+    with api_server(tmp_path) as server, ThreadPoolExecutor(60) as senders:
+        for method, path, body in requests * 20:
+            senders.submit(httpx.request, method, server.url + path, content=body, timeout=60)
+        try:
+            for _ in range(UPLOADS_AT_ONCE):
+                assert begun.acquire(timeout=30)
+            answer = httpx.get(f"{server.url}/v1/projects/p/triggers", timeout=60)
+            assert answer.status_code == 200
+            assert not begun.acquire(blocking=False)
+        finally:
+            go_on.set()
+
+
+def test_a_source_with_a_false_size_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = SourceUploads(str(tmp_path), quota_bytes=100_000)
+    receiver = uploads.receive("p", (digest := hashlib.sha256(b"text").hexdigest()))
+    receiver.write(b"text")
+    receiver.finish()
+    written: list[bytes] = []
+    monkeypatch.setattr(upload_module, "_header", lambda *_: written.append(b"") or b"")
+    files = [SourceFile(path=f"{n}", sha256=digest, size=4) for n in range(100)]
+    with pytest.raises(UsageError, match="last has 4 bytes, not 5"):
+        uploads.pack("p", [*files, SourceFile(path="last", sha256=digest, size=5)])
+    assert written == []
+    with pytest.raises(UploadQuotaExceeded):  # so is one that does not fit the quota
+        uploads.pack("p", [SourceFile(path=f"{n}", sha256=digest, size=4) for n in range(25_000)])
+    assert written == []
 
 
 def test_a_refused_blob_gives_its_quota_back(tmp_path: Path) -> None:

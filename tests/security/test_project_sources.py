@@ -128,6 +128,20 @@ def test_a_manifest_names_no_upload_also_none_of_its_own_project(run, sources, t
 
 
 @pytest.mark.docker
+@pytest.mark.parametrize("kind", [{"link": "target"}, {"directory": True}])
+def test_no_digest_of_a_source_leads_to_another_file(server, kind):
+    """Its answer once told whether any file of the machine exists, and marked it as used."""
+    address = "/buildrunner/v1/projects/p/sources"
+    content = b"own"
+    digest = hashlib.sha256(content).hexdigest()
+    assert server.http.put(f"{address}/blobs/{digest}", content=content).status_code == 204
+    for path in ("../../../../server.db", "../../../../nothing", digest):
+        file = {"path": "a", "sha256": path, **kind}
+        answer = server.http.post(f"{address}/manifests", json={"files": [file]})
+        assert answer.status_code == 400, path
+        assert "only a regular file has a sha256" in answer.json()["error"]["message"]
+
+
 def test_an_archive_that_was_changed_on_the_server_is_not_built(run, sources):
     own = upload(sources, "p", b"mine")
     (sources / "evil").write_bytes(b"evil")

@@ -6,9 +6,11 @@ the client sends one request and the changed files.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
+from anyio import CancelScope
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
@@ -16,7 +18,14 @@ from buildrunner.errors import StorageError, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target, project_of
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.bodies import as_mapping, body_pieces, json_body, json_text
+from buildrunner.server.http.bodies import (
+    as_mapping,
+    body_pieces,
+    json_body,
+    json_text,
+    upload_slot,
+    waits_for_upload_slot,
+)
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BYTES, documented
@@ -28,6 +37,8 @@ from buildrunner.sources.uploads import (
     as_source,
     is_sum,
 )
+
+Result = TypeVar("Result")
 
 _MAX_SUMS = 10_000
 _MAX_MANIFEST_BYTES = 256 << 20
@@ -47,6 +58,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         _: Caller = Depends(access.may("submit")),
         body: Any = Depends(json_body(context)),
+        _slot: None = Depends(waits_for_upload_slot),
     ) -> Response:
         """Return the files of a list that the server does not have."""
         sums = _sums(as_mapping(body).get("sha256"))
@@ -65,6 +77,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         _: Caller = Depends(access.may("submit", "sources.create")),
         body: bytes = Depends(json_text(context, _MAX_MANIFEST_BYTES)),
+        _slot: None = Depends(waits_for_upload_slot),
     ) -> Response:
         """Create a source from uploaded files, or from an uploaded archive."""
         project = project_in(request)
@@ -112,19 +125,25 @@ def _sums(value: Any) -> list[str]:
 
 
 async def _receive(context: ServerContext, request: Request, project: str, sha256: str) -> None:
+    # A caller whose body is slow to arrive holds no slot.
+    async def in_thread(call: Callable[..., Result], *arguments: Any) -> Result:
+        async with upload_slot(request):
+            return await run_in_threadpool(call, *arguments)
+
     try:
-        receiver = await run_in_threadpool(context.uploads.receive, project, sha256)
+        receiver = await in_thread(context.uploads.receive, project, sha256)
         try:
             waiting = bytearray()
             async for piece in body_pieces(context, request, context.settings.max_blob_bytes):
                 waiting += piece
                 if len(waiting) >= _PIECE_BYTES:
-                    await run_in_threadpool(receiver.write, bytes(waiting))
+                    await in_thread(receiver.write, bytes(waiting))
                     waiting.clear()
-            await run_in_threadpool(receiver.write, bytes(waiting))
-            await run_in_threadpool(receiver.finish)
+            await in_thread(receiver.write, bytes(waiting))
+            await in_thread(receiver.finish)
         finally:
-            receiver.abandon()
+            with CancelScope(shield=True):
+                await run_in_threadpool(receiver.abandon)
     except UploadQuotaExceeded as error:
         raise ApiError(413, f"{error}; {error.hint}") from error
     except UsageError as error:

@@ -17,7 +17,7 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
 
 import msgspec
@@ -45,6 +45,7 @@ LARGE_BYTES = 1 << 18
 LARGE_AT_ONCE = 2
 SEARCHES_AT_ONCE = 4
 REPORTS_AT_ONCE = 4
+UPLOADS_AT_ONCE = 4
 CREDENTIALS_AT_ONCE = 2
 LONGEST_WAIT_S = 30.0
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
@@ -298,6 +299,18 @@ def is_large(request: Request) -> bool:
     length = request.headers.get("content-length", "0")
     is_open = "transfer-encoding" in request.headers
     return is_open or not length.isdecimal() or int(length) >= LARGE_BYTES
+
+
+def upload_slot(request: Request) -> AbstractAsyncContextManager[None]:
+    """Return a slot for work on uploads, which hashes, writes and counts files in a thread."""
+    uploads: CallerSlots = request.app.state.uploads
+    return uploads.slot(request.state.caller.name)
+
+
+async def waits_for_upload_slot(request: Request) -> AsyncIterator[None]:
+    """Limit the uploads of a caller. A dependency, after that of the caller."""
+    async with upload_slot(request):
+        yield
 
 
 def search_slot() -> Callable[[Request], AsyncIterator[None]]:

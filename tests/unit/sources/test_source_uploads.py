@@ -129,7 +129,7 @@ def test_a_blob_that_the_disk_spoiled_is_missing(uploads, tmp_path):
     with pytest.raises(MissingBlobs):
         uploads.pack("p", [a_file("f", b"hello")])
     assert uploads.missing("p", [digest]) == [digest]
-    assert list((tmp_path / "p" / "archives").iterdir()) == []
+    assert list((tmp_path / "p").glob("archives/*")) == []
 
 
 @pytest.mark.parametrize("path", [b"/etc/passwd", b"../x", b"a/../../x", b"a\0b"])
