@@ -132,7 +132,10 @@ _NOTES = """
   leave a workspace belong to root. `artifacts.objects` does not upload absolute symbolic links.
 - **Podman** compresses layers again for each push. The digest of a pushed image is not that of the local one.
 - **Podman** finds `docker.io/acme/python` by the name `python`. A build does not: a step that names `python` gets Docker Hub's.
-  Commands in steps, such as `docker run python`, still ask Podman.
+  Commands in steps, such as `docker run python`, still ask Podman. There, `docker tag IMAGE python` names nothing `python` if
+  Podman has an image `docker.io/acme/python`: tag `docker.io/library/python`.
+- **Podman** pushes without TLS only to registries that its settings name, also on this machine: add a `[[registry]]` with
+  `location = "localhost:5000"` and `insecure = true` to `/etc/containers/registries.conf`.
 - **Podman** has no BuildKit of its own. In steps, `docker buildx` and `DOCKER_BUILDKIT=1` start one from the image
   `moby/buildkit`, which was not tested. In a nested sandbox, whose engine is Docker, BuildKit may not mount there
   (`failed to mount ...: operation not permitted`). Plain `docker build` works in both, on the host also with `RUN --mount`.
