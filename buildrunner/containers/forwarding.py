@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from buildrunner.containers.protocol import (
     AddressRange,
@@ -21,8 +21,45 @@ from buildrunner.containers.protocol import (
     RegistryLogin,
     TransferProgress,
 )
+from buildrunner.errors import EngineUnavailable
 
 Answer = TypeVar("Answer")
+
+
+@runtime_checkable
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class ExplainedStream:
+    """A stream of an engine whose error, if the engine has ended, gets a better reason.
+
+    Args:
+        stream: the stream.
+        explained: returns the error to raise instead.
+    """
+
+    def __init__(
+        self,
+        stream: Iterator[bytes],
+        explained: Callable[[EngineUnavailable], EngineUnavailable],
+    ) -> None:
+        self._stream = stream
+        self._explained = explained
+
+    def __iter__(self) -> ExplainedStream:
+        return self
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._stream)
+        except EngineUnavailable as error:
+            raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Stop reading, like a generator's ``close``."""
+        if isinstance(self._stream, _Closable):
+            self._stream.close()
 
 
 class ForwardingEngine(ABC):

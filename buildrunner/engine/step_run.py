@@ -153,7 +153,7 @@ class StepRun:
     def _run(self, live: Callable[[], StepOutcome]) -> None:
         result: StepOutcome | BaseException
         try:
-            result = live()
+            result = self._confirmed(live())
             # The engine's message may quote the environment of the container.
             result = replace(result, error=self._build.log.masked_text(result.error))
         except BaseException as error:  # noqa: BLE001  (the loop raises it: a bug must not hang us)
@@ -162,6 +162,20 @@ class StepRun:
         if not self._build.options.keep_logs:
             self._container.dispose()  # before `_on_end`, after which the loop may end the remover
         self._on_end(result)
+
+    def _confirmed(self, outcome: StepOutcome) -> StepOutcome:
+        """Return a failure as the engine's if the engine ends.
+
+        The machine may end steps and engine together. Which of them ends first is up to chance.
+        """
+        if outcome.status is Status.FAILURE and not outcome.infrastructure:
+            try:
+                self._build.engine.ping()
+            except EngineUnavailable as error:
+                return replace(
+                    outcome, exit_code=None, infrastructure=True, forgiven=False, error=str(error)
+                )
+        return outcome
 
     def _live(self) -> StepOutcome:
         clock = self._build.clock

@@ -7,13 +7,14 @@ One folder is ``/workspace`` of the worker, of the engine's own file system, and
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from buildrunner.addresses import NO_WALL, Egress
-from buildrunner.containers.forwarding import Answer, ForwardingEngine
+from buildrunner.containers.forwarding import Answer, ExplainedStream, ForwardingEngine
 from buildrunner.containers.protocol import LABEL_BUILD, ContainerEngine, EngineInfo
 from buildrunner.errors import EngineError, EngineUnavailable
 from buildrunner.file_trees import remove_tree
@@ -30,6 +31,7 @@ from buildrunner.workspace.volume import volume_name
 
 _STARTS_S = 2.0  # less than the time after which `EngineWatch` reports a silent engine
 _PAUSE_S = 0.05
+_POD_ENDS_S = 15.0
 
 
 class PodSandbox(HostSandbox):
@@ -113,7 +115,7 @@ class PodPlace(HostPlace):
     """
 
     def __init__(self, engine: ContainerEngine, privileged_steps: bool, folder: str) -> None:
-        super().__init__(engine)
+        super().__init__(_EngineOfBuild(engine))
         self.machine = None  # the steps control the only engine
         self.privileged_steps = privileged_steps
         self._folder = folder
@@ -121,6 +123,45 @@ class PodPlace(HostPlace):
     def workspace(self, source: Workspace) -> Workspace:
         """See `OpenSandbox.workspace`."""
         return _PodWorkspace(source, self._folder)
+
+
+class _EngineOfBuild(ForwardingEngine):
+    """The engine of a Pod for its build.
+
+    An engine that ends, mostly ends with its Pod. Then Kubernetes kills this process, too, and the
+    server reports why the Pod ended. So an error of the engine waits before the build gets it: the
+    first one for 15 seconds, others until then.
+    """
+
+    def __init__(self, engine: ContainerEngine) -> None:
+        self._engine = engine
+        self._lock = threading.Lock()
+        self._gone_since: float | None = None
+
+    def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
+        try:
+            return question(self._engine)
+        except EngineUnavailable as error:
+            raise self._delayed(error) from error
+
+    def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
+        """See `Containers.start_container`."""
+        return ExplainedStream(super().start_container(container_id, attach=attach), self._delayed)
+
+    def follow_container(self, container_id: str) -> Iterator[bytes]:
+        """See `Containers.follow_container`."""
+        return ExplainedStream(super().follow_container(container_id), self._delayed)
+
+    def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
+        """See `Containers.get_archive`."""
+        return ExplainedStream(super().get_archive(container_id, path), self._delayed)
+
+    def _delayed(self, error: EngineUnavailable) -> EngineUnavailable:
+        with self._lock:
+            if self._gone_since is None:
+                self._gone_since = time.monotonic()
+        time.sleep(max(0.0, self._gone_since + _POD_ENDS_S - time.monotonic()))
+        return error
 
 
 class _PodWorkspace(WrappedWorkspace):

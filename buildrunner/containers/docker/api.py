@@ -96,7 +96,10 @@ class DockerApi:
         return self._open().engine.capabilities
 
     def ping(self) -> None:
-        """Raise EngineUnavailable if the engine does not answer within some seconds."""
+        """Raise EngineUnavailable if the engine does not answer within some seconds.
+
+        The connection is a new one: an engine that shuts down still answers on earlier ones.
+        """
         self._open(timeout_s=_PING_TIMEOUT_S).ping(_PING_TIMEOUT_S)
 
     def send(
@@ -284,12 +287,12 @@ class _Opened:
             raise
         self._attach(self.client)
 
-    def ping(self, timeout_s: float) -> Mapping[str, str]:
-        """Send a ping. Returns the headers of the answer."""
-        return self._session.get(f"{_REQUESTS}/_ping", timeout=timeout_s).headers
+    def ping(self, timeout_s: float, prefix: str = _STREAMS) -> Mapping[str, str]:
+        """Send a ping, over a new connection by default. Returns the headers of the answer."""
+        return self._session.get(f"{prefix}/_ping", timeout=timeout_s).headers
 
     def _introduced(self, timeout_s: float) -> _Engine:
-        headers = self.ping(timeout_s)
+        headers = self.ping(timeout_s, _REQUESTS)
         capabilities = capabilities_of(headers)
         return _Engine(_common_version(headers.get("Api-Version", "")), capabilities)
 

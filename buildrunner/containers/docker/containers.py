@@ -18,7 +18,7 @@ from urllib.parse import quote
 from buildrunner.containers import start_gate
 from buildrunner.containers.docker import output
 from buildrunner.containers.docker.api import ANSWER_TIMEOUT_S, DockerApi, filters
-from buildrunner.containers.docker.errors import Refusal, start_error
+from buildrunner.containers.docker.errors import Refusal, broken, start_error
 from buildrunner.containers.docker.output import OutputStream
 from buildrunner.containers.protocol import ContainerExit, ContainerSpec, Mount
 from buildrunner.errors import ContainerNameTaken, EngineError, GateRefused, NotFound
@@ -39,6 +39,8 @@ class _End:
 
     def __init__(self, answer: Stream) -> None:
         self._answer = answer
+        self.was_killed = False
+        """Whether the engine has sent the container a signal; known with the end."""
         self._code: int | None = None
         self._error: EngineError | None = None
         self._is_known = threading.Event()
@@ -48,7 +50,11 @@ class _End:
     def _listen(self) -> None:
         try:
             with contextlib.closing(self._answer):
-                self._code = next(map(_code_in, self._answer.lines(_LINE_LIMIT)), None)
+                for code in map(_code_in, self._answer.lines(_LINE_LIMIT)):
+                    if code is not None:
+                        self._code = code
+                        return
+                    self.was_killed = True
         except EngineError as error:
             self._error = error
         finally:
@@ -74,12 +80,13 @@ class _End:
         self._answer.close()
 
 
-def _code_in(line: bytes) -> int:
-    """Return the exit code in a ``die`` event, or in the answer of ``wait``."""
+def _code_in(line: bytes) -> int | None:
+    """Return the exit code in a ``die`` event; None for a ``kill`` event."""
     try:
-        end = json.loads(line)
-        code = end["Actor"]["Attributes"]["exitCode"] if "Actor" in end else end["StatusCode"]
-        return int(code)
+        event = json.loads(line)
+        if event["Action"] == "kill":
+            return None
+        return int(event["Actor"]["Attributes"]["exitCode"])
     except (ValueError, RecursionError, LookupError, TypeError) as error:
         raise EngineError(f"the engine's answer can't be understood: {error!r}") from error
 
@@ -239,11 +246,8 @@ class DockerContainers:
         """
         if not self._api.capabilities().death_events:
             return None
-        # since=0 includes events from before the engine handled this request
-        chosen = filters(container=[container_id], event=["die"])
         try:
-            query = {"since": 0, "filters": chosen}
-            return _End(self._api.stream("GET", "/events", params=query))
+            return _End(_events(self._api, container_id, "die", "kill"))
         except Refusal as refusal:
             raise refusal.as_error("the container can't be waited for") from refusal
 
@@ -306,19 +310,31 @@ class DockerContainers:
 
     def wait_container(self, container_id: str) -> ContainerExit:
         """See `Containers.wait_container`. Any number of threads may wait."""
-        code = None
+        code, was_killed = None, False
         prepared = self._prepared.get(container_id)  # a pre-started container that was killed
         if (end := self._ends.get(container_id) or (prepared and prepared[1])) is not None:
-            code = end.code()
+            code, was_killed = end.code(), end.was_killed
         if code is None:
             code = self._torn_down(container_id)
-        if code != _KILLED or container_id in self._killed:
+            was_killed = self._was_killed(container_id)
+        if container_id in self._killed:
+            return ContainerExit(code)
+        if was_killed:
+            check_goes_on(self._api, container_id)
+        if code != _KILLED:
             return ContainerExit(code)
 
         return ContainerExit(
             code,
             was_oom_killed(self._api, container_id, lambda: self._torn_down(container_id)),
         )
+
+    def _was_killed(self, container_id: str) -> bool:
+        if not self._api.capabilities().death_events:
+            return False
+        with contextlib.suppress(Refusal):
+            return "kill" in _noted_actions(self._api, container_id)
+        return False
 
     def _torn_down(self, container_id: str) -> int:
         """Wait until the engine has finished the container's teardown. Returns its exit code.
@@ -586,7 +602,36 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
             return
 
 
-_STOPPING_S = 2.0  # an engine that shuts down kills its containers first, and then stops answering
+_GOES_ON_S = 30.0
+
+
+def check_goes_on(api: DockerApi, container_id: str) -> None:
+    """Check that the engine has not killed a container because it shuts down.
+
+    Such an engine takes no new connections, then kills its containers, and ends later. If another
+    process listens in its place, that process, or the next engine, does not know the end.
+
+    Args:
+        api: the engine.
+        container_id: a container that has ended.
+
+    Raises:
+        EngineUnavailable: the engine shuts down, so the exit code says nothing about the program.
+    """
+    with contextlib.closing(_events(api, container_id, "die", timeout_s=_GOES_ON_S)) as answer:
+        if next(answer.lines(_LINE_LIMIT), None) is None:
+            raise broken("it does not know the end of the container any more")
+
+
+def _events(
+    api: DockerApi, container_id: str, *kinds: str, timeout_s: float = ANSWER_TIMEOUT_S
+) -> Stream:
+    """Follow the engine's events of a container, over a new connection."""
+    # since=0 includes events from before the engine handled this request
+    query = {"since": 0, "filters": filters(container=[container_id], event=kinds)}
+    return api.stream("GET", "/events", params=query, timeout_s=timeout_s)
+
+
 _LATE_NEWS_S = 0.25  # after the end of a container; mostly the event comes earlier
 _LOOK_S = 0.025
 
@@ -598,9 +643,6 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
     of the kill and of the end separately, and may record the kill some ms later, only in its
     events. So a container with a memory limit is checked for that time, and one without a limit
     once.
-
-    If the engine itself sent a signal, it may be shutting down. It then stops answering, and the
-    exit code says nothing about the step.
 
     Args:
         api: the engine.
@@ -625,8 +667,6 @@ def was_oom_killed(api: DockerApi, container_id: str, torn_down: Callable[[], ob
         if found["State"].get("OOMKilled") or "oom" in actions:
             return True
         wait_limit_s = _LATE_NEWS_S if found.get("HostConfig", {}).get("Memory") else 0.0
-        if "kill" in actions:
-            wait_limit_s = _STOPPING_S
         if time.monotonic() - began >= wait_limit_s:
             return False
         time.sleep(_LOOK_S)

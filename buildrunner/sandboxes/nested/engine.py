@@ -14,13 +14,13 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import msgspec
 from msgspec.structs import replace
 
 from buildrunner.containers.docker.errors import Stopped
-from buildrunner.containers.forwarding import Answer, ForwardingEngine
+from buildrunner.containers.forwarding import Answer, ExplainedStream, ForwardingEngine
 from buildrunner.containers.image_name import ImageName
 from buildrunner.containers.protocol import (
     ContainerEngine,
@@ -134,7 +134,10 @@ class NestedEngine(ForwardingEngine):
         try:
             return question(engine)
         except EngineUnavailable as error:
-            raise self._why_gone() or error from error
+            raise self._explained(error) from error
+
+    def _explained(self, error: EngineUnavailable) -> EngineUnavailable:
+        return self._why_gone() or error
 
     # -- removals succeed on an engine that has ended, since all its resources ended with it ------
 
@@ -180,15 +183,17 @@ class NestedEngine(ForwardingEngine):
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`."""
-        return _Output(super().start_container(container_id, attach=attach), self._why_gone)
+        return ExplainedStream(
+            super().start_container(container_id, attach=attach), self._explained
+        )
 
     def follow_container(self, container_id: str) -> Iterator[bytes]:
         """See `Containers.follow_container`."""
-        return _Output(super().follow_container(container_id), self._why_gone)
+        return ExplainedStream(super().follow_container(container_id), self._explained)
 
     def get_archive(self, container_id: str, path: str) -> Iterator[bytes]:
         """See `Containers.get_archive`."""
-        return _Output(super().get_archive(container_id, path), self._why_gone)
+        return ExplainedStream(super().get_archive(container_id, path), self._explained)
 
     # -- images of the host engine ----------------------------------------------------------------
 
@@ -376,39 +381,6 @@ class NestedEngine(ForwardingEngine):
         if folder != f"{DATA}/{below}":
             raise EngineError(f"the build's engine says that the volume {name} is at {folder!r}")
         return os.path.join(self._access.ready().data_folder, below)
-
-
-@runtime_checkable
-class Closable(Protocol):
-    """A stream that can be closed before its end."""
-
-    def close(self) -> None:
-        """Close the stream."""
-        ...
-
-
-class _Output:
-    """A stream of the engine that reports why it broke."""
-
-    def __init__(
-        self, stream: Iterator[bytes], why_gone: Callable[[], EngineUnavailable | None]
-    ) -> None:
-        self._stream = stream
-        self._why_gone = why_gone
-
-    def __iter__(self) -> _Output:
-        return self
-
-    def __next__(self) -> bytes:
-        try:
-            return next(self._stream)
-        except EngineUnavailable as error:
-            raise self._why_gone() or error from error
-
-    def close(self) -> None:
-        """Stop reading, like a generator's ``close``."""
-        if isinstance(self._stream, Closable):
-            self._stream.close()
 
 
 class SandboxImages(msgspec.Struct, frozen=True, kw_only=True):

@@ -524,7 +524,7 @@ class TestAnAttachedConnectionThatBreaks:
     GREETING = b"\x01\0\0\0\0\0\0\x05hello"
     REST = b"\x02\0\0\0\0\0\0\x02ah" + b"\x01\0\0\0\0\0\0\x06 world"
     EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    DEATH = b'{"Actor": {"Attributes": {"exitCode": "0"}}}\n'
+    DEATH = b'{"Action": "die", "Actor": {"Attributes": {"exitCode": "0"}}}\n'
 
     @pytest.fixture(autouse=True)
     def running_container(self, scripted: ScriptedEngine) -> None:
@@ -585,6 +585,7 @@ class TestAnAttachedConnectionThatBreaks:
 class TestAContainerThatExitsWith137:
     """By itself, or killed for lack of memory, or by an engine that stops."""
 
+    DEATH = b'{"Action": "die", "Actor": {"Attributes": {"exitCode": "137"}}}\n'
     KILL = b'{"Action": "kill"}\n'
     OOM = b'{"Action": "oom"}\n'
 
@@ -595,10 +596,9 @@ class TestAContainerThatExitsWith137:
         *events: bytes,
         memory: int = 0,
         killed: bool = False,
-        last: bytes = b"",
     ) -> ContainerExit:
         found = {"State": {"OOMKilled": killed}, "HostConfig": {"Memory": memory}}
-        scripted.answers["/json"] = [answer(200, found), last or answer(200, found)]
+        scripted.answers["/json"] = answer(200, found)
         scripted.answers["/events"] = [answer(200, one) for one in events]
         scripted.answers["/wait"] = answer(200, {"StatusCode": 137})
         return engine.wait_container("x")
@@ -607,22 +607,26 @@ class TestAContainerThatExitsWith137:
     def test_is_judged_by_one_look_if_it_has_no_limit_and_nobody_killed_it(
         self, scripted: ScriptedEngine, engine: DockerEngine, killed: bool
     ) -> None:
-        exit_ = self.exit_of(scripted, engine, b"", self.OOM, killed=killed)
+        exit_ = self.exit_of(scripted, engine, b"", b"", self.OOM, killed=killed)
         assert exit_ == ContainerExit(137, killed)
 
     def test_is_given_a_moment_for_late_news_if_it_has_a_limit(
         self, scripted: ScriptedEngine, engine: DockerEngine
     ) -> None:
-        exit_ = self.exit_of(scripted, engine, b"", self.OOM, memory=2**25)
+        exit_ = self.exit_of(scripted, engine, b"", b"", self.OOM, memory=2**25)
         assert exit_ == ContainerExit(137, oom_killed=True)
 
-    def test_is_no_failure_of_its_own_if_the_engine_killed_it_and_is_gone(
+    def test_is_no_failure_of_its_own_if_another_engine_answers_than_killed_it(
         self, scripted: ScriptedEngine, engine: DockerEngine
     ) -> None:
-        scripted.hangs_up_after = "/json"
-        broken_off = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
-        with pytest.raises(EngineUnavailable):
-            self.exit_of(scripted, engine, self.KILL, last=broken_off)
+        with pytest.raises(EngineUnavailable, match="does not know the end"):
+            self.exit_of(scripted, engine, self.KILL, b"")
+
+    def test_has_failed_if_the_engine_that_killed_it_goes_on(
+        self, scripted: ScriptedEngine, engine: DockerEngine
+    ) -> None:
+        exit_ = self.exit_of(scripted, engine, self.KILL, self.DEATH, b"")
+        assert exit_ == ContainerExit(137)
 
 
 def test_a_silent_engine_is_given_up(scripted: ScriptedEngine, engine: DockerEngine) -> None:

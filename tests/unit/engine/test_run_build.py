@@ -437,6 +437,21 @@ def test_an_engine_that_breaks_off_during_a_pull_is_no_fault_of_the_image() -> N
     assert build.called("pull_image") == ["app"]
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_step_that_fails_while_its_engine_ends_did_not_fail_by_itself(allowed: bool) -> None:
+    class Ending(FakeEngine):
+        def ping(self) -> None:
+            raise EngineUnavailable("no engine answers")
+
+    build = Build(step(0, "EXIT_CODE=1", allow_failure=allowed), step(1))
+    build.engine = Ending(["busybox"])
+    outcome = build.run()
+    assert outcome.status is Status.INTERNAL_ERROR
+    assert outcome.error == 'build step 0 "busybox" failed: no engine answers'
+    assert (outcome.steps[0].exit_code, outcome.steps[0].forgiven) == (None, False)
+    assert outcome.steps[1].status is not Status.SUCCESS
+
+
 def test_a_refused_pull_is_not_tried_again() -> None:
     build = Build(step(0, image="app"))
     assert build.run().status is Status.FAILURE

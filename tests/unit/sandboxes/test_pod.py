@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.sandboxes import pod
 from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.sources.local_folder import LocalFolder
 from buildrunner.workspace.protocol import Preparation
@@ -58,6 +60,31 @@ def test_the_network_of_the_build_is_made_ahead_once_the_engine_answers():
     assert engine.ensured == [("cloudbuild", {"buildrunner.build": "shared"})]
     sandbox.remove("b1")
     assert engine.list_owned({"buildrunner.build": "shared"}).networks == ("cloudbuild",)
+
+
+class Ending(FakeEngine):
+    """An engine that ends while a container runs."""
+
+    def start_container(self, container_id, *, attach):
+        yield b"begun"
+        raise EngineUnavailable("it broke off")
+
+    def ping(self):
+        raise EngineUnavailable("there is no socket")
+
+
+def test_the_end_of_the_engine_is_an_error_of_the_build_if_the_pod_goes_on(monkeypatch):
+    monkeypatch.setattr(pod, "_POD_ENDS_S", 0.5)
+    engine = PodSandbox(Ending(), {}, "capabilities").open("b1").engine
+    output = engine.start_container("x", attach=True)
+    assert next(output) == b"begun"
+    began = time.monotonic()
+    with pytest.raises(EngineUnavailable, match="it broke off"):
+        next(output)
+    assert time.monotonic() - began >= 0.5
+    monkeypatch.setattr(pod, "_POD_ENDS_S", 0.0)  # errors after it do not wait again
+    with pytest.raises(EngineUnavailable, match="there is no socket"):
+        engine.ping()
 
 
 def test_steps_get_the_folder_that_the_worker_and_the_engine_share(tmp_path):
