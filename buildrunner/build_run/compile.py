@@ -24,16 +24,18 @@ from buildrunner.containers.protocol import ContainerEngine, Images
 from buildrunner.engine.image_pulls import PublicImages, serve_image, split_reference
 from buildrunner.engine.protocols import Attester, PackagePublisher
 from buildrunner.engine.run_options import RunOptions
-from buildrunner.errors import SourceError, UsageError
+from buildrunner.errors import ConfigError, SourceError, UsageError
 from buildrunner.plan.build_plan import BuildOrigin, BuildPlan, ResourceLimits
 from buildrunner.plan.compile import CompiledBuild, compile_build, fitted
 from buildrunner.plan.privilege import Privilege, refusal
+from buildrunner.problem import Problem
 from buildrunner.sandboxes.protocol import OpenSandbox
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.lexical_path import clean_path
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import LoadedBuild
+from buildrunner.spec.substitutions.expressions import BadExpression
 from buildrunner.spec.substitutions.templates import names_in
 from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.workspace.protocol import Workspace
@@ -103,6 +105,9 @@ def compile_request(request: BuildRequest, checkout: GitCheckout | None = None) 
 def with_overrides(build: Build, request: BuildRequest) -> tuple[Build, dict[str, tuple[str, ...]]]:
     """Return a config's Build with the values of the request, and `CompiledRequest.unbound`.
 
+    Raises:
+        ConfigError: the config's bindings take too much work, or make a value too long.
+
     Source: Cloud Build "Using payload bindings and bash parameter expansions".
     """
     unbound: dict[str, tuple[str, ...]] = {}
@@ -110,7 +115,10 @@ def with_overrides(build: Build, request: BuildRequest) -> tuple[Build, dict[str
     if request.event is not None and any("$(" in text for text in values.values()):
         from buildrunner.spec.substitutions.payload import bind
 
-        bound = bind(values, request.event())
+        try:
+            bound = bind(values, request.event())
+        except BadExpression as error:
+            raise ConfigError([Problem(str(error), rule="expression")]) from error
         for binding in bound.missing:
             unbound[binding] = tuple(name for name, text in values.items() if binding in text)
         build = replace(build, substitutions=bound.values)

@@ -24,8 +24,8 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.errors import BuildrunnerError
-from buildrunner.triggers.cel import filter_rule
 from buildrunner.triggers.events import Rule
+from buildrunner.triggers.matching import payload_rule
 
 CPU_S: Final = 2.0
 """Processor time of one evaluation; a usual template takes a thousandth of it."""
@@ -303,8 +303,14 @@ class BoundedFilters:
         self._project = project
         self._waits = waits
 
-    def rule(self, text: str, values: Mapping[str, str], body: Any, longest_s: float) -> Rule:
-        """See `cel.filter_rule`.
+    def rule(
+        self,
+        text: str,
+        substitutions: Mapping[str, str],
+        payload: Mapping[str, Any],
+        longest_s: float,
+    ) -> Rule:
+        """See `payload_rule`.
 
         A filter has no key: otherwise, whoever sends payloads that make it slow could keep its
         trigger from firing.
@@ -313,8 +319,10 @@ class BoundedFilters:
             Busy: the project has too many other running filters for too long.
         """
         if not text:
-            return filter_rule(text, values, body)
-        requested = [text, dict(values), body if "body" in text else None, longest_s]
+            return payload_rule(text, substitutions, payload)
+        is_read = "body" in text or any("$(" in value for value in substitutions.values())
+        body = payload["body"] if is_read else None  # it can be large
+        requested = [text, dict(substitutions), list(payload), body, longest_s]
         try:
             found = self._calls.call(
                 "trigger_filter",

@@ -32,7 +32,8 @@ from buildrunner.server.notifications.notifier import Notifier, problems_of
 from buildrunner.server.notifications.templates import TemplateProblem
 from buildrunner.spec.model.message import import_all
 from buildrunner.spec.reading.findings import suggestion
-from buildrunner.triggers.cel import filter_problem, filter_rule
+from buildrunner.triggers.cel import filter_problem
+from buildrunner.triggers.matching import payload_rule
 
 READY: Final = b"r"
 _PIECE: Final = 1 << 20
@@ -85,10 +86,11 @@ def check_notifier(argument: Any) -> list[tuple[str, str, str]]:
 
 
 def trigger_filter(argument: Any) -> dict[str, Any]:
-    """Evaluate a trigger's filter for an event (`cel.filter_rule`)."""
-    text, values, body, longest_s = argument
+    """Evaluate a trigger's filter for an event (`payload_rule`)."""
+    text, substitutions, roots, body, longest_s = argument
+    payload = dict.fromkeys(roots, body)
     # Processor time, so that the server's load does not change a filter's result.
-    rule = filter_rule(text, values, body, longest_s, time.process_time)
+    rule = payload_rule(text, substitutions, payload, longest_s, time.process_time)
     return msgspec.structs.asdict(rule)
 
 
@@ -110,7 +112,8 @@ def warm_up() -> None:
     """Use everything once, since late imports fail when the process can't open files any more."""
     import_all()
     suggestion("stat", ("status",))
-    trigger_filter(["body.a.exists(x, x == 'b') && _A.matches('c')", {"_A": "c"}, {"a": ["b"]}, 5])
+    text = "body.a.exists(x, x == 'b') && _A.matches('c')"
+    trigger_filter([text, {"_A": "${_B:-$(body.a)}"}, ["body"], {"a": ["b"]}, 5])
     for kind, content in (("golang", "{{ .Build.Status }}"), ("jinja2", "{{ build.nothing }}")):
         notification = {
             "filter": 'build.status == Build.Status.SUCCESS && "a" in build.tags',

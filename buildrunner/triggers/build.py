@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from buildrunner.errors import UsageError
+from buildrunner.errors import ConfigError, UsageError
+from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.source import ConnectedRepository, GitSource, RepoSource, Source
 from buildrunner.spec.model.trigger import BuildTrigger
-from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.payload import bind, quoted
-from buildrunner.spec.substitutions.templates import Cycle, expand
+from buildrunner.spec.substitutions.templates import expand
 from buildrunner.spec.substitutions.variables import is_user_variable, merged
 from buildrunner.spec.writing import encode_message
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
@@ -104,22 +105,27 @@ def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) ->
         facts: values of the built-in substitutions that are known.
         body: parsed JSON by root name (`spec.bindings.ROOTS`).
     """
-    made = assembled(trigger, None, facts, {}, body)
+    try:
+        made = assembled(trigger, None, facts, {}, body)
+    except ConfigError:  # its bindings stay unchanged
+        made = assembled(trigger, None, facts, {}, {})
     return replace(made, labels={**made.labels, NOTHING_TO_BUILD: "yes"})
 
 
-def filter_values(trigger: BuildTrigger, event: Mapping[str, Any]) -> dict[str, str]:
-    """Return the trigger's substitutions for its ``filter``: bindings filled in, plain text.
+def filter_values(substitutions: Mapping[str, str], payload: Mapping[str, Any]) -> dict[str, str]:
+    """Return a trigger's substitutions for its ``filter``: bindings filled in, plain text.
 
     Args:
-        trigger: the trigger.
-        event: parsed JSON by root name (`spec.bindings.ROOTS`).
+        substitutions: those of the trigger.
+        payload: parsed JSON by root name (`spec.bindings.ROOTS`).
+
+    Raises:
+        Cycle: variables refer to each other in a cycle.
+        BadExpression: a value is too long or can't be evaluated, or all take too much work.
     """
-    bound = bind(trigger.substitutions, event).values
-    try:
-        return expand(bound, {}, is_template=is_user_variable)
-    except (Cycle, BadExpression):
-        return dict(trigger.substitutions)
+    budget = Budget()
+    bound = bind(substitutions, payload, budget).values
+    return expand(bound, {}, is_template=is_user_variable, budget=budget)
 
 
 def _build(
@@ -178,10 +184,16 @@ def assembled(
         facts: known built-in variables; values of the template and the trigger override them.
         given: values of this run, which override all others.
         event: parsed JSON by root name (`spec.bindings.ROOTS`), for bindings.
+
+    Raises:
+        ConfigError: the bindings take too much work, or make a value too long.
     """
     template = trigger.build or Build()
-    own, bound = bind(template.substitutions, event), bind(trigger.substitutions, event)
-    values = merged(facts, own.values, bound.values, dict(given))
+    try:
+        bound = bind(merged(template.substitutions, trigger.substitutions), event)
+    except BadExpression as error:
+        raise ConfigError([Problem(str(error), rule="expression")]) from error
+    values = merged(facts, bound.values, dict(given))
     tags = tuple(dict.fromkeys((*template.tags, *trigger.tags, f"trigger-{trigger.id}")))
     build = replace(
         template,
@@ -190,8 +202,7 @@ def assembled(
         tags=tags,
         service_account=template.service_account or trigger.service_account,
     )
-    missing = dict.fromkeys((*own.missing, *bound.missing))
-    warnings = tuple(f"{binding} is not in the event: empty" for binding in missing)
+    warnings = tuple(f"{binding} is not in the event: empty" for binding in bound.missing)
     return TriggeredBuild(
         request=encode_message(build),
         labels={TRIGGER_NAME: trigger.name, **_config_label(trigger)},
@@ -256,11 +267,6 @@ def event_run(
             return pull_request_run(trigger, event, repository)
         case MessageEvent():
             return webhook_run(trigger, event.body)
-
-
-def event_values(trigger: BuildTrigger, event: Event) -> dict[str, str]:
-    """Return the values for the trigger's ``filter``: substitutions with bindings filled in."""
-    return filter_values(trigger, payload_roots(event))
 
 
 def payload_roots(event: Event) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ from buildrunner.spec.model.trigger import (
     PullRequestFilter,
     PushFilter,
 )
+from buildrunner.spec.substitutions.expressions import BadExpression
+from buildrunner.spec.substitutions.templates import Cycle
+from buildrunner.triggers.build import filter_values, payload_roots
 from buildrunner.triggers.cel import LONGEST_S, filter_rule
 from buildrunner.triggers.events import (
     Event,
@@ -37,7 +41,7 @@ from buildrunner.triggers.repository import (
     trigger_repository,
 )
 
-FilterRule = Callable[[str, Mapping[str, str], Any, float], Rule]
+FilterRule = Callable[[str, Mapping[str, str], Mapping[str, Any], float], Rule]
 
 
 COMMENT = "/gcbrun"
@@ -47,30 +51,44 @@ _FIRING = frozenset({"opened", "reopened", "pushed", "updated", "commented"})
 _PATTERN_SHOWN = 80
 
 
+def payload_rule(
+    text: str,
+    substitutions: Mapping[str, str],
+    payload: Mapping[str, Any],
+    longest_s: float = LONGEST_S,
+    now: Callable[[], float] = time.monotonic,
+) -> Rule:
+    """Return the rule of a trigger's filter. See `filter_values` and `cel.filter_rule`."""
+    try:
+        values = filter_values(substitutions, payload) if text else {}
+    except (Cycle, BadExpression) as error:
+        why = f"the filter can't be evaluated for this event: {error}"
+        return Rule(name="filter", passed=False, text=why)
+    return filter_rule(text, values, payload["body"], longest_s, now)
+
+
 def match(
     trigger: BuildTrigger,
     event: Event,
     *,
-    values: Mapping[str, str] | None = None,
     repository: TriggerRepository | None = None,
     longest_s: float = LONGEST_S,
-    filter_rule: FilterRule = filter_rule,
+    filter_rule: FilterRule = payload_rule,
 ) -> Verdict:
     """Decide whether an event fires a trigger.
 
     Args:
         trigger: a valid trigger.
         event: the event.
-        values: the trigger's substitutions with this event's bindings filled in, for the filter.
         repository: the repository of the trigger; None: the one that its fields alone name.
         longest_s: time limit of the filter.
-        filter_rule: evaluates the filter; see `cel.filter_rule`.
+        filter_rule: evaluates the filter; see `payload_rule`.
     """
     rules: list[Rule] = []
     wanted = repository or trigger_repository(trigger)
 
     def filtered() -> Rule:
-        return filter_rule(trigger.filter, values or {}, event.body, longest_s)
+        return filter_rule(trigger.filter, trigger.substitutions, payload_roots(event), longest_s)
 
     for rule in _asked(trigger, event, wanted, filtered):
         rules.append(rule)

@@ -305,7 +305,7 @@ class TestTheProcess:
     LOOP = "[1,1,1,1,1,1,1,1,1,1].all(a, " * 12 + "true" + ")" * 12
 
     def loop(self, calls: BoundedCalls, **more: Any) -> Any:
-        argument = [self.LOOP, {}, None, 1e9]
+        argument = [self.LOOP, {}, ["body"], None, 1e9]
         return calls.call("trigger_filter", argument, owner="p", cpu_s=0.2, **more)
 
     def test_what_exceeds_its_limits_three_times_is_left_out_for_ten_minutes(

@@ -40,8 +40,7 @@ from buildrunner.server.http.pinned import (
 from buildrunner.server.outbox.http import ForgeInClear, forge_token
 from buildrunner.sources.git.errors import TRANSIENT, GitFailed
 from buildrunner.spec.model.trigger import BuildTrigger
-from buildrunner.triggers.build import event_values
-from buildrunner.triggers.cel import LONGEST_S, filter_rule
+from buildrunner.triggers.cel import LONGEST_S
 from buildrunner.triggers.events import (
     Event,
     PullRequestEvent,
@@ -53,7 +52,14 @@ from buildrunner.triggers.events import (
 from buildrunner.triggers.forge_host import is_full_name, repository_key
 from buildrunner.triggers.forges.forge import BadDelivery, items, number, part, text
 from buildrunner.triggers.forges.github import pull_request_event
-from buildrunner.triggers.matching import FilterRule, Question, asks_for_build, match, open_question
+from buildrunner.triggers.matching import (
+    FilterRule,
+    Question,
+    asks_for_build,
+    match,
+    open_question,
+    payload_rule,
+)
 from buildrunner.triggers.repository import TriggerRepository
 
 if TYPE_CHECKING:
@@ -161,7 +167,7 @@ class KnownEvent:
         self,
         trigger: BuildTrigger,
         repository: TriggerRepository | None,
-        filter_rule: FilterRule = filter_rule,
+        filter_rule: FilterRule = payload_rule,
     ) -> Verdict:
         """Return whether the event fires a trigger. Requests the facts that decide it.
 
@@ -171,8 +177,7 @@ class KnownEvent:
             filter_rule: see `match`.
         """
         while True:
-            values = event_values(trigger, self.event) if trigger.filter else {}
-            verdict = self._matched(trigger, values, repository, filter_rule)
+            verdict = self._matched(trigger, repository, filter_rule)
             question = open_question(trigger, self.event, verdict)
             if question is None:
                 return verdict
@@ -184,7 +189,6 @@ class KnownEvent:
     def _matched(
         self,
         trigger: BuildTrigger,
-        values: Mapping[str, str],
         repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
@@ -194,7 +198,6 @@ class KnownEvent:
             verdict = match(
                 trigger,
                 self.event,
-                values=values,
                 repository=repository,
                 longest_s=longest_s,
                 filter_rule=filter_rule,

@@ -44,8 +44,8 @@ Word = tuple[str | Expression, ...]
 
 TOO_LONG: Final = f"the value grows beyond {MAX_LENGTH} characters"
 TOO_MUCH: Final = (
-    "the bash-style expressions of the build take too much work together: use fewer of them, "
-    "shorter values or simpler patterns"
+    "the bash-style expressions and payload bindings of the build take too much work together: use "
+    "fewer of them, shorter values or simpler patterns"
 )
 
 
@@ -56,7 +56,8 @@ class BadExpression(ValueError):
 class Budget:
     """The work that all expressions of a build may take together, and their compiled patterns.
 
-    One unit is about one step of a pattern (`bash`) over one character.
+    The payload bindings of a trigger have one, too, for each event. One unit is about one step of a
+    pattern (`bash`) over one character.
 
     Attributes:
         left: the units that are left; negative once there were too few.

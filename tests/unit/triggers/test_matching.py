@@ -167,7 +167,14 @@ def test_messages_fire_by_their_filter(
     fields: dict, kind: str, body: dict, values: dict[str, str], fires: bool
 ) -> None:
     event = MessageEvent(kind=kind, body=body)
-    assert match(trigger(**fields), event, values=values).fires is fires
+    assert match(trigger(**fields, substitutions=values), event).fires is fires
+
+
+def test_a_filter_whose_values_refer_to_each_other_in_a_cycle_does_not_fire() -> None:
+    circle = trigger(**ON_ACTION, substitutions={"_A": "$_B", "_B": "$_A"})
+    verdict = match(circle, MessageEvent(kind="webhook", body={}))
+    assert not verdict.fires
+    assert "cycle _A -> _B -> _A" in verdict.reason
 
 
 @pytest.mark.parametrize(("topic", "fires"), [("t", True), ("u", False)])

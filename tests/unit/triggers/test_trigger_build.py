@@ -267,13 +267,9 @@ def test_an_absolute_folder_is_refused():
 
 
 def test_a_filter_sees_plain_values():
-    trigger = a_trigger(
-        build=INLINE, substitutions={"_REF": "$(body.ref)", "_SHORT": "${_REF##*/}"}
-    )
-    values = filter_values(trigger, {"body": {"ref": "refs/heads/$x-1"}})
-    assert values == {"_REF": "refs/heads/$x-1", "_SHORT": "$x-1"}
-    circle = a_trigger(build=INLINE, substitutions={"_A": "$_B", "_B": "$_A"})
-    assert filter_values(circle, {"body": None}) == {"_A": "$_B", "_B": "$_A"}
+    values = {"_REF": "$(body.ref)", "_SHORT": "${_REF##*/}"}
+    seen = filter_values(values, {"body": {"ref": "refs/heads/$x-1"}})
+    assert seen == {"_REF": "refs/heads/$x-1", "_SHORT": "$x-1"}
 
 
 def test_a_payload_fills_the_bindings_and_is_data():
