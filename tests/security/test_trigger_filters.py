@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from buildrunner.server.events.facts import KnownEvent, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
-from buildrunner.store.model.deliveries import WAITING, NewDelivery
+from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.store.model.deliveries import WAITING, NewDelivery, StoredDelivery
 from buildrunner.triggers.file_filter import file_rule
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
@@ -41,8 +43,8 @@ def trigger(name: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-def pushed(server: ApiServer, number: int) -> None:
-    body = json.dumps(github_push()).encode()
+def pushed(server: ApiServer, number: int, **fields: str) -> None:
+    body = json.dumps({**github_push(), **fields}).encode()
     headers = {"x-github-event": "push"}
     new = NewDelivery(hook="github", delivery_id=str(number), headers=headers, body=body)
     server.store.deliveries.add([new], now=now())
@@ -124,6 +126,43 @@ def test_triggers_that_take_long_come_after_those_of_other_projects_and_are_aske
     asked.clear()
     handler.handle(msgspec.structs.replace(first, number=first.number + 1, replays=1))
     assert asked[0] == "good"
+
+
+def test_a_later_try_of_a_push_sets_no_project_s_commits_back(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: the look for missed pushes fired triggers of other projects again, at each retry."""
+    for project, names in (("evil", ("e1", "e2", "e3")), ("good", ("deploy",))):
+        for name in names:
+            made = server.http.post(f"/v1/projects/{project}/triggers", json=trigger(name))
+            assert made.status_code == 200, made.text
+    clock = [0.0]
+    handler = DeliveryHandler(server.context, seconds=lambda: clock[0])
+    judge = KnownEvent.judge
+
+    def judged(self: KnownEvent, trigger: Any, *arguments: Any) -> Any:
+        clock[0] += 7.0 if trigger.name != "deploy" else 0.0
+        return judge(self, trigger, *arguments)
+
+    monkeypatch.setattr(KnownEvent, "judge", judged)
+    commits = [name * 40 for name in "1abc"]
+    head = [commits[0]]
+    looked = RemoteRefs(list_refs=lambda _: {"refs/heads/main": head[0]}, message=lambda *_: "m")
+    reconciler = Reconciler(server.context, looked)
+    reconciler.look()
+    tries: list[tuple[StoredDelivery, dict[str, Any]]] = []
+    for number, (before, after) in enumerate(pairwise(commits)):
+        pushed(server, number, before=before, after=after)
+        (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+        outcome = handler.handle(claimed)
+        server.store.deliveries.finish([(claimed, outcome)])
+        tries.append((claimed, outcome))
+    first, outcome = tries[0]
+    assert "retry" in outcome
+    handler.handle(msgspec.structs.replace(first, status=WAITING, outcome=outcome))
+    head[0] = commits[-1]
+    reconciler.look()
+    assert server.store.deliveries.claim(now=now(), lease_s=60, limit=1) == []
 
 
 def test_a_trial_of_an_attack_ends(server: ApiServer) -> None:

@@ -339,9 +339,10 @@ class DeliveryHandler:
     ) -> dict[str, str]:
         """Return why an event brings a project nothing new: by project; empty if it does.
 
-        The event is recorded for each project with a trigger that listens to its repository.
+        The event is recorded for each project with a trigger that listens to its repository. The
+        first try records a push: at a later one, the server may have recorded newer commits.
         """
-        if isinstance(event, MessageEvent):
+        if isinstance(event, MessageEvent) or (is_retry(delivery) and isinstance(event, PushEvent)):
             return {}
         listening: dict[str, list[TriggerRepository]] = {}
         for one in triggers:
