@@ -44,6 +44,9 @@ _MOST_OF_A_HOST: Final = 4
 _QUICK_S: Final = 1.0  # a quicker refusal costs no time
 _MOST_MESSAGES: Final = 20
 _MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
+_MOST_CHANGES: Final = 1000  # of one repository, for one look
+MOST_KNOWN_REFS: Final = 1_000_000
+"""The most known refs of one project, of all its repositories."""
 
 
 class RemoteRefs(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +113,7 @@ class Reconciler:
         self._remote = remote
         self._repositories = KnownRepositories(context.store, context.repositories)
         self._failing: dict[str, str] = {}
+        self._left_out: set[Watched] = set()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -208,6 +212,18 @@ class Reconciler:
         if known.pop(LOOKED_AT, None) is None:
             installed = self._installed(watcher)
             first = installed or {**refs, LOOKED_AT: "looked at"}
+            if store.refs.count(watched.project) + len(first) > MOST_KNOWN_REFS:
+                if watched not in self._left_out:
+                    _log.warning(
+                        "%s of project %s can't be looked at for missed pushes: its triggers'"
+                        " repositories have more than %d branches and tags",
+                        watcher.repository["name"],
+                        watched.project,
+                        MOST_KNOWN_REFS,
+                    )
+                self._left_out.add(watched)
+                return 0
+            self._left_out.discard(watched)
             store.refs.note_first_look(watched, first, "first look")
             known = store.refs.known(watched) if installed else known
             known.pop(LOOKED_AT, None)
@@ -219,6 +235,7 @@ class Reconciler:
             if ref not in known or known[ref].commit != commit
         ]
         changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
+        del changed[_MOST_CHANGES:]  # the next look finds the rest
         for one in changed[:_MOST_MESSAGES]:
             one["message"] = messages.of(one["after"])
         for at in range(0, len(changed), _MOST_REFS):

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
+import msgspec
 from git import RemoteProgress
 
 from buildrunner.errors import SourceError
@@ -68,6 +70,20 @@ _CONFIG: dict[str, str] = {
 }
 
 
+class GitLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """Limits of each command, for servers that nobody here trusts.
+
+    Attributes:
+        output_bytes: the most bytes that git may print.
+        memory_bytes: the most memory of each of its processes, where the system can limit it.
+        file_bytes: the largest file that it may write, where the system can limit it.
+    """
+
+    output_bytes: int
+    memory_bytes: int
+    file_bytes: int
+
+
 class LineReader(Protocol):
     """Reads git's output line by line, in a separate thread. Returning false stops git."""
 
@@ -89,6 +105,7 @@ class GitCommand:
         allow_host: returns whether a host is allowed (empty: this machine's files); None: all.
         pin: returns the setting that ties an allowed URL to checked addresses; None for no setting
             (see `SourceGate`).
+        limits: the limits of each command; None for no limits.
     """
 
     def __init__(
@@ -102,8 +119,10 @@ class GitCommand:
         progress: Progress | None = None,
         allow_host: Callable[[str], bool] | None = None,
         pin: Callable[[str], tuple[str, str] | None] | None = None,
+        limits: GitLimits | None = None,
     ) -> None:
         self.url = url
+        self._limits = limits
         self._allow_host = allow_host
         self._pin = pin
         self._secrets = secrets
@@ -190,6 +209,7 @@ class GitCommand:
             progress=self._progress,
             allow_host=self._allow_host,
             pin=self._pin,
+            limits=self._limits,
         )
         door._config = [*self._config, *config]
         door._pins, door._ssh_addresses = self._pins, self._ssh_addresses
@@ -223,7 +243,9 @@ class GitCommand:
         if self._cancel.is_set():
             raise self._cancelled()
         process = self._start(arguments, folder, text)
-        call = GitProcess(each_line, self._progress)
+        self._limit(process)
+        most = self._limits.output_bytes if self._limits else None
+        call = GitProcess(each_line, self._progress, most)
         try:
             reason = call.follow(process, self._cancel, timeout_s, silent_s)
         finally:
@@ -235,6 +257,12 @@ class GitCommand:
                 f"fetching {self.url.text} was given up: {reason}",
                 kind="stalled",
                 hint="check the network, or give the fetch more time",
+            )
+        if call.too_long or process.returncode == -signal.SIGXFSZ:
+            raise GitFailed(
+                f"{self.url.text} answers with more than the server takes for one question",
+                kind="other",
+                hint="only the build itself fetches repositories of any size",
             )
         if process.returncode and not call.stopped.is_set():
             raise explain(
@@ -285,6 +313,17 @@ class GitCommand:
         except OSError as error:
             raise SourceError(f"git can't be started: {error}") from error
 
+    def _limit(self, process: Any) -> None:
+        """Limit a process that has just started, before it starts others, which inherit this."""
+        if self._limits is None or not hasattr(resource, "prlimit"):
+            return
+        with contextlib.suppress(ProcessLookupError):
+            for kind, most in (
+                (resource.RLIMIT_DATA, self._limits.memory_bytes),
+                (resource.RLIMIT_FSIZE, self._limits.file_bytes),
+            ):
+                resource.prlimit(process.pid, kind, (most, most))
+
     def _allowed_by_ssh(self) -> dict[str, str]:
         if self._allow_host is None:
             return {}
@@ -308,24 +347,31 @@ class GitCommand:
 _TICK_S = 0.05
 _GRACE_S = 0.5
 _HELD_S = 60.0
+_PIECE = 1 << 20  # characters of a line that are read at once
 
 
 class GitProcess:
     """One running command: its output and its limits.
 
     Attributes:
-        stopped: set when the reader of lines needs no more output.
+        stopped: set when no more output is needed.
+        too_long: the output exceeded its limit.
 
     Args:
-        each_line: takes the output.
+        each_line: takes the output, a very long line in several pieces.
         progress: see `Progress`.
+        most: the most characters of output; None for any number.
     """
 
-    def __init__(self, each_line: LineReader | None, progress: Progress | None) -> None:
+    def __init__(
+        self, each_line: LineReader | None, progress: Progress | None, most: int | None = None
+    ) -> None:
         self.stopped = threading.Event()
+        self.too_long = False
         self._each_line = each_line
+        self._most = most
+        self._taken = 0
         self._lines: list[str] = []
-
         self._errors = GitProgress(progress)
         self._heard_s = time.monotonic()
 
@@ -382,18 +428,30 @@ class GitProcess:
         return ""
 
     def _pump(self, process: Any, drained: threading.Event) -> None:
-        from git.cmd import handle_process_output
-
         try:
-            handle_process_output(
-                process, self._take_output, self._take_error, None, decode_streams=False
+            errors = threading.Thread(
+                target=self._read, args=(process.proc.stderr, self._take_error), daemon=True
             )
+            errors.start()
+            self._read(process.proc.stdout, self._take_output)
+            errors.join()
         finally:
             drained.set()
 
+    @staticmethod
+    def _read(stream: TextIO, take: Callable[[str], None]) -> None:
+        """Read a stream to its end. GitPython's own reader takes lines of any length whole."""
+        with stream, contextlib.suppress(ValueError, OSError):  # closed, since git was killed
+            while line := stream.readline(_PIECE):
+                take(line)
+
     def _take_output(self, line: str) -> None:
         self._heard_s = time.monotonic()
-        if self._each_line is None:
+        self._taken += len(line)
+        if self._most is not None and self._taken > self._most:
+            self.too_long = True
+            self.stopped.set()
+        elif self._each_line is None:
             self._lines.append(line)
         elif not self.stopped.is_set() and not self._each_line(line):
             self.stopped.set()

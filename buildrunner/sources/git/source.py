@@ -9,6 +9,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -23,6 +24,7 @@ from buildrunner.sources.git.checkout import (
 )
 from buildrunner.sources.git.command import (
     GitCommand,
+    GitLimits,
     Progress,
     fetch_history,
     filter_arguments,
@@ -272,6 +274,7 @@ def git_for_request(
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], tuple[str, str] | None] | None,
+    limits: GitLimits | None = None,
 ) -> GitCommand:
     """Return a `GitCommand` for a repository, with its credentials and under a policy.
 
@@ -289,6 +292,7 @@ def git_for_request(
         progress=progress,
         allow_host=allow_host,
         pin=pin,
+        limits=limits,
     )
     git.check_host(url.text)
     return git
@@ -375,6 +379,9 @@ _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
 _MESSAGE_TIMEOUT_S = 30.0  # short, since deliveries of all forges wait for it
 _PEELED = "^{}"
+_LIMITS = GitLimits(output_bytes=32 << 20, memory_bytes=1 << 30, file_bytes=1 << 30)
+"""Limits of the server's own questions. 32 MiB are 400,000 refs, which take git 130 MB."""
+MOST_REFS: Final = 100_000
 
 
 def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> dict[str, str]:
@@ -388,9 +395,9 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
         cancel: kills git within a second when set.
 
     Raises:
-        SourceError: the server does not answer, or refuses.
+        SourceError: the server does not answer, or refuses, or it has more than `MOST_REFS`.
     """
-    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS)
     text = git.run("ls-remote", "--heads", "--tags", "--", git.url.text, timeout_s=_REFS_TIMEOUT_S)
     found: dict[str, str] = {}
     for line in text.split("\n"):
@@ -399,6 +406,11 @@ def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> 
             found[name.removesuffix(_PEELED)] = sha
         elif name and _readable(name) == name:
             found[name] = sha
+    if len(found) > MOST_REFS:
+        raise SourceError(
+            f"{git.url.text} has {len(found):,} branches and tags; the server looks for missed"
+            f" pushes among {MOST_REFS:,} at most"
+        )
     return found
 
 
@@ -426,7 +438,7 @@ def changed_files(
     Raises:
         SourceError: the server does not answer, refuses, or lacks a commit.
     """
-    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS)
     with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", format_argument(new), folder=folder)
         fetch_history(
@@ -461,7 +473,7 @@ def commit_message(
     Raises:
         SourceError: the server does not answer, refuses, or lacks the commit.
     """
-    git = git_for_request(request, cancel, None, place.allow_host, place.pin)
+    git = git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS)
     with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
         git.run("init", "--quiet", "--bare", "--template=", format_argument(commit), folder=folder)
         fetch_history(

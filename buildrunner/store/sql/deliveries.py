@@ -321,6 +321,9 @@ def _unknown(number: int) -> NotFound:
     return NotFound(f"there is no delivery {number}", hint="`buildrunner deliveries list`")
 
 
+_REFS_AT_ONCE = 1000
+
+
 class SqlRefs(SqlPart):
     """The last seen commits of branches and tags, for each project."""
 
@@ -356,7 +359,9 @@ class SqlRefs(SqlPart):
             return {one: _noted(connection, one, ref, now) for one in sorted(watched)}
 
     def note_first_look(self, watched: Watched, refs: Mapping[str, str], seen_by: str) -> None:
-        """Record the refs of a repository; known ones do not change.
+        """Record the refs of a repository, in their order; known ones do not change.
+
+        Many refs take several transactions, so that others can write in between.
 
         Args:
             watched: the repository and the project.
@@ -365,10 +370,17 @@ class SqlRefs(SqlPart):
         """
         rows = [
             {**watched._asdict(), "ref": ref, **_values(KnownRef(commit, seen_by))}
-            for ref, commit in sorted(refs.items())
+            for ref, commit in refs.items()
         ]
-        with self._database.write() as connection:
-            insert_all_new(connection, known_refs, rows)
+        for at in range(0, len(rows), _REFS_AT_ONCE):
+            with self._database.write() as connection:
+                insert_all_new(connection, known_refs, rows[at : at + _REFS_AT_ONCE])
+
+    def count(self, project: str) -> int:
+        """Return the number of a project's records."""
+        counted = select(func.count()).where(known_refs.c.project == project)
+        with self._database.read() as connection:
+            return int(connection.execute(counted).scalar_one())
 
     def forget(self, watched: Watched) -> None:
         """Delete all records of a repository for a project."""

@@ -1,0 +1,140 @@
+"""A hostile Git server takes neither memory, disk nor time from the server by its answers."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from buildrunner.errors import SourceError
+from buildrunner.server.events import reconcile
+from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.sources.git import source
+from buildrunner.sources.git.command import GitLimits, GitProcess
+from buildrunner.sources.git.source import GitPlace, GitRequest, git_for_request, list_refs
+from buildrunner.store.model.deliveries import Watched
+from buildrunner.store.sql import deliveries as stored_deliveries
+from buildrunner.store.sql.database import Database, insert_all_new
+from tests.api_server import ApiServer, api_server
+from tests.fixtures_git import Repository
+
+URL = "https://github.com/acme/app.git"
+
+
+def with_refs(folder: Path, number: int) -> GitRequest:
+    repository = Repository(folder)
+    commit = repository.commit({"README": b"one\n"})
+    repository.push("main")
+    lines = "".join(f"{commit} refs/tags/v{n:06}\n" for n in range(number))
+    Path(repository.path, "packed-refs").write_text(f"# pack-refs with: sorted \n{lines}")
+    return GitRequest(url=f"file://{repository.path}", revision="")
+
+
+def listed(request: GitRequest) -> dict[str, str]:
+    return list_refs(request, GitPlace(), threading.Event())
+
+
+def test_a_repository_with_too_many_refs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = with_refs(tmp_path, 1000)
+    assert len(listed(request)) == 1001
+    monkeypatch.setattr(source, "MOST_REFS", 1000)
+    with pytest.raises(SourceError, match="has 1,001 branches and tags"):
+        listed(request)
+
+
+def test_git_is_stopped_when_an_answer_is_too_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = with_refs(tmp_path, 1000)
+    few = GitLimits(output_bytes=10_000, memory_bytes=1 << 30, file_bytes=1 << 30)
+    monkeypatch.setattr(source, "_LIMITS", few)
+    with pytest.raises(SourceError, match="more than the server takes"):
+        listed(request)
+
+
+def test_a_line_without_an_end_is_read_in_pieces() -> None:
+    taken: list[str] = []
+    text = "a" * 2_500_000 + "\nb\n"
+    GitProcess._read(io.StringIO(text), taken.append)
+    assert max(map(len, taken)) == 1 << 20
+    assert "".join(taken) == text
+
+
+def test_questions_of_the_server_run_with_limits(tmp_path: Path) -> None:
+    request = with_refs(tmp_path, 1)
+    git = git_for_request(request, threading.Event(), None, None, None, source._LIMITS)
+    # A shell of git's, as its helpers, is started once the limits hold.
+    shown = git.run("-c", "alias.limits=!sleep 0.1; ulimit -d; ulimit -f", "limits")
+    assert [int(one) for one in shown.split()] == [1 << 20, 1 << 21]  # in KiB and half KiB
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ApiServer]:
+    with api_server(tmp_path) as running:
+        trigger = {
+            "name": "t",
+            "build": {"steps": [{"name": "busybox"}]},
+            "github": {"owner": "acme", "name": "app", "push": {"branch": "."}},
+        }
+        answer = running.http.post("/v1/projects/p/triggers", json=trigger)
+        assert answer.status_code == 200, answer.text
+        yield running
+
+
+def look(server: ApiServer, refs: dict[str, str]) -> int:
+    remote = RemoteRefs(list_refs=lambda _: refs, message=lambda *_: "change")
+    return Reconciler(server.context, remote).look()
+
+
+def refs_at(commit: str, number: int) -> dict[str, str]:
+    return {f"refs/heads/{n:05}": commit * 40 for n in range(number)}
+
+
+def test_many_refs_are_recorded_in_short_transactions(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    real_write = Database.write
+
+    @contextmanager
+    def write(self: Database, *given: Any, **more: Any) -> Iterator[Any]:
+        rows.append(0)
+        with real_write(self, *given, **more) as connection:
+            yield connection
+
+    def insert(connection: Any, table: Any, new: list[Any]) -> None:
+        rows[-1] += len(new)
+        insert_all_new(connection, table, new)
+
+    monkeypatch.setattr(Database, "write", write)
+    monkeypatch.setattr(stored_deliveries, "insert_all_new", insert)
+    assert look(server, refs_at("a", 3500)) == 0
+    assert sum(rows) == 3501
+    assert max(rows) == 1000
+    watched = Watched("p", "github.com/acme/app")
+    assert len(server.store.refs.known(watched)) == 3501
+
+
+def test_a_check_makes_few_deliveries_and_the_next_one_the_rest(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "_MOST_CHANGES", 100)
+    look(server, refs_at("a", 150))
+    assert look(server, refs_at("b", 150)) == 2  # of fifty refs each
+    assert look(server, refs_at("a", 150) | refs_at("b", 50)) == 1
+
+
+def test_the_known_refs_of_a_project_are_limited(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(reconcile, "MOST_KNOWN_REFS", 10)
+    assert look(server, refs_at("a", 10)) == 0
+    assert server.store.refs.count("p") == 0
+    assert "more than 10 branches and tags" in caplog.text
