@@ -40,6 +40,7 @@ MAX_PATTERNS: Final = 200
 """Maximum number of globs of ``includedFiles``, and of ``ignoredFiles``."""
 
 MAX_PATTERN: Final = 1000
+_MOST_SHOWN: Final = 200
 """Maximum length of a glob or regular expression, in characters."""
 
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
@@ -201,7 +202,7 @@ def _repository(trigger: BuildTrigger) -> Iterator[Problem]:
     for path, name in names.items():
         if name and not is_full_name(name):
             yield Problem(
-                f"{name!r} is no full name of a repository",
+                f"{name[:_MOST_SHOWN]!r} is no full name of a repository",
                 path=path,
                 hint="OWNER/NAME, as in the repository's address",
                 rule="trigger-repository",

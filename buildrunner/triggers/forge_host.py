@@ -205,9 +205,18 @@ def reported_forge(kind: str, full_name: str, urls: tuple[str, ...]) -> ForgeHos
     return None
 
 
+LONGEST_NAME: Final = 1000
+"""The most bytes of the name of a ref or repository. PostgreSQL indexes 2,700 bytes at most."""
+
+
+def is_too_long(name: str) -> bool:
+    """Return whether a name of a ref or repository is longer than `LONGEST_NAME`."""
+    return len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME
+
+
 def is_full_name(name: str) -> bool:
     """Return whether a name has the form ``owner/name`` or ``group/subgroup/name``."""
-    return _FULL_NAME.fullmatch(name) is not None
+    return not is_too_long(name) and _FULL_NAME.fullmatch(name) is not None
 
 
 def is_url(text: str) -> bool:

@@ -48,7 +48,7 @@ _MOST_PIECE_BYTES = 16 * MIB
 _MOST_PLAN_BYTES = 16 * MIB
 _CREDENTIAL_THREADS = 8
 
-Offset = Annotated[int, Query(ge=0)]
+Offset = Annotated[int, Query(ge=0, le=1 << 60)]
 
 Result = TypeVar("Result")
 

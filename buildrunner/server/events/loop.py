@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from buildrunner.errors import StoreError
+from buildrunner.errors import StoreError, StoreUnavailable
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import MustAsk, NotNow
 from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
@@ -91,8 +91,7 @@ class DeliveryLoop:
         """Handle some deliveries. Returns whether there were any.
 
         Raises:
-            StoreError: the database fails. The deliveries are handled again after their claim
-                expires.
+            StoreUnavailable: the database does not answer. The deliveries are handled again.
         """
         store, now = self._context.store, self._context.clock()
         self._hold(now)
@@ -109,6 +108,15 @@ class DeliveryLoop:
                 handled.append((delivery, self._handled(delivery)))
             except MustAsk as requested:
                 self._slow.add(delivery.number, requested.place, requested.project)
+                slow_lanes |= {delivery.lane} - {""}
+            except StoreUnavailable:
+                self._keep(handled)
+                # None of them has had its turn.
+                store.deliveries.release([*left, *claimed[claimed.index(delivery) :]])
+                raise
+            except StoreError as error:
+                # The delivery's own fault: it is handled again, a few times, and delays no other.
+                _log.warning("delivery %s can't be handled now: %s", delivery.number, error)
                 slow_lanes |= {delivery.lane} - {""}
             # A delivery was slow: store the outcomes so far without further delay.
             if time.monotonic() - begun > _SAVED_AFTER_S:
@@ -134,7 +142,7 @@ class DeliveryLoop:
         try:
             if finished:
                 self._context.store.deliveries.finish(finished)
-        except StoreError:
+        except StoreUnavailable:
             raise
         except Exception:  # noqa: BLE001  (one can't be stored: store the others one by one)
             for one in finished:
@@ -149,7 +157,7 @@ class DeliveryLoop:
         store = self._context.store
         try:
             store.deliveries.finish([(delivery, outcome)])
-        except StoreError:
+        except StoreUnavailable:
             raise
         except Exception as error:  # noqa: BLE001  (what is in it is at fault, not the database)
             _log.exception("what came of delivery %s can't be kept", delivery.number)

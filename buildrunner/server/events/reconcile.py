@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from buildrunner.errors import BuildrunnerError, StoreError
+from buildrunner.errors import BuildrunnerError, StoreUnavailable
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
@@ -32,7 +32,7 @@ from buildrunner.server.services.triggers import KnownRepositories, hook_binding
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
-from buildrunner.triggers.forge_host import repository_key
+from buildrunner.triggers.forge_host import is_too_long, repository_key
 from buildrunner.triggers.forges.forge import ParsedDelivery
 from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.repository import TriggerRepository, bare_history
@@ -127,7 +127,7 @@ class Reconciler:
         A repository that can't be queried is checked again at the next call.
 
         Raises:
-            StoreError: the database fails.
+            StoreUnavailable: the database does not answer.
         """
         lines = self._lines()
         with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
@@ -166,8 +166,8 @@ class Reconciler:
     def _look_at(self, place: Place) -> int | None:
         """Check one repository. Returns the number of deliveries; None if it can't be queried."""
         try:
-            refs = self._remote.list_refs(place.url)
-        except StoreError:
+            listed = self._remote.list_refs(place.url)
+        except StoreUnavailable:
             raise
         except BuildrunnerError as error:
             if self._stopped.is_set():
@@ -177,6 +177,7 @@ class Reconciler:
             self._failing[place.url] = str(error)
             return None
         self._failing.pop(place.url, None)
+        refs = {ref: commit for ref, commit in listed.items() if not is_too_long(ref)}
         messages = _Messages(self._remote, place.url)
         made = sum(self._compared(place, one, refs, messages) for one in place.watchers)
         for installation in {one.installation for one in place.watchers if self._installed(one)}:
@@ -200,7 +201,7 @@ class Reconciler:
         """Call `_compare`; a bug with one repository does not stop the check of the others."""
         try:
             return self._compare(watcher, refs, messages)
-        except BuildrunnerError:
+        except StoreUnavailable:
             raise
         except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
             _log.exception("%s can't be looked at for missed pushes", place.name)

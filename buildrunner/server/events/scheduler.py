@@ -23,6 +23,7 @@ from buildrunner.errors import (
     NotFound,
     QuotaExceeded,
     StoreError,
+    StoreUnavailable,
     UsageError,
 )
 from buildrunner.server.context import ServerContext
@@ -89,7 +90,7 @@ class Scheduler:
         """Handle everything that is due now. Returns the next due time, if known.
 
         Raises:
-            StoreError: the database does not answer. Nothing is lost.
+            StoreUnavailable: the database does not answer. Nothing is lost.
         """
         now = self._context.clock()
         times: list[datetime] = []
@@ -113,7 +114,7 @@ class Scheduler:
         """Call `_look_at`; a bug with one trigger does not stop the others."""
         try:
             return self._look_at(trigger, now)
-        except BuildrunnerError:
+        except StoreUnavailable:
             raise
         except Exception:  # noqa: BLE001  (a bug that one trigger meets is that trigger's)
             _log.exception("the schedule of trigger %s can't be looked at", trigger.id)
@@ -154,17 +155,21 @@ class Scheduler:
         """Make the build of a claimed fire, or record why there is none."""
         try:
             settled = self._settled(fire)
+            if settled.state != FIRED:
+                _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
+            self._store.schedules.settle_fire(settled)
+        except StoreUnavailable:
+            raise
         except NotFound:  # the trigger was deleted, and its fires with it
             return
-        if settled.state != FIRED:
-            _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
-        self._store.schedules.settle_fire(settled)
+        except StoreError as error:
+            self._store.schedules.settle_fire(_failed(fire, error))
 
     def _settled(self, fire: Fire) -> Fire:
         """Return the final state of a fire.
 
         Raises:
-            StoreError: the state is not known yet. The fire stays, and is claimed again.
+            StoreUnavailable: the state is not known yet. The fire stays, and is claimed again.
         """
         document = self._store.triggers.get(fire.project_id, fire.trigger_id)
         if document.get("disabled") or not document.get("cron"):
@@ -182,13 +187,13 @@ class Scheduler:
         try:
             return self._made(fire, document)
         except BuildrunnerError as error:
-            if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
+            if isinstance(error, StoreUnavailable):
                 raise
+            if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
+                return _failed(fire, error)
             return replace(fire, state=FAILED, detail=str(error))
         except Exception as error:  # noqa: BLE001  (else the fire is claimed again and again)
-            _log.exception("schedule of trigger %s: no build can be made", fire.trigger_id)
-            text = f"internal error, see the server's log: {type(error).__name__}"
-            return replace(fire, state=FAILED, detail=text)
+            return _failed(fire, error)
 
     def _made(self, fire: Fire, document: dict[str, Any]) -> Fire:
         """Create the build of a fire. Returns the fire with its state and the build's id."""
@@ -239,6 +244,13 @@ class Scheduler:
                 continue
         if builds:
             self._context.wake()
+
+
+def _failed(fire: Fire, error: Exception) -> Fire:
+    """Return a fire that has failed by a bug, or by a value that can't be stored."""
+    _log.error("schedule of trigger %s: no build can be made", fire.trigger_id, exc_info=error)
+    text = f"internal error, see the server's log: {type(error).__name__}"
+    return replace(fire, state=FAILED, detail=text)
 
 
 def _settings_of(trigger: ScheduledTrigger) -> TriggerSettings:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from buildrunner.errors import (
     FilterError,
     NotFound,
     PageTokenError,
+    StoreError,
     StoreUnavailable,
 )
 from buildrunner.problem import Problem, Severity
@@ -153,7 +155,13 @@ def as_api_error(error: Exception) -> ApiError:
             return ApiError(409, _sentence(error))
         case StoreUnavailable():
             # A locked or restarting database: clients retry by themselves.
-            return ApiError(503, _sentence(error), headers={"Retry-After": "1"})
+            _log.warning("a request is answered with 503: %s", _sentence(error))
+            text = "the server's data can't be reached now: try again"
+            return ApiError(503, text, headers={"Retry-After": "1"})
+        case StoreError() if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            # Its text names folders, or the database's host and user.
+            _log.error("a request is answered with 500: %s", _sentence(error))
+            return ApiError(500, "internal error: the server's log has the details")
         case BuildrunnerError():
             return ApiError(error.http_status, _sentence(error))
         case _:

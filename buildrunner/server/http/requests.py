@@ -18,6 +18,7 @@ _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
 MAX_PAGE: Final = 1000
 DEFAULT_PAGE: Final = 50
+_LONGEST_KEY: Final = 500
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -76,8 +77,14 @@ def idempotency_key(request: Request, caller: Caller) -> str:
 
     The server's own keys, of deliveries and schedules, have other prefixes: a caller who guessed
     one could otherwise pass off their own build as the build of a push.
+
+    Raises:
+        ApiError: it is too long.
     """
     given = parameter(request, "requestId")
+    if len(given) > _LONGEST_KEY:
+        message = f"a requestId has {_LONGEST_KEY} characters at most: use a UUID"
+        raise invalid_argument(message, field="requestId")
     return f"caller/{caller.name}/{given}" if given else ""
 
 

@@ -9,6 +9,7 @@ only one message.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
@@ -31,6 +32,7 @@ from buildrunner.triggers.events import Rule, Verdict
 NOTIFY: Final = "notify"
 MOST_BYTES: Final = 256 << 10
 """The largest config of a notifier."""
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # in JSON
 
 
 class NotifierEvaluation:
@@ -57,10 +59,13 @@ class NotifierEvaluation:
             Busy: the project has too many other running evaluations.
         """
         notifier_of(document)
-        if len(msgspec.json.encode(document)) > MOST_BYTES:
+        text = msgspec.json.encode(document)
+        if len(text) > MOST_BYTES:
             raise invalid_argument(f"the notifier is larger than {MOST_BYTES >> 10} KiB")
+        if _NUL.search(text):
+            raise invalid_argument("the notifier has a NUL character")
         try:
-            key = text_key(project, msgspec.json.encode(document).decode())
+            key = text_key(project, text.decode())
             problems = self._calls.call("check_notifier", document, owner=project, key=key)
         except TooMuch as error:
             raise invalid_argument(

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.errors import NotFound, SecretError, StoreError
+from buildrunner.errors import NotFound, SecretError, StoreError, StoreUnavailable
 from buildrunner.retry import backoff
 from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
@@ -101,31 +101,51 @@ class OutboxSender:
         self._delivery.close()
 
     def _turn(self) -> None:
-        self.announce()
-        self.begin_sending()
+        try:
+            self.announce()
+        finally:
+            self.begin_sending()
 
     def announce(self) -> None:
         """Make messages from pending changes, in order.
 
         Raises:
-            StoreError: the database does not answer; nothing is lost by it.
+            StoreUnavailable: the database does not answer; nothing is lost by it.
         """
         changes = self._store.outbox.changes(limit=_CHANGES_AT_ONCE)
         if not changes:
             return
-        messages: list[tuple[int, NewMessage]] = []
-        for change in changes:
-            messages += [(change.id, message) for message in self._messages(change)]
-        self._store.outbox.announce(changes, messages, now=self._now())
+        made = [(change, self._messages(change)) for change in changes]
+        try:
+            self._announce(made)
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            for one in made:
+                self._announce_one(*one)
         if len(changes) == _CHANGES_AT_ONCE:
             self._loop.wake()  # for the others, after messages have been sent
+
+    def _announce(self, made: Sequence[tuple[BuildChange, Sequence[NewMessage]]]) -> None:
+        messages = [(change.id, message) for change, found in made for message in found]
+        self._store.outbox.announce([change for change, _ in made], messages, now=self._now())
+
+    def _announce_one(self, change: BuildChange, messages: Sequence[NewMessage]) -> None:
+        """Store the messages of one change; those that the database refuses are given up."""
+        try:
+            self._announce([(change, messages)])
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            _log.exception("outbox: no messages are sent for build %s", change.build_id)
+            self._announce([(change, [])])
 
     def _messages(self, change: BuildChange) -> list[NewMessage]:
         found: list[NewMessage] = []
         for reporter in self._reporters:
             try:
                 found += reporter(change)
-            except StoreError:
+            except StoreUnavailable:
                 raise
             except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
                 _log.exception("outbox: no messages are sent for build %s", change.build_id)

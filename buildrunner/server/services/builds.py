@@ -28,9 +28,9 @@ from buildrunner.server.services.queueing import (
     Arrival,
     TriggerQueue,
     arrival,
+    expires_at,
     known_settings,
     queue_build,
-    queue_ttl,
     reason_of,
 )
 from buildrunner.spec.model.build import FINAL_STATUSES, Build
@@ -247,7 +247,7 @@ class Builds:
                 stored.id,
                 document,
                 approved=approved,
-                expires_at=now + queue_ttl(build),
+                expires_at=expires_at(build, now),
             )
         except Conflict as error:
             raise failed_precondition(str(error)) from error

@@ -52,6 +52,7 @@ from buildrunner.triggers.settings import TriggerSettings, read_settings
 _POOL_FIELDS: Final = ("options.pool", "options.workerPool")
 DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
 DEFAULT_QUEUE_TTL: Final = timedelta(seconds=3600)
+_LONGEST_TTL: Final = timedelta(days=36500)
 
 
 class Arrival(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +166,7 @@ def _kept(build: Build, shown: Build, arrival: Arrival) -> NewBuild:
         document=encode_message(shown),
         # Masked for refused builds: an admitted build has no password.
         request=masked_build(encode_message(build)),
-        expires_at=arrival.now + queue_ttl(build),
+        expires_at=expires_at(build, arrival.now),
         location=arrival.location,
         request_id=arrival.request_id,
         priority=arrival.priority,
@@ -196,6 +197,11 @@ def _pool(build: Build, arrival: Arrival) -> str:
 def _cut(value: str) -> str:
     most = DEFAULT_LIMITS.substitution_value_bytes
     return value if len(value) <= most else f"{value[: most - 1]}…"
+
+
+def expires_at(build: Build, now: datetime) -> datetime:
+    """Return the time until which a build that is queued now may wait."""
+    return now + min(queue_ttl(build), _LONGEST_TTL)
 
 
 def queue_ttl(build: Build) -> timedelta:

@@ -33,13 +33,20 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import (
     ArgumentError,
     DataError,
-    DBAPIError,
     IntegrityError,
     InvalidatePoolError,
     SQLAlchemyError,
+    StatementError,
 )
 
-from buildrunner.errors import Conflict, NotFound, StoreError, StoreUnavailable, UsageError
+from buildrunner.errors import (
+    Conflict,
+    InvalidRecord,
+    NotFound,
+    StoreError,
+    StoreUnavailable,
+    UsageError,
+)
 from buildrunner.store.sql.schema import FENCE, counters
 
 BUSY_TIMEOUT_S = 10.0
@@ -222,13 +229,16 @@ class Database:
 
     def explained(self, error: Exception) -> StoreError:
         """Explain a failure. The text holds neither the statement nor its values."""
-        cause = error.orig if isinstance(error, DBAPIError) else error
+        cause = error.orig if isinstance(error, StatementError) else error
         text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
         if self._password:
             text = text.replace(self._password, "***")
         if isinstance(error, IntegrityError) and "unique" in text.lower():
             return Conflict(f"the database {self.name} has something of that name already ({text})")
         if "cannot contain nul" in text.lower():
+            statement = (error.statement or "") if isinstance(error, StatementError) else ""
+            if statement.startswith(("INSERT", "UPDATE")):
+                return InvalidRecord("text with a NUL character can't be kept")
             return NotFound("nothing is named with a NUL character")
         if isinstance(error, DataError) and "out of range" in text.lower():
             return _too_large()

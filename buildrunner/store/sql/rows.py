@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
 
-from buildrunner.errors import StoreError
+from buildrunner.errors import InvalidRecord, StoreError
 from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.spec.model.git_address import masked_build
 from buildrunner.store.build_store import Document
@@ -137,7 +137,9 @@ def _encoded(value: dict[str, Any]) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError as error:
-        raise StoreError("text with half a character (a lone surrogate) can't be kept") from error
+        raise InvalidRecord(
+            "text with half a character (a lone surrogate) can't be kept"
+        ) from error
 
 
 def new_row(new: NewBuild) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
+    Dialect,
     ForeignKey,
     ForeignKeyConstraint,
     Index,
@@ -22,11 +23,36 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TypeDecorator,
     literal_column,
     text,
 )
+from sqlalchemy.types import TypeEngine
 
-Text = String().with_variant(String(collation="C"), "postgresql")
+
+class _Text(TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL can't keep: SQLite refuses it here, too."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
+        """See `TypeDecorator`."""
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(collation=collation))
+
+    def process_bind_param(
+        self,
+        value: str | None,
+        dialect: Dialect,  # noqa: ARG002  (the signature is SQLAlchemy's)
+    ) -> str | None:
+        """See `TypeDecorator`. Raises ValueError, as the driver of PostgreSQL does."""
+        if value is not None and "\0" in value:
+            raise ValueError("text cannot contain NUL")
+        return value
+
+
+Text = _Text()
 Rising = BigInteger().with_variant(Integer, "sqlite")
 
 # The stage of a build, beyond its status.

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs
 import msgspec
 
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
-from buildrunner.triggers.forge_host import repository_key
+from buildrunner.triggers.forge_host import is_too_long, repository_key
 
 
 class WebhookRequest(msgspec.Struct, frozen=True):
@@ -374,7 +374,7 @@ def _check(event: Event) -> None:
 
 
 def _is_ref(name: str) -> bool:
-    return not _NEVER_IN_A_REF.search(name)
+    return not is_too_long(name) and not _NEVER_IN_A_REF.search(name)
 
 
 def _check_commits(*commits: str) -> None:
@@ -385,7 +385,7 @@ def _check_commits(*commits: str) -> None:
 
 def _check_addresses(repository: Repository, *others: str) -> None:
     for text in (repository.full_name, repository.clone_url, *repository.urls, *others):
-        if _NEVER_IN_AN_ADDRESS.search(text):
+        if is_too_long(text) or _NEVER_IN_AN_ADDRESS.search(text):
             raise BadDelivery(f"{_quoted(text)} is not the name or address of a repository")
 
 
