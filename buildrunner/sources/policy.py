@@ -43,24 +43,34 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
         files: allow repositories on the server's own disk (``file://`` and paths).
         hosts: lower-case names of hosts that are allowed at any address; a name that begins with a
             dot matches all names with this suffix.
+        largest_bytes: the most bytes of one file that a fetch may write, such as a pack of Git; 0
+            for any number.
     """
 
     private: bool = False
     files: bool = False
     hosts: tuple[str, ...] = ()
+    largest_bytes: int = 0
 
 
 def policy_text(policy: SourcePolicy) -> str:
     """Return the policy in one line, for the environment of a build's process."""
     words = [name for name in ("private", "files") if getattr(policy, name)]
-    return " ".join([*words, *(f"host:{host}" for host in policy.hosts)])
+    largest = [f"largest:{policy.largest_bytes}"] if policy.largest_bytes else []
+    return " ".join([*words, *(f"host:{host}" for host in policy.hosts), *largest])
 
 
 def policy_from(text: str) -> SourcePolicy:
     """Return the policy from the text of `policy_text`; unknown words allow nothing."""
     words = text.split()
     hosts = tuple(word.removeprefix("host:") for word in words if word.startswith("host:"))
-    return SourcePolicy(private="private" in words, files="files" in words, hosts=hosts)
+    largest = [word.removeprefix("largest:") for word in words if word.startswith("largest:")]
+    return SourcePolicy(
+        private="private" in words,
+        files="files" in words,
+        hosts=hosts,
+        largest_bytes=max((int(one) for one in largest if one.isdecimal()), default=0),
+    )
 
 
 def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:

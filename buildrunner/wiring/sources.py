@@ -61,7 +61,13 @@ def git_place(
     from buildrunner.sources.policy import SourceGate
 
     gate = SourceGate(policy)
-    return GitPlace(mirror=mirror, temporary=folder or None, allow_host=gate.allows, pin=gate.pin)
+    return GitPlace(
+        mirror=mirror,
+        temporary=folder or None,
+        allow_host=gate.allows,
+        pin=gate.pin,
+        largest_bytes=policy.largest_bytes,
+    )
 
 
 def git_request(source: Source, settings: Settings) -> GitRequest:
@@ -125,6 +131,7 @@ def fetch_git_source(
         allow_host=place.allow_host,
         pin=place.pin,
         temporary=place.temporary,
+        largest_bytes=place.largest_bytes,
     )
 
 

@@ -276,6 +276,13 @@ def test_each_project_has_its_own_records_of_refs(store: ServerStore) -> None:
     assert (store.refs.known(theirs), len(store.refs.known(mine))) == ({}, 1)
 
 
+def test_a_delivery_that_is_handled_again_sets_no_ref_back(store: ServerStore) -> None:
+    for number, (before, after) in enumerate(["pa", "ab", "bc"], 1):
+        store.refs.note_all([R], "refs/heads/main", KnownRef(after, f"delivery {number}", before))
+    store.refs.note_all([R], "refs/heads/main", KnownRef("a", "delivery 1", "p"))
+    assert store.refs.known(R) == {"refs/heads/main": KnownRef("c", "delivery 3", "b")}
+
+
 def test_refs_are_remembered_with_who_saw_them(store: ServerStore) -> None:
     assert store.refs.known(R) == {}
     assert store.refs.note(R, "refs/heads/main", "a", "delivery") is None

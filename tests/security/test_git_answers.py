@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +15,25 @@ import pytest
 from buildrunner.errors import SourceError
 from buildrunner.server.events import reconcile
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
-from buildrunner.sources.git import source
+from buildrunner.settings import Settings
+from buildrunner.sources.git import command, source
 from buildrunner.sources.git.command import GitLimits, GitProcess
-from buildrunner.sources.git.source import GitPlace, GitRequest, git_for_request, list_refs
+from buildrunner.sources.git.source import (
+    GitCheckout,
+    GitPlace,
+    GitRequest,
+    fetch_git,
+    git_for_request,
+    list_refs,
+)
+from buildrunner.sources.policy import SourcePolicy, policy_from, policy_text
 from buildrunner.store.model.deliveries import Watched
 from buildrunner.store.sql import deliveries as stored_deliveries
 from buildrunner.store.sql.database import Database, insert_all_new
+from buildrunner.wiring.sources import git_place
 from tests.api_server import ApiServer, api_server
 from tests.fixtures_git import Repository
+from tests.server.test_reconcile import handle
 
 URL = "https://github.com/acme/app.git"
 
@@ -55,7 +67,7 @@ def test_git_is_stopped_when_an_answer_is_too_long(
     request = with_refs(tmp_path, 1000)
     few = GitLimits(output_bytes=10_000, memory_bytes=1 << 30, file_bytes=1 << 30)
     monkeypatch.setattr(source, "_LIMITS", few)
-    with pytest.raises(SourceError, match="more than the server takes"):
+    with pytest.raises(SourceError, match="more than is allowed here"):
         listed(request)
 
 
@@ -70,9 +82,46 @@ def test_a_line_without_an_end_is_read_in_pieces() -> None:
 def test_questions_of_the_server_run_with_limits(tmp_path: Path) -> None:
     request = with_refs(tmp_path, 1)
     git = git_for_request(request, threading.Event(), None, None, None, source._LIMITS)
-    # A shell of git's, as its helpers, is started once the limits hold.
-    shown = git.run("-c", "alias.limits=!sleep 0.1; ulimit -d; ulimit -f", "limits")
+    shown = git.run("-c", "alias.limits=!ulimit -d; ulimit -f", "limits")
     assert [int(one) for one in shown.split()] == [1 << 20, 1 << 21]  # in KiB and half KiB
+
+
+def test_a_fetch_ends_at_the_largest_file_that_a_build_may_write(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    repository.commit({"noise": os.urandom(3_000_000)})
+    repository.push("main")
+    request = GitRequest(url=f"file://{repository.path}", revision="main")
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    policy = SourcePolicy(files=True, largest_bytes=1 << 20)
+    place = git_place(Settings(), folder=str(folder), policy=policy_from(policy_text(policy)))
+
+    def fetch(largest_bytes: int) -> GitCheckout:
+        return fetch_git(
+            request,
+            mirror=None,
+            cancel=threading.Event(),
+            temporary=str(folder),
+            largest_bytes=largest_bytes,
+        )
+
+    with pytest.raises(SourceError, match="more than is allowed here"):
+        fetch(place.largest_bytes)
+    assert list(folder.iterdir()) == []
+    fetch(4 << 20).release()
+
+
+def test_a_fetch_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(tmp_path)
+    repository.commit({"README": b"one"})
+    repository.push("main")
+    monkeypatch.setattr(command, "_LEAST_FREE", 1 << 60)
+    request = GitRequest(url=f"file://{repository.path}", revision="main")
+    folder = tmp_path / "fetched"
+    folder.mkdir()
+    with pytest.raises(SourceError, match="the disk is nearly full"):
+        fetch_git(request, mirror=None, cancel=threading.Event(), temporary=str(folder))
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture
@@ -128,7 +177,16 @@ def test_a_check_makes_few_deliveries_and_the_next_one_the_rest(
     monkeypatch.setattr(reconcile, "_MOST_CHANGES", 100)
     look(server, refs_at("a", 150))
     assert look(server, refs_at("b", 150)) == 2  # of fifty refs each
-    assert look(server, refs_at("a", 150) | refs_at("b", 50)) == 1
+    handle(server)
+    assert look(server, refs_at("b", 150)) == 1
+
+
+def test_a_check_adds_no_deliveries_while_those_of_the_last_one_wait(server: ApiServer) -> None:
+    look(server, refs_at("a", 3))
+    assert look(server, refs_at("b", 3)) == 1
+    assert look(server, refs_at("c", 3)) == 0
+    handle(server)
+    assert look(server, refs_at("c", 3)) == 1
 
 
 def test_the_known_refs_of_a_project_are_limited(

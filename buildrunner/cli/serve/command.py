@@ -278,6 +278,7 @@ def _source_policy(args: argparse.Namespace) -> SourcePolicy:
         private=args.allow_private_sources,
         files=args.allow_private_sources,
         hosts=tuple(host.lower() for host in args.allow_source_host),
+        largest_bytes=args.max_build_disk_gib << 30,
     )
 
 

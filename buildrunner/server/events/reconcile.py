@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NamedTuple
@@ -44,7 +44,7 @@ _MOST_OF_A_HOST: Final = 4
 _QUICK_S: Final = 1.0  # a quicker refusal costs no time
 _MOST_MESSAGES: Final = 20
 _MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
-_MOST_CHANGES: Final = 1000  # of one repository, for one look
+_MOST_CHANGES: Final = 1000  # of all repositories of a project, for one look
 MOST_KNOWN_REFS: Final = 1_000_000
 """The most known refs of one project, of all its repositories."""
 
@@ -114,6 +114,7 @@ class Reconciler:
         self._repositories = KnownRepositories(context.store, context.repositories)
         self._failing: dict[str, str] = {}
         self._left_out: set[Watched] = set()
+        self._changes: Counter[str] = Counter()  # of this look, by project
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -130,6 +131,7 @@ class Reconciler:
             StoreUnavailable: the database does not answer.
         """
         lines = self._lines()
+        self._changes.clear()
         with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
             # The first repository of each host comes before the second one of any host.
             lookers = [
@@ -209,6 +211,8 @@ class Reconciler:
 
     def _compare(self, watcher: Watcher, refs: dict[str, str], messages: _Messages) -> int:
         store, watched = self._context.store, watcher.watched
+        if store.deliveries.busy_lanes([_lane(watched)]):
+            return 0  # what the last look found is not handled yet
         known = store.refs.known(watched)
         if known.pop(LOOKED_AT, None) is None:
             installed = self._installed(watcher)
@@ -236,7 +240,9 @@ class Reconciler:
             if ref not in known or known[ref].commit != commit
         ]
         changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
-        del changed[_MOST_CHANGES:]  # the next look finds the rest
+        # The next look finds the rest. Two threads may both take the last ones, which is harmless.
+        del changed[max(0, _MOST_CHANGES - self._changes[watched.project]) :]
+        self._changes[watched.project] += len(changed)
         for one in changed[:_MOST_MESSAGES]:
             one["message"] = messages.of(one["after"])
         for at in range(0, len(changed), _MOST_REFS):
@@ -254,10 +260,9 @@ class Reconciler:
         return {ref: one.commit for ref, one in found.items()} if LOOKED_AT in found else {}
 
     def _deliver(self, watcher: Watcher, refs: list[dict[str, Any]]) -> None:
-        project, history = watcher.watched
         body = {
             "id": str(uuid.uuid4()),
-            "project": project,
+            "project": watcher.watched.project,
             "repository": watcher.repository,
             "refs": refs,
         }
@@ -266,9 +271,13 @@ class Reconciler:
             delivery_id=str(body["id"]),
             headers={},
             body=msgspec.json.encode(body),
-            lane=f"{RECONCILE}/{project} {history}",
+            lane=_lane(watcher.watched),
         )
         self._context.store.deliveries.add([new], now=self._context.clock())
+
+
+def _lane(watched: Watched) -> str:
+    return f"{RECONCILE}/{watched.project} {watched.repository}"
 
 
 def _watcher(project: str, wanted: TriggerRepository) -> Watcher:

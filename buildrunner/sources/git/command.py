@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import resource
 import signal
 import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TextIO
+from typing import Any, Final, Protocol, TextIO
 
 import msgspec
 from git import RemoteProgress
@@ -71,7 +71,7 @@ _CONFIG: dict[str, str] = {
 
 
 class GitLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of each command, for servers that nobody here trusts.
+    """Limits of each command; 0 sets none.
 
     Attributes:
         output_bytes: the most bytes that git may print.
@@ -79,9 +79,19 @@ class GitLimits(msgspec.Struct, frozen=True, kw_only=True):
         file_bytes: the largest file that it may write, where the system can limit it.
     """
 
-    output_bytes: int
-    memory_bytes: int
-    file_bytes: int
+    output_bytes: int = 0
+    memory_bytes: int = 0
+    file_bytes: int = 0
+
+    def command(self) -> list[str]:
+        """Return the beginning of a command line that sets the limits of the program after it."""
+        kinds = {"-d": self.memory_bytes // 1024, "-f": self.file_bytes // 512}  # POSIX's units
+        # A limit that is lower already stays.
+        limits = "".join(f"ulimit {kind} {n} 2>/dev/null; " for kind, n in kinds.items() if n)
+        return ["sh", "-c", f'{limits}exec "$@"', "sh"] if limits else []
+
+
+NO_LIMITS: Final = GitLimits()
 
 
 class LineReader(Protocol):
@@ -105,7 +115,7 @@ class GitCommand:
         allow_host: returns whether a host is allowed (empty: this machine's files); None: all.
         pin: returns the setting that ties an allowed URL to checked addresses; None for no setting
             (see `SourceGate`).
-        limits: the limits of each command; None for no limits.
+        limits: the limits of each command.
     """
 
     def __init__(
@@ -119,7 +129,7 @@ class GitCommand:
         progress: Progress | None = None,
         allow_host: Callable[[str], bool] | None = None,
         pin: Callable[[str], tuple[str, str] | None] | None = None,
-        limits: GitLimits | None = None,
+        limits: GitLimits = NO_LIMITS,
     ) -> None:
         self.url = url
         self._limits = limits
@@ -243,26 +253,31 @@ class GitCommand:
         if self._cancel.is_set():
             raise self._cancelled()
         process = self._start(arguments, folder, text)
-        self._limit(process)
-        most = self._limits.output_bytes if self._limits else None
-        call = GitProcess(each_line, self._progress, most)
+        call = GitProcess(each_line, self._progress, self._limits.output_bytes)
         try:
-            reason = call.follow(process, self._cancel, timeout_s, silent_s)
+            reason = call.follow(process, self._cancel, timeout_s, silent_s, folder)
         finally:
             end_process(process)
         if reason == "cancelled":
             raise self._cancelled()
+        if reason == _FULL:
+            raise GitFailed(
+                f"fetching {self.url.text} was given up: {reason}",
+                kind="refused",
+                hint="make room on the disk, or fetch less",
+            )
         if reason:
             raise GitFailed(
                 f"fetching {self.url.text} was given up: {reason}",
                 kind="stalled",
                 hint="check the network, or give the fetch more time",
             )
-        if call.too_long or process.returncode == -signal.SIGXFSZ:
+        if call.too_long or self._was_too_large(process, call):
             raise GitFailed(
-                f"{self.url.text} answers with more than the server takes for one question",
-                kind="other",
-                hint="only the build itself fetches repositories of any size",
+                f"{self.url.text} answers with more than is allowed here",
+                kind="refused",
+                hint="serve --max-build-disk-gib limits what a build may fetch; a question of the "
+                "server itself gets 1 GiB",
             )
         if process.returncode and not call.stopped.is_set():
             raise explain(
@@ -292,7 +307,7 @@ class GitCommand:
             if name.startswith("GIT_") and not name.startswith(_KEPT) and name not in environment
             for part in ("-u", name)
         ]
-        command = ["env", *unset] if unset else []
+        command = [*self._limits.command(), *(["env", *unset] if unset else [])]
         try:
             with tempfile.TemporaryFile() as given:
                 given.write(text.encode())
@@ -313,16 +328,18 @@ class GitCommand:
         except OSError as error:
             raise SourceError(f"git can't be started: {error}") from error
 
-    def _limit(self, process: Any) -> None:
-        """Limit a process that has just started, before it starts others, which inherit this."""
-        if self._limits is None or not hasattr(resource, "prlimit"):
-            return
-        with contextlib.suppress(ProcessLookupError):
-            for kind, most in (
-                (resource.RLIMIT_DATA, self._limits.memory_bytes),
-                (resource.RLIMIT_FSIZE, self._limits.file_bytes),
-            ):
-                resource.prlimit(process.pid, kind, (most, most))
+    def _was_too_large(self, process: Any, call: GitProcess) -> bool:
+        """Return whether a file of git, or of its helpers, exceeded its limit."""
+        if not self._limits.file_bytes or not process.returncode:
+            return False
+        signs = (f"died of signal {signal.SIGXFSZ:d}", os.strerror(errno.EFBIG))
+        said = call.errors()
+        errors = [one for one in said.splitlines() if one.startswith(("error:", "fatal:"))]
+        return (
+            process.returncode == -signal.SIGXFSZ
+            or any(one in said for one in signs)
+            or errors == [_KILLED_IN_SILENCE]
+        )
 
     def _allowed_by_ssh(self) -> dict[str, str]:
         if self._allow_host is None:
@@ -347,6 +364,9 @@ class GitCommand:
 _TICK_S = 0.05
 _GRACE_S = 0.5
 _HELD_S = 60.0
+_KILLED_IN_SILENCE = "fatal: fetch-pack: invalid index-pack output"
+_FULL = "the disk is nearly full"
+_LEAST_FREE = 200 << 20  # of a server's disk, which others need, too
 _PIECE = 1 << 20  # characters of a line that are read at once
 
 
@@ -360,11 +380,11 @@ class GitProcess:
     Args:
         each_line: takes the output, a very long line in several pieces.
         progress: see `Progress`.
-        most: the most characters of output; None for any number.
+        most: the most characters of output; 0 for any number.
     """
 
     def __init__(
-        self, each_line: LineReader | None, progress: Progress | None, most: int | None = None
+        self, each_line: LineReader | None, progress: Progress | None, most: int = 0
     ) -> None:
         self.stopped = threading.Event()
         self.too_long = False
@@ -389,6 +409,7 @@ class GitProcess:
         cancel: threading.Event,
         timeout_s: float | None,
         silent_s: float | None,
+        folder: str,
     ) -> str:
         """Wait for the end of the process. Returns why it must be killed, or an empty string."""
         drained = threading.Event()
@@ -407,6 +428,8 @@ class GitProcess:
                 return f"it took more than {timeout_s:g} s"
             if silent_s is not None and now_s - self._heard_s > silent_s:
                 return f"nothing came for {silent_s:g} s"
+            if folder != "/" and _is_full(folder):  # nothing is written to /
+                return _FULL
         return self._await_output(process, drained, cancel)
 
     @staticmethod
@@ -448,7 +471,7 @@ class GitProcess:
     def _take_output(self, line: str) -> None:
         self._heard_s = time.monotonic()
         self._taken += len(line)
-        if self._most is not None and self._taken > self._most:
+        if self._most and self._taken > self._most:
             self.too_long = True
             self.stopped.set()
         elif self._each_line is None:
@@ -459,6 +482,14 @@ class GitProcess:
     def _take_error(self, line: str) -> None:
         self._heard_s = time.monotonic()
         self._errors.take(line)
+
+
+def _is_full(folder: str) -> bool:
+    try:
+        disk = os.statvfs(folder)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _LEAST_FREE
 
 
 def end_process(process: Any) -> None:

@@ -164,12 +164,14 @@ class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
         temporary: parent of folders outside the cache; None: the system's temporary folder.
         allow_host: returns whether a host is allowed; empty means this machine. None: all.
         pin: ties an allowed URL to addresses, see `SourceGate`.
+        largest_bytes: the most bytes of one file that Git may write; 0 for any number.
     """
 
     mirror: GitMirror | None = None
     temporary: str | None = None
     allow_host: Callable[[str], bool] | None = None
     pin: Callable[[str], tuple[str, str] | None] | None = None
+    largest_bytes: int = 0
 
 
 class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -236,6 +238,7 @@ def fetch_git(
     pin: Callable[[str], tuple[str, str] | None] | None = None,
     temporary: str | None = None,
     wait_s: float = 1.0,
+    largest_bytes: int = 0,
 ) -> GitCheckout:
     """Resolve the revision to a commit, and fetch exactly that, with retries.
 
@@ -252,11 +255,13 @@ def fetch_git(
         pin: ties an allowed URL to addresses, see `SourceGate`.
         temporary: parent of folders outside the cache; None: the system's temporary folder.
         wait_s: the first pause before a retry; it doubles.
+        largest_bytes: see `GitPlace`.
 
     Raises:
         SourceError: one sentence without credentials; nothing is left behind.
     """
-    git = git_for_request(request, cancel, progress, allow_host, pin)
+    limits = GitLimits(file_bytes=largest_bytes)
+    git = git_for_request(request, cancel, progress, allow_host, pin, limits)
     for tries in range(1, _TRIES):
         try:
             return _fetch_once(request, git, mirror, temporary)
@@ -274,7 +279,7 @@ def git_for_request(
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], tuple[str, str] | None] | None,
-    limits: GitLimits | None = None,
+    limits: GitLimits,
 ) -> GitCommand:
     """Return a `GitCommand` for a repository, with its credentials and under a policy.
 

@@ -246,6 +246,13 @@ class SqlDeliveries(SqlPart):
         with self._database.read() as connection:
             return [_delivery(row) for row in connection.execute(found)]
 
+    def busy_lanes(self, lanes: Collection[str]) -> set[str]:
+        """Return those of these lanes that have deliveries to handle."""
+        open_ones = deliveries.c.status.in_((RECEIVED, WAITING))
+        found = select(deliveries.c.lane).distinct().where(open_ones, deliveries.c.lane.in_(lanes))
+        with self._database.read() as connection:
+            return set(connection.execute(found).scalars())
+
     def forget(self, *, before: datetime, limit: int) -> int:
         """Delete handled and refused deliveries from before a time, up to ``limit``.
 
@@ -412,8 +419,19 @@ def _noted(connection: Connection, watched: Watched, ref: str, now: KnownRef) ->
 
 
 def _is_behind(now: KnownRef, known: KnownRef) -> bool:
-    """Return whether this push is older than the known one, and not a revert of it."""
+    """Return whether this push is older than the known one, and not a revert of it.
+
+    A delivery may be handled again after later ones.
+    """
+    if _witness(known) > _witness(now):
+        return True
     return bool(now.before) and known.before == now.commit and known.commit != now.before
+
+
+def _witness(known: KnownRef) -> int:
+    """Return the number of the delivery that is the witness; 0 for others."""
+    number = known.seen_by.rpartition(" ")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _values(now: KnownRef) -> dict[str, str]:
