@@ -119,7 +119,7 @@ def test_a_fetch_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     request = GitRequest(url=f"file://{repository.path}", revision="main")
     folder = tmp_path / "fetched"
     folder.mkdir()
-    with pytest.raises(SourceError, match="the disk is nearly full"):
+    with pytest.raises(SourceError, match="no space left on the disk"):
         fetch_git(request, mirror=None, cancel=threading.Event(), temporary=str(folder))
     assert list(folder.iterdir()) == []
 

@@ -262,9 +262,9 @@ class GitCommand:
             raise self._cancelled()
         if reason == _FULL:
             raise GitFailed(
-                f"fetching {self.url.text} was given up: {reason}",
-                kind="refused",
-                hint="make room on the disk, or fetch less",
+                f"there is no space left on the disk for {self.url.text}",
+                kind="disk",
+                hint=f"make room: a fetch leaves {_LEAST_FREE >> 20} MiB of it free",
             )
         if reason:
             raise GitFailed(
@@ -365,7 +365,7 @@ _TICK_S = 0.05
 _GRACE_S = 0.5
 _HELD_S = 60.0
 _KILLED_IN_SILENCE = "fatal: fetch-pack: invalid index-pack output"
-_FULL = "the disk is nearly full"
+_FULL = "full"
 _LEAST_FREE = 200 << 20  # of a server's disk, which others need, too
 _PIECE = 1 << 20  # characters of a line that are read at once
 
