@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.store.sql import deliveries as sql_deliveries
 from buildrunner.store.sql import outbox as sql_outbox
+from buildrunner.triggers.forges.catalog import FORGES
+from buildrunner.triggers.forges.forge import BadDelivery, WebhookRequest, lane_of
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_large_builds import LARGE, create, peak_bytes
 
@@ -173,3 +176,18 @@ def test_large_deliveries_are_read_a_few_at_a_time(
     while claimed := server.store.deliveries.claim(now=now(), lease_s=600, limit=20):
         sizes.append(len(claimed))
     assert sizes == [2, 2, 1, 1]
+
+
+def test_a_delivery_of_many_fields_and_refs_takes_little_memory() -> None:
+    """Issue: each ref of a bare repository's push had a copy of all fields of the delivery."""
+    fields = {f"k{number}": 0 for number in range(2000)}
+    refs = [{"ref": "refs/heads/a"}] * 2000
+    body = json.dumps({**fields, "repository": {"name": "r"}, "refs": refs}).encode()
+    request = WebhookRequest({}, body)
+
+    def lane() -> None:
+        assert lane_of("git/r", FORGES["git"], request) == ""
+
+    assert peak_bytes(lane) < 8 << 20
+    with pytest.raises(BadDelivery, match="2002 fields, and 20 are the most"):
+        FORGES["git"].parse(request)

@@ -21,6 +21,7 @@ from buildrunner.triggers.forges.forge import (
 
 INSTALLED = "installed"
 _SKIP_OPTION = "ci.skip"  # the same name as GitLab's
+_MOST_FIELDS = 20  # each ref's event has them all; our hook sends seven
 
 
 class BareGit:
@@ -51,6 +52,8 @@ class BareGit:
         """See `Forge.parse`."""
         body = json_object(request)
         refs = items(body, "refs")
+        if len(body) > _MOST_FIELDS:
+            raise BadDelivery(f"it has {len(body)} fields, and {_MOST_FIELDS} are the most")
         if part(body, "installed") is True:
             events = tuple(_push(body, ref) for ref in refs)
             said = "the server knows the repository now, and what is in it"
