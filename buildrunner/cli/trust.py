@@ -24,6 +24,7 @@ from buildrunner.settings import (
 
 _PLACE_LENGTH = 60
 _WHAT_LENGTH = 130
+_WIDEST = 12  # characters for one that can't be printed
 _PAGE_LINES = 6
 """Needs that are shown at once: with three rows each, all are on a screen of 24 rows."""
 
@@ -136,7 +137,7 @@ def needs_text(file: ProjectFile) -> str:
 
 def _need_lines(file: ProjectFile) -> list[str]:
     return [
-        f"  {one_line(place, _PLACE_LENGTH)}: {one_line(what, _WHAT_LENGTH)}\n"
+        f"  {one_line(place, _PLACE_LENGTH)}: {one_line(what, len(what) * _WIDEST)}\n"
         for place, what in file.needs.items()
     ]
 
@@ -146,6 +147,13 @@ def _confirm(file: ProjectFile) -> bool:
         return False
     lines = _need_lines(file)
     settings = count(len(lines), "setting")
+    if any(len(line) > _PLACE_LENGTH + _WHAT_LENGTH for line in lines):
+        # Cut, a text could hide the host that it names.
+        sys.stderr.write(
+            f"{one_line(file.path, _WHAT_LENGTH)} has settings that are too long to be shown in a"
+            " question. Read the file; `buildrunner trust` trusts it.\n"
+        )
+        return False
     verb = "needs" if len(lines) == 1 else "need"
     path = one_line(file.path, _WHAT_LENGTH)
     sys.stderr.write(f"{path} has {settings} that {verb} your trust:\n")

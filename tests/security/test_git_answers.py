@@ -22,6 +22,7 @@ from buildrunner.sources.git.source import (
     GitCheckout,
     GitPlace,
     GitRequest,
+    commit_message,
     fetch_git,
     git_for_request,
     list_refs,
@@ -32,7 +33,7 @@ from buildrunner.store.sql import deliveries as stored_deliveries
 from buildrunner.store.sql.database import Database, insert_all_new
 from buildrunner.wiring.sources import git_place
 from tests.api_server import ApiServer, api_server
-from tests.fixtures_git import Repository
+from tests.fixtures_git import Repository, git
 from tests.server.test_reconcile import handle
 
 URL = "https://github.com/acme/app.git"
@@ -69,6 +70,19 @@ def test_git_is_stopped_when_an_answer_is_too_long(
     monkeypatch.setattr(source, "_LIMITS", few)
     with pytest.raises(SourceError, match="more than is allowed here"):
         listed(request)
+
+
+def test_a_long_message_of_a_commit_is_cut(tmp_path: Path) -> None:
+    repository = Repository(tmp_path)
+    tree = git(repository.work, "write-tree")
+    long = tmp_path / "message"
+    long.write_text("a line\n" * 100_000 + "x" * 5_000_000)
+    commit = git(repository.work, "commit-tree", "-F", str(long), tree)
+    git(repository.work, "push", "-q", "origin", f"{commit}:refs/heads/main")
+    request = GitRequest(url=f"file://{repository.path}", revision="")
+    message = commit_message(request, commit, place=GitPlace(), cancel=threading.Event())
+    assert message.startswith("a line\na line")
+    assert len(message) <= 64 << 10
 
 
 def test_a_line_without_an_end_is_read_in_pieces() -> None:

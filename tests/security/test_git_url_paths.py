@@ -29,6 +29,12 @@ from buildrunner.spec.reading.decode import load_build
         "acme\\..\\evil",
         "acme/%252e%252e/evil/app.git",
         "acme%252fapp.git",
+        "acme/..;/evil/app.git",
+        "acme/..;x=y/evil/app.git",
+        "acme/.;/app.git",
+        "acme/;x/app.git",
+        "acme/app%00.git",
+        "acme/app%0a.git",
     ],
 )
 @pytest.mark.parametrize(

@@ -387,6 +387,7 @@ _PEELED = "^{}"
 _LIMITS = GitLimits(output_bytes=32 << 20, memory_bytes=1 << 30, file_bytes=1 << 30)
 """Limits of the server's own questions. 32 MiB are 400,000 refs, which take git 130 MB."""
 MOST_REFS: Final = 100_000
+_LONGEST_MESSAGE = 64 << 10
 
 
 def list_refs(request: GitRequest, place: GitPlace, cancel: threading.Event) -> dict[str, str]:
@@ -469,6 +470,8 @@ def commit_message(
 ) -> str:
     """Return the message of a commit; fetches only the commit if the server supports that.
 
+    A very long message is cut.
+
     Args:
         request: the repository with the commit; its revision is ignored.
         commit: full SHA.
@@ -489,7 +492,14 @@ def commit_message(
             depth=1,
             timeout_s=_MESSAGE_TIMEOUT_S,
         )
-        return _readable(git.run("log", "-1", "--format=%B", commit, folder=folder).strip())
+        lines: list[str] = []
+
+        def take(line: str) -> bool:
+            lines.append(line)
+            return sum(map(len, lines)) < _LONGEST_MESSAGE
+
+        git.run("log", "-1", "--format=%B", commit, folder=folder, each_line=take)
+        return _readable("".join(lines)[:_LONGEST_MESSAGE].strip())
 
 
 def _readable(text: str) -> str:

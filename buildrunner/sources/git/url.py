@@ -157,8 +157,9 @@ def _check_path(path: str) -> None:
     """Check that a path names one repository, however often a server decodes and shortens it.
 
     Raises:
-        SourceError: it has a segment ``.`` or ``..`` or an empty one, a backslash, an encoded
-            slash, or text that is encoded many times.
+        SourceError: it has a segment ``.`` or ``..`` or an empty one, also with parameters
+            (``..;``), a backslash, an encoded slash or control character, or text that is encoded
+            many times.
     """
     from urllib.parse import unquote
 
@@ -167,9 +168,11 @@ def _check_path(path: str) -> None:
         decoded = unquote(decoded)
     is_endless = unquote(decoded) != decoded
     segments = decoded.removeprefix("/").removesuffix("/").split("/")
+    # Some servers drop parameters before they shorten the path.
+    names = {one.partition(";")[0] for one in segments}
     has_hidden = decoded.count("/") != path.count("/")
-    is_hidden = is_endless or has_hidden or "\\" in decoded
-    if is_hidden or (segments != [""] and {"", ".", ".."} & set(segments)):
+    is_hidden = is_endless or has_hidden or "\\" in decoded or not decoded.isprintable()
+    if is_hidden or (segments != [""] and {"", ".", ".."} & names):
         raise SourceError(
             "the path of the Git repository can be read in more than one way",
             hint="write it without . and .. between slashes, double slashes, backslashes and %2f",

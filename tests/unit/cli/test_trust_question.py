@@ -51,3 +51,18 @@ def test_a_long_list_is_shown_a_screen_at_a_time(tmp_path, monkeypatch, answers,
     assert all(len(page.splitlines()) <= 8 for page in pages)
     assert ("variable V19" in shown) is trusted
     assert ("this file with its 20 settings" in shown) is trusted
+
+
+def test_a_text_that_is_too_long_for_the_question_is_not_asked(tmp_path, monkeypatch):
+    """Cut in its middle, it could hide the host that it names."""
+    address = f"https://upload.pypi.org.{'x' * 60}.evil.example/{'x' * 60}/legacy/"
+    text = f'[artifacts.repositories]\n"https://pypi.org/" = "{address}"\n'
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    file = project_file(tmp_path, text)
+    said = io.StringIO()
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    monkeypatch.setattr("sys.stderr", said)
+    assert trust._confirm(file) is False
+    assert "too long to be shown" in said.getvalue()
+    assert address in trust.needs_text(file)
