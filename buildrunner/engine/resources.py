@@ -20,7 +20,7 @@ from buildrunner.engine.step_container import GATE_VOLUME, build_labels, files_a
 from buildrunner.errors import BuildrunnerError, EngineError
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.workspace.protocol import Workspace, volume_name
-from buildrunner.workspace.shared_files import lay_apart
+from buildrunner.workspace.shared_files import lay_apart, open_folder
 from buildrunner.workspace.volume import create_copy_container
 
 _LOOKING = "looking for what else the build made"
@@ -157,11 +157,20 @@ class BuildResources:
 
 
 def _write_below(folder: str, path: str, data: bytes, *, mode: int) -> None:
-    target = os.path.join(folder, path)
-    if os.path.dirname(path):
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-    private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    file = os.open(target, private, mode)
+    *above, name = path.split("/")
+    directory = open_folder(folder)  # steps of earlier builds may control the engine
+    try:
+        for parent in above:
+            with suppress(FileExistsError):
+                os.mkdir(parent, dir_fd=directory)
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+            below = os.open(parent, flags, dir_fd=directory)
+            os.close(directory)
+            directory = below
+        private = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        file = os.open(name, private, mode, dir_fd=directory)
+    finally:
+        os.close(directory)
     with open(file, "wb") as content:
         os.fchmod(file, mode)  # regardless of the umask
         content.write(data)

@@ -43,6 +43,7 @@ SHARED_FOLDER: Final = "/run/buildrunner"
 SOCKET: Final = f"{SHARED_FOLDER}/docker.sock"
 WORKSPACE: Final = "/workspace"
 ENGINE_DATA: Final = "/var/lib/docker"
+ENGINE_VOLUMES: Final = "/var/lib/engine-volumes"
 HOME_FOLDER: Final = "/var/lib/buildrunner"
 
 _TTL_S = 600
@@ -274,6 +275,7 @@ def _engine(build: PodBuild, pool: Pool) -> dict[str, Any]:
         "securityContext": _engine_rights(pool),
         "volumeMounts": [
             {"name": "disk", "mountPath": ENGINE_DATA, "subPath": "engine"},
+            {"name": "disk", "mountPath": f"{ENGINE_DATA}/volumes", "subPath": "volumes"},
             {"name": "disk", "mountPath": WORKSPACE, "subPath": "workspace"},
             {"name": "shared", "mountPath": SHARED_FOLDER},
         ],
@@ -361,6 +363,7 @@ def _worker(build: PodBuild, pool: Pool) -> dict[str, Any]:
         },
         "volumeMounts": [
             {"name": "disk", "mountPath": WORKSPACE, "subPath": "workspace"},
+            {"name": "disk", "mountPath": ENGINE_VOLUMES, "subPath": "volumes"},
             {"name": "disk", "mountPath": HOME_FOLDER, "subPath": "worker"},
             {"name": "disk", "mountPath": "/tmp", "subPath": "tmp"},  # noqa: S108
             {"name": "shared", "mountPath": SHARED_FOLDER},

@@ -33,6 +33,10 @@ _STARTS_S = 2.0  # less than the time after which `EngineWatch` reports a silent
 _PAUSE_S = 0.05
 _POD_ENDS_S = 15.0
 
+ENGINE_DATA = "/var/lib/docker"
+VOLUMES = "/var/lib/engine-volumes"
+"""Where the engine has its data, and where the worker has the engine's volumes, if it has them."""
+
 
 class PodSandbox(HostSandbox):
     """Implements `Sandbox` with the engine of a Pod that runs one build at a time.
@@ -143,6 +147,19 @@ class _EngineOfBuild(ForwardingEngine):
             return question(self._engine)
         except EngineUnavailable as error:
             raise self._delayed(error) from error
+
+    def create_volume(
+        self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
+    ) -> str:
+        """See `Resources.create_volume`. Returns the path in this container if the folder is here.
+
+        To read a file there takes 0.1 ms. Through the engine, it takes 40 ms.
+        """
+        folder = super().create_volume(name, labels, options=options)
+        inside = f"{name}/_data"
+        if folder != f"{ENGINE_DATA}/volumes/{inside}" or options or not os.path.isdir(VOLUMES):
+            return folder
+        return os.path.join(VOLUMES, inside)
 
     def start_container(self, container_id: str, *, attach: bool) -> Iterator[bytes]:
         """See `Containers.start_container`."""

@@ -23,6 +23,7 @@ from buildrunner.kubernetes.manifest import (
 )
 from buildrunner.kubernetes.pool import ISOLATIONS, Pool
 from buildrunner.plan.compile import MACHINE_LIMITS
+from buildrunner.sandboxes.pod import ENGINE_DATA, VOLUMES
 from buildrunner.spec.model.build import MachineType
 
 BUILD = PodBuild(id="aef20688-6937-4742-bce1-5f0b81931d41", timeout=timedelta(minutes=10))
@@ -226,6 +227,14 @@ def test_worker_and_engine_share_the_socket_and_the_workspace():
     }
     assert "--host=fd://" in engine()["args"]  # by the start script, in this folder
     assert {"name": "DOCKER_HOST", "value": f"unix://{SOCKET}"} in worker()["env"]
+
+
+def test_the_worker_has_the_volumes_of_the_engine_where_its_sandbox_looks_for_them():
+    inside, outside = (
+        {one["mountPath"]: one.get("subPath") for one in container["volumeMounts"]}
+        for container in (engine(), worker())
+    )
+    assert inside[f"{ENGINE_DATA}/volumes"] == outside[VOLUMES] == "volumes"
 
 
 def test_the_engine_is_a_sidecar():

@@ -87,6 +87,25 @@ def test_the_end_of_the_engine_is_an_error_of_the_build_if_the_pod_goes_on(monke
         engine.ping()
 
 
+class WithVolumes(FakeEngine):
+    """An engine that has its volumes where Docker has them."""
+
+    def create_volume(self, name, labels, *, options=None):
+        super().create_volume(name, labels, options=options)
+        return f"{pod.ENGINE_DATA}/volumes/{name}/_data"
+
+
+def test_the_worker_finds_the_volumes_of_its_engine_where_it_has_them(tmp_path, monkeypatch):
+    engine = PodSandbox(WithVolumes(), {}, "capabilities").open("b1").engine
+    monkeypatch.setattr(pod, "VOLUMES", str(tmp_path / "missing"))
+    assert engine.create_volume("v", {}) == "/var/lib/docker/volumes/v/_data"
+    monkeypatch.setattr(pod, "VOLUMES", str(tmp_path))
+    assert engine.create_volume("v", {}) == f"{tmp_path}/v/_data"
+    # The files of such a volume are elsewhere.
+    bound = engine.create_volume("w", {}, options={"type": "none", "o": "bind", "device": "/x"})
+    assert bound == "/var/lib/docker/volumes/w/_data"
+
+
 def test_steps_get_the_folder_that_the_worker_and_the_engine_share(tmp_path):
     engine = Engine()
     made = prepared(engine, tmp_path, EmptyWorkspace())
