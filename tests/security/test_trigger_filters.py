@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from buildrunner.server.events.facts import KnownEvent, SilentPlaces
+from buildrunner.server.bounded import BoundedCalls, Busy
+from buildrunner.server.events.facts import KnownEvent, MustAsk, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
@@ -43,7 +44,7 @@ def trigger(name: str, **fields: Any) -> dict[str, Any]:
     }
 
 
-def pushed(server: ApiServer, number: int, **fields: str) -> None:
+def pushed(server: ApiServer, number: int, **fields: Any) -> None:
     body = json.dumps({**github_push(), **fields}).encode()
     headers = {"x-github-event": "push"}
     new = NewDelivery(hook="github", delivery_id=str(number), headers=headers, body=body)
@@ -83,7 +84,8 @@ def test_an_attack_does_not_keep_another_project_s_trigger_from_firing(
     }
     assert verdicts["good"]["fires"]
     assert not verdicts["evil"]["fires"]
-    assert "the filter can't be evaluated for this event" in verdicts["evil"]["reason"]
+    reason = verdicts["evil"]["reason"]
+    assert "the filter can't be evaluated for this event" in reason or "asked later" in reason
     loop.stop()
 
 
@@ -126,6 +128,156 @@ def test_triggers_that_take_long_come_after_those_of_other_projects_and_are_aske
     asked.clear()
     handler.handle(msgspec.structs.replace(first, number=first.number + 1, replays=1))
     assert asked[0] == "good"
+
+
+class Asked:
+    """A handler of deliveries, whose clock shows what the triggers that it asks take."""
+
+    def __init__(self, server: ApiServer, monkeypatch: pytest.MonkeyPatch, **took: float) -> None:
+        self.server, self.names, self.time = server, [], 0.0
+        self.handler = DeliveryHandler(server.context, seconds=lambda: self.time)
+        self.numbers = count()
+        judge = KnownEvent.judge
+
+        def judged(known: KnownEvent, trigger: Any, *arguments: Any) -> Any:
+            self.names.append(trigger.name)
+            self.time += took.get(trigger.name, 0.0)
+            return judge(known, trigger, *arguments)
+
+        monkeypatch.setattr(KnownEvent, "judge", judged)
+
+    names: list[str]
+
+    def make(self, project: str, *names: str, **fields: Any) -> None:
+        for name in names:
+            path = f"/v1/projects/{project}/triggers"
+            made = self.server.http.post(path, json=trigger(name, **fields))
+            assert made.status_code == 200, made.text
+
+    def push(self) -> StoredDelivery:
+        number = next(self.numbers)
+        commits = {"before": f"{number + 100:040x}", "after": f"{number + 101:040x}"}
+        pushed(self.server, number, **commits)
+        (claimed,) = self.server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+        self.names.clear()
+        return claimed
+
+    def builds(self, project: str) -> int:
+        answer = self.server.http.get(f"/v1/projects/{project}/builds")
+        return len(answer.json().get("builds", []))
+
+
+def test_what_a_project_must_be_waited_for_is_asked_after_the_builds_of_others(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: the whole delivery went into the line of the project with slow triggers."""
+    asked = Asked(server, monkeypatch)
+    slow = "[1,1,1,1,1,1,1,1,1,1].all(a, " * 12 + "body.ref != ''" + ")" * 12
+    asked.make("evil", "slow", filter=slow)
+    asked.make("good", "good")
+    with pytest.raises(MustAsk) as requested:
+        asked.handler.handle(asked.push(), may_ask=False)
+    assert requested.value.project == "evil"
+    assert asked.names == ["slow", "good"]
+    assert asked.builds("good") == 1
+
+
+def test_the_thread_of_all_deliveries_works_for_one_project_a_short_time(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(server, monkeypatch, **{f"e{number}": 0.15 for number in range(9)})
+    asked.make("evil", *(f"e{number}" for number in range(9)))
+    for _ in range(6):  # 0.3 s each
+        with pytest.raises(MustAsk):
+            asked.handler.handle(asked.push(), may_ask=False)
+        assert asked.names == ["e0", "e1"]
+    asked.handler.handle(asked.push())
+    assert len(asked.names) == 9
+    with pytest.raises(MustAsk) as requested:
+        asked.handler.handle(asked.push(), may_ask=False)
+    assert requested.value.project == "evil"
+    assert asked.names == []
+    asked.time += 60.0
+    with pytest.raises(MustAsk):
+        asked.handler.handle(asked.push(), may_ask=False)
+    assert asked.names == ["e0", "e1"]
+
+
+def test_the_thread_of_all_deliveries_works_for_one_delivery_a_short_time(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: a push of thousands of refs was handled as a whole before all other deliveries."""
+    asked = Asked(server, monkeypatch)
+    event, seen = DeliveryHandler._event, []
+
+    def slow(self: DeliveryHandler, reported: Any, *arguments: Any) -> dict[str, Any]:
+        seen.append(reported.number)
+        asked.time += 0.3
+        return event(self, reported, *arguments)
+
+    monkeypatch.setattr(DeliveryHandler, "_event", slow)
+    refs = [{"ref": f"refs/heads/{n}", "before": "a" * 40, "after": "b" * 40} for n in range(9)]
+    body = {"repository": {"name": "app", "url": "https://git.example.com/app"}, "refs": refs}
+    new = NewDelivery(hook="git/app", delivery_id="1", headers={}, body=json.dumps(body).encode())
+    server.store.deliveries.add([new], now=now())
+    (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+    with pytest.raises(MustAsk, match="git/app"):
+        asked.handler.handle(claimed, may_ask=False)
+    assert seen == [0, 1, 2, 3]
+    assert len(asked.handler.handle(claimed)["events"]) == 9
+
+
+def test_events_that_cost_nothing_do_not_bring_a_slow_project_to_the_front(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: one quick event of the project, and its slow triggers came before those of others."""
+    took = {"e1": 7.0}
+    asked = Asked(server, monkeypatch, **took)
+    asked.make("evil", "e1")
+    asked.handler.handle(asked.push())
+    other = {"owner": "acme", "name": "quick", "push": {"branch": "main"}}
+    asked.make("evil", "quick", github=other)
+    quick = {**github_push()["repository"], "full_name": "acme/quick"}
+    for number in range(3):
+        pushed(server, 100 + number, repository=quick)
+        (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+        asked.handler.handle(claimed)
+    asked.make("good", "good")
+    shared = asked.push()
+    outcome = asked.handler.handle(shared, may_ask=False)
+    assert asked.names == ["good"]
+    verdicts = {one["trigger"]: one for one in outcome["events"][0]["verdicts"]}
+    assert verdicts["good"]["fires"]
+    assert "asked later" in verdicts["e1"]["reason"]
+    again = msgspec.structs.replace(shared, status=WAITING, outcome=outcome)
+    with pytest.raises(MustAsk) as requested:  # in the line of its own project
+        asked.handler.handle(again, may_ask=False)
+    assert requested.value.project == "evil"
+    later = asked.handler.handle(again)
+    assert asked.names == ["good", "e1"]
+    assert all(one["fires"] for one in later["events"][0]["verdicts"])
+
+
+def test_a_project_whose_filters_have_no_place_is_asked_later_and_others_now(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: the delivery was given back, and began again with the same project, for ever."""
+    asked = Asked(server, monkeypatch)
+    asked.make("evil", "e1", filter="body.ref != ''")
+    asked.make("good", "good")
+
+    def busy(*_: Any, **__: Any) -> Any:
+        raise Busy("project evil has others under way")
+
+    monkeypatch.setattr(BoundedCalls, "call", busy)
+    delivery = asked.push()
+    with pytest.raises(MustAsk):
+        asked.handler.handle(delivery, may_ask=False)
+    outcome = asked.handler.handle(delivery)
+    verdicts = {one["trigger"]: one for one in outcome["events"][0]["verdicts"]}
+    assert verdicts["good"]["fires"]
+    assert verdicts["e1"]["waitsForAnswer"]
+    assert "retry" in outcome
 
 
 def test_a_later_try_of_a_push_sets_no_project_s_commits_back(

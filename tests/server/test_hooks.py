@@ -492,7 +492,7 @@ def test_a_value_that_is_too_long_fails_the_build_and_is_shown_in_short(
     server: ApiServer, config: dict[str, Any]
 ) -> None:
     make_trigger(server, substitutions={"_ALL": "$(push.head_commit.message)"}, **config)
-    commit = {**PUSH["head_commit"], "message": "long " * 10_000}
+    commit = {**PUSH["head_commit"], "message": "long " * 2_000}
     github(server, {**PUSH, "head_commit": commit})
     handle(server)
     (build,) = builds(server)

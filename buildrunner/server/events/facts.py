@@ -175,6 +175,10 @@ class KnownEvent:
             trigger: a valid trigger.
             repository: the trigger's repository.
             filter_rule: see `match`.
+
+        Raises:
+            Busy: the project has too many running filters.
+            NotNow: see `Places`.
         """
         while True:
             verdict = self._matched(trigger, repository, filter_rule)
@@ -192,7 +196,7 @@ class KnownEvent:
         repository: TriggerRepository | None,
         filter_rule: FilterRule,
     ) -> Verdict:
-        """Return the verdict from known facts. Raises `NotNow` if a filter needs more time."""
+        """Return the verdict from known facts. Raises `MustAsk` if a filter needs more time."""
         longest_s = self._places.filter_s
         try:
             verdict = match(
@@ -202,12 +206,12 @@ class KnownEvent:
                 longest_s=longest_s,
                 filter_rule=filter_rule,
             )
-        except Busy as error:
-            self._places.give_up(trigger.name)
-            raise NotNow(str(error)) from error
+        except Busy:
+            self._places.give_up(trigger)
+            raise
         last = verdict.rules[-1]
         if not verdict.fires and last.name == "filter" and TOO_LONG in last.text:
-            self._places.give_up(trigger.name)
+            self._places.give_up(trigger)
         return verdict
 
     def _unsure(self, verdict: Verdict, question: Question, error: BuildrunnerError) -> Verdict:
@@ -360,10 +364,10 @@ class NotNow(Exception):
 
 
 class MustAsk(NotNow):
-    """Raised if a request or a filter may take long, and this handler must not wait.
+    """Raised if a request or a trigger may take long, and this handler must not wait.
 
     Attributes:
-        place: the address or host to query, or the filter in words.
+        place: the address or host to query, or the trigger in words.
         project: the project whose trigger needs the answer; empty until the handler sets it.
     """
 
@@ -378,9 +382,11 @@ class Places(Protocol):
 
     Attributes:
         filter_s: seconds that a trigger's filter may take for an event.
+        project_s: seconds that all triggers of a project may take for an event.
     """
 
     filter_s: float
+    project_s: float
 
     def ask(self, place: str, question: Callable[[], _Answer]) -> _Answer:
         """Return the answer of a place.
@@ -395,8 +401,8 @@ class Places(Protocol):
         """
         ...
 
-    def give_up(self, trigger: str) -> None:
-        """Note that a trigger's filter took too long. Raises `MustAsk` if it may get more time."""
+    def give_up(self, trigger: BuildTrigger) -> None:
+        """Note that a trigger takes too long. Raises `MustAsk` if it may get more time."""
         ...
 
 
@@ -410,6 +416,7 @@ class SilentPlaces:
     """
 
     filter_s = LONGEST_S
+    project_s = 10.0
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
@@ -446,7 +453,7 @@ class SilentPlaces:
         self._until.pop(place, None)
         return answer
 
-    def give_up(self, trigger: str) -> None:
+    def give_up(self, trigger: BuildTrigger) -> None:
         """See `Places.give_up`: there is no more time."""
 
 
@@ -458,6 +465,7 @@ class OfflinePlaces:
     """
 
     filter_s = 0.1
+    project_s = 0.2
 
     def __init__(self, places: SilentPlaces) -> None:
         self._places = places
@@ -467,9 +475,9 @@ class OfflinePlaces:
         self._places.check(place)
         raise MustAsk(place)
 
-    def give_up(self, trigger: str) -> None:
+    def give_up(self, trigger: BuildTrigger) -> None:
         """See `Places.give_up`."""
-        raise MustAsk(f"the filter of {trigger}")
+        raise MustAsk(f"trigger {trigger.id}")
 
 
 def may_pass(error: BuildrunnerError) -> bool:

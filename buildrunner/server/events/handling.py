@@ -28,6 +28,7 @@ from buildrunner.errors import (
 from buildrunner.retry import backoff
 from buildrunner.server.bounded import BoundedFilters, Busy
 from buildrunner.server.context import ServerContext
+from buildrunner.server.events.debts import MOST_S, Debts
 from buildrunner.server.events.facts import (
     EventFacts,
     KnownEvent,
@@ -82,10 +83,9 @@ from buildrunner.triggers.matching import may_care
 from buildrunner.triggers.repository import TriggerRepository, listens_to
 from buildrunner.triggers.trial import trial_events
 
-PROJECT_S: Final = 10.0
-"""The time that one try of a delivery gives to the triggers of one project."""
+_DELIVERY_S: Final = 1.0
+"""The time that a delivery may take, if it may not wait for others."""
 _SLOW: Final = "the project's triggers take long for this event: this one is asked later"
-_MOST_PROJECTS: Final = 10_000
 MOST_VERDICTS = 1000
 """The most stored verdicts of an event; with more triggers, most are for other repositories."""
 
@@ -222,7 +222,7 @@ class DeliveryHandler:
         )
         self._places = SilentPlaces()
         self._seen = SeenRefs(context.store)
-        self._took_s: dict[str, float] = {}
+        self._debts = Debts(seconds)
 
     def stop(self) -> None:
         """End running requests: see `NotNow`. Idempotent."""
@@ -240,7 +240,7 @@ class DeliveryHandler:
 
         Raises:
             StoreError: the database fails; the delivery must be handled again.
-            MustAsk: ``may_ask`` is false, and another host or a slow filter must be waited for.
+            MustAsk: ``may_ask`` is false, and the delivery takes long or needs another host.
             NotNow: `stop` ended a request, or too many filters of the project run.
         """
         try:
@@ -259,7 +259,18 @@ class DeliveryHandler:
             ReportedEvent(delivery, number, event, bool(retry))
             for number, event in enumerate(parsed.events)
         ]
-        outcome["events"] = [self._event(one, places, binding) for one in reported]
+        waiting: list[MustAsk] = []
+        outcome["events"] = []
+        ends = self._seconds() + _DELIVERY_S
+        for one in reported:
+            if not may_ask and self._seconds() > ends:
+                raise MustAsk(f"hook {delivery.hook}")
+            try:
+                outcome["events"].append(self._event(one, places, binding))
+            except MustAsk as requested:
+                waiting.append(requested)
+        if waiting:
+            raise waiting[0]
         waits_for = next((one.waits_for for one in reported if one.waits_for), "")
         if waits_for and retry:
             outcome["retry"] = {**retry, "because": waits_for}
@@ -308,7 +319,7 @@ class DeliveryHandler:
         if old_news and all(old_news.values()):
             reasons = "; ".join(dict.fromkeys(old_news.values()))
             return {**found, "ignored": reasons, "verdicts": []}
-        verdicts = self._verdicts(reported, known, triggers, old_news)
+        verdicts = self._verdicts(reported, known, triggers, old_news, places)
         if waits(verdicts):
             reported.waits_for = known.waits_for or _SLOW
         found |= kept_verdicts(verdicts)
@@ -327,11 +338,9 @@ class DeliveryHandler:
         """Request facts that the payload lacks, if a trigger needs them. Returns the error."""
         if not known.lacks_commit:
             return ""
-        caring = (one for one in triggers if may_care(one.trigger, known.event, one.repository))
-        first = next(caring, None)
-        if first is None:
+        if not any(may_care(one.trigger, known.event, one.repository) for one in triggers):
             return ""
-        with _needed_by(first.project):
+        with _needed_by(min((one.project for one in triggers), key=self._debts.of)):
             return known.complete()
 
     def _old_news(
@@ -359,53 +368,87 @@ class DeliveryHandler:
         known: KnownEvent,
         triggers: list[KnownTrigger],
         old_news: Mapping[str, str],
+        places: Places,
     ) -> list[dict[str, Any]]:
         """Return the verdicts of triggers, in their order.
 
-        No project delays others for long: those that took long for their last event come last, and
-        triggers that a project has no time left for are asked in a later try, if there is one.
+        No project delays others for long. The triggers of a project are asked after those of others
+        with less debt. If it has too much, or no time left, they are asked in a later try.
+
+        Raises:
+            MustAsk: a project's triggers must be waited for elsewhere. Those of others are asked.
         """
         projects: dict[str, list[KnownTrigger]] = {}
         for one in triggers:
             projects.setdefault(one.project, []).append(one)
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for project in sorted(projects, key=lambda name: self._took_s.get(name, 0.0)):
-            began = self._seconds()
+        is_shared = len(projects) > 1 and not is_retry(reported.delivery)
+        found: dict[str, dict[str, Any]] = {}
+        waiting: list[MustAsk] = []
+        for project in sorted(projects, key=self._debts.of):
+            undecided: list[KnownTrigger] = []
             for one in projects[project]:
                 verdict = reported.decided.get(one.trigger.id)
-                if verdict is None and reported.may_wait and self._is_late(began, known):
-                    verdict = _not_asked(one, Rule(name="time", passed=False, text=_SLOW))
-                    verdict["waitsForAnswer"] = True
+                if verdict is None and old_news.get(project):
+                    verdict = _not_asked(one, "news", old_news[project])
                 if verdict is None:
-                    verdict = self._answer(reported, known, one, old_news.get(project, ""))
-                found[project, one.trigger.id] = verdict
-            self._took_s[project] = self._seconds() - began
-        while len(self._took_s) > _MOST_PROJECTS:
-            self._took_s.pop(next(iter(self._took_s)), None)
-        return [found[one.project, one.trigger.id] for one in triggers]
+                    undecided.append(one)
+                else:
+                    found[one.trigger.id] = verdict
+            try:
+                with self._debts.spent_by(project):
+                    found |= self._judged(reported, known, undecided, places, is_shared)
+            except MustAsk as requested:
+                waiting.append(requested)
+        if waiting:
+            raise waiting[0]
+        return [found[one.trigger.id] for one in triggers]
 
-    def _is_late(self, began: float, known: KnownEvent) -> bool:
-        return not isinstance(known.event, MessageEvent) and self._seconds() - began > PROJECT_S
+    def _judged(
+        self,
+        reported: ReportedEvent,
+        known: KnownEvent,
+        triggers: list[KnownTrigger],
+        places: Places,
+        is_shared: bool,
+    ) -> dict[str, dict[str, Any]]:
+        """Return the verdicts of undecided triggers of one project, by trigger."""
+        found: dict[str, dict[str, Any]] = {}
+        ends = self._seconds() + places.project_s
+        for one in triggers:
+            is_indebted = self._debts.of(one.project) > MOST_S
+            is_late = reported.may_wait and is_indebted and is_shared
+            if not is_late and (is_indebted or self._seconds() > ends):
+                with _needed_by(one.project):
+                    places.give_up(one.trigger)
+                is_late = reported.may_wait and self._seconds() > ends
+            if not is_late:
+                try:
+                    found[one.trigger.id] = self._answer(reported, known, one)
+                    continue
+                except Busy as error:
+                    if not (self._waits and reported.may_wait):
+                        raise NotNow(str(error)) from error
+            verdict = _not_asked(one, "time", _SLOW)
+            found[one.trigger.id] = {**verdict, "waitsForAnswer": True}
+        return found
 
     def _answer(
-        self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger, old_news: str
+        self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger
     ) -> dict[str, Any]:
         """Return the verdict of one trigger.
 
         An unexpected error is stored in the verdict, and other triggers still fire.
         """
         trigger = one.trigger
-        if old_news:
-            return _not_asked(one, Rule(name="news", passed=False, text=old_news))
         try:
             return self._ask(reported, known, one)
-        except (StoreError, NotNow):
+        except (StoreError, NotNow, Busy):
             raise
         except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
             number = reported.delivery.number
             _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
-            return _not_asked(one, Rule(name="internal", passed=False, text=reason))
+            return _not_asked(one, "internal", reason)
 
     def _ask(self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
@@ -467,13 +510,14 @@ class DeliveryHandler:
                 context.store.outbox.put(message, now=context.clock())
 
 
-def _not_asked(one: KnownTrigger, rule: Rule) -> dict[str, Any]:
+def _not_asked(one: KnownTrigger, rule: str, reason: str) -> dict[str, Any]:
     """Return the verdict of a trigger that does not fire for a single reason."""
+    verdict = Verdict(fires=False, rules=(Rule(name=rule, passed=False, text=reason),))
     return {
         "project": one.project,
         "trigger": one.trigger.name,
         "triggerId": one.trigger.id,
-        **shown_verdict(Verdict(fires=False, rules=(rule,))),
+        **shown_verdict(verdict),
     }
 
 
@@ -574,9 +618,6 @@ def tried(
     verdicts = []
     for event in events:
         judged = KnownEvent(event, EventFacts(), SilentPlaces())
-        try:
-            verdict = judged.judge(known.trigger, known.repository, filters.rule)
-        except NotNow as error:
-            raise Busy(str(error)) from error
+        verdict = judged.judge(known.trigger, known.repository, filters.rule)
         verdicts.append({"event": described(event), **shown_verdict(verdict)})
     return verdicts
