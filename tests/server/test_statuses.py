@@ -259,7 +259,7 @@ class TestBuildsByHand:
 def test_a_push_whose_build_can_not_be_made_is_shown_as_a_failure(place: Place) -> None:
     too_long = {"_ALL": "$(push.head_commit.message)"}
     place.trigger("on-push", "acme/app", push={"branch": "main"}, substitutions=too_long)
-    body = github_push(head_commit={"id": NEW, "message": "long " * 10_000})
+    body = github_push(head_commit={"id": NEW, "message": "long " * 2_000})
     (build,) = place.tell("github", "x-github-event", "push", body)
     assert place.server.store.builds.find(build).status == "FAILURE"
     ((where, told),) = place.send()
