@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import hmac
+import http.client
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,8 +44,10 @@ def head(length: int, path: str = "/hooks/github") -> bytes:
 
 
 @contextlib.contextmanager
-def connected(server: ApiServer) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
+def connected(server: ApiServer, source: str = "127.0.0.1") -> Iterator[socket.socket]:
+    """Connect from an address of this machine; all of 127.0.0.0/8 are."""
+    place, own = ("127.0.0.1", server.port), (source, 0)
+    with socket.create_connection(place, timeout=30, source_address=own) as client:
         yield client
 
 
@@ -185,11 +189,122 @@ def test_a_server_takes_a_bounded_number_of_connections(
     monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 10)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(server)) for _ in range(40)]
-        for client in clients[:5]:
-            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert code_of(client) == 200
-        with contextlib.suppress(ConnectionResetError):
-            assert clients[-1].recv(1) == b""  # hung up on
+        assert all(is_answered(client) for client in clients[30:])
+        assert not any(is_answered(client) for client in clients[:30])  # hung up on
+
+
+STRANGER = "127.0.0.2"
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+OPENAPI = HEALTHZ.replace(b"/healthz", b"/openapi.json")
+
+
+def is_answered(client: socket.socket) -> bool:
+    """Return whether a connection is answered, and not hung up on."""
+    with contextlib.suppress(ConnectionError):
+        client.sendall(HEALTHZ)
+        with http.client.HTTPResponse(client) as answer:
+            answer.begin()
+            answer.read()
+            return answer.status == 200
+    return False
+
+
+def established(server: ApiServer) -> int:
+    """Return the number of connections that the server has not closed."""
+    rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    own = f":{server.port:04X}"
+    return sum(row[1].endswith(own) and row[3] == "01" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "then"),
+    [
+        (HEALTHZ, 200, b""),
+        (HEALTHZ, 200, HEALTHZ[:9]),  # a head without an end
+        (head(MIB, "/hooks/gitlab"), 401, b"x"),  # the body of a refused request
+    ],
+    ids=("idle", "head", "body"),
+)
+def test_connections_of_a_stranger_lock_nobody_out(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, sent: bytes, code: int, then: bytes
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 10)
+    with contextlib.ExitStack() as stack:
+        member = stack.enter_context(connected(server))
+        assert is_answered(member)  # and is idle from now on, for longer than any other
+        attack = [stack.enter_context(connected(server, STRANGER)) for _ in range(9)]
+        for stranger in attack:
+            stranger.sendall(sent)
+            assert int(stranger.recv(13).split()[1]) == code
+            stranger.sendall(then)
+        for _ in range(4):
+            assert is_answered(stack.enter_context(connected(server)))
+        assert is_answered(member)
+
+
+def test_answers_that_a_stranger_does_not_read_lock_nobody_out(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 4)
+    monkeypatch.setattr("buildrunner.server.http.listener.STALLED_S", 0.0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stranger = stack.enter_context(connected(server, STRANGER))
+            stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stranger.sendall(OPENAPI * 100)
+            assert code_of(stranger) == 200
+        deadline = time.monotonic() + 30
+        # The server refuses new connections until it waits for a reader.
+        while not is_answered(stack.enter_context(connected(server))):
+            assert time.monotonic() < deadline
+        assert established(server) <= 4  # none waits for its reader before it is closed
+
+
+def test_the_connection_that_was_idle_for_the_longest_time_gives_way(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 4)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server, STRANGER)) for _ in range(4)]
+        for number in (2, 0, 3, 1, 2):
+            assert is_answered(clients[number])
+        for number in (0, 3):
+            assert is_answered(stack.enter_context(connected(server)))
+            assert not is_answered(clients[number])  # hung up on
+        assert is_answered(clients[1])
+        assert is_answered(clients[2])
+
+
+def test_requests_that_are_under_way_do_not_give_way(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 4)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server, STRANGER)) for _ in range(4)]
+        for client in clients:
+            client.sendall(
+                head(len(PUSH)).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
+            )
+            assert code_of(client) == 100
+        with connected(server) as member:
+            assert not is_answered(member)
+        for client in clients:
+            client.sendall(PUSH)
+            assert code_of(client) == 401
+
+
+def test_idle_connections_end_sooner_while_many_places_are_taken(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 4)
+    monkeypatch.setattr("buildrunner.server.http.listener.CROWDED_KEEP_ALIVE_S", 0.1)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(server)) for _ in range(2)]
+        assert all(is_answered(client) for client in clients)
+        third = stack.enter_context(connected(server))
+        assert is_answered(third)
+        assert third.recv(1000) == b""  # hung up on
+        assert all(is_answered(client) for client in clients)
 
 
 @pytest.mark.parametrize(("limit", "most"), [("STREAMS_OF_SOURCE", 3), ("STREAMS_OF_STRANGERS", 2)])
@@ -221,3 +336,26 @@ def test_streams_of_a_public_build_leave_connections_to_others(
                     assert code == 429
             with following("/log/stream", member) as code:
                 assert code == 200
+
+
+def test_streams_of_one_token_leave_connections_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "STREAMS_OF_TOKEN", 2)
+    with api_server(tmp_path, auth=True) as server, contextlib.ExitStack() as streams:
+        greedy, other = (
+            {"Authorization": f"Bearer {server.token(name, 'read', 'submit')}"}
+            for name in ("greedy", "other")
+        )
+        steps = {"steps": [{"name": "busybox"}]}
+        made = server.http.post("/v1/projects/p/builds", json=steps, headers=other).json()
+        stream = f"/buildrunner/v1/projects/p/builds/{made['metadata']['build']['id']}/log/stream"
+
+        def follow(headers: dict[str, str]) -> int:
+            answer = streams.enter_context(server.http.stream("GET", stream, headers=headers))
+            next(kept.append(answer.iter_bytes()) or kept[-1])
+            return answer.status_code
+
+        kept: list[Iterator[bytes]] = []  # a stream that nobody holds is closed
+        assert [follow(greedy) for _ in range(3)] == [200, 200, 429]
+        assert follow(other) == 200

@@ -11,6 +11,7 @@ from buildrunner.addresses import (
     is_loopback_host,
     is_public,
     kind_of,
+    network_of,
 )
 
 KINDS = {
@@ -96,3 +97,17 @@ def test_a_host_can_only_be_this_machine_if_it_is_written_so(host, expected):
 )
 def test_a_wall_leaves_open_what_another_one_denies(wall, wanted, reached):
     assert wall.reached(wanted) == reached
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("203.0.113.9", "203.0.113.9"),
+        ("::ffff:203.0.113.9", "::ffff:203.0.113.9"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_sender(address, network):
+    assert network_of(address) == network

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
+from buildrunner.addresses import network_of
 from buildrunner.errors import BuildrunnerError, NotFound, StoreUnavailable, UsageError
 from buildrunner.logs.files.events import EventLogReader
 from buildrunner.logs.files.reader import (
@@ -29,7 +30,7 @@ from buildrunner.logs.files.reader import (
 )
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, project_of
-from buildrunner.server.http.bodies import network_of, search_slot
+from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import ByteRange, client_address, parse_range
 from buildrunner.server.http.tokens import PUBLIC_NAME
@@ -41,6 +42,8 @@ DEFAULT_BUCKET = "buildrunner-logs"
 STREAMS_OF_SOURCE = 50
 STREAMS_OF_STRANGERS = 500
 """The most concurrent streams of callers without a token: per network, and in total."""
+STREAMS_OF_TOKEN = 500
+"""The most concurrent streams of one token."""
 
 _BLOCK_BYTES = 1 << 18
 _SEARCH_S = 2.0
@@ -92,6 +95,7 @@ class _Logs:
         self._kept = KeptLogs(context)
         self._watches = watches
         self._strangers: Counter[str] = Counter()
+        self._tokens: Counter[str] = Counter()
 
     async def bytes(
         self,
@@ -254,13 +258,10 @@ class _Logs:
         project = self._project(request)
         # Checked before the answer begins: an error can't be sent in the middle of a stream.
         await run_in_threadpool(self._kept.check, project, build)
-        source = ""
-        if request.state.caller.name == PUBLIC_NAME:
-            source = network_of(client_address(request))
-            self._check_strangers(source)
+        streams, source = self._streams_like(request)
 
         async def messages() -> Any:
-            async with self._counted(source), self._watches.watch(project, build) as watch:
+            async with _counted(streams, source), self._watches.watch(project, build) as watch:
                 checked_at = time.monotonic()
                 async for message in build_stream(watch, self._kept.folder(build), position):
                     if time.monotonic() - checked_at > HEARTBEAT_S:
@@ -271,26 +272,25 @@ class _Logs:
 
         return StreamingResponse(messages(), media_type=_EVENT_STREAM, headers=_STREAM_HEADERS)
 
-    def _check_strangers(self, source: str) -> None:
-        """Refuse a stream if callers without a token have too many streams. Raises `ApiError`."""
-        streams = self._strangers
-        if streams[source] >= STREAMS_OF_SOURCE or streams.total() >= STREAMS_OF_STRANGERS:
-            message = "too many streams without a token at the same time: try again later"
-            raise ApiError(429, message, headers={"Retry-After": "10"})
+    def _streams_like(self, request: Request) -> tuple[Counter[str], str]:
+        """Return the open streams of callers of this kind, and the key that counts this caller.
 
-    @asynccontextmanager
-    async def _counted(self, source: str) -> AsyncIterator[None]:
-        """Count a stream of a caller without a token until the block ends."""
-        if not source:
-            yield
-            return
-        self._strangers[source] += 1
-        try:
-            yield
-        finally:
-            self._strangers[source] -= 1
-            if not self._strangers[source]:
-                del self._strangers[source]
+        Raises:
+            ApiError: 429, the caller has too many streams already.
+        """
+        caller = request.state.caller.name
+        if caller == PUBLIC_NAME:
+            streams, key = self._strangers, network_of(client_address(request))
+            is_full = streams[key] >= STREAMS_OF_SOURCE or streams.total() >= STREAMS_OF_STRANGERS
+            whose = "without a token"
+        else:
+            streams, key = self._tokens, caller
+            is_full = streams[key] >= STREAMS_OF_TOKEN
+            whose = "of this token"
+        if is_full:
+            message = f"too many streams {whose} at the same time: try again later"
+            raise ApiError(429, message, headers={"Retry-After": "10"})
+        return streams, key
 
     async def _may_still_read(self, request: Request, project: str) -> bool:
         """Return whether the caller may still read: the token or the session may have ended."""
@@ -303,6 +303,18 @@ class _Logs:
 
     def _project(self, request: Request) -> str:
         return project_of(request, self._context.settings.default_project)
+
+
+@asynccontextmanager
+async def _counted(streams: Counter[str], key: str) -> AsyncIterator[None]:
+    """Count a stream until the block ends."""
+    streams[key] += 1
+    try:
+        yield
+    finally:
+        streams[key] -= 1
+        if not streams[key]:
+            del streams[key]
 
 
 def _range(header: str, size: int) -> ByteRange | None:

@@ -13,7 +13,6 @@ a stranger who sends many large bodies displaces their own bodies, not the small
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +24,7 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from buildrunner.addresses import network_of
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import client_address
@@ -437,14 +437,3 @@ class _Body:
         if self.displaced:
             message = "too many unverified requests at the same time: try again later"
             raise ApiError(429, message, headers=_CLOSE)
-
-
-def network_of(address: str) -> str:
-    """Return the network that counts as one sender: an IPv4 address, or an IPv6 /64 network."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.version == 4 or parsed.ipv4_mapped is not None:
-        return address
-    return str(ipaddress.ip_network((int(parsed), 64), strict=False))

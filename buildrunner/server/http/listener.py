@@ -1,4 +1,10 @@
-"""The listening socket and the web server behind it (uvicorn), with limits on slow clients."""
+"""The listening socket and the web server behind it (uvicorn), with limits on slow clients.
+
+The connections have a limited number of places. If all are taken, a new connection takes the place
+of an idle one: of the network that holds most, the one that has been idle for the longest time. So
+a client that keeps many connections open displaces its own, not those of others. A trusted proxy
+counts as one network, and opens a new connection for the one that it loses.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +15,16 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from buildrunner.addresses import network_of
 from buildrunner.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +38,11 @@ DISCARDED_BYTES: Final = 32 << 20
 MOST_CONNECTIONS: Final = 2000
 _OPEN_FILES: Final = 8192
 _HEADER_BYTES: Final = 64 * 1024
-_KEEP_ALIVE_S: Final = 75
+KEEP_ALIVE_S: Final = 75
+CROWDED_KEEP_ALIVE_S: Final = 10
+"""How long a connection waits for its next request while over half of the places are taken."""
+STALLED_S: Final = 2.0
+"""A client that takes nothing of its answer for longer counts as idle: it may never go on."""
 _GRACE_S: Final = 10
 _TICK_S: Final = 0.1
 _CLOSING_TICK_S: Final = 0.01
@@ -73,7 +85,7 @@ class Listener:
             proxy_headers=False,
             server_header=False,
             backlog=_BACKLOG,
-            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=_HEADER_BYTES,
             ssl_certfile=tls_cert or None,
@@ -168,16 +180,64 @@ class _Server(uvicorn.Server):
 
 
 class _TimedProtocol(H11Protocol):
-    """HTTP with a time limit for the head of a request."""
+    """HTTP with a time limit for the head of a request, and a limited number of connections.
 
+    Attributes:
+        network: network of the client.
+        displaced: the connection was closed in favor of another one.
+    """
+
+    network = ""
+    displaced = False
     _header_timer: asyncio.TimerHandle | None = None
     _discarded = 0
+    _idle_since = 0.0
+    _stalled_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
-        if len(self.connections) > min(MOST_CONNECTIONS, _open_files() // 2):
-            self.transport.close()
+        self.network = network_of(self.client[0]) if self.client else ""
+        self._idle_since = self.loop.time()
+        self._make_room()
         self._arm()
+
+    def _make_room(self) -> None:
+        """Close an idle connection if there are too many: this new one only if no other is idle."""
+        connections = cast("set[_TimedProtocol]", self.connections)
+        held = [each for each in connections if not each.displaced]
+        if len(held) <= _places():
+            return
+        of_network = Counter(each.network for each in held)
+        now = self.loop.time()
+        idle = [each for each in held if each.idle_s(now) is not None]
+        least = max(idle, key=lambda each: (of_network[each.network], each.idle_s(now)))
+        least.displaced = True
+        least.transport.abort()  # to close it would wait for a client that reads nothing
+
+    def idle_s(self, now: float) -> float | None:
+        """Return for how long nothing has been under way; None if a request is.
+
+        Parts of a head, or of a body that was refused, may still arrive.
+        """
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            return now - self._idle_since
+        stalled_s = 0.0 if self._stalled_since is None else now - self._stalled_since
+        return stalled_s if stalled_s > STALLED_S else None
+
+    def on_response_complete(self) -> None:
+        self._idle_since = self.loop.time()
+        is_crowded = len(self.connections) > _places() // 2
+        self.timeout_keep_alive = CROWDED_KEEP_ALIVE_S if is_crowded else KEEP_ALIVE_S
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        self._stalled_since = self.loop.time()
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stalled_since = None
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -209,8 +269,9 @@ class _TimedProtocol(H11Protocol):
             self.transport.close()
 
 
-def _open_files() -> int:
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+def _places() -> int:
+    """Return the most connections."""
+    return min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 def _raise_open_files() -> None:
