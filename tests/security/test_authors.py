@@ -21,8 +21,10 @@ from buildrunner.cli.builds.remote import approval_lines
 from buildrunner.cli.serve.loops import delivery_loop
 from buildrunner.client.client import ServerClient
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.services.authorship import people_behind
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
+from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 from tests.security.test_approvals import words
@@ -238,6 +240,43 @@ def test_of_an_unknown_author_s_build_a_named_approver_decides_who_is_not_behind
         assert "wendy, alice may" in place.refused(who, build)
     assert place.refused("wendy", build).startswith("wendy is behind this build")
     assert place.decide("alice", build).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("pusher", "sender", "are_all"),
+    [
+        ("mallory", {}, True),
+        ("mallory", {"login": "Mallory", "type": "User"}, True),
+        ("github-actions[bot]", {}, False),
+        ("project_12_bot_3f", {}, False),
+        ("group_12_bot", {}, False),
+        ("service_account_group_12_3f", {}, False),
+        ("deployer", {"login": "deployer", "type": "Bot"}, False),
+        ("owner", {"login": "mallory"}, False),  # a key for deployments
+    ],
+)
+def test_behind_a_push_of_a_bot_is_somebody_whom_the_server_does_not_know(
+    pusher: str, sender: dict[str, str], are_all: bool
+) -> None:
+    """Issue: mallory had a bot push her commit, and approved its build."""
+    repository = Repository(full_name="acme/app", forge="github")
+    push = PushEvent(
+        repository=repository, ref="refs/heads/main", author=pusher, body={"sender": sender}
+    )
+    pull = PullRequestEvent(
+        repository=repository,
+        number=1,
+        base_branch="main",
+        head_branch="feat",
+        action="opened",
+        author=pusher,
+        actor=sender.get("login", pusher),
+        body={"sender": sender},
+    )
+    assert people_behind(push).are_all is are_all
+    assert people_behind(pull).are_all is (are_all and pull.author == pull.actor)
+    if "login" in sender:
+        assert people_behind(push).include(sender["login"])
 
 
 def test_the_approver_sees_everybody_behind_a_build(place: Place) -> None:

@@ -6,12 +6,14 @@ nobody. Pure.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from buildrunner.triggers.events import Event, MessageEvent, PushEvent
+from buildrunner.triggers.forges.forge import text
 
 SUBMITTER: Final = "submitter"
 """The label that names the caller, hook or schedule that started a build."""
@@ -24,6 +26,11 @@ COMMENTER: Final = "commenter"
 
 _PEOPLE: Final = "people"
 _ARE_ALL: Final = "people_are_all"  # absent: fail closed
+
+
+# Source: GitHub's apps; GitLab's "Project access tokens", "Group access tokens" and "Service
+# accounts".
+_BOT = re.compile(r"\[bot\]$|^(?:project|group)_\d+_bot|^service_account_", re.IGNORECASE)
 
 
 class People(msgspec.Struct, frozen=True):
@@ -72,17 +79,22 @@ def people_behind(event: Event) -> People:
 
     Those behind a push are known if the forge names its pusher. A missed push has no pusher, and
     a bare repository's hook names an account of its machine, which people may share. Those behind
-    a pull request are known when its author opens it: later events don't name earlier pushers.
+    a pull request are known when its author opens it: later events don't name earlier pushers. A
+    bot, or a pusher who is not the sender of the event, acts for people whom the event lacks.
     """
     if isinstance(event, MessageEvent):
         return People()
+    sender = text(event.body, "sender", "login")
     logins: tuple[str, ...]
     if isinstance(event, PushEvent):
-        logins, are_all = (event.author,), bool(event.author) and not event.repository.bare
+        logins, are_all = (event.author, sender), bool(event.author) and not event.repository.bare
+        are_all = are_all and sender.casefold() in ("", event.author.casefold())
     else:
         logins = (event.author, event.actor, event.commenter)
         are_all = event.action == "opened" and bool(event.author) and event.author == event.actor
     forge = event.repository.forge
     if forge == "bitbucket":  # users choose and change their nicknames there
+        are_all = False
+    if text(event.body, "sender", "type") == "Bot" or any(map(_BOT.search, logins)):
         are_all = False
     return People(tuple(dict.fromkeys(f"{forge}:{one}" for one in logins if one)), are_all)
