@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from buildrunner.server.events.facts import KnownEvent, MustAsk, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import WAITING, NewDelivery, StoredDelivery
 from buildrunner.triggers.file_filter import file_rule
 from tests.api_server import ApiServer, api_server, now
@@ -256,6 +258,21 @@ def test_events_that_cost_nothing_do_not_bring_a_slow_project_to_the_front(
     later = asked.handler.handle(again)
     assert asked.names == ["good", "e1"]
     assert all(one["fires"] for one in later["events"][0]["verdicts"])
+
+
+def test_the_last_try_of_a_delivery_takes_no_longer_than_others(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: after a day, all triggers that had not been asked were asked in one try."""
+    asked = Asked(server, monkeypatch, e1=7.0, e2=7.0, e3=7.0, e4=7.0)
+    asked.make("evil", "e1", "e2", "e3", "e4")
+    first = asked.push()
+    retry = {"tries": 99, "since": encode_instant(now() - timedelta(days=2)), "because": "x"}
+    last = msgspec.structs.replace(first, status=WAITING, outcome={"events": [], "retry": retry})
+    outcome = asked.handler.handle(last)
+    assert asked.names == ["e1", "e2"]
+    assert outcome["error"].startswith("given up: the project's triggers take long")
+    assert "retry" not in outcome
 
 
 def test_a_project_whose_filters_have_no_place_is_asked_later_and_others_now(

@@ -416,17 +416,17 @@ class DeliveryHandler:
         ends = self._seconds() + places.project_s
         for one in triggers:
             is_indebted = self._debts.of(one.project) > MOST_S
-            is_late = reported.may_wait and is_indebted and is_shared
+            is_late = is_indebted and is_shared
             if not is_late and (is_indebted or self._seconds() > ends):
                 with _needed_by(one.project):
                     places.give_up(one.trigger)
-                is_late = reported.may_wait and self._seconds() > ends
+                is_late = self._seconds() > ends
             if not is_late:
                 try:
                     found[one.trigger.id] = self._answer(reported, known, one)
                     continue
                 except Busy as error:
-                    if not (self._waits and reported.may_wait):
+                    if not self._waits:
                         raise NotNow(str(error)) from error
             verdict = _not_asked(one, "time", _SLOW)
             found[one.trigger.id] = {**verdict, "waitsForAnswer": True}
