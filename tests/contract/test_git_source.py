@@ -19,7 +19,7 @@ from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec, Mount
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
-from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.credentials import GitCredentials, GitLogin
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from buildrunner.sources.local_folder import LocalFolder
@@ -58,7 +58,10 @@ def servers(
         yield {
             "path": (str(shop.path), None),
             "file": (f"file://{shop.path}", None),
-            "http": (http.url(), GitCredentials(username="reader", password="p@ss/word?")),
+            "http": (
+                http.url(),
+                GitCredentials(logins=(GitLogin(username="reader", password="p@ss/word?"),)),
+            ),
             "ssh": (
                 ssh.url(),
                 GitCredentials(ssh_key=str(ssh.key), known_hosts=str(ssh.known_hosts)),

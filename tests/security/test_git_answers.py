@@ -17,7 +17,9 @@ from buildrunner.server.events import reconcile
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.settings import Settings
 from buildrunner.sources.git import command, source
+from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.command import GitLimits, GitProcess
+from buildrunner.sources.git.credentials import GitAccess, credentials_for
 from buildrunner.sources.git.source import (
     GitCheckout,
     GitPlace,
@@ -27,13 +29,14 @@ from buildrunner.sources.git.source import (
     git_for_request,
     list_refs,
 )
+from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourcePolicy, policy_from, policy_text
 from buildrunner.store.model.deliveries import Watched
 from buildrunner.store.sql import deliveries as stored_deliveries
 from buildrunner.store.sql.database import Database, insert_all_new
 from buildrunner.wiring.sources import git_place
 from tests.api_server import ApiServer, api_server
-from tests.fixtures_git import Repository, git
+from tests.fixtures_git import HttpServer, Repository, closing, git
 from tests.server.test_reconcile import handle
 
 URL = "https://github.com/acme/app.git"
@@ -123,6 +126,36 @@ def test_a_fetch_ends_at_the_largest_file_that_a_build_may_write(tmp_path: Path)
         fetch(place.largest_bytes)
     assert list(folder.iterdir()) == []
     fetch(4 << 20).release()
+
+
+def test_a_token_of_one_path_goes_to_no_submodule_of_another(tmp_path: Path) -> None:
+    team = Repository(tmp_path / "served", "team/app.git")
+    evil = Repository(tmp_path / "other", "evil/x.git")
+    evil.commit({"README": b"one"})
+    evil.push("main")
+    (tmp_path / "other/evil").rename(tmp_path / "served/evil")
+    with closing(HttpServer(tmp_path / "served")) as http:
+        modules = f'[submodule "x"]\n\tpath = x\n\turl = {http.url("evil/x.git")}\n'
+        team.commit({".gitmodules": modules.encode()})
+        submodule = git(evil.work, "rev-parse", "HEAD")
+        git(team.work, "update-index", "--add", "--cacheinfo", f"160000,{submodule},x")
+        git(team.work, "commit", "-q", "-m", "with a submodule")
+        team.push("main")
+        http.users = {"x-access-token": "TOKEN"}
+        access = GitAccess(tokens={f"{http.base}/team": "env:T"})
+        url = http.url("team/app.git")
+        request = GitRequest(
+            url=url,
+            revision="main",
+            options=GitOptions(submodules=True),
+            credentials=credentials_for(parse_git_url(url), access, {"T": "TOKEN"}),
+        )
+        folder = tmp_path / "fetched"
+        folder.mkdir()
+        with pytest.raises(SourceError, match=r"evil/x\.git"):
+            fetch_git(
+                request, mirror=None, cancel=threading.Event(), temporary=str(folder), wait_s=0.01
+            )
 
 
 def test_a_fetch_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -17,26 +18,58 @@ _DEFAULT_USER = "x-access-token"  # with a token, hosts accept any name
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 
 # git calls this with "get"; "store" and "erase" are ignored. The values are in the
-# environment, so that they are in no argv and no file.
-_HELPER = (
-    '!f() { test "$1" = get && printf "username=%s\\npassword=%s\\n" '
-    '"$BUILDRUNNER_GIT_USERNAME" "$BUILDRUNNER_GIT_PASSWORD"; }; f'
-)
+# environment, so that they are in no argv and no file. The first login whose path fits counts.
+_HELPER = r"""!f() {
+  test "$1" = get || return
+  while read -r line; do
+    case $line in path=*) path=${line#path=} ;; esac
+  done
+  n=0
+  while test $n -lt "$BUILDRUNNER_GIT_LOGINS"; do
+    eval "below=\$BUILDRUNNER_GIT_PATH_$n"
+    case $path in
+      "$below" | "$below"/* | "$below".git | "$below".git/*) fits=yes ;;
+      *) test -n "$below" || fits=yes ;;
+    esac
+    if test "$fits"; then
+      eval "printf 'username=%s\npassword=%s\n' \
+        \"\$BUILDRUNNER_GIT_USERNAME_$n\" \"\$BUILDRUNNER_GIT_PASSWORD_$n\""
+      return
+    fi
+    n=$((n + 1))
+  done
+}; f"""
+
+
+class GitLogin(msgspec.Struct, frozen=True, kw_only=True):
+    """A password for https, and what it counts for.
+
+    Attributes:
+        path: the repository, or the folder of repositories, on the host; empty for all.
+        username: the user; may be empty with a token.
+        password: password or token.
+    """
+
+    path: str = ""
+    username: str = ""
+    password: str
+
+    def __repr__(self) -> str:
+        return "GitLogin(...)"
 
 
 class GitCredentials(msgspec.Struct, frozen=True, kw_only=True):
     """Credentials for one repository. Without them git uses the user's: netrc, helpers, ssh agent.
 
     Attributes:
-        username: user for https; may be empty with a token.
-        password: password or token for https; empty for none.
+        logins: the logins of the host for https, the longest path first. Submodules and LFS servers
+            on the same host get the one for their own path.
         ssh_key: path of a private key; empty: those of the ssh configuration and agent.
         known_hosts: path of a file of host keys, in addition to the user's and the system's.
         host_fingerprints: ``SHA256:...`` of host keys that are trusted, too.
     """
 
-    username: str = ""
-    password: str = ""
+    logins: tuple[GitLogin, ...] = ()
     ssh_key: str = ""
     known_hosts: str = ""
     host_fingerprints: tuple[str, ...] = ()
@@ -65,8 +98,9 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
 def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     """Return the settings with which git reaches ``url``.
 
-    A password is bound to the URL's scheme, host and port: a submodule or LFS server elsewhere, or
-    a redirection, never gets it. Nor do the user's own credential helpers, which would store it.
+    A password is bound to the URL's scheme, host and port, and to the path of its login: a
+    submodule or LFS server elsewhere, or a redirection, never gets it. Nor do the user's own
+    credential helpers, which would store it.
 
     Raises:
         SourceError: a fingerprint is invalid.
@@ -74,18 +108,24 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     credentials = credentials or GitCredentials()
     config: list[tuple[str, str]] = []
     environment = {"GIT_SSH_COMMAND": _ssh_command(credentials), "GIT_SSH_VARIANT": "ssh"}
-    username = credentials.username or url.username
-    password = credentials.password or url.password
-    if url.origin and password:
+    logins = credentials.logins
+    if url.password and not logins:
+        logins = (GitLogin(username=url.username, password=url.password),)
+    if url.origin and logins:
         config += [
             (f"credential.{url.origin}.helper", ""),  # drop the user's own helpers
             (f"credential.{url.origin}.helper", _HELPER),
+            (f"credential.{url.origin}.useHttpPath", "true"),
         ]
-        environment["BUILDRUNNER_GIT_USERNAME"] = username or _DEFAULT_USER
-        environment["BUILDRUNNER_GIT_PASSWORD"] = password
-    elif url.origin and username:
-        config.append((f"credential.{url.origin}.username", username))
-    secrets = tuple({secret for secret in (password, url.password) if secret})
+        environment["BUILDRUNNER_GIT_LOGINS"] = str(len(logins))
+        for number, login in enumerate(logins):
+            user = login.username or url.username or _DEFAULT_USER
+            environment[f"BUILDRUNNER_GIT_PATH_{number}"] = login.path
+            environment[f"BUILDRUNNER_GIT_USERNAME_{number}"] = user
+            environment[f"BUILDRUNNER_GIT_PASSWORD_{number}"] = login.password
+    elif url.origin and url.username:
+        config.append((f"credential.{url.origin}.username", url.username))
+    secrets = tuple({login.password for login in logins} | ({url.password} - {""}))
     return Access(config=tuple(config), environment=environment, secrets=secrets)
 
 
@@ -170,7 +210,7 @@ class GitAccess(msgspec.Struct, frozen=True, kw_only=True):
     Keys name a host, optionally with more: ``git.example.com``, ``git.example.com:8443``,
     ``git.example.com/team`` (all below it), ``ci@git.example.com`` (user name for https). They
     apply to https and ssh; plain http must be explicit: ``http://localhost:8080``. The longest
-    match wins.
+    match wins. A key with a path counts for that path only, also in submodules.
 
     Attributes:
         tokens: places of passwords or tokens for https: ``env:NAME`` or ``file:PATH``.
@@ -197,9 +237,15 @@ def credentials_for(
         key = _best(url, access.tokens)
         if key is None:
             return None
-        user = key.partition("://")[2] or key
-        username = user.rpartition("@")[0] if "@" in user.partition("/")[0] else ""
-        return GitCredentials(username=username, password=_value(access.tokens[key], environ, key))
+        logins = [_login(key, access.tokens[key], environ)]
+        for other in access.tokens.keys() - {key}:
+            if _host_of(other) == _host_of(key):
+                # Only a submodule may need it, so it may lack its value.
+                with suppress(SourceError):
+                    logins.append(_login(other, access.tokens[other], environ))
+        return GitCredentials(
+            logins=tuple(sorted(logins, key=lambda one: len(one.path), reverse=True))
+        )
     if url.transport == "ssh":
         ssh_key, host_key = _best(url, access.ssh_keys), _best(url, access.host_keys)
         if ssh_key is None and host_key is None and not access.known_hosts:
@@ -212,6 +258,14 @@ def credentials_for(
             host_fingerprints=tuple(access.host_keys[host_key].split()) if host_key else (),
         )
     return None
+
+
+def _login(key: str, source: str, environ: Mapping[str, str]) -> GitLogin:
+    """Return the login of a key of `GitAccess.tokens`."""
+    user = key.partition("://")[2] or key
+    username = user.rpartition("@")[0] if "@" in user.partition("/")[0] else ""
+    path = _normal(key).rpartition("://")[2].partition("/")[2]
+    return GitLogin(path=path, username=username, password=_value(source, environ, key))
 
 
 def _check_readable(path: str, key: str) -> None:
@@ -244,6 +298,12 @@ def _normal(key: str) -> str:
     host = host.rpartition("@")[2].lower()
     start = f"{scheme}{mark}" if scheme == "http" else ""
     return f"{start}{host}{slash}{path}".rstrip("/")
+
+
+def _host_of(key: str) -> str:
+    """Return the host of a key, with the scheme for http."""
+    scheme, mark, rest = _normal(key).rpartition("://")
+    return f"{scheme}{mark}{rest.partition('/')[0]}"
 
 
 def _place(url: GitUrl) -> str:

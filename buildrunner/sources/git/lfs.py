@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 from urllib.request import getproxies
 
 import httpx
@@ -306,7 +306,9 @@ class LfsTransfers:
             )
             if found and found[2]:
                 return httpx.BasicAuth(found[0], found[2])
-        wanted = f"protocol={parts.scheme}\nhost={parts.netloc.rpartition('@')[2]}\n\n"
+        host = parts.netloc.rpartition("@")[2]
+        path = unquote(parts.path).lstrip("/")
+        wanted = f"protocol={parts.scheme}\nhost={host}\npath={path}\n\n"
         try:
             with self._lock:
                 lines = self._git.run("credential", "fill", text=wanted).splitlines()

@@ -10,8 +10,15 @@ from buildrunner.sources.git.url import parse_git_url
 def login(url, *keys):
     """User and the key whose token the repository gets."""
     access = GitAccess(tokens={key: f"env:{key}" for key in keys})
-    found = credentials_for(parse_git_url(url), access, {key: key for key in keys})
-    return (found.username, found.password) if found else None
+    parsed = parse_git_url(url)
+    found = credentials_for(parsed, access, {key: key for key in keys})
+    path = f"{parsed.path.removesuffix('.git')}/"
+    fitting = [
+        (one.username, one.password)
+        for one in (found.logins if found else ())
+        if not one.path or path.startswith(f"{one.path.removesuffix('.git')}/")
+    ]
+    return fitting[0] if fitting else None
 
 
 @pytest.mark.parametrize(
@@ -92,12 +99,24 @@ def test_tokens_come_from_the_environment_and_from_files(tmp_path):
     (tmp_path / "token").write_text("from file\n")
     url = parse_git_url("https://example.com/x")
     by_file = GitAccess(tokens={"example.com": f"file:{tmp_path}/token"})
-    assert credentials_for(url, by_file, {}).password == "from file"
+    assert credentials_for(url, by_file, {}).logins[0].password == "from file"
     by_name = GitAccess(tokens={"example.com": "env:TOKEN"})
-    assert credentials_for(url, by_name, {"TOKEN": "from env"}).password == "from env"
+    assert credentials_for(url, by_name, {"TOKEN": "from env"}).logins[0].password == "from env"
     for access, message in (
         (by_name, "environment variable TOKEN, which is empty"),
         (GitAccess(tokens={"example.com": f"file:{tmp_path}/none"}), "No such file"),
     ):
         with pytest.raises(SourceError, match=message):
             credentials_for(url, access, {})
+
+
+def test_submodules_of_the_host_get_the_tokens_of_their_own_paths():
+    keys = ["example.com", "a@example.com/team", "example.com/team/app", "other.test/team"]
+    access = GitAccess(tokens={key: f"env:{key}" for key in [*keys, "example.com/unset"]})
+    url = parse_git_url("https://example.com/team/b")
+    found = credentials_for(url, access, {key: key for key in keys})
+    assert [(one.path, one.username) for one in found.logins] == [
+        ("team/app", ""),
+        ("team", "a"),
+        ("", ""),
+    ]

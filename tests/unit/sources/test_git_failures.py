@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.credentials import GitCredentials, GitLogin
 from buildrunner.sources.git.errors import explain
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
@@ -23,6 +23,7 @@ from tests.conftest import program
 from tests.fixtures_git import HttpServer, Repository, SshServer, closing, free_port, git
 
 SECRET = "t0ken-of-somebody"
+TOKEN = GitCredentials(logins=(GitLogin(password=SECRET),))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def checkouts(cache: Path) -> list[Path]:
 class TestCredentials:
     def test_a_token_reaches_the_server_and_nobody_else(self, http: HttpServer, cache: Path):
         http.users = {"x-access-token": SECRET}
-        checkout = fetch(http.url(), cache, GitCredentials(password=SECRET))
+        checkout = fetch(http.url(), cache, TOKEN)
         for path in Path(checkout.folder).rglob("*"):
             assert path.is_dir() or SECRET.encode() not in path.read_bytes()
         checkout.release()
@@ -125,7 +126,7 @@ class TestCredentials:
         stored = tmp_path / "stored"
         (tmp_path / ".gitconfig").write_text(f"[credential]\nhelper = store --file={stored}\n")
         monkeypatch.setenv("HOME", str(tmp_path))
-        fetch(http.url(), cache, GitCredentials(password=SECRET)).release()
+        fetch(http.url(), cache, TOKEN).release()
         assert not stored.exists()
 
     def test_a_helper_that_stays_holds_nobody_up(
@@ -145,7 +146,7 @@ class TestCredentials:
 
     def test_a_refused_token(self, http: HttpServer, cache: Path):
         http.users = {"x-access-token": "another"}
-        text = refusal(http.url(), cache, GitCredentials(password=SECRET))
+        text = refusal(http.url(), cache, TOKEN)
         assert text == f"127.0.0.1 refused our credentials for {http.url()} (401)"
 
     def test_no_credentials_where_some_are_needed(
@@ -171,7 +172,7 @@ class TestCredentials:
                     seen.append(path.read_bytes())
 
         http.before_pack = look
-        fetch(http.url(), cache, GitCredentials(password=SECRET)).release()
+        fetch(http.url(), cache, TOKEN).release()
         assert any(b"fetch" in line for line in seen)
         assert not any(SECRET.encode() in line for line in seen)
 
@@ -236,7 +237,7 @@ class TestNetwork:
         self, http: HttpServer, cache: Path, status: int, words: str
     ):
         http.refuse = [status] * 20
-        assert words in refusal(http.url(), cache, GitCredentials(password=SECRET))
+        assert words in refusal(http.url(), cache, TOKEN)
         assert len(http.requests) <= 2
 
     def test_a_cut_in_the_middle_is_fetched_again(self, http: HttpServer, cache: Path):
