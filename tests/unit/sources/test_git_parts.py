@@ -12,7 +12,7 @@ import pytest
 
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.checkout import GitOptions
-from buildrunner.sources.git.credentials import GitCredentials
+from buildrunner.sources.git.credentials import GitCredentials, GitLogin
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git, request_of
 from buildrunner.sources.git.url import parse_git_url
@@ -99,7 +99,7 @@ class TestSubmodules:
         library.commit({"later": b"x\n"})
         library.push("main")
         http.users = {"x-access-token": "secret-token"}
-        token = GitCredentials(password="secret-token")
+        token = GitCredentials(logins=(GitLogin(password="secret-token"),))
         checkout = fetch(http.url(), cache, token, submodules=True)
         folder = Path(checkout.folder)
         assert (folder / "lib/deep/leaf/leaf").read_bytes() == b"leaf\n"
@@ -194,7 +194,7 @@ class TestLfs:
     ):
         http.users = {"x-access-token": "secret-token"}
         http.lfs_objects = {tracked: self.CONTENT}
-        token = GitCredentials(password="secret-token")
+        token = GitCredentials(logins=(GitLogin(password="secret-token"),))
         checkout = fetch(http.url(), cache, token, lfs=True)
         assert (Path(checkout.folder) / "big file.bin").read_bytes() == self.CONTENT
         assert "secret-token" not in (Path(checkout.folder) / ".git/config").read_text()
