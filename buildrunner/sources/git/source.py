@@ -23,6 +23,7 @@ from buildrunner.sources.git.checkout import (
     WrittenCommit,
 )
 from buildrunner.sources.git.command import (
+    NO_LIMITS,
     GitCommand,
     GitLimits,
     Progress,
@@ -279,7 +280,7 @@ def git_for_request(
     progress: Progress | None,
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], tuple[str, str] | None] | None,
-    limits: GitLimits,
+    limits: GitLimits = NO_LIMITS,
 ) -> GitCommand:
     """Return a `GitCommand` for a repository, with its credentials and under a policy.
 
