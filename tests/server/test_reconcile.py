@@ -20,6 +20,7 @@ from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from buildrunner.server.loop import Signal
 from tests.api_server import ApiServer, api_server
+from tests.conftest import DEADLINE_S
 
 SECRET = "It's a Secret to Everybody"
 OLD, NEW, NEWEST = "a" * 40, "b" * 40, "c" * 40
@@ -81,7 +82,7 @@ def gitlab(server: ApiServer, body: Any) -> None:
 def handle(server: ApiServer) -> None:
     loop = DeliveryLoop(server.context, DeliveryHandler(server.context))
     while loop.turn():
-        pass
+        assert loop.wait_until_idle(DEADLINE_S)
 
 
 def look(server: ApiServer, git: Git, **repositories: str) -> None:
