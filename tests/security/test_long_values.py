@@ -74,6 +74,36 @@ def test_a_delivery_that_the_database_refuses_delays_no_other(server: ApiServer)
     assert [one.attempts for one in found] == [1, 1, 1]
 
 
+def test_a_trigger_that_the_database_refuses_keeps_no_other_from_firing(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for project in ("evil", "good"):
+        trigger = {
+            "name": "t",
+            "build": {"steps": [{"name": "busybox"}]},
+            "repositoryEventConfig": {"repository": "acme/app", "push": {"branch": "."}},
+        }
+        forge = {"forge": "gitlab", "forgeHost": "gitlab.example.com"}
+        path = f"/v1/projects/{project}/triggers"
+        answer = server.http.post(path, json=trigger, params=forge)
+        assert answer.status_code == 200, answer.text
+    queue = TriggerQueue.queue
+
+    def refused(self: TriggerQueue, project: str, *rest: Any) -> Any:
+        if project == "evil":
+            raise StoreError("the database failed: index row size 8096 exceeds")
+        return queue(self, project, *rest)
+
+    monkeypatch.setattr(TriggerQueue, "queue", refused)
+    number = push(server)
+    turn(server, {})
+    assert len(server.store.builds.page("good").builds) == 1
+    (event,) = server.store.deliveries.get(number).outcome["events"]
+    found = {one["project"]: one for one in event["verdicts"]}
+    assert "build" in found["good"]
+    assert found["evil"]["waitsForAnswer"] is True
+
+
 def test_a_database_that_does_not_answer_costs_deliveries_no_attempt(server: ApiServer) -> None:
     first, second, last = (push(server, name=f"acme/{n}") for n in range(3))
     with pytest.raises(StoreUnavailable):

@@ -23,6 +23,7 @@ from buildrunner.errors import (
     Conflict,
     QuotaExceeded,
     StoreError,
+    StoreUnavailable,
     UsageError,
 )
 from buildrunner.retry import backoff
@@ -239,7 +240,8 @@ class DeliveryHandler:
             may_ask: permit requests to other hosts, and wait for their answers.
 
         Raises:
-            StoreError: the database fails; the delivery must be handled again.
+            StoreUnavailable: the database does not answer; the delivery must be handled again.
+            StoreError: the database refuses something of the delivery itself.
             MustAsk: ``may_ask`` is false, and the delivery takes long or needs another host.
             NotNow: `stop` ended a request, or too many filters of the project run.
         """
@@ -442,13 +444,16 @@ class DeliveryHandler:
         trigger = one.trigger
         try:
             return self._ask(reported, known, one)
-        except (StoreError, NotNow, Busy):
+        except (StoreUnavailable, NotNow, Busy):
             raise
         except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
             number = reported.delivery.number
             _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
-            return _not_asked(one, "internal", reason)
+            verdict = _not_asked(one, "internal", reason)
+            if isinstance(error, StoreError) and reported.may_wait:
+                verdict["waitsForAnswer"] = True
+            return verdict
 
     def _ask(self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
