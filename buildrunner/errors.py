@@ -340,6 +340,11 @@ class AuthError(ServerError):
 class StoreError(BuildrunnerError):
     """The store of builds refused a request or broke."""
 
+    @property
+    def is_refusal(self) -> bool:
+        """Return whether the store works, and refuses this record or finds none."""
+        return self.http_status < 500
+
 
 class StoreUnavailable(StoreError):
     """The store does not answer now; a retry may help."""

@@ -653,7 +653,7 @@ class FakeEngine(FakeImages):
 
     # -- the engine itself -------------------------------------------------------------------
 
-    def ping(self) -> None:
+    def ping(self, *, anew: bool = False) -> None:
         """See `ContainerEngine.ping`."""
 
     def info(self) -> EngineInfo:

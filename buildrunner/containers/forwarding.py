@@ -222,9 +222,9 @@ class ForwardingEngine(ABC):
         """See `Containers.get_archive`."""
         return self._ask(lambda engine: engine.get_archive(container_id, path))
 
-    def ping(self) -> None:
+    def ping(self, *, anew: bool = False) -> None:
         """See `ContainerEngine.ping`."""
-        return self._ask(lambda engine: engine.ping())
+        return self._ask(lambda engine: engine.ping(anew=anew))
 
     def info(self) -> EngineInfo:
         """See `ContainerEngine.info`."""

@@ -502,8 +502,15 @@ class Containers(Protocol):
 class ContainerEngine(Images, Resources, Containers, Protocol):
     """A container engine: all parts of the protocol, and its identity."""
 
-    def ping(self) -> None:
-        """Check that the engine answers now. Raises EngineUnavailable."""
+    def ping(self, *, anew: bool = False) -> None:
+        """Check that the engine answers now.
+
+        Args:
+            anew: over a new connection: an engine that shuts down still answers on earlier ones.
+
+        Raises:
+            EngineUnavailable: it does not answer within some seconds.
+        """
         ...
 
     def info(self) -> EngineInfo:

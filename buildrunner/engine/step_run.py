@@ -170,7 +170,7 @@ class StepRun:
         """
         if outcome.status is Status.FAILURE and not outcome.infrastructure:
             try:
-                self._build.engine.ping()
+                self._build.engine.ping(anew=True)
             except EngineUnavailable as error:
                 return replace(
                     outcome, exit_code=None, infrastructure=True, forgiven=False, error=str(error)

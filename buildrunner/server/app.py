@@ -29,6 +29,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import SameSite, SecureHeaders
 from buildrunner.server.http.bodies import (
     LARGE_AT_ONCE,
+    PACKS_AT_ONCE,
     SEARCHES_AT_ONCE,
     UPLOADS_AT_ONCE,
     CallerSlots,
@@ -106,6 +107,7 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.uploads = CallerSlots("uploads", UPLOADS_AT_ONCE)
+    app.state.packs = CallerSlots("sources", PACKS_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
     workers = routes_worker.router(context, changes)
     routers = [

@@ -31,7 +31,7 @@ CPU_S: Final = 2.0
 """Processor time of one evaluation; a usual template takes a thousandth of it."""
 TOO_LONG: Final = "it takes longer than"
 """Part of the message after a time limit; `cel_deadline` uses the same words."""
-# A reader's trials take no place from the project's own deliveries, and one project leaves half of
+# A reader's trials leave one place to the project's own deliveries, and one project leaves half of
 # all places to others.
 _MOST_OF_A_KIND: Final = 2
 _MOST_OF_AN_OWNER: Final = 3

@@ -38,6 +38,7 @@ _PIECE_BYTES = 1 << 20
 _MOST: Final = (1 << 63) - 1
 _SMALLEST_FILE: Final = 4096
 _LONGEST_COUNT_S: Final = 600.0
+_LONGEST_WAIT_S: Final = 10.0  # for another thread's count
 _RECOUNT_S: Final = 10.0  # an older count is repeated if the quota seems to be exceeded
 
 
@@ -61,7 +62,8 @@ class _Space:
     """The disk space of each project's uploads. Thread-safe.
 
     Files are counted again periodically: they expire, and other servers may write to the folder.
-    While they are counted, the last count goes on to serve what fits it.
+    While they are counted, the last count goes on to serve what fits it; before the first count,
+    only what this process has reserved counts.
 
     Args:
         folder: the parent of the projects' folders.
@@ -84,13 +86,11 @@ class _Space:
             return
         with self._changed:
             count = self._projects.setdefault(project, _Count())
-            while not self._is_current(count, size):
+            if not self._is_current(count, size):
                 if not count.under_way:
                     self._count(project, count)
-                    break
-                if count.used + size <= self._quota and count.at > -math.inf:
-                    break
-                self._changed.wait()
+                elif count.used + size > self._quota:
+                    self._changed.wait(_LONGEST_WAIT_S)
             if count.used + size > self._quota:
                 raise UploadQuotaExceeded(
                     f"the uploaded sources of project {project} would take more than"
@@ -99,7 +99,16 @@ class _Space:
                     " limit: serve --max-uploads-gib",
                 )
             count.used += size
-            count.reserved += size
+            count.open += size
+
+    def keep(self, project: str, size: int) -> None:
+        """Take ``size`` reserved bytes for stored."""
+        if self._quota is None or not size:
+            return
+        with self._changed:
+            count = self._projects[project]
+            count.open -= size
+            count.kept += size
 
     def give_back(self, project: str, size: int) -> None:
         """Release ``size`` reserved bytes that were not stored. Never waits for a count."""
@@ -107,21 +116,22 @@ class _Space:
             return
         with self._changed:
             count = self._projects[project]
-            count.used = max(0, count.used - size)
-            count.reserved = max(0, count.reserved - size)
+            count.used -= size
+            count.open -= size
 
     def _is_current(self, count: _Count, size: int) -> bool:
         """Return whether the last count is new enough to decide about ``size`` bytes."""
         assert self._quota is not None  # noqa: S101  (the callers return then)
         exceeds = count.used + size > self._quota
         # Few counts of many files: whoever exceeds the quota could ask for one after the other.
-        longest_s = _RECOUNT_S * max(1.0, count.took_s) if exceeds else _LONGEST_COUNT_S
+        recount_s = min(_RECOUNT_S * max(1.0, count.took_s), _LONGEST_COUNT_S)
+        longest_s = recount_s if exceeds else _LONGEST_COUNT_S
         return time.monotonic() - count.at <= longest_s
 
     def _count(self, project: str, count: _Count) -> None:
         """Count the files of a project, without the lock."""
         count.under_way = True
-        count.reserved = 0
+        count.kept = 0
         self._changed.release()
         began = time.monotonic()
         try:
@@ -130,8 +140,8 @@ class _Space:
             self._changed.acquire()
             count.under_way = False
             self._changed.notify_all()
-        # Those that were reserved during the count may be in it, too, until the next one.
-        count.used = found + count.reserved
+        # What was written meanwhile, or is open, may be counted twice until the next count.
+        count.used = found + count.open + count.kept
         count.at = time.monotonic()
         count.took_s = count.at - began
 
@@ -141,7 +151,8 @@ class _Count:
 
     Attributes:
         used: the last count, and what was reserved since.
-        reserved: what was reserved since that count began.
+        open: what is reserved and neither stored nor given back.
+        kept: what was stored since that count began.
         at: time of the count, in monotonic seconds.
         took_s: seconds that it took.
         under_way: a thread counts now.
@@ -149,7 +160,8 @@ class _Count:
 
     def __init__(self) -> None:
         self.used = 0
-        self.reserved = 0
+        self.open = 0
+        self.kept = 0
         self.at = -math.inf
         self.took_s = 0.0
         self.under_way = False
@@ -170,6 +182,7 @@ class _Taken:
 
     def keep(self) -> None:
         """Keep the reservation of a stored file."""
+        self._space.keep(self._project, self._bytes)
         self._bytes = 0
 
     def give_back(self) -> None:

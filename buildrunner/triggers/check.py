@@ -40,8 +40,8 @@ MAX_PATTERNS: Final = 200
 """Maximum number of globs of ``includedFiles``, and of ``ignoredFiles``."""
 
 MAX_PATTERN: Final = 1000
-_MOST_SHOWN: Final = 200
 """Maximum length of a glob or regular expression, in characters."""
+_MOST_SHOWN: Final = 200
 
 NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?")
 _SECRET_VERSION: Final = re.compile(r"projects/[^/]+/secrets/[^/]+/versions/[^/]+")

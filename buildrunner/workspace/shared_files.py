@@ -145,8 +145,15 @@ def _lay_apart(parent_path: str, name: str) -> None:
         if not _spread_folders(parent):
             return
         with _folder_anywhere(parent, name) as folder:
-            os.chown(folder, status.st_uid, status.st_gid, dir_fd=parent)
-            os.chmod(folder, stat.S_IMODE(status.st_mode), dir_fd=parent)
+            # Not by its name, which a step could give to a link.
+            opened = os.open(
+                folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent
+            )
+            try:
+                os.fchown(opened, status.st_uid, status.st_gid)
+                os.fchmod(opened, stat.S_IMODE(status.st_mode))
+            finally:
+                os.close(opened)
     finally:
         os.close(parent)
 

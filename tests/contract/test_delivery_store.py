@@ -13,6 +13,7 @@ import pytest
 
 from buildrunner.errors import Conflict, NotFound
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
+from buildrunner.store.sql import deliveries as module
 from buildrunner.store.sql.deliveries import KEPT_REFUSALS
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -274,6 +275,19 @@ def test_each_project_has_its_own_records_of_refs(store: ServerStore) -> None:
     store.refs.note(mine, "refs/heads/main", "a", "delivery")
     store.refs.forget(theirs)
     assert (store.refs.known(theirs), len(store.refs.known(mine))) == ({}, 1)
+
+
+def test_the_mark_of_a_first_look_comes_last(
+    store: ServerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that dies between two transactions must not leave it without the refs."""
+    written: list[str] = []
+    monkeypatch.setattr(module, "_REFS_AT_ONCE", 1)
+    monkeypatch.setattr(
+        module, "insert_all_new", lambda *given: written.extend(row["ref"] for row in given[2])
+    )
+    store.refs.note_first_look(R, {"": "looked at", "refs/b": "b", "refs/a": "a"}, "look")
+    assert written == ["refs/a", "refs/b", ""]
 
 
 def test_a_delivery_that_is_handled_again_sets_no_ref_back(store: ServerStore) -> None:

@@ -18,7 +18,7 @@ from buildrunner.errors import AttestationError, UsageError
 from buildrunner.server.app import create_app
 from buildrunner.server.bounded import BoundedCalls
 from buildrunner.server.events.loop import MOST, MOST_OF_A_PROJECT, SlowDeliveries
-from buildrunner.server.http.bodies import SEARCHES_AT_ONCE, UPLOADS_AT_ONCE
+from buildrunner.server.http.bodies import PACKS_AT_ONCE, SEARCHES_AT_ONCE, UPLOADS_AT_ONCE
 from buildrunner.sources import uploads as upload_module
 from buildrunner.sources.uploads import SourceFile, SourceUploads, UploadQuotaExceeded
 from buildrunner.store.sql.builds import SqlBuilds
@@ -169,6 +169,19 @@ def test_an_upload_that_ends_waits_for_no_count(
         receiver.abandon()
 
 
+def test_a_count_forgets_no_reservation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upload_module, "_RECOUNT_S", 0.0)
+    space = upload_module._Space(str(tmp_path), 100)
+    first, second = (upload_module._Taken(space, "p") for _ in range(2))
+    first.more(60)  # nothing of it is written yet
+    with pytest.raises(UploadQuotaExceeded):
+        second.more(60)
+    first.give_back()
+    second.more(60)
+    second.keep()
+    assert (space._projects["p"].open, space._projects["p"].used) == (0, 60)
+
+
 def test_uploads_of_one_caller_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +205,7 @@ def test_uploads_of_one_caller_leave_threads_to_others(
         for method, path, body in requests * 20:
             senders.submit(httpx.request, method, server.url + path, content=body, timeout=60)
         try:
-            for _ in range(UPLOADS_AT_ONCE):
+            for _ in range(UPLOADS_AT_ONCE + PACKS_AT_ONCE):
                 assert begun.acquire(timeout=30)
             answer = httpx.get(f"{server.url}/v1/projects/p/triggers", timeout=60)
             assert answer.status_code == 200

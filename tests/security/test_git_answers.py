@@ -75,17 +75,29 @@ def test_git_is_stopped_when_an_answer_is_too_long(
         listed(request)
 
 
-def test_a_long_message_of_a_commit_is_cut(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["a line\n" * 100_000 + "x" * 5_000_000, "a\n" + "\n" * 65_000])
+def test_a_long_message_of_a_commit_is_cut(tmp_path: Path, text: str) -> None:
     repository = Repository(tmp_path)
     tree = git(repository.work, "write-tree")
     long = tmp_path / "message"
-    long.write_text("a line\n" * 100_000 + "x" * 5_000_000)
+    long.write_text(text)
     commit = git(repository.work, "commit-tree", "-F", str(long), tree)
     git(repository.work, "push", "-q", "origin", f"{commit}:refs/heads/main")
     request = GitRequest(url=f"file://{repository.path}", revision="")
     message = commit_message(request, commit, place=GitPlace(), cancel=threading.Event())
-    assert message.startswith("a line\na line")
+    assert message.startswith("a")
     assert len(message) <= 64 << 10
+
+
+def test_errors_of_git_are_limited_like_its_output() -> None:
+    process = GitProcess(None, None, 10 << 20)
+    for _ in range(9):
+        process._take_error("remote: " + "x" * (1 << 20))
+    assert not process.too_long
+    assert len(process.errors()) < 100_000
+    assert process._errors.other_lines == process._errors.error_lines == []
+    process._take_error("x" * (1 << 20))
+    assert process.too_long
 
 
 def test_a_line_without_an_end_is_read_in_pieces() -> None:
@@ -163,6 +175,7 @@ def test_a_fetch_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     repository.commit({"README": b"one"})
     repository.push("main")
     monkeypatch.setattr(command, "_LEAST_FREE", 1 << 60)
+    monkeypatch.setattr(command, "_LEAST_SHARE", 1)
     request = GitRequest(url=f"file://{repository.path}", revision="main")
     folder = tmp_path / "fetched"
     folder.mkdir()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from buildrunner.errors import StoreError, StoreUnavailable
+from buildrunner.errors import InvalidRecord, StoreError, StoreUnavailable
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.http.errors import as_api_error
@@ -68,7 +68,7 @@ def turn(server: ApiServer, refused: dict[int, StoreError]) -> None:
 
 def test_a_delivery_that_the_database_refuses_delays_no_other(server: ApiServer) -> None:
     first, bad, last = (push(server, name=f"acme/{n}") for n in range(3))
-    turn(server, {bad: StoreError("the database failed: index row size 8096 exceeds")})
+    turn(server, {bad: InvalidRecord("index row size 8096 exceeds")})
     found = [server.store.deliveries.get(number) for number in (first, bad, last)]
     assert [one.status for one in found] == [HANDLED, RECEIVED, HANDLED]
     assert [one.attempts for one in found] == [1, 1, 1]
@@ -91,7 +91,7 @@ def test_a_trigger_that_the_database_refuses_keeps_no_other_from_firing(
 
     def refused(self: TriggerQueue, project: str, *rest: Any) -> Any:
         if project == "evil":
-            raise StoreError("the database failed: index row size 8096 exceeds")
+            raise InvalidRecord("index row size 8096 exceeds")
         return queue(self, project, *rest)
 
     monkeypatch.setattr(TriggerQueue, "queue", refused)
@@ -101,7 +101,7 @@ def test_a_trigger_that_the_database_refuses_keeps_no_other_from_firing(
     (event,) = server.store.deliveries.get(number).outcome["events"]
     found = {one["project"]: one for one in event["verdicts"]}
     assert "build" in found["good"]
-    assert found["evil"]["waitsForAnswer"] is True
+    assert "internal error" in str(found["evil"]["rules"])
 
 
 def test_a_database_that_does_not_answer_costs_deliveries_no_attempt(server: ApiServer) -> None:
@@ -202,7 +202,7 @@ def test_a_fire_that_the_database_refuses_holds_up_no_other(
 
     def refused(self: TriggerQueue, project: str, document: Any, *rest: Any) -> Any:
         if document["name"] == "a":
-            raise StoreError("the database failed: index row size 8096 exceeds")
+            raise InvalidRecord("index row size 8096 exceeds")
         return queue(self, project, document, *rest)
 
     monkeypatch.setattr(TriggerQueue, "queue", refused)

@@ -127,7 +127,6 @@ def test_a_manifest_names_no_upload_also_none_of_its_own_project(run, sources, t
         assert "an upload\n" not in log
 
 
-@pytest.mark.docker
 @pytest.mark.parametrize("kind", [{"link": "target"}, {"directory": True}])
 def test_no_digest_of_a_source_leads_to_another_file(server, kind):
     """Its answer once told whether any file of the machine exists, and marked it as used."""
@@ -142,6 +141,7 @@ def test_no_digest_of_a_source_leads_to_another_file(server, kind):
         assert "only a regular file has a sha256" in answer.json()["error"]["message"]
 
 
+@pytest.mark.docker
 def test_an_archive_that_was_changed_on_the_server_is_not_built(run, sources):
     own = upload(sources, "p", b"mine")
     (sources / "evil").write_bytes(b"evil")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from buildrunner.containers.docker.endpoint import Endpoint
-from buildrunner.containers.docker.errors import Stopped
+from buildrunner.containers.docker.errors import Refusal, Stopped
 from buildrunner.errors import EngineError, EngineUnavailable
 
 if TYPE_CHECKING:
@@ -95,12 +95,16 @@ class DockerApi:
         """Return the capabilities of the engine; the first call sends one ``_ping``."""
         return self._open().engine.capabilities
 
-    def ping(self) -> None:
-        """Raise EngineUnavailable if the engine does not answer within some seconds.
-
-        The connection is a new one: an engine that shuts down still answers on earlier ones.
-        """
-        self._open(timeout_s=_PING_TIMEOUT_S).ping(_PING_TIMEOUT_S)
+    def ping(self, *, anew: bool = False) -> None:
+        """See `ContainerEngine.ping`."""
+        opened = self._open(timeout_s=_PING_TIMEOUT_S)
+        try:
+            opened.ping(_PING_TIMEOUT_S, _STREAMS if anew else _REQUESTS)
+        except Refusal as refusal:  # of a proxy before an engine that is gone
+            raise EngineUnavailable(
+                f"the engine does not answer: {refusal.message}",
+                hint="See whether it runs: `docker info`.",
+            ) from refusal
 
     def send(
         self,
@@ -287,8 +291,8 @@ class _Opened:
             raise
         self._attach(self.client)
 
-    def ping(self, timeout_s: float, prefix: str = _STREAMS) -> Mapping[str, str]:
-        """Send a ping, over a new connection by default. Returns the headers of the answer."""
+    def ping(self, timeout_s: float, prefix: str) -> Mapping[str, str]:
+        """Send a ping, over the connections of a prefix. Returns the headers of the answer."""
         return self._session.get(f"{prefix}/_ping", timeout=timeout_s).headers
 
     def _introduced(self, timeout_s: float) -> _Engine:

@@ -618,7 +618,11 @@ def check_goes_on(api: DockerApi, container_id: str) -> None:
     Raises:
         EngineUnavailable: the engine shuts down, so the exit code says nothing about the program.
     """
-    with contextlib.closing(_events(api, container_id, "die", timeout_s=_GOES_ON_S)) as answer:
+    try:
+        answer = _events(api, container_id, "die", timeout_s=_GOES_ON_S)
+    except Refusal as refusal:
+        raise broken(refusal.message) from refusal
+    with contextlib.closing(answer):
         if next(answer.lines(_LINE_LIMIT), None) is None:
             raise broken("it does not know the end of the container any more")
 

@@ -59,9 +59,9 @@ class DockerEngine(DockerImages, DockerResources, DockerContainers):
         self._info: EngineInfo | None = None
         self._info_lock = threading.Lock()
 
-    def ping(self) -> None:
+    def ping(self, *, anew: bool = False) -> None:
         """See `ContainerEngine.ping`."""
-        self._api.ping()
+        self._api.ping(anew=anew)
 
     def info(self) -> EngineInfo:
         """See `ContainerEngine.info`: one request of some 6 ms, then from memory."""

@@ -24,6 +24,7 @@ from buildrunner.server.http.bodies import (
     json_body,
     json_text,
     upload_slot,
+    waits_for_pack_slot,
     waits_for_upload_slot,
 )
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
@@ -77,7 +78,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         _: Caller = Depends(access.may("submit", "sources.create")),
         body: bytes = Depends(json_text(context, _MAX_MANIFEST_BYTES)),
-        _slot: None = Depends(waits_for_upload_slot),
+        _slot: None = Depends(waits_for_pack_slot),
     ) -> Response:
         """Create a source from uploaded files, or from an uploaded archive."""
         project = project_in(request)

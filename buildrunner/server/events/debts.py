@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 MOST_S: Final = 2.0
@@ -34,20 +33,14 @@ class Debts:
         with self._lock:
             return self._of(project)
 
-    @contextmanager
-    def spent_by(self, project: str) -> Iterator[None]:
-        """Add the duration of the block to the debt of a project."""
-        began = self._seconds()
-        try:
-            yield
-        finally:
-            ended = self._seconds()
-            with self._lock:
-                debt = min(self._of(project) + ended - began, _LONGEST_S)
-                self._ends.pop(project, None)
-                self._ends[project] = ended + debt / _PAID_BACK
-                if len(self._ends) > _MOST_PROJECTS:
-                    del self._ends[next(iter(self._ends))]
+    def add(self, project: str, spent_s: float) -> None:
+        """Add time that the triggers of a project took until now."""
+        with self._lock:
+            debt = min(self._of(project) + max(spent_s, 0.0), _LONGEST_S)
+            self._ends.pop(project, None)
+            self._ends[project] = self._seconds() + debt / _PAID_BACK
+            if len(self._ends) > _MOST_PROJECTS:
+                del self._ends[next(iter(self._ends))]
 
     def _of(self, project: str) -> float:
         return max(self._ends.get(project, 0.0) - self._seconds(), 0.0) * _PAID_BACK

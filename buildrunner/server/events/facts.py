@@ -108,14 +108,23 @@ class KnownEvent:
     Attributes:
         event: the event with the facts so far.
         waits_for: why a needed fact is still unknown; empty if no fact is awaited.
+        asked_s: seconds that Git servers and forges have taken to answer.
     """
 
     def __init__(self, event: Event, facts: EventFacts, places: Places) -> None:
         self.event = event
         self.waits_for = ""
+        self.asked_s = 0.0
         self._facts = facts
         self._places = places
         self._unanswered: dict[Question, BuildrunnerError | None] = {}
+
+    def _asked(self, place: str, question: Callable[[], _Answer]) -> _Answer:
+        began = time.monotonic()
+        try:
+            return self._places.ask(place, question)
+        finally:
+            self.asked_s += time.monotonic() - began
 
     def about(self, event: Event) -> KnownEvent:
         """Return a new `KnownEvent` about another event, with the same sources of facts."""
@@ -154,7 +163,7 @@ class KnownEvent:
         if not (self.lacks_commit and url and ask):
             return ""
         try:
-            found = self._places.ask(url, lambda: ask(url)).get(event.ref, "")
+            found = self._asked(url, lambda: ask(url)).get(event.ref, "")
         except StoreError:
             raise
         except BuildrunnerError as error:
@@ -230,14 +239,14 @@ class KnownEvent:
         if self._facts.complete is None:
             return event
         ask = self._facts.complete
-        return self._places.ask(_host(event.repository), lambda: ask(event))
+        return self._asked(_host(event.repository), lambda: ask(event))
 
     def _whole(self, event: PullRequestEvent) -> PullRequestEvent:
         """Return the event with the full SHA of its head, which the payload shortens or omits."""
         url, ask = event.head_clone_url or event.repository.clone_url, self._facts.refs
         if ask is None or not url:
             return event
-        found = self._places.ask(url, lambda: ask(url)).get(f"refs/heads/{event.head_branch}", "")
+        found = self._asked(url, lambda: ask(url)).get(f"refs/heads/{event.head_branch}", "")
         if not (found and found.startswith(event.head_commit)):
             where = f"at {event.head_commit}" if event.head_commit else "there"
             raise ServerError(f"{event.head_branch} is not {where} any more")
@@ -291,7 +300,7 @@ class KnownEvent:
         ask = self._facts.message
         if ask is None or not url or len(commit) < _SHA_LENGTH:
             return ""
-        return self._places.ask(url, lambda: ask(url, commit))
+        return self._asked(url, lambda: ask(url, commit))
 
     def _files(self, event: PushEvent | PullRequestEvent) -> tuple[str, ...] | None:
         url, new = _head(event)
@@ -315,13 +324,13 @@ class KnownEvent:
         ask = self._facts.files
         assert ask is not None  # noqa: S101  (tested by the caller)
         from_merge_base = isinstance(event, PullRequestEvent)
-        return self._places.ask(url, lambda: ask(url, old, new, from_merge_base))
+        return self._asked(url, lambda: ask(url, old, new, from_merge_base))
 
     def _may_write(self, event: PullRequestEvent, identity: str, person: str) -> bool | None:
         ask, repository = self._facts.may_write, event.repository
         if ask is None or repository.host is None or not identity:
             return None
-        return self._places.ask(_host(repository), lambda: ask(repository, identity, person))
+        return self._asked(_host(repository), lambda: ask(repository, identity, person))
 
 
 def _host(repository: Repository) -> str:

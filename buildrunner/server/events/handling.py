@@ -23,7 +23,6 @@ from buildrunner.errors import (
     Conflict,
     QuotaExceeded,
     StoreError,
-    StoreUnavailable,
     UsageError,
 )
 from buildrunner.retry import backoff
@@ -240,8 +239,7 @@ class DeliveryHandler:
             may_ask: permit requests to other hosts, and wait for their answers.
 
         Raises:
-            StoreUnavailable: the database does not answer; the delivery must be handled again.
-            StoreError: the database refuses something of the delivery itself.
+            StoreError: the database fails, or refuses something of the delivery itself.
             MustAsk: ``may_ask`` is false, and the delivery takes long or needs another host.
             NotNow: `stop` ended a request, or too many filters of the project run.
         """
@@ -383,10 +381,12 @@ class DeliveryHandler:
         projects: dict[str, list[KnownTrigger]] = {}
         for one in triggers:
             projects.setdefault(one.project, []).append(one)
-        is_shared = len(projects) > 1 and not is_retry(reported.delivery)
+        least = min(map(self._debts.of, projects), default=0.0)
         found: dict[str, dict[str, Any]] = {}
         waiting: list[MustAsk] = []
         for project in sorted(projects, key=self._debts.of):
+            # It is asked later only if another one gains by that.
+            is_behind = self._debts.of(project) > 2 * least and not is_retry(reported.delivery)
             undecided: list[KnownTrigger] = []
             for one in projects[project]:
                 verdict = reported.decided.get(one.trigger.id)
@@ -397,8 +397,9 @@ class DeliveryHandler:
                 else:
                     found[one.trigger.id] = verdict
             try:
-                with self._debts.spent_by(project):
-                    found |= self._judged(reported, known, undecided, places, is_shared)
+                found |= self._judged(
+                    reported, known, undecided, places, is_behind and len(projects) > 1
+                )
             except MustAsk as requested:
                 waiting.append(requested)
         if waiting:
@@ -411,14 +412,14 @@ class DeliveryHandler:
         known: KnownEvent,
         triggers: list[KnownTrigger],
         places: Places,
-        is_shared: bool,
+        is_behind: bool,
     ) -> dict[str, dict[str, Any]]:
         """Return the verdicts of undecided triggers of one project, by trigger."""
         found: dict[str, dict[str, Any]] = {}
         ends = self._seconds() + places.project_s
         for one in triggers:
             is_indebted = self._debts.of(one.project) > MOST_S
-            is_late = is_indebted and is_shared
+            is_late = is_indebted and is_behind
             if not is_late and (is_indebted or self._seconds() > ends):
                 with _needed_by(one.project):
                     places.give_up(one.trigger)
@@ -444,22 +445,27 @@ class DeliveryHandler:
         trigger = one.trigger
         try:
             return self._ask(reported, known, one)
-        except (StoreUnavailable, NotNow, Busy):
+        except (NotNow, Busy):
             raise
-        except Exception as error:  # noqa: BLE001  (one bad trigger must not silence the others)
+        except Exception as error:
+            if isinstance(error, StoreError) and not error.is_refusal:
+                raise
             number = reported.delivery.number
             _log.exception("delivery %s: trigger %s can't be asked", number, trigger.name)
             reason = f"internal error, see the server's log: {type(error).__name__}"
-            verdict = _not_asked(one, "internal", reason)
-            if isinstance(error, StoreError) and reported.may_wait:
-                verdict["waitsForAnswer"] = True
-            return verdict
+            return _not_asked(one, "internal", reason)
 
     def _ask(self, reported: ReportedEvent, known: KnownEvent, one: KnownTrigger) -> dict[str, Any]:
         trigger = one.trigger
         filters = BoundedFilters(self._context.calls, one.project, waits=self._waits)
-        with _needed_by(one.project):
-            verdict = known.judge(trigger, one.repository, filters.rule)
+        began, asked_s = self._seconds(), known.asked_s
+        try:
+            with _needed_by(one.project):
+                verdict = known.judge(trigger, one.repository, filters.rule)
+        finally:
+            # Git servers, forges and the database are slow without the project's doing.
+            spent_s = self._seconds() - began - (known.asked_s - asked_s)
+            self._debts.add(one.project, spent_s)
         event = known.event
         found: dict[str, Any] = {
             "project": one.project,

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Final
 from urllib.parse import urlsplit
 
-from buildrunner.errors import StoreError, StoreUnavailable
+from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.facts import MustAsk, NotNow
 from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
@@ -91,7 +91,7 @@ class DeliveryLoop:
         """Handle some deliveries. Returns whether there were any.
 
         Raises:
-            StoreUnavailable: the database does not answer. The deliveries are handled again.
+            StoreError: the database does not answer. The deliveries are handled again.
         """
         store, now = self._context.store, self._context.clock()
         self._hold(now)
@@ -109,12 +109,12 @@ class DeliveryLoop:
             except MustAsk as requested:
                 self._slow.add(delivery.number, requested.place, requested.project)
                 slow_lanes |= {delivery.lane} - {""}
-            except StoreUnavailable:
-                self._keep(handled)
-                # None of them has had its turn.
-                store.deliveries.release([*left, *claimed[claimed.index(delivery) :]])
-                raise
             except StoreError as error:
+                if not error.is_refusal:
+                    self._keep(handled)
+                    # None of them has had its turn.
+                    store.deliveries.release([*left, *claimed[claimed.index(delivery) :]])
+                    raise
                 # The delivery's own fault: it is handled again, a few times, and delays no other.
                 _log.warning("delivery %s can't be handled now: %s", delivery.number, error)
                 slow_lanes |= {delivery.lane} - {""}
@@ -142,9 +142,9 @@ class DeliveryLoop:
         try:
             if finished:
                 self._context.store.deliveries.finish(finished)
-        except StoreUnavailable:
-            raise
-        except Exception:  # noqa: BLE001  (one can't be stored: store the others one by one)
+        except Exception as error:
+            if isinstance(error, StoreError) and not error.is_refusal:
+                raise
             for one in finished:
                 self._keep_one(*one)
         for delivery, outcome in handled:
@@ -157,9 +157,9 @@ class DeliveryLoop:
         store = self._context.store
         try:
             store.deliveries.finish([(delivery, outcome)])
-        except StoreUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001  (what is in it is at fault, not the database)
+        except Exception as error:
+            if isinstance(error, StoreError) and not error.is_refusal:
+                raise
             _log.exception("what came of delivery %s can't be kept", delivery.number)
             store.deliveries.finish([(delivery, _internal(error))])
 

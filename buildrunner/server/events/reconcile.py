@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from buildrunner.errors import BuildrunnerError, StoreUnavailable
+from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
@@ -128,7 +128,7 @@ class Reconciler:
         A repository that can't be queried is checked again at the next call.
 
         Raises:
-            StoreUnavailable: the database does not answer.
+            StoreError: the database fails.
         """
         lines = self._lines()
         self._changes.clear()
@@ -169,7 +169,7 @@ class Reconciler:
         """Check one repository. Returns the number of deliveries; None if it can't be queried."""
         try:
             listed = self._remote.list_refs(place.url)
-        except StoreUnavailable:
+        except StoreError:
             raise
         except BuildrunnerError as error:
             if self._stopped.is_set():
@@ -203,9 +203,9 @@ class Reconciler:
         """Call `_compare`; a bug with one repository does not stop the check of the others."""
         try:
             return self._compare(watcher, refs, messages)
-        except StoreUnavailable:
-            raise
-        except Exception:  # noqa: BLE001  (a bug that one repository meets is that one's)
+        except Exception as error:
+            if isinstance(error, StoreError) and not error.is_refusal:
+                raise
             _log.exception("%s can't be looked at for missed pushes", place.name)
             return 0
 

@@ -23,7 +23,6 @@ from buildrunner.errors import (
     NotFound,
     QuotaExceeded,
     StoreError,
-    StoreUnavailable,
     UsageError,
 )
 from buildrunner.server.context import ServerContext
@@ -90,7 +89,7 @@ class Scheduler:
         """Handle everything that is due now. Returns the next due time, if known.
 
         Raises:
-            StoreUnavailable: the database does not answer. Nothing is lost.
+            StoreError: the database does not answer. Nothing is lost.
         """
         now = self._context.clock()
         times: list[datetime] = []
@@ -114,9 +113,9 @@ class Scheduler:
         """Call `_look_at`; a bug with one trigger does not stop the others."""
         try:
             return self._look_at(trigger, now)
-        except StoreUnavailable:
-            raise
-        except Exception:  # noqa: BLE001  (a bug that one trigger meets is that trigger's)
+        except Exception as error:
+            if isinstance(error, StoreError) and not error.is_refusal:
+                raise
             _log.exception("the schedule of trigger %s can't be looked at", trigger.id)
             return None
 
@@ -158,18 +157,18 @@ class Scheduler:
             if settled.state != FIRED:
                 _log.info("schedule of trigger %s: %s", fire.trigger_id, settled.detail)
             self._store.schedules.settle_fire(settled)
-        except StoreUnavailable:
-            raise
         except NotFound:  # the trigger was deleted, and its fires with it
             return
         except StoreError as error:
+            if not error.is_refusal:
+                raise
             self._store.schedules.settle_fire(_failed(fire, error))
 
     def _settled(self, fire: Fire) -> Fire:
         """Return the final state of a fire.
 
         Raises:
-            StoreUnavailable: the state is not known yet. The fire stays, and is claimed again.
+            StoreError: the state is not known yet. The fire stays, and is claimed again.
         """
         document = self._store.triggers.get(fire.project_id, fire.trigger_id)
         if document.get("disabled") or not document.get("cron"):
@@ -187,10 +186,10 @@ class Scheduler:
         try:
             return self._made(fire, document)
         except BuildrunnerError as error:
-            if isinstance(error, StoreUnavailable):
-                raise
             if isinstance(error, StoreError) and not isinstance(error, QuotaExceeded):
-                return _failed(fire, error)
+                if error.is_refusal:
+                    return _failed(fire, error)
+                raise
             return replace(fire, state=FAILED, detail=str(error))
         except Exception as error:  # noqa: BLE001  (else the fire is claimed again and again)
             return _failed(fire, error)

@@ -46,6 +46,7 @@ LARGE_AT_ONCE = 2
 SEARCHES_AT_ONCE = 4
 REPORTS_AT_ONCE = 4
 UPLOADS_AT_ONCE = 4
+PACKS_AT_ONCE = 2
 CREDENTIALS_AT_ONCE = 2
 LONGEST_WAIT_S = 30.0
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
@@ -310,6 +311,13 @@ def upload_slot(request: Request) -> AbstractAsyncContextManager[None]:
 async def waits_for_upload_slot(request: Request) -> AsyncIterator[None]:
     """Limit the uploads of a caller. A dependency, after that of the caller."""
     async with upload_slot(request):
+        yield
+
+
+async def waits_for_pack_slot(request: Request) -> AsyncIterator[None]:
+    """Limit the archives that are made for a caller, which may take minutes; like the above."""
+    packs: CallerSlots = request.app.state.packs
+    async with packs.slot(request.state.caller.name):
         yield
 
 

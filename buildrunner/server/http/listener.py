@@ -210,9 +210,13 @@ class _TimedProtocol(H11Protocol):
         of_network = Counter(each.network for each in held)
         now = self.loop.time()
         idle = [each for each in held if each.idle_s(now) is not None]
-        least = max(idle, key=lambda each: (of_network[each.network], each.idle_s(now)))
-        least.displaced = True
-        least.transport.abort()  # to close it would wait for a client that reads nothing
+        idle.sort(key=lambda each: (of_network[each.network], each.idle_s(now)), reverse=True)
+        # Several at once at a high limit, since this looks at all of them.
+        for least in idle[: max(1, _places() // 100)]:
+            if least is self and least is not idle[0]:
+                continue
+            least.displaced = True
+            least.transport.abort()  # to close it would wait for a client that reads nothing
 
     def idle_s(self, now: float) -> float | None:
         """Return for how long nothing has been under way; None if a request is.

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from buildrunner.errors import NotFound, SecretError, StoreError, StoreUnavailable
+from buildrunner.errors import NotFound, SecretError, StoreError
 from buildrunner.retry import backoff
 from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
@@ -110,7 +110,7 @@ class OutboxSender:
         """Make messages from pending changes, in order.
 
         Raises:
-            StoreUnavailable: the database does not answer; nothing is lost by it.
+            StoreError: the database does not answer; nothing is lost by it.
         """
         changes = self._store.outbox.changes(limit=_CHANGES_AT_ONCE)
         if not changes:
@@ -118,9 +118,9 @@ class OutboxSender:
         made = [(change, self._messages(change)) for change in changes]
         try:
             self._announce(made)
-        except StoreUnavailable:
-            raise
-        except StoreError:
+        except StoreError as error:
+            if not error.is_refusal:
+                raise
             for one in made:
                 self._announce_one(*one)
         if len(changes) == _CHANGES_AT_ONCE:
@@ -134,9 +134,9 @@ class OutboxSender:
         """Store the messages of one change; those that the database refuses are given up."""
         try:
             self._announce([(change, messages)])
-        except StoreUnavailable:
-            raise
-        except StoreError:
+        except StoreError as error:
+            if not error.is_refusal:
+                raise
             _log.exception("outbox: no messages are sent for build %s", change.build_id)
             self._announce([(change, [])])
 
@@ -145,9 +145,9 @@ class OutboxSender:
         for reporter in self._reporters:
             try:
                 found += reporter(change)
-            except StoreUnavailable:
-                raise
-            except Exception:  # noqa: BLE001  (one bad template must not hold up everything)
+            except Exception as error:
+                if isinstance(error, StoreError) and not error.is_refusal:
+                    raise
                 _log.exception("outbox: no messages are sent for build %s", change.build_id)
         return found
 

@@ -332,7 +332,11 @@ class GitCommand:
         """Return whether a file of git, or of its helpers, exceeded its limit."""
         if not self._limits.file_bytes or not process.returncode:
             return False
-        signs = (f"died of signal {signal.SIGXFSZ:d}", os.strerror(errno.EFBIG))
+        signs = (
+            f"died of signal {signal.SIGXFSZ:d}",
+            os.strerror(errno.EFBIG),
+            "fatal: Out of memory",
+        )
         said = call.errors()
         errors = [one for one in said.splitlines() if one.startswith(("error:", "fatal:"))]
         return (
@@ -367,6 +371,7 @@ _HELD_S = 60.0
 _KILLED_IN_SILENCE = "fatal: fetch-pack: invalid index-pack output"
 _FULL = "full"
 _LEAST_FREE = 200 << 20  # of a server's disk, which others need, too
+_LEAST_SHARE = 20  # on a small disk, a twentieth of it instead
 _PIECE = 1 << 20  # characters of a line that are read at once
 
 
@@ -391,6 +396,7 @@ class GitProcess:
         self._each_line = each_line
         self._most = most
         self._taken = 0
+        self._counting = threading.Lock()
         self._lines: list[str] = []
         self._errors = GitProgress(progress)
         self._heard_s = time.monotonic()
@@ -470,18 +476,26 @@ class GitProcess:
 
     def _take_output(self, line: str) -> None:
         self._heard_s = time.monotonic()
-        self._taken += len(line)
-        if self._most and self._taken > self._most:
-            self.too_long = True
-            self.stopped.set()
-        elif self._each_line is None:
+        if self._is_too_long(line):
+            return
+        if self._each_line is None:
             self._lines.append(line)
         elif not self.stopped.is_set() and not self._each_line(line):
             self.stopped.set()
 
     def _take_error(self, line: str) -> None:
         self._heard_s = time.monotonic()
-        self._errors.take(line)
+        if not self._is_too_long(line):
+            self._errors.take(line)
+
+    def _is_too_long(self, line: str) -> bool:
+        """Count output and errors, and stop git beyond the limit."""
+        with self._counting:
+            self._taken += len(line)
+        if self._most and self._taken > self._most:
+            self.too_long = True
+            self.stopped.set()
+        return self.too_long
 
 
 def _is_full(folder: str) -> bool:
@@ -489,7 +503,8 @@ def _is_full(folder: str) -> bool:
         disk = os.statvfs(folder)
     except OSError:
         return False
-    return disk.f_bavail * disk.f_frsize < _LEAST_FREE
+    least = min(_LEAST_FREE, disk.f_blocks * disk.f_frsize // _LEAST_SHARE)
+    return disk.f_bavail * disk.f_frsize < least
 
 
 def end_process(process: Any) -> None:
@@ -508,6 +523,7 @@ def end_process(process: Any) -> None:
 
 
 _KEPT_LINES = 200
+_LONGEST_ERROR = 4096
 _PERCENT = re.compile(r"(?:remote: )?([A-Z][a-z]+ [a-z ]+):\s+(\d+)% ")
 
 
@@ -523,12 +539,15 @@ class GitProgress(RemoteProgress):
 
     def take(self, line: str) -> None:
         """Take one line, or one state of a line that git overwrites."""
-        line = line.rstrip()
+        line = line[:_LONGEST_ERROR].rstrip()
         if not line:
             return
         if _PERCENT.match(line) is None:
             self._words.append(line)
         self._handle(line)
+        # GitPython keeps all of them, and nobody reads them there.
+        self.other_lines.clear()
+        self.error_lines.clear()
 
     def text(self) -> str:
         """Return the last lines of standard error that are not progress."""
@@ -633,7 +652,7 @@ def fetch_history(
     try:
         git.run(*common, *shallow, "--", git.url.text, *commits, folder=folder, timeout_s=timeout_s)
     except GitFailed as failed:
-        if failed.kind in ("auth", "network", "cancelled"):
+        if failed.kind in ("auth", "network", "cancelled", "refused", "disk"):
             raise
         half = ("--unshallow",) if os.path.exists(os.path.join(folder, "shallow")) else ()
         everything = "+refs/*:refs/buildrunner/*"

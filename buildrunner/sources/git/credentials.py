@@ -21,7 +21,8 @@ _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 # environment, so that they are in no argv and no file. The first login whose path fits counts.
 _HELPER = r"""!f() {
   test "$1" = get || return
-  while read -r line; do
+  path= fits=
+  while IFS= read -r line; do
     case $line in path=*) path=${line#path=} ;; esac
   done
   n=0
@@ -108,7 +109,7 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     credentials = credentials or GitCredentials()
     config: list[tuple[str, str]] = []
     environment = {"GIT_SSH_COMMAND": _ssh_command(credentials), "GIT_SSH_VARIANT": "ssh"}
-    logins = credentials.logins
+    logins = tuple(login for login in credentials.logins if login.password)
     if url.password and not logins:
         logins = (GitLogin(username=url.username, password=url.password),)
     if url.origin and logins:
@@ -125,7 +126,7 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
             environment[f"BUILDRUNNER_GIT_PASSWORD_{number}"] = login.password
     elif url.origin and url.username:
         config.append((f"credential.{url.origin}.username", url.username))
-    secrets = tuple({login.password for login in logins} | ({url.password} - {""}))
+    secrets = tuple(({login.password for login in logins} | {url.password}) - {""})
     return Access(config=tuple(config), environment=environment, secrets=secrets)
 
 

@@ -308,6 +308,8 @@ class LfsTransfers:
                 return httpx.BasicAuth(found[0], found[2])
         host = parts.netloc.rpartition("@")[2]
         path = unquote(parts.path).lstrip("/")
+        if not f"{host}{path}".isprintable():  # a line of its own would name another host
+            return None
         wanted = f"protocol={parts.scheme}\nhost={host}\npath={path}\n\n"
         try:
             with self._lock:

@@ -494,10 +494,13 @@ def commit_message(
             timeout_s=_MESSAGE_TIMEOUT_S,
         )
         lines: list[str] = []
+        size = 0
 
         def take(line: str) -> bool:
+            nonlocal size
             lines.append(line)
-            return sum(map(len, lines)) < _LONGEST_MESSAGE
+            size += len(line)
+            return size < _LONGEST_MESSAGE
 
         git.run("log", "-1", "--format=%B", commit, folder=folder, each_line=take)
         return _readable("".join(lines)[:_LONGEST_MESSAGE].strip())

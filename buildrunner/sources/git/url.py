@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from typing import Literal
 
 import msgspec
@@ -171,7 +172,8 @@ def _check_path(path: str) -> None:
     # Some servers drop parameters before they shorten the path.
     names = {one.partition(";")[0] for one in segments}
     has_hidden = decoded.count("/") != path.count("/")
-    is_hidden = is_endless or has_hidden or "\\" in decoded or not decoded.isprintable()
+    has_controls = any(unicodedata.category(one) in ("Cc", "Zl", "Zp") for one in decoded)
+    is_hidden = is_endless or has_hidden or has_controls or "\\" in decoded
     if is_hidden or (segments != [""] and {"", ".", ".."} & names):
         raise SourceError(
             "the path of the Git repository can be read in more than one way",

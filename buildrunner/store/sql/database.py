@@ -235,13 +235,8 @@ class Database:
             text = text.replace(self._password, "***")
         if isinstance(error, IntegrityError) and "unique" in text.lower():
             return Conflict(f"the database {self.name} has something of that name already ({text})")
-        if "cannot contain nul" in text.lower():
-            statement = (error.statement or "") if isinstance(error, StatementError) else ""
-            if statement.startswith(("INSERT", "UPDATE")):
-                return InvalidRecord("text with a NUL character can't be kept")
-            return NotFound("nothing is named with a NUL character")
-        if isinstance(error, DataError) and "out of range" in text.lower():
-            return _too_large()
+        if (refusal := _refusal_of_value(error, cause, text)) is not None:
+            return refusal
         for sign, said, hint in _FAILURES:
             if sign in text.lower():
                 return StoreError(f"the database {self.name} {said} ({text})", hint=hint)
@@ -249,6 +244,21 @@ class Database:
             if sign in text.lower():
                 return StoreUnavailable(f"the database {self.name} {said} ({text})", hint=hint)
         return StoreError(f"the database {self.name} failed: {text}")
+
+
+def _refusal_of_value(error: Exception, cause: Any, text: str) -> StoreError | None:
+    """Return the refusal of a value that can't be stored or found; None for another failure."""
+    if "cannot contain nul" in text.lower():
+        statement = (error.statement or "") if isinstance(error, StatementError) else ""
+        if statement.startswith(("INSERT", "UPDATE")):
+            return InvalidRecord("text with a NUL character can't be kept")
+        return NotFound("nothing is named with a NUL character")
+    if isinstance(error, DataError) and "out of range" in text.lower():
+        return _too_large()
+    # PostgreSQL's class 54: a limit, such as that of an index, is exceeded.
+    if isinstance(error, DataError) or str(getattr(cause, "sqlstate", "")).startswith("54"):
+        return InvalidRecord(f"the database can't keep this: {text}")
+    return None
 
 
 def _too_large() -> NotFound:

@@ -366,9 +366,10 @@ class SqlRefs(SqlPart):
             return {one: _noted(connection, one, ref, now) for one in sorted(watched)}
 
     def note_first_look(self, watched: Watched, refs: Mapping[str, str], seen_by: str) -> None:
-        """Record the refs of a repository, in their order; known ones do not change.
+        """Record the refs of a repository; known ones do not change.
 
-        Many refs take several transactions, so that others can write in between.
+        Many refs take several transactions, so that others can write in between. A ref without a
+        name, which marks the others as complete, is the last one.
 
         Args:
             watched: the repository and the project.
@@ -377,7 +378,7 @@ class SqlRefs(SqlPart):
         """
         rows = [
             {**watched._asdict(), "ref": ref, **_values(KnownRef(commit, seen_by))}
-            for ref, commit in refs.items()
+            for ref, commit in sorted(refs.items(), key=lambda one: (not one[0], one[0]))
         ]
         for at in range(0, len(rows), _REFS_AT_ONCE):
             with self._database.write() as connection:
@@ -423,7 +424,7 @@ def _is_behind(now: KnownRef, known: KnownRef) -> bool:
 
     A delivery may be handled again after later ones.
     """
-    if _witness(known) > _witness(now):
+    if _witness(known) > _witness(now) and known.commit != now.before:
         return True
     return bool(now.before) and known.before == now.commit and known.commit != now.before
 

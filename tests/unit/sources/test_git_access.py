@@ -1,9 +1,11 @@
 """Which credentials of the settings go to which repository, and to no other."""
 
+import subprocess
+
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git.credentials import GitAccess, credentials_for
+from buildrunner.sources.git.credentials import GitAccess, access_to, credentials_for
 from buildrunner.sources.git.url import parse_git_url
 
 
@@ -12,13 +14,22 @@ def login(url, *keys):
     access = GitAccess(tokens={key: f"env:{key}" for key in keys})
     parsed = parse_git_url(url)
     found = credentials_for(parsed, access, {key: key for key in keys})
-    path = f"{parsed.path.removesuffix('.git')}/"
-    fitting = [
-        (one.username, one.password)
-        for one in (found.logins if found else ())
-        if not one.path or path.startswith(f"{one.path.removesuffix('.git')}/")
-    ]
-    return fitting[0] if fitting else None
+    if found is None:
+        return None
+    access = access_to(parsed, found)
+    helper = dict(access.config)[f"credential.{parsed.origin}.helper"].removeprefix("!")
+    asked = f"protocol={parsed.transport}\nhost={parsed.host}\npath={parsed.path}\n"
+    answered = subprocess.run(
+        ["sh", "-c", f"{helper} get"],
+        input=asked,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**access.environment, "path": "x", "fits": "yes"},
+    ).stdout
+    given = dict(line.split("=", 1) for line in answered.splitlines())
+    user = given["username"]
+    return ("" if user == "x-access-token" else user, given["password"]) if given else None
 
 
 @pytest.mark.parametrize(
