@@ -15,7 +15,6 @@ has docker || needed+=(docker.io iptables)
 has busybox || needed+=(busybox-static)
 has chromium || needed+=(chromium fonts-dejavu-core)   # the dashboard's tests look at it
 /sbin/ldconfig -p | grep 'libatomic\.so\.1' > /dev/null || needed+=(libatomic1)   # for what speaks with the browser
-has eatmydata || needed+=(eatmydata)
 has npm || needed+=(npm)                              # brings axe-core
 for processor in x86-64 aarch64; do                   # their assemblers check the listing of the start gate
   has "${processor/x86-64/x86_64}-linux-gnu-as" || needed+=("binutils-$processor-linux-gnu")
@@ -56,11 +55,10 @@ say "Tests"
 # Who starts this in the background may have told it to ignore Ctrl-C, and its children inherit that;
 # tests of Ctrl-C need it as a terminal would send it. The files of tests have a folder of their own, which stays if
 # a test fails: pytest removes its older folders by a recursion that ends in an error where a test left deep ones.
-# No test cuts the machine's power, so nothing waits until the disk has what was written: servers of tests commit often.
 run() {
   local folder
   folder=$(mktemp -d /tmp/tests.XXXXXX)
-  env --default-signal=HUP,INT,QUIT eatmydata pytest --basetemp "$folder" "$@" && rm -rf "$folder"
+  env --default-signal=HUP,INT,QUIT pytest --basetemp "$folder" "$@" && rm -rf "$folder"
 }
 
 if [ "$#" -gt 0 ]; then

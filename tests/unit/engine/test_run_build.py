@@ -440,7 +440,7 @@ def test_an_engine_that_breaks_off_during_a_pull_is_no_fault_of_the_image() -> N
 @pytest.mark.parametrize("allowed", [False, True])
 def test_a_step_that_fails_while_its_engine_ends_did_not_fail_by_itself(allowed: bool) -> None:
     class Ending(FakeEngine):
-        def ping(self) -> None:
+        def ping(self, *, anew: bool = False) -> None:
             raise EngineUnavailable("no engine answers")
 
     build = Build(step(0, "EXIT_CODE=1", allow_failure=allowed), step(1))

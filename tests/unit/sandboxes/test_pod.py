@@ -42,7 +42,7 @@ class Starting(FakeEngine):
         self.pings = 0
         self.ensured = []
 
-    def ping(self):
+    def ping(self, *, anew=False):
         self.pings += 1
         if self.pings < 3:
             raise EngineUnavailable("there is no socket")
@@ -69,7 +69,7 @@ class Ending(FakeEngine):
         yield b"begun"
         raise EngineUnavailable("it broke off")
 
-    def ping(self):
+    def ping(self, *, anew=False):
         raise EngineUnavailable("there is no socket")
 
 
