@@ -36,6 +36,11 @@ class _Text(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
+    @property
+    def python_type(self) -> type[str]:
+        """See `TypeEngine`; a decorator does not answer for what it decorates."""
+        return str
+
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[str]:
         """See `TypeDecorator`."""
         collation = "C" if dialect.name == "postgresql" else None
