@@ -77,6 +77,7 @@ from buildrunner.store.sql.schema import (
     triggers,
 )
 from buildrunner.store.sql.servers import notify_servers
+from buildrunner.triggers.labels import DELIVERY
 
 _WAITS_FOR = {WAITING: "in the queue", PENDING: "for an approval"}
 _SUPERSEDED = {"cancel_queued": (WAITING,), "cancel_all": (WAITING, CLAIMED)}
@@ -430,6 +431,7 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
         builds.c.group_name == new.group,
         builds.c.id != build_id,
     )
+    others = and_(others, builds.c.id.not_in(_of_newer_events(connection, new, others)))
     if WAITING in phases:
         waiting = select(builds.c.id, literal(build_id)).where(is_waiting, others)
         insert_selected(connection, superseded, ("build_id", "by_build"), waiting)
@@ -437,6 +439,26 @@ def _supersede(connection: Connection, new: NewBuild) -> None:
         claimed = select(builds.c.id, builds.c.labels).where(is_claimed, others)
         for row in connection.execute(claimed.order_by(builds.c.id).with_for_update()).all():
             _ask_to_cancel(connection, row.id, row.labels, f"superseded by build {build_id}")
+
+
+def _of_newer_events(
+    connection: Connection, new: NewBuild, others: ColumnElement[bool]
+) -> list[str]:
+    """Return those builds whose event arrived after the event of a new build.
+
+    The delivery of an event may be handled after later ones. A retry is as new as its request.
+    """
+    number = 0 if new.attempt_of else _delivery(new.labels)
+    if not number or not new.supersede:
+        return []
+    found = connection.execute(select(builds.c.id, builds.c.labels).where(is_ongoing, others))
+    return [row.id for row in found if _delivery(msgspec.json.decode(row.labels)) > number]
+
+
+def _delivery(labels: Mapping[str, str]) -> int:
+    """Return the number of the delivery that made a build; 0 for none."""
+    number = labels.get(DELIVERY, "")
+    return int(number) if number.isdecimal() else 0
 
 
 def end_superseded(database: Database, now: datetime) -> None:
