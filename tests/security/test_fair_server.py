@@ -17,12 +17,19 @@ from msgspec.structs import replace
 from buildrunner.errors import AttestationError, UsageError
 from buildrunner.server.app import create_app
 from buildrunner.server.bounded import BoundedCalls
-from buildrunner.server.events.loop import MOST, MOST_OF_A_PROJECT, SlowDeliveries
+from buildrunner.server.events.handling import DeliveryHandler
+from buildrunner.server.events.loop import (
+    MOST,
+    MOST_OF_A_PROJECT,
+    DeliveryLoop,
+    SlowDeliveries,
+)
 from buildrunner.server.http.bodies import PACKS_AT_ONCE, SEARCHES_AT_ONCE, UPLOADS_AT_ONCE
 from buildrunner.sources import uploads as upload_module
 from buildrunner.sources.uploads import SourceFile, SourceUploads, UploadQuotaExceeded
+from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.store.sql.builds import SqlBuilds
-from tests.api_server import api_server
+from tests.api_server import ApiServer, api_server, now
 from tests.conftest import DEADLINE_S
 
 CEL = "body.a == 'b'"
@@ -112,6 +119,45 @@ def test_deliveries_for_slow_hosts_of_one_project_leave_threads_to_others() -> N
     finally:
         go_on.set()
     assert slow.wait_until_idle(30)
+
+
+def test_the_hook_whose_deliveries_take_long_comes_after_others(tmp_path: Path) -> None:
+    """Issue: other hooks waited for all large deliveries of one hook, a second for each."""
+    clock, order = [0.0], []
+
+    class Handler(DeliveryHandler):
+        def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
+            clock[0] += 1.0 if delivery.hook == "git/evil" else 0.01
+            order.append(delivery.hook)
+            return super().handle(delivery, may_ask=may_ask)
+
+    def deliver(server: ApiServer, hook: str, number: int) -> None:
+        new = NewDelivery(
+            hook=hook, delivery_id=f"{number}", headers={}, body=b"{}", lane=f"{hook} {number}"
+        )
+        server.store.deliveries.add([new], now=now())
+
+    with api_server(tmp_path) as server:
+        loop = DeliveryLoop(server.context, Handler(server.context), seconds=lambda: clock[0])
+        for number in range(30):
+            deliver(server, "git/evil", number)
+        for number in range(3):
+            deliver(server, "git/good", number)
+        while "git/good" not in order:
+            assert loop.turn()
+        assert order == ["git/evil"] * 3 + ["git/good"] * 3
+        for number in range(3, 30):  # it takes the time that others leave, whatever came before
+            assert loop.turn()
+            assert order[-1] == "git/evil"
+            deliver(server, "git/good", number)
+            assert loop.turn()
+            assert order[-1] == "git/good"
+        clock[0] += 120.0
+        for number in range(30, 33):
+            deliver(server, "git/evil", number)
+            deliver(server, "git/good", number)
+        assert loop.turn()
+        assert order[-4:] == ["git/evil", "git/good", "git/good", "git/good"]
 
 
 def test_the_count_of_one_project_s_uploads_holds_up_no_other(

@@ -1,5 +1,7 @@
 """The loop that handles stored deliveries, oldest first.
 
+Deliveries of a hook that took much time lately come after those of other hooks.
+
 Several servers on one database each run one: a delivery is claimed by one of them. A delivery that
 needs an answer of a Git server or a forge is handled in a separate thread (`SlowDeliveries`). So a
 slow repository delays only its own deliveries. Each host gets a limited share of these threads.
@@ -13,11 +15,13 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
 
 from buildrunner.errors import StoreError
 from buildrunner.server.context import ServerContext
+from buildrunner.server.events.debts import Debts
 from buildrunner.server.events.facts import MustAsk, NotNow
 from buildrunner.server.events.handling import DeliveryHandler, tried_again_at
 from buildrunner.server.loop import Loop
@@ -31,6 +35,7 @@ _POLL_S = 1.0
 _MOST_ATTEMPTS = 5
 _AT_ONCE = 20
 _SAVED_AFTER_S = 0.2
+_HOOK_S = 0.5
 _TICK_S = 60.0
 _PAUSE_RATIO = 2.0
 _MOST_PAUSE_S = 0.1
@@ -45,6 +50,7 @@ class DeliveryLoop:
         context: the server's context.
         handler: handles a delivery.
         pause: waits for the given seconds. None: a wait that `stop` ends early.
+        seconds: returns monotonic seconds.
     """
 
     def __init__(
@@ -52,6 +58,7 @@ class DeliveryLoop:
         context: ServerContext,
         handler: DeliveryHandler,
         pause: Callable[[float], object] | None = None,
+        seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         self._context = context
         self._handler = handler
@@ -59,6 +66,8 @@ class DeliveryLoop:
         self._pause = pause or self._loop.pause
         self._slow = SlowDeliveries(self._handle_slowly)
         self._held = time.monotonic()
+        self._seconds = seconds
+        self._debts = Debts(seconds)
 
     def start(self) -> None:
         """Start with the deliveries that an earlier server left."""
@@ -95,17 +104,19 @@ class DeliveryLoop:
         """
         store, now = self._context.store, self._context.clock()
         self._hold(now)
-        claimed = store.deliveries.claim(now=now, lease_s=_LEASE_S, limit=_AT_ONCE)
+        claimed = self._claimed(now)
         begun = time.monotonic()
+        spent_s: Counter[str] = Counter()  # by hook
         handled: list[tuple[StoredDelivery, dict[str, object]]] = []
         slow_lanes: set[str] = set()
         left: list[StoredDelivery] = []
         for delivery in claimed:
-            if delivery.lane in slow_lanes:
+            if delivery.lane in slow_lanes or spent_s[delivery.hook] > _HOOK_S:
                 left.append(delivery)
                 continue
+            began_s = self._seconds()
             try:
-                handled.append((delivery, self._handled(delivery)))
+                handled.append((delivery, self._outcome(delivery, may_ask=False)))
             except MustAsk as requested:
                 self._slow.add(delivery.number, requested.place, requested.project)
                 slow_lanes |= {delivery.lane} - {""}
@@ -118,6 +129,12 @@ class DeliveryLoop:
                 # The delivery's own fault: it is handled again, a few times, and delays no other.
                 _log.warning("delivery %s can't be handled now: %s", delivery.number, error)
                 slow_lanes |= {delivery.lane} - {""}
+            finally:
+                took_s = self._seconds() - began_s
+                spent_s[delivery.hook] += took_s
+                self._debts.add(delivery.hook, took_s)
+            if self._loop.was_woken():  # a forge waits for the answer to others
+                self._pause(min(took_s * _PAUSE_RATIO, _MOST_PAUSE_S))
             # A delivery was slow: store the outcomes so far without further delay.
             if time.monotonic() - begun > _SAVED_AFTER_S:
                 self._keep(handled)
@@ -126,6 +143,14 @@ class DeliveryLoop:
         if left:
             store.deliveries.release(left)
         return bool(claimed)
+
+    def _claimed(self, now: datetime) -> list[StoredDelivery]:
+        """Claim deliveries of hooks with little debt, or, if there are none, of all hooks."""
+        claim = partial(
+            self._context.store.deliveries.claim, now=now, lease_s=_LEASE_S, limit=_AT_ONCE
+        )
+        indebted = self._debts.large()
+        return (indebted and claim(but=indebted)) or claim()
 
     def _hold(self, now: datetime) -> None:
         """Extend the claims of deliveries that other threads handle."""
@@ -184,14 +209,6 @@ class DeliveryLoop:
             store.deliveries.release([store.deliveries.get(number)])
         except StoreError as error:  # then the delivery is free when its claim expires
             _log.warning("delivery %s can't be given back: %s", number, error)
-
-    def _handled(self, delivery: StoredDelivery) -> dict[str, object]:
-        """Handle a delivery, then pause if others arrive: a forge waits for the answer to them."""
-        begun = time.monotonic()
-        outcome = self._outcome(delivery, may_ask=False)
-        if self._loop.was_woken():  # the next turn claims the new deliveries
-            self._pause(min((time.monotonic() - begun) * _PAUSE_RATIO, _MOST_PAUSE_S))
-        return outcome
 
     def _outcome(self, delivery: StoredDelivery, *, may_ask: bool) -> dict[str, object]:
         if delivery.attempts > _MOST_ATTEMPTS:

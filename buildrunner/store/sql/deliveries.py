@@ -18,6 +18,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
     union_all,
     update,
 )
@@ -50,8 +51,11 @@ MOST_CLAIMED_BYTES: Final = 32 << 20
 _LISTED = [column for column in deliveries.c if column.name not in ("body", "headers")]
 
 
-def _claimable(at: int, most: int) -> Select[int]:
-    """Select new deliveries of lanes without a claim, and waiting ones that are due, by number."""
+def _claimable(at: int, most: int, but: Collection[str]) -> Select[int]:
+    """Select new deliveries of lanes without a claim, and waiting ones that are due, by number.
+
+    Those of some hooks are not selected.
+    """
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
     came = and_(
@@ -60,8 +64,10 @@ def _claimable(at: int, most: int) -> Select[int]:
         deliveries.c.lane.not_in(busy),
     )
     due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
+    hooks = deliveries.c.hook.not_in(but) if but else true()
     each = (
-        select(number).where(one).order_by(number).limit(most).subquery() for one in (came, due)
+        select(number).where(one, hooks).order_by(number).limit(most).subquery()
+        for one in (came, due)
     )
     found = union_all(*(select(one.c.number) for one in each)).subquery()
     return select(found.c.number).order_by(found.c.number).limit(most)
@@ -122,18 +128,21 @@ class SqlDeliveries(SqlPart):
                 values = {"outcome": msgspec.json.encode(known)}
                 connection.execute(update(deliveries).where(which).values(values))
 
-    def claim(self, *, now: datetime, lease_s: float, limit: int) -> list[StoredDelivery]:
-        """Claim the oldest deliveries that no server handles, in order.
+    def claim(
+        self, *, now: datetime, lease_s: float, limit: int, but: Collection[str] = ()
+    ) -> list[StoredDelivery]:
+        """Claim the oldest deliveries that no server handles, in order, but none of some hooks.
 
         Waiting deliveries that are due are claimed, too. A lane with a claimed delivery is skipped.
         A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
         The bodies of the claimed deliveries have at most `MOST_CLAIMED_BYTES` together, but at
         least one delivery is claimed.
         """
+        moment = microseconds(now)
         rows = claim(
             self._database,
             deliveries,
-            _claimable(microseconds(now), self._few_enough(microseconds(now), limit)),
+            _claimable(moment, self._few_enough(moment, limit, but), but),
             free=deliveries.c.status.in_((RECEIVED, WAITING)),
             until=now + timedelta(seconds=lease_s),
             one_at_a_time=_LOCK_CLAIMS,  # otherwise two servers could claim deliveries of one lane
@@ -141,9 +150,9 @@ class SqlDeliveries(SqlPart):
         )
         return sorted(map(_delivery, rows), key=lambda one: one.number)
 
-    def _few_enough(self, moment: int, limit: int) -> int:
+    def _few_enough(self, moment: int, limit: int, but: Collection[str]) -> int:
         """Count the next deliveries that have at most `MOST_CLAIMED_BYTES` together."""
-        which = deliveries.c.number.in_(_claimable(moment, limit))
+        which = deliveries.c.number.in_(_claimable(moment, limit, but))
         sizes = select(func.length(deliveries.c.body)).where(which).order_by(deliveries.c.number)
         with self._database.read() as connection:
             totals: list[int] = list(accumulate(connection.execute(sizes).scalars()))
