@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from msgspec.structs import replace
 from buildrunner.errors import AttestationError, UsageError
 from buildrunner.server.app import create_app
 from buildrunner.server.bounded import BoundedCalls
+from buildrunner.server.events import intake
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import (
     MOST,
@@ -119,6 +121,31 @@ def test_deliveries_for_slow_hosts_of_one_project_leave_threads_to_others() -> N
     finally:
         go_on.set()
     assert slow.wait_until_idle(30)
+
+
+def test_the_event_loop_reads_no_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue: all callers waited while the server read the events of a delivery below 200 KB."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def held(*_: Any) -> str:
+        begun.set()
+        assert go_on.wait(60)
+        return ""
+
+    monkeypatch.setattr(intake, "lane_of", held)
+    body = b"{}"
+    signature = "sha256=" + hmac.new(b"hush", body, hashlib.sha256).hexdigest()
+    headers = {"X-Hub-Signature-256": signature, "X-GitHub-Event": "push"}
+    with api_server(tmp_path) as server, ThreadPoolExecutor(1) as sender:
+        server.hook("github", "hush", owners=["acme"])
+        path = f"{server.url}/hooks/github"
+        sent = sender.submit(httpx.post, path, content=body, headers=headers, timeout=60)
+        try:
+            assert begun.wait(30)
+            assert httpx.get(f"{server.url}/healthz", timeout=10).status_code == 200
+        finally:
+            go_on.set()
+        assert sent.result().status_code == 200
 
 
 def test_the_hook_whose_deliveries_take_long_comes_after_others(tmp_path: Path) -> None:

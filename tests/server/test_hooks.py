@@ -22,6 +22,7 @@ from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.store.model.deliveries import Watched
+from buildrunner.triggers.forges.forge import MOST_REFS
 from tests.api_server import ApiServer, api_server
 
 APP = Watched("p", "github.com/acme/app")
@@ -577,6 +578,42 @@ def test_an_old_delivery_of_a_bare_repository_is_refused(server: ApiServer) -> N
     assert "too long ago" in answer.json()["error"]["message"]
     (seen,) = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
     assert seen["status"] == "refused"
+
+
+@pytest.mark.parametrize("hook", ["git/app", "bitbucket", "bitbucket-server"])
+def test_a_delivery_of_too_many_refs_is_refused(server: ApiServer, hook: str) -> None:
+    """Issue: the server handled each ref of one delivery by itself, however many there were."""
+    ref = {"new": {"type": "branch", "name": "a", "target": {"hash": COMMIT}}}
+    project = {"project": {"key": "acme"}, "slug": "app", "full_name": "acme/app"}
+    bodies: dict[str, tuple[str, Any]] = {
+        "git/app": ("", lambda n: {**hook_body(), "refs": [{"ref": "refs/heads/a"}] * n}),
+        "bitbucket": (
+            "repo:push",
+            lambda n: {"repository": project, "push": {"changes": [ref] * n}},
+        ),
+        "bitbucket-server": (
+            "repo:refs_changed",
+            lambda n: {
+                "repository": project,
+                "changes": [{"ref": {"id": "refs/heads/a"}, "toHash": COMMIT}] * n,
+            },
+        ),
+    }
+    kind, body = bodies[hook]
+
+    def sent(refs: int) -> httpx.Response:
+        content = json.dumps(body(refs)).encode()
+        name = "X-Buildrunner-Signature" if hook == "git/app" else "X-Hub-Signature"
+        headers = {"X-Event-Key": kind, name: signed(content)}
+        return server.http.post(f"/hooks/{hook}", content=content, headers=headers)
+
+    assert sent(MOST_REFS).status_code == 200
+    answer = sent(MOST_REFS + 1)
+    assert answer.status_code == 400
+    reason = "the delivery is refused: it reports 1001 refs, and 1000 are the most"
+    assert answer.json()["error"]["message"] == reason
+    listed = server.http.get("/buildrunner/v1/deliveries").json()["deliveries"]
+    assert [one["status"] for one in listed] == ["refused", "received"]
 
 
 def test_a_hook_speaks_for_its_own_repository_only(server: ApiServer) -> None:

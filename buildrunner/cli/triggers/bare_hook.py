@@ -24,6 +24,7 @@ import uuid
 
 SETTINGS = "buildrunner.json"
 MOST_FILES = 5000
+MOST_REFS = 1000  # of one report; the server refuses more
 _PAUSES_S = (0, 0.5, 2, 8)
 _ANSWER_S = 10
 
@@ -36,9 +37,14 @@ def main(arguments: list[str]) -> int:
     """
     hooks = os.path.dirname(os.path.abspath(__file__))
     if arguments == ["--installed"]:
-        code, reason = _report(_settings(hooks), {"installed": True, "refs": _all_refs()})
-        sys.stdout.write(reason)
-        return 0 if 200 <= code < 300 else 1
+        settings, parts = _settings(hooks), _parts(_all_refs())
+        for number, refs in enumerate(parts, 1):
+            more = number < len(parts)
+            code, reason = _report(settings, {"installed": True, "more": more, "refs": refs})
+            if not 200 <= code < 300:
+                sys.stdout.write(reason)
+                return 1
+        return 0
     lines = sys.stdin.buffer.read()
     code = 0
     original = os.path.join(hooks, "post-receive.original")
@@ -80,12 +86,20 @@ def _in_background() -> bool:
 def _tell(hooks: str, lines: bytes) -> None:
     settings = _settings(hooks)
     refs = [_ref(*line.split(" ", 2)) for line in _utf8(lines) if line.count(" ") >= 2]
-    identity = str(uuid.uuid4())
-    for pause in _PAUSES_S if refs else ():
-        time.sleep(pause)
-        code, _ = _report(settings, {"id": identity, "refs": refs, "options": _push_options()})
-        if 200 <= code < 500 and code != 429:  # the server has the report, or will never accept it
-            return
+    for part in _parts(refs) if refs else ():
+        identity = str(uuid.uuid4())
+        for pause in _PAUSES_S:
+            time.sleep(pause)
+            code, _ = _report(settings, {"id": identity, "refs": part, "options": _push_options()})
+            if 200 <= code < 500 and code != 429:  # the server has it, or will never accept it
+                break
+        else:
+            return  # the server finds the rest at its next check
+
+
+def _parts(refs: list[dict[str, object]]) -> list[list[dict[str, object]]]:
+    """Return refs in parts that fit a report; one empty part without refs."""
+    return [refs[at : at + MOST_REFS] for at in range(0, len(refs) or 1, MOST_REFS)]
 
 
 def _utf8(lines: bytes) -> list[str]:

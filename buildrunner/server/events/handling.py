@@ -75,7 +75,7 @@ from buildrunner.triggers.events import (
     Verdict,
 )
 from buildrunner.triggers.forge_host import request_name
-from buildrunner.triggers.forges.bare_git import INSTALLED
+from buildrunner.triggers.forges.bare_git import INSTALLED, INSTALLING
 from buildrunner.triggers.forges.forge import BadDelivery, shortened
 from buildrunner.triggers.hook_binding import BARE, HookBinding, read_binding
 from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
@@ -248,7 +248,7 @@ class DeliveryHandler:
             parsed = parsed_delivery(delivery, binding)
         except BadDelivery as error:
             return {"error": str(error)}
-        if parsed.kind == INSTALLED and binding is not None:
+        if parsed.kind in (INSTALLED, INSTALLING) and binding is not None:
             self._seen.know(delivery, parsed, binding.repository)
         outcome: dict[str, Any] = {"kind": parsed.kind}
         if parsed.ignored:

@@ -25,13 +25,13 @@ from buildrunner.errors import SecretError, SecretNotFound, StoreError
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import HookSecrets, secret_name
-from buildrunner.server.http.bodies import QUICK_BYTES
-from buildrunner.server.http.errors import ApiError, unavailable
+from buildrunner.server.http.errors import ApiError, invalid_argument, unavailable
 from buildrunner.store.model.deliveries import NewDelivery, StoredDelivery
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.forges.forge import (
     Forge,
+    TooManyRefs,
     WebhookRequest,
     lacking_proof,
     lane_of,
@@ -231,7 +231,8 @@ class HookIntake:
             read: reads the body.
 
         Raises:
-            ApiError: 401 for a delivery that is not genuine, or too old; 413, 408 or 429 for a
+            ApiError: 401 for a delivery that is not genuine, or too old; 400 for one that reports too
+                many refs; 413, 408 or 429 for a
                 body that is too large, too slow, or one of too many; 503 if the hook's secret
                 can't be read now.
         """
@@ -273,10 +274,8 @@ class HookIntake:
         try:
             async with read() as body:
                 sent = WebhookRequest(headers, body)
-                requested = (replace(delivery, body=body), forge, sent, secret)
-                if len(body) < QUICK_BYTES:  # faster than passing it to a thread
-                    return self._judged(*requested)
-                return await run_in_threadpool(self._judged, *requested)
+                new = replace(delivery, body=body)
+                return await run_in_threadpool(self._judged, new, forge, sent, secret)
         except ApiError as error:
             await self._refusals.record(delivery, str(error))
             raise
@@ -287,11 +286,17 @@ class HookIntake:
         """Return a delivery with its id and lane, or why it is refused.
 
         Only a genuine delivery is parsed.
+
+        Raises:
+            ApiError: it reports too many refs.
         """
         reason = "" if forge == PUBSUB else self._refusal(FORGES[forge], sent, secret)
         if reason:
             return delivery, reason
-        lane = "" if forge == PUBSUB else lane_of(delivery.hook, FORGES[forge], sent)
+        try:
+            lane = "" if forge == PUBSUB else lane_of(delivery.hook, FORGES[forge], sent)
+        except TooManyRefs as error:
+            raise invalid_argument(f"the delivery is refused: {error}") from error
         return replace(delivery, delivery_id=_delivery_id(forge, sent), lane=lane), ""
 
     def _refusal(self, kind: Forge, sent: WebhookRequest, secret: str) -> str:

@@ -33,6 +33,7 @@ from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDeli
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
 from buildrunner.triggers.forge_host import is_too_long, repository_key
+from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import ParsedDelivery
 from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.repository import TriggerRepository, bare_history
@@ -366,21 +367,20 @@ class SeenRefs:
         self._store = store
 
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
-        """Record the refs of a bare repository. Later moves count as pushes.
+        """Record refs of a bare repository. Later moves count as pushes.
 
-        The record belongs to the hook. It is the first look of projects that the hook may fire.
+        The record is complete with the last part of the refs. It belongs to the hook. It is the first look of projects that the hook may fire.
 
         Args:
-            delivery: the delivery of its hook's installation.
+            delivery: a delivery of its hook's installation.
             parsed: the parsed delivery, with the refs.
             url: URL of the repository.
         """
         refs = {event.ref: event.after for event in parsed.known}
-        self._store.refs.note_first_look(
-            _installation(delivery, url),
-            {**refs, LOOKED_AT: "looked at"},
-            f"delivery {delivery.number}",
-        )
+        if parsed.kind == INSTALLED:
+            refs[LOOKED_AT] = "looked at"
+        by = f"delivery {delivery.number}"
+        self._store.refs.note_first_look(_installation(delivery, url), refs, by)
 
     def unchanged(self, delivery: StoredDelivery, event: PullRequestEvent, project: str) -> str:
         """Record the head of a pull request for a project.

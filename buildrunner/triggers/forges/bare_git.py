@@ -15,11 +15,12 @@ from buildrunner.triggers.forges.forge import (
     json_object,
     number,
     part,
+    refs_of,
     required,
     text,
 )
 
-INSTALLED = "installed"
+INSTALLED, INSTALLING = "installed", "installing"  # all known refs are reported, or a part
 _SKIP_OPTION = "ci.skip"  # the same name as GitLab's
 _MOST_FIELDS = 20  # each ref's event has them all; our hook sends seven
 
@@ -51,11 +52,14 @@ class BareGit:
     def parse(self, request: WebhookRequest) -> ParsedDelivery:
         """See `Forge.parse`."""
         body = json_object(request)
-        refs = items(body, "refs")
         if len(body) > _MOST_FIELDS:
             raise BadDelivery(f"it has {len(body)} fields, and {_MOST_FIELDS} are the most")
+        refs = refs_of(items(body, "refs"))
         if part(body, "installed") is True:
             events = tuple(_push(body, ref) for ref in refs)
+            if part(body, "more") is True:
+                said = "the server knows a part of the repository now"
+                return ParsedDelivery(kind=INSTALLING, known=events, ignored=said)
             said = "the server knows the repository now, and what is in it"
             return ParsedDelivery(kind=INSTALLED, known=events, ignored=said)
         if not refs:

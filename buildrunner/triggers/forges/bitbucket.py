@@ -18,6 +18,7 @@ from buildrunner.triggers.forges.forge import (
     json_object,
     number,
     part,
+    refs_of,
     required,
     required_items,
     text,
@@ -55,7 +56,7 @@ class Bitbucket:
         kind = event_kind(request, "x-event-key")
         body = json_object(request)
         if kind == "repo:push":
-            changes = required_items(body, "push", "changes")
+            changes = refs_of(required_items(body, "push", "changes"))
             return ParsedDelivery(
                 kind=kind,
                 events=tuple(_push(body, change) for change in changes),

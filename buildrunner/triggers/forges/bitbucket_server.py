@@ -18,6 +18,7 @@ from buildrunner.triggers.forges.forge import (
     json_object,
     number,
     part,
+    refs_of,
     required,
     required_items,
     text,
@@ -56,7 +57,7 @@ class BitbucketServer:
             return ParsedDelivery(kind=kind, ignored="a ping: the webhook works")
         body = json_object(request)
         if kind == "repo:refs_changed":
-            changes = required_items(body, "changes")
+            changes = refs_of(required_items(body, "changes"))
             return ParsedDelivery(
                 kind=kind,
                 events=tuple(_push(body, change) for change in changes),

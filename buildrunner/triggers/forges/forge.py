@@ -16,7 +16,7 @@ import hmac
 import re
 from codecs import BOM_UTF8
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import parse_qs
 
 import msgspec
@@ -59,6 +59,14 @@ class ParsedDelivery(msgspec.Struct, frozen=True, kw_only=True):
 
 class BadDelivery(ValueError):
     """The delivery does not have the form of its forge. The message says what is wrong."""
+
+
+MOST_REFS: Final = 1000
+"""The most refs that one delivery may report as pushed, or as known."""
+
+
+class TooManyRefs(BadDelivery):
+    """The delivery reports more than `MOST_REFS` refs."""
 
 
 class Forge(Protocol):
@@ -272,6 +280,17 @@ def required_items(value: object, *path: str | int) -> list[Any]:
     return found
 
 
+def refs_of(listed: list[Any]) -> list[Any]:
+    """Return the refs that a delivery reports.
+
+    Raises:
+        TooManyRefs: they are too many.
+    """
+    if len(listed) > MOST_REFS:
+        raise TooManyRefs(f"it reports {len(listed)} refs, and {MOST_REFS} are the most")
+    return listed
+
+
 def _missing(of: str, *path: str | int) -> BadDelivery:
     return BadDelivery(f"{'.'.join(map(str, (of, *path) if of else path))} is missing")
 
@@ -316,9 +335,14 @@ def lane_of(hook: str, forge: Forge, request: WebhookRequest) -> str:
         hook: the hook.
         forge: the forge of the hook.
         request: the delivery.
+
+    Raises:
+        TooManyRefs: it has too many events.
     """
     try:
         parsed = parse_delivery(forge, request)
+    except TooManyRefs:
+        raise
     except BadDelivery:
         return ""
     for event in (*parsed.events, *parsed.known):
