@@ -80,6 +80,11 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
         return bare_history(self.bare, self.url) if self.reported else key
 
     @property
+    def histories(self) -> tuple[str, ...]:
+        """Return the keys of what the server knows of the repository: see `history`."""
+        return (self.history, pull_history(self.key)) if self.url else ()
+
+    @property
     def reported(self) -> bool:
         """Return whether the URL comes from the hook of a bare repository."""
         return bool(self.bare) and not self.connected
@@ -97,6 +102,11 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
 def bare_history(name: str, url: str) -> str:
     """Return the key of the history of a bare repository with a hook."""
     return f"{BARE}/{name} {repository_key(url)}"
+
+
+def pull_history(key: str) -> str:
+    """Return the key of the heads of a repository's pull requests, by the repository's key."""
+    return f"{key} pull requests"
 
 
 def trigger_repository(

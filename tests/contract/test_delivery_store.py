@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,34 @@ def test_each_project_has_its_own_records_of_refs(store: ServerStore) -> None:
     store.refs.note(mine, "refs/heads/main", "a", "delivery")
     store.refs.forget(theirs)
     assert (store.refs.known(theirs), len(store.refs.known(mine))) == ({}, 1)
+
+
+def test_many_records_of_refs_are_deleted_in_parts_and_their_mark_first(
+    store: ServerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_REFS_AT_ONCE", 2)
+    store.refs.note_first_look(R, {"": "looked at", **dict.fromkeys("abcd", "1")}, "look")
+    left: list[set[str]] = []
+    write = store.refs._database.write
+
+    @contextmanager
+    def watched() -> Iterator[Any]:
+        with write() as connection:
+            yield connection
+        left.append(set(store.refs.known(R)))
+
+    monkeypatch.setattr(store.refs._database, "write", watched)
+    store.refs.forget(R)
+    assert left == [set("bcd"), set("d"), set()]
+
+
+def test_the_claims_leave_out_the_hooks_that_have_their_turn_later(store: ServerStore) -> None:
+    for number, hook in enumerate(["git/a", "git/a", "git/b"], 1):
+        add(store, delivery(str(number), hook), NOW)
+    some = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10, but={"git/a", "git/x"})
+    assert [one.hook for one in some] == ["git/b"]
+    rest = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10)
+    assert [one.hook for one in rest] == ["git/a", "git/a"]
 
 
 def test_the_mark_of_a_first_look_comes_last(

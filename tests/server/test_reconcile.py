@@ -19,6 +19,8 @@ from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from buildrunner.server.loop import Signal
+from buildrunner.store.model.deliveries import Watched
+from buildrunner.triggers.repository import pull_history
 from tests.api_server import ApiServer, api_server
 from tests.conftest import DEADLINE_S
 
@@ -121,6 +123,57 @@ def test_pushes_that_are_told_of_in_the_wrong_order_are_built_once_each(server: 
     gitlab(server, PUSH)
     look(server, git)
     assert built(server) == [NEW, NEWEST]
+
+
+APP = Watched("p", "gitlab.example.com/acme/app")
+PULLS = Watched("p", pull_history(APP.repository))
+
+
+def records(server: ApiServer) -> list[int]:
+    return [len(server.store.refs.known(one)) for one in (APP, PULLS)]
+
+
+@pytest.mark.parametrize("way", ["delete", "repository", "forge"])
+def test_what_is_known_of_a_repository_goes_with_its_last_trigger(
+    server: ApiServer, way: str
+) -> None:
+    """Issue: the refs that moved in a year without a trigger were built when one was made anew."""
+    path = "/v1/projects/p/triggers"
+
+    def leave(name: str) -> None:
+        if way == "delete":
+            answer = server.http.delete(f"{path}/{name}")
+        elif way == "repository":
+            events = {"repository": "Acme/other", "push": {"branch": "."}}
+            changed, mask = {"repositoryEventConfig": events}, {"updateMask": "repositoryEventConfig"}
+            answer = server.http.patch(f"{path}/{name}", json=changed, params=mask)
+        else:
+            settings = {"forge": {"kind": "gitlab", "host": "git.example.com"}}
+            answer = server.http.put(f"/buildrunner{path}/{name}/settings", json=settings)
+        assert answer.status_code == 200, answer.text
+
+    make_trigger(server)
+    make_trigger(server, name="u", disabled=True)
+    git = Git(main=NEW, other=OLD)
+    look(server, git)
+    server.store.refs.note(PULLS, "refs/pull/1/head", OLD, "delivery 1")
+    theirs = APP._replace(project="q")
+    server.store.refs.note(theirs, "refs/heads/main", OLD, "delivery 1")
+    assert records(server) == [3, 1]
+    mask = {"updateMask": "description"}
+    described = server.http.patch(f"{path}/t", json={"description": "new"}, params=mask)
+    assert described.status_code == 200, described.text
+    make_trigger(server, name="v")
+    leave("t")
+    leave("v")
+    assert records(server) == [3, 1]
+    leave("u")
+    assert records(server) == [0, 0]
+    assert len(server.store.refs.known(theirs)) == 1
+    git.refs[URL]["refs/heads/main"] = NEWEST
+    make_trigger(server, name="anew")
+    look(server, git)
+    assert built(server) == []
 
 
 def run(server: ApiServer, name: str = "t") -> Any:

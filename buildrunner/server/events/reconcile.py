@@ -36,7 +36,7 @@ from buildrunner.triggers.forge_host import is_too_long, repository_key
 from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import ParsedDelivery
 from buildrunner.triggers.hook_binding import BARE, HookBinding
-from buildrunner.triggers.repository import TriggerRepository, bare_history
+from buildrunner.triggers.repository import TriggerRepository, bare_history, pull_history
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -390,7 +390,7 @@ class SeenRefs:
         """
         if event.repository.forge != "bitbucket":
             return ""
-        watched = Watched(project, f"{repository_key(event.repository.clone_url)} pull requests")
+        watched = Watched(project, pull_history(repository_key(event.repository.clone_url)))
         ref = f"refs/pull/{event.number}/head"
         if event.action not in ("opened", "reopened", "pushed", "updated"):
             return ""

@@ -32,6 +32,7 @@ from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_instant, encode_message
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.model.deliveries import Watched
 from buildrunner.store.model.triggers import StoredTrigger, TriggerVersion
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.build import manual_run
@@ -339,6 +340,7 @@ class Triggers:
         """
         given = _read(body)
         store = self._context.store
+        before = self._repository(project, old["id"])
         changed = None
         while changed is None:  # another caller changed the trigger meanwhile: keep both changes
             new = updated(old, given, mask)
@@ -350,6 +352,7 @@ class Triggers:
             if changed is None:
                 old = store.triggers.get(project, old["id"])
         self._context.schedule_changed()
+        self._forget(project, before, changed["id"])
         return changed
 
     def delete(self, project: str, trigger_id: str) -> None:
@@ -358,8 +361,10 @@ class Triggers:
         Raises:
             NotFound: the project has no such trigger.
         """
+        before = self._repository(project, trigger_id)
         self._context.store.triggers.delete(project, trigger_id)
         self._context.schedule_changed()
+        self._forget(project, before, trigger_id)
 
     def set_settings(self, project: str, trigger_id: str, settings: Document) -> None:
         """Replace all settings of a trigger.
@@ -369,8 +374,41 @@ class Triggers:
             NotFound: the project has no such trigger.
         """
         read_settings(settings)
+        before = self._repository(project, trigger_id)
         self._context.store.triggers.set_settings(project, trigger_id, settings)
         self._context.schedule_changed()
+        self._forget(project, before, trigger_id)
+
+    def _repository(self, project: str, trigger_id: str) -> TriggerRepository | None:
+        """Return the repository of a stored trigger; None if it has none."""
+        context = self._context
+        stored = context.store.triggers.stored(project, trigger_id)
+        if stored is None:
+            return None
+        bare = bare_repositories(context.store)
+        return _known(stored, context.repositories, bare).repository
+
+    def _forget(self, project: str, before: TriggerRepository | None, trigger_id: str) -> None:
+        """Forget the commits of a repository that a trigger had, if no other trigger has it.
+
+        Args:
+            project: the trigger's project.
+            before: the trigger's repository before it was changed or deleted.
+            trigger_id: the trigger's id.
+        """
+        if before is None:
+            return
+        after = self._repository(project, trigger_id)
+        gone = set(before.histories) - set(after.histories if after else ())
+        if not gone:
+            return
+        context = self._context
+        bare = bare_repositories(context.store)
+        for stored in context.store.triggers.every(project):
+            other = _known(stored, context.repositories, bare).repository
+            gone -= set(other.histories if other else ())
+        for history in gone:
+            context.store.refs.forget(Watched(project, history))
 
     def _check(self, project: str, document: Document, old: Document | None = None) -> None:
         filters = BoundedFilters(self._context.calls, project)

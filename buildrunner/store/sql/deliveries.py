@@ -400,9 +400,18 @@ class SqlRefs(SqlPart):
             return int(connection.execute(counted).scalar_one())
 
     def forget(self, watched: Watched) -> None:
-        """Delete all records of a repository for a project."""
-        with self._database.write() as connection:
-            connection.execute(delete(known_refs).where(_of(watched)))
+        """Delete all records of a repository for a project.
+
+        The first transaction deletes the mark of complete records.
+        """
+        some = select(known_refs.c.ref).where(_of(watched)).order_by(known_refs.c.ref)
+        gone = delete(known_refs).where(
+            _of(watched), known_refs.c.ref.in_(some.limit(_REFS_AT_ONCE))
+        )
+        deleted = _REFS_AT_ONCE
+        while deleted == _REFS_AT_ONCE:
+            with self._database.write() as connection:
+                deleted = connection.execute(gone).rowcount
 
 
 def _of(watched: Watched) -> ColumnElement[bool]:

@@ -170,10 +170,13 @@ class SqlTriggers(SqlPart):
                 )
             )
 
-    def every(self) -> Iterator[StoredTrigger]:
-        """Yield the triggers of all projects while they are read, unordered."""
+    def every(self, project_id: str = "") -> Iterator[StoredTrigger]:
+        """Yield the triggers of a project, or of all, while they are read, unordered."""
+        found = _with_settings
+        if project_id:
+            found = found.where(triggers.c.project_id == project_id)
         with self._database.read(streams=True) as connection:
-            for row in streamed(connection, _with_settings):
+            for row in streamed(connection, found):
                 yield _stored(row)
 
     def versions(self, sources: Collection[str] | None = None) -> list[TriggerVersion]:
