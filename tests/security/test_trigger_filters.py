@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from buildrunner.server.bounded import BoundedCalls, Busy
+from buildrunner.server.events import handling
 from buildrunner.server.events.facts import KnownEvent, MustAsk, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
@@ -332,6 +333,68 @@ def test_a_later_try_of_a_push_sets_no_project_s_commits_back(
     head[0] = commits[-1]
     reconciler.look()
     assert server.store.deliveries.claim(now=now(), lease_s=60, limit=1) == []
+
+
+def test_a_later_try_asks_no_trigger_again_however_many_there_are(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: decisions beyond the thousand that are stored were made again at each try."""
+    monkeypatch.setattr(handling, "MOST_VERDICTS", 3)
+    asked = Asked(server, monkeypatch, e1=7.0, e2=7.0)
+    asked.make("evil", "e1", "e2", "e3", "e4")
+    asked.make("good", "g1", "g2", "g3")
+    shared = asked.push()
+    outcome = asked.handler.handle(shared)
+    assert sorted(asked.names) == ["e1", "e2", "g1", "g2", "g3"]
+    for _ in range(2):
+        (event,) = outcome["events"]
+        assert (len(event["verdicts"]), event["more"]) == (3, 4)
+        asked.names.clear()
+        asked.time += 600.0
+        again = msgspec.structs.replace(shared, status=WAITING, outcome=outcome)
+        outcome = asked.handler.handle(again)
+        assert asked.names in (["e3", "e4"], [])
+        if "retry" not in outcome:
+            break
+    assert "retry" not in outcome
+    assert "decided" not in outcome["events"][0]
+    assert (asked.builds("evil"), asked.builds("good")) == (4, 3)
+
+
+def test_a_later_try_of_an_updated_pull_request_sets_its_head_not_back(server: ApiServer) -> None:
+    """Issue: the next change of the text of a pull request counted as new commits."""
+    server.hook("bitbucket", "s3cret", owners=["acme"])
+    handler = DeliveryHandler(server.context)
+    pulls = {"owner": "acme", "name": "app", "pullRequest": {"branch": "."}}
+    made = server.http.post(
+        "/v1/projects/p/triggers",
+        json=trigger("t", github=pulls),
+        params={"forge": "bitbucket"},
+    )
+    assert made.status_code == 200, made.text
+
+    def updated(number: int, commit: str) -> StoredDelivery:
+        side = {"repository": {"full_name": "acme/app"}, "commit": {"hash": commit}}
+        pull = {
+            "id": 3,
+            "source": {**side, "branch": {"name": "feat"}},
+            "destination": {**side, "branch": {"name": "main"}},
+        }
+        body = json.dumps({"pullrequest": pull}).encode()
+        headers = {"x-event-key": "pullrequest:updated"}
+        new = NewDelivery(hook="bitbucket", delivery_id=str(number), headers=headers, body=body)
+        server.store.deliveries.add([new], now=now())
+        (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
+        return claimed
+
+    first = updated(1, "a" * 40)
+    outcome = handler.handle(first)
+    assert outcome["events"][0]["verdicts"][0]["fires"]
+    assert handler.handle(updated(2, "b" * 40))["events"][0]["verdicts"][0]["fires"]
+    waits = {"verdicts": [{"triggerId": "x", "waitsForAnswer": True}]}
+    handler.handle(msgspec.structs.replace(first, status=WAITING, outcome={"events": [waits]}))
+    text_changed = handler.handle(updated(3, "b" * 40))
+    assert text_changed["events"][0]["ignored"] == "its text changed, not its commits"
 
 
 def test_a_trial_of_an_attack_ends(server: ApiServer) -> None:

@@ -144,8 +144,10 @@ def test_what_is_known_of_a_repository_goes_with_its_last_trigger(
         if way == "delete":
             answer = server.http.delete(f"{path}/{name}")
         elif way == "repository":
-            events = {"repository": "Acme/other", "push": {"branch": "."}}
-            changed, mask = {"repositoryEventConfig": events}, {"updateMask": "repositoryEventConfig"}
+            changed = {
+                "repositoryEventConfig": {"repository": "Acme/other", "push": {"branch": "."}}
+            }
+            mask = {"updateMask": "repositoryEventConfig"}
             answer = server.http.patch(f"{path}/{name}", json=changed, params=mask)
         else:
             settings = {"forge": {"kind": "gitlab", "host": "git.example.com"}}

@@ -29,7 +29,7 @@ class Debts:
     def __init__(self, seconds: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._ends: dict[str, float] = {}  # when a debt is paid back, by project or hook
+        self._ends: dict[str, float] = {}  # when a debt is paid back
 
     def of(self, debtor: str) -> float:
         """Return the debt of a project or hook in seconds, five at most."""

@@ -86,6 +86,7 @@ from buildrunner.triggers.trial import trial_events
 _DELIVERY_S: Final = 1.0
 """The time that a delivery may take, if it may not wait for others."""
 _SLOW: Final = "the project's triggers take long for this event: this one is asked later"
+_DECIDED: Final = "decided"  # the rule of a verdict that an earlier try did not store
 MOST_VERDICTS = 1000
 """The most stored verdicts of an event; with more triggers, most are for other repositories."""
 
@@ -124,19 +125,22 @@ def shown_verdict(verdict: Verdict) -> dict[str, Any]:
 def kept_verdicts(verdicts: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the verdicts to store.
 
-    Verdicts for other repositories are dropped first, and counted.
+    Verdicts for other repositories are dropped first, and counted. Of those that a later try must
+    not ask again, the triggers' ids are kept.
     """
     if len(verdicts) <= MOST_VERDICTS:
         return {"verdicts": verdicts}
-    mine = [one for one in verdicts if not _is_of_another_repository(one)]
-    others = [one for one in verdicts if _is_of_another_repository(one)]
-    kept = [*mine, *others][:MOST_VERDICTS]
-    return {"verdicts": kept, "more": len(verdicts) - len(kept)}
+    ordered = sorted(verdicts, key=_says_little)
+    kept, dropped = ordered[:MOST_VERDICTS], ordered[MOST_VERDICTS:]
+    found: dict[str, Any] = {"verdicts": kept, "more": len(dropped)}
+    if waits(verdicts):
+        found["decided"] = [one["triggerId"] for one in dropped if not waits([one])]
+    return found
 
 
-def _is_of_another_repository(verdict: dict[str, Any]) -> bool:
+def _says_little(verdict: dict[str, Any]) -> bool:
     last = verdict["rules"][-1] if verdict["rules"] else {}
-    return last.get("name") == "repository" and last.get("passed") is False
+    return last.get("name") in ("repository", _DECIDED) and last.get("passed") is False
 
 
 def build_labels(delivery: StoredDelivery, event: Event) -> dict[str, str]:
@@ -314,7 +318,8 @@ class DeliveryHandler:
         if problem and known.waits_for and not isinstance(known.event, PushEvent):
             reported.waits_for = known.waits_for
             if reported.may_wait:
-                return {**found, "verdicts": list(reported.decided.values())}
+                found["verdicts"] = list(reported.decided.values())
+                return found | ({"decided": sorted(reported.dropped)} if reported.dropped else {})
         old_news = self._old_news(reported.delivery, known.event, triggers)
         if old_news and all(old_news.values()):
             reasons = "; ".join(dict.fromkeys(old_news.values()))
@@ -390,6 +395,8 @@ class DeliveryHandler:
             undecided: list[KnownTrigger] = []
             for one in projects[project]:
                 verdict = reported.decided.get(one.trigger.id)
+                if verdict is None and one.trigger.id in reported.dropped:
+                    verdict = _not_asked(one, _DECIDED, "an earlier try has decided about it")
                 if verdict is None and old_news.get(project):
                     verdict = _not_asked(one, "news", old_news[project])
                 if verdict is None:
@@ -550,6 +557,7 @@ class ReportedEvent:
         event: the event as the delivery reports it.
         may_wait: whether another try follows this one.
         decided: decisions of earlier tries, by trigger.
+        dropped: ids of triggers whose decision an earlier try did not store.
         waits_for: why the decision of a trigger waits; empty if all is decided.
     """
 
@@ -560,8 +568,9 @@ class ReportedEvent:
         self.may_wait = may_wait
         self.waits_for = ""
         earlier = delivery.outcome.get("events", ()) if is_retry(delivery) else ()
-        verdicts = earlier[number]["verdicts"] if number < len(earlier) else ()
-        self.decided = {one["triggerId"]: one for one in verdicts if not waits([one])}
+        found = earlier[number] if number < len(earlier) else {"verdicts": ()}
+        self.decided = {one["triggerId"]: one for one in found["verdicts"] if not waits([one])}
+        self.dropped = frozenset(found.get("decided", ()))
 
     @property
     def key(self) -> str:

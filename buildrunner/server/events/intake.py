@@ -231,8 +231,8 @@ class HookIntake:
             read: reads the body.
 
         Raises:
-            ApiError: 401 for a delivery that is not genuine, or too old; 400 for one that reports too
-                many refs; 413, 408 or 429 for a
+            ApiError: 401 for a delivery that is not genuine, or too old; 400 for one of too many
+                refs; 413, 408 or 429 for a
                 body that is too large, too slow, or one of too many; 503 if the hook's secret
                 can't be read now.
         """

@@ -106,12 +106,12 @@ class DeliveryLoop:
         self._hold(now)
         claimed = self._claimed(now)
         begun = time.monotonic()
-        spent_s: Counter[str] = Counter()  # by hook
+        spent_s: dict[str, float] = {}  # by hook
         handled: list[tuple[StoredDelivery, dict[str, object]]] = []
         slow_lanes: set[str] = set()
         left: list[StoredDelivery] = []
         for delivery in claimed:
-            if delivery.lane in slow_lanes or spent_s[delivery.hook] > _HOOK_S:
+            if delivery.lane in slow_lanes or spent_s.get(delivery.hook, 0.0) > _HOOK_S:
                 left.append(delivery)
                 continue
             began_s = self._seconds()
@@ -131,7 +131,7 @@ class DeliveryLoop:
                 slow_lanes |= {delivery.lane} - {""}
             finally:
                 took_s = self._seconds() - began_s
-                spent_s[delivery.hook] += took_s
+                spent_s[delivery.hook] = spent_s.get(delivery.hook, 0.0) + took_s
                 self._debts.add(delivery.hook, took_s)
             if self._loop.was_woken():  # a forge waits for the answer to others
                 self._pause(min(took_s * _PAUSE_RATIO, _MOST_PAUSE_S))

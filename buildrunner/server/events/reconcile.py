@@ -369,7 +369,8 @@ class SeenRefs:
     def know(self, delivery: StoredDelivery, parsed: ParsedDelivery, url: str) -> None:
         """Record refs of a bare repository. Later moves count as pushes.
 
-        The record is complete with the last part of the refs. It belongs to the hook. It is the first look of projects that the hook may fire.
+        The record belongs to the hook, and is complete with the last part of the refs. It is the
+        first look of projects that the hook may fire.
 
         Args:
             delivery: a delivery of its hook's installation.
