@@ -18,7 +18,7 @@ _MOST_DEBTORS: Final = 10_000
 
 
 class Debts:
-    """The time that projects, or hooks, took, less a twentieth of the time that has passed. Thread-safe.
+    """The time that projects or hooks took, less a twentieth of the time passed. Thread-safe.
 
     Only the passing of time lowers a debt: events that cost nothing do not.
 

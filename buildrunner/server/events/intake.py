@@ -232,9 +232,8 @@ class HookIntake:
 
         Raises:
             ApiError: 401 for a delivery that is not genuine, or too old; 400 for one of too many
-                refs; 413, 408 or 429 for a
-                body that is too large, too slow, or one of too many; 503 if the hook's secret
-                can't be read now.
+                refs; 413, 408 or 429 for a body that is too large, too slow, or one of too many;
+                503 if the hook's secret can't be read now.
         """
         forge = delivery.hook.partition("/")[0]
         secret, reason = await self._secret(delivery)
