@@ -134,7 +134,7 @@ class _EngineOfBuild(ForwardingEngine):
 
     An engine that ends, mostly ends with its Pod. Then Kubernetes kills this process, too, and the
     server reports why the Pod ended. So an error of the engine waits before the build gets it: the
-    first one for 15 seconds, others until then.
+    first one for 15 seconds, others until then. An answer in between begins the time anew.
     """
 
     def __init__(self, engine: ContainerEngine) -> None:
@@ -144,9 +144,11 @@ class _EngineOfBuild(ForwardingEngine):
 
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
         try:
-            return question(self._engine)
+            answer = question(self._engine)
         except EngineUnavailable as error:
             raise self._delayed(error) from error
+        self._gone_since = None
+        return answer
 
     def create_volume(
         self, name: str, labels: Mapping[str, str], *, options: Mapping[str, str] | None = None
@@ -177,7 +179,8 @@ class _EngineOfBuild(ForwardingEngine):
         with self._lock:
             if self._gone_since is None:
                 self._gone_since = time.monotonic()
-        time.sleep(max(0.0, self._gone_since + _POD_ENDS_S - time.monotonic()))
+            until = self._gone_since + _POD_ENDS_S
+        time.sleep(max(0.0, until - time.monotonic()))
         return error
 
 

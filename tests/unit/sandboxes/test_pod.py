@@ -87,6 +87,31 @@ def test_the_end_of_the_engine_is_an_error_of_the_build_if_the_pod_goes_on(monke
         engine.ping()
 
 
+class Stumbling(FakeEngine):
+    """An engine that may be gone."""
+
+    gone = True
+
+    def ping(self, *, anew=False):
+        if self.gone:
+            raise EngineUnavailable("there is no socket")
+
+
+def test_an_engine_that_answered_again_has_its_next_error_wait_again(monkeypatch):
+    """Issue: the time of the first error counted until the end of the build."""
+    monkeypatch.setattr(pod, "_POD_ENDS_S", 0.3)
+    stumbling = Stumbling()
+    engine = PodSandbox(stumbling, {}, "capabilities").open("b1").engine
+    for _ in range(2):
+        stumbling.gone = True
+        began = time.monotonic()
+        with pytest.raises(EngineUnavailable):
+            engine.ping()
+        assert time.monotonic() - began >= 0.3
+        stumbling.gone = False
+        engine.ping()
+
+
 class WithVolumes(FakeEngine):
     """An engine that has its volumes where Docker has them."""
 
