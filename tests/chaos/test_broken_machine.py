@@ -201,6 +201,25 @@ def private_bench(tmp_path, private_docker):
     made.close()
 
 
+def test_a_step_that_the_engine_ended_unwatched_is_no_success(private_bench, private_docker):
+    """Issue: a reboot sent the step SIGTERM, and the step ended with 0."""
+    bench = private_bench
+    bench.start()
+    cut_short = "trap 'exit 0' TERM; echo waiting; while :; do sleep 0.1; done"
+    build_id = bench.create(f"{RAN}; {cut_short}", RAN)
+    bench.wait_for_log(build_id, "waiting\n")
+    bench.kill_server()
+    bench.kill_execute(build_id)
+    private_docker.stop(signal.SIGTERM)
+    private_docker.start()
+    bench.start()
+    document = bench.wait_for_end(build_id)
+    assert document["status"] == "INTERNAL_ERROR", document
+    assert "started again after the end of the container" in document["statusDetail"]
+    bench.check_log_once(build_id)
+    bench.check_nothing_left(build_id)
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_all_that_a_build_needs_dies_at_once_and_comes_back(private_bench, private_docker, number):

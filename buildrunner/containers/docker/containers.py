@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -316,6 +317,8 @@ class DockerContainers:
             code, was_killed = end.code(), end.was_killed
         if code is None:
             code = self._torn_down(container_id)
+            if container_id not in self._killed and _is_of_ended_engine(self._api, container_id):
+                raise broken(_OF_ENDED_ENGINE)
             was_killed = self._was_killed(container_id)
         if container_id in self._killed:
             return ContainerExit(code)
@@ -602,14 +605,21 @@ def remove_by_force(api: DockerApi, container: str, *, called: str) -> None:
             return
 
 
-_GOES_ON_S = 30.0
+_OF_ENDED_ENGINE: Final = (
+    "it was started again after the end of the container, and may have killed it when it stopped"
+)
+_BRIDGE: Final = "bridge"
+"""The network that Docker makes anew whenever it starts."""
 
 
 def check_goes_on(api: DockerApi, container_id: str) -> None:
     """Check that the engine has not killed a container because it shuts down.
 
     Such an engine takes no new connections, then kills its containers, and ends later. If another
-    process listens in its place, that process, or the next engine, does not know the end.
+    process listens in its place, the next engine has started after the container's end. An engine
+    without the network by which this is known, or another process, does not know the end.
+
+    A busy engine answers late, so it gets as much time as for any other answer.
 
     Args:
         api: the engine.
@@ -618,8 +628,13 @@ def check_goes_on(api: DockerApi, container_id: str) -> None:
     Raises:
         EngineUnavailable: the engine shuts down, so the exit code says nothing about the program.
     """
+    is_ended = _is_of_ended_engine(api, container_id)
+    if is_ended:
+        raise broken(_OF_ENDED_ENGINE)
+    if is_ended is not None:
+        return
     try:
-        answer = _events(api, container_id, "die", timeout_s=_GOES_ON_S)
+        answer = _events(api, container_id, "die")
     except Refusal as refusal:
         raise broken(refusal.message) from refusal
     with contextlib.closing(answer):
@@ -627,13 +642,33 @@ def check_goes_on(api: DockerApi, container_id: str) -> None:
             raise broken("it does not know the end of the container any more")
 
 
-def _events(
-    api: DockerApi, container_id: str, *kinds: str, timeout_s: float = ANSWER_TIMEOUT_S
-) -> Stream:
+def _is_of_ended_engine(api: DockerApi, container_id: str) -> bool | None:
+    """Return whether the engine has started after a container's end; None if that is unknown.
+
+    Both times are of the engine's machine. An engine that keeps its containers while it restarts
+    (``live-restore``) keeps the network, too, if a container runs.
+
+    Raises:
+        EngineUnavailable: the engine takes no new connection.
+    """
+    if not api.capabilities().death_events:  # Podman has no process that could restart
+        return None
+    try:
+        with contextlib.closing(api.stream("GET", f"/networks/{_BRIDGE}")) as answer:
+            network = b"".join(answer.lines(_LINE_LIMIT))
+        with api.client() as client:
+            ended_at = client.inspect_container(container_id)["State"]["FinishedAt"]
+            started_at = json.loads(network)["Created"]
+            return datetime.fromisoformat(ended_at) < datetime.fromisoformat(started_at)
+    except Refusal:
+        return None
+
+
+def _events(api: DockerApi, container_id: str, *kinds: str) -> Stream:
     """Follow the engine's events of a container, over a new connection."""
     # since=0 includes events from before the engine handled this request
     query = {"since": 0, "filters": filters(container=[container_id], event=kinds)}
-    return api.stream("GET", "/events", params=query, timeout_s=timeout_s)
+    return api.stream("GET", "/events", params=query)
 
 
 _LATE_NEWS_S = 0.25  # after the end of a container; mostly the event comes earlier

@@ -13,12 +13,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from buildrunner.containers import cleanup
 from buildrunner.containers.docker import api as docker_api
+from buildrunner.containers.docker.api import DockerApi
 from buildrunner.containers.docker.endpoint import Endpoint
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.containers.protocol import ContainerExit, ContainerSpec, ErrorOutput
@@ -621,6 +622,44 @@ class TestAContainerThatExitsWith137:
     ) -> None:
         with pytest.raises(EngineUnavailable, match="does not know the end"):
             self.exit_of(scripted, engine, self.KILL, b"")
+
+    BRIDGE: ClassVar = {"Created": "2026-12-02T10:00:00.123456789Z"}
+
+    @pytest.mark.parametrize(
+        ("ended_at", "is_failure"),
+        [("2026-12-02T09:59:59.9Z", False), ("2026-12-02T12:00:00.5+01:00", True)],
+    )
+    def test_is_no_failure_of_its_own_if_the_engine_has_started_since(
+        self,
+        scripted: ScriptedEngine,
+        engine: DockerEngine,
+        ended_at: str,
+        is_failure: bool,
+    ) -> None:
+        scripted.answers["/networks/bridge"] = answer(200, self.BRIDGE)
+        scripted.answers["/json"] = answer(200, {"State": {"FinishedAt": ended_at}})
+        scripted.answers["/wait"] = answer(200, {"StatusCode": 0})
+        scripted.answers["/events"] = answer(200, self.KILL)  # for all kinds of events
+        if is_failure:  # the engine has forgotten the end: it keeps few events
+            assert engine.wait_container("x") == ContainerExit(0)
+        else:
+            with pytest.raises(EngineUnavailable, match="started again after the end"):
+                engine.wait_container("x")
+
+    def test_has_failed_if_the_engine_that_killed_it_answers_late(
+        self, scripted: ScriptedEngine, engine: DockerEngine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Issue: an engine that was busy for half a minute counted as one that shuts down."""
+        asked: list[float | None] = []
+        stream = DockerApi.stream
+
+        def noted(api: DockerApi, *of: Any, timeout_s: float | None = -1.0, **more: Any) -> Any:
+            asked.append(timeout_s)
+            return stream(api, *of, **more)
+
+        monkeypatch.setattr(DockerApi, "stream", noted)
+        assert self.exit_of(scripted, engine, self.KILL, self.DEATH, b"") == ContainerExit(137)
+        assert set(asked) == {-1.0}  # as long as for any other answer
 
     def test_has_failed_if_the_engine_that_killed_it_goes_on(
         self, scripted: ScriptedEngine, engine: DockerEngine
