@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -26,7 +27,7 @@ from buildrunner.server.api import triggers as routes_triggers
 from buildrunner.server.api import unsupported as routes_unsupported
 from buildrunner.server.api import worker as routes_worker
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import SameSite, SecureHeaders
+from buildrunner.server.http.access import CallerShares, SameSite, SecureHeaders
 from buildrunner.server.http.bodies import (
     LARGE_AT_ONCE,
     PACKS_AT_ONCE,
@@ -143,6 +144,8 @@ def create_app(context: ServerContext) -> FastAPI:
         public_host = urlsplit(context.settings.public_url).hostname or ""
         app.add_middleware(SameSite, public_host=public_host)
     app.state.passed_on = PassedOnStreams()
+    app.state.under_way = Counter()
+    app.add_middleware(CallerShares, under_way=app.state.under_way)
     app.add_middleware(LogHome, context=context, streams=app.state.passed_on)
     app.add_middleware(Watch, context=context)
     app.add_middleware(SecureHeaders, https=context.settings.https)

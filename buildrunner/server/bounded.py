@@ -77,7 +77,8 @@ class BoundedCalls:
         self._owners: Counter[str] = Counter()
         self._kinds: Counter[tuple[str, bool]] = Counter()  # by owner and `of_event`
         self._under_way = 0
-        self._strikes: dict[str, tuple[int, float, str]] = {}
+        # By owner and key. Each owner has its own limit, so that none displaces another's.
+        self._strikes: dict[str, dict[str, tuple[int, float, str]]] = {}
         self._starting = threading.Lock()
         self._process: _Process | None = None
 
@@ -113,17 +114,16 @@ class BoundedCalls:
             Bug: the evaluation met a bug. The log has the traceback.
             BuildrunnerError: no process can be started.
         """
-        self._check(key)
+        self._check(owner, key)
         with self._turn(owner, of_event, wait_limit_s):
             answer = self._answer(operation, argument, cpu_s or CPU_S, memory_mib)
         if answer.get("bug"):
             _log.error("%s of project %s:\n%s", operation, owner, answer["trace"])
             raise Bug(f"internal error, see the server's log: {answer['bug']}")
         if not answer.get("exceeds"):
-            with self._changed:
-                self._strikes.pop(key, None)
+            self._forget_strikes(owner, key)
             return answer.get("value")
-        self._note_strike(key, answer["exceeds"])
+        self._note_strike(owner, key, answer["exceeds"])
         raise TooMuch(answer["exceeds"])
 
     def close(self) -> None:
@@ -193,20 +193,27 @@ class BoundedCalls:
                 self._kinds[owner, of_event] -= 1
                 self._changed.notify_all()
 
-    def _check(self, key: str) -> None:
+    def _check(self, owner: str, key: str) -> None:
         with self._changed:
-            count, until, text = self._strikes.get(key, (0, 0.0, ""))
+            count, until, text = self._strikes.get(owner, {}).get(key, (0, 0.0, ""))
         if key and count >= _STRIKES and self._now() < until:
             raise TooMuch(f"{text}, {count} times: it is left out for some minutes")
 
-    def _note_strike(self, key: str, text: str) -> None:
+    def _note_strike(self, owner: str, key: str, text: str) -> None:
         if not key:
             return
         with self._changed:
-            count = self._strikes.pop(key, (0, 0.0, ""))[0] + 1
-            self._strikes[key] = (count, self._now() + _LEFT_OUT_S, text)
-            if len(self._strikes) > _MOST_KNOWN:
-                del self._strikes[next(iter(self._strikes))]
+            strikes = self._strikes.setdefault(owner, {})
+            count = strikes.pop(key, (0, 0.0, ""))[0] + 1
+            strikes[key] = (count, self._now() + _LEFT_OUT_S, text)
+            if len(strikes) > _MOST_KNOWN:
+                del strikes[next(iter(strikes))]
+
+    def _forget_strikes(self, owner: str, key: str) -> None:
+        with self._changed:
+            strikes = self._strikes.get(owner, {})
+            if strikes.pop(key, None) and not strikes:
+                del self._strikes[owner]
 
 
 class _Process:

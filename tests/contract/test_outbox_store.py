@@ -113,6 +113,24 @@ class TestChanges:
         assert store.outbox.changes(limit=9) == []
         assert [one.state for one in store.outbox.page()] == [DELIVERED]
 
+    def test_a_message_that_the_database_refuses_takes_no_other_with_it(
+        self, store: ServerStore
+    ) -> None:
+        store.builds.create(new_build("a"))
+        store.builds.create(new_build("b"))
+        (first, second) = store.outbox.changes(limit=9)
+        names = ("1", "\0", "2")
+        messages = [(one.id, message(f"{one.id}/{n}")) for one in (first, second) for n in names]
+        refused: list[str] = []
+        stored = store.outbox.announce(
+            [first, second], messages, now=at(0), on_refusal=lambda one, _: refused.append(one.key)
+        )
+        assert stored == 4
+        assert refused == [f"{first.id}/\0", f"{second.id}/\0"]
+        found = {one.key for one in store.outbox.page()}
+        assert found == {one.key for _, one in messages} - set(refused)
+        assert store.outbox.changes(limit=9) == []
+
 
 class TestDelivery:
     def test_a_message_comes_out_as_it_was_put_in(self, store: ServerStore) -> None:

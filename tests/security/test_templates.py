@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from buildrunner.server import bounded
 from buildrunner.server.bounded import BoundedCalls, BoundedFilters, Bug, Busy, TooMuch
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.pinned import gates
@@ -323,6 +324,30 @@ class TestTheProcess:
             self.loop(calls, key="k")
         with pytest.raises(TooMuch, match=r"^it takes longer"):
             self.loop(calls, key="another")
+
+    def test_wrong_texts_of_one_project_do_not_make_those_of_others_forgotten(
+        self, calls: BoundedCalls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Issue: all projects shared one list of texts that exceeded their limits."""
+        monkeypatch.setattr(bounded, "_MOST_KNOWN", 2)
+        exceeds = {"exceeds": "it takes longer than 2 s"}
+        monkeypatch.setattr(calls, "_answer", lambda *_: exceeds)
+
+        def ask(owner: str, key: str) -> str:
+            with pytest.raises(TooMuch) as caught:
+                calls.call("notify", {}, owner=owner, key=key)
+            return str(caught.value)
+
+        for _ in range(3):
+            ask("good", "k")
+        for number in range(5):
+            ask("evil", f"{number}")
+        assert "left out" in ask("good", "k")
+        assert [len(one) for one in calls._strikes.values()] == [1, 2]
+        self.time = 601.0
+        monkeypatch.setattr(calls, "_answer", lambda *_: {"value": 1})
+        assert calls.call("notify", {}, owner="good", key="k") == 1
+        assert list(calls._strikes) == ["evil"]
 
     def test_one_owner_has_two_at_once_and_others_do_not_wait_for_it(
         self, calls: BoundedCalls

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.server.context import ServerSettings
 from buildrunner.server.http.pinned import Gates, NotDelivered, TargetGate, gates
@@ -376,6 +377,23 @@ class TestSending:
         place.build()
         place.turn()
         assert len(place.listener.received) == 1
+
+    def test_a_message_that_the_database_refuses_takes_no_other_with_it(
+        self, place: Place, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Issue: all messages of that change were given up."""
+
+        def two(change: BuildChange) -> list[NewMessage]:
+            (message,) = place.report(change)
+            refused = replace(message, key="\0")
+            return [refused, replace(message, key=f"second/{change.id}", lane="another")]
+
+        place.sender._reporters = [two, place.report]
+        place.build()
+        place.turn()
+        assert len(place.listener.received) == 2
+        assert caplog.text.count("a message is not sent for build told-0") == 1
+        assert place.waiting() == place.store.outbox.changes(limit=9) == []
 
     def test_the_loop_sends_by_itself(self, place: Place) -> None:
         place.build()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import Counter
 from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,11 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from buildrunner.addresses import is_loopback_host
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import (
+    ApiError,
     error_response,
     invalid_argument,
     permission_denied,
     unauthenticated,
 )
+from buildrunner.server.http.listener import places
 from buildrunner.server.http.tokens import (
     LOCAL,
     PROJECT_ID,
@@ -133,6 +136,7 @@ class Requirement:
             note_action(request, self._action, project)
         caller = await self._access.caller(request)
         request.state.caller = caller
+        _take_place(request, caller)
         if project or self._everywhere:
             allowed = caller.may(self.scope, project)
         else:
@@ -143,6 +147,51 @@ class Requirement:
                 f"token {caller.name} may not do this: it needs scope {self.scope} for {where}"
             )
         return caller
+
+
+def _take_place(request: Request, caller: Caller) -> None:
+    """Count a request of a caller until its end.
+
+    Raises:
+        ApiError: 429, the caller has too many requests under way.
+    """
+    if hasattr(request.state, "counted_for"):
+        return
+    under_way: Counter[str] = request.app.state.under_way
+    most = places() // 2
+    if under_way[caller.name] >= most:
+        message = f"{most} requests of this caller are under way: try again later"
+        headers = {"Connection": "close", "Retry-After": "10"}
+        raise ApiError(429, message, headers=headers)
+    under_way[caller.name] += 1
+    request.state.counted_for = caller.name
+
+
+class CallerShares:
+    """Keeps each caller to half of the connections: the others find places.
+
+    A connection is displaced only while it is idle, and a client decides how long its request
+    takes. So the requests under way of one caller are limited, by `_take_place`.
+
+    Args:
+        app: the application.
+        under_way: number of requests of each caller, by name; updated by this class.
+    """
+
+    def __init__(self, app: ASGIApp, under_way: Counter[str]) -> None:
+        self._app = app
+        self._under_way = under_way
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward the request."""
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            name = scope.get("state", {}).get("counted_for", "")
+            if name:
+                self._under_way[name] -= 1
+                if not self._under_way[name]:
+                    del self._under_way[name]
 
 
 def project_of(request: Request, default: str) -> str:
@@ -368,6 +417,7 @@ class WorkerAccess:
         if worker is None:
             raise unauthenticated("the token is no worker's, is unknown or was revoked")
         request.state.caller = Caller(worker.name, ())
+        _take_place(request, request.state.caller)
         return worker
 
     def _verified(self, token: str) -> WorkerIdentity | None:

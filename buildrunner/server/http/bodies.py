@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -49,6 +50,8 @@ UPLOADS_AT_ONCE = 4
 PACKS_AT_ONCE = 2
 CREDENTIALS_AT_ONCE = 2
 LONGEST_WAIT_S = 30.0
+SLOWEST_BODY: Final = 1024
+"""Bytes a second at which a body must arrive, after the time that is allowed for a pause."""
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
 
 
@@ -183,7 +186,8 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
     """Yield the body while it arrives.
 
     Raises:
-        ApiError: 413 if it is longer than ``limit`` bytes, 408 if it stops arriving.
+        ApiError: 413 if it is longer than ``limit`` bytes, 408 if it stops arriving, or arrives
+            too slowly. Time in which the server does not wait for the client does not count.
     """
     declared = request.headers.get("content-length", "")
     pieces = request.stream()
@@ -192,19 +196,23 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
         if request.headers.get("expect", "").lower() != "100-continue":
             await _discard(pieces)
         raise _too_large(limit)
+    pause_s = context.settings.body_timeout_s
     taken = 0
+    waited_s = 0.0
     while True:
+        begun = time.monotonic()
+        left_s = pause_s + taken / SLOWEST_BODY - waited_s
         try:
-            async with asyncio.timeout(context.settings.body_timeout_s):
+            async with asyncio.timeout(min(pause_s, left_s)):
                 piece = await anext(pieces, None)
         except TimeoutError:
-            raise ApiError(
-                408, "the body stopped coming", headers={"Connection": "close"}
-            ) from None
+            what = "stopped coming" if left_s >= pause_s else "came too slowly"
+            raise ApiError(408, f"the body {what}", headers={"Connection": "close"}) from None
         except ClientDisconnect:
             raise ApiError(400, "the client hung up in the middle of the body") from None
         if piece is None:
             return
+        waited_s += time.monotonic() - begun
         taken += len(piece)
         if taken > limit:
             await _discard(pieces)

@@ -4,6 +4,9 @@ The connections have a limited number of places. If all are taken, a new connect
 of an idle one: of the network that holds most, the one that has been idle for the longest time. So
 a client that keeps many connections open displaces its own, not those of others. A trusted proxy
 counts as one network, and opens a new connection for the one that it loses.
+
+A TLS handshake takes a place like a connection, and counts as idle. asyncio reports a connection
+only after its handshake, so the listener makes the TLS layer itself.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import socket
 import ssl
 import threading
 import time
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from contextlib import suppress
 from types import FrameType
@@ -23,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from uvicorn.protocols.utils import get_remote_addr
 
 from buildrunner.addresses import network_of
 from buildrunner.errors import UsageError
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 HEADER_S: Final = 15.0
+HANDSHAKE_S: Final = 15
 # A refused client continues to send its body for a while. To close at once would drop the
 # answer, too (the kernel resets the connection), so the rest is read for a limited time.
 DISCARDED_BYTES: Final = 32 << 20
@@ -73,11 +79,15 @@ class Listener:
         tls_key: str = "",
         on_signal: Any = None,
     ) -> None:
-        if tls_cert:
-            _check_certificate(tls_cert, tls_key)
+        context = _tls_context(tls_cert, tls_key) if tls_cert else None
+
+        def protocol(**of_server: Any) -> asyncio.BaseProtocol:
+            plain = _TimedProtocol(**of_server)
+            return plain if context is None else _Handshake(plain, context)
+
         config = uvicorn.Config(
             app,
-            http=_TimedProtocol,
+            http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -88,8 +98,6 @@ class Listener:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
             h11_max_incomplete_event_size=_HEADER_BYTES,
-            ssl_certfile=tls_cert or None,
-            ssl_keyfile=tls_key or None,
         )
         self._listening = listening
         self._server = _Server(config, app, on_signal)
@@ -185,38 +193,35 @@ class _TimedProtocol(H11Protocol):
     Attributes:
         network: network of the client.
         displaced: the connection was closed in favor of another one.
+        handshake: the handshake that is under way.
     """
 
     network = ""
     displaced = False
+    handshake: _Handshake | None = None
     _header_timer: asyncio.TimerHandle | None = None
     _discarded = 0
     _idle_since = 0.0
     _stalled_since: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self.handshake is not None:
+            self.handshake.has_ended()
+            self.handshake = None
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
         self.network = network_of(self.client[0]) if self.client else ""
         self._idle_since = self.loop.time()
-        self._make_room()
+        _make_room(self, self.places_taken, self._idle_since)
         self._arm()
 
-    def _make_room(self) -> None:
-        """Close an idle connection if there are too many: this new one only if no other is idle."""
-        connections = cast("set[_TimedProtocol]", self.connections)
-        held = [each for each in connections if not each.displaced]
-        if len(held) <= _places():
-            return
-        of_network = Counter(each.network for each in held)
-        now = self.loop.time()
-        idle = [each for each in held if each.idle_s(now) is not None]
-        idle.sort(key=lambda each: (of_network[each.network], each.idle_s(now)), reverse=True)
-        # Several at once at a high limit, since this looks at all of them.
-        for least in idle[: max(1, _places() // 100)]:
-            if least is self and least is not idle[0]:
-                continue
-            least.displaced = True
-            least.transport.abort()  # to close it would wait for a client that reads nothing
+    @property
+    def places_taken(self) -> set[_TimedProtocol | _Handshake]:
+        """All connections and handshakes of the server."""
+        return cast("set[_TimedProtocol | _Handshake]", self.connections)
+
+    def abort(self) -> None:
+        """Disconnect. To close would wait for a client that reads nothing."""
+        self.transport.abort()
 
     def idle_s(self, now: float) -> float | None:
         """Return for how long nothing has been under way; None if a request is.
@@ -231,7 +236,7 @@ class _TimedProtocol(H11Protocol):
 
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
-        is_crowded = len(self.connections) > _places() // 2
+        is_crowded = len(self.connections) > places() // 2
         self.timeout_keep_alive = CROWDED_KEEP_ALIVE_S if is_crowded else KEEP_ALIVE_S
         super().on_response_complete()
 
@@ -273,7 +278,82 @@ class _TimedProtocol(H11Protocol):
             self.transport.close()
 
 
-def _places() -> int:
+class _Handshake(SSLProtocol):
+    """The TLS layer of a connection, which takes a place until its handshake has ended.
+
+    Attributes:
+        network: see `_TimedProtocol`.
+        displaced: see `_TimedProtocol`.
+    """
+
+    network = ""
+    displaced = False
+    _raw: asyncio.Transport
+
+    def __init__(self, connection: _TimedProtocol, context: ssl.SSLContext) -> None:
+        super().__init__(
+            connection.loop,
+            connection,
+            context,
+            waiter=None,  # type: ignore[arg-type] # needs none, as its own code says
+            server_side=True,
+            ssl_handshake_timeout=HANDSHAKE_S,
+        )
+        self._places_taken = connection.places_taken
+        self._clock = connection.loop.time
+        self._began_at = self._clock()
+        connection.handshake = self
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._raw = cast("asyncio.Transport", transport)
+        client = get_remote_addr(self._raw)
+        self.network = network_of(client[0]) if client else ""
+        self._places_taken.add(self)
+        super().connection_made(transport)
+        _make_room(self, self._places_taken, self._began_at)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self.has_ended()
+        super().connection_lost(exc)
+
+    def has_ended(self) -> None:
+        """Release the place."""
+        self._places_taken.discard(self)
+
+    def idle_s(self, now: float) -> float:
+        """Return for how long the handshake has been under way."""
+        return now - self._began_at
+
+    def abort(self) -> None:
+        """Disconnect."""
+        self._raw.abort()
+
+    shutdown = abort  # called when the server stops
+
+
+def _make_room(
+    new: _TimedProtocol | _Handshake, taken: set[_TimedProtocol | _Handshake], now: float
+) -> None:
+    """Close an idle connection if there are too many: the new one only if no other is idle."""
+    held = [each for each in taken if not each.displaced]
+    if len(held) <= places():
+        return
+    of_network = Counter(each.network for each in held)
+    ranked = [
+        (of_network[each.network], idle_s, each)
+        for each in held
+        if (idle_s := each.idle_s(now)) is not None
+    ]
+    ranked.sort(key=lambda one: one[:2], reverse=True)
+    # Several at once at a high limit, since this looks at all of them.
+    for _, _, least in ranked[: max(1, places() // 100)]:
+        if least is new and least is not ranked[0][2]:
+            continue
+        least.displaced = True
+        least.abort()
+
+
+def places() -> int:
     """Return the most connections."""
     return min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
@@ -322,11 +402,13 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
     return UsageError(f"can't listen on {host} port {port}: {error.strerror}")
 
 
-def _check_certificate(cert: str, key: str) -> None:
+def _tls_context(cert: str, key: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(cert, key or None)
+        context.load_cert_chain(cert, key or None)
     except ssl.SSLError as error:
         raise UsageError(f"{cert} and {key} are no certificate with its key: {error}") from error
     except OSError as error:
         name = error.filename or cert
         raise UsageError(f"{name} can't be read: {error.strerror}") from error
+    return context

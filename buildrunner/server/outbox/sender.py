@@ -116,29 +116,10 @@ class OutboxSender:
         if not changes:
             return
         made = [(change, self._messages(change)) for change in changes]
-        try:
-            self._announce(made)
-        except StoreError as error:
-            if not error.is_refusal:
-                raise
-            for one in made:
-                self._announce_one(*one)
+        messages = [(change.id, message) for change, found in made for message in found]
+        self._store.outbox.announce(changes, messages, now=self._now(), on_refusal=_note_refusal)
         if len(changes) == _CHANGES_AT_ONCE:
             self._loop.wake()  # for the others, after messages have been sent
-
-    def _announce(self, made: Sequence[tuple[BuildChange, Sequence[NewMessage]]]) -> None:
-        messages = [(change.id, message) for change, found in made for message in found]
-        self._store.outbox.announce([change for change, _ in made], messages, now=self._now())
-
-    def _announce_one(self, change: BuildChange, messages: Sequence[NewMessage]) -> None:
-        """Store the messages of one change; those that the database refuses are given up."""
-        try:
-            self._announce([(change, messages)])
-        except StoreError as error:
-            if not error.is_refusal:
-                raise
-            _log.exception("outbox: no messages are sent for build %s", change.build_id)
-            self._announce([(change, [])])
 
     def _messages(self, change: BuildChange) -> list[NewMessage]:
         found: list[NewMessage] = []
@@ -233,6 +214,10 @@ class OutboxSender:
             return
         _log.info("outbox: %s: %s; again in %s", message.target, error, pause)
         self._store.outbox.put_off(message, next_try=now + pause, error=str(error))
+
+
+def _note_refusal(message: NewMessage, error: StoreError) -> None:
+    _log.error("outbox: a message is not sent for build %s: %s", message.build_id, error)
 
 
 def pause_before(attempts: int, random: float) -> timedelta:

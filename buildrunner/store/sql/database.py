@@ -222,13 +222,13 @@ class Database:
             raise StoreError(f"the database {self.name} was closed")
         try:
             yield
-        except OverflowError as error:  # SQLite's driver: a number beyond 64 bits
-            raise _too_large() from error
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, OverflowError) as error:
             raise self.explained(error) from error
 
     def explained(self, error: Exception) -> StoreError:
         """Explain a failure. The text holds neither the statement nor its values."""
+        if isinstance(error, OverflowError):  # SQLite's driver: a number beyond 64 bits
+            return _too_large()
         cause = error.orig if isinstance(error, StatementError) else error
         text = "; ".join(line.strip() for line in str(cause).splitlines() if line.strip())
         if self._password:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -23,8 +24,9 @@ from sqlalchemy import (
     true,
     update,
 )
+from sqlalchemy.exc import SQLAlchemyError
 
-from buildrunner.errors import Conflict, NotFound, QuotaExceeded
+from buildrunner.errors import Conflict, NotFound, QuotaExceeded, StoreError
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.outbox import (
     DELIVERED,
@@ -110,6 +112,7 @@ class SqlOutbox(SqlPart):
         messages: Sequence[tuple[int, NewMessage]],
         *,
         now: datetime,
+        on_refusal: Callable[[NewMessage, StoreError], None] | None = None,
     ) -> int:
         """Replace changes by their messages, in one transaction.
 
@@ -120,10 +123,37 @@ class SqlOutbox(SqlPart):
                 counts.
             messages: messages, each with the id of its change.
             now: the time; the messages are due at once.
+            on_refusal: called for each message that the database refuses; the others are stored.
+                Without it, the refusal is raised, and nothing is stored.
 
         Returns:
             The number of new messages.
         """
+        try:
+            return self._announce(changes, messages, partial(_insert, now=now))
+        except StoreError as error:
+            if on_refusal is None or not error.is_refusal:
+                raise
+
+        def insert_apart(connection: Connection, message: NewMessage) -> bool:
+            try:
+                with connection.begin_nested():
+                    return _insert(connection, message, now)
+            except (SQLAlchemyError, OverflowError) as error:
+                refusal = self._database.explained(error)
+                if not refusal.is_refusal:
+                    raise
+            on_refusal(message, refusal)
+            return False
+
+        return self._announce(changes, messages, insert_apart)
+
+    def _announce(
+        self,
+        changes: Sequence[BuildChange],
+        messages: Sequence[tuple[int, NewMessage]],
+        insert: Callable[[Connection, NewMessage], bool],
+    ) -> int:
         ids = [change.id for change in changes]
         needed = {message.change_id for _, message in messages}
         mine = build_changes.c.id.in_(ids) & _is_new
@@ -131,7 +161,7 @@ class SqlOutbox(SqlPart):
             locked = select(build_changes.c.id).where(mine).with_for_update()
             taken = set(connection.execute(locked).scalars())
             made = [message for change_id, message in messages if change_id in taken]
-            number = sum(_insert(connection, message, now) for message in made)
+            number = sum(insert(connection, message) for message in made)
             kept = build_changes.c.id.in_(taken & needed)
             connection.execute(update(build_changes).where(kept).values(announced=true()))
             gone = build_changes.c.id.in_(taken - needed)
