@@ -374,6 +374,25 @@ def test_a_ref_is_not_put_back_by_the_push_before_the_one_that_is_known(store: S
     assert store.refs.known(R) == {ref: KnownRef("c", "reconcile 4")}
 
 
+def test_a_move_that_a_look_found_counts_only_from_its_start(store: ServerStore) -> None:
+    ref = "refs/heads/main"
+
+    def found(before: str, after: str) -> KnownRef | None:
+        now = KnownRef(after, "reconcile 9", before=before)
+        seen = store.refs.note_all([R], ref, now, only_from_before=True)
+        return seen[BOTH[0]]
+
+    pushed = KnownRef("b", "delivery 2", before="a")
+    store.refs.note_all([R], ref, pushed)
+    assert [found("a", "x"), found("", "x"), found("a", "")] == [pushed] * 3
+    assert store.refs.known(R) == {ref: pushed}
+    assert found("b", "c") == pushed
+    assert store.refs.known(R) == {ref: KnownRef("c", "reconcile 9", before="b")}
+    assert found("c", "").commit == "c"
+    assert found("c", "d") is None  # it was deleted
+    assert store.refs.known(R) == {}
+
+
 def test_of_several_at_once_one_alone_sees_a_ref_first(store: ServerStore) -> None:
     begin = threading.Barrier(4)
 

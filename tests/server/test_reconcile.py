@@ -125,6 +125,34 @@ def test_pushes_that_are_told_of_in_the_wrong_order_are_built_once_each(server: 
     assert built(server) == [NEW, NEWEST]
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_push_that_arrives_during_a_look_is_built_once_and_nothing_older_after_it(
+    server: ApiServer, is_new: bool
+) -> None:
+    """Issue: the look took the list for newer, and fired the triggers for the commit before it."""
+    make_trigger(server)
+    git = Git(main=OLD, other=OLD)
+    look(server, git)
+    gitlab(server, PUSH)
+    git.refs[URL] |= {"refs/heads/main": NEW, "refs/heads/other": NEW}  # `other` was missed
+
+    ref, before = ("refs/heads/release", "0" * 40) if is_new else ("refs/heads/main", NEW)
+
+    def list_refs(url: str) -> dict[str, str]:
+        found = git.list_refs(url)
+        git.refs[URL][ref] = NEWEST
+        push = {"ref": ref, "before": before, "after": NEWEST, "checkout_sha": NEWEST}
+        gitlab(server, {**PUSH, **push})
+        return found
+
+    git.refs[OURS] = git.refs[URL]
+    remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "change")
+    Reconciler(server.context, remote).look()
+    handle(server)
+    look(server, git)
+    assert built(server) == [NEW, NEW, NEWEST]
+
+
 APP = Watched("p", "gitlab.example.com/acme/app")
 PULLS = Watched("p", pull_history(APP.repository))
 

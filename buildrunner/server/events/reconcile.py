@@ -44,6 +44,7 @@ _MOST_AT_ONCE: Final = 16
 _MOST_OF_A_HOST: Final = 4
 _QUICK_S: Final = 1.0  # a quicker refusal costs no time
 _MOST_MESSAGES: Final = 20
+_MOST_WATCHERS: Final = 8  # projects for one list of refs: their records are in memory meanwhile
 _MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
 _MOST_CHANGES: Final = 1000  # of all repositories of a project, for one look
 MOST_KNOWN_REFS: Final = 1_000_000
@@ -99,6 +100,20 @@ class Place(NamedTuple):
     def name(self) -> str:
         """Return its full name, or its name in a trigger, for messages."""
         return str(self.watchers[0].repository["name"])
+
+
+class _Records(NamedTuple):
+    """The records of a repository for a project, as of before a look.
+
+    Attributes:
+        refs: the last seen commits, by full name.
+        is_first: the project has not looked at the repository yet.
+        installed: the refs that the hook of a bare repository reported, before a first look.
+    """
+
+    refs: dict[str, str]
+    is_first: bool
+    installed: dict[str, str]
 
 
 class Reconciler:
@@ -168,6 +183,25 @@ class Reconciler:
 
     def _look_at(self, place: Place) -> int | None:
         """Check one repository. Returns the number of deliveries; None if it can't be queried."""
+        made = 0
+        for at in range(0, len(place.watchers), _MOST_WATCHERS):
+            found = self._look_for(place, place.watchers[at : at + _MOST_WATCHERS])
+            if found is None:
+                return None
+            made += found
+        if made:
+            self._context.hook_arrived()
+        return made
+
+    def _look_for(self, place: Place, watchers: Sequence[Watcher]) -> int | None:
+        """Check a repository for some projects.
+
+        Their records are read first. Read after the answer of the Git server, a push that arrived
+        in between would look like a move back to the commit before it.
+        """
+        records = [(one, known) for one in watchers if (known := self._records(one)) is not None]
+        if not records:
+            return 0
         try:
             listed = self._remote.list_refs(place.url)
         except StoreError:
@@ -182,12 +216,19 @@ class Reconciler:
         self._failing.pop(place.url, None)
         refs = {ref: commit for ref, commit in listed.items() if not is_too_long(ref)}
         messages = _Messages(self._remote, place.url)
-        made = sum(self._compared(place, one, refs, messages) for one in place.watchers)
-        for installation in {one.installation for one in place.watchers if self._installed(one)}:
+        made = sum(self._compared(place, one, known, refs, messages) for one, known in records)
+        for installation in {one.installation for one, known in records if known.installed}:
             self._context.store.refs.forget(installation)  # their own histories have begun
-        if made:
-            self._context.hook_arrived()
         return made
+
+    def _records(self, watcher: Watcher) -> _Records | None:
+        """Return the records of a repository; None while earlier changes are not handled yet."""
+        store = self._context.store
+        if store.deliveries.busy_lanes([_lane(watcher.watched)]):
+            return None
+        known = {ref: one.commit for ref, one in store.refs.known(watcher.watched).items()}
+        is_first = known.pop(LOOKED_AT, None) is None
+        return _Records(known, is_first, self._installed(watcher) if is_first else {})
 
     def _places(self) -> list[Place]:
         """Return the repositories with triggers, each once."""
@@ -199,48 +240,41 @@ class Reconciler:
         return [Place(url, tuple(watchers.values())) for url, watchers in found.items()]
 
     def _compared(
-        self, place: Place, watcher: Watcher, refs: dict[str, str], messages: _Messages
+        self,
+        place: Place,
+        watcher: Watcher,
+        records: _Records,
+        refs: dict[str, str],
+        messages: _Messages,
     ) -> int:
         """Call `_compare`; a bug with one repository does not stop the check of the others."""
         try:
-            return self._compare(watcher, refs, messages)
+            return self._compare(watcher, records, refs, messages)
         except Exception as error:
             if isinstance(error, StoreError) and not error.is_refusal:
                 raise
             _log.exception("%s can't be looked at for missed pushes", place.name)
             return 0
 
-    def _compare(self, watcher: Watcher, refs: dict[str, str], messages: _Messages) -> int:
-        store, watched = self._context.store, watcher.watched
-        if store.deliveries.busy_lanes([_lane(watched)]):
-            return 0  # what the last look found is not handled yet
-        known = store.refs.known(watched)
-        if known.pop(LOOKED_AT, None) is None:
-            installed = self._installed(watcher)
-            first = installed or {**refs, LOOKED_AT: "looked at"}
-            if store.refs.count(watched.project) + len(first) > MOST_KNOWN_REFS:
-                if watched not in self._left_out:
-                    _log.warning(
-                        "%s of project %s can't be looked at for missed pushes: its triggers'"
-                        " repositories have more than %d branches and tags",
-                        watcher.repository["name"],
-                        watched.project,
-                        MOST_KNOWN_REFS,
-                    )
-                self._left_out.add(watched)
+    def _compare(
+        self, watcher: Watcher, records: _Records, refs: dict[str, str], messages: _Messages
+    ) -> int:
+        watched, known = watcher.watched, records.refs
+        if records.is_first:
+            first = records.installed or refs
+            if not self._note_first(watcher, {**first, LOOKED_AT: "looked at"}):
                 return 0
-            self._left_out.discard(watched)
-            store.refs.note_first_look(watched, first, "first look")
-            known = store.refs.known(watched) if installed else known
-            known.pop(LOOKED_AT, None)
-            if not installed:
+            if records.installed:
+                known = {**records.installed, **known}
+                known.pop(LOOKED_AT, None)
+            else:
                 refs = {ref: commit for ref, commit in refs.items() if ref in known}
         changed = [
-            _ref(ref, known[ref].commit if ref in known else "", commit)
+            _ref(ref, known.get(ref, ""), commit)
             for ref, commit in sorted(refs.items())
-            if ref not in known or known[ref].commit != commit
+            if known.get(ref) != commit
         ]
-        changed += [_ref(ref, known[ref].commit, "") for ref in sorted(known.keys() - refs.keys())]
+        changed += [_ref(ref, known[ref], "") for ref in sorted(known.keys() - refs.keys())]
         # The next look finds the rest. Two threads may both take the last ones, which is harmless.
         del changed[max(0, _MOST_CHANGES - self._changes[watched.project]) :]
         self._changes[watched.project] += len(changed)
@@ -249,6 +283,24 @@ class Reconciler:
         for at in range(0, len(changed), _MOST_REFS):
             self._deliver(watcher, changed[at : at + _MOST_REFS])
         return -(-len(changed) // _MOST_REFS)
+
+    def _note_first(self, watcher: Watcher, refs: dict[str, str]) -> bool:
+        """Record the refs of a first look. Returns False if the project has too many records."""
+        refs_store, watched = self._context.store.refs, watcher.watched
+        if refs_store.count(watched.project) + len(refs) > MOST_KNOWN_REFS:
+            if watched not in self._left_out:
+                _log.warning(
+                    "%s of project %s can't be looked at for missed pushes: its triggers'"
+                    " repositories have more than %d branches and tags",
+                    watcher.repository["name"],
+                    watched.project,
+                    MOST_KNOWN_REFS,
+                )
+            self._left_out.add(watched)
+            return False
+        self._left_out.discard(watched)
+        refs_store.note_first_look(watched, refs, "first look")
+        return True
 
     def _installed(self, watcher: Watcher) -> dict[str, str]:
         """Return the refs that a bare repository's hook has reported to the project; or empty."""
@@ -443,8 +495,13 @@ class SeenRefs:
                 new.add(installation)
         if not new:
             return found
-        seen = refs.note_all(new, event.ref, KnownRef(after, by, event.before))
+        is_found = delivery.hook == RECONCILE
+        now = KnownRef(after, by, event.before)
+        seen = refs.note_all(new, event.ref, now, only_from_before=is_found)
         for one, before in seen.items():
+            at = before.commit if before is not None else ""
+            if is_found and at != event.before and not (before and before.seen_by == by):
+                found[one.project] = f"{event.ref} has moved since the server looked at it"
             is_known = before is not None and before.commit == after and before.seen_by != by
             if after and is_known and one.project:
                 found[one.project] = f"{event.ref} was seen at {after[:12]} already, and built then"

@@ -363,16 +363,30 @@ class SqlRefs(SqlPart):
             return _noted(connection, watched, ref, KnownRef(commit, seen_by))
 
     def note_all(
-        self, watched: Collection[Watched], ref: str, now: KnownRef
+        self,
+        watched: Collection[Watched],
+        ref: str,
+        now: KnownRef,
+        *,
+        only_from_before: bool = False,
     ) -> dict[Watched, KnownRef | None]:
         """Record a ref for several projects and keys of its repository, in one transaction.
 
         Forges may report two pushes in the wrong order: a ref is not set back to the start of the
         known push. Returns the previous records.
+
+        Args:
+            watched: the projects and keys.
+            ref: full name of the ref.
+            now: its new record.
+            only_from_before: change only records whose commit is the start of the push.
         """
         with self._database.write() as connection:
             # In a fixed order, so that two servers don't deadlock.
-            return {one: _noted(connection, one, ref, now) for one in sorted(watched)}
+            return {
+                one: _noted(connection, one, ref, now, only_from_before=only_from_before)
+                for one in sorted(watched)
+            }
 
     def note_first_look(self, watched: Watched, refs: Mapping[str, str], seen_by: str) -> None:
         """Record the refs of a repository; known ones do not change.
@@ -420,8 +434,17 @@ def _of(watched: Watched) -> ColumnElement[bool]:
     )
 
 
-def _noted(connection: Connection, watched: Watched, ref: str, now: KnownRef) -> KnownRef | None:
+def _noted(
+    connection: Connection,
+    watched: Watched,
+    ref: str,
+    now: KnownRef,
+    *,
+    only_from_before: bool = False,
+) -> KnownRef | None:
     before = _known(connection, watched, ref)
+    if only_from_before and (before.commit if before else "") != now.before:
+        return before
     if before is None and now.commit:
         row = {**watched._asdict(), "ref": ref, **_values(now)}
         if insert_new(connection, known_refs, row):
