@@ -185,6 +185,23 @@ def test_a_push_that_no_webhook_reported_has_no_known_author(place: Place) -> No
     assert place.decide("root", again).status_code == 200
 
 
+@pytest.mark.parametrize("source", [{}, {"branchName": "main"}, {"tagName": "v1"}])
+def test_who_may_push_to_a_branch_does_not_approve_a_manual_run_of_it(
+    place: Place, source: dict[str, str]
+) -> None:
+    """Issue: mallory pushed after bob had begun the run, and approved what was her commit then."""
+    place.trigger("gitea", push={"branch": "^main$"})
+    answer = place.call("bob", "POST", "/v1/projects/p/triggers/deploy:run", {"source": source})
+    build = str(answer.json()["metadata"]["build"]["id"])
+    assert "does not know all authors of this build" in place.refused("mallory", build)
+    facts = place.call("mallory", "GET", f"/buildrunner/v1/projects/p/builds/{build}/approval")
+    name = source.get("tagName", "main")
+    assert f"{name} has when it begins, even one that is pushed later" in str(facts.json())
+    body = {"source": {"commitSha": NEW}}
+    answer = place.call("bob", "POST", "/v1/projects/p/triggers/deploy:run", body)
+    assert place.decide("alice", answer.json()["metadata"]["build"]["id"]).status_code == 200
+
+
 @pytest.mark.parametrize("kind", ["note", "merge_request"])
 def test_a_merge_request_whose_event_has_only_the_number_of_its_author(
     place: Place, kind: str
@@ -251,7 +268,12 @@ def test_of_an_unknown_author_s_build_a_named_approver_decides_who_is_not_behind
         ("project_12_bot_3f", {}, False),
         ("group_12_bot", {}, False),
         ("service_account_group_12_3f", {}, False),
+        ("gitea-actions", {}, False),
+        ("forgejo-actions", {}, False),
+        ("web-flow", {}, False),
         ("deployer", {"login": "deployer", "type": "Bot"}, False),
+        ("acme", {"login": "acme", "type": "Organization"}, False),
+        ("deployer", {"login": "deployer", "type": "SERVICE"}, False),
         ("owner", {"login": "mallory"}, False),  # a key for deployments
     ],
 )

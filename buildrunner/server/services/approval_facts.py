@@ -11,7 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.logs.console.wording import printable
-from buildrunner.server.services.authorship import AUTHOR, COMMENTER, people_of
+from buildrunner.server.services.authorship import AUTHOR, COMMENTER, newest_of, people_of
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
 
@@ -105,8 +107,10 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     number = labels.get("pull_request", "")
     secrets = secrets_of(stored.request)
     people = people_of(stored.labels)
+    state = approval.get("state", "")
+    newest = _newest(stored) if state == "PENDING" else ()
     return ApprovalFacts(
-        state=approval.get("state", ""),
+        state=state,
         fork=bool(labels.get(FORK)) or stored.untrusted,
         forge=labels.get("forge", "") if number else "",
         pull_request=int(number) if number.isdecimal() else 0,
@@ -123,7 +127,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         base_branch=labels.get(BASE_BRANCH, ""),
         commit=labels.get("commit", ""),
         trusted=not stored.untrusted,
-        grants=(*_whose_steps(stored), *_grants(stored, secrets)),
+        grants=(*newest, *_whose_steps(stored), *_grants(stored, secrets)),
         secrets=() if stored.untrusted else secrets,
         approver=result.get("approverAccount", ""),
         time=result.get("approvalTime", ""),
@@ -148,6 +152,13 @@ def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
     if stored.request.get("steps"):
         return ()
     return ("Its steps are those of the config in the commit",)
+
+
+def _newest(stored: StoredBuild) -> tuple[str, ...]:
+    """Return a sentence about a branch or tag that may move until the build begins."""
+    name = printable(newest_of(decode_message(Build, stored.request).value))
+    said = f"It takes the commit that {name} has when it begins, even one that is pushed later"
+    return (said,) if name else ()
 
 
 def _grants(stored: StoredBuild, secrets: tuple[str, ...]) -> tuple[str, ...]:

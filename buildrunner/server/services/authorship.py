@@ -12,6 +12,8 @@ from typing import Final
 
 import msgspec
 
+from buildrunner.spec.model.build import Build
+from buildrunner.spec.model.source import Source, is_commit
 from buildrunner.triggers.events import Event, MessageEvent, PushEvent
 from buildrunner.triggers.forges.forge import text
 
@@ -28,9 +30,14 @@ _PEOPLE: Final = "people"
 _ARE_ALL: Final = "people_are_all"  # absent: fail closed
 
 
-# Source: GitHub's apps; GitLab's "Project access tokens", "Group access tokens" and "Service
-# accounts".
-_BOT = re.compile(r"\[bot\]$|^(?:project|group)_\d+_bot|^service_account_", re.IGNORECASE)
+# Source: GitHub's apps and its own web-flow; GitLab's "Project access tokens", "Group access tokens"
+# and "Service accounts"; the Actions of Gitea and Forgejo.
+_BOT = re.compile(
+    r"\[bot\]$|^web-flow$|^(?:project|group)_\d+_bot|^service_account_|^(?:gitea|forgejo)-actions$",
+    re.IGNORECASE,
+)
+# Types of users in events: ``sender.type`` of GitHub, ``actor.type`` of Bitbucket.
+_PERSON: Final = frozenset({"", "user", "normal"})
 
 
 class People(msgspec.Struct, frozen=True):
@@ -39,7 +46,7 @@ class People(msgspec.Struct, frozen=True):
     Attributes:
         names: names of tokens, and ``FORGE:LOGIN`` of users of a forge.
         are_all: nobody else is behind the build. Commits that somebody else pushes are the
-            pusher's, and a manual run is its caller's.
+            pusher's, and a manual run of a commit is its caller's.
     """
 
     names: tuple[str, ...] = ()
@@ -74,6 +81,21 @@ def people_of(labels: Mapping[str, str]) -> People:
     return People(tuple(dict.fromkeys(filter(None, found))))
 
 
+def newest_of(build: Build) -> str:
+    """Return the branch or tag whose commit is found only when a build begins; empty for none.
+
+    Everybody who pushes to it until then is behind the build.
+    """
+    source = build.source or Source()
+    repo, git, connected = source.repo_source, source.git_source, source.connected_repository
+    if repo is not None:
+        return "" if repo.commit_sha else repo.branch_name or repo.tag_name or ""
+    fetched = git or connected
+    if fetched is None or is_commit(fetched.revision):
+        return ""
+    return fetched.revision or "HEAD"
+
+
 def people_behind(event: Event) -> People:
     """Return the known people behind an event.
 
@@ -95,6 +117,7 @@ def people_behind(event: Event) -> People:
     forge = event.repository.forge
     if forge == "bitbucket":  # users choose and change their nicknames there
         are_all = False
-    if text(event.body, "sender", "type") == "Bot" or any(map(_BOT.search, logins)):
+    types = {text(event.body, user, "type").casefold() for user in ("sender", "actor")}
+    if not types <= _PERSON or any(map(_BOT.search, logins)):
         are_all = False
     return People(tuple(dict.fromkeys(f"{forge}:{one}" for one in logins if one)), are_all)

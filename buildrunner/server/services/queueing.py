@@ -25,7 +25,7 @@ from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Problem, Severity
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
-from buildrunner.server.services.authorship import SUBMITTER, People
+from buildrunner.server.services.authorship import SUBMITTER, People, newest_of
 from buildrunner.sources.policy import SourcePolicy, refusals
 from buildrunner.sources.uploads import is_upload_of
 from buildrunner.spec.model.build import Build, Status
@@ -447,6 +447,9 @@ class TriggerQueue:
         wanted = document.get("approvalConfig", {}).get("approvalRequired") is True
         concurrency = settings.concurrency
         policy = "" if concurrency.policy == "queue" else concurrency.policy
+        people = facts.people
+        if newest_of(decode_message(Build, made.request).value):
+            people = People(people.names)
         return arrival(
             context,
             project,
@@ -457,7 +460,7 @@ class TriggerQueue:
                 **made.labels,
                 **facts.labels,
                 SUBMITTER: facts.who,
-                **facts.people.labels(),
+                **people.labels(),
             },
             request_id=facts.request_id,
             priority=facts.priority,
