@@ -59,7 +59,6 @@ _OF_SERVER: Final = (
     "policy",
 )
 _GIT_OF_SERVER: Final = ("submodules", "lfs", "repositories", "host_keys")
-_GIT_CREDENTIALS: Final = frozenset({"tokens", "ssh_keys"})
 
 
 class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,8 +74,7 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
         ssh_keys: host -> path of a private key.
         known_hosts: path of a file of ssh host keys, besides the user's own; empty for none.
         host_keys: host -> fingerprints of its ssh host keys, separated by spaces.
-        credentials_of: project with its own credentials among these; empty if all projects have
-            the same. Not set in files.
+        project: project whose builds fetch; empty for a build without a server. Not set in files.
     """
 
     cache: str = ""
@@ -88,7 +86,7 @@ class GitSettings(msgspec.Struct, frozen=True, kw_only=True):
     ssh_keys: dict[str, str] = {}
     known_hosts: str = ""
     host_keys: dict[str, str] = {}
-    credentials_of: str = ""
+    project: str = ""
 
 
 def git_fields(table: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -570,12 +568,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     def of_project(self, project: str) -> Settings:
         """Return the settings for builds of one project; in tables, its own entries win."""
-        changes: dict[str, Any] = {"projects": {}}
+        git = with_fields(self.git, {"project": project})
+        changes: dict[str, Any] = {"projects": {}, "git": git}
         for name, value in self.projects.get(project, {}).items():
             common = getattr(self, name)
             if isinstance(common, GitSettings):
-                owner = {"credentials_of": project} if _GIT_CREDENTIALS & value.keys() else {}
-                changes[name] = with_fields(common, {**value, **owner})
+                changes[name] = with_fields(git, value)
             else:
                 changes[name] = {**common, **value} if isinstance(value, dict) else value
         return msgspec.structs.replace(self, **changes)

@@ -39,7 +39,7 @@ def git_mirror(settings: Settings) -> GitMirror:
     return GitMirror(
         folder,
         quota_bytes=settings.git.cache_gib * 2**30,
-        credentials_of=settings.git.credentials_of,
+        project=settings.git.project,
     )
 
 

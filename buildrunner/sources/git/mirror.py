@@ -69,9 +69,9 @@ class GitMirror:
         folder: its folder, created when needed, private to this user.
         quota_bytes: its size limit; the least recently used checkouts are removed first.
             Checkouts in use always stay.
-        credentials_of: project whose own credentials are used; empty for those of all projects.
-            Other projects do not get its checkouts, which may have submodules and LFS files that
-            only its credentials can read.
+        project: project of the builds; empty for builds without a server. Projects share no
+            checkouts: those may have submodules and LFS files that only one project's credentials
+            can read, and a fetch that a build makes long holds up others of the repository.
     """
 
     def __init__(
@@ -79,11 +79,11 @@ class GitMirror:
         folder: str,
         *,
         quota_bytes: int = DEFAULT_QUOTA_BYTES,
-        credentials_of: str = "",
+        project: str = "",
     ) -> None:
         self._folder = os.path.abspath(folder)
         self._quota_bytes = quota_bytes
-        self._credentials_of = credentials_of
+        self._project = project
 
     def checkout(
         self, git: GitCommand, revision: ResolvedRevision, options: GitOptions
@@ -96,7 +96,7 @@ class GitMirror:
             GitFailed, SourceError, RevisionMoved: as `CheckoutFolder`; a new checkout that failed
                 is removed, an old one stays unchanged or is marked as incomplete.
         """
-        repository = _Repository(self._folder, git, options, self._credentials_of)
+        repository = _Repository(self._folder, git, options, self._project)
         try:
             lease = repository.lease(revision)
         except OSError as error:
@@ -168,14 +168,12 @@ class GitMirror:
 class _Repository:
     """One repository's part of the cache."""
 
-    def __init__(
-        self, root: str, git: GitCommand, options: GitOptions, credentials_of: str
-    ) -> None:
+    def __init__(self, root: str, git: GitCommand, options: GitOptions, project: str) -> None:
         from hashlib import sha256
 
         key = f"{git.url.text}\0{options.depth}{options.tags}{options.submodules}{options.lfs}"
-        if credentials_of:
-            key += f"\0{credentials_of}"
+        if project:
+            key += f"\0{project}"
         name = "".join(c if c.isalnum() else "-" for c in git.url.full_name[-40:])
         digest = sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         self._root = root

@@ -186,7 +186,7 @@ untrusted = ["base"]
     assert other.git.tokens == {"a.example.com": "env:A", "b.example.com": "env:B"}
     assert (other.storage_buckets, other.docker_socket) == ((), True)
     assert other.storage_folders == {}
-    assert (shop.git.credentials_of, other.git.credentials_of) == ("shop", "")
+    assert (settings.git.project, shop.git.project, other.git.project) == ("", "shop", "other")
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,33 @@ class TestEnds:
         holder.join()
         assert len(failures) == 1
 
+    def test_a_fetch_of_one_project_holds_up_none_of_another(self, http: HttpServer, cache: Path):
+        """Issue: a submodule that trickled held up all builds of another project's repository."""
+        stall = http.stall = threading.Event()
+        cancel = threading.Event()
+
+        def first() -> None:
+            with pytest.raises(SourceError):
+                fetch_git(
+                    GitRequest(url=http.url()),
+                    mirror=GitMirror(str(cache), project="evil"),
+                    cancel=cancel,
+                )
+
+        holder = threading.Thread(target=first)
+        holder.start()
+        assert http.stalled.wait(30)
+        http.stall = None
+        fetch_git(
+            GitRequest(url=http.url()),
+            mirror=GitMirror(str(cache), project="good"),
+            cancel=threading.Event(),
+        ).release()
+        assert holder.is_alive()
+        cancel.set()
+        stall.set()
+        holder.join()
+
     def test_a_server_that_says_nothing_is_given_up(
         self, http: HttpServer, cache: Path, monkeypatch: pytest.MonkeyPatch
     ):
