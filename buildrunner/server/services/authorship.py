@@ -30,8 +30,8 @@ _PEOPLE: Final = "people"
 _ARE_ALL: Final = "people_are_all"  # absent: fail closed
 
 
-# Source: GitHub's apps and its web-flow; GitLab's "Project access tokens", "Group access tokens" and
-# "Service accounts"; the Actions of Gitea and Forgejo.
+# Source: apps and the web-flow of GitHub; GitLab's "Project access tokens", "Group access tokens",
+# and "Service accounts"; the Actions of Gitea and Forgejo.
 _BOT = re.compile(
     r"\[bot\]$|^web-flow$|^(?:project|group)_\d+_bot|^service_account_|^(?:gitea|forgejo)-actions$",
     re.IGNORECASE,
