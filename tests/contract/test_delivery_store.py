@@ -298,10 +298,12 @@ def test_many_records_of_refs_are_deleted_in_parts_and_their_mark_first(
 
 
 def test_the_claims_leave_out_the_hooks_that_have_their_turn_later(store: ServerStore) -> None:
-    for number, hook in enumerate(["git/a", "git/a", "git/b"], 1):
-        add(store, delivery(str(number), hook), NOW)
+    for number, (hook, lane) in enumerate(
+        [("git/a", ""), ("git/a", "git/a r"), ("git/ab", "git/ab r"), ("git/b", "")], 1
+    ):
+        add(store, delivery(str(number), hook, lane=lane), NOW)
     some = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10, but={"git/a", "git/x"})
-    assert [one.hook for one in some] == ["git/b"]
+    assert [one.hook for one in some] == ["git/ab", "git/b"]
     rest = store.deliveries.claim(now=NOW, lease_s=LEASE_S, limit=10)
     assert [one.hook for one in rest] == ["git/a", "git/a"]
 

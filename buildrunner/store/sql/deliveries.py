@@ -64,7 +64,9 @@ def _claimable(at: int, most: int, but: Collection[str]) -> Select[int]:
         deliveries.c.lane.not_in(busy),
     )
     due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
-    hooks = deliveries.c.hook.not_in(but) if but else true()
+    # Lanes begin with the hook. They are in the index, so that few of the excluded rows are read.
+    lanes = (func.substr(deliveries.c.lane, 1, len(hook) + 1) != f"{hook} " for hook in but)
+    hooks = and_(*lanes, deliveries.c.hook.not_in(but)) if but else true()
     each = (
         select(number).where(one, hooks).order_by(number).limit(most).subquery()
         for one in (came, due)
