@@ -7,7 +7,6 @@ being one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import msgspec
 
@@ -19,12 +18,16 @@ from buildrunner.problem import Problem
 from buildrunner.spec.model.build import Build, BuildOptions
 from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.fields import with_templates_replaced
-from buildrunner.spec.substitutions.templates import Cycle, expand, substitute
+from buildrunner.spec.substitutions.templates import (
+    MAX_SUBSTITUTED_LENGTH,
+    SUBSTITUTED_TOO_LONG,
+    Cycle,
+    ValuesTooLong,
+    expand,
+    substitute,
+)
 from buildrunner.spec.substitutions.variables import OVERRIDABLE, BuiltIns, is_user_variable, merged
 from buildrunner.spec.validation.build import effective_options
-
-# A small file must not grow into a large build: $_A may occur a thousand times in one argument.
-MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
 
 
 class PlanContext(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,11 +141,13 @@ def _with_values(build: Build, variables: Mapping[str, str], budget: Budget | No
         if "$" not in template:
             return template
         dynamic = budget is not None
-        text = substitute(template, variables.get, dynamic=dynamic, budget=budget)
-        room -= len(text)
-        if room < 0:
-            message = f"the build grows beyond {MAX_SUBSTITUTED_LENGTH} characters by substitution"
-            raise ConfigError([Problem(message, rule="substituted-size")])
+        try:
+            text = substitute(template, variables.get, dynamic=dynamic, budget=budget, longest=room)
+        except ValuesTooLong:
+            text = None
+        room -= len(text or "")
+        if text is None or room < 0:
+            raise ConfigError([Problem(SUBSTITUTED_TOO_LONG, rule="substituted-size")])
         return text
 
     return with_templates_replaced(build, replace)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import buildrunner
-from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH
 from buildrunner.spec.reading import nodes
+from buildrunner.spec.substitutions.templates import MAX_SUBSTITUTED_LENGTH
 from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from pages.markdown import code, table
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import msgspec
 
@@ -28,6 +29,12 @@ from buildrunner.spec.substitutions.expressions import (
     BadExpression,
     Budget,
     Expression,
+)
+
+MAX_SUBSTITUTED_LENGTH: Final = 16 * 2**20
+"""A small file must not grow into a large build: $_A may occur a thousand times in one argument."""
+SUBSTITUTED_TOO_LONG: Final = (
+    f"the build grows beyond {MAX_SUBSTITUTED_LENGTH} characters by substitution"
 )
 
 _TOKEN = re.compile(r"\$(?:(\$)|([A-Z_][A-Z0-9_]*)|\{([A-Z_][A-Z0-9_]*)\}|(\{))")
@@ -45,6 +52,10 @@ class Reference(msgspec.Struct, frozen=True):
     start: int
     end: int
     expression: Expression | None = None
+
+
+class ValuesTooLong(BadExpression):
+    """The values of a template are longer than the caller allows."""
 
 
 class Cycle(ValueError):
@@ -109,7 +120,8 @@ def substitute(
 
     Raises:
         BadExpression: an expression can't be evaluated, or takes more than the budget (only with
-            ``dynamic``), or the values are longer than ``longest``.
+            ``dynamic``).
+        ValuesTooLong: the values are longer than ``longest``. None of them is kept.
     """
     if "$" not in template:
         return template
@@ -127,7 +139,7 @@ def substitute(
             if room is not None:
                 room -= len(value)
                 if room < 0:
-                    raise BadExpression(TOO_LONG)
+                    raise ValuesTooLong(TOO_LONG)
             pieces.append(value)
         position = reference.end
     pieces.append(template[position:])

@@ -14,11 +14,18 @@ from buildrunner.spec.model.results import Artifacts
 from buildrunner.spec.model.source import BUCKET_NAME
 from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.fields import templates
-from buildrunner.spec.substitutions.templates import names_in, substitute
+from buildrunner.spec.substitutions.templates import (
+    MAX_SUBSTITUTED_LENGTH,
+    SUBSTITUTED_TOO_LONG,
+    ValuesTooLong,
+    names_in,
+    substitute,
+)
 from buildrunner.spec.substitutions.variables import OVERRIDABLE, is_user_variable, may_be_set
 from buildrunner.spec.validation.findings import Findings, shortened
 
 MAX_REPOSITORY_LENGTH: Final = 255
+_LONGEST_REFERENCE: Final = 1000  # repository, tag and the digest of any algorithm
 
 _PATH_PART = r"[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*"
 _HOST_PART = r"(?:[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9])"
@@ -46,9 +53,13 @@ class ImageReference(msgspec.Struct, frozen=True):
     digest: str = ""
 
 
-@lru_cache(maxsize=1024)
 def parse_image_reference(text: str) -> ImageReference | None:
     """Return the parts of ``text``, or None if it is no image reference."""
+    return _parsed(text) if len(text) <= _LONGEST_REFERENCE else None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> ImageReference | None:
     match = _REFERENCE.fullmatch(text)
     if match is None or len(match.group(1)) > MAX_REPOSITORY_LENGTH:
         return None
@@ -93,6 +104,9 @@ class Values:
         budget: the work that bash-style expressions may take.
         complete: the templates have passed their checks; otherwise only plain text can be checked.
         assumed: the environment, and so the given values, are unknown.
+
+    Attributes:
+        are_too_long: the values so far would exceed `MAX_SUBSTITUTED_LENGTH`; no more are made.
     """
 
     def __init__(
@@ -112,6 +126,8 @@ class Values:
         self._complete = complete
         self._mentions: dict[str, tuple[str, ...]] = {}
         self._assumed = assumed
+        self._room = MAX_SUBSTITUTED_LENGTH
+        self.are_too_long = False
 
     def text(self, template: str) -> str | None:
         """Return the value of a template; None if the value is unknown."""
@@ -120,11 +136,20 @@ class Values:
         if not self._complete:
             return None
         try:
-            return substitute(
-                template, self._variables.get, dynamic=self._dynamic, budget=self._budget
+            text = substitute(
+                template,
+                self._variables.get,
+                dynamic=self._dynamic,
+                budget=self._budget,
+                longest=max(self._room, 0),
             )
+        except ValuesTooLong:
+            self.are_too_long = True
+            return None
         except BadExpression:
             return None
+        self._room -= len(text)
+        return text
 
     @property
     def are_final(self) -> bool:
@@ -182,6 +207,8 @@ def check_results(build: Build, values: Values, findings: Findings) -> None:
     check.names(build)
     if build.artifacts:
         check.uploads(build.artifacts)
+    if values.are_too_long:
+        findings.error("substituted-size", "", SUBSTITUTED_TOO_LONG)
     has_images = build.images or (build.artifacts and build.artifacts.images)
     if has_images and build.options and build.options.docker_daemon is DockerDaemon.NO_DOCKER:
         message = "images can't be pushed by a build with options.dockerDaemon: NO_DOCKER"

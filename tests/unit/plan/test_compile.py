@@ -15,7 +15,7 @@ from buildrunner.plan.compile import (
     working_directory,
 )
 from buildrunner.plan.privilege import Privilege
-from buildrunner.plan.resolve import MAX_SUBSTITUTED_LENGTH, PlanContext, resolve
+from buildrunner.plan.resolve import PlanContext, resolve
 from buildrunner.spec.model.build import (
     Build,
     BuildOptions,
@@ -32,6 +32,7 @@ from buildrunner.spec.model.build import (
 )
 from buildrunner.spec.model.results import ArtifactObjects, Artifacts
 from buildrunner.spec.model.source import GitSource, RepoSource, Source, StorageSource
+from buildrunner.spec.substitutions.templates import MAX_SUBSTITUTED_LENGTH
 from buildrunner.spec.substitutions.variables import BuiltIns
 from tests.plans import plan_build
 

@@ -31,6 +31,7 @@ from buildrunner.spec.model.results import (
     PythonPackage,
 )
 from buildrunner.spec.model.source import Source, StorageSource
+from buildrunner.spec.validation import references
 from buildrunner.spec.validation.check import SAMPLE, check_build, errors_of
 
 DAY = timedelta(hours=24)
@@ -43,7 +44,7 @@ def step(**fields):
 
 
 def build(*steps, **fields):
-    return Build(steps=steps or (step(),), **fields)
+    return Build(**{"steps": steps or (step(),), **fields})
 
 
 def options(**fields):
@@ -599,3 +600,20 @@ def test_every_rule_of_the_semantics_has_a_case():
     elsewhere = {"V10", "V15"}  # a warning; a rule about files
     expected = {f"V{number:02}" for number in range(1, 72)} - by_the_decoder - elsewhere
     assert expected <= {case[0] for case in CASES}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"images": ("$_A" * 2100,) * 3},
+        {"tags": ("$_A" * 2100,) * 3},
+        {"steps": (step(name="$_A" * 2100),) * 3},
+    ],
+)
+def test_a_check_makes_no_values_beyond_the_limit_of_a_build(fields):
+    """Issue: 100 images of 9,000 characters took 12 MB each, and their texts stayed in memory."""
+    before = references._parsed.cache_info().currsize
+    subject = build(substitutions={"_A": "a" * 4000}, **fields)
+    found = errors_of(check_build(subject, built_ins=SAMPLE))
+    assert "substituted-size" in {error.rule for error in found}
+    assert references._parsed.cache_info().currsize <= before + 1  # "busybox" of the step
