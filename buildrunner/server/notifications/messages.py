@@ -22,6 +22,7 @@ from buildrunner.server.notifications.notifier import (
 from buildrunner.server.notifications.templates import (
     Escapes,
     TemplateProblem,
+    escaped_for_chat,
     is_json,
     rendered,
 )
@@ -125,13 +126,21 @@ def _words(notifier: Notifier, facts: Facts) -> str | None:
     template = notifier.spec.notification.template
     if template is None or not template.content:
         return None
-    makes_json = is_json(template.content) and notifier.kind != MAIL
+    makes_json = _makes_json(notifier)
     escapes: Escapes = "json" if makes_json else "html" if _is_html(notifier) else ""
+    if notifier.kind in (SLACK, CHAT):
+        escapes = "chat-json" if makes_json else "chat"
     values = template_values(facts, _params(notifier, facts))
     words = rendered(template.content, template_type(notifier), values, escapes=escapes)
     if makes_json:
         _decoded(words)
     return words
+
+
+def _makes_json(notifier: Notifier) -> bool:
+    """Return whether the template makes JSON. A value that looks like JSON does not."""
+    template = notifier.spec.notification.template
+    return template is not None and notifier.kind != MAIL and is_json(template.content)
 
 
 def _is_html(notifier: Notifier) -> bool:
@@ -175,10 +184,10 @@ def _slack(notifier: Notifier, facts: Facts) -> str:
     words = _words(notifier, facts)
     colour = _COLOURS.get(facts.status, _OTHER_COLOUR)
     if words is None:
-        text = "\n".join(part for part in (_link(facts), _escaped(facts.detail)) if part)
+        text = "\n".join(part for part in (_link(facts), escaped_for_chat(facts.detail)) if part)
         attachment = {"color": colour, "text": text, "fallback": facts.title, "mrkdwn_in": ["text"]}
         return _encoded({"attachments": [attachment]})
-    found = _decoded(words) if _is_json(words) else None
+    found = _decoded(words) if _makes_json(notifier) else None
     if isinstance(found, list):
         return _encoded({"attachments": [{"color": colour, "blocks": found}]})
     return words if isinstance(found, dict) else _encoded({"text": words})
@@ -187,21 +196,16 @@ def _slack(notifier: Notifier, facts: Facts) -> str:
 def _chat(notifier: Notifier, facts: Facts) -> str:
     words = _words(notifier, facts)
     if words is None:
-        words = "\n".join(part for part in (_link(facts), _escaped(facts.detail)) if part)
-    elif _is_json(words) and isinstance(_decoded(words), dict):
+        words = "\n".join(part for part in (_link(facts), escaped_for_chat(facts.detail)) if part)
+    elif _makes_json(notifier) and isinstance(_decoded(words), dict):
         return words
     return _encoded({"text": words})
 
 
 def _link(facts: Facts) -> str:
     url = facts.build.get("logUrl", "")
-    title = _escaped(facts.title)
+    title = escaped_for_chat(facts.title)
     return f"<{url}|{title}>" if url else title
-
-
-def _escaped(text: str) -> str:
-    """Escape text for Slack: text of a build can't mention people or make links."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _envelope(notifier: Notifier, facts: Facts, key: str, now: datetime) -> str:

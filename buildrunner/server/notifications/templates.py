@@ -44,7 +44,8 @@ _CONTROL: Final = re.compile(
 )
 _VALUE: Final = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 
-Escapes = Literal["", "html", "json"]
+Escapes = Literal["", "html", "json", "chat", "chat-json"]
+"""Formats of an output. Those of chats are the texts of Slack and Google Chat."""
 
 _NOTHING: Final = "<no value>"
 _VERB: Final = re.compile(r"%(?:[-+ #0]*[0-9]*(?:\.[0-9]+)?)([a-zA-Z])")
@@ -121,12 +122,12 @@ def rendered(text: str, kind: str, values: Mapping[str, Any], *, escapes: Escape
     return "".join(pieces)
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=5)
 def _environment(escapes: Escapes) -> ImmutableSandboxedEnvironment:
     sandbox = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined,
         autoescape=escapes == "html",
-        finalize=_json_part if escapes == "json" else None,
+        finalize=_PARTS.get(escapes),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
@@ -140,6 +141,46 @@ def _json_part(value: Any) -> Any:
     if isinstance(value, Markup | Quoted):
         return value
     return json.dumps(str(value), ensure_ascii=False)[1:-1]
+
+
+def escaped_for_chat(text: str) -> str:
+    """Escape text for Slack and Google Chat: it can't mention people or make links.
+
+    Source: https://docs.slack.dev/messaging/formatting-message-text/#escaping
+    """
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _chat_part(value: Any) -> Any:
+    """Escape a value. A value that the template calls safe stays unchanged."""
+    return value if isinstance(value, Markup) else escaped_for_chat(str(value))
+
+
+def _chat_json_part(value: Any) -> Any:
+    """Escape a value for a string in JSON, and all strings of a value from ``tojson``."""
+    if isinstance(value, Markup | Quoted):
+        try:
+            return json.dumps(_escaped_in(json.loads(value)), ensure_ascii=False)
+        except ValueError:  # the template calls it safe
+            return value
+    return _json_part(escaped_for_chat(str(value)))
+
+
+def _escaped_in(value: Any) -> Any:
+    if isinstance(value, str):
+        return escaped_for_chat(value)
+    if isinstance(value, list):
+        return [_escaped_in(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _escaped_in(one) for name, one in value.items()}
+    return value
+
+
+_PARTS: Final[dict[str, Callable[[Any], Any]]] = {
+    "json": _json_part,
+    "chat": _chat_part,
+    "chat-json": _chat_json_part,
+}
 
 
 @lru_cache(maxsize=256)

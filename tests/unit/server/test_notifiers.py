@@ -291,7 +291,45 @@ class TestMessages:
             "none": "$(build.x)",
         }
         content = "{{ params.status }} {{ params.who }}{{ params.none }}"
-        assert body(ours(SLACK, content, params=params)) == {"text": "FAILURE by <me>"}
+        assert body(ours(SLACK, content, params=params)) == {"text": "FAILURE by &lt;me&gt;"}
+
+    @pytest.mark.parametrize("kind", ["SlackNotifier", "GoogleChatNotifier"])
+    @pytest.mark.parametrize(
+        ("language", "content"),
+        [
+            ("jinja2", "Build of {{ params.branch }}"),
+            ("golang", "Build of {{ .Params.branch }}"),
+            ("golang", 'Build of {{ printf "%s" .Params.branch }}'),
+            ("jinja2", '{"text": "Build of {{ params.branch }}"}'),
+            ("jinja2", '{"text": {{ ("Build of " ~ params.branch) | tojson }}}'),
+            ("golang", '{"text": "Build of {{ .Params.branch }}"}'),
+            ("golang", '{"text": {{ printf "%q" (print "Build of " .Params.branch) }}}'),
+        ],
+    )
+    def test_no_branch_mentions_people_or_makes_links(
+        self, kind: str, language: str, content: str
+    ) -> None:
+        notifier = {**SLACK, "kind": kind, "apiVersion": "buildrunner/v1"}
+        template = {"type": language, "content": content}
+        for branch in ("<!channel>", "<https://evil.example|log-in>", '&"\\u003c!here>'):
+            evil = {**BUILD, "substitutions": {**BUILD["substitutions"], "_B": branch}}
+            params = {"branch": "$(build['_B'])"}
+            told = body(
+                with_notification(notifier, template=template, params=params), Facts(build=evil)
+            )
+            shown = branch.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            assert told == {"text": f"Build of {shown}"}
+
+    def test_a_template_makes_links_and_calls_values_safe(self) -> None:
+        content = "<{{ build.logUrl }}|{{ detail }}> {{ '<!here>' | safe }}"
+        text = f'<{URL}|step "a" failed &lt;1&gt;> <!here>'
+        assert body(ours(SLACK, content)) == {"text": text}
+
+    def test_a_value_that_looks_like_json_stays_text(self) -> None:
+        evil = {**BUILD, "failureInfo": {"detail": '{"text": "log in", "channel": "#all"}'}}
+        for kind in ("SlackNotifier", "GoogleChatNotifier"):
+            told = body(ours({**SLACK, "kind": kind}, "{{ detail }}"), Facts(build=evil))
+            assert told == {"text": evil["failureInfo"]["detail"]}
 
     def test_what_builds_say_can_not_add_to_a_json_message(self) -> None:
         evil = {**BUILD, "failureInfo": {"detail": '", "channel": "#all'}}
