@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 
 
 def source_workspace(
-    request: BuildRequest, build: Build, settings: Settings, *, uploads: OpenUpload | None = None
+    request: BuildRequest,
+    build: Build,
+    settings: Settings,
+    *,
+    uploads: OpenUpload | None = None,
+    policy: SourcePolicy | None = None,
 ) -> Workspace:
     """Return the workspace of a build whose source is no Git repository.
 
@@ -51,6 +56,7 @@ def source_workspace(
         build: its Build with substitutions made.
         settings: settings of the user or the server.
         uploads: opens the uploaded source of a build; None where there is no server.
+        policy: limits the size of a source in a bucket; None sets no limit of the server.
 
     Raises:
         UsageError: no such folder, or no such ignore file.
@@ -61,7 +67,12 @@ def source_workspace(
     if fetches_nothing(build):
         return wiring.workspace(None)
     if local is None:
-        stored = wiring.storage_workspace(build, wiring.stores(settings), uploads=uploads)
+        stored = wiring.storage_workspace(
+            build,
+            wiring.stores(settings),
+            uploads=uploads,
+            largest_bytes=policy.largest_bytes if policy is not None else 0,
+        )
         return stored or wiring.workspace(None)
     if local.archive:
         hashes = build.options.source_provenance_hash if build.options else ()
@@ -125,7 +136,11 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
         if request.git_source is None:
             planned = planner(None)
             workspace = planned.workspace or source_workspace(
-                request, planned.build, self.settings, uploads=self.uploads
+                request,
+                planned.build,
+                self.settings,
+                uploads=self.uploads,
+                policy=self.source_policy,
             )
             if planned.build.dependencies:  # most builds have none, and import nothing of Git
                 workspace = self._with_dependencies(workspace, planned, self._place(request))

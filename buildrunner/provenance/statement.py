@@ -58,7 +58,8 @@ def provenance_statement(
         masked: hides the values of secrets in a text that the author of the build wrote.
 
     Raises:
-        AttestationError: a fact of the server has the value of a secret.
+        AttestationError: a fact has the value of a secret: of the server, the images of the steps
+            or what was published.
     """
     subjects = list(_subjects(outcome))
     if not subjects:
@@ -69,7 +70,7 @@ def provenance_statement(
         "internalParameters": _internal(build, plan),
         "resolvedDependencies": [
             *_sources(outcome.provenance, plan.origin),
-            *_masked(list(_images(plan, outcome)), masked),
+            *_images(plan, outcome),
         ],
     }
     details = {
@@ -85,7 +86,8 @@ def provenance_statement(
         "source": definition["externalParameters"].get("source"),
         "config": definition["externalParameters"].get("config"),
         "internalParameters": definition["internalParameters"],
-        "resolvedDependencies": list(_sources(outcome.provenance, plan.origin)),
+        "resolvedDependencies": definition["resolvedDependencies"],
+        "subject": subjects,
         "builder": details["builder"],
         "invocationId": _invocation(build, plan),
     }
@@ -93,7 +95,8 @@ def provenance_statement(
         if _masked(fact, masked) != fact:  # another value in its place would be a false statement
             raise AttestationError(
                 f"{name} of the provenance has the value of a secret",
-                hint="give the secret another value than a name of the repository or the server",
+                hint="give the secret another value than a name of the repository, an image, a "
+                "published file or the server",
             )
     return {
         "_type": STATEMENT_TYPE,

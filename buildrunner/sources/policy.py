@@ -43,8 +43,7 @@ class SourcePolicy(msgspec.Struct, frozen=True, kw_only=True):
         files: allow repositories on the server's own disk (``file://`` and paths).
         hosts: lower-case names of hosts that are allowed at any address; a name that begins with a
             dot matches all names with this suffix.
-        largest_bytes: the most bytes of one file that a fetch may write, such as a pack of Git; 0
-            for any number.
+        largest_bytes: the most bytes that the fetches of one build may write; 0 for any number.
     """
 
     private: bool = False

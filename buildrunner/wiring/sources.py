@@ -58,6 +58,7 @@ def git_place(
     mirror = None if folder else git_mirror(settings)
     if policy is None:
         return GitPlace(mirror=mirror, temporary=folder or None)
+    from buildrunner.sources.git.room import FetchRoom
     from buildrunner.sources.policy import SourceGate
 
     gate = SourceGate(policy)
@@ -66,7 +67,7 @@ def git_place(
         temporary=folder or None,
         allow_host=gate.allows,
         pin=gate.pin,
-        largest_bytes=policy.largest_bytes,
+        room=FetchRoom(policy.largest_bytes) if policy.largest_bytes else None,
     )
 
 
@@ -131,7 +132,7 @@ def fetch_git_source(
         allow_host=place.allow_host,
         pin=place.pin,
         temporary=place.temporary,
-        largest_bytes=place.largest_bytes,
+        room=place.room,
     )
 
 
@@ -252,7 +253,7 @@ def archive_workspace(path: str, hashes: Sequence[HashType] = ()) -> Workspace:
 
 
 def storage_workspace(
-    build: Build, stores: Stores, *, uploads: OpenUpload | None = None
+    build: Build, stores: Stores, *, uploads: OpenUpload | None = None, largest_bytes: int = 0
 ) -> Workspace | None:
     """Return a workspace that begins with the build's archive or manifest in a bucket.
 
@@ -262,6 +263,7 @@ def storage_workspace(
         build: the Build with the source, and with the project of an uploaded source.
         stores: stores of buckets.
         uploads: opens the uploaded source of a build; None without a server.
+        largest_bytes: the most bytes of the source's files; 0 for those of `ArchiveLimits`.
 
     Raises:
         StorageError: the source is in no bucket that builds can read.
@@ -270,6 +272,11 @@ def storage_workspace(
     hashes = build.options.source_provenance_hash if build.options else ()
     if source is None:
         return None
+    from buildrunner.archives.members import ArchiveLimits
+
+    limits = ArchiveLimits()
+    if largest_bytes:
+        limits = replace(limits, size_bytes=min(limits.size_bytes, largest_bytes))
     if source.storage_source:
         from buildrunner.sources.bucket.archive import StorageArchive
         from buildrunner.sources.uploads import UploadedSource
@@ -283,12 +290,14 @@ def storage_workspace(
             store = open_upload(build.project_id, where)
         else:
             store = stores.store_of(where.bucket, where.object)
-        return FetchedWorkspace(StorageArchive(where, store, hashes=hashes))
+        return FetchedWorkspace(StorageArchive(where, store, hashes=hashes, limits=limits))
     if source.storage_source_manifest:
         from buildrunner.sources.bucket.manifest import StorageManifest
         from buildrunner.workspace.fetched import FetchedWorkspace
 
-        manifest = StorageManifest(source.storage_source_manifest, stores, hashes=hashes)
+        manifest = StorageManifest(
+            source.storage_source_manifest, stores, hashes=hashes, limits=limits
+        )
         return FetchedWorkspace(manifest)
     return None
 

@@ -148,6 +148,7 @@ class GitDependency:
             allow_host=self._place.allow_host,
             pin=self._place.pin,
             temporary=self._place.temporary,
+            room=self._place.room,
         )
         try:
             for text in checkout.log:

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import stat
 import tarfile
@@ -18,14 +19,21 @@ import pytest
 
 from buildrunner.archives.members import ArchiveLimits
 from buildrunner.archives.tar_writer import pack
+from buildrunner.build_run.execution import source_workspace
+from buildrunner.build_run.request import BuildRequest
 from buildrunner.containers.fake import FakeEngine
 from buildrunner.errors import EngineError, SourceError
+from buildrunner.plan.resolve import PlanContext
+from buildrunner.settings import Settings
 from buildrunner.sources.bucket.archive import StorageArchive
 from buildrunner.sources.bucket.manifest import StorageManifest
 from buildrunner.sources.bucket.staging import Staging
 from buildrunner.sources.local_folder import LocalArchive, LocalFolder
+from buildrunner.sources.policy import SourcePolicy
+from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.results import FileHashes, Hash, HashType
-from buildrunner.spec.model.source import StorageSource, StorageSourceManifest
+from buildrunner.spec.model.source import Source, StorageSource, StorageSourceManifest
+from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.storage.gcs import GoogleStore
 from buildrunner.storage.object_store import ObjectReader, parse_object_url
 from buildrunner.storage.stores import Stores
@@ -502,6 +510,84 @@ def test_a_manifest_that_is_none_is_refused(server, text, message):
     with pytest.raises(SourceError, match=message) as caught:
         fetch(manifest("odd.json"))
     assert "\n" not in str(caught.value)
+
+
+# --- the limit of a server -----------------------------------------------------------------------
+
+LIMIT = 1_000_000
+
+
+def prepared(**source):
+    """Fetch a source as a build of a server does, whose builds may write LIMIT bytes."""
+    build = Build(id="b1", source=Source(**source))
+    request = BuildRequest(build=build, context=PlanContext(built_ins=BuiltIns(project_id="p")))
+    policy = SourcePolicy(largest_bytes=LIMIT)
+    workspace = source_workspace(request, build, Settings(), policy=policy)
+    report = Report()
+    try:
+        preparation = Preparation(FakeEngine(), "b1", {}, threading.Event(), report=report)
+        return workspace.prepare(preparation)
+    finally:
+        workspace.release()
+        assert not any(line.startswith("Operation completed") for line in report.lines)
+
+
+@pytest.mark.parametrize("name", ["stored.zip", "stored.tar"])
+def test_an_archive_beyond_the_limit_is_refused_by_its_size(server, proxy, name):
+    server.put(BUCKET, name, os.urandom(LIMIT + 1))
+    with pytest.raises(SourceError, match=r"has 976\.6 KiB, and a source may have"):
+        prepared(storage_source=StorageSource(bucket=BUCKET, object=name))
+    assert not [path for _, path, _ in proxy.seen if "/download/" in path]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "encoding"),
+    [
+        ("large.tgz", tar(files={"zeros": bytes(5 * LIMIT)}), ""),
+        ("large.zip", zipped({"zeros": bytes(5 * LIMIT)}), ""),
+        ("encoded.zip", gzip.compress(zipped({"zeros": bytes(5 * LIMIT)})), "gzip"),
+        ("encoded2.zip", gzip.compress(bytes(5 * LIMIT)), "gzip"),
+    ],
+)
+def test_an_archive_is_refused_once_its_content_is_beyond_the_limit(server, name, data, encoding):
+    server.put(BUCKET, name, data, encoding=encoding)
+    with files_of_at_most(2 * LIMIT), pytest.raises(SourceError, match="unpacks to more than"):
+        prepared(storage_source=StorageSource(bucket=BUCKET, object=name))
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+def test_the_files_of_a_manifest_are_counted_while_they_arrive(server, encoding):
+    content = bytes(LIMIT * 2 // 5)
+    stored = gzip.compress(content) if encoding else content
+    server.put(BUCKET, "part", stored, encoding=encoding)
+    entries = {f"f{n}": {"sourceUrl": f"gs://{BUCKET}/part"} for n in range(3)}
+    put_manifest(server, "parts.json", entries)
+    manifest = StorageSourceManifest(bucket=BUCKET, object="parts.json")
+    with pytest.raises(SourceError, match=r"manifest have more than the 976\.6 KiB"):
+        prepared(storage_source_manifest=manifest)
+    entries.popitem()
+    put_manifest(server, "parts.json", entries)
+    assert prepared(storage_source_manifest=manifest).size_bytes == 2 * len(content)
+
+
+def test_a_file_of_a_manifest_beyond_the_limit_is_refused_by_its_size(server, proxy):
+    put_manifest(server, "one.json", {"f": entry(server, "large-one", bytes(LIMIT + 1))})
+    with pytest.raises(SourceError, match=r"a source may have 976\.6 KiB"):
+        prepared(storage_source_manifest=StorageSourceManifest(bucket=BUCKET, object="one.json"))
+    paths = [path for _, path, _ in proxy.seen if "/o/large-one?" in path]
+    assert paths
+    assert not [path for path in paths if "/download/" in path]
+
+
+def test_a_file_that_is_tried_again_counts_once(server, proxy):
+    content = b"truth" + os.urandom(LIMIT * 4 // 5)
+    put_manifest(server, "again.json", {"f": entry(server, "again", content)})
+    proxy.faults = [Fault("/o/again?", times=2, swap=(b"truth", b"lie!!"))]
+    manifest = StorageSourceManifest(bucket=BUCKET, object="again.json")
+    assert prepared(storage_source_manifest=manifest).size_bytes == len(content)
+    assert (
+        len([1 for _, path, _ in proxy.seen if "/download/" in path and "/o/again?" in path]) == 2
+    )
 
 
 # --- from this machine ---------------------------------------------------------------------------

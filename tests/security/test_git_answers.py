@@ -20,6 +20,7 @@ from buildrunner.sources.git import command, source
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.command import GitLimits, GitProcess
 from buildrunner.sources.git.credentials import GitAccess, credentials_for
+from buildrunner.sources.git.room import FetchRoom
 from buildrunner.sources.git.source import (
     GitCheckout,
     GitPlace,
@@ -125,22 +126,26 @@ def test_a_fetch_ends_at_the_largest_file_that_a_build_may_write(tmp_path: Path)
     policy = SourcePolicy(files=True, largest_bytes=1 << 20)
     place = git_place(Settings(), folder=str(folder), policy=policy_from(policy_text(policy)))
 
-    def fetch(largest_bytes: int) -> GitCheckout:
+    def fetch(room: FetchRoom | None) -> GitCheckout:
         return fetch_git(
             request,
             mirror=None,
             cancel=threading.Event(),
             temporary=str(folder),
-            largest_bytes=largest_bytes,
+            room=room,
         )
 
-    with pytest.raises(SourceError, match="more than is allowed here"):
-        fetch(place.largest_bytes)
+    with pytest.raises(SourceError, match="more of the disk than is allowed here"):
+        fetch(place.room)
     assert list(folder.iterdir()) == []
-    fetch(4 << 20).release()
+    fetch(FetchRoom(8 << 20)).release()
 
 
-def test_a_token_of_one_path_goes_to_no_submodule_of_another(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [("/team",), ("", "/evil")])
+def test_a_token_of_one_path_goes_to_no_submodule_of_another(
+    tmp_path: Path, keys: tuple[str, ...]
+) -> None:
+    """The longest key that matches decides, also if its own token is not there."""
     team = Repository(tmp_path / "served", "team/app.git")
     evil = Repository(tmp_path / "other", "evil/x.git")
     evil.commit({"README": b"one"})
@@ -154,7 +159,8 @@ def test_a_token_of_one_path_goes_to_no_submodule_of_another(tmp_path: Path) -> 
         git(team.work, "commit", "-q", "-m", "with a submodule")
         team.push("main")
         http.users = {"x-access-token": "TOKEN"}
-        access = GitAccess(tokens={f"{http.base}/team": "env:T"})
+        sources = dict(zip(keys, ("env:T", "env:NOT_THERE"), strict=False))
+        access = GitAccess(tokens={f"{http.base}{key}": source for key, source in sources.items()})
         url = http.url("team/app.git")
         request = GitRequest(
             url=url,

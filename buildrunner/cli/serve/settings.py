@@ -184,7 +184,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="fail a build whose nested sandbox uses more disk space; 0: no limit (default: 100)",
+        help="fail a build whose nested sandbox, or source, uses more disk space; 0: no limit"
+        " (default: 100)",
     )
     parser.add_argument(
         "--max-build-log-gib",

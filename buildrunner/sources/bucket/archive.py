@@ -121,6 +121,7 @@ class StorageArchive(BucketSource):
         source = self._source
         report.line(f"Fetching storage object: {self._url.text}")
         found = self._find(self._store, cancel, report)
+        check_size(found, self._limits)
         report.line(f"Copying {found.object_url}...")
         guard, reader = self._unpack(found, unpack, cancel, report)
         size = human_size(found.size_bytes)
@@ -203,6 +204,19 @@ class StorageArchive(BucketSource):
             Hash(type=one, value=reader.digest(HASHLIB_NAMES[one])) for one in self._hashes
         )
         return {found.object_url: FileHashes(file_hash=hashes)}
+
+
+def check_size(found: StoredObject, limits: ArchiveLimits) -> None:
+    """Refuse an object by its stored size, before any of it is read.
+
+    Raises:
+        SourceError: it is larger than the content of a source may be.
+    """
+    if found.size_bytes > limits.size_bytes:
+        raise SourceError(
+            f"{found.object_url} has {human_size(found.size_bytes)}, and a source may have "
+            f"{human_size(limits.size_bytes)}"
+        )
 
 
 def content_of(reader: ObjectReader, limits: ArchiveLimits) -> Readable:

@@ -27,7 +27,14 @@ from buildrunner.archives.members import (
 )
 from buildrunner.errors import SourceError, StorageError
 from buildrunner.retry import LONGEST_WAIT_S, backoff
-from buildrunner.sources.bucket.archive import HASHLIB_NAMES, BucketSource, content_of, read_on
+from buildrunner.sources.bucket.archive import (
+    HASHLIB_NAMES,
+    BucketSource,
+    check_size,
+    content_of,
+    human_size,
+    read_on,
+)
 from buildrunner.sources.fetched_files import FetchedFiles, FetchReport, no_room
 from buildrunner.spec.model.results import FileHashes, Hash, HashType, SourceProvenance
 from buildrunner.spec.model.source import StorageSourceManifest
@@ -76,6 +83,7 @@ class StorageManifest(BucketSource):
         source: the manifest's object; generation 0 is the newest.
         stores: finds the stores of the manifest and its files.
         hashes: hash types for ``sourceProvenance.fileHashes``.
+        limits: limits of all files together.
         wait_s: the first pause before a retry; it doubles.
     """
 
@@ -85,9 +93,11 @@ class StorageManifest(BucketSource):
         stores: Stores,
         *,
         hashes: Sequence[HashType] = (),
+        limits: ArchiveLimits | None = None,
         wait_s: float = 0.1,
     ) -> None:
         super().__init__(source, hashes)
+        self._limits = limits or ArchiveLimits()
         self._source = source
         self._stores = stores
         self._wait_s = wait_s
@@ -104,10 +114,11 @@ class StorageManifest(BucketSource):
         found = self._find(store, cancel, report)
         if found.size_bytes > _MANIFEST_LIMIT:
             raise SourceError(f"{found.url} is too large for a manifest: {found.size_bytes} bytes")
-        text = _text(ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s))
+        reader = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s)
+        text = _text(reader, self._limits)
         entries = parse_manifest(text, found.url)
         report.line(f"Processing {len(entries)} files of {found.object_url}.")
-        guard = Guard(ArchiveLimits())
+        guard = Guard(self._limits)
         hashes: dict[str, FileHashes] = {}
         unpack(self._members(entries, found.url, guard, hashes, cancel, report))
         report.line(f"Fetched {guard.files} files, {guard.size_bytes} bytes.")
@@ -132,7 +143,8 @@ class StorageManifest(BucketSource):
         report: FetchReport,
     ) -> Iterator[tuple[Member, Iterable[bytes]]]:
         members = [_admitted(entry, guard) for entry in entries]
-        jobs = [partial(self._fetch_file, entry, cancel) for entry in entries]
+        total = _Total(self._limits)
+        jobs = [partial(self._fetch_file, entry, total, cancel) for entry in entries]
         fetching = in_parallel(jobs, cancel=cancel, discard=lambda one: one.content.close())
         with closing(fetching):
             for member, fetched in zip(members, fetching, strict=True):
@@ -144,21 +156,22 @@ class StorageManifest(BucketSource):
                     hashes[member.path] = FileHashes(file_hash=fetched.hashes)
                 report.moved(manifest_url, guard.size_bytes, 0)
 
-    def _fetch_file(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+    def _fetch_file(self, entry: ManifestEntry, total: _Total, cancel: threading.Event) -> _Fetched:
         tries = 0
         while True:
             tries += 1
             try:
-                return self._fetch_once(entry, cancel)
+                return self._fetch_once(entry, total, cancel)
             except StorageError as error:
                 if not error.corrupt or tries == _TRIES:
                     raise
                 cancel.wait(backoff(tries, self._wait_s, LONGEST_WAIT_S))
 
-    def _fetch_once(self, entry: ManifestEntry, cancel: threading.Event) -> _Fetched:
+    def _fetch_once(self, entry: ManifestEntry, total: _Total, cancel: threading.Event) -> _Fetched:
         url = entry.url
         store = self._stores.store_of(url.bucket, url.name)
         found = store.find(url.bucket, url.name, url.generation)
+        check_size(found, self._limits)
         reader = ObjectReader(store, found, cancel=cancel, wait_s=self._wait_s)
         sums = {
             name: hashlib.new(name, usedforsecurity=False)
@@ -167,8 +180,11 @@ class StorageManifest(BucketSource):
         content: Any = tempfile.SpooledTemporaryFile(  # noqa: SIM115  (the caller closes it)
             _SPOOL_BYTES, prefix="buildrunner-source-"
         )
+        taken = 0
         try:
-            for data in _pieces(reader):
+            for data in _pieces(reader, self._limits):
+                taken += len(data)
+                total.add(len(data))
                 content.write(data)
                 for one in sums.values():
                     one.update(data)
@@ -180,11 +196,36 @@ class StorageManifest(BucketSource):
             raise no_room(f"{entry.path} can't be kept while it is unpacked", error) from error
         except BaseException:
             _let_go(content)
+            total.add(-taken)  # another try may follow
             raise
         hashes = tuple(
             Hash(type=one, value=sums[HASHLIB_NAMES[one]].digest()) for one in self._hashes
         )
         return _Fetched(content, size, hashes)
+
+
+class _Total:
+    """Counts the content of all files while it arrives: several are fetched at a time."""
+
+    def __init__(self, limits: ArchiveLimits) -> None:
+        self._most = limits.size_bytes
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def add(self, size_bytes: int) -> None:
+        """Add bytes that will be kept; a negative number if they are not kept any more.
+
+        Raises:
+            SourceError: there are more than the source may have.
+        """
+        with self._lock:
+            self._count += size_bytes
+            is_over = size_bytes > 0 and self._count > self._most
+        if is_over:
+            raise SourceError(
+                f"the files of the manifest have more than the {human_size(self._most)} that a "
+                "source may have"
+            )
 
 
 def _let_go(content: BinaryIO) -> None:
@@ -193,9 +234,9 @@ def _let_go(content: BinaryIO) -> None:
         content.close()
 
 
-def _pieces(reader: ObjectReader) -> Iterator[bytes]:
+def _pieces(reader: ObjectReader, limits: ArchiveLimits) -> Iterator[bytes]:
     """Yield an object's content. Source: gcs-fetcher's client decodes a ``Content-Encoding``."""
-    content = content_of(reader, ArchiveLimits())
+    content = content_of(reader, limits)
     try:
         while data := content.read(_PIECE_BYTES):
             yield data
@@ -206,9 +247,9 @@ def _pieces(reader: ObjectReader) -> Iterator[bytes]:
         ) from error
 
 
-def _text(reader: ObjectReader) -> bytes:
+def _text(reader: ObjectReader, limits: ArchiveLimits) -> bytes:
     text = bytearray()
-    for data in _pieces(reader):
+    for data in _pieces(reader, limits):
         text += data
         if len(text) > _MANIFEST_LIMIT:
             raise SourceError(f"{reader.found.url} is too large for a manifest")

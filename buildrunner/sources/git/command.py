@@ -11,7 +11,8 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
 
 import msgspec
@@ -20,6 +21,7 @@ from git import RemoteProgress
 from buildrunner.errors import SourceError
 from buildrunner.sources.git.credentials import SSH_ADDRESSES
 from buildrunner.sources.git.errors import GitFailed, explain
+from buildrunner.sources.git.room import FetchRoom, too_large
 from buildrunner.sources.git.url import GitUrl, parse_git_url
 
 Progress = Callable[[str, "int | None"], None]
@@ -116,6 +118,7 @@ class GitCommand:
         pin: returns the setting that ties an allowed URL to checked addresses; None for no setting
             (see `SourceGate`).
         limits: the limits of each command.
+        room: limits the folders that commands fill (`filling`); None sets no limit.
     """
 
     def __init__(
@@ -130,9 +133,11 @@ class GitCommand:
         allow_host: Callable[[str], bool] | None = None,
         pin: Callable[[str], tuple[str, str] | None] | None = None,
         limits: GitLimits = NO_LIMITS,
+        room: FetchRoom | None = None,
     ) -> None:
         self.url = url
         self._limits = limits
+        self._room = room
         self._allow_host = allow_host
         self._pin = pin
         self._secrets = secrets
@@ -220,11 +225,25 @@ class GitCommand:
             allow_host=self._allow_host,
             pin=self._pin,
             limits=self._limits,
+            room=self._room,
         )
         door._config = [*self._config, *config]
         door._pins, door._ssh_addresses = self._pins, self._ssh_addresses
         door._environment = {**self._environment, **environment}
         return door
+
+    @contextmanager
+    def filling(self, folder: str) -> Iterator[None]:
+        """Limit what the commands of the block, and of copies of this object, write to a folder.
+
+        Raises:
+            GitFailed: ``too_large``.
+        """
+        if self._room is None:
+            yield
+            return
+        with self._room.filled(folder, self.url.text):
+            yield
 
     def run(
         self,
@@ -253,13 +272,15 @@ class GitCommand:
         if self._cancel.is_set():
             raise self._cancelled()
         process = self._start(arguments, folder, text)
-        call = GitProcess(each_line, self._progress, self._limits.output_bytes)
+        call = GitProcess(each_line, self._progress, self._limits.output_bytes, self._room)
         try:
             reason = call.follow(process, self._cancel, timeout_s, silent_s, folder)
         finally:
             end_process(process)
         if reason == "cancelled":
             raise self._cancelled()
+        if reason == _TOO_LARGE:
+            raise too_large(self.url.text)
         if reason == _FULL:
             raise GitFailed(
                 f"there is no space left on the disk for {self.url.text}",
@@ -272,13 +293,14 @@ class GitCommand:
                 kind="stalled",
                 hint="check the network, or give the fetch more time",
             )
-        if call.too_long or self._was_too_large(process, call):
+        if call.too_long:
             raise GitFailed(
                 f"{self.url.text} answers with more than is allowed here",
                 kind="refused",
-                hint="serve --max-build-disk-gib limits what a build may fetch; a question of the "
-                "server itself gets 1 GiB",
+                hint="the server reads 32 MiB of an answer",
             )
+        if self._was_too_large(process, call):
+            raise too_large(self.url.text)
         if process.returncode and not call.stopped.is_set():
             raise explain(
                 call.errors(), url=self.url.text, host=self.url.host, secrets=self._secrets
@@ -370,6 +392,7 @@ _GRACE_S = 0.5
 _HELD_S = 60.0
 _KILLED_IN_SILENCE = "fatal: fetch-pack: invalid index-pack output"
 _FULL = "full"
+_TOO_LARGE = "too large"
 _LEAST_FREE = 200 << 20  # of a server's disk, which others need, too
 _LEAST_SHARE = 20  # on a small disk, a twentieth of it instead
 _PIECE = 1 << 20  # characters of a line that are read at once
@@ -386,15 +409,21 @@ class GitProcess:
         each_line: takes the output, a very long line in several pieces.
         progress: see `Progress`.
         most: the most characters of output; 0 for any number.
+        room: limits the folder that is being filled; None sets no limit.
     """
 
     def __init__(
-        self, each_line: LineReader | None, progress: Progress | None, most: int = 0
+        self,
+        each_line: LineReader | None,
+        progress: Progress | None,
+        most: int = 0,
+        room: FetchRoom | None = None,
     ) -> None:
         self.stopped = threading.Event()
         self.too_long = False
         self._each_line = each_line
         self._most = most
+        self._room = room
         self._taken = 0
         self._counting = threading.Lock()
         self._lines: list[str] = []
@@ -434,6 +463,8 @@ class GitProcess:
                 return f"it took more than {timeout_s:g} s"
             if silent_s is not None and now_s - self._heard_s > silent_s:
                 return f"nothing came for {silent_s:g} s"
+            if self._room is not None and self._room.is_over:
+                return _TOO_LARGE
             if folder != "/" and _is_full(folder):  # nothing is written to /
                 return _FULL
         return self._await_output(process, drained, cancel)
@@ -652,7 +683,7 @@ def fetch_history(
     try:
         git.run(*common, *shallow, "--", git.url.text, *commits, folder=folder, timeout_s=timeout_s)
     except GitFailed as failed:
-        if failed.kind in ("auth", "network", "cancelled", "refused", "disk"):
+        if failed.kind in ("auth", "network", "cancelled", "refused", "disk", "too_large"):
             raise
         half = ("--unshallow",) if os.path.exists(os.path.join(folder, "shallow")) else ()
         everything = "+refs/*:refs/buildrunner/*"

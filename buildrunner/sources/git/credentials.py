@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -18,7 +17,8 @@ _DEFAULT_USER = "x-access-token"  # with a token, hosts accept any name
 _FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 
 # git calls this with "get"; "store" and "erase" are ignored. The values are in the
-# environment, so that they are in no argv and no file. The first login whose path fits counts.
+# environment, so that they are in no argv and no file. The first login whose path fits counts,
+# also one without a password: then there is none.
 _HELPER = r"""!f() {
   test "$1" = get || return
   path= fits=
@@ -33,6 +33,7 @@ _HELPER = r"""!f() {
       *) test -n "$below" || fits=yes ;;
     esac
     if test "$fits"; then
+      eval "test \"\$BUILDRUNNER_GIT_PASSWORD_$n\"" || return
       eval "printf 'username=%s\npassword=%s\n' \
         \"\$BUILDRUNNER_GIT_USERNAME_$n\" \"\$BUILDRUNNER_GIT_PASSWORD_$n\""
       return
@@ -48,7 +49,7 @@ class GitLogin(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         path: the repository, or the folder of repositories, on the host; empty for all.
         username: the user; may be empty with a token.
-        password: password or token.
+        password: password or token; empty if it is not known here: then nothing is sent.
     """
 
     path: str = ""
@@ -109,7 +110,7 @@ def access_to(url: GitUrl, credentials: GitCredentials | None) -> Access:
     credentials = credentials or GitCredentials()
     config: list[tuple[str, str]] = []
     environment = {"GIT_SSH_COMMAND": _ssh_command(credentials), "GIT_SSH_VARIANT": "ssh"}
-    logins = tuple(login for login in credentials.logins if login.password)
+    logins = credentials.logins if any(one.password for one in credentials.logins) else ()
     if url.password and not logins:
         logins = (GitLogin(username=url.username, password=url.password),)
     if url.origin and logins:
@@ -241,9 +242,13 @@ def credentials_for(
         logins = [_login(key, access.tokens[key], environ)]
         for other in access.tokens.keys() - {key}:
             if _host_of(other) == _host_of(key):
-                # Only a submodule may need it, so it may lack its value.
-                with suppress(SourceError):
-                    logins.append(_login(other, access.tokens[other], environ))
+                # Only a submodule may need it, so it may lack its value. It never gets that of a
+                # shorter key.
+                try:
+                    login = _login(other, access.tokens[other], environ)
+                except SourceError:
+                    login = GitLogin(path=_path_of(other), password="")
+                logins.append(login)
         return GitCredentials(
             logins=tuple(sorted(logins, key=lambda one: len(one.path), reverse=True))
         )
@@ -265,8 +270,11 @@ def _login(key: str, source: str, environ: Mapping[str, str]) -> GitLogin:
     """Return the login of a key of `GitAccess.tokens`."""
     user = key.partition("://")[2] or key
     username = user.rpartition("@")[0] if "@" in user.partition("/")[0] else ""
-    path = _normal(key).rpartition("://")[2].partition("/")[2]
-    return GitLogin(path=path, username=username, password=_value(source, environ, key))
+    return GitLogin(path=_path_of(key), username=username, password=_value(source, environ, key))
+
+
+def _path_of(key: str) -> str:
+    return _normal(key).rpartition("://")[2].partition("/")[2]
 
 
 def _check_readable(path: str, key: str) -> None:

@@ -23,6 +23,7 @@ Kind = Literal[
     "no_depth",
     "lfs",
     "refused",
+    "too_large",
     "stalled",
     "cancelled",
     "other",

@@ -13,14 +13,13 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import socketserver
 import ssl
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from netrc import NetrcParseError, netrc
 from typing import Any
@@ -41,6 +40,7 @@ _JSON = "application/vnd.git-lfs+json"
 _TIMEOUT = httpx.Timeout(60.0, connect=30.0)
 _TRIES = 3
 _MOST_ANSWER = 4 << 20
+_PIECE_BYTES = 1 << 20
 # The limit for a whole file, for servers that send a byte now and then.
 _ANSWERS_S = 300.0
 _SLOWEST_BYTES_PER_S = 32 << 10
@@ -96,6 +96,7 @@ class LfsTransfers:
         self._lock = threading.Lock()  # `GitCommand` is for one thread at a time
         self._accesses: dict[str, tuple[float, _Action]] = {}
         self._contexts: dict[tuple[str, ...], ssl.SSLContext] = {}
+        self._ended = threading.Event()
         self._folder = tempfile.TemporaryDirectory(prefix="buildrunner-lfs-")
         self._path = os.path.join(self._folder.name, "s")
         self._agent = os.path.join(self._folder.name, "agent.py")
@@ -123,6 +124,7 @@ class LfsTransfers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()  # a download that still runs would fill a folder that nobody watches
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -146,7 +148,10 @@ class LfsTransfers:
         os.makedirs(place, exist_ok=True)
         path = os.path.join(place, f"{oid}-{threading.get_ident()}")
         if access.href.startswith("file:"):
-            shutil.copyfile(self._local(access.href, oid), path)
+            found = self._local(access.href, oid)
+            with open(found, "rb") as file:
+                pieces = iter(lambda: file.read(_PIECE_BYTES), b"")
+                _save(self._until_end(pieces), path, oid, size, found)
             return path
         limit_s = _ANSWERS_S + size / _SLOWEST_BYTES_PER_S
         with (
@@ -164,7 +169,7 @@ class LfsTransfers:
                 action = self._action(client, access, oid, size)
                 answer = self._sent(client, "GET", action)
                 try:
-                    _save(answer, path, oid, size)
+                    _save(self._until_end(answer.iter_raw()), path, oid, size, str(answer.url))
                 except httpx.HTTPError as error:
                     raise SourceError(f"{action.href}: {_reason(error)}") from error
                 finally:
@@ -175,6 +180,12 @@ class LfsTransfers:
                 text = f"{access.href} takes longer than {limit_s:.0f} s for {size:,} bytes"
                 raise SourceError(text) from error
         return path
+
+    def _until_end(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._ended.is_set():
+                raise SourceError("the checkout has ended")
+            yield piece
 
     def _local(self, url: str, oid: str) -> str:
         """Return the file in a repository of this machine, if the policy allows that."""
@@ -460,8 +471,8 @@ class _Handler(socketserver.StreamRequestHandler):
             return {**done, "error": {"code": 1, "message": f"LFS: {error}"}}
 
 
-def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
-    """Write the file in an answer.
+def _save(pieces: Iterable[bytes], path: str, oid: str, size: int, name: str) -> None:
+    """Write a file.
 
     Raises:
         SourceError: the content is larger than ``size``, or its digest is not ``oid``.
@@ -469,11 +480,11 @@ def _save(answer: httpx.Response, path: str, oid: str, size: int) -> None:
     """
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for piece in answer.iter_raw():
+        for piece in pieces:
             file.write(piece)
             digest.update(piece)
             if file.tell() > size:
-                raise SourceError(f"{answer.url} is larger than {size:,} bytes")
+                raise SourceError(f"{name} is larger than {size:,} bytes")
         written = file.tell()
     if digest.hexdigest() != oid:
         raise SourceError(f"expected OID {oid}, got {digest.hexdigest()} after {written} bytes")

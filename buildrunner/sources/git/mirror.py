@@ -24,7 +24,7 @@ from collections.abc import Iterator
 import msgspec
 
 from buildrunner.errors import SourceError
-from buildrunner.file_trees import remove_tree
+from buildrunner.file_trees import disk_bytes, remove_tree
 from buildrunner.sources.git.checkout import CheckoutFolder, GitOptions, WrittenCommit
 from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.errors import REMOTE, GitFailed
@@ -145,7 +145,9 @@ class GitMirror:
             for number in checkout_numbers(home):
                 state = read_state(home, number)
                 used_ns = os.stat(os.path.join(home, f"{number}.lock")).st_mtime_ns
-                kept.append((used_ns, state.disk_bytes if state else 0, home, number))
+                # An incomplete checkout can be as large as a complete one.
+                size = state.disk_bytes if state else disk_bytes(os.path.join(home, number))
+                kept.append((used_ns, size, home, number))
         total = sum(size for _, size, _, _ in kept)
         for _, size, home, number in sorted(kept):
             if total <= self._quota_bytes:
@@ -212,17 +214,25 @@ class _Repository:
     def _change(self, revision: ResolvedRevision) -> MirrorLease:
         """Fetch the commit into an unused checkout."""
         number, lock = self._free(revision)
+        is_new = not self._has_objects(number)
         try:
             try:
                 written = self._fill(number, revision)
             except GitFailed as failed:
+                is_too_large = failed.kind == "too_large"
                 if failed.kind in _OURS_TO_KEEP or not self._has_objects(number):
                     raise
-                self._git.report("Fetching the repository anew: its copy in the cache is broken")
+                if is_too_large and is_new:
+                    raise
+                # What earlier builds fetched counts, too, and may be what is too large.
+                why = "too large" if is_too_large else "broken"
+                self._git.report(f"Fetching the repository anew: its copy in the cache is {why}")
                 discard(self._root, self._home, number)
                 written = self._fill(number, revision)
-        except BaseException:
-            if read_state(self._home, number) is None and not self._has_head(number):
+        except BaseException as error:
+            is_too_large = isinstance(error, GitFailed) and error.kind == "too_large"
+            is_useless = read_state(self._home, number) is None and not self._has_head(number)
+            if is_too_large or is_useless:
                 discard(self._root, self._home, number)
             lock.close()
             raise
@@ -230,6 +240,10 @@ class _Repository:
         return self._leased(number, lock, written, reused=False)
 
     def _fill(self, number: str, revision: ResolvedRevision) -> WrittenCommit:
+        with self._git.filling(self._path(number)):
+            return self._fetched(number, revision)
+
+    def _fetched(self, number: str, revision: ResolvedRevision) -> WrittenCommit:
         folder = self._folder(number)
         if os.path.isdir(os.path.join(folder.path, ".git")):
             folder.unlock()
@@ -246,10 +260,15 @@ class _Repository:
             revision=revision.ref,
             files=written.files,
             size_bytes=written.size_bytes,
-            disk_bytes=written.size_bytes + repository_bytes(folder.path),
+            disk_bytes=self._size_of(folder.path, written),
         )
         write_state(self._home, number, state)
         return written
+
+    def _size_of(self, path: str, written: WrittenCommit) -> int:
+        if self._options.submodules or self._options.lfs:  # whose files `written` does not count
+            return disk_bytes(path)
+        return written.size_bytes + repository_bytes(path)
 
     def _free(self, revision: ResolvedRevision) -> tuple[str, FileLock]:
         """Return an unused checkout, locked; preferably one of the same branch."""

@@ -41,6 +41,7 @@ from buildrunner.sources.git.revision import (
     complete_sha,
     resolve_revision,
 )
+from buildrunner.sources.git.room import FetchRoom
 from buildrunner.sources.git.url import parse_git_url
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.model.source import Source
@@ -165,14 +166,14 @@ class GitPlace(msgspec.Struct, frozen=True, kw_only=True):
         temporary: parent of folders outside the cache; None: the system's temporary folder.
         allow_host: returns whether a host is allowed; empty means this machine. None: all.
         pin: ties an allowed URL to addresses, see `SourceGate`.
-        largest_bytes: the most bytes of one file that Git may write; 0 for any number.
+        room: limits what all of these fetches write; None sets no limit.
     """
 
     mirror: GitMirror | None = None
     temporary: str | None = None
     allow_host: Callable[[str], bool] | None = None
     pin: Callable[[str], tuple[str, str] | None] | None = None
-    largest_bytes: int = 0
+    room: FetchRoom | None = None
 
 
 class ResolvedSource(msgspec.Struct, frozen=True, kw_only=True):
@@ -239,7 +240,7 @@ def fetch_git(
     pin: Callable[[str], tuple[str, str] | None] | None = None,
     temporary: str | None = None,
     wait_s: float = 1.0,
-    largest_bytes: int = 0,
+    room: FetchRoom | None = None,
 ) -> GitCheckout:
     """Resolve the revision to a commit, and fetch exactly that, with retries.
 
@@ -256,13 +257,14 @@ def fetch_git(
         pin: ties an allowed URL to addresses, see `SourceGate`.
         temporary: parent of folders outside the cache; None: the system's temporary folder.
         wait_s: the first pause before a retry; it doubles.
-        largest_bytes: see `GitPlace`.
+        room: see `GitPlace`.
 
     Raises:
         SourceError: one sentence without credentials; nothing is left behind.
     """
-    limits = GitLimits(file_bytes=largest_bytes)
-    git = git_for_request(request, cancel, progress, allow_host, pin, limits)
+    # The shell takes a limit of 0 bytes for none.
+    limits = GitLimits(file_bytes=max(room.left_bytes, 512)) if room is not None else NO_LIMITS
+    git = git_for_request(request, cancel, progress, allow_host, pin, limits, room)
     for tries in range(1, _TRIES):
         try:
             return _fetch_once(request, git, mirror, temporary)
@@ -281,6 +283,7 @@ def git_for_request(
     allow_host: Callable[[str], bool] | None,
     pin: Callable[[str], tuple[str, str] | None] | None,
     limits: GitLimits = NO_LIMITS,
+    room: FetchRoom | None = None,
 ) -> GitCommand:
     """Return a `GitCommand` for a repository, with its credentials and under a policy.
 
@@ -299,6 +302,7 @@ def git_for_request(
         allow_host=allow_host,
         pin=pin,
         limits=limits,
+        room=room,
     )
     git.check_host(url.text)
     return git
@@ -324,7 +328,10 @@ def _resolve(request: GitRequest, git: GitCommand, temporary: str | None) -> Res
     try:
         return resolve_revision(git, request.revision, request.kind)
     except ShortSha as short:
-        with tempfile.TemporaryDirectory(prefix="buildrunner-git-", dir=temporary) as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="buildrunner-git-", dir=temporary) as folder,
+            git.filling(folder),
+        ):
             return complete_sha(git, short, folder)
 
 
@@ -342,9 +349,10 @@ def _checkout(
     try:
         os.chmod(path, 0o755)  # the mode of a workspace  # noqa: S103
         folder = CheckoutFolder(git, path, request.options)
-        folder.init(revision.commit)
-        written = folder.measure(folder.fetch(revision))
-        folder.write(revision, written.commit)
+        with git.filling(path):
+            folder.init(revision.commit)
+            written = folder.measure(folder.fetch(revision))
+            folder.write(revision, written.commit)
     except BaseException:
         remove_tree(path)
         raise
@@ -385,7 +393,8 @@ _REFS_TIMEOUT_S = 60.0
 _FETCH_TIMEOUT_S = 120.0
 _MESSAGE_TIMEOUT_S = 30.0  # short, since deliveries of all forges wait for it
 _PEELED = "^{}"
-_LIMITS = GitLimits(output_bytes=32 << 20, memory_bytes=1 << 30, file_bytes=1 << 30)
+_MOST_BYTES = 1 << 30
+_LIMITS = GitLimits(output_bytes=32 << 20, memory_bytes=1 << 30, file_bytes=_MOST_BYTES)
 """Limits of the server's own questions. 32 MiB are 400,000 refs, which take git 130 MB."""
 MOST_REFS: Final = 100_000
 _LONGEST_MESSAGE = 64 << 10
@@ -445,8 +454,11 @@ def changed_files(
     Raises:
         SourceError: the server does not answer, refuses, or lacks a commit.
     """
-    git = git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS)
-    with tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder:
+    git = _asking(request, place, cancel)
+    with (
+        tempfile.TemporaryDirectory(prefix="buildrunner-diff-", dir=place.temporary) as folder,
+        git.filling(folder),
+    ):
         git.run("init", "--quiet", "--bare", "--template=", format_argument(new), folder=folder)
         fetch_history(
             git,
@@ -482,8 +494,11 @@ def commit_message(
     Raises:
         SourceError: the server does not answer, refuses, or lacks the commit.
     """
-    git = git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS)
-    with tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder:
+    git = _asking(request, place, cancel)
+    with (
+        tempfile.TemporaryDirectory(prefix="buildrunner-log-", dir=place.temporary) as folder,
+        git.filling(folder),
+    ):
         git.run("init", "--quiet", "--bare", "--template=", format_argument(commit), folder=folder)
         fetch_history(
             git,
@@ -504,6 +519,12 @@ def commit_message(
 
         git.run("log", "-1", "--format=%B", commit, folder=folder, each_line=take)
         return _readable("".join(lines)[:_LONGEST_MESSAGE].strip())
+
+
+def _asking(request: GitRequest, place: GitPlace, cancel: threading.Event) -> GitCommand:
+    """Return the `GitCommand` for a question of the server that fetches something."""
+    room = FetchRoom(_MOST_BYTES)
+    return git_for_request(request, cancel, None, place.allow_host, place.pin, _LIMITS, room)
 
 
 def _readable(text: str) -> str:

@@ -243,6 +243,12 @@ def test_only_colours_are_left_of_control_characters_and_a_second_pass_changes_n
     assert without_controls(left) == left
 
 
+def test_a_step_can_write_over_its_own_line():
+    """As in Cloud Build's log: progress bars do so. A line can thus look like one of ours."""
+    line = b"Step #0: 10%\rStep #0: 20%\b\b\b\n"
+    assert without_controls(line) == line
+
+
 def test_the_filter_takes_a_time_that_grows_as_the_length_of_the_text():
     left = without_controls(b"\xc2" * 100_000 + b"\x9b" * 100_000)
     assert b"\xc2\x9b" not in left

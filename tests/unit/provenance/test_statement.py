@@ -130,8 +130,15 @@ def test_the_value_of_a_secret_is_hidden_wherever_it_stands():
     }
 
 
-@pytest.mark.parametrize("value", [REPOSITORY.partition("//")[2], COMMIT, BUILDER, "on-push"])
-def test_no_secret_changes_a_fact_of_the_server(value):
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(REPOSITORY.partition("//")[2], COMMIT, BUILDER, "on-push"),
+        *("golang", STEP_DIGEST.partition(":")[2]),
+        *("r.example.com/app", DIGEST.partition(":")[2]),
+    ],
+)
+def test_no_secret_changes_a_fact_of_the_build(value):
     """Issue: the author chose a secret's value that was part of the repository's URL."""
     with pytest.raises(AttestationError, match="has the value of a secret") as refused:
         provenance_statement(
@@ -142,6 +149,18 @@ def test_no_secret_changes_a_fact_of_the_server(value):
             masked=lambda text: text.replace(value, "***"),
         )
     assert value not in str(refused.value)
+
+
+def test_no_statement_names_a_file_by_the_value_of_a_secret():
+    """Issue: a step that knows a secret gives a file that name, and the name was published."""
+    with pytest.raises(AttestationError, match="subject of the provenance has the value"):
+        provenance_statement(
+            BUILD,
+            PLAN,
+            outcome(images=(), objects=files("gs://b/hunter2.txt")),
+            builder_id=BUILDER,
+            masked=lambda text: text.replace("hunter2", "***"),
+        )
 
 
 def test_no_secret_changes_the_name_of_a_field():

@@ -128,6 +128,8 @@ def test_submodules_of_the_host_get_the_tokens_of_their_own_paths():
     found = credentials_for(url, access, {key: key for key in keys})
     assert [(one.path, one.username) for one in found.logins] == [
         ("team/app", ""),
+        ("unset", ""),
         ("team", "a"),
         ("", ""),
     ]
+    assert [one.password == "" for one in found.logins] == [False, True, False, False]
