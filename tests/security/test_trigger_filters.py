@@ -22,6 +22,7 @@ from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import WAITING, NewDelivery, StoredDelivery
 from buildrunner.triggers.file_filter import file_rule
+from buildrunner.triggers.hook_binding import read_binding
 from tests.api_server import ApiServer, api_server, now
 from tests.security.test_templates import CEL
 from tests.unit.triggers.test_forges import github_push
@@ -206,10 +207,15 @@ def test_the_thread_of_all_deliveries_works_for_one_project_a_short_time(
     assert asked.names == ["e0", "e1"]
 
 
+@pytest.mark.parametrize(
+    ("projects", "owner"), [(["evil"], "evil"), (["evil", "good"], "hook git/app")]
+)
 def test_the_thread_of_all_deliveries_works_for_one_delivery_a_short_time(
-    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch, projects: list[str], owner: str
 ) -> None:
     """Issue: a push of thousands of refs was handled as a whole before all other deliveries."""
+    bound = {"repository": "https://git.example.com/app", "projects": projects}
+    server.store.hooks.put("git/app", msgspec.to_builtins(read_binding("git/app", bound)))
     asked = Asked(server, monkeypatch)
     event, seen = DeliveryHandler._event, []
 
@@ -224,8 +230,9 @@ def test_the_thread_of_all_deliveries_works_for_one_delivery_a_short_time(
     new = NewDelivery(hook="git/app", delivery_id="1", headers={}, body=json.dumps(body).encode())
     server.store.deliveries.add([new], now=now())
     (claimed,) = server.store.deliveries.claim(now=now(), lease_s=60, limit=1)
-    with pytest.raises(MustAsk, match="git/app"):
+    with pytest.raises(MustAsk, match="git/app") as requested:
         asked.handler.handle(claimed, may_ask=False)
+    assert requested.value.project == owner  # all long deliveries shared one line
     assert seen == [0, 1, 2, 3]
     assert len(asked.handler.handle(claimed)["events"]) == 9
 

@@ -268,7 +268,9 @@ class DeliveryHandler:
         ends = self._seconds() + _DELIVERY_S
         for one in reported:
             if not may_ask and self._seconds() > ends:
-                raise MustAsk(f"hook {delivery.hook}")
+                hook = f"hook {delivery.hook}"
+                owners = binding.projects if binding is not None else ()
+                raise MustAsk(hook, owners[0] if len(owners) == 1 else hook)
             try:
                 outcome["events"].append(self._event(one, places, binding))
             except MustAsk as requested:
