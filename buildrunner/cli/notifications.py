@@ -16,6 +16,7 @@ from buildrunner.client.client import Document
 from buildrunner.client.http import ServerConnection
 from buildrunner.errors import EXIT_SUCCESS, ConfigError, UsageError
 from buildrunner.problem import Problem
+from buildrunner.settings.folder_trust import file_inside
 
 _MOST_BYTES = 1 << 20
 
@@ -121,7 +122,12 @@ def _template_text(uri: str, folder: str) -> str:
     """Return the template at ``gs://BUCKET/OBJECT``, or in a file beside the config."""
     if uri.startswith("gs://"):
         return _from_bucket(uri)
-    path = os.path.join(folder, uri.removeprefix("file://"))
+    path = file_inside(folder, uri.removeprefix("file://"))
+    if not path:
+        raise UsageError(
+            f"the template {uri} is not in the folder of the config",
+            hint="copy it there: a config of somebody else could read any file of yours",
+        )
     try:
         with open(path, encoding="utf-8") as opened:
             return opened.read(_MOST_BYTES)

@@ -27,6 +27,7 @@ from buildrunner.triggers.labels import (
     AUTODETECT,
     BUILT_REF,
     CONFIG_LABEL,
+    NAMED_COMMIT,
     NOTHING_TO_BUILD,
     TRIGGER_NAME,
 )
@@ -79,9 +80,10 @@ def manual_run(
     """
     wanted = source or RepoSource()
     revision = revision_of(wanted)
-    return _build(
+    made = _build(
         trigger, revision, wanted.substitutions, {}, repository or trigger_repository(trigger)
     )
+    return replace(made, labels={**made.labels, NAMED_COMMIT: "yes"}) if revision.commit else made
 
 
 def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:

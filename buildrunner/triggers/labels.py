@@ -12,6 +12,8 @@ TRIGGER_NAME: Final = "trigger_name"
 # The built refs/heads/BRANCH or refs/tags/TAG of the trigger's own repository, from the event,
 # the trigger or the revision of a run. A fork's build has none.
 BUILT_REF: Final = "built_ref"
+# The caller of a manual run named the commit. Forges serve commits of forks, too.
+NAMED_COMMIT: Final = "named_commit"
 # The delivery that made the build, and the index of its event in the delivery.
 DELIVERY: Final = "delivery"
 EVENT_NUMBER: Final = "event_number"

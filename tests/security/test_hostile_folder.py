@@ -9,6 +9,8 @@ import tarfile
 
 import pytest
 
+from buildrunner.cli.notifications import read_notifiers
+from buildrunner.errors import UsageError
 from tests.e2e.submit_bench import DEADLINE_S, Bench
 from tests.fixtures_git import Repository, git
 
@@ -227,3 +229,24 @@ def test_no_missing_object_of_a_hostile_folder_is_fetched(bench, tmp_path, trans
     bench.folder = work
     bench.run("submit", ".", "--triggered", "--dry-run")
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("uri", ["../key", "file://../key", "ABSOLUTE", "file://ABSOLUTE", "link"])
+def test_the_template_of_a_hostile_notifier_is_no_file_elsewhere(tmp_path, uri):
+    """Issue: `notifications import` uploaded any file of the user, and sent it to any URL."""
+    (tmp_path / "key").write_text(KEY)
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "key")
+    template = {"type": "golang", "uri": uri.replace("ABSOLUTE", str(tmp_path / "key"))}
+    delivery = {"url": "https://collector.example.com"}
+    notification = {"filter": "true", "delivery": delivery, "template": template}
+    config = {
+        "apiVersion": "cloud-build-notifiers/v1",
+        "kind": "HTTPNotifier",
+        "metadata": {"name": "n"},
+        "spec": {"notification": notification},
+    }
+    (folder / "n.yaml").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match="not in the folder of the config"):
+        read_notifiers(str(folder / "n.yaml"))

@@ -338,7 +338,7 @@ def test_the_trigger_and_branch_of_a_secret_get_it(server: ApiServer, settings: 
         (
             "deploy",
             {"commitSha": "a" * 40, "substitutions": {"BRANCH_NAME": "main"}},
-            "of no branch or tag",
+            "of a commit that its caller named",
         ),
         ("deploy", {"tagName": "main"}, "this build is of refs/tags/main"),
     ],

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
+
+from buildrunner.logs.console.wording import printable
 
 _NAME = r"[A-Za-z_]\w*(?:\[\d*\])*"
 _FIELD = rf"\s*{_NAME}(?:\.{_NAME})*\s*"
@@ -51,7 +54,8 @@ def formatted(value: Any, form: str) -> str:
         paths = [re.findall(r"\w+|\[\d*\]", field) for field in fields[1].split(",")]
         entries = value if isinstance(value, list) else [value]
         rows = (tuple(_text(_at(entry, path)) for path in paths) for entry in entries)
-        return "".join("\t".join(row) + "\n" for row in rows)
+        text = "".join("\t".join(row) + "\n" for row in rows)
+        return printable(text) if sys.stdout.isatty() else text
     if form == "json":
         import msgspec
 
@@ -86,6 +90,11 @@ def _text(value: Any) -> str:
     return str(value)
 
 
+def _cell(text: str) -> str:
+    """Return the text of others so that it controls no terminal, and begins no row."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Format rows below their column names, padded; empty without rows.
 
@@ -93,7 +102,7 @@ def table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """
     if not rows:
         return ""
-    lines = [columns, *rows]
+    lines = [columns, *(tuple(map(_cell, row)) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

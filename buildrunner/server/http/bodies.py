@@ -206,8 +206,8 @@ async def body_pieces(context: ServerContext, request: Request, limit: int) -> A
             async with asyncio.timeout(min(pause_s, left_s)):
                 piece = await anext(pieces, None)
         except TimeoutError:
-            what = "stopped coming" if left_s >= pause_s else "came too slowly"
-            raise ApiError(408, f"the body {what}", headers={"Connection": "close"}) from None
+            said = "the body stopped coming, or came too slowly"
+            raise ApiError(408, said, headers={"Connection": "close"}) from None
         except ClientDisconnect:
             raise ApiError(400, "the client hung up in the middle of the body") from None
         if piece is None:

@@ -161,7 +161,7 @@ def _chat_json_part(value: Any) -> Any:
     if isinstance(value, Markup | Quoted):
         try:
             return json.dumps(_escaped_in(json.loads(value)), ensure_ascii=False)
-        except ValueError:  # the template calls it safe
+        except (ValueError, RecursionError):  # the template calls it safe
             return value
     return _json_part(escaped_for_chat(str(value)))
 

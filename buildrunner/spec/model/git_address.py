@@ -1,4 +1,4 @@
-"""Finds passwords in addresses of Git repositories, to refuse or to mask them. Pure."""
+"""Finds passwords in addresses of repositories, to refuse or to mask them. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from urllib.parse import unquote
 from buildrunner.problem import Problem
 
 MASK: Final = "***"
-MESSAGE: Final = "the address of a Git repository holds a password or token"
+MESSAGE: Final = "the address of a repository holds a password or token"
 HINT: Final = (
     "remove it, and keep it where credentials belong: [git.tokens] of the settings that fetch the"
-    " repository"
+    " repository, or ~/.netrc for a repository of packages"
 )
 
 # scheme://login@, or login@host:path; a login has no slash.
@@ -26,7 +26,13 @@ _TOKEN: Final = re.compile(
     r"|(?=[^@]*\d)(?=[^@]*[A-Za-z])[\w.~-]{30,}"
 )
 # Fields of builds and triggers that contain addresses of repositories; [] is each item of a list.
+# Repositories of packages are among them: people write logins into these addresses, too.
 _BUILD: Final = (
+    ("artifacts", "pythonPackages", "[]", "repository"),
+    ("artifacts", "mavenArtifacts", "[]", "repository"),
+    ("artifacts", "npmPackages", "[]", "repository"),
+    ("artifacts", "genericArtifacts", "[]", "registryPath"),
+    ("source", "repoSource", "repoName"),
     ("source", "gitSource", "url"),
     ("source", "connectedRepository", "repository"),
     ("sourceProvenance", "resolvedGitSource", "url"),

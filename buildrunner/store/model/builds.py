@@ -11,7 +11,7 @@ import msgspec
 from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.store.build_store import Document
 from buildrunner.store.model.deployments import RecordedDeployment
-from buildrunner.triggers.labels import BUILT_REF, TRIGGER_NAME
+from buildrunner.triggers.labels import BUILT_REF, NAMED_COMMIT, TRIGGER_NAME
 
 CANCELLED_BY: Final = "cancelled_by"
 """The label with the origin of a cancellation: ``cancelled by TOKEN``."""
@@ -378,4 +378,5 @@ def build_asker(stored: StoredBuild, default_project: str) -> Asker:
         trusted=not stored.untrusted,
         triggers=tuple(filter(None, (trigger, name))) if trigger else (),
         ref=stored.labels.get(BUILT_REF, "") if trigger else "",
+        names_commit=NAMED_COMMIT in stored.labels,
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from buildrunner.cli.terminal.listing import formatted, is_value_form
+from buildrunner.cli.terminal.listing import formatted, is_value_form, table
 
 BUILD = {
     "id": "b1",
@@ -51,3 +51,9 @@ def test_no_entry_is_no_line():
 )
 def test_what_is_no_such_form(form):
     assert not is_value_form(form)
+
+
+def test_a_table_shows_texts_of_others_as_text():
+    made = table(("ID", "SOURCE"), [("b1", "x\x1b]0;title\x07\x1b[2K\rb2  SUCCESS\nb3")])
+    assert made.splitlines()[1] == r"b1  x\x1b]0;title\x07\x1b[2K\rb2  SUCCESS\nb3"
+    assert len(made.splitlines()) == 2

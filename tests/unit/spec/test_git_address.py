@@ -71,6 +71,24 @@ def test_other_addresses_stay_as_they_are(address: str) -> None:
 BAD, SHOWN = "https://u:hunter2@h/r", "https://u:***@h/r"
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"artifacts": {"pythonPackages": [{"repository": BAD, "paths": ["x"]}]}},
+        {"artifacts": {"mavenArtifacts": [{"repository": BAD, "path": "x"}]}},
+        {"artifacts": {"npmPackages": [{"repository": BAD, "packagePath": "x"}]}},
+        {"artifacts": {"genericArtifacts": [{"registryPath": BAD, "folder": "x"}]}},
+        {"source": {"repoSource": {"repoName": BAD}}},
+    ],
+)
+def test_addresses_of_other_repositories_have_no_password_either(field: dict[str, Any]) -> None:
+    """Issue: a login in a repository of packages was stored, shown and sent by notifiers."""
+    (problem,) = build_problems(field)
+    assert problem.rule == "git-password"
+    assert SHOWN in str(masked_build(field))
+    assert BAD not in str(masked_build(field))
+
+
 def build(url: str) -> dict[str, Any]:
     return {
         "source": {"gitSource": {"url": url, "revision": "main"}},
