@@ -199,7 +199,10 @@ def test_who_may_push_to_a_branch_does_not_approve_a_manual_run_of_it(
     assert f"{name} has when it begins, even one that is pushed later" in str(facts.json())
     body = {"source": {"commitSha": NEW}}
     answer = place.call("bob", "POST", "/v1/projects/p/triggers/deploy:run", body)
-    assert place.decide("alice", answer.json()["metadata"]["build"]["id"]).status_code == 200
+    named = answer.json()["metadata"]["build"]["id"]
+    facts = place.call("alice", "GET", f"/buildrunner/v1/projects/p/builds/{named}/approval")
+    assert "the commit that its caller named, which may be a fork's" in str(facts.json())
+    assert place.decide("alice", named).status_code == 200
 
 
 @pytest.mark.parametrize("kind", ["note", "merge_request"])

@@ -16,6 +16,7 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
+from buildrunner.triggers.labels import NAMED_COMMIT
 
 AUTHOR_ID: Final = "author_id"
 BASE_BRANCH: Final = "base_branch"
@@ -155,7 +156,9 @@ def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
 
 
 def _newest(stored: StoredBuild) -> tuple[str, ...]:
-    """Return a sentence about a branch or tag that may move until the build begins."""
+    """Return a sentence about a branch or tag that may move, or a commit that nobody checked."""
+    if NAMED_COMMIT in stored.labels:
+        return ("It builds the commit that its caller named, which may be a fork's",)
     name = printable(newest_of(decode_message(Build, stored.request).value))
     said = f"It takes the commit that {name} has when it begins, even one that is pushed later"
     return (said,) if name else ()

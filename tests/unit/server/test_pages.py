@@ -111,6 +111,18 @@ def test_what_a_build_was_made_of() -> None:
     assert build_view(stored(source=bucket), now=NOW).revision.repository == "gs://b"
 
 
+def test_a_caller_does_not_choose_the_revision_that_an_approver_reads():
+    """Issue: a run of a fork's commit was shown as main, at a commit that had been reviewed."""
+    values = {"BRANCH_NAME": "main", "COMMIT_SHA": "a" * 40, "REPO_FULL_NAME": "acme/app (ok)"}
+    evil = {"gitSource": {"url": "https://github.com/acme/app.git", "revision": "e" * 40}}
+    found = build_view(stored(source=evil, substitutions=values), now=NOW).revision
+    assert (found.ref, found.commit) == ("", "e" * 40)
+    assert found.repository == "https://github.com/acme/app.git"
+    moving = {"gitSource": {"url": "https://github.com/acme/app.git", "revision": "dev"}}
+    found = build_view(stored(source=moving, substitutions=values), now=NOW).revision
+    assert (found.ref, found.commit) == ("dev", "")
+
+
 def test_what_changed_since_the_last_success() -> None:
     green = stored(status="SUCCESS", substitutions={"COMMIT_SHA": "a" * 40, "_X": "1"})
     steps = [{**step} for step in green.document["steps"]]
@@ -352,7 +364,8 @@ def test_another_image_behind_the_same_name_is_a_change() -> None:
 def test_a_forge_compares_two_commits(url: str, link: str) -> None:
     def build(commit: str) -> StoredBuild:
         source = {"gitSource": {"url": url, "revision": "main"}}
-        return stored(source=source, substitutions={"COMMIT_SHA": commit})
+        resolved = {"resolvedGitSource": {"url": url, "revision": commit}}
+        return stored(source=source, sourceProvenance=resolved)
 
     old, new = build_view(build("aaa"), now=NOW), build_view(build("bbb"), now=NOW)
     [change] = changes_since(old, new)

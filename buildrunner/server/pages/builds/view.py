@@ -13,6 +13,7 @@ from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.spec.model.build import FINAL_STATUSES
+from buildrunner.spec.model.source import is_commit
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, ROLLBACK_TO, reused_steps_of
 from buildrunner.triggers.labels import BUILT_REF
@@ -39,34 +40,47 @@ def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revis
 
     Args:
         document: the build.
-        labels: its labels. The ref in them, from the server, wins over a caller's substitutions.
+        labels: its labels, which only the server sets. Substitutions count for other sources only.
     """
-    values = document.get("substitutions", {})
     source = document.get("source", {})
     provenance = document.get("sourceProvenance", {})
-    commit = values.get("COMMIT_SHA") or _first(
-        provenance,
-        ("resolvedRepoSource", "commitSha"),
-        ("resolvedGitSource", "revision"),
-        ("resolvedConnectedRepository", "revision"),
+    is_fetched = any(kind in source for kind in ("repoSource", "gitSource", "connectedRepository"))
+    # A caller chooses substitutions, and an approver relies on what is shown.
+    values = {} if is_fetched else document.get("substitutions", {})
+    named = _first(
+        source,
+        ("repoSource", "commitSha"),
+        ("gitSource", "revision"),
+        ("connectedRepository", "revision"),
+    )
+    commit = (
+        _first(
+            provenance,
+            ("resolvedRepoSource", "commitSha"),
+            ("resolvedGitSource", "revision"),
+            ("resolvedConnectedRepository", "revision"),
+        )
+        or labels.get("commit", "")
+        or (named if is_commit(named) else values.get("COMMIT_SHA", ""))
     )
     ref = (
         labels.get(BUILT_REF)
+        or labels.get("branch")
+        or _first(source, ("repoSource", "branchName"), ("repoSource", "tagName"))
+        or ("" if is_commit(named) else named)
         or values.get("BRANCH_NAME")
         or values.get("TAG_NAME")
+        or ""
+    )
+    repository = (
+        labels.get("repository")
+        or values.get("REPO_FULL_NAME")
         or _first(
             source,
-            ("repoSource", "branchName"),
-            ("repoSource", "tagName"),
-            ("gitSource", "revision"),
-            ("connectedRepository", "revision"),
+            ("repoSource", "repoName"),
+            ("gitSource", "url"),
+            ("connectedRepository", "repository"),
         )
-    )
-    repository = values.get("REPO_FULL_NAME") or _first(
-        source,
-        ("repoSource", "repoName"),
-        ("gitSource", "url"),
-        ("connectedRepository", "repository"),
     )
     if not repository and "storageSource" in source:
         repository = f"gs://{source['storageSource'].get('bucket', '')}"

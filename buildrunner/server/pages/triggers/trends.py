@@ -225,8 +225,13 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
                 or one.get("buildTriggerId", ""),
             ),
         ),
-        branches=_parts(ended, points, lambda one: (revision_of(one, {}).ref,) * 2),
+        branches=_parts(ended, points, lambda one: (_ref_of(one),) * 2),
     )
+
+
+def _ref_of(build: Mapping[str, Any]) -> str:
+    values = build.get("substitutions", {})
+    return values.get("BRANCH_NAME") or values.get("TAG_NAME") or revision_of(build, {}).ref
 
 
 def _parts(
