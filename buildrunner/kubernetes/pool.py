@@ -49,6 +49,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: as ``options.pool.name`` selects it.
+        projects: the projects whose builds may use it; empty for all.
         namespace: where its Jobs are.
         server: URL of this server as Pods reach it.
         worker_image: image of the worker.
@@ -79,6 +80,7 @@ class Pool(msgspec.Struct, frozen=True, kw_only=True):
     server: str
     worker_image: str
     engine_image: str
+    projects: tuple[str, ...] = ()
     namespace: str = "default"
     pull_policy: str = "IfNotPresent"
     pull_secrets: tuple[str, ...] = ()

@@ -203,7 +203,8 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         shown_settings: the effective settings, with the origin of each value.
         provenance_key: returns the public key of provenance, as PEM text.
         identity_keys: returns the public keys of identity tokens, as JSON Web Keys.
-        pools: names of the pools in the settings. Workers' tokens may name further pools.
+        pools: the projects that may use each pool in the settings, by the pool's name; empty for
+            all. Workers' tokens may name further pools.
         worker_tokens: further kinds of tokens of workers: each returns the worker of a token that
             it knows, and None for others. They are tried before the tokens in the database.
         fits_spare: returns whether a spare Pod can run a build; see `provisioner.fits_spare`.
@@ -236,7 +237,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     shown_settings: tuple[ShownSetting, ...] = ()
     provenance_key: Callable[[], str] = lambda: ""
     identity_keys: Callable[[], list[dict[str, str]]] = list
-    pools: frozenset[str] = frozenset()
+    pools: Mapping[str, tuple[str, ...]] = {}
     worker_tokens: tuple[Callable[[str], WorkerIdentity | None], ...] = ()
     fits_spare: Callable[[StoredBuild], bool] = lambda _: False
     build_settings: Callable[[str], dict[str, Any]] = lambda _: {}
@@ -248,6 +249,11 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     def is_pool(self, name: str) -> bool:
         """Return whether a pool of that name is in the settings, or in a worker's token."""
         return name in self.pools or name in self.store.tokens.pools()
+
+    def may_use_pool(self, name: str, project: str) -> bool:
+        """Return whether the settings let builds of a project use a pool."""
+        projects = self.pools.get(name, ())
+        return not projects or project in projects
 
     def disk_problem(self) -> str:
         """Return the problem of the data folder's disk, as text; empty for none."""

@@ -161,6 +161,7 @@ _POOL_TYPES: dict[str, type] = {
     "cpu_request_percent": int,
     "node_selector": dict,
     "tolerations": list,
+    "projects": list,
     "pull_secrets": list,
 }
 POOL_KEYS: dict[str, type] = {

@@ -151,7 +151,7 @@ def _serve(
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),
         shown_settings=shown_settings(args, sys.argv, worker_settings, server, settings),
         wake=wake,
-        pools=frozenset(settings.pools),
+        pools={name: pool.projects for name, pool in settings.pools.items()},
         worker_tokens=(wiring.pod_tokens(cluster, settings, store),) if cluster else (),
         fits_spare=partial(fits_spare, egress=lambda project: settings.of_project(project).egress),
         build_settings=partial(settings_for_workers, settings),

@@ -25,9 +25,11 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["worker pools"])
     may_read = [Depends(access.may("read"))]
 
-    def pools(request: Request) -> frozenset[str]:
-        """Return the pools of the settings, and the pools that workers serve for the project."""
-        return context.pools | context.store.tokens.pools(address_of(context, request).project)
+    def pools(request: Request) -> set[str]:
+        """Return the pools of the settings and of workers that the project may use."""
+        project = address_of(context, request).project
+        own = {name for name in context.pools if context.may_use_pool(name, project)}
+        return own | context.store.tokens.pools(project)
 
     def shown(request: Request, name: str) -> dict[str, Any]:
         address = address_of(context, request)

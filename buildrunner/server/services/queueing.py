@@ -72,6 +72,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         worker: name of this server's worker, the only one that can read uploads here.
         is_tied: the build needs a kept workspace, which only this server has.
         is_pool: returns whether workers of this server have a pool of that name.
+        may_use_pool: returns whether builds of a project may use a pool, by the pool's name.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
     """
 
@@ -95,6 +96,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     attempt_of: str = ""
     is_tied: bool = False
     is_pool: Callable[[str], bool] = lambda _: False
+    may_use_pool: Callable[[str, str], bool] = lambda _pool, _project: True
 
     @property
     def config_comes_later(self) -> bool:
@@ -125,6 +127,10 @@ def admit(body: Any, arrival: Arrival) -> NewBuild:
     if errors_of(problems):
         raise ConfigError(errors_of(problems))
     pool = _pool(resolved, arrival)
+    if pool and not arrival.may_use_pool(pool, arrival.project):
+        message = f"the pool {pool} is not for builds of project {arrival.project}"
+        hint = f"the server's administrator adds the project to [pools.{pool}] projects"
+        raise ConfigError([Problem(message, path="options.pool.name", hint=hint, rule="pool")])
     if pool:  # the pool exists, so drop the warning that pools have no effect here
         problems = [one for one in problems if not one.path.startswith(_POOL_FIELDS)]
     shown = _with_facts(resolved, arrival, _warnings(problems))
@@ -340,6 +346,7 @@ def arrival(context: ServerContext, project: str, location: str, **facts: Any) -
         public_url=settings.public_url,
         policy=settings.sources,
         is_pool=context.is_pool,
+        may_use_pool=context.may_use_pool,
         **{"worker": settings.worker, **facts},
     )
 

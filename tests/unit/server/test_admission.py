@@ -102,6 +102,26 @@ def test_what_is_shown_has_the_service_s_own_facts():
     assert new.request == {"steps": [STEP], "queueTtl": "60s"}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pool": {"name": "projects/prod/locations/global/workerPools/prod"}},
+        {"pool": {"name": "prod"}},
+        {"workerPool": "prod"},
+        {"pool": {"name": "$_POOL"}},
+    ],
+)
+def test_no_build_of_another_project_gets_a_pool(options):
+    """Issue: each project got the pools of all others, with their isolation and nodes."""
+    may = {"is_pool": lambda _: True, "may_use_pool": lambda pool, project: project == pool}
+    values = {"_POOL": "prod"} if "$_POOL" in str(options) else {}
+    body = {"steps": [STEP], "options": options, "substitutions": values}
+    with pytest.raises(ConfigError) as refused:
+        admit(body, replace(ARRIVAL, **may))
+    assert "the pool prod is not for builds of project p" in refused.value.problems[0].text()
+    assert admit(body, replace(ARRIVAL, project="prod", **may)).pool == "prod"
+
+
 def test_a_build_that_can_not_run_ends_no_other():
     arrival = replace(ARRIVAL, supersede="cancel_all", group="g", request_id="r", untrusted=True)
     new = refused({"steps": [STEP]}, arrival, "no")
