@@ -79,8 +79,9 @@ class LogServer:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", self._port))
         self._port = listening.getsockname()[1]
+        self.app = create_app(context)
         config = uvicorn.Config(
-            create_app(context),
+            self.app,
             log_level="critical",
             lifespan="off",
             timeout_graceful_shutdown=0,

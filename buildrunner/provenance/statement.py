@@ -58,8 +58,7 @@ def provenance_statement(
         masked: hides the values of secrets in a text that the author of the build wrote.
 
     Raises:
-        AttestationError: a fact has the value of a secret: of the server, the images of the steps
-            or what was published.
+        AttestationError: a fact of the server has the value of a secret.
     """
     subjects = list(_subjects(outcome))
     if not subjects:
@@ -86,8 +85,7 @@ def provenance_statement(
         "source": definition["externalParameters"].get("source"),
         "config": definition["externalParameters"].get("config"),
         "internalParameters": definition["internalParameters"],
-        "resolvedDependencies": definition["resolvedDependencies"],
-        "subject": subjects,
+        "resolvedDependencies": list(_sources(outcome.provenance, plan.origin)),
         "builder": details["builder"],
         "invocationId": _invocation(build, plan),
     }
@@ -95,8 +93,7 @@ def provenance_statement(
         if _masked(fact, masked) != fact:  # another value in its place would be a false statement
             raise AttestationError(
                 f"{name} of the provenance has the value of a secret",
-                hint="give the secret another value than a name of the repository, an image, a "
-                "published file or the server",
+                hint="give the secret another value than a name of the repository or the server",
             )
     return {
         "_type": STATEMENT_TYPE,

@@ -145,8 +145,9 @@ def create_app(context: ServerContext) -> FastAPI:
         app.add_middleware(SameSite, public_host=public_host)
     app.state.passed_on = PassedOnStreams()
     app.state.under_way = Counter()
-    app.add_middleware(CallerShares, under_way=app.state.under_way)
     app.add_middleware(LogHome, context=context, streams=app.state.passed_on)
+    # Outside of it: a request that is passed on to another server ends there, too.
+    app.add_middleware(CallerShares, under_way=app.state.under_way)
     app.add_middleware(Watch, context=context)
     app.add_middleware(SecureHeaders, https=context.settings.https)
     if context.settings.trusted_proxies:

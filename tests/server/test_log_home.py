@@ -199,6 +199,7 @@ def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tm
     late = httpx.put(f"{routes}/remote/log", params={**lease, "offset": end}, **client)
     assert late.status_code == 503
     assert not (tmp_path / "other" / "logs").exists()
+    assert not other.app.state.under_way  # a request that is passed on ends here, too
     home.start()
 
 

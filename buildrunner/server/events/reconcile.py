@@ -183,18 +183,26 @@ class Reconciler:
 
     def _look_at(self, place: Place) -> int | None:
         """Check one repository. Returns the number of deliveries; None if it can't be queried."""
-        made = 0
+        made, begun = 0, set[Watched]()
+        found: int | None = 0
         for at in range(0, len(place.watchers), _MOST_WATCHERS):
-            found = self._look_for(place, place.watchers[at : at + _MOST_WATCHERS])
+            found = self._look_for(place, place.watchers[at : at + _MOST_WATCHERS], begun)
             if found is None:
-                return None
+                break
             made += found
+        else:
+            for installation in begun:
+                self._context.store.refs.forget(installation)  # their own histories have begun
         if made:
             self._context.hook_arrived()
-        return made
+        return None if found is None else made
 
-    def _look_for(self, place: Place, watchers: Sequence[Watcher]) -> int | None:
+    def _look_for(
+        self, place: Place, watchers: Sequence[Watcher], begun: set[Watched]
+    ) -> int | None:
         """Check a repository for some projects.
+
+        Adds the installations with which the histories of projects begin to ``begun``.
 
         Their records are read first. Read after the answer of the Git server, a push that arrived
         in between would look like a move back to the commit before it.
@@ -217,8 +225,7 @@ class Reconciler:
         refs = {ref: commit for ref, commit in listed.items() if not is_too_long(ref)}
         messages = _Messages(self._remote, place.url)
         made = sum(self._compared(place, one, known, refs, messages) for one, known in records)
-        for installation in {one.installation for one, known in records if known.installed}:
-            self._context.store.refs.forget(installation)  # their own histories have begun
+        begun |= {one.installation for one, known in records if known.installed}
         return made
 
     def _records(self, watcher: Watcher) -> _Records | None:
@@ -498,10 +505,16 @@ class SeenRefs:
         is_found = delivery.hook == RECONCILE
         now = KnownRef(after, by, event.before)
         seen = refs.note_all(new, event.ref, now, only_from_before=is_found)
+        if is_found:
+            moved = {
+                one.project
+                for one, before in seen.items()
+                if (before.commit if before else "") == event.before
+                or (before is not None and before.seen_by == by)
+            }
+            for project in {one.project for one in seen} - moved:
+                found[project] = f"{event.ref} has moved since the server looked at it"
         for one, before in seen.items():
-            at = before.commit if before is not None else ""
-            if is_found and at != event.before and not (before and before.seen_by == by):
-                found[one.project] = f"{event.ref} has moved since the server looked at it"
             is_known = before is not None and before.commit == after and before.seen_by != by
             if after and is_known and one.project:
                 found[one.project] = f"{event.ref} was seen at {after[:12]} already, and built then"
