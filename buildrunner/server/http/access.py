@@ -152,10 +152,13 @@ class Requirement:
 def _take_place(request: Request, caller: Caller) -> None:
     """Count a request of a caller until its end.
 
+    Callers without a token are not one caller: their connections give way by network. Workers have
+    limits of their own, and a lease must be renewed whatever else waits.
+
     Raises:
         ApiError: 429, the caller has too many requests under way.
     """
-    if hasattr(request.state, "counted_for"):
+    if hasattr(request.state, "counted_for") or caller.name == PUBLIC_NAME:
         return
     under_way: Counter[str] = request.app.state.under_way
     most = places() // 2
@@ -417,7 +420,6 @@ class WorkerAccess:
         if worker is None:
             raise unauthenticated("the token is no worker's, is unknown or was revoked")
         request.state.caller = Caller(worker.name, ())
-        _take_place(request, request.state.caller)
         return worker
 
     def _verified(self, token: str) -> WorkerIdentity | None:
