@@ -133,7 +133,7 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
         triggers: id and name of the trigger that made the build; empty for a build without one.
         ref: the built ``refs/heads/BRANCH`` or ``refs/tags/TAG`` of the trigger's repository,
             recorded by the server, not taken from the build; empty if the server does not know it.
-        names_commit: the caller of a manual run named the commit, which may be a fork's.
+        is_named_commit: the caller of a manual run named the commit, which may be a fork's.
         forge: host of the forge, for `Use.FORGE`.
     """
 
@@ -142,7 +142,7 @@ class Asker(msgspec.Struct, frozen=True, kw_only=True):
     trusted: bool = True
     triggers: tuple[str, ...] = ()
     ref: str = ""
-    names_commit: bool = False
+    is_named_commit: bool = False
     forge: str = ""
 
 
@@ -220,7 +220,7 @@ def _limit(
     if scope.uses and asker.use.value not in scope.uses:
         text = f"the secret {name} is for {_listed(scope.uses)} only, not for {asker.use.value}"
         return Refusal("use", text)
-    is_of_trigger = bool(set(scope.triggers) & set(asker.triggers)) and not asker.names_commit
+    is_of_trigger = bool(set(scope.triggers) & set(asker.triggers)) and not asker.is_named_commit
     if scope.triggers and not is_of_trigger:
         text = f"the secret {name} is limited to the triggers {_listed(scope.triggers)}"
         return Refusal("trigger", f"{text}, and {_whose(asker)}")
@@ -314,7 +314,7 @@ def _without_tag(image: str) -> str:
 def _whose(asker: Asker) -> str:
     if asker.use is not Use.BUILD:
         return f"{asker.use.value} run outside of them"
-    if asker.names_commit:
+    if asker.is_named_commit:
         return "this build is of a commit that its caller named: run a branch or tag"
     return (
         f"this build is of {asker.triggers[-1]}" if asker.triggers else "this build has no trigger"

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from buildrunner.logs.console.wording import printable
-from buildrunner.server.services.authorship import AUTHOR, COMMENTER, newest_of, people_of
+from buildrunner.server.services.authorship import AUTHOR, COMMENTER, people_of, unresolved_ref
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.model.builds import StoredBuild
@@ -109,7 +109,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
     secrets = secrets_of(stored.request)
     people = people_of(stored.labels)
     state = approval.get("state", "")
-    newest = _newest(stored) if state == "PENDING" else ()
+    commit = _which_commit(stored) if state == "PENDING" else ()
     return ApprovalFacts(
         state=state,
         fork=bool(labels.get(FORK)) or stored.untrusted,
@@ -128,7 +128,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         base_branch=labels.get(BASE_BRANCH, ""),
         commit=labels.get("commit", ""),
         trusted=not stored.untrusted,
-        grants=(*newest, *_whose_steps(stored), *_grants(stored, secrets)),
+        grants=(*commit, *_whose_steps(stored), *_grants(stored, secrets)),
         secrets=() if stored.untrusted else secrets,
         approver=result.get("approverAccount", ""),
         time=result.get("approvalTime", ""),
@@ -155,11 +155,11 @@ def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
     return ("Its steps are those of the config in the commit",)
 
 
-def _newest(stored: StoredBuild) -> tuple[str, ...]:
+def _which_commit(stored: StoredBuild) -> tuple[str, ...]:
     """Return a sentence about a branch or tag that may move, or a commit that nobody checked."""
     if NAMED_COMMIT in stored.labels:
         return ("It builds the commit that its caller named, which may be a fork's",)
-    name = printable(newest_of(decode_message(Build, stored.request).value))
+    name = printable(unresolved_ref(decode_message(Build, stored.request).value))
     said = f"It takes the commit that {name} has when it begins, even one that is pushed later"
     return (said,) if name else ()
 

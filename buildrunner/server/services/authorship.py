@@ -81,7 +81,7 @@ def people_of(labels: Mapping[str, str]) -> People:
     return People(tuple(dict.fromkeys(filter(None, found))))
 
 
-def newest_of(build: Build) -> str:
+def unresolved_ref(build: Build) -> str:
     """Return the branch or tag whose commit is found only when a build begins; empty for none.
 
     Everybody who pushes to it until then is behind the build.

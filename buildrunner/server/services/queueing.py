@@ -25,7 +25,7 @@ from buildrunner.plan.resolve import PlanContext
 from buildrunner.problem import Problem, Severity
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import invalid_argument
-from buildrunner.server.services.authorship import SUBMITTER, People, newest_of
+from buildrunner.server.services.authorship import SUBMITTER, People, unresolved_ref
 from buildrunner.sources.policy import SourcePolicy, refusals
 from buildrunner.sources.uploads import is_upload_of
 from buildrunner.spec.model.build import Build, Status
@@ -455,7 +455,7 @@ class TriggerQueue:
         concurrency = settings.concurrency
         policy = "" if concurrency.policy == "queue" else concurrency.policy
         people = facts.people
-        if newest_of(decode_message(Build, made.request).value):
+        if unresolved_ref(decode_message(Build, made.request).value):
             people = People(people.names)
         return arrival(
             context,

@@ -378,5 +378,5 @@ def build_asker(stored: StoredBuild, default_project: str) -> Asker:
         trusted=not stored.untrusted,
         triggers=tuple(filter(None, (trigger, name))) if trigger else (),
         ref=stored.labels.get(BUILT_REF, "") if trigger else "",
-        names_commit=NAMED_COMMIT in stored.labels,
+        is_named_commit=NAMED_COMMIT in stored.labels,
     )
