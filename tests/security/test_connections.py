@@ -17,6 +17,7 @@ from buildrunner.server.http.listener import Listener, listen_on
 from tests.api_server import ApiServer, api_server
 from tests.conftest import wait_until
 from tests.fixtures_google import write_certificate
+from tests.security.test_strangers import trickling
 
 BODY = b'{"steps": [{"name": "busybox"}]}'
 
@@ -80,20 +81,8 @@ def test_a_body_of_a_token_that_trickles_is_given_up(tmp_path: Path) -> None:
     ):
         client.sendall(head(server.token("slow", "submit"), 100_000))
         assert code_of(client) == 100
-        ended = threading.Event()
-
-        def trickle() -> None:
-            with contextlib.suppress(OSError):
-                while not ended.wait(0.05):  # never a pause that is too long by itself
-                    client.sendall(b"x")
-
-        sender = threading.Thread(target=trickle)
-        sender.start()
-        try:
+        with trickling(client):
             assert code_of(client) == 408
-        finally:
-            ended.set()
-            sender.join()
 
 
 @pytest.fixture

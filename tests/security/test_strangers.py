@@ -51,6 +51,25 @@ def connected(server: ApiServer, source: str = "127.0.0.1") -> Iterator[socket.s
         yield client
 
 
+@contextlib.contextmanager
+def trickling(client: socket.socket) -> Iterator[None]:
+    """Send bytes meanwhile, without a pause that is too long by itself."""
+    ended = threading.Event()
+
+    def trickle() -> None:
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.05):
+                client.sendall(b"x")
+
+    sender = threading.Thread(target=trickle)
+    sender.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sender.join()
+
+
 def code_of(client: socket.socket) -> int:
     return int(client.recv(1000).split()[1])
 
@@ -135,18 +154,8 @@ def test_a_body_that_trickles_is_given_up(tmp_path: Path) -> None:
     with api_server(tmp_path, unverified_body_s=0.5) as server, connected(server) as client:
         server.secrets["hooks-github"] = SECRET
         client.sendall(head(100_000))
-        ended = threading.Event()
-
-        def trickle() -> None:
-            with contextlib.suppress(OSError):
-                while not ended.wait(0.05):  # never a pause that is too long by itself
-                    client.sendall(b"x")
-
-        sender = threading.Thread(target=trickle)
-        sender.start()
-        assert code_of(client) == 408
-        ended.set()
-        sender.join()
+        with trickling(client):
+            assert code_of(client) == 408
         assert bodies_of(server).held_bytes == 0
 
 
