@@ -187,6 +187,36 @@ def test_the_hook_whose_deliveries_take_long_comes_after_others(tmp_path: Path) 
         assert order[-4:] == ["git/evil", "git/good", "git/good", "git/good"]
 
 
+def test_what_the_server_found_for_one_project_does_not_delay_what_it_found_for_others(
+    tmp_path: Path,
+) -> None:
+    """Issue: all missed pushes were of one hook, which one project with slow filters indebted."""
+    clock, order = [0.0], []
+
+    class Handler(DeliveryHandler):
+        def handle(self, delivery: Any, *, may_ask: bool = True) -> dict[str, Any]:
+            project = delivery.lane.partition(" ")[0]
+            clock[0] += 1.0 if project.endswith("evil") else 0.01
+            order.append(project)
+            return super().handle(delivery, may_ask=may_ask)
+
+    with api_server(tmp_path) as server:
+        loop = DeliveryLoop(server.context, Handler(server.context), seconds=lambda: clock[0])
+        for project, count in (("evil", 30), ("good", 3)):
+            for number in range(count):
+                new = NewDelivery(
+                    hook="reconcile",
+                    delivery_id=f"{project}{number}",
+                    headers={},
+                    body=b"{}",
+                    lane=f"reconcile/{project} {number}",
+                )
+                server.store.deliveries.add([new], now=now())
+        while "reconcile/good" not in order:
+            assert loop.turn()
+        assert order == ["reconcile/evil"] * 3 + ["reconcile/good"] * 3
+
+
 def test_the_count_of_one_project_s_uploads_holds_up_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from buildrunner.cli.triggers import bare_hook
+from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.store.model.deliveries import Watched
 from buildrunner.triggers.forges.forge import MOST_REFS
 from tests.api_server import api_server
@@ -64,3 +65,14 @@ def test_more_refs_than_a_report_has_are_reported_in_parts(tmp_path: Path) -> No
         handle(server)
         branches = sorted(one["substitutions"]["BRANCH_NAME"] for one in builds(server))
         assert branches == sorted(NAMES)
+
+        # Installed again, the record goes with the next look: it would become old news later.
+        again = Watched("", "git/app git.example.com/app")
+        refs = {f"refs/heads/{name}": new for name in NAMES}
+        remote = RemoteRefs(list_refs=lambda _: dict(refs), message=lambda *_: "m")
+        for _ in range(2):
+            run("--installed")
+            handle(server)
+            assert server.store.refs.known(again)
+            assert Reconciler(server.context, remote).look() == 0
+            assert server.store.refs.known(again) == {}

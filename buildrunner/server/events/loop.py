@@ -35,7 +35,7 @@ _POLL_S = 1.0
 _MOST_ATTEMPTS = 5
 _AT_ONCE = 20
 _SAVED_AFTER_S = 0.2
-_HOOK_S = 0.5
+_DEBTOR_S = 0.5
 _TICK_S = 60.0
 _PAUSE_RATIO = 2.0
 _MOST_PAUSE_S = 0.1
@@ -106,12 +106,13 @@ class DeliveryLoop:
         self._hold(now)
         claimed = self._claimed(now)
         begun = time.monotonic()
-        spent_s: dict[str, float] = {}  # by hook
+        spent_s: dict[str, float] = {}  # by debtor
         handled: list[tuple[StoredDelivery, dict[str, object]]] = []
         slow_lanes: set[str] = set()
         left: list[StoredDelivery] = []
         for delivery in claimed:
-            if delivery.lane in slow_lanes or spent_s.get(delivery.hook, 0.0) > _HOOK_S:
+            debtor = _debtor(delivery)
+            if delivery.lane in slow_lanes or spent_s.get(debtor, 0.0) > _DEBTOR_S:
                 left.append(delivery)
                 continue
             began_s = self._seconds()
@@ -131,8 +132,8 @@ class DeliveryLoop:
                 slow_lanes |= {delivery.lane} - {""}
             finally:
                 took_s = self._seconds() - began_s
-                spent_s[delivery.hook] = spent_s.get(delivery.hook, 0.0) + took_s
-                self._debts.add(delivery.hook, took_s)
+                spent_s[debtor] = spent_s.get(debtor, 0.0) + took_s
+                self._debts.add(debtor, took_s)
             if self._loop.was_woken():  # a forge waits for the answer to others
                 self._pause(min(took_s * _PAUSE_RATIO, _MOST_PAUSE_S))
             # A delivery was slow: store the outcomes so far without further delay.
@@ -145,7 +146,7 @@ class DeliveryLoop:
         return bool(claimed)
 
     def _claimed(self, now: datetime) -> list[StoredDelivery]:
-        """Claim deliveries of hooks with little debt, or, if there are none, of all hooks."""
+        """Claim deliveries of debtors with little debt, or, if there are none, of all."""
         claim = partial(
             self._context.store.deliveries.claim, now=now, lease_s=_LEASE_S, limit=_AT_ONCE
         )
@@ -220,6 +221,11 @@ class DeliveryLoop:
         except Exception as error:  # noqa: BLE001  (one bad delivery must not stop the others)
             _log.exception("delivery %s can't be handled", delivery.number)
             return _internal(error)
+
+
+def _debtor(delivery: StoredDelivery) -> str:
+    """Return the beginning of the lane: the hook, with the project of what `reconcile` found."""
+    return delivery.lane.partition(" ")[0] or delivery.hook
 
 
 def _internal(error: Exception) -> dict[str, object]:

@@ -20,7 +20,8 @@ import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -37,6 +38,8 @@ from buildrunner.triggers.forges.bare_git import INSTALLED
 from buildrunner.triggers.forges.forge import ParsedDelivery
 from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.repository import TriggerRepository, bare_history, pull_history
+
+_Done = TypeVar("_Done")
 
 _log = logging.getLogger("buildrunner.server")
 
@@ -191,8 +194,10 @@ class Reconciler:
                 break
             made += found
         else:
+            refs = self._context.store.refs
             for installation in begun:
-                self._context.store.refs.forget(installation)  # their own histories have begun
+                if refs.known(installation, LOOKED_AT):  # projects have histories of their own now
+                    refs.forget(installation)
         if made:
             self._context.hook_arrived()
         return None if found is None else made
@@ -202,12 +207,13 @@ class Reconciler:
     ) -> int | None:
         """Check a repository for some projects.
 
-        Adds the installations with which the histories of projects begin to ``begun``.
+        Adds the installations to ``begun`` whose refs the projects' own histories replace.
 
         Their records are read first. Read after the answer of the Git server, a push that arrived
         in between would look like a move back to the commit before it.
         """
-        records = [(one, known) for one in watchers if (known := self._records(one)) is not None]
+        found = ((one, self._guarded(place, partial(self._records, one))) for one in watchers)
+        records = [(one, known) for one, known in found if known is not None]
         if not records:
             return 0
         try:
@@ -224,8 +230,14 @@ class Reconciler:
         self._failing.pop(place.url, None)
         refs = {ref: commit for ref, commit in listed.items() if not is_too_long(ref)}
         messages = _Messages(self._remote, place.url)
-        made = sum(self._compared(place, one, known, refs, messages) for one, known in records)
-        begun |= {one.installation for one, known in records if known.installed}
+        compared = (partial(self._compare, *one, refs, messages) for one in records)
+        made = sum(self._guarded(place, one) or 0 for one in compared)
+        begun |= {
+            one.installation
+            for one, known in records
+            if one.hook and (known.installed or not known.is_first)
+            if one.watched not in self._left_out
+        }
         return made
 
     def _records(self, watcher: Watcher) -> _Records | None:
@@ -246,22 +258,15 @@ class Reconciler:
                 found.setdefault(wanted.url, {}).setdefault(watcher.watched, watcher)
         return [Place(url, tuple(watchers.values())) for url, watchers in found.items()]
 
-    def _compared(
-        self,
-        place: Place,
-        watcher: Watcher,
-        records: _Records,
-        refs: dict[str, str],
-        messages: _Messages,
-    ) -> int:
-        """Call `_compare`; a bug with one repository does not stop the check of the others."""
+    def _guarded(self, place: Place, work: Callable[[], _Done]) -> _Done | None:
+        """Do the work; a bug with one repository does not stop the check of the others."""
         try:
-            return self._compare(watcher, records, refs, messages)
+            return work()
         except Exception as error:
             if isinstance(error, StoreError) and not error.is_refusal:
                 raise
             _log.exception("%s can't be looked at for missed pushes", place.name)
-            return 0
+            return None
 
     def _compare(
         self, watcher: Watcher, records: _Records, refs: dict[str, str], messages: _Messages

@@ -87,6 +87,7 @@ class Listener:
 
         config = uvicorn.Config(
             app,
+            loop="asyncio",  # whose TLS layer `_Handshake` is
             http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
             lifespan="off",

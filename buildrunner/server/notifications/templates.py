@@ -33,6 +33,7 @@ GOLANG: Final = "golang"
 JINJA: Final = "jinja2"
 
 MOST_CHARACTERS: Final = 256 * 1024
+_URL: Final = re.compile(r"https?://[^\s<>|]+")
 _NO_FIELD: Final = re.compile(r"'[\w.]+ object' has no attribute ('\w+')")
 _NEVER: Final = re.compile(r"MessageView object' has no attribute|has no field \w+$")
 _NAME: Final = "<template>"  # Jinja's own name for a template that is no file
@@ -163,12 +164,12 @@ def _chat_json_part(value: Any) -> Any:
             return json.dumps(_escaped_in(json.loads(value)), ensure_ascii=False)
         except (ValueError, RecursionError):  # the template calls it safe
             return value
-    return _json_part(escaped_for_chat(str(value)))
+    return _json_part(_escaped_in(str(value)))
 
 
 def _escaped_in(value: Any) -> Any:
-    if isinstance(value, str):
-        return escaped_for_chat(value)
+    if isinstance(value, str):  # a URL may be that of a button, where `&amp;` is no `&`
+        return value if _URL.fullmatch(value) else escaped_for_chat(value)
     if isinstance(value, list):
         return [_escaped_in(one) for one in value]
     if isinstance(value, dict):

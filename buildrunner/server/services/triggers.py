@@ -406,6 +406,8 @@ class Triggers:
         bare = bare_repositories(context.store)
         for stored in context.store.triggers.every(project):
             other = _known(stored, context.repositories, bare).repository
+            if other is not None and other.problem:
+                return  # it may have the same repository
             gone -= set(other.histories if other else ())
         for history in gone:
             context.store.refs.forget(Watched(project, history))

@@ -224,7 +224,7 @@ class _Repository:
                     raise
                 if is_too_large and is_new:
                     raise
-                # What earlier builds fetched counts, too, and may be what is too large.
+                # Objects that earlier builds fetched count, too, and may be too many.
                 why = "too large" if is_too_large else "broken"
                 self._git.report(f"Fetching the repository anew: its copy in the cache is {why}")
                 discard(self._root, self._home, number)

@@ -54,7 +54,7 @@ _LISTED = [column for column in deliveries.c if column.name not in ("body", "hea
 def _claimable(at: int, most: int, but: Collection[str]) -> Select[int]:
     """Select new deliveries of lanes without a claim, and waiting ones that are due, by number.
 
-    Those of some hooks are not selected.
+    Those of some hooks, or with lanes that begin so, are not selected.
     """
     others, number = deliveries.alias(), deliveries.c.number
     busy = select(others.c.lane).where(others.c.claimed_until > at, others.c.lane != "")
@@ -64,7 +64,7 @@ def _claimable(at: int, most: int, but: Collection[str]) -> Select[int]:
         deliveries.c.lane.not_in(busy),
     )
     due = and_(deliveries.c.status == WAITING, deliveries.c.claimed_until <= at)
-    # Lanes begin with the hook. They are in the index, so that few of the excluded rows are read.
+    # Most lanes begin with the hook. They are in the index, so few of the excluded rows are read.
     lanes = (func.substr(deliveries.c.lane, 1, len(hook) + 1) != f"{hook} " for hook in but)
     hooks = and_(*lanes, deliveries.c.hook.not_in(but)) if but else true()
     each = (
@@ -133,12 +133,18 @@ class SqlDeliveries(SqlPart):
     def claim(
         self, *, now: datetime, lease_s: float, limit: int, but: Collection[str] = ()
     ) -> list[StoredDelivery]:
-        """Claim the oldest deliveries that no server handles, in order, but none of some hooks.
+        """Claim the oldest deliveries that no server handles, in order, but none of ``but``.
 
         Waiting deliveries that are due are claimed, too. A lane with a claimed delivery is skipped.
         A delivery that is neither finished nor held within ``lease_s`` seconds is claimed again.
         The bodies of the claimed deliveries have at most `MOST_CLAIMED_BYTES` together, but at
         least one delivery is claimed.
+
+        Args:
+            now: the time.
+            lease_s: seconds.
+            limit: the most deliveries.
+            but: hooks, or the first words of lanes, whose deliveries are left out.
         """
         moment = microseconds(now)
         rows = claim(

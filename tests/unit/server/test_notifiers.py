@@ -320,6 +320,14 @@ class TestMessages:
             shown = branch.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             assert told == {"text": f"Build of {shown}"}
 
+    def test_the_url_of_a_button_stays_a_url(self) -> None:
+        url = "https://ci.example.com/x?a=1&b=2"
+        values = {**BUILD, "substitutions": {**BUILD["substitutions"], "_B": url}}
+        content = '{"blocks": [{"type": "button", "url": "{{ params.url }}"}]}'
+        notifier = ours(SLACK, content, params={"url": "$(build['_B'])"})
+        told = body(notifier, Facts(build=values))
+        assert told == {"blocks": [{"type": "button", "url": url}]}
+
     def test_a_template_makes_links_and_calls_values_safe(self) -> None:
         content = "<{{ build.logUrl }}|{{ detail }}> {{ '<!here>' | safe }}"
         text = f'<{URL}|step "a" failed &lt;1&gt;> <!here>'
