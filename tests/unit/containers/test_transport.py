@@ -71,8 +71,8 @@ class Peer:
 
     def _run(self, work: Callable[..., object], *args: object) -> None:
         thread = threading.Thread(target=work, args=args)
+        self._threads.append(thread)  # before the answer, after which a test waits for its end
         thread.start()
-        self._threads.append(thread)
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
