@@ -19,6 +19,7 @@ from buildrunner.errors import ImagePullError
 from tests.api_server import ApiServer, api_server, now
 from tests.conftest import remove_image
 from tests.e2e.submit_bench import Bench
+from tests.server.test_hooks import PUSH, SECRET, builds, github, handle, make_trigger
 
 COMMIT = "c" * 40
 OF_ACME = {"github": {"owner": "acme", "name": "app", "push": {"branch": "^main$"}}}
@@ -52,6 +53,19 @@ def test_whoever_runs_a_trigger_chooses_its_branch_and_substitutions(server: Api
     build = server.store.builds.find(run_trigger(server, **requested))
     assert build.request["source"]["gitSource"]["revision"] == "refs/heads/release"
     assert build.document["substitutions"]["_TARGET"] == "production"
+
+
+def test_the_sender_of_a_webhook_chooses_the_commit(server: ApiServer) -> None:
+    server.hook("github", SECRET, owners=["acme"])
+    make_trigger(server)
+    of_a_fork = "e" * 40
+    assert github(server, {**PUSH, "after": of_a_fork}).status_code == 200
+    handle(server)
+    (build,) = builds(server)
+    assert build["source"]["gitSource"]["revision"] == of_a_fork
+    stored = server.store.builds.find(build["id"])
+    assert stored.labels["built_ref"] == "refs/heads/main"
+    assert not stored.untrusted
 
 
 def test_builds_that_do_not_end_leave_no_place_to_other_projects(server: ApiServer) -> None:

@@ -24,7 +24,7 @@ def statements(text: str) -> list[str]:
     for block in map(str.strip, blocks[1:]):
         if block.startswith("|"):
             cells = [cell.strip() for cell in block.strip("|").split("|")]
-            is_head = cells[0] == "scope" or set(block) <= {"|", "-"}
+            is_head = cells[0] in ("scope", "who") or set(block) <= {"|", "-"}
             found += [] if is_head else cells[1:]
         elif block and not block.startswith("#"):
             found.append(block)
