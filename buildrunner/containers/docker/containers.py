@@ -660,7 +660,7 @@ def _is_of_ended_engine(api: DockerApi, container_id: str) -> bool | None:
             ended_at = client.inspect_container(container_id)["State"]["FinishedAt"]
             started_at = json.loads(network)["Created"]
             return datetime.fromisoformat(ended_at) < datetime.fromisoformat(started_at)
-    except (Refusal, KeyError, ValueError):  # another engine with the API of Docker
+    except (Refusal, KeyError, ValueError, RecursionError):  # not Docker, but with its API
         return None
 
 
