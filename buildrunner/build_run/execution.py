@@ -155,7 +155,8 @@ class BuildExecution(msgspec.Struct, frozen=True, kw_only=True):
             clock=Clock(),
         )
         checkout = phase.fetch(
-            partial(_fetch, request.git_source, self.settings, place), _give_back
+            partial(_fetch, request.git_source, request.is_named_commit, self.settings, place),
+            _give_back,
         )
         if isinstance(checkout, BuildOutcome):
             return ExecutedBuild(outcome=checkout)
@@ -241,6 +242,7 @@ def _give_back(checkout: GitCheckout) -> None:
 
 def _fetch(
     source: Source,
+    is_named_commit: bool,
     settings: Settings,
     place: GitPlace,
     cancel: threading.Event,
@@ -254,7 +256,14 @@ def _fetch(
         else:
             report.doing("source", f"{text} {percent}%" if percent else text)
 
-    checkout = wiring.fetch_git_source(source, settings, place, cancel=cancel, progress=progress)
+    checkout = wiring.fetch_git_source(
+        source,
+        settings,
+        place,
+        cancel=cancel,
+        progress=progress,
+        is_named_commit=is_named_commit,
+    )
     missing = missing_dir(source, checkout)
     if missing:
         report.line(f"WARNING: the repository has no folder {missing}: steps begin in an empty one")

@@ -162,6 +162,8 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
         local: a source of this machine; None: ``build.source`` names the source.
         git_folder: the folder for files fetched from Git. Its creator deletes it. Empty: the
             cache, where the next build finds them.
+        is_named_commit: the revision of ``build.source`` is a commit, even if a branch or tag has
+            its name.
     """
 
     build: Build
@@ -174,6 +176,7 @@ class BuildRequest(msgspec.Struct, frozen=True, kw_only=True):
     origin: BuildOrigin = BuildOrigin()
     local: LocalSource | None = None
     git_folder: str = ""
+    is_named_commit: bool = False
 
     @property
     def git_source(self) -> Source | None:

@@ -17,7 +17,13 @@ from msgspec.structs import replace
 from buildrunner.errors import ConfigError, UsageError
 from buildrunner.problem import Problem
 from buildrunner.spec.model.git_address import HINT, MESSAGE, has_password
-from buildrunner.spec.model.source import ConnectedRepository, GitSource, RepoSource, Source
+from buildrunner.spec.model.source import (
+    ConnectedRepository,
+    GitSource,
+    RepoSource,
+    Source,
+    is_short_commit,
+)
 from buildrunner.spec.model.trigger import (
     BitbucketServerTriggerConfig,
     BuildTrigger,
@@ -390,12 +396,15 @@ def revision_of(source: RepoSource) -> Revision:
     """Return the revision that a caller requests.
 
     Raises:
-        ConfigError: the revision is a pattern, or the folder is absolute.
+        ConfigError: the revision is a pattern, the commit is no id, or the folder is absolute.
     """
     for field, value in (("branchName", source.branch_name), ("tagName", source.tag_name)):
         if value and any(char in value for char in "*?[]()|\\^$+ "):
             message = f"{value!r} must be a name here, not a regular expression"
             raise ConfigError([Problem(message, path=f"source.{field}", rule="revision")])
+    if source.commit_sha and not is_short_commit(source.commit_sha):
+        message = "must be the id of a commit: 4 to 40 hexadecimal digits"
+        raise ConfigError([Problem(message, path="source.commitSha", rule="revision")])
     if source.dir.startswith("/"):
         raise ConfigError([Problem("must be relative", path="source.dir", rule="source-dir")])
     return Revision(

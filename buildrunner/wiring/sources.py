@@ -116,16 +116,26 @@ def fetch_git_source(
     *,
     cancel: threading.Event,
     progress: Progress | None = None,
+    is_named_commit: bool = False,
 ) -> GitCheckout:
     """Fetch a Git source as the settings say, in the calling thread.
+
+    Args:
+        source: the source.
+        settings: settings with credentials.
+        place: the allowed hosts, and the folder.
+        cancel: kills git within a second when set.
+        progress: called from other threads, too.
+        is_named_commit: the revision is a commit, even if a branch or tag has its name.
 
     Raises:
         SourceError: the source can't be fetched; no files are left behind.
     """
     from buildrunner.sources.git.source import fetch_git
 
+    request = git_request(source, settings)
     return fetch_git(
-        git_request(source, settings),
+        replace(request, kind="commit") if is_named_commit else request,
         mirror=place.mirror,
         cancel=cancel,
         progress=progress,

@@ -48,7 +48,7 @@ from buildrunner.spec.substitutions.variables import BuiltIns
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import StoredBuild, build_asker
 from buildrunner.store.records import FROM_BUILD, reused_steps_of, rollback_of
-from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
+from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, NAMED_COMMIT, TRIGGER_NAME
 from buildrunner.worker.execution import RunWiring
 from buildrunner.worker.identity import (
     URL,
@@ -535,7 +535,13 @@ def request_of(
     )
     config = stored.labels.get(CONFIG_LABEL, "")
     if not config or git_source_of(build) is None:
-        return BuildRequest(build=build, config=build, context=context, origin=_origin(stored))
+        return BuildRequest(
+            build=build,
+            config=build,
+            context=context,
+            origin=_origin(stored),
+            is_named_commit=NAMED_COMMIT in stored.labels,
+        )
     return BuildRequest(
         build=build,
         origin=_origin(stored),
@@ -545,6 +551,7 @@ def request_of(
         ),
         event=event,
         context=replace(context, substitutions=build.substitutions),
+        is_named_commit=NAMED_COMMIT in stored.labels,
     )
 
 

@@ -44,9 +44,10 @@ def resolve_revision(
 ) -> ResolvedRevision:
     """Resolve a revision to the commit that it names on the server now.
 
-    As for ``git fetch``, a tag wins over a branch of the same name. A short SHA is completed from
-    the tips. If no single tip matches, `ShortSha` is raised, since only the whole history can
-    complete it.
+    As for ``git fetch``, a tag wins over a branch of the same name, and both win over a short SHA.
+    With the kind ``commit`` no ref counts. A short SHA is completed from the tips. If no single tip
+    matches, or the kind is ``commit``, `ShortSha` is raised, since only the whole history can
+    complete it: whoever may push can make a tip for any short SHA.
 
     Args:
         git: runs git for the repository's URL.
@@ -55,7 +56,7 @@ def resolve_revision(
 
     Raises:
         GitFailed: ``unknown_ref`` if the revision does not exist; otherwise as `GitCommand.run`.
-        ShortSha: the revision is an abbreviated SHA that matches no tip, or several.
+        ShortSha: the revision is an abbreviated SHA that only the history can complete.
 
     Source: ``GitSource.revision`` ("anything git fetch takes"; absent: the default branch).
     """
@@ -71,7 +72,7 @@ def resolve_revision(
         if name in tips:
             return _of_ref(head if name == "HEAD" and head else name, tips, shown=name)
     if kind in ("any", "commit") and _SHORT_SHA.fullmatch(revision):
-        return _of_short_sha(git, revision.lower())
+        return _of_short_sha(git, revision.lower(), kind)
     if not revision:
         raise _no_default_branch(git)
     raise unknown_revision(git, revision)
@@ -163,8 +164,10 @@ def _is_commit(git: GitCommand, sha: str, folder: str) -> bool:
 
 def _candidates(revision: str, kind: RevisionKind) -> list[str]:
     """Return the full names that a revision may mean; the first existing one counts."""
-    if not revision or revision == "HEAD" or kind == "commit":
-        return ["HEAD"] if not revision or revision == "HEAD" else []
+    if kind == "commit":
+        return []
+    if not revision or revision == "HEAD":
+        return ["HEAD"]
     if kind == "branch":
         return [f"refs/heads/{revision}"]
     if kind == "tag":
@@ -204,12 +207,12 @@ def _of_ref(name: str, tips: dict[str, str], *, shown: str) -> ResolvedRevision:
     )
 
 
-def _of_short_sha(git: GitCommand, prefix: str) -> ResolvedRevision:
+def _of_short_sha(git: GitCommand, prefix: str, kind: RevisionKind) -> ResolvedRevision:
     tips, _ = _list_refs(git, "*")
     commits = {
         tips.get(f"{name}^{{}}", sha) for name, sha in tips.items() if not name.endswith("^{}")
     }
     found = [sha for sha in commits if sha.startswith(prefix)]
-    if len(found) == 1:
+    if len(found) == 1 and kind != "commit":
         return ResolvedRevision(commit=found[0], wanted=found[0])
     raise ShortSha(prefix, next(iter(commits), ""))
