@@ -520,6 +520,69 @@ class TestApi:
                 answer = server.http.request(method, path, headers=reader, json={})
                 assert answer.status_code == 403, path
 
+    def test_addresses_of_receivers_are_shown_to_admins_only(self, tmp_path: Path) -> None:
+        """Attack: a holder of `read` takes the address of a webhook, which is a secret itself."""
+        url = "https://alice:hunter2@hooks.example.com:8443/services/T0/B0/s3cret?key=k3y"
+        with api_server(tmp_path, auth=True) as server:
+            may = {
+                scope: {"Authorization": f"Bearer {server.token(scope, scope)}"}
+                for scope in ("read", "submit", "admin")
+            }
+            path = "/buildrunner/v1/projects/p/notifiers/hook"
+            document = {
+                "apiVersion": "buildrunner/v1",
+                "kind": "HTTPNotifier",
+                "metadata": {"name": "hook"},
+                "spec": {"notification": {"delivery": {"url": url}}, "secrets": []},
+            }
+            made = server.http.put(path, json=document, headers=may["admin"])
+            assert made.status_code == 200, made.text
+            builds, body = "/v1/projects/p/builds", {"steps": STEPS}
+            assert server.http.post(builds, json=body, headers=may["submit"]).status_code == 200
+            sent = server.http.post(f"{path}:send", json={}, headers=may["admin"]).json()
+            asked = [
+                ("GET", self.path),
+                ("GET", path),
+                ("POST", f"{path}:test"),
+                ("GET", f"/buildrunner/v1/projects/p/outbox/{sent['id']}"),
+                ("GET", "/buildrunner/v1/projects/p/outbox"),
+            ]
+            shown = {}
+            for scope in ("read", "admin"):
+                shown[scope] = [
+                    server.http.request(
+                        method, one, headers=may[scope], json={} if method == "POST" else None
+                    ).text
+                    for method, one in asked
+                ]
+            page = server.http.get("/outbox", params={"project": "p"}, headers=may["read"]).text
+            for text in (*shown["read"], page):
+                for secret in ("alice", "hunter2", "s3cret", "k3y"):
+                    assert secret not in text
+            assert ["https://hooks.example.com:8443/***" in one for one in shown["read"]] == [
+                True,
+                True,
+                True,
+                True,
+                False,
+            ]
+            assert [url in one for one in shown["admin"]] == [True, True, True, True, False]
+            masked = json.loads(shown["read"][1])
+            refused = server.http.put(path, json=masked, headers=may["admin"])
+            assert refused.status_code == 400
+            assert "this is a masked address" in refused.text
+
+    def test_no_login_of_an_address_is_the_receiver_of_a_message(self, place: Notified) -> None:
+        host = place.listener.url.removeprefix("http://")
+        place.notifier(delivery={"url": f"http://alice:hunter2@{host}/hook"})
+        place.build()
+        place.sender.announce()
+        (message,) = place.messages()
+        stored = place.server.store.outbox.get(message.id)
+        assert stored.message["receiver"] == place.listener.url
+        place.turn()
+        assert len(place.listener.received) == 1
+
 
 @pytest.fixture
 def run(

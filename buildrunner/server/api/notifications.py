@@ -16,7 +16,7 @@ from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.notifications.facts import BAD, Facts
-from buildrunner.server.notifications.messages import target_of
+from buildrunner.server.notifications.messages import masked_call, masked_notifier, target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.openapi import BEFORE, LIMIT, Parameter, documented
 from buildrunner.server.services.documents import shown_message
@@ -33,16 +33,20 @@ def notifiers_router(context: ServerContext) -> APIRouter:
     tests = _Tests(context)
     routes = APIRouter(tags=["notifications"])
 
-    def listing(request: Request, _: Caller = Depends(access.may("read", known=True))) -> Response:
-        """List notifiers by name."""
-        found = context.store.notifiers.of_project(access.project_of(request))
-        return json_response({"notifiers": list(found.values())})
+    def listing(
+        request: Request, caller: Caller = Depends(access.may("read", known=True))
+    ) -> Response:
+        """List notifiers by name; their addresses masked for callers without ``admin``."""
+        project = access.project_of(request)
+        found = context.store.notifiers.of_project(project).values()
+        return json_response({"notifiers": [_shown(one, caller, project) for one in found]})
 
     def get(
-        request: Request, notifier: str, _: Caller = Depends(access.may("read", known=True))
+        request: Request, notifier: str, caller: Caller = Depends(access.may("read", known=True))
     ) -> Response:
-        """Return a notifier, as it was stored."""
-        return json_response(tests.kept(access.project_of(request), notifier))
+        """Return a notifier as it was stored; its address masked for callers without ``admin``."""
+        project = access.project_of(request)
+        return json_response(_shown(tests.kept(project, notifier), caller, project))
 
     def put(
         request: Request,
@@ -77,13 +81,17 @@ def notifiers_router(context: ServerContext) -> APIRouter:
     def test(
         request: Request,
         notifier: str,
-        _: Caller = Depends(access.may("read", known=True)),
+        caller: Caller = Depends(access.may("read", known=True)),
         body: Any = Depends(body_of),
     ) -> Response:
-        """Test a notifier with a build: the result of each rule, and the message. Sends nothing."""
+        """Test a notifier with a build: the result of each rule, and the message. Sends nothing.
+
+        The message's address is masked for callers without ``admin``.
+        """
         project = access.project_of(request)
         document = tests.kept(project, notifier)
-        return json_response(tests.tried(project, document, as_mapping(body)))
+        found = tests.tried(project, document, as_mapping(body))
+        return json_response({**found, "message": _content(found["message"], caller, project)})
 
     def try_unkept(
         request: Request,
@@ -123,6 +131,16 @@ def notifiers_router(context: ServerContext) -> APIRouter:
     return routes
 
 
+def _shown(document: dict[str, Any], caller: Caller, project: str) -> dict[str, Any]:
+    """Return a notifier as a caller may see it."""
+    return document if caller.may("admin", project) else masked_notifier(document)
+
+
+def _content(message: dict[str, Any], caller: Caller, project: str) -> dict[str, Any]:
+    """Return the content of a message as a caller may see it."""
+    return message if caller.may("admin", project) else masked_call(message)
+
+
 class _Tests:
     """Tests notifiers with builds, and sends test messages."""
 
@@ -142,7 +160,9 @@ class _Tests:
         except NotFound as error:
             raise ApiError(404, str(error)) from error
 
-    def tried(self, project: str, document: dict[str, Any], requested: dict[str, Any]) -> Any:
+    def tried(
+        self, project: str, document: dict[str, Any], requested: dict[str, Any]
+    ) -> dict[str, Any]:
         """Return the result of a notifier's test with a build.
 
         Raises:
@@ -250,11 +270,16 @@ def outbox_router(context: ServerContext) -> APIRouter:
         return json_response({"messages": [shown_message(one) for one in found]})
 
     def get(
-        request: Request, message: int, _: Caller = Depends(access.may("read", known=True))
+        request: Request, message: int, caller: Caller = Depends(access.may("read", known=True))
     ) -> Response:
-        """Return a message with its content, which has only the names of secrets."""
-        found = find_message(context, access.project_of(request), message)
-        return json_response({**shown_message(found), "message": found.message})
+        """Return a message with its content, which has only the names of secrets.
+
+        Its address is masked for callers without ``admin``.
+        """
+        project = access.project_of(request)
+        found = find_message(context, project, message)
+        content = _content(found.message, caller, project)
+        return json_response({**shown_message(found), "message": content})
 
     def retry(
         request: Request,

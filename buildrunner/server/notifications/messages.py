@@ -26,7 +26,7 @@ from buildrunner.server.notifications.templates import (
     is_json,
     rendered,
 )
-from buildrunner.server.outbox.http import HTTP, HttpMessage
+from buildrunner.server.outbox.http import HTTP, HttpMessage, origin_of, without_secrets
 from buildrunner.server.outbox.mail import MAIL as MAIL_KIND
 from buildrunner.server.outbox.mail import MailMessage
 from buildrunner.spec.substitutions.payload import filled
@@ -40,6 +40,7 @@ _JSON: Final = "application/json"
 _TEXT: Final = "text/plain; charset=utf-8"
 _TLS_PORT: Final = 465
 _SUBMISSION_PORT: Final = 587
+_DELIVERY: Final = ("spec", "notification", "delivery")
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,15 +88,14 @@ def made_message(notifier: Notifier, facts: Facts, *, key: str, now: datetime) -
 
 
 def address_of(notifier: Notifier) -> str:
-    """Return the receiver of a notifier: an address without its path, or the secret that has it."""
+    """Return the receiver of a notifier: an address without its path and login, or its secret."""
     delivery = notifier.spec.notification.delivery
     if notifier.kind == MAIL:
         return f"mail {delivery.server}:{delivery.port}"
     address = delivery.webhook_url or delivery.url
     if not isinstance(address, str):
         return f"secret {notifier.secret(address)}"
-    parts = urlsplit(address)
-    return f"{parts.scheme}://{parts.netloc}"
+    return origin_of(address)
 
 
 def target_of(notifier: Notifier) -> str:
@@ -109,6 +109,40 @@ def target_of(notifier: Notifier) -> str:
     else:
         where = f"secret {_short(notifier.secret(address))}"
     return f"{notifier.name}: {notifier.kind} to {where}"
+
+
+def masked_notifier(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored notifier, of any version, with its literal addresses masked.
+
+    A webhook's address is a secret itself: whoever has it can post there.
+    """
+    masked = document
+    for name in ("url", "webhookUrl"):
+        found: Any = document
+        for part in (*_DELIVERY, name):
+            found = found.get(part) if isinstance(found, dict) else None
+        if isinstance(found, str):
+            masked = _replaced(masked, (*_DELIVERY, name), without_secrets(found))
+    return masked
+
+
+def masked_call(message: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of an outbox's message with its literal address masked.
+
+    Addresses of commit statuses are no secrets.
+    """
+    url, receiver = message.get("url"), message.get("receiver")
+    masked = dict(message)
+    if url and isinstance(url, str) and not message.get("to_forge"):
+        masked["url"] = without_secrets(url)
+    if isinstance(receiver, str) and "://" in receiver:  # an earlier version kept its login
+        masked["receiver"] = origin_of(receiver)
+    return masked
+
+
+def _replaced(document: dict[str, Any], path: tuple[str, ...], value: str) -> dict[str, Any]:
+    first, rest = path[0], path[1:]
+    return {**document, first: _replaced(document[first], rest, value) if rest else value}
 
 
 def _short(secret: str) -> str:

@@ -37,6 +37,7 @@ from buildrunner.server.notifications.templates import (
     check_template,
     rendered,
 )
+from buildrunner.spec.model.git_address import MASK
 from buildrunner.triggers.build_filter import check_answer, check_filter
 
 HOSTED: Final = "cloud-build-notifiers/v1"
@@ -374,7 +375,10 @@ def _delivery(notifier: Notifier) -> Iterator[Finding]:
             hint = f"it takes {', '.join(needed + allowed)}"
             yield f"{_DELIVERY}.{name}", f"a {notifier.kind} has no {name}", hint
     for name, url in (("url", delivery.url), ("webhookUrl", delivery.webhook_url)):
-        if isinstance(url, str) and url and not _is_url(url):
+        if isinstance(url, str) and url.endswith(f"/{MASK}"):
+            hint = "write the whole address, or import the config again"
+            yield f"{_DELIVERY}.{name}", "this is a masked address", hint
+        elif isinstance(url, str) and url and not _is_url(url):
             yield f"{_DELIVERY}.{name}", "this is no address", "write it as https://HOST/PATH"
     yield from _mail(delivery)
 

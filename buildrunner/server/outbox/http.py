@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -28,6 +29,7 @@ from buildrunner.server.http.pinned import (
     PinnedHttp,
     is_private_to_us,
 )
+from buildrunner.spec.model.git_address import MASK
 from buildrunner.store.model.outbox import Message
 
 HTTP: Final = "http"
@@ -156,6 +158,23 @@ class HttpSender:
             is_final=code in _FINAL,
             wait=_wait(answer.headers.get("retry-after", ""), self._now()),
         )
+
+
+def origin_of(url: str) -> str:
+    """Return ``SCHEME://HOST:PORT`` of an address, without a login; empty if it has no host."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return ""
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}" if host else ""
+
+
+def without_secrets(url: str) -> str:
+    """Return an address with all masked that may be secret: its login, path, query and fragment."""
+    origin = origin_of(url)
+    return url if url.rstrip("/") == origin else f"{origin}/{MASK}".lstrip("/")
 
 
 def _credentials(scheme: str, token: str) -> str:

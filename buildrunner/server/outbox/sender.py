@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -27,7 +26,7 @@ from buildrunner.server.bounded import Busy
 from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import Gates, NotDelivered
 from buildrunner.server.loop import Loop
-from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender
+from buildrunner.server.outbox.http import HTTP, ForgeInClear, HttpSender, origin_of
 from buildrunner.server.outbox.mail import MAIL, MailSender
 from buildrunner.store.model.outbox import BuildChange, Message, NewMessage
 from buildrunner.store.sql.store import ServerStore
@@ -325,11 +324,11 @@ def receiver_of(message: Message) -> str:
     call = message.message
     if receiver := call.get("receiver", ""):
         return f"{message.project_id} {receiver}"
-    url = urlsplit(str(call.get("url", "")))
+    origin = origin_of(str(call.get("url", "")))
     if secret := call.get("url_secret", ""):
         where = f"secret {secret}"
-    elif url.netloc:
-        where = f"{url.scheme}://{url.netloc}"
+    elif origin:
+        where = origin
     else:
         where = f"mail {call.get('server', '')}:{call.get('port', '')}"
     return f"{message.project_id} {where}"
