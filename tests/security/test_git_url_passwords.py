@@ -42,6 +42,9 @@ def everything_kept(folder: Path) -> bytes:
     [
         {"source": {"gitSource": {"url": BAD}}},
         {"source": {"gitSource": {"url": f"https://ghp_{'a1' * 18}{PASSWORD}@github.com/a/b"}}},
+        {"source": {"gitSource": {"url": BAD.replace("://", ":/")}}},
+        {"source": {"gitSource": {"url": BAD.replace("://", ":///")}}},
+        {"source": {"gitSource": {"url": BAD.replace("://", ":")}}},
         {"source": {"connectedRepository": {"repository": BAD}}},
         {"dependencies": [DEPENDENCY]},
     ],

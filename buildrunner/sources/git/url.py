@@ -72,9 +72,9 @@ def parse_git_url(url: str) -> GitUrl:
     """Parse a URL, an scp-like address (``git@host:path``) or a local path.
 
     Raises:
-        SourceError: the text is none of these, or its protocol runs programs (``ext::``), or its
-            host or path is ambiguous: Git decodes an ssh or git URL before it finds the host, and
-            curl and resolvers change some names.
+        SourceError: the text is none of these, or its protocol runs programs (``ext::``), or it
+            looks like a URL without its slashes, or its host or path is ambiguous: Git decodes an
+            ssh or git URL before it finds the host, and curl and resolvers change some names.
     """
     if not url or url.startswith("-") or any(ord(c) < 32 or ord(c) == 127 for c in url):
         raise SourceError(f"{_printable(url)!r} is not the URL of a Git repository", hint=_HINT)
@@ -87,6 +87,12 @@ def parse_git_url(url: str) -> GitUrl:
         user, host, path = scp.groups()
         if host.startswith("-") or (user or "").startswith("-"):
             raise SourceError(f"{url!r} is not the URL of a Git repository", hint=_HINT)
+        if host.lower() in _SCHEMES and not user:
+            raise SourceError(
+                f"the address of a Git repository begins with {host}: and has no two slashes",
+                hint=f"write {host.lower()}://HOST/PATH; or ssh://{host}/PATH for a host of that "
+                "name",
+            )
         name, port = _host_and_port(host, "ssh")
         _check_path(path)
         return GitUrl(

@@ -16,8 +16,12 @@ HINT: Final = (
     " repository, or ~/.netrc for a repository of packages"
 )
 
-# scheme://login@, or login@host:path; a login has no slash.
-_LOGIN: Final = re.compile(r"(?P<start>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/?#]*)@")
+# scheme://login@, or login@host:path; a login has no slash. People forget slashes of a scheme, or
+# write one too many.
+_LOGIN: Final = re.compile(
+    r"(?P<start>(?i:https?|ssh|git|git\+ssh|ssh\+git|ftps?):/+"
+    r"|[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/?#]*)@"
+)
 _PARAMETER: Final = re.compile(r"([?&;][^=&;#]*=)([^&;#]+)")
 _SECRET_NAME: Final = re.compile("token|passw|secret|key|auth", re.IGNORECASE)
 # Tokens that users paste as a user name: of GitHub, GitLab and others, or any long random text.

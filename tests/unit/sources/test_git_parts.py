@@ -380,6 +380,18 @@ def test_a_url_is_taken_apart(url: str, text: str, host: str, name: str):
     assert (parsed.text, parsed.host, parsed.full_name) == (text, host, name)
 
 
+@pytest.mark.parametrize("url", ["https:/u:hunter2@h/r", "HTTP:h/r", "ssh:/h/r", "git:o/r"])
+def test_a_scheme_without_its_slashes_is_no_host(url: str):
+    """Issue: ssh was told to connect to a host of the name `https`."""
+    scheme = url.partition(":")[0]
+    with pytest.raises(SourceError, match="has no two slashes") as refused:
+        parse_git_url(url)
+    assert f"{scheme.lower()}://HOST/PATH" in refused.value.hint
+    assert "hunter2" not in f"{refused.value} {refused.value.hint}"
+    assert parse_git_url(f"me@{scheme}:o/r").host == scheme.lower()
+    assert parse_git_url(f"ssh://{scheme}/r").host == scheme.lower()
+
+
 def _gitmodules(path: str, url: str) -> bytes:
     return f'[submodule "{path}"]\n\tpath = {path}\n\turl = {url}\n'.encode()
 
