@@ -125,7 +125,9 @@ def context_of(project: str, trigger_name: str) -> str:
     return f"buildrunner/{project}/{trigger_name}"
 
 
-def report_of(repository: str, commit: str, build: Mapping[str, Any], context: str) -> Report:
+def report_of(
+    repository: str, commit: str, build: Mapping[str, Any], context: str, ref: str = ""
+) -> Report:
     """Return the report of a build.
 
     Args:
@@ -133,9 +135,9 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
         commit: the commit that gets the status.
         build: the Build, as JSON.
         context: see `context_of`.
+        ref: see `Report`. Never from substitutions, which whoever runs a trigger chooses.
     """
     status = str(build.get("status", ""))
-    values = build.get("substitutions", {})
     text = _TEXTS.get(status, status)
     detail = build.get("failureInfo", {}).get("detail") or build.get("statusDetail", "")
     if detail and status not in (_PENDING, _QUEUED, _WORKING, "SUCCESS"):
@@ -147,7 +149,7 @@ def report_of(repository: str, commit: str, build: Mapping[str, Any], context: s
         context=context,
         text=_short(text),
         url=str(build.get("logUrl", "")),
-        ref=str(values.get("BRANCH_NAME") or values.get("TAG_NAME") or ""),
+        ref=ref,
     )
 
 

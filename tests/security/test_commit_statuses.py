@@ -93,6 +93,32 @@ def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: Ap
     assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/ours/lint"]
 
 
+@pytest.mark.parametrize(
+    ("source", "ref"),
+    [({"commitSha": COMMIT}, None), ({"branchName": "dev"}, "dev"), ({"tagName": "v1"}, "v1")],
+)
+def test_whoever_runs_a_trigger_does_not_choose_the_branch_of_a_status(
+    server: ApiServer, source: dict[str, str], ref: str | None
+) -> None:
+    """Attack: GitLab counts a status for the branch that it names, such as a protected one."""
+    server.secrets[token_name("https://gitlab.com")] = "t0ken"
+    url = "https://gitlab.com/acme/app"
+    path = trigger(server, "ours", sourceToBuild={"uri": url, "ref": "refs/heads/main"})
+    forged = {"BRANCH_NAME": "main", "TAG_NAME": "v9", "COMMIT_SHA": "a" * 40}
+    requested = server.http.post(f"{path}:run", json={**source, "substitutions": forged})
+    assert requested.status_code == 200, requested.text
+    resolved = {"resolvedGitSource": {"url": url, "revision": COMMIT}}
+    build = requested.json()["metadata"]["build"]["id"]
+    server.run(build, "SUCCESS", sourceProvenance=resolved)
+    reporter = StatusReporter(
+        server.secrets, lambda: hook_bindings(server.store), server.store.outbox.changed_build
+    )
+    last = [one for one in server.store.outbox.changes(limit=1000) if one.build_id == build][-1]
+    (message,) = reporter(last)
+    assert message.message["url"].endswith(f"/statuses/{COMMIT}")
+    assert msgspec.json.decode(message.message["body"]).get("ref") == ref
+
+
 def test_projects_with_one_repository_do_not_replace_each_other_s_statuses(
     server: ApiServer,
 ) -> None:

@@ -78,7 +78,7 @@ class Notified:
 
     def build(self, status: str | None = None, trigger: str = "ci", branch: str = "main") -> str:
         """A build of a trigger, in that status."""
-        return self.run({"substitutions": {"BRANCH_NAME": branch}}, status, trigger)
+        return self.run({"branchName": branch}, status, trigger)
 
     def run(self, source: dict[str, Any], status: str | None, trigger: str = "ci") -> str:
         """A build of a trigger on a source, in that status."""
@@ -242,11 +242,38 @@ class TestChanges:
     def test_branches_and_triggers_are_kept_apart(self, place: Notified) -> None:
         place.trigger("nightly")
         place.notifier(on="change", template={"content": "{{ trigger }} {{ ref }}"})
-        place.build("FAILURE", branch='fix/"odd" \\name')
+        place.build("FAILURE", branch='fix/"odd"-name')
         place.build("SUCCESS")
         place.build("SUCCESS", trigger="nightly")
         place.turn()
-        assert [one.body.decode() for one in place.listener.received] == ['ci fix/"odd" \\name']
+        assert [one.body.decode() for one in place.listener.received] == ['ci fix/"odd"-name']
+
+    def test_whoever_runs_a_trigger_does_not_choose_whose_build_it_is(
+        self, place: Notified
+    ) -> None:
+        """Attack: a run of a fork's commit was told and compared as a build of main."""
+        text = "{{ title }} | {{ trigger }} | {{ ref }} | {{ commit }}"
+        place.notifier(on="change", template={"content": text})
+        genuine = place.build("SUCCESS")
+        values = {"BRANCH_NAME": "main", "COMMIT_SHA": "a" * 40, "TRIGGER_NAME": "release"}
+        forged = {"substitutions": {**values, "TAG_NAME": "v1", "_PR_NUMBER": "7"}}
+        evil = "e" * 40
+        place.run({"commitSha": evil, **forged}, "FAILURE")
+        place.run({"branchName": "dev", **forged}, "FAILURE")
+        last = place.build("SUCCESS")
+        place.turn()
+        assert sorted(one.body.decode() for one in place.listener.received) == [
+            "FAILURE: ci, dev (broken) | ci | dev |",
+            f"FAILURE: ci, eeeeeeee (broken) | ci |  | {evil}",
+        ]
+        http = place.server.http
+        for page in ("/builds", "/trends"):
+            shown = http.get(page, params={"project": "p", "branch": "main"}).text
+            found = set(re.findall(r"/builds/p/([0-9a-f-]{36})", shown))
+            assert found == {genuine, last}, page
+        of_dev = http.get("/builds", params={"project": "p", "branch": "dev"}).text
+        assert len(set(re.findall(r"/builds/p/([0-9a-f-]{36})", of_dev))) == 1
+        assert "a" * 40 not in of_dev
 
     def test_a_build_that_ends_after_a_newer_one_is_passed_over(self, place: Notified) -> None:
         place.notifier(on="change")
@@ -404,6 +431,15 @@ class TestApi:
         assert found["message"]["body"] == "FAILURE: ci, main (broken)"
         place.turn()
         assert place.listener.received == []
+
+    def test_a_filter_knows_the_branch_that_the_server_knows(self, place: Notified) -> None:
+        place.notifier(filter='ref == "main" && commit == ""')
+        forged = {"substitutions": {"BRANCH_NAME": "main"}}
+        runs = ({"branchName": "main"}, {"branchName": "dev", **forged}, {"commitSha": "e" * 40})
+        for source, expected in zip(runs, (True, False, False), strict=True):
+            requested = {"buildId": place.run(source, None)}
+            found = place.server.http.post(f"{self.path}/hook:test", json=requested).json()
+            assert found["notifies"] is expected, found
 
     def test_a_notifier_can_be_tried_before_it_is_kept(self, place: Notified) -> None:
         place.build("SUCCESS")
@@ -845,6 +881,9 @@ class TestBadges:
         assert 'aria-label="ci: failing"' in answer.text
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
         place.run({"branchName": "dev", "substitutions": {"BRANCH_NAME": "main"}}, "FAILURE")
+        assert ">passing<" in self.badge(place, params={"branch": "main"}).text
+        for _ in range(25):  # newer ones do not hide it either
+            place.run({"branchName": "dev", "substitutions": {"BRANCH_NAME": "main"}}, "FAILURE")
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
         odd = self.badge(place, params={"branch": '<"&\\'})
         assert '>ci (&lt;"&amp;\\)<' in odd.text

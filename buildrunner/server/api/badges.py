@@ -20,7 +20,7 @@ from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
-from buildrunner.store.list_filter import quoted
+from buildrunner.store.model.builds import Accepts
 from buildrunner.triggers.labels import BUILT_REF
 
 _WORDS: Final = {
@@ -41,7 +41,6 @@ _HEADERS: Final = {
 _LETTER: Final = 6.6
 _MOST_LETTERS: Final = 40
 _BRANCH: Final = Parameter("branch", "string", "Only builds of this branch.")
-_PAGE: Final = 20
 
 
 def router(context: ServerContext) -> APIRouter:
@@ -103,14 +102,14 @@ class _Badges:
 
     def _status(self, project: str, trigger_id: object, branch: str) -> str:
         wanted = f'trigger_id="{trigger_id}" AND ({_ENDED})'
-        if branch:
-            wanted += f" AND substitutions.BRANCH_NAME={quoted(branch)}"
-        size = _PAGE if branch else 1
-        for build in self._context.store.builds.newest(project, wanted, page_size=size):
-            # Callers and forks choose BRANCH_NAME freely; only the server sets the label.
-            if not branch or build.labels.get(BUILT_REF) == f"refs/heads/{branch}":
-                return build.status
-        return ""
+        builds = self._context.store.builds
+        # Callers and forks choose BRANCH_NAME freely; only the server sets the label.
+        accepts = _is_of_branch(branch) if branch else None
+        return next((one.status for one in builds.newest(project, wanted, accepts=accepts)), "")
+
+
+def _is_of_branch(branch: str) -> Accepts:
+    return lambda _, labels: labels.get(BUILT_REF) == f"refs/heads/{branch}"
 
 
 def _svg(label: str, words: str, colour: str, code: int = 200) -> Response:

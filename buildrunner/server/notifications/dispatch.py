@@ -193,10 +193,9 @@ class NotificationService:
         return notify_argument(document, facts, key=message.key, now=message.created_at)
 
     def facts(self, project: str, build: dict[str, Any]) -> Facts:
-        """Return the facts about a build: its document, its trigger, and the build before it."""
-        facts = Facts(
-            build=build, trigger=str(build.get("substitutions", {}).get("TRIGGER_NAME", ""))
-        )
+        """Return the facts about a build: its document, its labels, and the build before it."""
+        labels = self._store.builds.labels(project, str(build.get("id", "")))
+        facts = Facts(build=build, labels=labels)
         if not build.get("buildTriggerId") or facts.status not in {GOOD, *BAD}:
             return facts
         previous, overtaken = self._store.outbox.before(project, str(build.get("id", "")))
@@ -232,6 +231,8 @@ def verdict_of(notifier: Notifier, facts: Facts) -> Verdict:
             "previous": facts.previous,
             "change": facts.change,
             "trigger": facts.trigger,
+            "ref": facts.ref,
+            "commit": facts.commit,
         }
         rules.append(build_rule(notifier.spec.notification.filter, facts.build, others))
     return Verdict(fires=all(rule.passed is not False for rule in rules), rules=tuple(rules))

@@ -13,6 +13,8 @@ import msgspec
 
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.model.message import LIST, MAP, SCALARS, Field, Message, fields_of, type_named
+from buildrunner.triggers.built_revision import built_revision
+from buildrunner.triggers.labels import TRIGGER_NAME
 
 _ZEROS: dict[str, Any] = {"bool": False, "int": 0, "Int64": 0}
 
@@ -90,14 +92,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         build: the Build, as JSON.
-        trigger: name of its trigger; empty for none.
+        labels: its labels, which only the server sets.
         previous: the last build of its trigger and branch before it that succeeded or failed; None
             for none.
         overtaken: a newer build of its trigger and branch has ended already.
     """
 
     build: dict[str, Any]
-    trigger: str = ""
+    labels: dict[str, str] = {}
     previous: dict[str, Any] | None = None
     overtaken: bool = False
 
@@ -119,6 +121,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return ""
 
     @property
+    def trigger(self) -> str:
+        """Return the name of its trigger; empty for none."""
+        return self.labels.get(TRIGGER_NAME, "")
+
+    @property
     def substitutions(self) -> dict[str, str]:
         """Return the substitutions of the build."""
         values: dict[str, str] = self.build.get("substitutions", {})
@@ -127,13 +134,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ref(self) -> str:
         """Return the branch or tag; empty if unknown."""
-        values = self.substitutions
-        return values.get("BRANCH_NAME", "") or values.get("TAG_NAME", "")
+        return built_revision(self.build, self.labels).ref
 
     @property
     def commit(self) -> str:
         """Return the full commit; empty if unknown."""
-        return self.substitutions.get("COMMIT_SHA", "")
+        return built_revision(self.build, self.labels).commit
 
     @property
     def detail(self) -> str:

@@ -9,7 +9,7 @@ other services understand it::
     spec:
       notification:
         on: change
-        filter: build.substitutions["BRANCH_NAME"] == "main"
+        filter: ref == "main"
         template: {type: jinja2, content: "{{ trigger }} is {{ change }}"}
         delivery: {webhookUrl: {secretRef: url}}
       secrets: [{name: url, value: slack-url}]
@@ -329,7 +329,8 @@ def problems_of(notifier: Notifier, *, with_filter: bool = True) -> list[Finding
 def _filter(text: str) -> str:
     if not text:
         return ""
-    return check_filter(text) or check_answer(text, {"previous": None, "change": "", "trigger": ""})
+    blank = dict.fromkeys(("change", "trigger", "ref", "commit"), "")
+    return check_filter(text) or check_answer(text, {"previous": None, **blank})
 
 
 def _head(notifier: Notifier) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from buildrunner.server.context import ServerSecrets
 from buildrunner.server.http.pinned import is_private_to_us
 from buildrunner.server.outbox.http import HTTP, HttpMessage
 from buildrunner.store.model.outbox import BuildChange, NewMessage
+from buildrunner.triggers.built_revision import labelled_ref
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
 from buildrunner.triggers.labels import TRIGGER_NAME
@@ -61,7 +62,7 @@ class StatusReporter:
         commit = labels.get("commit") or _commit_of(build)
         key, project = f"status/{change.id}", change.project_id
         context = context_of(project, _trigger_name(change))
-        report = report_of(repository, commit, build, context)
+        report = report_of(repository, commit, build, context, labelled_ref(labels))
         message = self._message(forge, report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
 

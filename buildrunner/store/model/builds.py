@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 import msgspec
 
@@ -216,6 +216,10 @@ LEASE_S: Final = 30.0
 
 RETURNS_S: Final = 45.0
 """How long a remote worker may be absent after its lease's end, once steps have begun."""
+
+
+Accepts: TypeAlias = Callable[[Document, Mapping[str, str]], bool]
+"""Whether a build belongs to a list, by its document and its labels."""
 
 
 class BuildPage(msgspec.Struct, frozen=True):

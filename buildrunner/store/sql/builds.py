@@ -27,6 +27,7 @@ from buildrunner.store.build_store import Document
 from buildrunner.store.list_filter import Expression
 from buildrunner.store.model.builds import (
     CANCELLED_BY,
+    Accepts,
     BuildPage,
     ListedBuild,
     NewBuild,
@@ -263,6 +264,16 @@ class SqlBuilds(SqlPart):
         with self._database.read() as connection:
             return [listed_build(row) for row in connection.execute(found)]
 
+    def labels(self, project_id: str, build_id: str) -> dict[str, str]:
+        """Return the labels of a build; none if there is no such build."""
+        found = select(builds.c.labels).where(
+            builds.c.id == build_id, builds.c.project_id == project_id
+        )
+        with self._database.read() as connection:
+            row = connection.execute(found).first()
+        labels: dict[str, str] = {} if row is None else msgspec.json.decode(row.labels)
+        return labels
+
     def plan(self, build_id: str) -> bytes | None:
         """Return the compiled plan; None before the build is planned. Raises `NotFound`."""
         found = (
@@ -286,12 +297,20 @@ class SqlBuilds(SqlPart):
             return list(connection.execute(found).scalars())
 
     def newest(
-        self, project_id: str, filter: str, *, page_size: int = 1, most_pages: int = 3
+        self,
+        project_id: str,
+        filter: str,
+        *,
+        page_size: int = 1,
+        most_pages: int = 3,
+        accepts: Accepts | None = None,
     ) -> Iterator[StoredBuild]:
         """Yield the newest builds of a filter, from a few pages at most. Raises like `page`."""
         token = ""
         for _ in range(most_pages):
-            page = self.page(project_id, filter=filter, page_size=page_size, page_token=token)
+            page = self.page(
+                project_id, filter=filter, page_size=page_size, page_token=token, accepts=accepts
+            )
             yield from page.builds
             token = page.next_page_token
             if not token:
@@ -306,8 +325,11 @@ class SqlBuilds(SqlPart):
         page_size: int = 50,
         page_token: str = "",
         look_at: int = 5000,
+        accepts: Accepts | None = None,
     ) -> BuildPage:
         """Return builds of a project, newest first; of one location unless None.
+
+        With ``accepts``, only builds for which it is true.
 
         New builds don't shift pages. A page may be short, even empty, although more pages
         follow: for a filter without an index, a call reads only ``look_at`` builds. A page has at
@@ -335,11 +357,11 @@ class SqlBuilds(SqlPart):
         if page_token:
             listing = listing.behind(*self._page_tokens.read(page_token, parent, (int, str)))
         with self._database.read(streams=True) as connection:
-            if condition.exact:
+            if condition.exact and accepts is None:
                 rows, goes_on = page_of(connection, listing.rows, size)
                 last = rows[-1] if goes_on else None
             else:
-                rows, last = _search(connection, listing, expression, size, look_at)
+                rows, last = _search(connection, listing, expression, accepts, size, look_at)
         token = "" if last is None else self._page_tokens.write(parent, (last.create_time, last.id))
         return BuildPage(tuple(stored_build(row) for row in rows), token)
 
@@ -546,6 +568,7 @@ def _search(
     connection: Connection,
     listing: _Listing,
     expression: Expression | None,
+    accepts: Accepts | None,
     size: int,
     look_at: int,
 ) -> tuple[list[AnyRow], AnyRow | None]:
@@ -564,7 +587,10 @@ def _search(
         before = row
         if needed and needed not in row.document.decode().casefold():
             continue  # ten times as fast as decoding it
-        if matches(expression, msgspec.json.decode(row.document)):
+        document = msgspec.json.decode(row.document)
+        if accepts is not None and not accepts(document, msgspec.json.decode(row.labels)):
+            continue
+        if matches(expression, document):
             room -= bytes_of(row)
             if len(matching) == size or (matching and room < 0):
                 return matching, matching[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -23,6 +23,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.records import FROM_BUILD, instant_of, microseconds, parse_instant
 from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
+from buildrunner.triggers.labels import BUILT_REF
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, Select
@@ -110,20 +111,21 @@ def document_columns(document: Document) -> dict[str, Any]:
         "finish_time": finish,
         "ended_at": (finish or start or create) if status in FINAL_STATUSES else None,
         "trigger_id": document.get("buildTriggerId", ""),
-        "series": series_of(document),
         "document": _encoded(masked_build(document)),
     }
 
 
-def series_of(document: Document) -> str:
+def series_of(document: Document, labels: Mapping[str, str]) -> str:
     """Return the series of a trigger's build: one for each branch and pull request; else empty.
 
-    A hash, since a branch's name may be too long for an index.
+    A hash, since a branch's name may be too long for an index. Whoever runs a trigger chooses its
+    substitutions, so only labels count.
     """
     if not document.get("buildTriggerId"):
         return ""
-    values = document.get("substitutions", {})
-    names = [values.get("BRANCH_NAME", ""), values.get("_PR_NUMBER", "")]
+    ref = labels.get(BUILT_REF, "")
+    branch = labels.get("branch", "") or ref.removeprefix("refs/heads/")
+    names = ["" if branch.startswith("refs/") else branch, labels.get("pull_request", "")]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
 
 
@@ -147,6 +149,7 @@ def new_row(new: NewBuild) -> dict[str, Any]:
     columns = document_columns(new.document)
     return {
         **columns,
+        "series": series_of(new.document, new.labels),
         "id": new.document["id"],
         "project_id": new.document["projectId"],
         "location": new.location,

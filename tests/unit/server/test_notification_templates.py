@@ -29,7 +29,7 @@ BUILD: dict[str, Any] = {
 
 
 def said(text: str, kind: str, escapes: Escapes = "") -> str:
-    facts = Facts(build=BUILD, trigger="t")
+    facts = Facts(build=BUILD, labels={"trigger_name": "t"})
     values = template_values(facts, {"buildStatus": "FAILURE"})
     return rendered(text, kind, values, escapes=escapes)
 

@@ -33,6 +33,7 @@ BUILD: dict[str, Any] = {
     },
     "failureInfo": {"detail": 'step "a"\nfailed <1>'},
 }
+LABELS = {"trigger_name": "on-push"}
 SLACK = {
     "apiVersion": "cloud-build-notifiers/v1",
     "kind": "SlackNotifier",
@@ -94,7 +95,7 @@ def ours(notifier: dict[str, Any], content: str = "", **fields: Any) -> dict[str
 
 def facts(status: str = "FAILURE", before: str = "", **more: Any) -> Facts:
     previous = {**BUILD, "status": before} if before else None
-    return Facts(build={**BUILD, "status": status}, trigger="on-push", previous=previous, **more)
+    return Facts(build={**BUILD, "status": status}, labels=LABELS, previous=previous, **more)
 
 
 def made(notifier: dict[str, Any], told: Facts | None = None) -> Any:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from buildrunner.engine.events import BuildEvent, ImagePushed, StepFinished, Warned
 from buildrunner.server.pages.builds.changes import changes_since, usual_seconds
@@ -285,7 +286,7 @@ def test_trends_count_what_ran_to_an_end() -> None:
         ended("FAILURE", 2, "c", ("test", "FAILURE", 1), ("lint", "SUCCESS", 3)),
         ended("FAILURE", 6, "b", ("test", "FAILURE", 1)),
     ]
-    found = trends(newest_first)
+    found = trends([stored(**one) for one in newest_first])
     assert [point.seconds for point in found.points] == [6, 2, 4]
     assert (found.median_s, found.median_queued_s) == (4, 1)
     assert found.failure_rate == pytest.approx(2 / 3)
@@ -418,10 +419,16 @@ def test_the_axis_has_few_marks_and_they_lie_on_it(total: float) -> None:
 
 
 def test_trends_are_told_by_trigger_and_by_branch() -> None:
-    def ended(status: str, trigger: str, branch: str) -> dict[str, Any]:
-        values = {"BRANCH_NAME": branch, "TRIGGER_NAME": f"name-{trigger}"}
-        built = stored(status=status, buildTriggerId=trigger, substitutions=values)
-        return built.document
+    def ended(status: str, trigger: str, branch: str) -> StoredBuild:
+        values = {"BRANCH_NAME": "forged", "TRIGGER_NAME": "forged"}
+        built = stored(
+            status=status,
+            buildTriggerId=trigger,
+            substitutions=values,
+            source={"gitSource": {"url": "https://x/y", "revision": "main"}},
+        )
+        labels = {"trigger_name": f"name-{trigger}", "built_ref": f"refs/heads/{branch}"}
+        return replace(built, labels=labels)
 
     summed = trends(
         [

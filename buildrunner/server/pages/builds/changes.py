@@ -10,10 +10,11 @@ import msgspec
 
 from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
-from buildrunner.server.pages.builds.view import BuildView, StepView, revision_of
+from buildrunner.server.pages.builds.view import BuildView, StepView
 from buildrunner.server.pages.wording import seconds_between
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import ATTEMPTS, FIRST_ATTEMPT, FROM_BUILD, FROM_STEP
+from buildrunner.triggers.built_revision import built_revision
 
 _ORDER = "predecessors"
 _NAMED = 3  # the most steps that are named in one change
@@ -206,7 +207,7 @@ class BuildHistory:
         )
         found = self._store.builds.page(build.project, filter=wanted, page_size=_GREENS).builds
         ref = build.revision.ref
-        same = (one for one in found if revision_of(one.document, one.labels).ref == ref)
+        same = (one for one in found if built_revision(one.document, one.labels).ref == ref)
         return next(same, found[0] if found else None)
 
     def attempts(self, stored: StoredBuild) -> list[Attempt]:

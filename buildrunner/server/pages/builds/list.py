@@ -18,7 +18,8 @@ from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
 from buildrunner.store.list_filter import quoted
-from buildrunner.store.model.builds import WaitReason
+from buildrunner.store.model.builds import Accepts, WaitReason
+from buildrunner.triggers.built_revision import built_revision
 
 _PAGE_SIZE = 50
 # The most builds that a page reads for conditions without an index: some hundredths of a second.
@@ -55,11 +56,10 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def expression(self) -> str:
-        """Return all conditions as one filter expression."""
+        """Return all conditions but the branch as one filter expression."""
         named = (
             ("status", self.status if self.status in _STATES else ""),
             ("trigger_id", self.trigger),
-            ("substitutions.BRANCH_NAME", self.branch),
         )
         parts = [f"{field}={quoted(value)}" for field, value in named if value]
         parts += [quoted(self.text)] if self.text else []
@@ -69,7 +69,15 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_any(self) -> bool:
         """Return whether the list has no conditions."""
-        return not self.expression
+        return not (self.expression or self.branch)
+
+    @property
+    def accepts(self) -> Accepts | None:
+        """Return the condition of the branch. Whoever runs a trigger chooses ``$BRANCH_NAME``."""
+        branch = self.branch
+        if not branch:
+            return None
+        return lambda document, labels: built_revision(document, labels).ref == branch
 
 
 def wanted_of(query: Mapping[str, str]) -> Wanted:
@@ -111,6 +119,7 @@ class _BuildsPage:
                 page_size=_PAGE_SIZE,
                 page_token=query.get("page", ""),
                 look_at=look_at,
+                accepts=wanted.accepts,
             )
         except (FilterError, PageTokenError) as error:
             wrong = str(error)

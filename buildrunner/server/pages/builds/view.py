@@ -1,4 +1,4 @@
-"""Builds for pages, such as their repository, branch and commit. Pure."""
+"""Builds for pages. Pure."""
 
 from __future__ import annotations
 
@@ -13,82 +13,9 @@ from buildrunner.plan.drawing import short_image
 from buildrunner.server.pages.wording import seconds_between, shown_text
 from buildrunner.server.services.approval_facts import ApprovalFacts, approval_facts
 from buildrunner.spec.model.build import FINAL_STATUSES
-from buildrunner.spec.model.source import is_commit
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, ROLLBACK_TO, reused_steps_of
-from buildrunner.triggers.labels import BUILT_REF
-
-
-class Revision(msgspec.Struct, frozen=True):
-    """The repository, ref and commit of a build.
-
-    Attributes:
-        repository: short name, or location of the source.
-        ref: branch, tag or revision; empty for none.
-        commit: full SHA; empty if unknown.
-        address: the repository's URL; empty if unknown.
-    """
-
-    repository: str = ""
-    ref: str = ""
-    commit: str = ""
-    address: str = ""
-
-
-def revision_of(document: Mapping[str, Any], labels: Mapping[str, str]) -> Revision:
-    """Return the repository, ref and commit of a build, as far as they are known.
-
-    Args:
-        document: the build.
-        labels: its labels, which only the server sets. Substitutions count for other sources only.
-    """
-    source = document.get("source", {})
-    provenance = document.get("sourceProvenance", {})
-    is_fetched = any(kind in source for kind in ("repoSource", "gitSource", "connectedRepository"))
-    # A caller chooses substitutions, and an approver relies on what is shown.
-    values = {} if is_fetched else document.get("substitutions", {})
-    named = _first(
-        source,
-        ("repoSource", "commitSha"),
-        ("gitSource", "revision"),
-        ("connectedRepository", "revision"),
-    )
-    commit = (
-        _first(
-            provenance,
-            ("resolvedRepoSource", "commitSha"),
-            ("resolvedGitSource", "revision"),
-            ("resolvedConnectedRepository", "revision"),
-        )
-        or labels.get("commit", "")
-        or (named if is_commit(named) else values.get("COMMIT_SHA", ""))
-    )
-    ref = (
-        labels.get(BUILT_REF)
-        or labels.get("branch")
-        or _first(source, ("repoSource", "branchName"), ("repoSource", "tagName"))
-        or ("" if is_commit(named) else named)
-        or values.get("BRANCH_NAME")
-        or values.get("TAG_NAME")
-        or ""
-    )
-    repository = (
-        labels.get("repository")
-        or values.get("REPO_FULL_NAME")
-        or _first(
-            source,
-            ("repoSource", "repoName"),
-            ("gitSource", "url"),
-            ("connectedRepository", "repository"),
-        )
-    )
-    if not repository and "storageSource" in source:
-        repository = f"gs://{source['storageSource'].get('bucket', '')}"
-    short_ref = ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
-    address = _first(provenance, ("resolvedGitSource", "url")) or _first(
-        source, ("gitSource", "url")
-    )
-    return Revision(repository, short_ref if short_ref != commit else "", commit, address)
+from buildrunner.triggers.built_revision import BuiltRevision, built_revision
 
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
@@ -98,14 +25,6 @@ def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
         if kind != "fileHashes" and isinstance(fields, dict):
             shown |= {f"{kind}.{name}": str(value) for name, value in fields.items()}
     return shown
-
-
-def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:
-    for outer, inner in paths:
-        found = tree.get(outer, {}).get(inner)
-        if found:
-            return str(found)
-    return ""
 
 
 BAD = frozenset({"FAILURE", "TIMEOUT", "INTERNAL_ERROR"})
@@ -293,7 +212,7 @@ class BuildView(msgspec.Struct, frozen=True, kw_only=True):
     failing: StepView | None = None
     trigger: str = ""
     trigger_id: str = ""
-    revision: Revision = Revision()
+    revision: BuiltRevision = BuiltRevision()
     submitter: str = ""
     create_time: str | None = None
     start_time: str | None = None
@@ -373,7 +292,7 @@ def build_view(
         failing=steps[failing] if failing is not None and failing < len(steps) else None,
         trigger=_trigger(document),
         trigger_id=document.get("buildTriggerId", ""),
-        revision=revision_of(document, stored.labels),
+        revision=built_revision(document, stored.labels),
         submitter=stored.labels.get("submitter", ""),
         create_time=document.get("createTime"),
         start_time=document.get("startTime"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -14,10 +14,13 @@ from buildrunner.errors import FilterError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
-from buildrunner.server.pages.builds.view import BAD, revision_of
+from buildrunner.server.pages.builds.view import BAD
 from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import seconds_between
+from buildrunner.store.model.builds import StoredBuild
+from buildrunner.triggers.built_revision import built_revision
+from buildrunner.triggers.labels import TRIGGER_NAME
 
 _BUILDS = 100
 _WIDTH, _HEIGHT = 900, 150
@@ -51,15 +54,20 @@ def router(context: ServerContext) -> APIRouter:
         project = query.get("project") or session.first_project(viewer)
         check_may(viewer, "read", project)
         wanted = wanted_of({name: query.get(name, "") for name in ("trigger", "branch")})
-        wrong, documents = "", []
+        wrong: str = ""
+        builds: Sequence[StoredBuild] = ()
         try:
             found = context.store.builds.page(
-                project, filter=wanted.expression, page_size=_BUILDS, look_at=LOOKED_AT
+                project,
+                filter=wanted.expression,
+                page_size=_BUILDS,
+                look_at=LOOKED_AT,
+                accepts=wanted.accepts,
             )
-            documents = [stored.document for stored in found.builds]
+            builds = found.builds
         except FilterError as error:
             wrong = str(error)
-        summed = trends(documents)
+        summed = trends(builds)
         triggers, _ = context.store.triggers.page(project, page_size=100)
         points = summed.points
         return page(
@@ -186,13 +194,15 @@ class Trends(msgspec.Struct, frozen=True, kw_only=True):
     branches: tuple[Part, ...] = ()
 
 
-def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
+def trends(builds: Sequence[StoredBuild]) -> Trends:
     """Compute the trends of builds.
 
     Args:
-        documents: Builds as JSON, newest first.
+        builds: the builds, newest first.
     """
-    ended = [one for one in reversed(documents) if one.get("status") in _ENDED]
+    stored = [one for one in reversed(builds) if one.document.get("status") in _ENDED]
+    ended = [one.document for one in stored]
+    revisions = [built_revision(one.document, one.labels) for one in stored]
     points = [
         Point(
             id=one["id"],
@@ -203,7 +213,7 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
         )
         for one in ended
     ]
-    steps = _steps(ended)
+    steps = _steps(ended, [one.commit for one in revisions])
     failed = sum(point.status in BAD for point in points)
     flaky = sorted((one for one in steps if one.flips), key=lambda one: (-one.flips, one.name))
     return Trends(
@@ -217,33 +227,22 @@ def trends(documents: Sequence[Mapping[str, Any]]) -> Trends:
         if points
         else None,
         triggers=_parts(
-            ended,
             points,
-            lambda one: (
-                one.get("buildTriggerId", ""),
-                one.get("substitutions", {}).get("TRIGGER_NAME", "")
-                or one.get("buildTriggerId", ""),
-            ),
+            [
+                (trigger, one.labels.get(TRIGGER_NAME) or trigger)
+                for one in stored
+                for trigger in (one.document.get("buildTriggerId", ""),)
+            ],
         ),
-        branches=_parts(ended, points, lambda one: (_ref_of(one),) * 2),
+        branches=_parts(points, [(one.ref, one.ref) for one in revisions]),
     )
 
 
-def _ref_of(build: Mapping[str, Any]) -> str:
-    values = build.get("substitutions", {})
-    return values.get("BRANCH_NAME") or values.get("TAG_NAME") or revision_of(build, {}).ref
-
-
-def _parts(
-    ended: Sequence[Mapping[str, Any]],
-    points: Sequence[Point],
-    key_and_name: Callable[[Mapping[str, Any]], tuple[str, str]],
-) -> tuple[Part, ...]:
-    """Group builds by the key that a function returns; skip builds with an empty key."""
+def _parts(points: Sequence[Point], keys_and_names: Sequence[tuple[str, str]]) -> tuple[Part, ...]:
+    """Group builds by their keys; skip builds with an empty key."""
     grouped: dict[str, list[Point]] = {}
     names: dict[str, str] = {}
-    for build, point in zip(ended, points, strict=True):
-        key, name = key_and_name(build)
+    for point, (key, name) in zip(points, keys_and_names, strict=True):
         if key:
             grouped.setdefault(key, []).append(point)
             names[key] = name
@@ -271,11 +270,10 @@ def failure_line(points: Sequence[Point], window: int = 20) -> list[float]:
     return rates
 
 
-def _steps(ended: Sequence[Mapping[str, Any]]) -> list[StepTrend]:
+def _steps(ended: Sequence[Mapping[str, Any]], commits: Sequence[str]) -> list[StepTrend]:
     seconds: dict[str, list[float]] = {}
     results: dict[str, list[tuple[str, bool]]] = {}
-    for build in ended:
-        commit = build.get("substitutions", {}).get("COMMIT_SHA", "")
+    for build, commit in zip(ended, commits, strict=True):
         for index, step in enumerate(build.get("steps", ())):
             if step.get("status") not in _ENDED:
                 continue
