@@ -555,6 +555,41 @@ def test_who_may_write_is_asked_of_the_forge_and_not_where_the_payload_says(
     assert evil.requested == []
 
 
+@pytest.mark.parametrize("association", ["MEMBER", "COLLABORATOR"])
+@pytest.mark.parametrize("may", [True, False])
+def test_a_member_or_collaborator_of_github_has_to_have_write_access(
+    place: Place, forges: tuple[Forge, Forge], association: str, may: bool
+) -> None:
+    """Attack: a member of the organization who may only read the repository starts builds."""
+    forge, _ = forges
+    pull = {"branch": ".", "commentControl": "COMMENTS_ENABLED"}
+    place.trigger(
+        "github", host=forge.url, github={"owner": "acme", "name": "app", "pullRequest": pull}
+    )
+    place.server.hook("github", SECRET, host=forge.url, owners=["acme"])
+    place.server.secrets[token_name(forge.url)] = "t0ken"
+    side = {"ref": "main", "sha": place.good, "repo": {"full_name": "acme/app"}}
+    for path, answer in (
+        ("/collaborators/eve/permission", {"permission": "write" if may else "read"}),
+        ("/pulls/7", {"number": 7, "base": side, "head": {**side, "ref": "feat"}}),
+    ):
+        content = json.dumps(answer).encode()
+        forge.answers[f"/api/v3/repos/acme/app{path}"] = (200, content)
+    eve = {"user": {"login": "eve"}, "author_association": association}
+    body = {
+        "action": "created",
+        "repository": {"full_name": "acme/app"},
+        "issue": {"number": 7, "pull_request": {"url": "x"}, **eve},
+        "comment": {"body": "/gcbrun", **eve},
+    }
+    content = json.dumps(body).encode()
+    signature = hmac.new(SECRET.encode(), content, hashlib.sha256).hexdigest()
+    headers = {"X-GitHub-Event": "issue_comment", "X-Hub-Signature-256": f"sha256={signature}"}
+    assert place.server.http.post("/hooks/github", content=content, headers=headers).is_success
+    place.handle()
+    assert len(place.builds()) == int(may)
+
+
 def test_a_person_of_another_project_s_number_is_not_a_member(place: Place) -> None:
     """A payload of GitLab names its project by number, too, which is not believed."""
     requested: list[str] = []

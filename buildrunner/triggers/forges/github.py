@@ -23,8 +23,9 @@ from buildrunner.triggers.forges.forge import (
     text,
 )
 
-# Associations of authors with write access: the hosted service's "owner or collaborator".
-WRITERS = frozenset({"OWNER", "MEMBER", "COLLABORATOR"})
+# Associations of authors that decide whether they may write. A MEMBER of the organization may have
+# no access to the repository, and a COLLABORATOR may only read: the API has to be asked for these.
+_MAY_WRITE = {"OWNER": True, "MEMBER": None, "COLLABORATOR": None, "": None}
 
 _ACTIONS = {"opened": "opened", "reopened": "reopened", "synchronize": "pushed"}
 # GitHub reports at most this many commits of a push, and at most this many files of a commit.
@@ -181,4 +182,4 @@ def _comment(body: dict[str, Any], kind: str) -> ParsedDelivery:
 
 
 def _may_write(association: str) -> bool | None:
-    return association in WRITERS if association else None
+    return _MAY_WRITE.get(association, False)

@@ -152,7 +152,7 @@ def test_a_fork_that_was_deleted_is_still_one() -> None:
 
 @pytest.mark.parametrize(
     ("association", "may_write"),
-    [("OWNER", True), ("MEMBER", True), ("COLLABORATOR", True), ("NONE", False), ("", None)],
+    [("OWNER", True), ("MEMBER", None), ("COLLABORATOR", None), ("NONE", False), ("", None)],
 )
 def test_github_tells_who_may_write(association: str, may_write: bool | None) -> None:
     body = github_pull(author_association=association)
@@ -186,7 +186,7 @@ def github_comment(**issue: Any) -> dict[str, Any]:
 def test_a_comment_on_a_pull_request_names_who_wrote_it_and_no_branch() -> None:
     event = the_pull(parsed("github", github_comment(), x_github_event="issue_comment"))
     assert (event.action, event.comment, event.commenter) == ("commented", "/gcbrun", "hub")
-    assert event.commenter_may_write is True
+    assert event.commenter_may_write is None
     assert (event.base_branch, event.author_id, event.commenter_id) == ("", "mona", "hub")
 
 
