@@ -20,12 +20,15 @@ from msgspec.structs import replace
 
 from buildrunner import wiring
 from buildrunner.cli.serve.loops import delivery_loop
+from buildrunner.server.events import reconcile
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
 from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.spec.model.source import Source
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.store.model.deliveries import Watched
+from buildrunner.triggers.repository import bare_history
 from tests.api_server import ApiServer, api_server
 from tests.fixtures_git import HttpServer, Repository, git
 from tests.held_secrets import token_name
@@ -775,6 +778,50 @@ def test_the_hook_of_a_bare_repository_says_nothing_of_what_is_at_its_address(
         )
     )
     assert fired == {bare}, forge
+
+
+def hook_records(place: Place) -> set[str]:
+    """The refs that the hook of the bare repository app has recorded, for no project."""
+    path = place.home.repositories["acme/app"].path
+    key = bare_history("app", f"file://{path}")
+    return set(place.server.store.refs.known(Watched("", key)))
+
+
+def reported_part(place: Place, url: str, *names: str, more: bool = True) -> dict[str, Any]:
+    """What the hook of a bare repository tells of a part of its refs when it is installed."""
+    refs = [{"ref": f"refs/heads/{name}", "before": "", "after": OLD} for name in names]
+    part = {**bare_push(place, url, OLD), "refs": refs, "installed": True, "more": more}
+    return place.push("git/app", part)
+
+
+def test_the_refs_that_a_hook_reports_are_limited_over_all_its_deliveries(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: a hook that says again and again that it is installed fills the database."""
+    monkeypatch.setattr(reconcile, "MOST_REPORTED_REFS", 4)
+    url = bare_trigger(place)
+    assert "error" not in reported_part(place, url, "a", "b", "c")
+    assert "error" not in reported_part(place, url, "b", "c", "d")  # known ones count once
+    for names in (("e", "f"), ("g",), ("a",)):
+        outcome = reported_part(place, url, *names)
+        assert "more than 4 branches and tags" in outcome["error"]
+        assert hook_records(place) == {reconcile.TOO_MANY_REFS}
+    assert "error" in reported_part(place, url, more=False)  # no part counts as the whole
+    place.look()
+    assert place.builds() == []  # what is there is known, and no news
+
+
+def test_pushes_of_a_hook_add_no_more_refs_than_it_may_report(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "MOST_REPORTED_REFS", 4)
+    url = bare_trigger(place)
+    reported_part(place, url, "a", "b", more=False)
+    for name in ("c", "d", "e"):
+        ref = {"ref": f"refs/heads/{name}", "before": "", "after": OLD, "message": "m"}
+        place.push("git/app", {**bare_push(place, url, OLD), "refs": [ref]})
+        assert len(hook_records(place)) <= 4
+    assert hook_records(place) == set()
 
 
 def test_an_installed_hook_tells_only_the_projects_that_it_may_fire(place: Place) -> None:

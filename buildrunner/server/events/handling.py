@@ -250,10 +250,10 @@ class DeliveryHandler:
         try:
             binding = self._binding(delivery)
             parsed = parsed_delivery(delivery, binding)
+            if parsed.kind in (INSTALLED, INSTALLING) and binding is not None:
+                self._seen.know(delivery, parsed, binding.repository)
         except BadDelivery as error:
             return {"error": str(error)}
-        if parsed.kind in (INSTALLED, INSTALLING) and binding is not None:
-            self._seen.know(delivery, parsed, binding.repository)
         outcome: dict[str, Any] = {"kind": parsed.kind}
         if parsed.ignored:
             outcome["ignored"] = parsed.ignored

@@ -18,7 +18,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
@@ -35,7 +35,7 @@ from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
 from buildrunner.triggers.forge_host import is_too_long, repository_key
 from buildrunner.triggers.forges.bare_git import INSTALLED
-from buildrunner.triggers.forges.forge import ParsedDelivery
+from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery
 from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.repository import TriggerRepository, bare_history, pull_history
 
@@ -416,6 +416,12 @@ def _ref(ref: str, before: str, after: str) -> dict[str, Any]:
 LOOKED_AT = ""
 """A pseudo-ref that marks a repository as checked."""
 
+TOO_MANY_REFS: Final = " too many"
+"""A pseudo-ref that marks the record of a hook that reported too many refs."""
+
+MOST_REPORTED_REFS: Final = 100_000
+"""The most refs of a bare repository's hook. The server checks no repository with more."""
+
 
 class SeenRefs:
     """Records refs, and finds changes. Thread-safe.
@@ -434,18 +440,43 @@ class SeenRefs:
         """Record refs of a bare repository. Later moves count as pushes.
 
         The record belongs to the hook, and is complete with the last part of the refs. It is the
-        first look of projects that the hook may fire.
+        first look of projects that the hook may fire. A hook that reports too many refs has no
+        record: a part of the refs would make the others look new.
 
         Args:
             delivery: a delivery of its hook's installation.
             parsed: the parsed delivery, with the refs.
             url: URL of the repository.
+
+        Raises:
+            BadDelivery: the hook has reported too many refs.
         """
         refs = {event.ref: event.after for event in parsed.known}
+        watched, by = _installation(delivery, url), f"delivery {delivery.number}"
+        if self._has_too_many(watched, refs):
+            self._store.refs.forget(watched)
+            self._store.refs.note_first_look(watched, {TOO_MANY_REFS: "refused"}, by)
+            raise BadDelivery(
+                f"hook {delivery.hook} reported more than {MOST_REPORTED_REFS:,} branches and tags,"
+                " which are not recorded: a repository with more is not checked for missed pushes"
+            )
         if parsed.kind == INSTALLED:
             refs[LOOKED_AT] = "looked at"
-        by = f"delivery {delivery.number}"
-        self._store.refs.note_first_look(_installation(delivery, url), refs, by)
+        self._store.refs.note_first_look(watched, refs, by)
+
+    def _has_too_many(self, watched: Watched, refs: Collection[str]) -> bool:
+        known = self._store.refs
+        if known.known(watched, TOO_MANY_REFS):
+            return True
+        return known.count_with(watched, refs) > MOST_REPORTED_REFS
+
+    def _add_reported(self, new: set[Watched], installation: Watched, ref: str) -> None:
+        """Add a hook's record to those that a push changes, unless it has too many refs."""
+        refs = self._store.refs
+        if refs.known(installation, ref) or not self._has_too_many(installation, (ref,)):
+            new.add(installation)
+        else:
+            refs.forget(installation)
 
     def unchanged(self, delivery: StoredDelivery, event: PullRequestEvent, project: str) -> str:
         """Record the head of a pull request for a project.
@@ -504,7 +535,7 @@ class SeenRefs:
         if delivery.hook.partition("/")[0] == BARE:
             installation = _installation(delivery, event.repository.clone_url)
             if refs.known(installation, LOOKED_AT):
-                new.add(installation)
+                self._add_reported(new, installation, event.ref)
         if not new:
             return found
         is_found = delivery.hook == RECONCILE

@@ -421,6 +421,17 @@ class SqlRefs(SqlPart):
         with self._database.read() as connection:
             return int(connection.execute(counted).scalar_one())
 
+    def count_with(self, watched: Watched, refs: Collection[str]) -> int:
+        """Return the number of a repository's records once some refs are recorded, too."""
+        counted = select(func.count()).where(_of(watched))
+        wanted = list(refs)
+        with self._database.read() as connection:
+            total = int(connection.execute(counted).scalar_one()) + len(wanted)
+            for at in range(0, len(wanted), _REFS_AT_ONCE):
+                there = counted.where(known_refs.c.ref.in_(wanted[at : at + _REFS_AT_ONCE]))
+                total -= int(connection.execute(there).scalar_one())
+        return total
+
     def forget(self, watched: Watched) -> None:
         """Delete all records of a repository for a project.
 
