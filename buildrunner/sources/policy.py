@@ -72,6 +72,17 @@ def policy_from(text: str) -> SourcePolicy:
     )
 
 
+def policy_on_machine(policy: SourcePolicy, disk_gib: int) -> SourcePolicy:
+    """Return the policy of a server with the smaller of its limit and that of a worker's machine.
+
+    Args:
+        policy: the server's policy.
+        disk_gib: the most that a build may write to the machine's disk, in GiB; 0 for any number.
+    """
+    limits = [one for one in (policy.largest_bytes, disk_gib << 30) if one]
+    return msgspec.structs.replace(policy, largest_bytes=min(limits, default=0))
+
+
 def refusals(policy: SourcePolicy, build: Build) -> list[Problem]:
     """Return the refused parts of a build's source and dependencies, one problem each."""
     problems = []

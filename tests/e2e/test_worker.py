@@ -232,6 +232,28 @@ availableSecrets:
     assert "hunter2" not in done.stdout
 
 
+def test_a_source_takes_no_more_of_the_worker_s_disk_than_the_worker_allows(
+    server, work, busybox, tmp_path
+):
+    """Attack: a source of 2 GiB, which the server's limit allows, fills the smaller disk."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    with (folder / "large.zip").open("wb") as archive:
+        archive.truncate(2 << 30)
+    config = tmp_path / "config" / "buildrunner" / "config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text(f'[storage.folders]\n"gs://made" = "file://{folder}"\n')
+    serving = server("--max-build-disk-gib", "100")
+    env = {"XDG_CONFIG_HOME": str(tmp_path / "config")}
+    work(serving, "--max-build-disk-gib", "1", env=env)
+    source = {"storageSource": {"bucket": "made", "object": "large.zip"}}
+    with api(serving) as http:
+        build = create(http, busybox, "true", source=source)
+        document = until_status(http, build, *ENDED)
+    assert document["status"] == "FAILURE"
+    assert "a source may have 1.0 GiB" in str(document["failureInfo"])
+
+
 def test_a_cancel_arrives_at_once(server, work, busybox):
     serving = server()
     work(serving)

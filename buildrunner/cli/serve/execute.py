@@ -212,7 +212,7 @@ def _remote_build(
     from buildrunner.containers.process_owner import this_process
     from buildrunner.errors import LeaseLost
     from buildrunner.logs.files.events import EventLog
-    from buildrunner.sources.policy import policy_from
+    from buildrunner.sources.policy import policy_from, policy_on_machine
     from buildrunner.store.model.builds import LOST_WORKER
     from buildrunner.worker.execution import Execution
     from buildrunner.worker.leases import until_available
@@ -261,7 +261,8 @@ def _remote_build(
             settings,
             folder.labels(),
             ServerSources(
-                policy=policy_from(begun.sources), uploads=partial(RemoteUpload, server, lease)
+                policy=policy_on_machine(policy_from(begun.sources), worker.disk_gib),
+                uploads=partial(RemoteUpload, server, lease),
             ),
             payload=lambda _: event_payload(queue, lease),
             identities=RemoteIdentities(queue, lease) if begun.has_identity else None,

@@ -96,8 +96,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=100,
         metavar="N",
-        help="fail a build whose nested sandbox uses more disk space; 0 sets no limit (default:"
-        " 100)",
+        help="fail a build whose nested sandbox, or source, uses more disk space; 0 sets no limit,"
+        " and a source then has the server's (default: 100)",
     )
     parser.add_argument(
         "--data",

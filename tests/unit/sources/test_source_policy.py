@@ -8,6 +8,7 @@ from buildrunner.sources.policy import (
     SourcePolicy,
     pinned,
     policy_from,
+    policy_on_machine,
     policy_text,
     refusal_of_addresses,
     refusal_of_url,
@@ -140,6 +141,15 @@ def test_a_policy_travels_as_text(policy):
 
 def test_text_that_nobody_wrote_allows_nothing():
     assert policy_from("everything Private") == STRICT
+
+
+@pytest.mark.parametrize(
+    ("server", "machine", "both"),
+    [(0, 0, 0), (5 << 30, 0, 5 << 30), (0, 2, 2 << 30), (5 << 30, 2, 2 << 30), (1, 2, 1)],
+)
+def test_a_machine_has_the_smaller_of_both_limits(server, machine, both):
+    policy = policy_on_machine(SourcePolicy(private=True, largest_bytes=server), machine)
+    assert policy == SourcePolicy(private=True, largest_bytes=both)
 
 
 SUFFIX = SourcePolicy(hosts=(".corp.example",))
