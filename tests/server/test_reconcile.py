@@ -5,9 +5,11 @@ there.
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,42 @@ def test_a_push_that_arrives_during_a_look_is_built_once_and_nothing_older_after
     handle(server)
     look(server, git)
     assert built(server) == [NEW, NEW, NEWEST]
+
+
+@contextmanager
+def refused_deletions(folder: Path) -> Iterator[None]:
+    """The database refuses to delete records of refs."""
+    with sqlite3.connect(folder / "server.db", isolation_level=None) as database:
+        database.execute(
+            "CREATE TRIGGER refuse BEFORE DELETE ON known_refs"
+            " BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+        yield
+        database.execute("DROP TRIGGER refuse")
+    database.close()
+
+
+def test_a_trigger_is_deleted_though_its_records_can_not_be_forgotten_yet(
+    server: ApiServer, tmp_path: Path
+) -> None:
+    """Issue: the answer was an error though the trigger was deleted, and the records stayed."""
+    path = "/v1/projects/p/triggers"
+    make_trigger(server)
+    kept = {"repository": "Acme/other", "push": {"branch": "."}}
+    make_trigger(server, name="disabled", disabled=True, repositoryEventConfig=kept)
+    other = Watched("p", "gitlab.example.com/acme/other")
+    git = Git(main=NEW)
+    look(server, git)
+    for one in (PULLS, other):
+        server.store.refs.note(one, "refs/pull/1/head", OLD, "delivery 1")
+    with refused_deletions(tmp_path):
+        answer = server.http.delete(f"{path}/t")
+        assert answer.status_code == 200, answer.text
+        assert server.http.get(f"{path}/t").status_code == 404
+        assert records(server) == [2, 1]
+    look(server, git)
+    assert records(server) == [0, 0]
+    assert len(server.store.refs.known(other)) == 1
 
 
 APP = Watched("p", "gitlab.example.com/acme/app")

@@ -29,7 +29,7 @@ from buildrunner.errors import BuildrunnerError, StoreError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
-from buildrunner.server.services.triggers import KnownRepositories, hook_binding
+from buildrunner.server.services.triggers import KnownRepositories, forget_unwatched, hook_binding
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
@@ -133,6 +133,7 @@ class Reconciler:
         self._repositories = KnownRepositories(context.store, context.repositories)
         self._failing: dict[str, str] = {}
         self._left_out: set[Watched] = set()
+        self._needed: set[Watched] = set()
         self._changes: Counter[str] = Counter()  # of this look, by project
         self._stopped = threading.Event()
 
@@ -151,6 +152,7 @@ class Reconciler:
         """
         lines = self._lines()
         self._changes.clear()
+        forget_unwatched(self._context, self._needed)
         with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
             # The first repository of each host comes before the second one of any host.
             lookers = [
@@ -252,7 +254,11 @@ class Reconciler:
     def _places(self) -> list[Place]:
         """Return the repositories with triggers, each once."""
         found: dict[str, dict[Watched, Watcher]] = {}
-        for project, wanted in self._repositories.all():
+        repositories = self._repositories.all()
+        self._needed = {
+            Watched(project, history) for project, one in repositories for history in one.histories
+        }
+        for project, wanted in repositories:
             if not wanted.problem and wanted.url:
                 watcher = _watcher(project, wanted)
                 found.setdefault(wanted.url, {}).setdefault(watcher.watched, watcher)

@@ -8,14 +8,15 @@ is replaced.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
+from buildrunner.errors import ConfigError, Conflict, NotFound, StoreError, UsageError
 from buildrunner.problem import Problem
 from buildrunner.server.bounded import BoundedFilters
 from buildrunner.server.context import ServerContext
@@ -40,8 +41,15 @@ from buildrunner.triggers.check import check_trigger
 from buildrunner.triggers.events import Event
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, HookBinding, unbound
-from buildrunner.triggers.repository import TriggerRepository, event_keys, trigger_repository
+from buildrunner.triggers.repository import (
+    TriggerRepository,
+    bare_history,
+    event_keys,
+    trigger_repository,
+)
 from buildrunner.triggers.settings import TriggerSettings, read_settings
+
+_log = logging.getLogger("buildrunner.server")
 
 _UNREADABLE: Final = "set the trigger's settings again, or update this server"
 
@@ -174,6 +182,52 @@ class KnownRepositories:
         if stored is None or stored.document.get("disabled"):
             return None
         return _known(stored, self._repositories, self._bare).repository
+
+
+def forget_histories(context: ServerContext, project: str, histories: Collection[str]) -> None:
+    """Forget the records of repositories that no trigger of a project has.
+
+    Args:
+        context: the server's context.
+        project: the project.
+        histories: keys of records: see `TriggerRepository.histories`.
+
+    Raises:
+        StoreError: the database fails.
+    """
+    gone = set(histories)
+    if not gone:
+        return
+    bare = bare_repositories(context.store)
+    for stored in context.store.triggers.every(project):
+        other = _known(stored, context.repositories, bare).repository
+        if other is None:
+            continue
+        if other.problem:
+            return  # it may have the same repository
+        gone -= set(other.histories)
+        if other.bare and not other.url:  # its hook may be bound again
+            gone = {one for one in gone if not one.startswith(bare_history(other.bare, ""))}
+    for history in gone:
+        context.store.refs.forget(Watched(project, history))
+
+
+def forget_unwatched(context: ServerContext, watched: Collection[Watched]) -> None:
+    """Forget records that no trigger needs, and that a change of triggers could not forget.
+
+    Args:
+        context: the server's context.
+        watched: records that are needed, as far as the caller knows.
+
+    Raises:
+        StoreError: the database fails.
+    """
+    left: dict[str, set[str]] = {}
+    for one in context.store.refs.recorded():
+        if one.project and one not in watched:
+            left.setdefault(one.project, set()).add(one.repository)
+    for project, histories in left.items():
+        forget_histories(context, project, histories)
 
 
 def known_trigger(context: ServerContext, project: str, document: Document) -> KnownTrigger:
@@ -391,6 +445,9 @@ class Triggers:
     def _forget(self, project: str, before: TriggerRepository | None, trigger_id: str) -> None:
         """Forget the commits of a repository that a trigger had, if no other trigger has it.
 
+        The change of the trigger is stored already. If the database fails now, the next check for
+        missed pushes forgets them (`forget_unwatched`).
+
         Args:
             project: the trigger's project.
             before: the trigger's repository before it was changed or deleted.
@@ -398,19 +455,18 @@ class Triggers:
         """
         if before is None:
             return
-        after = self._repository(project, trigger_id)
-        gone = set(before.histories) - set(after.histories if after else ())
-        if not gone:
-            return
-        context = self._context
-        bare = bare_repositories(context.store)
-        for stored in context.store.triggers.every(project):
-            other = _known(stored, context.repositories, bare).repository
-            if other is not None and other.problem:
-                return  # it may have the same repository
-            gone -= set(other.histories if other else ())
-        for history in gone:
-            context.store.refs.forget(Watched(project, history))
+        try:
+            after = self._repository(project, trigger_id)
+            gone = set(before.histories) - set(after.histories if after else ())
+            forget_histories(self._context, project, gone)
+        except StoreError as error:
+            _log.warning(
+                "the commits of %s stay recorded for project %s until the next check for missed"
+                " pushes: %s",
+                before.name,
+                project,
+                error,
+            )
 
     def _check(self, project: str, document: Document, old: Document | None = None) -> None:
         filters = BoundedFilters(self._context.calls, project)

@@ -16,9 +16,11 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     or_,
     select,
     true,
+    tuple_,
     union_all,
     update,
 )
@@ -414,6 +416,19 @@ class SqlRefs(SqlPart):
         for at in range(0, len(rows), _REFS_AT_ONCE):
             with self._database.write() as connection:
                 insert_all_new(connection, known_refs, rows[at : at + _REFS_AT_ONCE])
+
+    def recorded(self) -> list[Watched]:
+        """Return the repositories with records, by project, with a short search for each."""
+        key = (known_refs.c.project, known_refs.c.repository)
+        first = select(*key).order_by(*key).limit(1)
+        found: list[Watched] = []
+        with self._database.read() as connection:
+            row = connection.execute(first).first()
+            while row is not None:
+                found.append(Watched(row.project, row.repository))
+                behind = tuple_(*key) > tuple_(literal(row.project), literal(row.repository))
+                row = connection.execute(first.where(behind)).first()
+        return found
 
     def count(self, project: str) -> int:
         """Return the number of a project's records."""
