@@ -5,7 +5,8 @@ Each repository (URL, options and owner of credentials) has its own folder::
     NAME-HASH/lock         held while a checkout is fetched or removed; one at a time
     NAME-HASH/0/           a checkout with its own repository, for builds
     NAME-HASH/0.lock       shared by the builds that use it, exclusive for changes
-    NAME-HASH/0.json       its content; absent while it is being changed
+    NAME-HASH/0.json       its content; absent while it is being changed, and after a failure
+    NAME-HASH/0.size       its size while 0.json is absent
 
 A build whose commit is in a checkout shares that checkout. No build writes to a checkout: steps
 write to layers above it, or to copies. Another commit is fetched into an unused checkout, so that
@@ -20,6 +21,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -145,8 +147,7 @@ class GitMirror:
             for number in checkout_numbers(home):
                 state = read_state(home, number)
                 used_ns = os.stat(os.path.join(home, f"{number}.lock")).st_mtime_ns
-                # An incomplete checkout can be as large as a complete one.
-                size = state.disk_bytes if state else disk_bytes(os.path.join(home, number))
+                size = state.disk_bytes if state else self._incomplete_bytes(home, number)
                 kept.append((used_ns, size, home, number))
         total = sum(size for _, size, _, _ in kept)
         for _, size, home, number in sorted(kept):
@@ -156,15 +157,29 @@ class GitMirror:
                 total -= size
         return total
 
+    def _incomplete_bytes(self, home: str, number: str) -> int:
+        """Return the size of a checkout without a state, which can be as large as a complete one.
+
+        While it is being changed, this is its size before: its build trims the cache afterwards. It
+        is measured once after a change that failed, or whose process died.
+        """
+        noted = noted_size(home, number)
+        if noted is not None and not noted.is_changing:
+            return noted.disk_bytes
+        with _locked_if_free(home, number) as is_free:
+            if noted is not None and not is_free:
+                return noted.disk_bytes
+        size = disk_bytes(os.path.join(home, number))
+        with _locked_if_free(home, number) as is_free:
+            if is_free and noted_size(home, number) == noted:
+                note_size(home, number, CheckoutSize(size, is_changing=False))
+        return size
+
     def _remove_if_free(self, home: str, number: str) -> bool:
-        with FileLock(os.path.join(home, "lock")) as repository_lock:
-            if not repository_lock.take(exclusive=True):
-                return False
-            with FileLock(os.path.join(home, f"{number}.lock")) as lock:
-                if not lock.take(exclusive=True):
-                    return False
+        with _locked_if_free(home, number) as is_free:
+            if is_free:
                 discard(self._folder, home, number)
-                return True
+            return is_free
 
 
 class _Repository:
@@ -216,6 +231,8 @@ class _Repository:
         number, lock = self._free(revision)
         is_new = not self._has_objects(number)
         try:
+            before = CheckoutSize(self._size_before(number), is_changing=True)
+            note_size(self._home, number, before)
             try:
                 written = self._fill(number, revision)
             except GitFailed as failed:
@@ -238,6 +255,14 @@ class _Repository:
             raise
         lock.share()
         return self._leased(number, lock, written, reused=False)
+
+    def _size_before(self, number: str) -> int:
+        """Return the size of a checkout before a change, as far as it is known."""
+        state = read_state(self._home, number)
+        if state is not None:
+            return state.disk_bytes
+        noted = noted_size(self._home, number)
+        return noted.disk_bytes if noted is not None else repository_bytes(self._path(number))
 
     def _fill(self, number: str, revision: ResolvedRevision) -> WrittenCommit:
         with self._git.filling(self._path(number)):
@@ -340,6 +365,18 @@ class CheckoutState(msgspec.Struct, frozen=True, kw_only=True):
     disk_bytes: int
 
 
+class CheckoutSize(msgspec.Struct, frozen=True):
+    """The size of a checkout without a state.
+
+    Attributes:
+        disk_bytes: the size; that of before, while it is being changed.
+        is_changing: a change has begun. If nobody has the checkout's lock, the change has failed.
+    """
+
+    disk_bytes: int
+    is_changing: bool
+
+
 class FileLock:
     """One open lock file. `close` releases the lock."""
 
@@ -424,9 +461,40 @@ def forget_state(home: str, number: str) -> None:
         os.unlink(path)
 
 
+def noted_size(home: str, number: str) -> CheckoutSize | None:
+    """Return the noted size of a checkout; None if it was never noted."""
+    try:
+        with open(os.path.join(home, f"{number}.size"), "rb") as file:
+            return msgspec.json.decode(file.read(), type=CheckoutSize)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def note_size(home: str, number: str, size: CheckoutSize) -> None:
+    """Note the size of a checkout that has no state, or soon has none."""
+    path = os.path.join(home, f"{number}.size")
+    with open(f"{path}.new", "wb") as file:
+        file.write(msgspec.json.encode(size))
+    os.replace(file.name, path)
+
+
+@contextmanager
+def _locked_if_free(home: str, number: str) -> Iterator[bool]:
+    """Hold the locks of a checkout that no build uses or changes; else give False.
+
+    The lock of the repository comes first, so that no build takes the checkout for used.
+    """
+    with (
+        FileLock(os.path.join(home, "lock")) as repository_lock,
+        FileLock(os.path.join(home, f"{number}.lock")) as lock,
+    ):
+        yield repository_lock.take(exclusive=True) and lock.take(exclusive=True)
+
+
 def discard(root: str, home: str, number: str) -> None:
     """Remove a checkout. The holder of its lock may create it again."""
     forget_state(home, number)
+    note_size(home, number, CheckoutSize(0, is_changing=True))
     path = os.path.join(home, number)
     if not os.path.exists(path):
         return

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
+from buildrunner.file_trees import disk_bytes
+from buildrunner.sources.git import mirror
 from buildrunner.sources.git.checkout import GitOptions
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
@@ -254,6 +256,41 @@ class TestQuota:
         assert "in the cache already" in fetch(urls[0], cache).log[0]
         assert "in the cache already" in fetch(urls[2], cache).log[0]
         assert len(checkouts(cache)) == 2
+
+    def test_an_incomplete_checkout_is_measured_once(
+        self,
+        http: HttpServer,
+        repository: Repository,
+        cache: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        """Issue: one failed checkout was measured anew at each lease of the whole cache."""
+        measured: list[str] = []
+
+        def counted(path: str) -> int:
+            measured.append(path)
+            return disk_bytes(path)
+
+        monkeypatch.setattr(mirror, "disk_bytes", counted)
+        used = fetch(http.url(), cache)
+        (number,) = checkouts(cache)
+        number.with_suffix(".json").unlink()  # as when the process of a change has died
+        GitMirror(str(cache)).trim()  # its lock is held: the size of before counts
+        assert measured == []
+        used.release()
+        for _ in range(3):
+            assert GitMirror(str(cache)).trim() == disk_bytes(str(number))
+        assert measured == [str(number)]
+        repository.commit({"noise": os.urandom(900_000)})
+        repository.push("main")
+        fetch(http.url(), cache).release()  # the new content counts, not what was noted
+        assert GitMirror(str(cache)).trim() > 1_800_000
+        number.with_suffix(".json").unlink()
+        before = disk_bytes(str(number))
+        assert [GitMirror(str(cache)).trim() for _ in range(2)] == [before, before]
+        assert measured == [str(number)] * 2
+        assert GitMirror(str(cache), quota_bytes=1).trim() == 0
+        assert checkouts(cache) == []
 
     def test_what_can_not_be_removed_is_no_reason_to_fail(
         self, repository: Repository, cache: Path
