@@ -74,6 +74,54 @@ def test_bodies_of_one_token_that_trickle_leave_half_of_the_connections_to_other
         wait_until(lambda: not server.app.state.under_way)
 
 
+def test_forms_of_one_session_that_trickle_leave_half_of_the_connections_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api_server(tmp_path, auth=True) as server:
+        signed_in = server.http.post("/login", data={"token": server.token("greedy", "read")})
+        cookie = signed_in.headers["set-cookie"].partition(";")[0]
+        message = begun("POST /logout", f"Cookie: {cookie}")
+        assert_half_is_left(server, monkeypatch, message)
+
+
+def test_calls_of_one_webhook_that_trickle_leave_half_of_the_connections_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with api_server(tmp_path, auth=True) as server:
+        version = "projects/p/secrets/hook/versions/1"
+        server.secrets[version] = "s3cret"
+        trigger = {
+            "name": "called",
+            "webhookConfig": {"secret": version},
+            "build": {"steps": [{"name": "busybox"}]},
+        }
+        boss = {"Authorization": f"Bearer {server.token('boss', 'admin')}"}
+        made = server.http.post("/v1/projects/p/triggers", json=trigger, headers=boss)
+        assert made.status_code == 200, made.text
+        call = begun("POST /v1/projects/p/triggers/called:webhook?secret=s3cret")
+        assert_half_is_left(server, monkeypatch, call)
+
+
+def begun(line: str, *headers: str) -> bytes:
+    """A request whose body does not come; the server says 100 when it waits for it."""
+    wait = ("Host: localhost", "Content-Length: 1000", "Expect: 100-continue")
+    return "\r\n".join((f"{line} HTTP/1.1", *wait, *headers)).encode() + b"\r\n\r\n"
+
+
+def assert_half_is_left(server: ApiServer, monkeypatch: pytest.MonkeyPatch, message: bytes) -> None:
+    other = server.token("other", "submit")
+    server.http.close()
+    monkeypatch.setattr(listener, "MOST_CONNECTIONS", 8)
+    with contextlib.ExitStack() as stack:
+        codes = []
+        for _ in range(8):
+            client = stack.enter_context(connected(server.port))
+            client.sendall(message)
+            codes.append(code_of(client))
+        assert codes == [100] * 4 + [429] * 4
+        assert status_for(server, other) == 200
+
+
 def test_a_body_of_a_token_that_trickles_is_given_up(tmp_path: Path) -> None:
     with (
         api_server(tmp_path, auth=True, body_timeout_s=0.5) as server,

@@ -19,6 +19,7 @@ from buildrunner.server.api import logs
 from buildrunner.server.events.intake import MOST, MOST_OF_AN_ADDRESS
 from buildrunner.server.http.bodies import UnverifiedBodies
 from tests.api_server import ApiServer, api_server
+from tests.conftest import wait_until
 
 SECRET = "s3cret"
 MIB = 1 << 20
@@ -284,22 +285,56 @@ def test_the_connection_that_was_idle_for_the_longest_time_gives_way(
         assert is_answered(clients[2])
 
 
-def test_requests_that_are_under_way_do_not_give_way(
+def begin(client: socket.socket) -> None:
+    """Begin a request whose body has not come yet."""
+    client.sendall(head(len(PUSH)).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert code_of(client) == 100
+
+
+def test_requests_under_way_give_way_only_to_networks_that_hold_less(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 4)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(connected(server, STRANGER)) for _ in range(4)]
         for client in clients:
-            client.sendall(
-                head(len(PUSH)).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")
-            )
-            assert code_of(client) == 100
-        with connected(server) as member:
-            assert not is_answered(member)
-        for client in clients:
+            begin(client)
+        assert not is_answered(stack.enter_context(connected(server, STRANGER)))
+        members = [stack.enter_context(connected(server)) for _ in range(2)]
+        for member in members:
+            begin(member)
+        assert not is_answered(stack.enter_context(connected(server)))  # both have their share
+        for client in members + clients[:2]:  # those that began last gave way
             client.sendall(PUSH)
             assert code_of(client) == 401
+        assert not any(is_answered(client) for client in clients[2:])
+
+
+def test_pipelines_of_a_stranger_lock_nobody_out(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_CONNECTIONS", 8)
+    ended = threading.Event()
+
+    def flood() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(OSError), connected(server, STRANGER) as stranger:
+                stranger.sendall(HEALTHZ * 50)
+                while not ended.is_set() and (answers := stranger.recv(65536)):
+                    stranger.sendall(HEALTHZ * answers.count(b"HTTP/1.1 "))
+
+    attack = [threading.Thread(target=flood) for _ in range(9)]
+    for thread in attack:
+        thread.start()
+    try:
+        wait_until(lambda: established(server) >= 8)
+        for _ in range(20):
+            with connected(server) as member:
+                assert is_answered(member)
+    finally:
+        ended.set()
+        for thread in attack:
+            thread.join()
 
 
 def test_idle_connections_end_sooner_while_many_places_are_taken(

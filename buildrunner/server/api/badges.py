@@ -14,9 +14,10 @@ from fastapi import APIRouter, Request, Response
 
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.access import Access
 from buildrunner.server.http.bodies import CallerSlots
 from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue

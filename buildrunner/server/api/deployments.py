@@ -7,9 +7,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.requests import address_of, flag, page_size, parameter
+from buildrunner.server.http.requests import address_of, flag, page_size, parameter, project_of
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PAGING, PARENT, Parameter, documented
 from buildrunner.server.services.builds import Builds

@@ -7,6 +7,7 @@ decides what the hook may fire. The routes of bindings need a token.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Final
 
@@ -19,9 +20,16 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import namesake, secret_name
 from buildrunner.server.events.intake import HookIntake, Refusals, kept_headers
 from buildrunner.server.events.webhook_calls import WebhookCall, WebhookCalls
-from buildrunner.server.http.access import Access, note_action, note_target
+from buildrunner.server.http.access import Access, note_action, note_target, take_place
 from buildrunner.server.http.answers import json_response
-from buildrunner.server.http.bodies import UnverifiedBodies, as_mapping, json_body, raw_body
+from buildrunner.server.http.bodies import (
+    CallerSlots,
+    UnverifiedBodies,
+    as_mapping,
+    is_large,
+    json_body,
+    raw_body,
+)
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_argument,
@@ -214,12 +222,16 @@ def webhooks_router(context: ServerContext) -> APIRouter:
         note_action(request, "triggers.webhook", found["id"])
         name = f"webhook:{found['name']}"
         request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
+        take_place(request, Caller(found["id"], ()))
         return call, found
 
     async def body_of(request: Request, known: _Verified = Depends(verified)) -> bytes:
         """Return the body. A body that is too large is recorded as refused."""
+        _, found = known
+        large: CallerSlots = request.app.state.large_bodies
         try:
-            return await read(request)
+            async with large.slot(found["id"]) if is_large(request) else nullcontext():
+                return await read(request)
         except ApiError as error:
             await refusals.record(calls.refused(*known), str(error))
             raise

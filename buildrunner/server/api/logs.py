@@ -29,10 +29,10 @@ from buildrunner.logs.files.reader import (
     wants_more,
 )
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import Access, project_of
+from buildrunner.server.http.access import Access
 from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
-from buildrunner.server.http.requests import ByteRange, client_address, parse_range
+from buildrunner.server.http.requests import ByteRange, client_address, parse_range, project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.logs.live import HEARTBEAT_S, BuildWatches, StreamPosition, build_stream
 from buildrunner.server.logs.view import LONGEST_LINE, KeptLogs, lines_answer, step_runs

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from buildrunner.errors import StorageError, UsageError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import Access, note_target, project_of
+from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import json_response
 from buildrunner.server.http.bodies import (
     as_mapping,
@@ -28,6 +28,7 @@ from buildrunner.server.http.bodies import (
     waits_for_upload_slot,
 )
 from buildrunner.server.http.errors import ApiError, failed_precondition, invalid_argument
+from buildrunner.server.http.requests import project_of
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.sources.uploads import (

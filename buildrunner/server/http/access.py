@@ -22,19 +22,18 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from buildrunner.addresses import is_loopback_host
+from buildrunner.addresses import is_loopback_host, network_of
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import (
     ApiError,
     error_response,
-    invalid_argument,
     permission_denied,
     unauthenticated,
 )
 from buildrunner.server.http.listener import places
+from buildrunner.server.http.requests import client_address, project_of
 from buildrunner.server.http.tokens import (
     LOCAL,
-    PROJECT_ID,
     PUBLIC_NAME,
     WORKER,
     Caller,
@@ -136,7 +135,7 @@ class Requirement:
             note_action(request, self._action, project)
         caller = await self._access.caller(request)
         request.state.caller = caller
-        _take_place(request, caller)
+        take_place(request, caller)
         if project or self._everywhere:
             allowed = caller.may(self.scope, project)
         else:
@@ -149,32 +148,35 @@ class Requirement:
         return caller
 
 
-def _take_place(request: Request, caller: Caller) -> None:
+def take_place(request: Request, caller: Caller) -> None:
     """Count a request of a caller until its end.
 
-    Callers without a token are not one caller: their connections give way by network. Workers have
-    limits of their own, and a lease must be renewed whatever else waits.
+    Callers without a token are not one caller, and count by network. Workers have limits of their
+    own, and a lease must be renewed whatever else waits.
 
     Raises:
         ApiError: 429, the caller has too many requests under way.
     """
-    if hasattr(request.state, "counted_for") or caller.name == PUBLIC_NAME:
+    if hasattr(request.state, "counted_for"):
         return
+    name = caller.name
+    if name == PUBLIC_NAME:
+        name = f"{name} {network_of(client_address(request))}"
     under_way: Counter[str] = request.app.state.under_way
     most = places() // 2
-    if under_way[caller.name] >= most:
+    if under_way[name] >= most:
         message = f"{most} requests of this caller are under way: try again later"
         headers = {"Connection": "close", "Retry-After": "10"}
         raise ApiError(429, message, headers=headers)
-    under_way[caller.name] += 1
-    request.state.counted_for = caller.name
+    under_way[name] += 1
+    request.state.counted_for = name
 
 
 class CallerShares:
     """Keeps each caller to half of the connections: the others find places.
 
     A connection is displaced only while it is idle, and a client decides how long its request
-    takes. So the requests under way of one caller are limited, by `_take_place`.
+    takes. So the requests under way of one caller are limited, by `take_place`.
 
     Args:
         app: the application.
@@ -195,20 +197,6 @@ class CallerShares:
                 self._under_way[name] -= 1
                 if not self._under_way[name]:
                     del self._under_way[name]
-
-
-def project_of(request: Request, default: str) -> str:
-    """Return the project that the path names; empty if it names none.
-
-    Raises:
-        ApiError: the project id is invalid.
-    """
-    project: str = request.path_params.get("project", "")
-    if project == "-":
-        return default
-    if project and not PROJECT_ID.fullmatch(project):
-        raise invalid_argument(f"{project!r} is no project id", field="projectId")
-    return project
 
 
 def note_action(request: Request, action: str, target: str) -> None:

@@ -5,6 +5,10 @@ of an idle one: of the network that holds most, the one that has been idle for t
 a client that keeps many connections open displaces its own, not those of others. A trusted proxy
 counts as one network, and opens a new connection for the one that it loses.
 
+A client decides for how long its requests are under way: it can send the next one before it has the
+answer. So if nothing is idle, a network with more than its share of the places loses the request
+that began last.
+
 A TLS handshake takes a place like a connection, and counts as idle. asyncio reports a connection
 only after its handshake, so the listener makes the TLS layer itself.
 """
@@ -49,6 +53,8 @@ CROWDED_KEEP_ALIVE_S: Final = 10
 """How long a connection waits for its next request while over half of the places are taken."""
 STALLED_S: Final = 2.0
 """A client that takes nothing of its answer for longer counts as idle: it may never go on."""
+JUST_NOW_S: Final = 2.0
+"""A connection that has been idle for less keeps its place, if its network has only its share."""
 _GRACE_S: Final = 10
 _TICK_S: Final = 0.1
 _CLOSING_TICK_S: Final = 0.01
@@ -194,11 +200,13 @@ class _TimedProtocol(H11Protocol):
     Attributes:
         network: network of the client.
         displaced: the connection was closed in favor of another one.
+        began_at: time at which it was accepted, of the loop's clock.
         handshake: the handshake that is under way.
     """
 
     network = ""
     displaced = False
+    began_at = 0.0
     handshake: _Handshake | None = None
     _header_timer: asyncio.TimerHandle | None = None
     _discarded = 0
@@ -211,8 +219,8 @@ class _TimedProtocol(H11Protocol):
             self.handshake = None
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
         self.network = network_of(self.client[0]) if self.client else ""
-        self._idle_since = self.loop.time()
-        _make_room(self, self.places_taken, self._idle_since)
+        self.began_at = self._idle_since = self.loop.time()
+        _make_room(self, self.places_taken, self.began_at)
         self._arm()
 
     @property
@@ -285,6 +293,7 @@ class _Handshake(SSLProtocol):
     Attributes:
         network: see `_TimedProtocol`.
         displaced: see `_TimedProtocol`.
+        began_at: see `_TimedProtocol`.
     """
 
     network = ""
@@ -302,7 +311,7 @@ class _Handshake(SSLProtocol):
         )
         self._places_taken = connection.places_taken
         self._clock = connection.loop.time
-        self._began_at = self._clock()
+        self.began_at = self._clock()
         connection.handshake = self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -311,7 +320,7 @@ class _Handshake(SSLProtocol):
         self.network = network_of(client[0]) if client else ""
         self._places_taken.add(self)
         super().connection_made(transport)
-        _make_room(self, self._places_taken, self._began_at)
+        _make_room(self, self._places_taken, self.began_at)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self.has_ended()
@@ -323,7 +332,7 @@ class _Handshake(SSLProtocol):
 
     def idle_s(self, now: float) -> float:
         """Return for how long the handshake has been under way."""
-        return now - self._began_at
+        return now - self.began_at
 
     def abort(self) -> None:
         """Disconnect."""
@@ -335,23 +344,41 @@ class _Handshake(SSLProtocol):
 def _make_room(
     new: _TimedProtocol | _Handshake, taken: set[_TimedProtocol | _Handshake], now: float
 ) -> None:
-    """Close an idle connection if there are too many: the new one only if no other is idle."""
+    """Close a connection if there are too many: an idle one, or one of a network with too many.
+
+    The new one, which is idle, is closed only if no other is, and its network has its share.
+    """
     held = [each for each in taken if not each.displaced]
     if len(held) <= places():
         return
     of_network = Counter(each.network for each in held)
+    share = places() // len(of_network)
     ranked = [
         (of_network[each.network], idle_s, each)
         for each in held
         if (idle_s := each.idle_s(now)) is not None
+        and (idle_s > JUST_NOW_S or of_network[each.network] > share)
     ]
     ranked.sort(key=lambda one: one[:2], reverse=True)
     # Several at once at a high limit, since this looks at all of them.
-    for _, _, least in ranked[: max(1, places() // 100)]:
-        if least is new and least is not ranked[0][2]:
-            continue
-        least.displaced = True
-        least.abort()
+    at_once = max(1, places() // 100)
+    leaving = [
+        each
+        for number, (_, _, each) in enumerate(ranked[:at_once])
+        if number == 0 or each is not new
+    ]
+    if not leaving:
+        # No network is idle, and the one with the most has more than its share.
+        network, count = of_network.most_common(1)[0]
+        of_most = sorted((each for each in held if each.network == network), key=_began_at)
+        leaving = of_most[-min(at_once, count - share) :]
+    for each in leaving:
+        each.displaced = True
+        each.abort()
+
+
+def _began_at(connection: _TimedProtocol | _Handshake) -> float:
+    return connection.began_at
 
 
 def places() -> int:

@@ -10,9 +10,8 @@ from fastapi import Request
 from starlette.requests import HTTPConnection
 
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import project_of
 from buildrunner.server.http.errors import invalid_argument
-from buildrunner.server.http.tokens import Caller
+from buildrunner.server.http.tokens import PROJECT_ID, Caller
 
 _LOCATION: Final = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PARENT: Final = re.compile(r"projects/([^/]+)(?:/locations/([^/]+))?")
@@ -38,6 +37,20 @@ class Address(msgspec.Struct, frozen=True):
     def any_location(self) -> bool:
         """Return whether the path means all locations (``-``)."""
         return self.location == "-"
+
+
+def project_of(request: Request, default: str) -> str:
+    """Return the project that the path names; empty if it names none.
+
+    Raises:
+        ApiError: the project id is invalid.
+    """
+    project: str = request.path_params.get("project", "")
+    if project == "-":
+        return default
+    if project and not PROJECT_ID.fullmatch(project):
+        raise invalid_argument(f"{project!r} is no project id", field="projectId")
+    return project
 
 
 def address_of(context: ServerContext, request: Request) -> Address:

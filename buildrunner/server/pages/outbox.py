@@ -12,8 +12,8 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.api.notifications import find_message
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import note_action, project_of
-from buildrunner.server.http.requests import row_number
+from buildrunner.server.http.access import note_action
+from buildrunner.server.http.requests import project_of, row_number
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.rendering import PageRoute, page

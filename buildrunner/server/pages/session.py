@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import Sessions
+from buildrunner.server.http.access import Sessions, take_place
 from buildrunner.server.http.bodies import UnverifiedBodies, body_pieces
 from buildrunner.server.http.errors import permission_denied
 from buildrunner.server.http.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
@@ -68,6 +68,7 @@ class Session:
         viewer = await self._viewer(request)
         request.state.viewer = viewer
         request.state.caller = viewer.caller
+        take_place(request, viewer.caller)
         return viewer
 
     async def _viewer(self, request: Request) -> Viewer:

@@ -13,7 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from buildrunner.errors import NotFound, StorageError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import project_of
+from buildrunner.server.http.requests import project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute
 from buildrunner.server.pages.session import Session, check_may
 from buildrunner.storage.object_store import ObjectReader, StoredObject

@@ -12,7 +12,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.logs.files.retention import check_not_removed
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import project_of
+from buildrunner.server.http.requests import project_of
 from buildrunner.server.logs.view import tail
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page

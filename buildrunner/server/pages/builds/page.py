@@ -18,8 +18,9 @@ from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.stored import has_attestations, sbom_failures
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.access import note_action, note_target
 from buildrunner.server.http.errors import ApiError
+from buildrunner.server.http.requests import project_of
 from buildrunner.server.pages.builds.artifacts import listed_files
 from buildrunner.server.pages.builds.changes import BuildHistory, changes_since, step_times
 from buildrunner.server.pages.builds.drawings import draw_graph, ticks, waterfall

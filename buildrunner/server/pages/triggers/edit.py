@@ -11,9 +11,9 @@ from starlette.responses import RedirectResponse, Response
 
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound, UsageError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.access import note_action, note_target
 from buildrunner.server.http.errors import ApiError
-from buildrunner.server.http.requests import address_of
+from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.services.triggers import Triggers

@@ -15,9 +15,9 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.handling import tried
-from buildrunner.server.http.access import note_action, note_target, project_of
+from buildrunner.server.http.access import note_action, note_target
 from buildrunner.server.http.errors import ApiError
-from buildrunner.server.http.requests import address_of
+from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
