@@ -7,6 +7,7 @@ the bound host.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -28,6 +29,10 @@ from buildrunner.triggers.forges.forge import BadDelivery, ParsedDelivery
 
 ANY: Final = "*"
 """The owner that matches all owners of the host."""
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_SHORT_COMMIT: Final = re.compile(r"[0-9a-f]{7,64}")
+_MOST_SHOWN: Final = 100
 
 BARE: Final = "git"
 PUBSUB: Final = "pubsub"
@@ -114,11 +119,23 @@ def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDeli
     return _map(parsed, lambda event: _bound_to(event, hook, host, binding))
 
 
+def _check_commits(event: PushEvent | PullRequestEvent) -> None:
+    """Refuse other names: Git would take the name of a branch or tag in place of a commit."""
+    if isinstance(event, PushEvent):
+        form, named = _COMMIT, (event.before, event.after)
+    else:
+        form, named = _SHORT_COMMIT, (event.head_commit, event.base_commit)
+    for commit in named:
+        if commit.strip("0") and not form.fullmatch(commit):
+            raise BadDelivery(f"{commit[:_MOST_SHOWN]!r} is not the name of a commit")
+
+
 def _bound_bare(event: Event, name: str, binding: HookBinding) -> Event:
     assert isinstance(event, PushEvent)  # noqa: S101  (such a hook reports only pushes)
     reported = event.repository
     if reported.full_name != name:
         raise BadDelivery(f"the hook of {name} may not report {reported.full_name}")
+    _check_commits(event)
     if repository_key(reported.clone_url) != repository_key(binding.repository):
         raise BadDelivery(
             f"the hook {BARE}/{name} is bound to the repository at {binding.repository}, and the"
@@ -134,6 +151,7 @@ def _bound_to(event: Event, hook: str, host: ForgeHost, binding: HookBinding) ->
     name = reported.full_name
     if not is_full_name(name):
         raise BadDelivery(f"{name!r} is not the full name of a repository")
+    _check_commits(event)
     elsewhere = next(
         (url for url in (reported.clone_url, *reported.urls) if _is_web(url, host)), ""
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
@@ -137,6 +138,35 @@ def test_the_head_of_a_pull_request_is_on_the_same_forge(head: str, url: str) ->
 def test_what_a_hook_may_not_speak_for_is_refused(event: PushEvent, said: str) -> None:
     with pytest.raises(BadDelivery, match=said):
         bound(ParsedDelivery(kind="push", events=(push(), event)), "gitea", GITEA)
+
+
+@pytest.mark.parametrize("commit", ["main", "refs/pull/7/head", COMMIT[:12], f"{COMMIT}^", "HEAD"])
+def test_a_push_names_a_whole_commit(commit: str) -> None:
+    repository = Repository(full_name="acme/app", clone_url="https://github.com/acme/app.git")
+    pushed = PushEvent(repository=repository, ref="refs/heads/main", after=commit)
+    reported = replace(pushed, repository=replace(repository, full_name="app"))
+    hooks = [
+        (pushed, "github", HookBinding(owners=("acme",))),
+        (reported, "git/app", HookBinding(repository="https://github.com/acme/app.git")),
+    ]
+    for event, hook, binding in hooks:
+        with pytest.raises(BadDelivery, match="is not the name of a commit"):
+            bound(ParsedDelivery(kind="push", events=(event,)), hook, binding)
+
+
+@pytest.mark.parametrize("commit", ["main", "refs/pull/8/head", "abc", f"{COMMIT}^"])
+@pytest.mark.parametrize("field", ["head_commit", "base_commit"])
+def test_a_pull_request_names_commits(field: str, commit: str) -> None:
+    event = PullRequestEvent(
+        repository=Repository(full_name="acme/app"),
+        number=7,
+        action="opened",
+        base_branch="main",
+        head_branch="fix",
+        **{field: commit},
+    )
+    with pytest.raises(BadDelivery, match="is not the name of a commit"):
+        bound(ParsedDelivery(kind="push", events=(event,)), "github", HookBinding(owners=("acme",)))
 
 
 def test_an_unbound_hook_says_how_to_bind_it() -> None:
