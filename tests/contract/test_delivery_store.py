@@ -454,6 +454,24 @@ def test_a_hook_is_bound_until_its_binding_is_deleted(store: ServerStore) -> Non
         store.hooks.delete("github")
 
 
+def test_repositories_with_records_are_listed_and_their_refs_counted(store: ServerStore) -> None:
+    found = [
+        Watched("", "git/app b"),
+        Watched("P-1", "B/a"),
+        Watched("p", "a"),
+        Watched("p", "b c"),
+    ]
+    for one in found:
+        store.refs.note_first_look(
+            one, dict.fromkeys(["refs/heads/x", "refs/heads/Y"], "1"), "look"
+        )
+    recorded = store.refs.recorded()
+    assert (len(recorded), set(recorded)) == (4, set(found))
+    assert store.refs.count_with(found[2], ["refs/heads/x", "refs/heads/new"]) == 3
+    assert store.refs.count_with(found[2], []) == 2
+    assert store.refs.count_with(Watched("q", "a"), ["refs/heads/x"]) == 1
+
+
 def test_hooks_are_heard_of_by_their_genuine_deliveries(store: ServerStore) -> None:
     store.deliveries.add([delivery("a"), delivery("b", "git/app")], now=NOW)
     store.deliveries.add([delivery("c")], now=at(60))
