@@ -44,7 +44,8 @@ _GIVE_UP_S = 10.0
 Got = TypeVar("Got")
 
 _NEEDED_TO_CREATE = frozenset({"volumes", "workspace", "secrets"})
-_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets", "found"})
+# "images": then it is known which of them are pulled
+_NEEDED_TO_START = frozenset({"network", "volumes", "workspace", "secrets", "found", "images"})
 
 
 def run_build(plan: BuildPlan, context: RunContext) -> BuildOutcome:

@@ -48,9 +48,15 @@ class SourceFetched(_Event, frozen=True, tag="sourceFetched"):
 
 
 class StepStarted(_Event, frozen=True, tag="stepStarted"):
-    """The step begins; its image may still have to be pulled."""
+    """The step begins.
+
+    Attributes:
+        pulls: whether its image is being pulled. Then ``imageReady`` follows before its container
+            starts.
+    """
 
     step: int
+    pulls: bool = False
 
 
 class PullStarted(_Event, frozen=True, tag="pullStarted"):
@@ -83,6 +89,12 @@ class PullFinished(_Event, frozen=True, tag="pullFinished"):
     image: str
     digest: str = ""
     error: str = ""
+
+
+class ImageReady(_Event, frozen=True, tag="imageReady"):
+    """The pull that a step waited for has ended, and its container may start from now on."""
+
+    step: int
 
 
 class StepRunning(_Event, frozen=True, tag="stepRunning"):
@@ -170,6 +182,7 @@ BuildEvent = Union[  # noqa: UP007  (msgspec needs the union as a value)
     PullStarted,
     TransferMoved,
     PullFinished,
+    ImageReady,
     StepRunning,
     StepFinished,
     PushStarted,

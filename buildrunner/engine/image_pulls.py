@@ -199,6 +199,12 @@ class ImagePulls:
         position = self._positions[step.index]
         return self._built.get(step.image, position) < position
 
+    def is_pulling(self, step: StepPlan) -> bool:
+        """Return whether the step's image is being pulled now."""
+        with self._lock:
+            pull = self._pulls.get(self.served(step).serving)
+        return pull is not None and not pull.done.is_set()
+
     def step_ended(self) -> None:
         """Forget failed pulls after a step, which may have built or pushed these images."""
         self._round += 1
@@ -284,8 +290,7 @@ class ImagePulls:
             if pull is not None and pull.error is not None and pull.round == self._round:
                 return pull
             pull = self._pulls[served.serving] = _Pull(served, self._round)
-        thread = threading.Thread(target=self._run, args=(pull,), daemon=True)
-        thread.start()
+        threading.Thread(target=self._run, args=(pull,), daemon=True).start()
         return pull
 
     def _run(self, pull: _Pull) -> None:

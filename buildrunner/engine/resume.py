@@ -69,8 +69,13 @@ def resume_state(events: Iterable[BuildEvent], log: StoredLog) -> ResumeState | 
     warnings: list[str] = []
     for event in events:
         match event:
-            case BuildStarted():
+            case BuildStarted():  # what came before is of a worker that was lost in a pull
                 started_at = event.at
+                phases.clear()
+                outcomes.clear()
+                begun.clear()
+                ran.clear()
+                warnings.clear()
             case PhaseStarted():
                 phases[event.phase] = Span(event.at)
             case PhaseFinished():

@@ -135,6 +135,20 @@ class RunningBuild:
         self._home_files: dict[str, bytes] = {}
         self._home_lock = threading.Lock()
 
+    def report_first(self, event: BuildEvent) -> None:
+        """Report an event, and return once the listener has handled it. Not for the loop's thread.
+
+        If the loop ends before, this method never returns: the work behind it must not be done.
+        """
+        handled = threading.Event()
+
+        def report() -> None:
+            self.emit(event)
+            handled.set()
+
+        self.inbox.tell(report)
+        handled.wait()
+
     def warn(self, text: str) -> None:
         """Warn the user, with secrets masked. For the loop's thread."""
         text = self.log.masked_text(text)

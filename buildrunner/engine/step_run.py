@@ -19,6 +19,7 @@ from buildrunner.containers.image_name import is_image_id
 from buildrunner.containers.protocol import ContainerExit, ContainerSpec, ImageInfo
 from buildrunner.engine.deploy_commands import suggested
 from buildrunner.engine.deployments import REPORT, Deployment, read_report
+from buildrunner.engine.events import ImageReady
 from buildrunner.engine.log.pipeline import StepLog
 from buildrunner.engine.outcome import Span, StepOutcome
 from buildrunner.engine.running_build import RunningBuild
@@ -104,9 +105,13 @@ class StepRun:
         """Return whether `create_ahead` is creating or starting the container now."""
         return self._ahead is not None and self._ahead.is_alive()
 
-    def begin(self) -> None:
-        """Run the step."""
-        threading.Thread(target=self._run, args=(self._live,), daemon=True).start()
+    def begin(self, *, pulls: bool) -> None:
+        """Run the step.
+
+        Args:
+            pulls: whether its event said that its image is being pulled.
+        """
+        threading.Thread(target=self._run, args=(partial(self._live, pulls),), daemon=True).start()
 
     def stop(self, why: Status, grace_s: float) -> None:
         """Stop the step: SIGTERM now, SIGKILL after ``grace_s``. An ended step does not change.
@@ -177,13 +182,15 @@ class StepRun:
                 )
         return outcome
 
-    def _live(self) -> StepOutcome:
+    def _live(self, pulls: bool) -> StepOutcome:
         clock = self._build.clock
         began = clock.now()
         try:
             image = self._build.pulls.obtain(self._step, self._log)
         except EngineError as error:
             return self._verdict.without_image(error, Span(began, clock.now()))
+        if pulls:
+            self._build.report_first(ImageReady(at=clock.now(), step=self._step.index))
         base = StepOutcome(
             index=self._step.index,
             pull_timing=Span(began, clock.now()),

@@ -173,10 +173,11 @@ class StepRuns:
         run = self._runs.get(position) or self._new_run(position)
         now = self._build.clock.now()
         self._turns[position] = Span(now)
-        self._emit(StepStarted(at=now, step=step.index))
+        pulls = self._build.pulls.is_pulling(step)
+        self._emit(StepStarted(at=now, step=step.index, pulls=pulls))
         if self._plan.names_steps:
             self._build.log.line_once(f"Starting {step.label}")
-        run.begin()
+        run.begin(pulls=pulls)
 
     def _new_run(self, position: int) -> StepRun:
         run = StepRun(

@@ -9,7 +9,13 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from buildrunner.engine.events import BuildEvent, BuildStarted, StepFinished, StepStarted
+from buildrunner.engine.events import (
+    BuildEvent,
+    BuildStarted,
+    ImageReady,
+    StepFinished,
+    StepStarted,
+)
 from buildrunner.engine.outcome import BuildOutcome, Span, StepOutcome
 from buildrunner.errors import StoreError
 from buildrunner.plan.pinned_images import Rollback
@@ -222,9 +228,19 @@ def _started(build: Build, event: BuildStarted) -> Build:
 
 
 def _step_started(build: Build, event: StepStarted) -> Build:
+    span = TimeSpan(start_time=event.at)
     return _with_step(
-        build, event.step, status=Status.WORKING, timing=TimeSpan(start_time=event.at)
+        build,
+        event.step,
+        status=Status.WORKING,
+        timing=span,
+        pull_timing=span if event.pulls else None,
     )
+
+
+def _image_ready(build: Build, event: ImageReady) -> Build:
+    pulling = build.steps[event.step].pull_timing or TimeSpan(start_time=event.at)
+    return _with_step(build, event.step, pull_timing=replace(pulling, end_time=event.at))
 
 
 def _step_finished(build: Build, event: StepFinished) -> Build:
@@ -241,6 +257,7 @@ def _step_finished(build: Build, event: StepFinished) -> Build:
 _HANDLERS: dict[type, Callable[[Build, Any], Build]] = {
     BuildStarted: _started,
     StepStarted: _step_started,
+    ImageReady: _image_ready,
     StepFinished: _step_finished,
 }
 
@@ -264,6 +281,45 @@ def steps_begun(document: Document, reused: Collection[int] = ()) -> bool:
         for index, step in enumerate(steps)
         if index not in reused
     )
+
+
+def steps_ran(document: Document, reused: Collection[int] = ()) -> bool:
+    """Return whether the container of a step was started, or may have been.
+
+    A step whose image is being pulled has no container yet: its document says so until the pull has
+    ended, and is stored before the container starts.
+
+    Args:
+        document: the stored build.
+        reused: see `steps_begun`.
+    """
+    steps: list[Document] = document.get("steps", [])
+    waiting = {index for index, step in enumerate(steps) if _is_pulling(step)}
+    return steps_begun(document, waiting.union(reused))
+
+
+def _is_pulling(step: Document) -> bool:
+    pull = step.get("pullTiming", {})
+    return step.get("status") == "WORKING" and "startTime" in pull and "endTime" not in pull
+
+
+def before_steps(document: Document) -> Document:
+    """Return the document of a build that begins again, since no container of a step was started.
+
+    Args:
+        document: the stored build.
+    """
+    again = {key: value for key, value in document.items() if key not in ("startTime", "timing")}
+    if "steps" in again:
+        again["steps"] = [_queued_again(step) for step in again["steps"]]
+    return {**again, "status": "QUEUED"}
+
+
+def _queued_again(step: Document) -> Document:
+    if not _is_pulling(step):
+        return step
+    kept = {key: value for key, value in step.items() if key not in ("timing", "pullTiming")}
+    return {**kept, "status": "QUEUED"}
 
 
 FIRST_ATTEMPT: Final = "first_attempt"

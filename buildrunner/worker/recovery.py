@@ -269,7 +269,7 @@ def stored_events(log_folder: str) -> Iterator[BuildEvent]:
 
 def begun_again(how: str, now: datetime) -> LogChunk:
     """Return a log line for a build that begins again after the output of its dead process."""
-    text = f"The process of this build died{f' ({how})' if how else ''} before any step began."
+    text = f"The process of this build died{f' ({how})' if how else ''} before any step ran."
     return LogChunk(data=f"{text} It begins again.\n".encode(), step=None, at=now)
 
 

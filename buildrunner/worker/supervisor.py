@@ -43,7 +43,7 @@ from buildrunner.store.model.builds import (
     StoredBuild,
 )
 from buildrunner.store.model.remote import REMOTE
-from buildrunner.store.records import reused_steps_of, steps_begun
+from buildrunner.store.records import reused_steps_of, steps_ran
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.processes import AdoptedProcess, ChildProcess, Spawner, last_words
@@ -344,10 +344,10 @@ class Supervisor:
     def _look_at_remote(self, stored: ClaimedBuild) -> None:
         """Check a build of a worker on another host, which may be lost.
 
-        If no step has begun, the build is run again at once, but only once. A claim that no process
-        began does not count as a run, and may happen `MAX_ATTEMPTS` times. If steps have begun,
-        the worker has time to come back, unless it was reported lost: the network to it may be
-        cut.
+        If no container of a step was started, the build is run again at once, but only once. A
+        claim that no process began does not count as a run, and may happen `MAX_ATTEMPTS` times.
+        If one was started, the worker has time to come back, unless it was reported lost: the
+        network to it may be cut.
         """
         reported = self._reported.pop(Lease(stored.id, stored.fence), "")
         now = self._with.now()
@@ -358,14 +358,14 @@ class Supervisor:
         if now < ended and not reported:
             return
         build = self._with.find(stored.id)
-        begun = steps_begun(build.document, reused_steps_of(build.labels))
+        ran = steps_ran(build.document, reused_steps_of(build.labels))
         name = stored.worker.removeprefix(REMOTE)
         heard = stored.lease_until - timedelta(seconds=LEASE_S)
         reason = reported or (
             f"its worker {name} was lost: it was last heard of at {heard:%Y-%m-%d %H:%M:%S} UTC"
         )
         tries_again = bool(stored.process) or build.attempts < MAX_ATTEMPTS
-        if not begun and LOST_WORKER not in build.labels and tries_again:
+        if not ran and LOST_WORKER not in build.labels and tries_again:
             with suppress(Conflict):  # another server was faster, or the build has just ended
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)

@@ -90,7 +90,7 @@ def test_fetching(bench, gcs, buckets, victim):
     succeeded(bench, build_id)
     log = bench.log(build_id)
     assert log.count("hello\n") == 1
-    again = log.count(" before any step began. It begins again.\n")
+    again = log.count(" before any step ran. It begins again.\n")
     assert again == (0 if victim == "server" else 1)
     assert log.count("starting build") == 1 + again
 

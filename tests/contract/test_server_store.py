@@ -604,12 +604,17 @@ class TestLease:
     ) -> None:
         store.builds.create(new_build("a1", ttl=60))
         build, lease = claim(store)
-        store.queue.record(lease, with_status(build, "WORKING", startTime=encode_instant(at(1))))
+        pulling = {"name": "busybox", "status": "WORKING"}
+        times = {"timing": {"startTime": encode_instant(at(1))}}
+        times |= {"pullTiming": times["timing"]}
+        working = with_status(build, "WORKING", startTime=encode_instant(at(1)))
+        store.queue.record(lease, {**working, "steps": [{**pulling, **times}]})
         with pytest.raises(Conflict, match="another worker has it"):
             store.queue.run_again("a1", instead_of=lease.fence + 1, now=at(100), reason="gone")
         again = store.queue.run_again("a1", instead_of=lease.fence, now=at(100), reason="gone")
         assert again.status == "QUEUED"
         assert "startTime" not in again.document
+        assert again.document["steps"] == [{**pulling, "status": "QUEUED"}]
         assert again.labels[LOST_WORKER] == "gone"
         with pytest.raises(LeaseLost):
             store.queue.record(lease, with_status(build, "SUCCESS"))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from buildrunner.client.http import ServerConnection
-from buildrunner.errors import Conflict, InvalidRecord, LeaseLost
+from buildrunner.errors import Conflict, InvalidRecord, LeaseLost, StoreUnavailable
 from buildrunner.server.http.tokens import new_token
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import BuildQueue, Lease, StoredBuild
@@ -171,6 +171,38 @@ def test_an_operation_that_the_server_does_not_have_is_refused_at_once(place: Pl
     _, lease = place.claim()
     with pytest.raises(InvalidRecord, match=r"PUT .*/novelty"):
         place.queue.call("PUT", lease, "/novelty")
+
+
+@only_over_the_protocol
+@pytest.mark.parametrize(
+    ("pull", "waits"),
+    [({}, False), ({"startTime": "2024-05-31T12:00:00Z"}, True)],
+    ids=["started", "pulling"],
+)
+def test_until_a_container_was_started_a_worker_waits_for_its_server(
+    place: Place, monkeypatch: pytest.MonkeyPatch, pull: dict[str, str], waits: bool
+) -> None:
+    """Otherwise the server might run a build again whose step has run."""
+    place.server.create()
+    stored, lease = place.claim()
+    place.queue.set_process(lease, "1:1")
+    step = {"name": "busybox", "status": "WORKING", "pullTiming": pull}
+    document = {**working(stored), "steps": [step]}
+    place.queue.record(lease, document)
+    away = iter([StoreUnavailable("the server is away")])
+
+    def once_away(*request: Any, **more: Any) -> Any:
+        for error in away:
+            raise error
+        return call(*request, **more)
+
+    call = place.queue.call
+    monkeypatch.setattr(place.queue, "call", once_away)
+    if waits:
+        place.queue.record(lease, document)  # asked again
+    else:
+        with pytest.raises(StoreUnavailable):
+            place.queue.record(lease, document)
 
 
 @only_over_the_protocol

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.chaos.kill_bench import Gate
 from tests.conftest import DEADLINE_S
 from tests.e2e.test_serve import api, serve  # noqa: F401  (a fixture)
 
@@ -367,6 +369,54 @@ def test_a_build_of_a_lost_worker_ends_with_the_true_reason(server, work, busybo
         until(lambda: not any(map(is_running, pids)))  # it was told, and ended itself
         assert log_of(http, build) == before
         assert shown(http, build)["status"] == "INTERNAL_ERROR"
+
+
+@pytest.fixture
+def gate(registry):
+    found = Gate(registry.address)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def pulled(busybox, gate):
+    """An image that only the registry behind the gate has."""
+    name = f"{gate.address}/again:{uuid.uuid4().hex}"
+    for command in (("tag", busybox, name), ("push", name), ("rmi", name)):
+        subprocess.run(["docker", *command], check=True, capture_output=True)
+    yield name
+    subprocess.run(["docker", "rmi", "--force", name], check=False, capture_output=True)
+
+
+def test_a_build_whose_worker_is_lost_in_its_first_pull_runs_again(server, work, gate, pulled):
+    serving = server()
+    lost = work(serving, folder="lost", name="w1")
+    gate.shut()
+    with api(serving) as http:
+        build = create(http, pulled, "echo it runs")
+        assert gate.held.wait(60)
+
+        def step():
+            return shown(http, build)["steps"][0]
+
+        until(lambda: step().get("status") == "WORKING")
+        assert "endTime" not in step()["pullTiming"]
+        pids = lost.build_processes(build)
+        assert pids
+        lost.process.kill()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            work(serving, folder="other", name="w2")
+            until(lambda: "before any step ran. It begins again.\n" in log_of(http, build))
+            gate.open()
+            document = until_status(http, build, *ENDED)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert document["status"] == "SUCCESS", log_of(http, build)
+        assert log_of(http, build).count("it runs\n") == 1
+        until(lambda: not any(map(is_running, pids)))
 
 
 def is_running(pid):

@@ -5,13 +5,23 @@ from __future__ import annotations
 import socket
 import threading
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from tests.conftest import drain
 from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
 from tests.kubernetes.conftest import image, on_node, relay
-from tests.kubernetes.test_pools import client, found, of_pool, phases, pod_of, pods, running
+from tests.kubernetes.test_pools import (
+    client,
+    found,
+    of_pool,
+    phases,
+    pod_of,
+    pods,
+    running,
+    works,
+)
 from tests.kubernetes.test_workers import ended, submitted
 
 pytestmark = [pytest.mark.usefixtures("own_cluster"), pytest.mark.alone]
@@ -20,55 +30,81 @@ pytestmark = [pytest.mark.usefixtures("own_cluster"), pytest.mark.alone]
 class Held:
     """A way to a server that can be held: what asks the server then gets no answer.
 
+    Args:
+        here: the address of the way.
+        target: host and port of the server.
+        drops: whether connections that were held are dropped, and not led on.
+
     Attributes:
         port: of the server.
         url: the address of the way to it.
         requested: set at each connection.
-        open: set unless the way is held. Connections that it held are dropped.
+        open: set unless the way is held.
     """
 
-    def __init__(self, here):
-        with socket.create_server((here, 0)) as free:
-            self.port = free.getsockname()[1]
+    def __init__(self, here, target, *, drops):
+        self.port = target[1]
         self.requested, self.open = threading.Event(), threading.Event()
         self.open.set()
-        self.relay = relay(here, (here, self.port), self._wait)
+        self._drops = drops
+        self.relay = relay(here, target, self._wait)
         self.url = f"http://{here}:{self.relay.server_address[1]}"
 
     def _wait(self):
         self.requested.set()
         if not self.open.is_set():
             self.open.wait()
-            raise ConnectionAbortedError
+            if self._drops:
+                raise ConnectionAbortedError
+
+    def close(self):
+        self.open.set()
+        self.relay.shutdown()
+        self.relay.server_close()
 
 
 @pytest.fixture
 def held(here):
-    """See `Held`."""
-    found = Held(here)
+    """The way of Pods to the server."""
+    with socket.create_server((here, 0)) as free:
+        port = free.getsockname()[1]
+    found = Held(here, (here, port), drops=True)
     yield found
-    found.open.set()
-    found.relay.shutdown()
-    found.relay.server_close()
+    found.close()
 
 
 @pytest.fixture
-def server(serve, cluster, here, held, mirror, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
+def registry_held(here, mirror):
+    """The way of the engines of the pool `slow` to the images of steps."""
+    host, port = mirror.removeprefix("http://").split(":")
+    found = Held(here, (host, int(port)), drops=False)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def server(serve, cluster, here, held, mirror, registry_held, kubeconfig, tmp_path):  # noqa: F811  (the fixture)
     """A client of a server outside of the cluster, which no lost node stops."""
     port = held.port
     folder = tmp_path / "config" / "buildrunner"
     folder.mkdir(parents=True)
-    (folder / "config.toml").write_text(f"""\
-[pools.linux]
+    pools = {"linux": mirror, "slow": registry_held.url}
+    (folder / "config.toml").write_text(
+        "".join(
+            f"""\
+[pools.{name}]
 server = "{held.url}"
 namespace = "{cluster.namespace}"
 worker_image = "{image("worker")}"
 engine_image = "{image("engine")}"
-mirror = "{mirror}"
+mirror = "{images}"
 cpu = "1"
 cpu_request_percent = 10
 memory = "768Mi"
-""")
+"""
+            for name, images in pools.items()
+        )
+    )
     serving = serve(
         f"--host={here}",
         f"--port={port}",
@@ -132,6 +168,10 @@ def kept(server, build_id):
     return found(server, build_id), server.get(f"{own}/log").text
 
 
+def others(cluster, build_id, pod):
+    return [one for one in pods(cluster, build_id) if one["metadata"]["name"] != pod]
+
+
 def test_a10_a_node_that_was_lost_comes_back_and_its_pod_writes_nothing(cluster, server):
     speaks = "i=0; while true; do echo tick $((i += 1)); sleep 0.1; done"
     build_id, pod = running(cluster, server, speaks)
@@ -158,12 +198,26 @@ def test_a10_a_build_whose_node_was_lost_before_a_step_began_runs_in_another_pod
     build_id = submitted(server, of_pool({"name": "busybox", "args": ["true"]}))
     assert held.requested.wait(60), cluster.state()  # its worker asks for the build, and gets none
     pod = pod_of(cluster, build_id)
-
-    def others():
-        return [one for one in pods(cluster, build_id) if one["metadata"]["name"] != pod]
-
     with Node(cluster, pod).frozen():
         held.open.set()
-        cluster.until(others, "another Pod", 120)
+        cluster.until(partial(others, cluster, build_id, pod), "another Pod", 120)
     build, log = ended(cluster, server, build_id)
+    assert build["status"] == "SUCCESS", log
+
+
+def test_a9_a_build_whose_pod_is_deleted_in_its_first_pull_runs_in_another(
+    cluster, server, registry_held
+):
+    registry_held.open.clear()
+    step = {"name": "busybox", "args": ["true"]}
+    build_id = submitted(server, of_pool(step, pool="slow"))
+    works(cluster, server, build_id)
+    pull = found(server, build_id)["steps"][0]["pullTiming"]
+    assert pull
+    assert "endTime" not in pull
+    pod = pod_of(cluster, build_id)
+    cluster.kubectl("delete", "pod", pod, "--force", "--grace-period=0")
+    cluster.until(partial(others, cluster, build_id, pod), "another Pod", 120)
+    registry_held.open.set()
+    build, log = ended(cluster, server, build_id, 180)
     assert build["status"] == "SUCCESS", log

@@ -17,7 +17,7 @@ CANCELLED_BY: Final = "cancelled_by"
 """The label with the origin of a cancellation: ``cancelled by TOKEN``."""
 
 LOST_WORKER: Final = "lost_worker"
-"""The label of a build that starts again, since its worker was lost before any step began."""
+"""The label of a build that starts again, since its worker was lost before any step ran."""
 
 WAITS_FOR: Final = "waits_for"
 """The label of a pool's build with the reason why it waits, as a sentence."""

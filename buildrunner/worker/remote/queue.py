@@ -40,7 +40,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.deployments import RecordedDeployment
 from buildrunner.store.model.remote import BegunBuild, ClaimRequest, WorkerDeployment
-from buildrunner.store.records import steps_begun
+from buildrunner.store.records import steps_ran
 
 _TRIES = 3
 _WAIT_S = 25.0
@@ -137,7 +137,7 @@ class RemoteQueue(BuildQueue):
             self._put_document(lease, document)
         else:
             until_answered(lambda: self._put_document(lease, document))
-            self._knows_steps = steps_begun(document)
+            self._knows_steps = steps_ran(document)
 
     def _with_log_sent(self, lease: Lease, document: Document) -> Document:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -21,7 +21,15 @@ from buildrunner.containers.protocol import (
 )
 from buildrunner.engine.build_loop import run_build
 from buildrunner.engine.cancellation import CancelToken
-from buildrunner.engine.events import BuildEvent, StepFinished, StepRunning, StepStarted
+from buildrunner.engine.events import (
+    BuildEvent,
+    BuildStarted,
+    PhaseStarted,
+    StepFinished,
+    StepRunning,
+    StepStarted,
+    Warned,
+)
 from buildrunner.engine.log.pipeline import LogChunk, StoredLog
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.engine.resume import ResumeState, resume_state
@@ -191,6 +199,21 @@ class Crashing:
     def check_nothing_is_left(self) -> None:
         owned = self.engine.list_owned({LABEL_BUILD: BUILD_ID})
         assert (owned.containers, owned.volumes, owned.networks) == ((), (), ())
+
+
+def test_of_a_worker_that_was_lost_before_a_step_ran_nothing_counts() -> None:
+    first, later = datetime(2024, 5, 31, 12, tzinfo=UTC), datetime(2024, 5, 31, 13, tzinfo=UTC)
+    lost: list[BuildEvent] = [
+        BuildStarted(at=first, build_id=BUILD_ID, steps=2),
+        PhaseStarted(at=first, phase="BUILD"),
+        Warned(at=first, text="a warning"),
+        StepStarted(at=first, step=0, pulls=True),
+        StepStarted(at=first, step=1, pulls=True),
+        BuildStarted(at=later, build_id=BUILD_ID, steps=2),
+    ]
+    assert resume_state(lost, StoredLog()) is None
+    state = resume_state([*lost, StepStarted(at=later, step=0)], StoredLog())
+    assert state == ResumeState(started_at=later, begun={0: later})
 
 
 def graph(kinds: list[tuple[str, bool]]) -> tuple[StepPlan, ...]:

@@ -20,6 +20,7 @@ from buildrunner.engine.events import (
     BuildEvent,
     BuildFinished,
     BuildStarted,
+    ImageReady,
     PullFinished,
     PullStarted,
     StepFinished,
@@ -359,6 +360,45 @@ def test_missing_images_are_pulled_once_each_ahead_of_need() -> None:
     assert [one.image_digest for one in outcome.steps] == [DIGEST] * 4
     pulls = [event for event in build.events if isinstance(event, PullStarted | PullFinished)]
     assert {event.image for event in pulls} == {"app:1", "tool"}
+
+
+def test_a_container_starts_once_its_listener_knows_that_the_pull_has_ended() -> None:
+    """Until then, the stored build says that none was started: another worker may run it."""
+    build = Build(step(0, image="app"), step(1))
+    build.engine.registry = {"app:latest": info("app")}
+    begun, started = threading.Event(), threading.Event()
+    pull, start = build.engine.pull_image, build.engine.start_container
+
+    def held_pull(*args: object, **named: object) -> ImageInfo:
+        assert begun.wait(10)
+        return pull(*args, **named)  # type: ignore[arg-type]
+
+    def watched_start(*args: object, **named: object) -> Iterator[bytes]:
+        started.set()
+        return start(*args, **named)  # type: ignore[arg-type]
+
+    build.engine.pull_image = held_pull  # type: ignore[method-assign]
+    build.engine.start_container = watched_start  # type: ignore[method-assign]
+
+    def on_event(event: BuildEvent) -> None:
+        if isinstance(event, StepStarted):
+            begun.set()
+        if isinstance(event, ImageReady):
+            assert not started.wait(0.2)
+
+    assert build.run(on_event=on_event).status is Status.SUCCESS
+    story = [
+        (type(event).__name__, event.step, getattr(event, "pulls", None))
+        for event in build.events
+        if isinstance(event, StepStarted | ImageReady | StepRunning)
+    ]
+    assert story == [
+        ("StepStarted", 0, True),
+        ("ImageReady", 0, None),
+        ("StepRunning", 0, None),
+        ("StepStarted", 1, False),
+        ("StepRunning", 1, None),
+    ]
 
 
 def test_a_pull_is_tried_again_when_that_may_help() -> None:

@@ -1,7 +1,7 @@
 """Keeping a running build without holding it up."""
 
 import threading
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -12,7 +12,13 @@ from buildrunner.errors import StoreError
 from buildrunner.spec.model.build import Build, BuildStep, Status
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.local import LocalBuildStore
-from buildrunner.store.records import BuildRecord, BuildWriter
+from buildrunner.store.records import (
+    BuildRecord,
+    BuildWriter,
+    before_steps,
+    steps_begun,
+    steps_ran,
+)
 
 NOW = datetime(2024, 5, 31, 12, tzinfo=UTC)
 
@@ -34,6 +40,35 @@ def test_events_bring_the_build_up_to_date():
     assert [step.status for step in build.steps] == [Status.FAILURE, Status.QUEUED]
     assert build.steps[0].exit_code == 3
     assert build.steps[0].timing.start_time == build.steps[0].timing.end_time == NOW
+
+
+def test_a_step_has_not_run_while_its_image_is_pulled():
+    kept = record()
+    assert kept.apply(events.StepStarted(at=NOW, step=0, pulls=True))
+    pulling = encode_message(kept.build)
+    assert (steps_begun(pulling), steps_ran(pulling)) == (True, False)
+    again = before_steps({**pulling, "startTime": "t"})
+    assert again["steps"][0] == {"name": "a", "status": "QUEUED"}
+    assert "startTime" not in again
+    later = NOW + timedelta(seconds=3)
+    assert kept.apply(events.ImageReady(at=later, step=0))
+    ready = encode_message(kept.build)
+    assert steps_ran(ready)
+    assert before_steps(ready)["steps"] == ready["steps"]
+    span = kept.build.steps[0].pull_timing
+    assert (span.start_time, span.end_time) == (NOW, later)
+
+
+def test_a_step_that_failed_in_the_pull_or_whose_image_was_there_counts_as_run():
+    for event in (
+        events.StepStarted(at=NOW, step=0),
+        events.StepFinished(at=NOW, step=0, status="FAILURE"),
+    ):
+        kept = record()
+        kept.apply(events.StepStarted(at=NOW, step=0, pulls=True))
+        kept.apply(event)
+        assert steps_ran(encode_message(kept.build))
+        assert not steps_ran(encode_message(kept.build), reused={0})
 
 
 def test_a_step_that_the_user_left_out_has_no_status():

@@ -437,14 +437,17 @@ def clock():
     return Clock()
 
 
-def of_remote_worker(server, clock, *, step="QUEUED", process="1:1"):
+PULLING = {"startTime": "2024-05-31T12:00:00Z"}
+
+
+def of_remote_worker(server, clock, *, step="QUEUED", process="1:1", pull=None):
     """A build that a worker on another host has claimed and perhaps begun."""
     build = server.create({})
     stored, lease = server.store.queue.claim("worker:w1/host", now=clock(), lease_s=30, limit=9)
     assert stored.id == build
     if process:
         server.store.queue.set_process(lease, process)
-        steps = [{"name": "busybox", "status": step}]
+        steps = [{"name": "busybox", "status": step, **({"pullTiming": pull} if pull else {})}]
         document = {**server.document(build), "status": "WORKING", "steps": steps}
         server.store.queue.record(lease, document)
     return build, lease
@@ -508,6 +511,31 @@ def test_the_server_that_has_the_log_gives_a_lost_build_up_first(server, supervi
     assert supervise.given_up == []
     clock.move(30)
     until(lambda: supervise.given_up)
+
+
+def test_a_build_of_a_worker_that_was_lost_in_a_pull_runs_again_once(server, supervise, clock):
+    build, _ = of_remote_worker(server, clock, step="WORKING", pull=PULLING)
+    queue = server.store.queue
+    Turns(supervise, clock, queue)
+    clock.move(31)
+    until(lambda: server.store.builds.find(build).status == "QUEUED")
+    (step,) = server.document(build)["steps"]
+    assert step == {"name": "busybox", "status": "QUEUED"}
+    _, again = queue.claim("worker:w2/host", now=clock(), lease_s=30, limit=9)
+    queue.set_process(again, "1:1")
+    clock.move(200)
+    until(lambda: supervise.given_up)
+
+
+def test_a_build_of_a_worker_that_was_lost_after_a_pull_does_not_run_again(
+    server, supervise, clock
+):
+    pull = {**PULLING, "endTime": PULLING["startTime"]}
+    build, _ = of_remote_worker(server, clock, step="WORKING", pull=pull)
+    Turns(supervise, clock, server.store.queue)
+    clock.move(31 + 45)
+    until(lambda: supervise.given_up)
+    assert supervise.given_up[0][0] == build
 
 
 @pytest.mark.parametrize("step", ["QUEUED", "WORKING"])
