@@ -6,12 +6,14 @@ import uuid
 
 import pytest
 
-from buildrunner.errors import KubernetesError
 from buildrunner.kubernetes.api import KubernetesApi
 from buildrunner.kubernetes.manifest import LABELS, job_name
 from buildrunner.kubernetes.reasons import build_jobs
-from tests.kubernetes.conftest import image
+from tests.kubernetes.conftest import image, namespace
+from tests.kubernetes_contract import KubernetesContract
 from tests.unit.kubernetes.test_api import manifest
+
+KINDS = {"events": ("v1", "Event"), "roles": ("rbac.authorization.k8s.io/v1", "Role")}
 
 
 @pytest.fixture
@@ -21,16 +23,44 @@ def api(kubeconfig):
     opened.close()
 
 
+class RealPlace:
+    """A namespace of the cluster. See `kubernetes_contract.Place`."""
+
+    def __init__(self, cluster):
+        self.namespace = cluster.namespace
+        self.until = cluster.until
+        self._cluster = cluster
+
+    def add(self, kind, manifest):
+        version, name = KINDS[kind]
+        self._cluster.apply({"apiVersion": version, "kind": name, **manifest})
+
+    def allow_no_jobs(self):
+        metadata = {"name": "none", "namespace": self.namespace}
+        spec = {"hard": {"count/jobs.batch": "0"}}
+        quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": metadata, "spec": spec}
+        self._cluster.apply(quota)
+
+
+@pytest.fixture
+def place(kubeconfig, tools):
+    with namespace(kubeconfig, tools) as found:
+        yield RealPlace(found)
+
+
+class TestTheRealApi(KubernetesContract):
+    """See `KubernetesContract`."""
+
+
 def job(cluster, build_id, **settings):
     """A Job whose Pod no node takes."""
     nowhere = {"node_selector": {"tests": "nowhere"}, "namespace": cluster.namespace}
     return manifest(build_id, **{**nowhere, **settings})
 
 
-def test_a_job_is_created_once_found_and_deleted(api, cluster):
+def test_a_pod_that_no_node_takes_has_the_scheduler_s_reason(api, cluster):
     build_id = str(uuid.uuid4())
-    for _ in range(2):
-        api.create_job(job(cluster, build_id))
+    api.create_job(job(cluster, build_id))
 
     def unschedulable():
         pods = api.pods(cluster.namespace, LABELS)
@@ -41,9 +71,7 @@ def test_a_job_is_created_once_found_and_deleted(api, cluster):
         return "its Pod can't be scheduled" in found.reason
 
     cluster.until(unschedulable, "the scheduler's reason", 30)
-    for _ in range(2):
-        api.delete_job(cluster.namespace, job_name(build_id))
-    assert build_jobs(api.jobs(cluster.namespace, LABELS), [], []) == []
+    api.delete_job(cluster.namespace, job_name(build_id))
 
 
 def test_an_image_that_is_not_there_is_the_reason(api, cluster):
@@ -61,33 +89,3 @@ def test_an_image_that_is_not_there_is_the_reason(api, cluster):
 
     cluster.until(said, "the reason of the kubelet", 60)
     api.delete_job(cluster.namespace, job_name(build_id))
-
-
-def test_refusals_have_their_reasons(api, cluster):
-    with pytest.raises(KubernetesError) as caught:
-        api.create_job(job(cluster, str(uuid.uuid4()), namespace="no-such-namespace"))
-    assert caught.value.reason == "NoNamespace"
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "ResourceQuota",
-            "metadata": {"name": "none"},
-            "spec": {"hard": {"count/jobs.batch": "0"}},
-        }
-    )
-
-    def refused():
-        try:
-            api.create_job(job(cluster, str(uuid.uuid4())))
-        except KubernetesError as error:
-            return error.reason == "Quota"
-        return False
-
-    cluster.until(refused, "the quota counts", 30)
-    cluster.kubectl("delete", "resourcequota", "none")
-
-
-def test_the_keys_of_service_accounts_are_read(api):
-    issuer, keys = api.account_keys()
-    assert issuer.startswith("https://")
-    assert all(key["kid"] for key in keys["keys"])

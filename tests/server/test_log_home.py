@@ -15,7 +15,8 @@ from buildrunner.provenance.stored import store_attestations
 from buildrunner.server.http.log_home import PASSED_ON
 from buildrunner.store.model.builds import ClaimScope, KnownServer
 from tests.conftest import DEADLINE_S
-from tests.log_servers import log_server, now
+from tests.log_servers import PROJECT, log_server, now
+from tests.server.test_pages import csrf_of
 
 TEXT = b"FETCHSOURCE\nBUILD\n" + b"".join(b"Step #0: line %d\n" % n for n in range(30_000))
 
@@ -174,6 +175,24 @@ def test_who_may_not_read_here_may_not_read_there(tmp_path):
         for project, status in (("q", 403), ("p", 200)):
             bearer = {"Authorization": f"Bearer {home.token('read', projects=(project,))}"}
             assert httpx.get(url, headers=bearer, timeout=DEADLINE_S).status_code == status
+
+
+def test_whoever_signs_in_on_one_server_sends_its_forms_to_any(tmp_path):
+    with (
+        log_server(str(tmp_path / "home"), worker="home", auth=True) as home,
+        log_server(
+            str(tmp_path / "other"), worker="other", database_of=home.folder, auth=True
+        ) as other,
+        httpx.Client(timeout=DEADLINE_S) as browser,
+    ):
+        known(home), known(other)
+        home.build("b")
+        credentials = {"token": home.token("admin"), "next": "/builds"}
+        assert browser.post(f"{home.url}/login", data=credentials).status_code == 303
+        page = f"/builds/{PROJECT}/b"
+        form = {"csrf": csrf_of(browser.get(f"{home.url}{page}"))}
+        assert browser.post(f"{other.url}{page}/cancel", data=form).status_code == 303
+        assert home.store.builds.find("b").status == "CANCELLED"
 
 
 def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tmp_path):

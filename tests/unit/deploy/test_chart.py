@@ -70,15 +70,20 @@ def helm():
     return Path(folder.strip()) / "helm"
 
 
-def rendered(helm, values):
-    """The objects by kind; a text if the chart refuses the values."""
-    done = subprocess.run(
+def templated(helm, values):
+    """What Helm makes of the values."""
+    return subprocess.run(
         [helm, "template", "buildrunner", CHART, "--namespace=ci", "--values=-"],
         input=yaml.safe_dump(values),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def rendered(helm, values):
+    """The last object of each kind, by kind; a text if the chart refuses the values."""
+    done = templated(helm, values)
     if done.returncode:
         return done.stderr
     return {one["kind"]: one for one in all_objects(done.stdout)}
@@ -94,9 +99,11 @@ def server(objects):
 
 @pytest.mark.parametrize("values", [{}, EVERYTHING], ids=["least", "everything"])
 def test_each_release_of_kubernetes_knows_every_field(helm, values):
-    objects = rendered(helm, values)
+    objects = all_objects(templated(helm, values).stdout)
+    kinds = [one["kind"] for one in objects]
+    assert kinds.count("Role") == len(values.get("pools", ()))  # each in a namespace of its own
     for release in RELEASES:
-        for one in objects.values():
+        for one in objects:
             kubernetes_validate.validate(one, release, strict=True)
 
 
@@ -208,14 +215,7 @@ def test_pools_become_settings_of_the_server(helm, tmp_path):
 
 def test_the_server_may_do_what_it_does_in_the_namespaces_of_pools_and_nothing_else(helm):
     assert not {"Role", "RoleBinding"} & set(rendered(helm, {}))
-    values = yaml.safe_dump({"pools": EVERYTHING["pools"]})
-    text = subprocess.run(
-        [helm, "template", "buildrunner", CHART, "--namespace=ci", "--values=-"],
-        input=values,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    text = templated(helm, {"pools": EVERYTHING["pools"]}).stdout
     roles = [one for one in all_objects(text) if one["kind"] == "Role"]
     assert [one["metadata"]["namespace"] for one in roles] == ["builds", "ci"]
     names = [rule["resourceNames"] for rule in roles[0]["rules"] if "roles" in rule["resources"]]

@@ -8,7 +8,7 @@ import pytest
 
 from buildrunner.errors import KubernetesError
 from buildrunner.kubernetes.api import KubernetesApi
-from buildrunner.kubernetes.manifest import LABEL_BUILD, LABEL_POOL, LABELS, PodBuild, job_manifest
+from buildrunner.kubernetes.manifest import LABELS, PodBuild, job_manifest
 from buildrunner.kubernetes.pool import Pool
 
 ID = "aef20688-6937-4742-bce1-5f0b81931d41"
@@ -26,42 +26,6 @@ def test_a_job_arrives_with_every_field_of_its_manifest(api, cluster):
     (made,) = cluster.of("jobs")
     assert made["spec"] == wanted["spec"]
     assert made["metadata"]["labels"] == wanted["metadata"]["labels"]
-
-
-def test_a_second_job_of_the_same_name_is_none(api, cluster):
-    api.create_job(manifest())
-    api.create_job(manifest())
-    assert len(cluster.of("jobs")) == 1
-
-
-def test_jobs_and_pods_are_found_by_their_labels(api, cluster):
-    api.create_job(manifest())
-    cluster.add("jobs", "ci", {"metadata": {"name": "other", "labels": {"team": "a"}}})
-    (job,) = api.jobs("ci", LABELS)
-    (pod,) = api.pods("ci", LABELS)
-    for found in (job, pod):
-        labels = found["metadata"]["labels"]
-        assert (labels[LABEL_BUILD], labels[LABEL_POOL]) == (ID, "arm")
-    assert pod["metadata"]["name"].startswith(f"build-{ID}-")
-
-
-def test_of_the_events_only_warnings_are_listed(api, cluster):
-    for name, kind in (("a", "Warning"), ("b", "Normal")):
-        event = {"metadata": {"name": name}, "involvedObject": {}, "type": kind, "message": name}
-        cluster.add("events", "ci", event)
-    assert [one["message"] for one in api.warnings("ci")] == ["a"]
-
-
-def test_a_job_is_deleted_with_its_pod_once_and_again(api, cluster):
-    api.create_job(manifest())
-    api.delete_job("ci", f"build-{ID}")
-    api.delete_job("ci", f"build-{ID}")
-    assert cluster.of("jobs") == cluster.of("pods") == []
-
-
-def test_the_keys_of_service_accounts_come_with_their_issuer(api, cluster):
-    cluster.keys = [{"kid": "1"}]
-    assert api.account_keys() == ("https://kubernetes.default.svc", {"keys": [{"kid": "1"}]})
 
 
 def no_namespace(cluster):
