@@ -175,8 +175,8 @@ def take_place(request: Request, caller: Caller) -> None:
 class CallerShares:
     """Keeps each caller to half of the connections: the others find places.
 
-    A connection is displaced only while it is idle, and a client decides how long its request
-    takes. So the requests under way of one caller are limited, by `take_place`.
+    A client decides how long its request takes, and one with many addresses keeps many requests
+    under way. So the requests under way of one caller are limited, by `take_place`.
 
     Args:
         app: the application.
