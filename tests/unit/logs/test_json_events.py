@@ -25,7 +25,7 @@ def test_every_event_and_line_is_one_json_object():
         out.result({"id": "b"}, 1)
 
     assert lines_of(act) == [
-        {"event": "stepStarted", "at": "2024-05-31T12:00:00Z", "step": 2},
+        {"event": "stepStarted", "at": "2024-05-31T12:00:00Z", "step": 2, "pulls": False},
         {"event": "log", "at": "2024-05-31T12:00:01Z", "step": 2, "text": "one"},
         {"event": "log", "at": "2024-05-31T12:00:01Z", "step": 2, "text": "two \ufffd\r"},
         {"event": "log", "at": "2024-05-31T12:00:02Z", "step": None, "text": "BUILD"},
