@@ -97,6 +97,23 @@ def test_engines_have_no_limit(project: dict[str, Any]) -> None:
     assert "No engine has a limit" in access
 
 
+def test_a_worker_has_one_engine_for_all_its_builds(project: dict[str, Any]) -> None:
+    """The pages say so, and tell what to do: a worker takes builds of all projects of its token."""
+    for number in ("1", "2"):
+        command_line = project["services"][f"worker-{number}"]["command"]
+        assert "--once" not in command_line
+        assert "--project" not in command_line
+    own = "tokens create shop --worker --project shop"
+    for page, words in (
+        ("how-to/compose.md", "read their sources and secrets"),
+        ("how-to/kubernetes.md", "read their sources and secrets"),
+        ("explanation/security.md", "sources, secrets and identity tokens of later builds"),
+    ):
+        text = " ".join((ROOT / "docs" / page).read_text().split())
+        assert words in text
+        assert own in text
+
+
 def test_no_secret_is_in_the_environment_and_only_the_server_reaches_the_database(
     project: dict[str, Any],
 ) -> None:

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from buildrunner.containers.fake import FakeEngine
-from buildrunner.errors import EngineError, EngineUnavailable
+from buildrunner.containers.protocol import LABEL_BUILD, ContainerSpec
+from buildrunner.errors import ContainerNameTaken, EngineError, EngineUnavailable
 from buildrunner.sandboxes import pod
 from buildrunner.sandboxes.pod import PodSandbox
 from buildrunner.sources.local_folder import LocalFolder
@@ -184,3 +185,22 @@ def test_steps_are_privileged_where_the_isolation_of_the_pod_allows_it(isolation
     sandbox = PodSandbox(FakeEngine(), {}, isolation)
     assert sandbox.isolation() == isolation
     assert sandbox.open("b1").privileged_steps is privileged
+
+
+def test_later_builds_find_what_a_step_left_in_the_engine():
+    """The page on security says so: where this fails, the page has to say something else."""
+    engine = FakeEngine(["gcr.io/cloud-builders/docker", "evil"])
+    sandbox = PodSandbox(engine, {}, "capabilities")
+    evil = engine.find_image("evil").id
+    step = sandbox.open("b1", project="mallory").engine
+    assert step.tag_image(evil, "gcr.io/cloud-builders/docker")
+    left = step.create_container(ContainerSpec(image="evil", name="watcher"))
+    owned = ContainerSpec(image="evil", name="step", labels={LABEL_BUILD: "b1"})
+    step.create_container(owned)
+    sandbox.remove("b1")
+    later = sandbox.open("b2", project="shop").engine
+    assert later.find_image("gcr.io/cloud-builders/docker").id == evil
+    with pytest.raises(ContainerNameTaken):
+        later.create_container(ContainerSpec(image="evil", name="watcher"))
+    later.create_container(owned)
+    later.remove_container(left)
