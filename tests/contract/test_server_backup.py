@@ -17,6 +17,7 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.containers.process_owner import this_process
 from buildrunner.errors import Conflict, LeaseLost, NotFound, StoreError, UsageError
+from buildrunner.server.http.tokens import caller_of, hash_of, new_token
 from buildrunner.store.model.builds import NewBuild
 from buildrunner.store.sql.backup import backup, restore
 from buildrunner.store.sql.store import open_store
@@ -231,6 +232,64 @@ def test_a_damaged_database_is_replaced_and_kept(saved: Path, data: Path, addres
     restore(str(saved), address, replace=True)
     assert builds_of(address) == ["a1", "a2"]
     assert (data / "server.db.replaced").read_bytes() == b"\0" * 5000
+
+
+def add_token(address: str, name: str) -> str:
+    """Add a token to a database; its text."""
+    text, token = new_token(name, ("admin",), now=NOW)
+    store = open_store(address)
+    store.tokens.create(token)
+    store.close()
+    return text
+
+
+def is_valid(address: str, text: str) -> bool:
+    store = open_store(address)
+    try:
+        return caller_of(text, store.tokens.find(hash_of(text))) is not None
+    finally:
+        store.close()
+
+
+def test_a_token_that_was_revoked_after_the_backup_stays_revoked(
+    data: Path, saved: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stays, leaver = add_token(address, "stays"), add_token(address, "leaver")
+    backup(address, str(saved))
+    store = open_store(address)
+    store.tokens.revoke("leaver", now=NOW)
+    store.close()
+    where = ["--data", str(data), "--replace"]
+    for _ in range(2):
+        assert main(["backup", "restore", str(saved), *where]) == 0
+        said = capsys.readouterr().err
+        assert "Tokens revoked after the backup stay revoked: leaver\n" in said
+        assert "warning" not in said
+        assert is_valid(address, stays)
+        assert not is_valid(address, leaver)
+
+
+@pytest.mark.parametrize("lost", ["gone", "damaged", "new"])
+def test_tokens_whose_revocation_would_be_lost_are_named(
+    data: Path, saved: Path, address: str, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    texts = [add_token(address, name) for name in ("first", "second")]
+    store = open_store(address)
+    store.tokens.revoke("second", now=NOW)
+    store.close()
+    backup(address, str(saved))
+    database = data / "server.db"
+    for file in data.glob("server.db*"):
+        file.unlink()
+    if lost == "damaged":
+        database.write_bytes(b"\0" * 5000)
+    elif lost == "new":
+        add_token(address, "third")
+    assert main(["backup", "restore", str(saved), "--data", str(data), "--replace"]) == 0
+    said = capsys.readouterr().err
+    assert "even if they were revoked after the backup: first\n" in said
+    assert "buildrunner tokens revoke NAME" in said
+    assert [is_valid(address, text) for text in texts] == [True, False]
 
 
 @pytest.fixture

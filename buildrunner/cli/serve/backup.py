@@ -9,6 +9,7 @@ import sys
 from buildrunner import wiring
 from buildrunner.cli.serve.place import add_place_flags, data_of, database_of
 from buildrunner.errors import EXIT_SUCCESS
+from buildrunner.logs.console.wording import printable
 
 _EPILOG = """\
 The server may run during a backup. Stop it for a restore. Logs and uploaded sources are files in
@@ -62,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
         done = f"Restored from {path}"
         if facts.moved_to:
             sys.stderr.write(f"Moved the existing database to {facts.moved_to}\n")
+        if facts.kept_revoked:
+            names = ", ".join(map(printable, facts.kept_revoked))
+            sys.stderr.write(f"Tokens revoked after the backup stay revoked: {names}\n")
+        if facts.unconfirmed:
+            names = ", ".join(map(printable, facts.unconfirmed))
+            sys.stderr.write(
+                "warning: these tokens are valid again, even if they were revoked after the"
+                f" backup: {names}\n"
+                "Revoke each that should not be: buildrunner tokens revoke NAME\n"
+            )
     sys.stderr.write(
         f"{done}: builds {facts.builds}, triggers {facts.triggers},"
         f" {facts.size_bytes / 1024**2:.1f} MiB.\n"

@@ -36,12 +36,17 @@ class BackupFacts(NamedTuple):
         triggers: number of triggers.
         size_bytes: size of the file.
         moved_to: path to which `restore` moved an existing database; empty for none.
+        kept_revoked: names of the tokens that were revoked after the backup, and stay revoked.
+        unconfirmed: names of the tokens that are valid after `restore`, and are not known to have
+            been valid before it.
     """
 
     builds: int
     triggers: int
     size_bytes: int
     moved_to: str = ""
+    kept_revoked: tuple[str, ...] = ()
+    unconfirmed: tuple[str, ...] = ()
 
 
 def backup(address: str, path: str) -> BackupFacts:
@@ -75,6 +80,8 @@ def backup(address: str, path: str) -> BackupFacts:
 def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
     """Replace a database by a backup. No server may be running on it.
 
+    Tokens that are revoked in the existing database stay revoked.
+
     Args:
         path: the backup.
         address: the database.
@@ -97,6 +104,7 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
                 hint="with --replace it is moved aside",
             )
         _check_idle(database)
+    known = _tokens_of(database)
     with _reported(path):
         os.makedirs(os.path.dirname(database), mode=0o700, exist_ok=True)
     with _fresh_beside(database) as fresh:
@@ -111,9 +119,48 @@ def restore(path: str, address: str, *, replace: bool) -> BackupFacts:
                 # sessions.
                 if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'sessions'").fetchone():
                     copy.execute("DELETE FROM sessions")
+                revoked, unconfirmed = _keep_revoked(copy, known)
         moved_to = _moved_aside(database)
         _put(fresh, database)
-    return facts._replace(size_bytes=os.path.getsize(database), moved_to=moved_to)
+    return facts._replace(
+        size_bytes=os.path.getsize(database),
+        moved_to=moved_to,
+        kept_revoked=revoked,
+        unconfirmed=unconfirmed,
+    )
+
+
+def _tokens_of(database: str) -> dict[str, int | None]:
+    """Return when each token of a database was revoked, by its hash; None for a valid one.
+
+    The result is empty if the database does not exist or can't be read.
+    """
+    if os.path.exists(database):
+        with suppress(StoreError), _opened(database) as connection:
+            return dict(connection.execute("SELECT hash_hex, revoke_time FROM tokens").fetchall())
+    return {}
+
+
+def _keep_revoked(
+    copy: sqlite3.Connection, known: dict[str, int | None]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Revoke the tokens of a copy that are known to be revoked.
+
+    Returns:
+        Names of these tokens, and of the valid tokens about which nothing is known.
+    """
+    revoked: list[str] = []
+    unconfirmed: list[str] = []
+    valid = "SELECT name, hash_hex FROM tokens WHERE revoke_time IS NULL ORDER BY name"
+    for name, hash_hex in copy.execute(valid).fetchall():
+        if hash_hex not in known:
+            unconfirmed.append(name)
+        elif known[hash_hex] is not None:
+            copy.execute(
+                "UPDATE tokens SET revoke_time = ? WHERE name = ?", (known[hash_hex], name)
+            )
+            revoked.append(name)
+    return tuple(revoked), tuple(unconfirmed)
 
 
 def _moved_aside(database: str) -> str:
