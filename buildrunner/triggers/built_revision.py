@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from buildrunner.spec.model.source import is_commit
-from buildrunner.triggers.labels import BUILT_REF
+from buildrunner.triggers.labels import BUILT_REF, FORK, HEAD_REPOSITORY
 
 
 class BuiltRevision(msgspec.Struct, frozen=True):
@@ -16,7 +16,7 @@ class BuiltRevision(msgspec.Struct, frozen=True):
 
     Attributes:
         repository: short name, or location of the source.
-        ref: branch, tag or revision; empty for none.
+        ref: branch, tag or revision; ``REPOSITORY:BRANCH`` for a fork's; empty for none.
         commit: full SHA; empty if unknown.
         address: the repository's URL; empty if unknown.
     """
@@ -57,7 +57,8 @@ def built_revision(document: Mapping[str, Any], labels: Mapping[str, str]) -> Bu
         or (named if is_commit(named) else values.get("COMMIT_SHA", ""))
     )
     ref = (
-        labels.get(BUILT_REF)
+        _fork_ref(labels)
+        or labels.get(BUILT_REF)
         or labels.get("branch")
         or _first(source, ("repoSource", "branchName"), ("repoSource", "tagName"))
         or ("" if is_commit(named) else named)
@@ -87,11 +88,22 @@ def built_revision(document: Mapping[str, Any], labels: Mapping[str, str]) -> Bu
 def labelled_ref(labels: Mapping[str, str]) -> str:
     """Return the branch or tag that the server itself knows of a build; empty if it knows none.
 
+    A fork's branch is none of the repository.
+
     Args:
         labels: labels of the build. Only the server sets them.
     """
+    if labels.get(FORK):
+        return ""
     ref = labels.get(BUILT_REF) or labels.get("branch", "")
     return ref.removeprefix("refs/heads/").removeprefix("refs/tags/")
+
+
+def _fork_ref(labels: Mapping[str, str]) -> str:
+    """Return ``REPOSITORY:BRANCH`` for a fork's build, which no branch is called; else nothing."""
+    if not labels.get(FORK):
+        return ""
+    return f"{labels.get(HEAD_REPOSITORY) or 'fork'}:{labels.get('branch', '')}"
 
 
 def _first(tree: Mapping[str, Any], *paths: tuple[str, str]) -> str:

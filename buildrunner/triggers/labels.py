@@ -14,6 +14,12 @@ TRIGGER_NAME: Final = "trigger_name"
 BUILT_REF: Final = "built_ref"
 # The caller of a manual run named the commit. Forges serve commits of forks, too.
 NAMED_COMMIT: Final = "named_commit"
+# The names of the substitutions and the folder that the caller of a manual run gave.
+GIVEN_VALUES: Final = "given_values"
+GIVEN_FOLDER: Final = "given_folder"
+# The code is of the pull request of a fork, and the fork's full name.
+FORK: Final = "fork"
+HEAD_REPOSITORY: Final = "head_repository"
 # The delivery that made the build, and the index of its event in the delivery.
 DELIVERY: Final = "delivery"
 EVENT_NUMBER: Final = "event_number"

@@ -219,6 +219,58 @@ def test_secrets_of_a_config_in_the_repository_are_not_said_to_be_none(place: Pl
     assert "Its steps are those of the config in the commit" in facts["grants"]
 
 
+def test_the_approver_reads_what_the_caller_of_a_run_chose(place: Place) -> None:
+    document = {
+        "name": "deploy",
+        "sourceToBuild": {"uri": "https://github.com/acme/app", "ref": "refs/heads/main"},
+        "filename": "cloudbuild.yaml",
+        "substitutions": {"_TARGET": "staging", "_CHECK": "./verify.sh"},
+        "approvalConfig": {"approvalRequired": True},
+    }
+    place.ask("POST", "/v1/projects/p/triggers", json=document)
+    chosen = {"_TARGET": "production", "_CHECK": 'true". It asks for no secret\x1b[8m'}
+    source = {"branchName": "main", "dir": "examples/evil", "substitutions": chosen}
+    made = place.ask("POST", "/v1/projects/p/triggers/deploy:run", json={"source": source})
+    build = made["metadata"]["build"]["id"]
+    expected = (
+        'Its caller set _CHECK to "true\\". It asks for no secret\\u001b[8m"',
+        'Its caller set _TARGET to "production"',
+        'Its caller chose the folder "examples/evil" of the source',
+    )
+    token = place.server.token("dora", "admin")
+    client = ServerClient(place.server.url, project="p", token=token)
+    lines = approval_lines(client.approval_of(build))
+    client.close()
+    with signed_in(place.server, "read", "approve") as browser:
+        card = words(browser.get(f"/builds/p/{build}")).split("Once it is approved")[1]
+    for sentence in expected:
+        assert sentence in place.facts(build)["grants"]
+        assert f"- {sentence}" in lines
+        assert f"{sentence}." in card
+    path = f"/v1/projects/p/builds/{build}:approve"
+    place.ask("POST", path, json={"approvalResult": {"decision": "REJECTED"}})
+    again = place.ask("POST", f"/v1/projects/p/builds/{build}:retry")["metadata"]["build"]["id"]
+    assert set(expected) <= set(place.facts(again)["grants"])
+
+
+def test_the_author_of_a_link_does_not_choose_what_a_page_says(place: Place) -> None:
+    place.trigger()
+    build = place.comment()
+    said = "this build was checked by security"
+    with signed_in(place.server, "read", "approve", "admin") as browser:
+        path = f"/builds/p/{build}"
+        for page in (path, "/outbox"):
+            shown = browser.get(page, params={"project": "p", "wrong": said, "seal": "0" * 64})
+            assert said not in shown.text
+        fields = {"csrf": csrf_of(browser.get(path))}
+        assert browser.post(f"{path}/approve", data=fields).status_code == 200
+        refused = browser.post(f"{path}/approve", data=fields)
+        assert 'role="alert"' in refused.text  # the server's own refusal is shown
+        own = refused.url
+    with signed_in(place.server, "read") as browser:
+        assert 'role="alert"' not in browser.get(str(own)).text
+
+
 def test_whoever_pushes_to_somebody_s_pull_request_is_not_its_author(place: Place) -> None:
     place.trigger("COMMENTS_DISABLED")
     build = place.push("wendy")

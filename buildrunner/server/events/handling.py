@@ -50,8 +50,6 @@ from buildrunner.server.outbox.status_reporter import StatusReporter
 from buildrunner.server.services.approval_facts import (
     AUTHOR_ID,
     BASE_BRANCH,
-    FORK,
-    HEAD_REPOSITORY,
     PULL_REQUEST_URL,
     TITLE,
 )
@@ -78,7 +76,7 @@ from buildrunner.triggers.forge_host import request_name
 from buildrunner.triggers.forges.bare_git import INSTALLED, INSTALLING
 from buildrunner.triggers.forges.forge import BadDelivery, shortened
 from buildrunner.triggers.hook_binding import BARE, HookBinding, read_binding
-from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER
+from buildrunner.triggers.labels import DELIVERY, EVENT_NUMBER, FORK, HEAD_REPOSITORY
 from buildrunner.triggers.matching import may_care
 from buildrunner.triggers.repository import TriggerRepository, listens_to
 from buildrunner.triggers.trial import trial_events

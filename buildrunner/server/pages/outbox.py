@@ -17,7 +17,14 @@ from buildrunner.server.http.requests import project_of, row_number
 from buildrunner.server.notifications.messages import target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.pages.rendering import PageRoute, page
-from buildrunner.server.pages.session import LoginNeeded, Session, Viewer, check_may
+from buildrunner.server.pages.session import (
+    LoginNeeded,
+    Session,
+    Viewer,
+    check_may,
+    refusal,
+    refused_address,
+)
 from buildrunner.server.services.documents import shown_message
 from buildrunner.store.model.outbox import STATES
 
@@ -70,7 +77,7 @@ class _OutboxPages:
             build=build,
             may_send=viewer.may("admin", project),
             now=self._context.clock(),
-            wrong=query.get("wrong", ""),
+            wrong=refusal(request),
             more=f"/outbox?{urlencode({**more, 'before': found[-1].id})}"
             if len(found) == _PAGE_SIZE
             else "",
@@ -85,12 +92,12 @@ class _OutboxPages:
             raise NotFound(f"there is no {action} for messages")
         note_action(request, f"outbox.{action}", f"{project}/{message}")
         check_may(viewer, "admin", project)
-        query = {"project": project}
+        path = f"/outbox?{urlencode({'project': project})}"
         try:
             await run_in_threadpool(self._act, project, message, action)
         except BuildrunnerError as error:
-            query["wrong"] = str(error)
-        return RedirectResponse(f"/outbox?{urlencode(query)}", 303)
+            path = refused_address(request, "/outbox", str(error), project=project)
+        return RedirectResponse(path, 303)
 
     def _act(self, project: str, message: int, action: str) -> None:
         find_message(self._context, project, message)

@@ -7,7 +7,8 @@ GET requests: a form must also have a value that only this server's pages know.
 from __future__ import annotations
 
 import hmac
-from urllib.parse import parse_qs, quote, urlsplit
+from hashlib import sha256
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
@@ -184,6 +185,37 @@ def check_everywhere(viewer: Viewer, scope: str) -> None:
     raise permission_denied(
         f"token {viewer.name} may not see this: it needs scope {scope} for all projects"
     )
+
+
+def refused_address(request: Request, path: str, text: str, **query: str) -> str:
+    """Return the address of a page that shows to this viewer why a form was refused.
+
+    Args:
+        request: the request with the form; its viewer is known.
+        path: path of the page.
+        text: the reason.
+        **query: further parameters of the page.
+    """
+    seal = _seal(request.state.viewer, path, text)
+    return f"{path}?{urlencode({**query, 'wrong': text, 'seal': seal})}"
+
+
+def refusal(request: Request) -> str:
+    """Return the reason in a page's address if `refused_address` made it for this viewer.
+
+    The author of a link can't make the page say something else.
+    """
+    text = request.query_params.get("wrong", "")
+    viewer: Viewer = request.state.viewer
+    if not text or not viewer.csrf:
+        return ""
+    seal = request.query_params.get("seal", "")
+    expected = _seal(viewer, request.url.path, text)
+    return text if hmac.compare_digest(seal.encode(), expected.encode()) else ""
+
+
+def _seal(viewer: Viewer, path: str, text: str) -> str:
+    return hmac.new(viewer.csrf.encode(), f"{path}\n{text}".encode(), sha256).hexdigest()
 
 
 def login_address(path: str) -> str:

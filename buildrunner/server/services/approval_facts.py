@@ -5,6 +5,7 @@ Pure. The facts of the pull request are labels of the build, which only the serv
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -16,12 +17,16 @@ from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.forge_host import request_number, request_word
-from buildrunner.triggers.labels import NAMED_COMMIT
+from buildrunner.triggers.labels import (
+    FORK,
+    GIVEN_FOLDER,
+    GIVEN_VALUES,
+    HEAD_REPOSITORY,
+    NAMED_COMMIT,
+)
 
 AUTHOR_ID: Final = "author_id"
 BASE_BRANCH: Final = "base_branch"
-FORK: Final = "fork"
-HEAD_REPOSITORY: Final = "head_repository"
 PULL_REQUEST_URL: Final = "pull_request_url"
 TITLE: Final = "pull_request_title"
 
@@ -128,7 +133,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         base_branch=labels.get(BASE_BRANCH, ""),
         commit=labels.get("commit", ""),
         trusted=not stored.untrusted,
-        grants=(*commit, *_whose_steps(stored), *_grants(stored, secrets)),
+        grants=(*commit, *_whose_steps(stored), *_given(stored), *_grants(stored, secrets)),
         secrets=() if stored.untrusted else secrets,
         approver=result.get("approverAccount", ""),
         time=result.get("approvalTime", ""),
@@ -153,6 +158,21 @@ def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
     if stored.request.get("steps"):
         return ()
     return ("Its steps are those of the config in the commit",)
+
+
+def _given(stored: StoredBuild) -> tuple[str, ...]:
+    """Return a sentence for each value, and for the folder, that the caller of the run gave."""
+    values = stored.request.get("substitutions", {})
+    names = stored.labels.get(GIVEN_VALUES, "").split()
+    said = [f"Its caller set {name} to {_quoted(values.get(name, ''))}" for name in names]
+    if folder := stored.labels.get(GIVEN_FOLDER, ""):
+        said.append(f"Its caller chose the folder {_quoted(folder)} of the source")
+    return tuple(said)
+
+
+def _quoted(text: str) -> str:
+    """Return another user's text in quotes that it can't end."""
+    return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _which_commit(stored: StoredBuild) -> tuple[str, ...]:

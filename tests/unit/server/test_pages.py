@@ -23,6 +23,7 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.store.model.builds import StoredBuild
+from buildrunner.triggers.built_revision import built_revision, labelled_ref
 from buildrunner.triggers.check import check_trigger
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -122,6 +123,19 @@ def test_a_caller_does_not_choose_the_revision_that_an_approver_reads():
     moving = {"gitSource": {"url": "https://github.com/acme/app.git", "revision": "dev"}}
     found = build_view(stored(source=moving, substitutions=values), now=NOW).revision
     assert (found.ref, found.commit) == ("dev", "")
+
+
+def test_the_branch_of_a_fork_is_none_of_the_repository():
+    """Issue: a fork's branch called main was told, listed and filtered as the repository's main."""
+    labels = {"branch": "main", "fork": "yes", "repository": "acme/app"}
+    source = {"gitSource": {"url": "https://github.com/evil/app.git", "revision": "e" * 40}}
+    for document in ({"source": source}, {"substitutions": {"BRANCH_NAME": "main"}}):
+        named = {**labels, "head_repository": "evil/app"}
+        assert built_revision(document, named).ref == "evil/app:main"
+        assert built_revision(document, labels).ref == "fork:main"
+        assert labelled_ref(named) == ""
+    own = {name: text for name, text in labels.items() if name != "fork"}
+    assert (built_revision({"source": source}, own).ref, labelled_ref(own)) == ("main", "main")
 
 
 def test_what_changed_since_the_last_success() -> None:

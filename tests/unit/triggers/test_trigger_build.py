@@ -6,12 +6,19 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.substitutions.variables import OF_SOURCE
 from buildrunner.triggers.build import (
     filter_values,
     manual_run,
     webhook_run,
 )
-from buildrunner.triggers.labels import BUILT_REF, CONFIG_LABEL, TRIGGER_NAME
+from buildrunner.triggers.labels import (
+    BUILT_REF,
+    CONFIG_LABEL,
+    GIVEN_FOLDER,
+    GIVEN_VALUES,
+    TRIGGER_NAME,
+)
 from buildrunner.triggers.repository import trigger_repository
 from buildrunner.triggers.settings import ForgeSetting
 
@@ -36,7 +43,7 @@ def test_values_of_the_run_beat_the_triggers_which_beat_the_files():
     values = made.request["substitutions"]
     assert (values["_A"], values["_B"], values["_C"]) == ("file", "trigger", "run")
     assert values["TRIGGER_NAME"] == "t"
-    assert made.labels == {TRIGGER_NAME: "t"}
+    assert made.labels == {TRIGGER_NAME: "t", GIVEN_VALUES: "_C"}
 
 
 def test_the_caller_may_override_what_the_trigger_knows():
@@ -217,10 +224,26 @@ def test_a_repository_of_an_unknown_forge_is_not_run(fields, reason):
 )
 def test_the_ref_that_is_built_is_known_and_no_value_of_the_run_changes_it(fields, run, ref):
     config = {} if "build" in fields else {"filename": "c.yaml"}
-    values = {"BRANCH_NAME": "main", "TRIGGER_NAME": "deploy"}
+    values = {"TRIGGER_NAME": "deploy"}
     made = manual_run(a_trigger(**config, **fields), a_source(substitutions=values, **run))
     assert made.labels.get(BUILT_REF, "") == ref
     assert made.labels[TRIGGER_NAME] == "t"
+
+
+@pytest.mark.parametrize("name", sorted(OF_SOURCE))
+def test_a_run_does_not_replace_a_fact_about_its_source(name):
+    trigger = a_trigger(filename="c.yaml", github={"owner": "o", "name": "r"})
+    with pytest.raises(ConfigError, match=f"{name} is known from the source"):
+        manual_run(trigger, a_source(branchName="main", substitutions={name: "main"}))
+
+
+def test_the_labels_say_which_values_and_folder_the_caller_gave():
+    trigger = a_trigger(filename="c.yaml", github={"owner": "o", "name": "r"})
+    given = a_source(branchName="main", dir="sub", substitutions={"_B": "1", "_A": "2"})
+    labels = manual_run(trigger, given).labels
+    assert (labels[GIVEN_VALUES], labels[GIVEN_FOLDER]) == ("_A _B", "sub")
+    labels = manual_run(trigger, a_source(branchName="main")).labels
+    assert not {GIVEN_VALUES, GIVEN_FOLDER} & set(labels)
 
 
 def test_where_the_listened_to_repository_is_says_nothing_of_another_to_build():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlencode
 
 import msgspec
 from fastapi import APIRouter, Depends, Request
@@ -27,7 +26,13 @@ from buildrunner.server.pages.builds.drawings import draw_graph, ticks, waterfal
 from buildrunner.server.pages.builds.first_errors import Excerpt, excerpt_of
 from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
-from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.session import (
+    Session,
+    Viewer,
+    check_may,
+    refusal,
+    refused_address,
+)
 from buildrunner.server.pages.wording import Estimate
 from buildrunner.server.services.builds import BuildOptions, Builds
 from buildrunner.spec.model.build import FINAL_STATUSES
@@ -96,7 +101,7 @@ class BuildPage:
             messages=self._message_count(request.state.viewer, stored),
             sequence=numbered[-1].sequence if numbered else 0,
             log_size=reader.size(),
-            wrong=request.query_params.get("wrong", ""),
+            wrong=refusal(request),
             **self._of_view(view, stored, build, other, events),
         )
 
@@ -243,7 +248,7 @@ class _BuildActions:
         try:
             path = await run_in_threadpool(act, request, stored, fields)
         except (ApiError, BuildrunnerError) as error:
-            path = f"{path}?{urlencode({'wrong': str(error)})}"
+            path = refused_address(request, path, str(error))
         return RedirectResponse(path, 303)
 
     def _cancel(self, request: Request, stored: StoredBuild, _fields: dict[str, str]) -> str:

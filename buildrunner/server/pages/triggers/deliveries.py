@@ -18,7 +18,13 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action
 from buildrunner.server.http.requests import row_number
 from buildrunner.server.pages.rendering import PageRoute, page
-from buildrunner.server.pages.session import Session, Viewer, check_everywhere
+from buildrunner.server.pages.session import (
+    Session,
+    Viewer,
+    check_everywhere,
+    refusal,
+    refused_address,
+)
 from buildrunner.server.services.documents import shown_delivery
 
 _PAGE_SIZE = 50
@@ -72,7 +78,7 @@ class _DeliveryPages:
             headers=found.headers if _is_admin(viewer) else {},
             may_replay=_is_admin(viewer) and found.status != "refused",
             now=self._context.clock(),
-            wrong=request.query_params.get("wrong", ""),
+            wrong=refusal(request),
         )
 
     async def replay(self, request: Request, delivery: int) -> Response:
@@ -85,7 +91,7 @@ class _DeliveryPages:
         try:
             await run_in_threadpool(self._context.store.deliveries.replay, delivery)
         except BuildrunnerError as error:
-            path = f"{path}?{urlencode({'wrong': str(error)})}"
+            path = refused_address(request, path, str(error))
         else:
             self._context.hook_arrived()
         return RedirectResponse(path, 303)

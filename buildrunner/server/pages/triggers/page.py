@@ -21,7 +21,13 @@ from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import build_view
 from buildrunner.server.pages.rendering import PageRoute, page
-from buildrunner.server.pages.session import Session, Viewer, check_may
+from buildrunner.server.pages.session import (
+    Session,
+    Viewer,
+    check_may,
+    refusal,
+    refused_address,
+)
 from buildrunner.server.services.authorship import caller_alone
 from buildrunner.server.services.queueing import RunFacts
 from buildrunner.server.services.triggers import KnownTrigger, Triggers, known_trigger
@@ -120,7 +126,7 @@ class _TriggerPages:
             tried=verdicts,
             trial_problem=problem,
             now=now,
-            wrong=request.query_params.get("wrong", ""),
+            wrong=refusal(request),
         )
 
     async def act(self, request: Request) -> Response:
@@ -143,7 +149,7 @@ class _TriggerPages:
         try:
             path = await run_in_threadpool(act, request, document, fields) or path
         except (ApiError, BuildrunnerError) as error:
-            path = f"{path}?{urlencode({'wrong': str(error)})}"
+            path = refused_address(request, path, str(error))
         return RedirectResponse(path, 303)
 
     def _tried(self, known: KnownTrigger, requested: TestEvent) -> tuple[list[dict[str, Any]], str]:
