@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
@@ -21,11 +22,16 @@ from buildrunner.settings.folder_trust import file_inside
 _MOST_BYTES = 1 << 20
 
 
-def read_notifiers(path: str) -> list[Document]:
+def read_notifiers(path: str, buckets: Collection[str] = ()) -> list[Document]:
     """Return the notifiers of a file; ``-`` is standard input.
 
+    Args:
+        path: the file.
+        buckets: the templates in buckets that the user named, as ``gs://BUCKET/OBJECT``.
+
     Raises:
-        UsageError: the file can't be read, or holds no notifier.
+        UsageError: the file can't be read, holds no notifier, or names another template in a
+            bucket.
         ConfigError: a notifier is invalid.
         StorageError: a template can't be read.
     """
@@ -38,7 +44,7 @@ def read_notifiers(path: str) -> list[Document]:
     if not roots:
         raise UsageError(f"{file} holds no notifier")
     folder = "." if path == "-" else os.path.dirname(path) or "."
-    return [_read(root, file, folder) for root in roots]
+    return [_read(root, file, folder, buckets) for root in roots]
 
 
 def _text(path: str) -> bytes:
@@ -51,7 +57,7 @@ def _text(path: str) -> bytes:
         raise UsageError(f"{path} can't be read: {error.strerror}") from error
 
 
-def _read(root: Node, file: str, folder: str) -> Document:
+def _read(root: Node, file: str, folder: str, buckets: Collection[str]) -> Document:
     from buildrunner.server.notifications.notifier import read_notifier
 
     try:
@@ -60,7 +66,7 @@ def _read(root: Node, file: str, folder: str) -> Document:
         raise ConfigError([_in_file(one, file, None) for one in error.problems]) from error
     template = _template(document)
     if template.get("uri") and not template.get("content"):
-        template["content"] = _template_text(str(template.pop("uri")), folder)
+        template["content"] = _template_text(str(template.pop("uri")), folder, buckets)
     try:
         # The server checks the filter: its release may know newer fields of builds.
         read_notifier(document, with_filter=False)
@@ -118,9 +124,14 @@ def _pairs(node: MappingNode) -> Iterator[tuple[str, Any]]:
         yield name, _plain(value)
 
 
-def _template_text(uri: str, folder: str) -> str:
+def _template_text(uri: str, folder: str, buckets: Collection[str]) -> str:
     """Return the template at ``gs://BUCKET/OBJECT``, or in a file beside the config."""
     if uri.startswith("gs://"):
+        if uri not in buckets:
+            raise UsageError(
+                f"the template {uri} is read with your own login, and uploaded",
+                hint=f"if the config is yours, add: --bucket-template {shlex.quote(uri)}",
+            )
         return _from_bucket(uri)
     path = file_inside(folder, uri.removeprefix("file://"))
     if not path:
@@ -196,6 +207,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     testing.add_argument(
         "-f", "--file", metavar="FILE", help="test the notifier of this file instead"
     )
+    for one in (importing, testing):
+        one.add_argument(
+            "--bucket-template",
+            action="append",
+            default=[],
+            metavar="gs://BUCKET/OBJECT",
+            help="read this template from its bucket, with your own login; may be repeated",
+        )
     sending = actions.add_parser("send", help="send a notifier's message about a build, as a test")
     for one in (describing, deleting, sending):
         one.add_argument("notifier", metavar="NAME", help="name of the notifier")
@@ -232,7 +251,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace, server: ServerConnection, project: str) -> int:
-    found = read_notifiers(args.file)
+    found = read_notifiers(args.file, args.bucket_template)
     for document in found:
         name = document["metadata"]["name"]
         server.json("PUT", f"{project}/notifiers/{segment(name)}", body=document)
@@ -275,7 +294,7 @@ def _test(args: argparse.Namespace, server: ServerConnection, project: str) -> i
     requested = _asked(args)
     path = f"{project}/notifiers:test"
     if args.file:
-        documents = read_notifiers(args.file)
+        documents = read_notifiers(args.file, args.bucket_template)
         if len(documents) > 1:
             raise UsageError(f"{args.file} holds {len(documents)} notifiers: test one at a time")
         requested["notifier"] = documents[0]

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import Any, Final, TextIO
 
+from buildrunner.cli.terminal.streams import write_styled
 from buildrunner.errors import EXIT_BAD_CONFIG, EXIT_SUCCESS
+from buildrunner.logs.console.wording import printable
 from buildrunner.problem import Problem, Severity
 
 CONFIG_PREFIX: Final = "cloudbuild"
@@ -154,18 +156,19 @@ _INFORMATION: Final = "https://cloud.google.com/build/docs/build-config-file-sch
 def write_text(problems: Sequence[Problem], files: int, out: TextIO) -> None:
     """Print a line for each problem and a summary; in colour on a terminal without NO_COLOR."""
     colour = out.isatty() and not os.environ.get("NO_COLOR")
-    out.writelines(f"{_line(problem, colour=colour)}\n" for problem in problems)
+    for problem in problems:
+        write_styled(out, f"{_line(problem, colour=colour)}\n")
     out.write(f"{_summary(problems, files)}\n")
 
 
 def _line(problem: Problem, *, colour: bool) -> str:
     word = problem.severity.value
     rule = f" [{problem.rule}]" if problem.rule else ""
-    text = problem.text().translate(_VISIBLE)
+    text = printable(problem.text()).translate(_VISIBLE)
     if not colour:
         return f"{word}: {text}{rule}"
     place = f"{problem.file}:{problem.line}:{problem.column}" if problem.line else problem.file
-    place = place.translate(_VISIBLE)
+    place = printable(place).translate(_VISIBLE)
     rest = text.removeprefix(place)
     return f"{_COLOURS[problem.severity]}{word}{_PLAIN}: {_BOLD}{place}{_PLAIN}{rest}{rule}"
 

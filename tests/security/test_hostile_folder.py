@@ -150,6 +150,45 @@ def test_nothing_of_a_hostile_file_steers_the_terminal(bench):
         assert "\r" not in done.err
 
 
+def shown_at_terminal(bench, *arguments):
+    """Run a command whose output is a terminal; all it wrote."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "buildrunner", *arguments],
+        cwd=bench.folder,
+        env={**bench.environ, "PYTHONIOENCODING": "utf-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while piece := os.read(ours, 4096):
+            said += piece
+    except OSError:  # the other end is closed
+        pass
+    os.close(ours)
+    assert process.wait(timeout=DEADLINE_S) == 0, said
+    return said.decode().replace("\r\n", "\n")
+
+
+HIDES = "\x1b[2K\rclean\x1b]52;c;eA\x07\x9b2J\x1b[8m\u202e\x7f"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_dry_run_of_a_hostile_config_does_not_steer_the_terminal(bench, form):
+    """Issue: the look at a stranger's config hid steps, and wrote the clipboard."""
+    step = {"name": "IMAGE", "args": [HIDES], "env": [f"A={HIDES}"], "id": "bu\x1b[8mild"}
+    config = {"steps": [step, {"name": "IMAGE", "script": f"echo {HIDES}"}]}
+    bench.write("cloudbuild.yaml", json.dumps(config))
+    said = shown_at_terminal(bench, "submit", ".", "--dry-run", "--format", form)
+    assert "clean" in said
+    assert said.replace("\n", "").isprintable(), ascii(said)
+    if form == "json":
+        assert json.loads(said)["steps"][0]["args"] == [HIDES]
+
+
 def test_commands_that_run_nothing_of_a_folder_need_no_trust(bench):
     bench.write(".buildrunner.toml", STEALS_ENV)
     for command in (("validate",), ("graph",), ("secrets", "list"), ("builds", "list")):
@@ -250,3 +289,38 @@ def test_the_template_of_a_hostile_notifier_is_no_file_elsewhere(tmp_path, uri):
     (folder / "n.yaml").write_text(json.dumps(config))
     with pytest.raises(UsageError, match="not in the folder of the config"):
         read_notifiers(str(folder / "n.yaml"))
+
+
+def test_no_hostile_notifier_reads_a_bucket_with_the_user_s_login(bench):
+    """Issue: `notifications import` read any object that the user may read, and uploaded it."""
+    bucket = bench.folder / "../bucket"
+    bucket.mkdir()
+    (bucket / "key").write_text(KEY)
+    settings = bench.folder / "../home/.config/buildrunner"
+    settings.mkdir(parents=True)
+    (settings / "config.toml").write_text(
+        f'[storage.folders]\n"gs://private" = "file://{bucket.resolve()}"\n'
+    )
+    bench.environ.pop("XDG_CONFIG_HOME", None)
+    notification = {
+        "filter": "true",
+        "delivery": {"url": "https://collector.example.com"},
+        "template": {"type": "golang", "uri": "gs://private/key"},
+    }
+    config = {
+        "apiVersion": "cloud-build-notifiers/v1",
+        "kind": "HTTPNotifier",
+        "metadata": {"name": "n"},
+        "spec": {"notification": notification},
+    }
+    bench.write("n.yaml", json.dumps(config))
+    nowhere = ("--server", "http://127.0.0.1:1", "--project", "p")
+    for command in (("import", "n.yaml"), ("test", "-f", "n.yaml")):
+        for flags in ((), ("--bucket-template", "gs://private/other")):
+            done = bench.run("notifications", *command, *flags, *nowhere)
+            assert done.code == 2
+            assert "gs://private/key is read with your own login" in done.err
+        named = ("--bucket-template", "gs://private/key")
+        done = bench.run("notifications", *command, *named, *nowhere)
+        assert done.code == 3, done.err  # it was read, and no server is there
+        assert "login" not in done.err

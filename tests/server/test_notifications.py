@@ -714,7 +714,7 @@ class TestCommands:
         folders = f'[storage.folders]\n"gs://words" = "file://{bucket}"\n'
         (settings / "config.toml").write_text(folders)
         (tmp_path / "n.yaml").write_text(CONFIG.replace("TEMPLATE", "gs://words/slack.json"))
-        code, _, err = run("import", "n.yaml")
+        code, _, err = run("import", "n.yaml", "--bucket-template", "gs://words/slack.json")
         assert (code, err) == (0, "")
         kept = place.server.store.notifiers.get("p", "slack")
         assert kept["spec"]["notification"]["template"] == {"type": "golang", "content": BLOCKS}

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 
 class OutputLost(OSError):
@@ -17,9 +17,18 @@ class OutputLost(OSError):
 
 
 class _Output(io.TextIOWrapper):
-    """Distinguishes a failure of the output from every other `OSError` of a command."""
+    """Standard output: on a terminal, text of others can't control it.
+
+    It also distinguishes a failure of the output from every other `OSError` of a command.
+    """
 
     def write(self, text: str, /) -> int:
+        if not _is_plain(text) and self.isatty():
+            text = escaped(text)
+        return self.write_styled(text)
+
+    def write_styled(self, text: str) -> int:
+        """Write text with control sequences of our own; see `write_styled` of the module."""
         try:
             return super().write(text)
         except BrokenPipeError:
@@ -34,6 +43,31 @@ class _Output(io.TextIOWrapper):
             raise
         except OSError as error:
             raise OutputLost(*error.args) from error
+
+
+def _is_plain(text: str) -> bool:
+    return text.replace("\n", "").replace("\t", "").isprintable()
+
+
+def escaped(text: str) -> str:
+    """Return ``text`` with control characters and the like escaped as in JSON, by their codes.
+
+    JSON stays valid, and its values are the same.
+    """
+    return "".join(char if _is_plain(char) else _code(char) for char in text)
+
+
+def _code(char: str) -> str:
+    units = char.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def write_styled(out: TextIO, text: str) -> None:
+    """Write text with colours; every part from somebody else was made printable before."""
+    if isinstance(out, _Output):
+        out.write_styled(text)
+    else:
+        out.write(text)
 
 
 def prepare_streams() -> None:
