@@ -303,24 +303,28 @@ def _is_pulling(step: Document) -> bool:
     return step.get("status") == "WORKING" and "startTime" in pull and "endTime" not in pull
 
 
-def before_steps(document: Document) -> Document:
-    """Return the document of a build that begins again, since no container of a step was started.
+def before_steps(document: Document, reused: Collection[int] = ()) -> Document:
+    """Return the document of a build that begins again, with none of its steps begun.
 
     Args:
         document: the stored build.
+        reused: see `steps_begun`; these steps do not change.
     """
     again = {key: value for key, value in document.items() if key not in ("startTime", "timing")}
     if "steps" in again:
-        again["steps"] = [_queued_again(step) for step in again["steps"]]
+        again["steps"] = [
+            step if index in reused or "status" not in step else _queued_again(step)
+            for index, step in enumerate(again["steps"])
+        ]
     return {**again, "status": "QUEUED"}
 
 
 def _queued_again(step: Document) -> Document:
-    if not _is_pulling(step):
-        return step
-    kept = {key: value for key, value in step.items() if key not in ("timing", "pullTiming")}
+    kept = {key: value for key, value in step.items() if key not in _OF_A_RUN}
     return {**kept, "status": "QUEUED"}
 
+
+_OF_A_RUN: Final = ("timing", "pullTiming", "exitCode")
 
 FIRST_ATTEMPT: Final = "first_attempt"
 ATTEMPTS: Final = "attempts"

@@ -23,5 +23,7 @@ HEAD_REPOSITORY: Final = "head_repository"
 # The delivery that made the build, and the index of its event in the delivery.
 DELIVERY: Final = "delivery"
 EVENT_NUMBER: Final = "event_number"
+# The trigger wants a build to run again whose worker is lost after a step began.
+RERUNS_LOST: Final = "reruns_lost"
 # No source was given: the build failed, and can't be retried.
 NOTHING_TO_BUILD: Final = "nothing_to_build"

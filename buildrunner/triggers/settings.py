@@ -6,11 +6,13 @@ They are stored beside the trigger, in camelCase::
      "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
      "approval": {"approvers": ["alice"], "notAuthor": true, "expires": "86400s"},
      "identity": {"audiences": ["sts.amazonaws.com"], "forks": false},
-     "publicBadge": true, "forge": {"kind": "gitea", "host": "https://git.example.com"}}
+     "onLost": "rerun", "publicBadge": true,
+     "forge": {"kind": "gitea", "host": "https://git.example.com"}}
 """
 
 from __future__ import annotations
 
+import enum
 import re
 from collections.abc import Mapping
 from datetime import timedelta
@@ -96,6 +98,16 @@ class ForgeSetting(
     unconfirmed: bool = False
 
 
+class OnLost(enum.Enum):
+    """The treatment of a build whose worker, Pod or node is lost after a step began.
+
+    The hosted service fails such a build.
+    """
+
+    FAIL = "fail"
+    RERUN = "rerun"
+
+
 class TriggerSettings(
     msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True
 ):
@@ -107,6 +119,7 @@ class TriggerSettings(
         concurrency: which builds run at the same time.
         approval: who may approve. The trigger's ``approvalConfig`` says whether approval is needed.
         identity: which identity tokens builds can have.
+        on_lost: see `OnLost`.
         public_badge: show the badge to clients without a token.
         forge: forge of the trigger's repository; None for the public forge that Cloud Build's
             field means.
@@ -118,6 +131,7 @@ class TriggerSettings(
     concurrency: Concurrency = Concurrency()
     approval: ApprovalPolicy = ApprovalPolicy()
     identity: IdentityPolicy = IdentityPolicy()
+    on_lost: OnLost = OnLost.FAIL
     public_badge: bool = False
     forge: ForgeSetting | None = None
 

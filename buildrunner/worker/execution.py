@@ -37,6 +37,7 @@ from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_message
 from buildrunner.store.model.builds import LOST_WORKER, BuildQueue, Lease, StoredBuild
 from buildrunner.store.records import BuildRecord, reused_steps_of, rollback_of
+from buildrunner.triggers.labels import RERUNS_LOST
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.leases import LeasedRecord, LeaseKeeper, until_available
 from buildrunner.worker.recovery import (
@@ -156,13 +157,15 @@ class _Process:
                 self.writer.save_deployments(deployed)
 
     def _run_again(self) -> Status:
-        """Run the build from the beginning: no step has run."""
+        """Run the build from the beginning: no step has run, or its trigger wants it."""
         self._sweep()
         log = LogFileSink(self._log_folder)
         try:
             said = os.path.getsize(os.path.join(self._log_folder, LOG_NAME))
-            if said or LOST_WORKER in self._job.stored.labels:
-                log.write(begun_again(self.notes.death(), self._job.now()))
+            labels = self._job.stored.labels
+            if said or LOST_WORKER in labels:
+                ran = LOST_WORKER in labels and RERUNS_LOST in labels
+                log.write(begun_again(self.notes.death(), self._job.now(), ran=ran))
         finally:
             log.close()
         return self._run()

@@ -267,9 +267,16 @@ def stored_events(log_folder: str) -> Iterator[BuildEvent]:
         offset = found[-1].end
 
 
-def begun_again(how: str, now: datetime) -> LogChunk:
-    """Return a log line for a build that begins again after the output of its dead process."""
-    text = f"The process of this build died{f' ({how})' if how else ''} before any step ran."
+def begun_again(how: str, now: datetime, *, ran: bool = False) -> LogChunk:
+    """Return a log line for a build that begins again after the output of its dead process.
+
+    Args:
+        how: how it died; empty if unknown.
+        now: the time.
+        ran: steps of it may have run.
+    """
+    before = "" if ran else " before any step ran"
+    text = f"The process of this build died{f' ({how})' if how else ''}{before}."
     return LogChunk(data=f"{text} It begins again.\n".encode(), step=None, at=now)
 
 

@@ -44,6 +44,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.remote import REMOTE
 from buildrunner.store.records import reused_steps_of, steps_ran
+from buildrunner.triggers.labels import RERUNS_LOST
 from buildrunner.worker.chores import BeginGate, Chore, Chores, EngineWatch
 from buildrunner.worker.data_folder import DataFolder
 from buildrunner.worker.processes import AdoptedProcess, ChildProcess, Spawner, last_words
@@ -347,7 +348,7 @@ class Supervisor:
         If no container of a step was started, the build is run again at once, but only once. A
         claim that no process began does not count as a run, and may happen `MAX_ATTEMPTS` times.
         If one was started, the worker has time to come back, unless it was reported lost: the
-        network to it may be cut.
+        network to it may be cut. Then the build ends, or runs again once if its trigger says so.
         """
         reported = self._reported.pop(Lease(stored.id, stored.fence), "")
         now = self._with.now()
@@ -364,8 +365,11 @@ class Supervisor:
         reason = reported or (
             f"its worker {name} was lost: it was last heard of at {heard:%Y-%m-%d %H:%M:%S} UTC"
         )
-        tries_again = bool(stored.process) or build.attempts < MAX_ATTEMPTS
-        if not ran and LOST_WORKER not in build.labels and tries_again:
+        tries_again = LOST_WORKER not in build.labels and (
+            bool(stored.process) or build.attempts < MAX_ATTEMPTS
+        )
+        is_gone = bool(reported) or now >= ended + _COMES_BACK
+        if tries_again and (not ran or (is_gone and RERUNS_LOST in build.labels)):
             with suppress(Conflict):  # another server was faster, or the build has just ended
                 why = reason if stored.process else ""
                 self._with.run_again(stored.id, instead_of=stored.fence, now=now, reason=why)

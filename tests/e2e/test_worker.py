@@ -419,6 +419,46 @@ def test_a_build_whose_worker_is_lost_in_its_first_pull_runs_again(server, work,
         until(lambda: not any(map(is_running, pids)))
 
 
+def test_a_build_whose_trigger_wants_it_runs_again_after_a_worker_was_lost(server, work, busybox):
+    serving = server()
+    lost = work(serving, folder="lost", name="w1")
+    steps = [
+        {"name": busybox, "args": ["echo", "from the beginning"]},
+        {"name": busybox, "args": ["sh", "-c", "echo begun; sleep 600"]},
+    ]
+    with api(serving) as http:
+        triggers = "projects/p/triggers"
+        made = http.post(f"/v1/{triggers}", json={"name": "t", "build": {"steps": steps}})
+        assert made.status_code == 200, made.text
+        settings = f"/buildrunner/v1/{triggers}/t/settings"
+        assert http.put(settings, json={"onLost": "rerun"}).status_code == 200
+        started = http.post(f"/v1/{triggers}/t:run", json={}).json()
+        build = started["metadata"]["build"]["id"]
+        until(lambda: "begun" in log_of(http, build))
+        pids = lost.build_processes(build)
+        assert pids
+        lost.process.kill()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            work(serving, folder="other", name="w2")
+            until(lambda: log_of(http, build).count("begun") == 2, seconds=150)
+            log = log_of(http, build)
+            steps = shown(http, build)["steps"]
+            assert http.post(f"/v1/projects/p/builds/{build}:cancel").status_code == 200
+            document = until_status(http, build, *ENDED)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+        assert log.count("from the beginning\n") == 2
+        assert "was lost: it was last heard of at" in log
+        assert "It begins again.\n" in log
+        assert "before any step ran" not in log
+        assert [step["status"] for step in steps] == ["SUCCESS", "WORKING"]
+        assert document["status"] == "CANCELLED"
+        until(lambda: not any(map(is_running, pids)))
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

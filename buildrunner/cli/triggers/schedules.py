@@ -79,6 +79,11 @@ def _configure_settings(parser: argparse.ArgumentParser) -> None:
         help="effect of a new build on earlier builds of its group",
     )
     parser.add_argument(
+        "--on-lost",
+        choices=("fail", "rerun"),
+        help="treatment of a build whose worker or node is lost after a step began",
+    )
+    parser.add_argument(
         "--approver",
         action="append",
         metavar="TOKEN",
@@ -235,6 +240,7 @@ def changed_settings(before: Document, args: argparse.Namespace) -> Document:
         "jitter": args.jitter,
         "missed": args.missed,
         "overlap": args.overlap,
+        "onLost": args.on_lost,
         "publicBadge": _truth(args.public_badge),
     }
     after = {**before, **_given(plain)}

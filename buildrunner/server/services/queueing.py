@@ -47,7 +47,8 @@ from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
 from buildrunner.store.model.builds import TRIGGER_GROUP, NewBuild, StoredBuild
 from buildrunner.triggers.build import TriggeredBuild
-from buildrunner.triggers.settings import TriggerSettings, read_settings
+from buildrunner.triggers.labels import RERUNS_LOST
+from buildrunner.triggers.settings import OnLost, TriggerSettings, read_settings
 
 _POOL_FIELDS: Final = ("options.pool", "options.workerPool")
 DEFAULT_TIMEOUT: Final = timedelta(seconds=3600)
@@ -468,6 +469,7 @@ class TriggerQueue:
                 **facts.labels,
                 SUBMITTER: facts.who,
                 **people.labels(),
+                **({RERUNS_LOST: "yes"} if settings.on_lost is OnLost.RERUN else {}),
             },
             request_id=facts.request_id,
             priority=facts.priority,

@@ -43,7 +43,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.deployments import RecordedDeployment, checked
 from buildrunner.store.model.remote import REMOTE
-from buildrunner.store.records import before_steps, instant_of, microseconds
+from buildrunner.store.records import before_steps, instant_of, microseconds, reused_steps_of
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.deployments import ids_of_build
@@ -159,7 +159,7 @@ class SqlQueue(SqlPart, BuildQueue):
     def run_again(
         self, build_id: str, *, instead_of: int, now: datetime, reason: str
     ) -> StoredBuild:
-        """Queue a claimed build again: its worker is lost, and none of its steps ran.
+        """Queue a claimed build again, from its first step: its worker is lost.
 
         Its time in the queue starts again. A build whose cancellation is requested becomes
         CANCELLED. The next server that claims the build has its log from then on.
@@ -182,7 +182,7 @@ class SqlQueue(SqlPart, BuildQueue):
             if row is None:
                 raise Conflict(f"build {build_id} has ended, or another worker has it")
             build = stored_build(row)
-            columns = document_columns(before_steps(build.document))
+            columns = document_columns(before_steps(build.document, reused_steps_of(build.labels)))
             labels = {**build.labels, LOST_WORKER: reason} if reason else build.labels
             note_change(connection, held, columns)
             _note_fence(connection, fence)

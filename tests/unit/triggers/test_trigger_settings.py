@@ -7,7 +7,7 @@ import pytest
 
 from buildrunner.errors import ConfigError
 from buildrunner.triggers.schedule import Missed, Overlap, Schedule
-from buildrunner.triggers.settings import TriggerSettings, read_settings
+from buildrunner.triggers.settings import OnLost, TriggerSettings, read_settings
 
 
 def test_nothing_set_is_cloud_builds_own_behaviour() -> None:
@@ -26,6 +26,7 @@ def test_everything_can_be_set() -> None:
             "concurrency": {"group": "deploy", "limit": 1, "policy": "cancel_queued"},
             "approval": {"approvers": ["alice"], "notAuthor": True, "expires": "86400s"},
             "identity": {"audiences": ["sts.amazonaws.com", "https://a"], "forks": True},
+            "onLost": "rerun",
             "publicBadge": True,
         }
     )
@@ -41,6 +42,7 @@ def test_everything_can_be_set() -> None:
     assert settings.approval.approvers == ("alice",)
     assert settings.identity.audiences == ("sts.amazonaws.com", "https://a")
     assert settings.identity.forks
+    assert settings.on_lost is OnLost.RERUN
 
 
 @pytest.mark.parametrize(

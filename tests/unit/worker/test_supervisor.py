@@ -13,6 +13,7 @@ import pytest
 from buildrunner.containers.process_owner import _start_of
 from buildrunner.errors import EngineUnavailable, InvalidRecord, LeaseLost, NotFound, StoreError
 from buildrunner.store.model.builds import LOST_WORKER, Lease
+from buildrunner.triggers.labels import RERUNS_LOST
 from buildrunner.worker.chores import Chore
 from buildrunner.worker.processes import SpawnedProcess, child_environment
 from buildrunner.worker.recovery import MAX_ATTEMPTS, BuildNotes
@@ -440,9 +441,9 @@ def clock():
 PULLING = {"startTime": "2024-05-31T12:00:00Z"}
 
 
-def of_remote_worker(server, clock, *, step="QUEUED", process="1:1", pull=None):
+def of_remote_worker(server, clock, *, step="QUEUED", process="1:1", pull=None, labels=None):
     """A build that a worker on another host has claimed and perhaps begun."""
-    build = server.create({})
+    build = server.create({}, labels=labels)
     stored, lease = server.store.queue.claim("worker:w1/host", now=clock(), lease_s=30, limit=9)
     assert stored.id == build
     if process:
@@ -534,6 +535,33 @@ def test_a_build_of_a_worker_that_was_lost_after_a_pull_does_not_run_again(
     build, _ = of_remote_worker(server, clock, step="WORKING", pull=pull)
     Turns(supervise, clock, server.store.queue)
     clock.move(31 + 45)
+    until(lambda: supervise.given_up)
+    assert supervise.given_up[0][0] == build
+
+
+@pytest.mark.parametrize("reported", ["", "its Pod was evicted"])
+def test_a_build_whose_trigger_wants_it_runs_again_once_from_its_first_step(
+    server, supervise, clock, reported
+):
+    build, lease = of_remote_worker(server, clock, step="WORKING", labels={RERUNS_LOST: "yes"})
+    queue = server.store.queue
+    turns = Turns(supervise, clock, queue)
+    if reported:
+        turns.supervisor.report_lost(lease, reported)
+    else:
+        clock.move(31)
+        turns.pass_by()
+        assert server.store.builds.find(build).worker == "worker:w1/host"  # it may come back
+        clock.move(45)
+    until(lambda: server.store.builds.find(build).status == "QUEUED")
+    (step,) = server.document(build)["steps"]
+    assert step == {"name": "busybox", "status": "QUEUED"}
+    assert reported in server.store.builds.find(build).labels[LOST_WORKER]
+    _, again = queue.claim("worker:w2/host", now=clock(), lease_s=30, limit=9)
+    queue.set_process(again, "1:1")
+    document = {**server.document(build), "steps": [{"name": "busybox", "status": "WORKING"}]}
+    queue.record(again, {**document, "status": "WORKING"})
+    clock.move(200)
     until(lambda: supervise.given_up)
     assert supervise.given_up[0][0] == build
 

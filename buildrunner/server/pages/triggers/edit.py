@@ -220,6 +220,7 @@ def settings_of(fields: dict[str, str]) -> Document:
             expires=fields.get("expires", "").strip(),
         ),
         identity=given(audiences=audiences, forks=fields.get("identityForks") == "true"),
+        onLost=fields.get("onLost", ""),
         publicBadge=fields.get("publicBadge") == "true",
         forge=given(
             kind=fields.get("forge", ""),

@@ -38,7 +38,7 @@ from buildrunner.store.model.deliveries import StoredDelivery
 from buildrunner.triggers.forge_host import request_word
 from buildrunner.triggers.forges.forge import BadDelivery
 from buildrunner.triggers.schedule import BadSchedule, Missed, Overlap, Schedule, fire_times
-from buildrunner.triggers.settings import TriggerSettings
+from buildrunner.triggers.settings import OnLost, TriggerSettings
 
 _LAST_BUILDS = 20
 _RECENT = 8  # number of builds of each trigger in the list
@@ -286,6 +286,7 @@ class ShownSettings(msgspec.Struct, frozen=True, kw_only=True):
     approvers: str
     expires: str
     not_author: bool
+    on_lost: str
     audiences: str
     identity_forks: bool
     public_badge: bool
@@ -307,6 +308,7 @@ def shown_settings(settings: TriggerSettings) -> ShownSettings:
         approvers=", ".join(settings.approval.approvers),
         expires=settings.approval.expires,
         not_author=settings.approval.not_author,
+        on_lost="" if settings.on_lost is OnLost.FAIL else settings.on_lost.value,
         audiences=", ".join(settings.identity.audiences),
         identity_forks=settings.identity.forks,
         public_badge=settings.public_badge,
