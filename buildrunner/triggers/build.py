@@ -19,7 +19,7 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.substitutions.expressions import BadExpression, Budget
 from buildrunner.spec.substitutions.payload import bind, quoted
 from buildrunner.spec.substitutions.templates import expand
-from buildrunner.spec.substitutions.variables import OF_SOURCE, is_user_variable, merged
+from buildrunner.spec.substitutions.variables import is_user_variable, merged
 from buildrunner.spec.writing import encode_message
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import ForgeHost, public_forge, request_name
@@ -70,7 +70,7 @@ def manual_run(
     """Return the build of a manual run.
 
     A manual run ignores ``disabled`` and the event's filters. Its labels say which values and
-    folder its caller gave. Facts about the source are the source's own.
+    folder its caller gave.
 
     Args:
         trigger: the trigger.
@@ -79,16 +79,13 @@ def manual_run(
 
     Raises:
         UsageError: no revision is given.
-        ConfigError: a revision is a pattern, the folder is absolute, or a value replaces a fact
-            about the source.
+        ConfigError: a revision is a pattern, or the folder is absolute.
     """
     wanted = source or RepoSource()
     revision = revision_of(wanted)
     made = _build(
         trigger, revision, wanted.substitutions, {}, repository or trigger_repository(trigger)
     )
-    if made.request.get("source"):
-        _check_given(wanted.substitutions)
     labels = {
         NAMED_COMMIT: "yes" if revision.commit else "",
         GIVEN_VALUES: " ".join(sorted(wanted.substitutions)),
@@ -96,24 +93,6 @@ def manual_run(
     }
     known = {name: text for name, text in labels.items() if text}
     return replace(made, labels={**made.labels, **known})
-
-
-def _check_given(values: Mapping[str, str]) -> None:
-    """Check the values of a run's caller.
-
-    Raises:
-        ConfigError: one replaces a fact about the source.
-    """
-    problems = [
-        Problem(
-            f"{name} is known from the source: a run of a trigger cannot set it",
-            path=f"source.substitutions.{name}",
-            rule="V14",
-        )
-        for name in sorted(OF_SOURCE & set(values))
-    ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:

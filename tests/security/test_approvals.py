@@ -228,13 +228,15 @@ def test_the_approver_reads_what_the_caller_of_a_run_chose(place: Place) -> None
         "approvalConfig": {"approvalRequired": True},
     }
     place.ask("POST", "/v1/projects/p/triggers", json=document)
-    chosen = {"_TARGET": "production", "_CHECK": 'true". It asks for no secret\x1b[8m'}
+    chosen = {"BRANCH_NAME": "release", "_TARGET": "production"}
+    chosen["_CHECK"] = 'true". It asks for no secret\x1b[8m'
     source = {"branchName": "main", "dir": "examples/evil", "substitutions": chosen}
     made = place.ask("POST", "/v1/projects/p/triggers/deploy:run", json={"source": source})
     build = made["metadata"]["build"]["id"]
     expected = (
         'Its caller set _CHECK to "true\\". It asks for no secret\\u001b[8m"',
         'Its caller set _TARGET to "production"',
+        'Its caller set BRANCH_NAME to "release"',
         'Its caller chose the folder "examples/evil" of the source',
     )
     token = place.server.token("dora", "admin")

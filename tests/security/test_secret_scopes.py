@@ -332,12 +332,12 @@ def test_the_trigger_and_branch_of_a_secret_get_it(server: ApiServer, settings: 
         ("deploy", {"branchName": "dev"}, "limited to refs/heads/main, and this build is of"),
         (
             "deploy",
-            {"branchName": "dev", "substitutions": {"TRIGGER_NAME": "deploy", "_BRANCH": "main"}},
+            {"branchName": "dev", "substitutions": {"BRANCH_NAME": "main", "REF_NAME": "main"}},
             "this build is of refs/heads/dev",
         ),
         (
             "deploy",
-            {"commitSha": "a" * 40, "substitutions": {"TRIGGER_NAME": "deploy"}},
+            {"commitSha": "a" * 40, "substitutions": {"BRANCH_NAME": "main"}},
             "of a commit that its caller named",
         ),
         ("deploy", {"tagName": "main"}, "this build is of refs/tags/main"),

@@ -255,7 +255,8 @@ class TestChanges:
         text = "{{ title }} | {{ trigger }} | {{ ref }} | {{ commit }}"
         place.notifier(on="change", template={"content": text})
         genuine = place.build("SUCCESS")
-        forged = {"substitutions": {"TRIGGER_NAME": "release", "_PR_NUMBER": "7"}}
+        values = {"BRANCH_NAME": "main", "COMMIT_SHA": "a" * 40, "TRIGGER_NAME": "release"}
+        forged = {"substitutions": {**values, "TAG_NAME": "v1", "_PR_NUMBER": "7"}}
         evil = "e" * 40
         place.run({"commitSha": evil, **forged}, "FAILURE")
         place.run({"branchName": "dev", **forged}, "FAILURE")
@@ -272,6 +273,7 @@ class TestChanges:
             assert found == {genuine, last}, page
         of_dev = http.get("/builds", params={"project": "p", "branch": "dev"}).text
         assert len(set(re.findall(r"/builds/p/([0-9a-f-]{36})", of_dev))) == 1
+        assert "a" * 40 not in of_dev
 
     def test_a_build_that_ends_after_a_newer_one_is_passed_over(self, place: Notified) -> None:
         place.notifier(on="change")
@@ -432,7 +434,8 @@ class TestApi:
 
     def test_a_filter_knows_the_branch_that_the_server_knows(self, place: Notified) -> None:
         place.notifier(filter='ref == "main" && commit == ""')
-        runs = ({"branchName": "main"}, {"branchName": "dev"}, {"commitSha": "e" * 40})
+        forged = {"substitutions": {"BRANCH_NAME": "main"}}
+        runs = ({"branchName": "main"}, {"branchName": "dev", **forged}, {"commitSha": "e" * 40})
         for source, expected in zip(runs, (True, False, False), strict=True):
             requested = {"buildId": place.run(source, None)}
             found = place.server.http.post(f"{self.path}/hook:test", json=requested).json()
@@ -877,10 +880,10 @@ class TestBadges:
         assert "no-cache" in answer.headers["cache-control"]
         assert 'aria-label="ci: failing"' in answer.text
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
-        place.run({"branchName": "dev"}, "FAILURE")
+        place.run({"branchName": "dev", "substitutions": {"BRANCH_NAME": "main"}}, "FAILURE")
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
         for _ in range(61):  # newer ones do not hide it either: three pages were looked at
-            place.run({"branchName": "dev"}, "FAILURE")
+            place.run({"branchName": "dev", "substitutions": {"BRANCH_NAME": "main"}}, "FAILURE")
         assert ">passing<" in self.badge(place, params={"branch": "main"}).text
         odd = self.badge(place, params={"branch": '<"&\\'})
         assert '>ci (&lt;"&amp;\\)<' in odd.text

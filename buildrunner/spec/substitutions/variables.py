@@ -32,19 +32,6 @@ OVERRIDABLE: Final = frozenset(
 )
 FIXED: Final = frozenset({"PROJECT_ID", "PROJECT_NUMBER", "BUILD_ID", "LOCATION"})
 BUILT_IN: Final = OVERRIDABLE | FIXED
-# Facts about the fetched source.
-OF_SOURCE: Final = frozenset(
-    {
-        "COMMIT_SHA",
-        "REVISION_ID",
-        "SHORT_SHA",
-        "REPO_NAME",
-        "REPO_FULL_NAME",
-        "BRANCH_NAME",
-        "TAG_NAME",
-        "REF_NAME",
-    }
-)
 
 # Set by the event of a pull request; they have the form of user variables.
 PULL_REQUEST: Final = ("_HEAD_BRANCH", "_BASE_BRANCH", "_HEAD_REPO_URL", "_PR_NUMBER")

@@ -6,7 +6,6 @@ from buildrunner.errors import ConfigError, UsageError
 from buildrunner.spec.model.source import RepoSource
 from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
-from buildrunner.spec.substitutions.variables import OF_SOURCE
 from buildrunner.triggers.build import (
     filter_values,
     manual_run,
@@ -224,17 +223,10 @@ def test_a_repository_of_an_unknown_forge_is_not_run(fields, reason):
 )
 def test_the_ref_that_is_built_is_known_and_no_value_of_the_run_changes_it(fields, run, ref):
     config = {} if "build" in fields else {"filename": "c.yaml"}
-    values = {"TRIGGER_NAME": "deploy"}
+    values = {"BRANCH_NAME": "main", "TRIGGER_NAME": "deploy"}
     made = manual_run(a_trigger(**config, **fields), a_source(substitutions=values, **run))
     assert made.labels.get(BUILT_REF, "") == ref
     assert made.labels[TRIGGER_NAME] == "t"
-
-
-@pytest.mark.parametrize("name", sorted(OF_SOURCE))
-def test_a_run_does_not_replace_a_fact_about_its_source(name):
-    trigger = a_trigger(filename="c.yaml", github={"owner": "o", "name": "r"})
-    with pytest.raises(ConfigError, match=f"{name} is known from the source"):
-        manual_run(trigger, a_source(branchName="main", substitutions={name: "main"}))
 
 
 def test_the_labels_say_which_values_and_folder_the_caller_gave():
