@@ -18,7 +18,7 @@ from buildrunner.store.model.outbox import BuildChange, NewMessage
 from buildrunner.triggers.built_revision import labelled_ref
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
-from buildrunner.triggers.labels import TRIGGER_NAME
+from buildrunner.triggers.labels import FORK, TRIGGER_NAME
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
@@ -62,7 +62,7 @@ class StatusReporter:
         commit = labels.get("commit") or _commit_of(build)
         key, project = f"status/{change.id}", change.project_id
         context = context_of(project, _trigger_name(change))
-        report = report_of(repository, commit, build, context, labelled_ref(labels))
+        report = report_of(repository, commit, build, context, _ref_of(labels))
         message = self._message(forge, report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
 
@@ -150,6 +150,14 @@ class StatusReporter:
                 self._logged.clear()
             self._logged.add(text)
             _log.info("%s", text)
+
+
+def _ref_of(labels: Mapping[str, str]) -> str:
+    """Return the ref of a build in its repository: of a fork's build, GitLab's merge request."""
+    number = labels.get("pull_request", "")
+    if labels.get(FORK) and number:
+        return f"refs/merge-requests/{number}/head"
+    return labelled_ref(labels)
 
 
 def _forge_of(labels: Mapping[str, str]) -> ForgeHost | None:
