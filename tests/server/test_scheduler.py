@@ -271,6 +271,31 @@ def test_a_disabled_trigger_does_not_fire_and_makes_nothing_up(place: Place) -> 
     assert place.fires(trigger) == [("01T04:00", "fired")]
 
 
+def test_schedules_of_one_project_make_another_one_miss_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take longer than the time until they are due again."""
+    triggers = "/v1/projects/greedy/triggers"
+    for number in range(40):
+        body = {**INLINE, "name": f"t{number}", "cron": {"schedule": "* * * * *"}}
+        assert place.server.http.post(triggers, json=body).status_code == 200
+    real = TriggerQueue.queue
+
+    def slow(queue: TriggerQueue, project: str, *given: Any) -> Any:
+        if project == "greedy":
+            place.clock.now += timedelta(seconds=2)
+        return real(queue, project, *given)
+
+    monkeypatch.setattr(TriggerQueue, "queue", slow)
+    trigger = place.trigger({**HOURLY, "cron": {"schedule": "*/5 * * * *"}})
+    ends = place.clock.now + timedelta(minutes=21)
+    while place.clock.now < ends:
+        next_at = place.scheduler.turn()
+        assert next_at is not None
+        place.clock.now = max(place.clock.now, next_at)
+    assert place.fires(trigger) == [(f"01T00:{minute}", "fired") for minute in (35, 40, 45, 50)]
+
+
 def test_a_build_that_can_not_be_made_is_told_and_hurts_no_other(place: Place) -> None:
     no_branch = {
         "name": "pattern",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -526,7 +527,7 @@ class SqlSchedules(SqlPart):
             connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
 
     def claim_fires(self, *, now: datetime, lease_s: float, limit: int) -> list[Fire]:
-        """Claim due waiting fires, oldest first.
+        """Claim due waiting fires: the oldest of each project, then the second oldest of each.
 
         A fire that is not settled within the lease is claimed again.
         """
@@ -534,11 +535,24 @@ class SqlSchedules(SqlPart):
         due = and_(
             _fires.c.state == WAITING, _fires.c.run_at <= moment, _fires.c.claimed_until <= moment
         )
-        keys = select(*_fires.primary_key.columns).where(due)
-        oldest = keys.order_by(_fires.c.run_at, _fires.c.fire_at).limit(limit)
+        age = (_fires.c.run_at, _fires.c.fire_at)
+        of_project = func.row_number().over(partition_by=_fires.c.project_id, order_by=age)
+        turns = select(*_fires.primary_key.columns, _fires.c.run_at, of_project.label("turn"))
+        found = turns.where(due).subquery()
+        oldest = (
+            select(*(found.c[column.name] for column in _fires.primary_key.columns))
+            .order_by(found.c.turn, found.c.run_at, found.c.fire_at)
+            .limit(limit)
+        )
         until = now + timedelta(seconds=lease_s)
         rows = claim(self._database, _fires, oldest, free=due, until=until)
-        return sorted(map(_fire, rows), key=lambda fire: (fire.run_at, fire.fire_at))
+        fires = sorted(map(_fire, rows), key=lambda fire: (fire.run_at, fire.fire_at))
+        seen: Counter[str] = Counter()
+        turn = {}
+        for fire in fires:
+            seen[fire.project_id] += 1
+            turn[fire.project_id, fire.trigger_id, fire.fire_at] = seen[fire.project_id]
+        return sorted(fires, key=lambda fire: turn[fire.project_id, fire.trigger_id, fire.fire_at])
 
     def settle_fire(self, fire: Fire) -> None:
         """Store the state, build and detail of a fire. Final states stay."""
