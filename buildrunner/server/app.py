@@ -29,8 +29,10 @@ from buildrunner.server.api import worker as routes_worker
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import CallerShares, SameSite, SecureHeaders
 from buildrunner.server.http.bodies import (
+    BUILDS_AT_ONCE,
     LARGE_AT_ONCE,
     PACKS_AT_ONCE,
+    READS_AT_ONCE,
     SEARCHES_AT_ONCE,
     UPLOADS_AT_ONCE,
     CallerSlots,
@@ -109,6 +111,8 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
     app.state.uploads = CallerSlots("uploads", UPLOADS_AT_ONCE)
     app.state.packs = CallerSlots("sources", PACKS_AT_ONCE)
+    app.state.checked_builds = CallerSlots("requests that check builds", BUILDS_AT_ONCE)
+    app.state.reads = CallerSlots("reads of builds", READS_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
     workers = routes_worker.router(context, changes)
     routers = [

@@ -41,6 +41,7 @@ from buildrunner.store.model.builds import (
     WaitingBuild,
     WaitReason,
 )
+from buildrunner.store.sql.access import MOST_SESSIONS
 from buildrunner.store.sql.filter import bounded
 from buildrunner.store.sql.store import ServerStore, open_store
 from tests.fixtures_postgres import PostgresServer, running_postgres
@@ -1229,6 +1230,23 @@ class TestAccess:
         store.sessions.create(structs.replace(old, hash_hex="34" * 32), now=at(10))
         store.sessions.extend("12" * 32, at(100))
         assert store.sessions.find("12" * 32, now=at(11)) is None
+
+    def test_the_first_session_of_a_token_ends_when_it_begins_too_many(
+        self, store: ServerStore
+    ) -> None:
+        other = structs.replace(self.token, name="other", hash_hex="cd" * 32)
+        for token in (self.token, other):
+            store.tokens.create(token)
+        kept = Session(hash_hex="f" * 64, token_name="other", expires_at=at(1), ends_at=at(1))
+        store.sessions.create(kept, now=NOW)
+        made = [f"{number:064x}" for number in range(MOST_SESSIONS + 2)]
+        for number, hash_hex in enumerate(made):
+            ends = at(10 + number)
+            session = Session(hash_hex=hash_hex, token_name="ci", expires_at=at(10), ends_at=ends)
+            store.sessions.create(session, now=NOW)
+        valid = [one for one in made if store.sessions.find(one, now=NOW) is not None]
+        assert valid == made[2:]
+        assert store.sessions.find(kept.hash_hex, now=NOW) is not None
 
     def test_servers_of_a_database_sign_forms_with_the_same_key(
         self, open_another: Callable[[], ServerStore]

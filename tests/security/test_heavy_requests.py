@@ -19,14 +19,17 @@ import pytest
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.api import logs as log_routes
 from buildrunner.server.http.bodies import (
+    BUILDS_AT_ONCE,
     LARGE_AT_ONCE,
     LARGE_BYTES,
     MAX_VALUES,
+    READS_AT_ONCE,
     SEARCHES_AT_ONCE,
     check_values,
 )
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.services import queueing
+from buildrunner.server.services.builds import Builds
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
@@ -143,6 +146,108 @@ def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
         finally:
             go_on.set()
         assert [one.result() for one in greedy] == [200] * 50
+
+
+@pytest.mark.parametrize("way", ["create", "retry", "page", "run", "webhook"])
+def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """Small requests, each of which names a build whose check takes long."""
+    admitted = threading.Semaphore(0)
+    go_on = threading.Event()
+    real = queueing.admit
+
+    def held(request: Any, arrival: Any) -> Any:
+        if "slow" in str(request):
+            admitted.release()
+            assert go_on.wait(60)
+        return real(request, arrival)
+
+    slow = {"steps": [{"name": "busybox", "args": ["slow"]}]}
+    with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
+        greedy, modest = (server.token(name, "submit", "read") for name in ("greedy", "modest"))
+        boss = {"Authorization": f"Bearer {server.token('boss', 'admin', 'submit')}"}
+        version = "projects/p/secrets/hook/versions/1"
+        server.secrets[version] = "s3cret"
+        called = {"name": "t", "webhookConfig": {"secret": version}, "build": slow}
+        builds, triggers = "/v1/projects/p/builds", "/v1/projects/p/triggers"
+        made = server.http.post(triggers, json=called, headers=boss)
+        assert made.status_code == 200, made.text
+        old = server.http.post(builds, json=slow, headers=boss).json()["metadata"]["build"]["id"]
+        server.run(old, "SUCCESS")
+        monkeypatch.setattr(queueing, "admit", held)
+        headers = {"Authorization": f"Bearer {greedy}"}
+        form: dict[str, str] | None = None
+        if way == "page":
+            with httpx.Client(base_url=server.url) as client:
+                client.post("/login", data={"token": greedy})
+                page = client.get(f"/builds/p/{old}").text
+                form = {"csrf": page.partition('name="csrf" value="')[2].partition('"')[0]}
+                headers = {"Cookie": "; ".join(f"{n}={v}" for n, v in client.cookies.items())}
+        path = {
+            "create": builds,
+            "retry": f"{builds}/{old}:retry",
+            "page": f"/builds/p/{old}/retry",
+            "run": f"{triggers}/t:run",
+            "webhook": f"{triggers}/t:webhook?secret=s3cret",
+        }[way]
+
+        def send(number: int) -> int:
+            body = {"create": slow, "webhook": {"number": number}}.get(way, {})
+            given: dict[str, Any] = {"json": body} if form is None else {"data": form}
+            url = f"{server.url}{path}"
+            return httpx.post(url, headers=headers, timeout=60, **given).status_code
+
+        sent = [senders.submit(send, number) for number in range(50)]
+        try:
+            for _ in range(BUILDS_AT_ONCE):
+                assert admitted.acquire(timeout=30)
+            other = {"Authorization": f"Bearer {modest}"}
+            quick = {"steps": [{"name": "busybox"}]}
+            assert server.http.post(builds, json=quick, headers=other).status_code == 200
+            assert not admitted.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert {one.result() for one in sent} == ({303} if way == "page" else {200})
+
+
+def test_reads_of_strangers_wait_and_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = threading.Semaphore(0)
+    go_on = threading.Event()
+    real = Builds.find
+
+    def held(builds: Builds, address: Any, build_id: str) -> Any:
+        if build_id == slow:
+            looked_up.release()
+            assert go_on.wait(60)
+        return real(builds, address, build_id)
+
+    with (
+        api_server(tmp_path, auth=True, public_projects=("p",)) as server,
+        ThreadPoolExecutor(50) as senders,
+    ):
+        headers = {"Authorization": f"Bearer {server.token('modest', 'submit', 'read')}"}
+        path, body = "/v1/projects/p/builds", {"steps": [{"name": "busybox"}]}
+        slow, quick = (
+            server.http.post(path, json=body, headers=headers).json()["metadata"]["build"]["id"]
+            for _ in range(2)
+        )
+        monkeypatch.setattr(Builds, "find", held)
+
+        def read(_: int) -> int:
+            return httpx.get(f"{server.url}{path}/{slow}", timeout=60).status_code
+
+        strangers = [senders.submit(read, number) for number in range(50)]
+        try:
+            for _ in range(READS_AT_ONCE):
+                assert looked_up.acquire(timeout=30)
+            assert server.http.get(f"{path}/{quick}", headers=headers).status_code == 200
+            assert not looked_up.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert [one.result() for one in strangers] == [200] * 50
 
 
 def test_searches_of_strangers_wait_and_leave_threads_to_others(

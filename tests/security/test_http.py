@@ -183,7 +183,7 @@ def test_secrets_in_addresses_are_not_in_the_log_however_they_are_written(
 def test_a_stream_ends_when_the_token_of_its_viewer_is_revoked(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("buildrunner.server.api.logs.HEARTBEAT_S", 0.0)
+    monkeypatch.setattr("buildrunner.server.api.logs.CHECKED_EVERY_S", 0.0)
     headers = {"Authorization": f"Bearer {server.token('t', 'read', 'submit')}"}
     body = {"steps": [{"name": "busybox"}]}
     made = server.http.post("/v1/projects/p/builds", json=body, headers=headers).json()

@@ -105,6 +105,25 @@ def test_a_session_ends_when_its_token_is_revoked(server: ApiServer) -> None:
         assert not is_signed_in(client)
 
 
+def test_an_open_stream_ends_with_its_session(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.api.logs.CHECKED_EVERY_S", 0.0)
+    build = queued_build(server)
+    with browser(server.url) as client, browser(server.url) as thief:
+        sign_in(client, server.token("t", "read"))
+        thief.cookies.update(client.cookies)
+        path = f"/buildrunner/v1/projects/p/builds/{build}/log/stream"
+        with thief.stream("GET", path) as answer:
+            messages = answer.iter_lines()
+            assert any("QUEUED" in line for line in messages)
+            page = client.get("/builds")
+            client.post("/logout", data={"csrf": csrf_of(page)})
+            assert not is_signed_in(client)
+            server.run(build, None)  # the next message would say that it works
+            assert not any("WORKING" in line for line in messages)
+
+
 def test_a_session_expires_without_use_and_in_the_end_also_with_it(tmp_path: Path) -> None:
     moment = now()
     with (

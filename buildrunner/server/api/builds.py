@@ -26,7 +26,14 @@ from buildrunner.server.http.answers import (
     operation_response,
     shown_build,
 )
-from buildrunner.server.http.bodies import as_mapping, build_body, json_body, member, search_slot
+from buildrunner.server.http.bodies import (
+    as_mapping,
+    build_body,
+    json_body,
+    member,
+    search_slot,
+    waits_for_read_slot,
+)
 from buildrunner.server.http.errors import (
     failed_precondition,
     invalid_argument,
@@ -105,7 +112,12 @@ def router(context: ServerContext) -> APIRouter:
             answer["nextPageToken"] = page.next_page_token
         return json_response(answer)
 
-    def get(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def get(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = Depends(waits_for_read_slot),
+    ) -> Response:
         """Return a build."""
         return build_response(request, builds.find(address_of(context, request), build).document)
 
@@ -216,7 +228,12 @@ def own_router(context: ServerContext) -> APIRouter:
         prefix="/buildrunner/v1/projects/{project}/builds/{build}", tags=["more about builds"]
     )
 
-    def plan(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def plan(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = Depends(waits_for_read_slot),
+    ) -> Response:
         """Return the compiled plan: final arguments, environment and edges, without secrets."""
         found = context.store.builds.plan(builds.find(address_of(context, request), build).id)
         if found is None:

@@ -7,6 +7,7 @@ decides what the hook may fire. The routes of bindings need a token.
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator
 from contextlib import nullcontext
 from datetime import datetime
 from typing import Any, Final
@@ -26,6 +27,7 @@ from buildrunner.server.http.bodies import (
     CallerSlots,
     UnverifiedBodies,
     as_mapping,
+    build_slot,
     is_large,
     json_body,
     raw_body,
@@ -225,16 +227,20 @@ def webhooks_router(context: ServerContext) -> APIRouter:
         take_place(request, Caller(found["id"], ()))
         return call, found
 
-    async def body_of(request: Request, known: _Verified = Depends(verified)) -> bytes:
+    async def body_of(
+        request: Request, known: _Verified = Depends(verified)
+    ) -> AsyncIterator[bytes]:
         """Return the body. A body that is too large is recorded as refused."""
         _, found = known
         large: CallerSlots = request.app.state.large_bodies
-        try:
-            async with large.slot(found["id"]) if is_large(request) else nullcontext():
-                return await read(request)
-        except ApiError as error:
-            await refusals.record(calls.refused(*known), str(error))
-            raise
+        async with large.slot(found["id"]) if is_large(request) else nullcontext():
+            try:
+                body = await read(request)
+            except ApiError as error:
+                await refusals.record(calls.refused(*known), str(error))
+                raise
+            async with build_slot(request, found["id"]):
+                yield body
 
     def receive(
         request: Request,

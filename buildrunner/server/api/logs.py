@@ -34,7 +34,7 @@ from buildrunner.server.http.bodies import search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import ByteRange, client_address, parse_range, project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
-from buildrunner.server.logs.live import HEARTBEAT_S, BuildWatches, StreamPosition, build_stream
+from buildrunner.server.logs.live import BuildWatches, StreamPosition, build_stream
 from buildrunner.server.logs.view import LONGEST_LINE, KeptLogs, lines_answer, step_runs
 
 DEFAULT_BUCKET = "buildrunner-logs"
@@ -44,6 +44,9 @@ STREAMS_OF_STRANGERS = 500
 """The most concurrent streams of callers without a token: per network, and in total."""
 STREAMS_OF_TOKEN = 500
 """The most concurrent streams of one token."""
+
+CHECKED_EVERY_S = 5.0
+"""A stream sends nothing for longer than this unless its caller may still read."""
 
 _BLOCK_BYTES = 1 << 18
 _SEARCH_S = 2.0
@@ -264,7 +267,7 @@ class _Logs:
             async with _counted(streams, source), self._watches.watch(project, build) as watch:
                 checked_at = time.monotonic()
                 async for message in build_stream(watch, self._kept.folder(build), position):
-                    if time.monotonic() - checked_at > HEARTBEAT_S:
+                    if time.monotonic() - checked_at > CHECKED_EVERY_S:
                         checked_at = time.monotonic()
                         if not await self._may_still_read(request, project):
                             return

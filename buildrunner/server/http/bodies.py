@@ -1,8 +1,9 @@
 """Bodies of requests, within limits of size, time and number.
 
-A large body, or a search, takes a thread of the server for seconds, and there are some forty
-threads. The costly requests of one caller wait for each other without a thread (`CallerSlots`), so
-that other callers find a free thread. All callers without a token count as one caller.
+A large body, a search, or the check of a build takes a thread of the server for up to seconds, and
+there are some forty threads. The costly requests of one caller wait for each other without a thread
+(`CallerSlots`), so that other callers find a free thread. All callers without a token count as one
+caller.
 
 A webhook's signature covers its whole body, so the server must hold the body before it knows the
 sender (`UnverifiedBodies`). The bodies of all unverified senders together are bounded in number,
@@ -21,7 +22,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from typing import Any, Final
 
 import msgspec
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
@@ -29,6 +30,7 @@ from buildrunner.addresses import network_of
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import client_address
+from buildrunner.server.http.tokens import PUBLIC_NAME
 
 # An unterminated string matches to the end of the body: otherwise the search for its end would
 # start again at each quotation mark in it, and take quadratic time.
@@ -49,6 +51,8 @@ REPORTS_AT_ONCE = 4
 UPLOADS_AT_ONCE = 4
 PACKS_AT_ONCE = 2
 CREDENTIALS_AT_ONCE = 2
+BUILDS_AT_ONCE = 4
+READS_AT_ONCE = 4
 LONGEST_WAIT_S = 30.0
 SLOWEST_BODY: Final = 1024
 """Bytes a second at which a body must arrive, after the time that is allowed for a pause."""
@@ -124,9 +128,25 @@ def json_body(
 
 
 def build_body(context: ServerContext) -> Callable[[Request], AsyncIterator[Any]]:
-    """Return a dependency like `json_body`, for a build or a trigger, whose check takes long."""
+    """Return a dependency like `json_body`, for requests that may check a build or a trigger.
+
+    The check takes long, also if the request names a stored build. So these requests of one caller
+    wait for each other, whatever their size.
+    """
     settings = context.settings
-    return json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
+    read_json = json_body(context, min(settings.max_build_bytes, settings.max_body_bytes))
+
+    async def read(request: Request, body: Any = Depends(read_json)) -> AsyncIterator[Any]:
+        async with build_slot(request, request.state.caller.name):
+            yield body
+
+    return read
+
+
+def build_slot(request: Request, caller: str) -> AbstractAsyncContextManager[None]:
+    """Return a slot for work that checks a build or a trigger in a thread."""
+    builds: CallerSlots = request.app.state.checked_builds
+    return builds.slot(caller)
 
 
 def check_values(body: bytes, most: int) -> None:
@@ -338,6 +358,16 @@ def search_slot() -> Callable[[Request], AsyncIterator[None]]:
             yield
 
     return wait
+
+
+async def waits_for_read_slot(request: Request) -> AsyncIterator[None]:
+    """Limit the reads of single builds, which may be large. A dependency, after the caller's."""
+    caller = request.state.caller.name
+    if caller == PUBLIC_NAME:  # an answer takes as long as its reader
+        caller = f"{caller} {network_of(client_address(request))}"
+    reads: CallerSlots = request.app.state.reads
+    async with reads.slot(caller):
+        yield
 
 
 def slot_of(slots: CallerSlots) -> Callable[[Request], AsyncIterator[None]]:

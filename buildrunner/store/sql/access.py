@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 from sqlalchemy import delete, insert, select, update
@@ -13,6 +14,9 @@ from buildrunner.store.records import instant_of, microseconds
 from buildrunner.store.sql.database import SqlPart, delete_some, insert_new
 from buildrunner.store.sql.rows import AnyRow
 from buildrunner.store.sql.schema import audit_log, identity_keys, sessions, tokens
+
+MOST_SESSIONS: Final = 100
+"""The most sessions of one token."""
 
 
 class SqlTokens(SqlPart):
@@ -78,7 +82,7 @@ class SqlSessions(SqlPart):
     """Sessions of browsers; each belongs to a token."""
 
     def create(self, session: Session, *, now: datetime) -> None:
-        """Store a session, and delete expired sessions."""
+        """Store a session. Expired ones go, and the first of a token that has `MOST_SESSIONS`."""
         row = {
             "hash_hex": session.hash_hex,
             "token_name": session.token_name,
@@ -86,8 +90,16 @@ class SqlSessions(SqlPart):
             "ends_at": microseconds(session.ends_at),
         }
         over = sessions.c.expires_at <= microseconds(now)
+        of_token = sessions.c.token_name == session.token_name
         with self._database.write() as connection:
             connection.execute(delete(sessions).where(over))
+            newest = (
+                select(sessions.c.hash_hex)
+                .where(of_token)
+                .order_by(sessions.c.ends_at.desc(), sessions.c.hash_hex)
+                .limit(MOST_SESSIONS - 1)
+            )
+            connection.execute(delete(sessions).where(of_token, sessions.c.hash_hex.not_in(newest)))
             connection.execute(insert(sessions).values(row))
 
     def find(self, hash_hex: str, *, now: datetime) -> tuple[Session, AccessToken] | None:

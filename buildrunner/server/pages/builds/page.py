@@ -18,6 +18,7 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.stored import has_attestations, sbom_failures
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, note_target
+from buildrunner.server.http.bodies import build_slot, waits_for_read_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import project_of
 from buildrunner.server.pages.builds.artifacts import listed_files
@@ -52,7 +53,10 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
     viewer = [Depends(pages.session.viewer)]
     routes.add_api_route(
-        "/builds/{project}/{build}", pages.build, methods=["GET"], dependencies=viewer
+        "/builds/{project}/{build}",
+        pages.build,
+        methods=["GET"],
+        dependencies=[*viewer, Depends(waits_for_read_slot)],
     )
     routes.add_api_route(
         "/builds/{project}/{build}/{action}",
@@ -246,7 +250,8 @@ class _BuildActions:
         check_may(viewer, scope, project)
         path = f"/builds/{project}/{stored.id}"
         try:
-            path = await run_in_threadpool(act, request, stored, fields)
+            async with build_slot(request, viewer.name):
+                path = await run_in_threadpool(act, request, stored, fields)
         except (ApiError, BuildrunnerError) as error:
             path = refused_address(request, path, str(error))
         return RedirectResponse(path, 303)

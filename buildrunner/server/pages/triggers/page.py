@@ -16,6 +16,7 @@ from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.handling import tried
 from buildrunner.server.http.access import note_action, note_target
+from buildrunner.server.http.bodies import build_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.builds.changes import BuildHistory
@@ -147,7 +148,8 @@ class _TriggerPages:
         check_may(viewer, scope, project)
         path = f"/triggers/{project}/{document['id']}"
         try:
-            path = await run_in_threadpool(act, request, document, fields) or path
+            async with build_slot(request, request.state.viewer.name):
+                path = await run_in_threadpool(act, request, document, fields) or path
         except (ApiError, BuildrunnerError) as error:
             path = refused_address(request, path, str(error))
         return RedirectResponse(path, 303)
