@@ -247,6 +247,32 @@ def test_a_check_makes_few_deliveries_and_the_next_one_the_rest(
     assert look(server, refs_at("b", 150)) == 1
 
 
+def test_slow_hosts_of_one_project_do_not_hold_up_the_check_for_another(server: ApiServer) -> None:
+    for number in range(20):  # more than the check has threads
+        forge = {"forge": "gitea", "forgeHost": f"https://a{number}.example.com"}
+        github = {"owner": "x", "name": "app", "push": {"branch": "."}}
+        body = {"name": f"t{number}", "build": {"steps": [{"name": "busybox"}]}, "github": github}
+        answer = server.http.post("/v1/projects/slow/triggers", params=forge, json=body)
+        assert answer.status_code == 200, answer.text
+    looked_at = threading.Event()
+
+    def list_refs(url: str) -> dict[str, str]:
+        if url == URL:
+            looked_at.set()
+        elif not looked_at.wait(30):
+            raise SourceError("nothing else is looked at meanwhile")
+        return refs_at("a", 1)
+
+    remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "change")
+    began = threading.Thread(target=Reconciler(server.context, remote).look)
+    began.start()
+    try:
+        assert looked_at.wait(10)
+    finally:
+        looked_at.set()
+        began.join()
+
+
 def test_a_check_adds_no_deliveries_while_those_of_the_last_one_wait(server: ApiServer) -> None:
     look(server, refs_at("a", 3))
     assert look(server, refs_at("b", 3)) == 1

@@ -164,12 +164,22 @@ class Reconciler:
         return sum(looker.result() for looker in lookers)
 
     def _lines(self) -> list[deque[Place]]:
-        """Return the repositories by host; those that failed the last time come last."""
+        """Return the repositories by host; those that failed the last time come last.
+
+        Projects take turns: the first host of each comes before the second one of any. So the slow
+        hosts of a project delay its own repositories.
+        """
         found: dict[str, deque[Place]] = {}
         for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
             host = repository_key(place.url).partition("/")[0]
             found.setdefault(host, deque()).append(place)
-        return list(found.values())
+        hosts_of: Counter[str] = Counter()
+        turns = []
+        for line in found.values():
+            projects = {one.watched.project for place in line for one in place.watchers}
+            turns.append((min(hosts_of[project] for project in projects), line))
+            hosts_of.update(projects)
+        return [line for _, line in sorted(turns, key=lambda one: one[0])]
 
     def _look_along(self, line: deque[Place]) -> int:
         """Check the repositories of one host, and stop if the host does not answer."""
