@@ -23,13 +23,13 @@ from buildrunner.server.http.bodies import (
     LARGE_AT_ONCE,
     LARGE_BYTES,
     MAX_VALUES,
+    READ_SLOT,
     READS_AT_ONCE,
     SEARCHES_AT_ONCE,
     check_values,
 )
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.services import queueing
-from buildrunner.server.services.builds import Builds
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
@@ -169,10 +169,11 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
         boss = {"Authorization": f"Bearer {server.token('boss', 'admin', 'submit')}"}
         version = "projects/p/secrets/hook/versions/1"
         server.secrets[version] = "s3cret"
-        called = {"name": "t", "webhookConfig": {"secret": version}, "build": slow}
         builds, triggers = "/v1/projects/p/builds", "/v1/projects/p/triggers"
-        made = server.http.post(triggers, json=called, headers=boss)
-        assert made.status_code == 200, made.text
+        for number in range(12):
+            called = {"name": f"t{number}", "webhookConfig": {"secret": version}, "build": slow}
+            made = server.http.post(triggers, json=called, headers=boss)
+            assert made.status_code == 200, made.text
         old = server.http.post(builds, json=slow, headers=boss).json()["metadata"]["build"]["id"]
         server.run(old, "SUCCESS")
         monkeypatch.setattr(queueing, "admit", held)
@@ -188,14 +189,14 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
             "create": builds,
             "retry": f"{builds}/{old}:retry",
             "page": f"/builds/p/{old}/retry",
-            "run": f"{triggers}/t:run",
-            "webhook": f"{triggers}/t:webhook?secret=s3cret",
+            "run": f"{triggers}/t0:run",
+            "webhook": f"{triggers}/tNUMBER:webhook?secret=s3cret",
         }[way]
 
         def send(number: int) -> int:
             body = {"create": slow, "webhook": {"number": number}}.get(way, {})
             given: dict[str, Any] = {"json": body} if form is None else {"data": form}
-            url = f"{server.url}{path}"
+            url = f"{server.url}{path}".replace("NUMBER", str(number % 12))
             return httpx.post(url, headers=headers, timeout=60, **given).status_code
 
         sent = [senders.submit(send, number) for number in range(50)]
@@ -211,43 +212,75 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
         assert {one.result() for one in sent} == ({303} if way == "page" else {200})
 
 
+READS = (
+    "/v1/projects/p/builds/BUILD",
+    "/v1/OPERATION",
+    "/buildrunner/v1/projects/p/builds/BUILD/approval",
+    "/buildrunner/v1/projects/p/builds/BUILD/provenance",
+    "/buildrunner-logs/log-BUILD.txt",
+    "/builds/p/BUILD",
+    "/builds/p/BUILD/log",
+    "/builds/p/BUILD/artifacts/0",
+)
+
+
+@pytest.mark.parametrize("path", READS)
 def test_reads_of_strangers_wait_and_leave_threads_to_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     looked_up = threading.Semaphore(0)
     go_on = threading.Event()
-    real = Builds.find
 
-    def held(builds: Builds, address: Any, build_id: str) -> Any:
-        if build_id == slow:
-            looked_up.release()
-            assert go_on.wait(60)
-        return real(builds, address, build_id)
+    def holding(real: Any) -> Any:
+        def held(builds: SqlBuilds, *given: str) -> Any:
+            if given[-1] == slow:
+                looked_up.release()
+                assert go_on.wait(60)
+            return real(builds, *given)
+
+        return held
 
     with (
         api_server(tmp_path, auth=True, public_projects=("p",)) as server,
         ThreadPoolExecutor(50) as senders,
     ):
         headers = {"Authorization": f"Bearer {server.token('modest', 'submit', 'read')}"}
-        path, body = "/v1/projects/p/builds", {"steps": [{"name": "busybox"}]}
-        slow, quick = (
-            server.http.post(path, json=body, headers=headers).json()["metadata"]["build"]["id"]
-            for _ in range(2)
-        )
-        monkeypatch.setattr(Builds, "find", held)
+        builds, body = "/v1/projects/p/builds", {"steps": [{"name": "busybox"}]}
+        made = [server.http.post(builds, json=body, headers=headers).json() for _ in range(2)]
+        slow, quick = (one["metadata"]["build"]["id"] for one in made)
+        operation = made[0]["name"]
+        url = server.url + path.replace("BUILD", slow).replace("OPERATION", operation)
+        for name in ("get", "find"):
+            monkeypatch.setattr(SqlBuilds, name, holding(getattr(SqlBuilds, name)))
 
         def read(_: int) -> int:
-            return httpx.get(f"{server.url}{path}/{slow}", timeout=60).status_code
+            return httpx.get(url, timeout=60).status_code
 
         strangers = [senders.submit(read, number) for number in range(50)]
         try:
             for _ in range(READS_AT_ONCE):
                 assert looked_up.acquire(timeout=30)
-            assert server.http.get(f"{path}/{quick}", headers=headers).status_code == 200
+            assert server.http.get(f"{builds}/{quick}", headers=headers).status_code == 200
             assert not looked_up.acquire(blocking=False)
         finally:
             go_on.set()
-        assert [one.result() for one in strangers] == [200] * 50
+        assert {one.result() for one in strangers} <= {200, 404}
+
+
+def test_each_route_that_reads_one_build_waits_for_a_slot(server: ApiServer) -> None:
+    """A new route has to be among them, or to have limits of its own."""
+    own_limits = ("/log/lines", "/log/steps", "/log/search", "/log/stream", "/log-{build}.txt")
+    without = [
+        route.path
+        for router in server.app.state.routers
+        for route in router.routes
+        if "GET" in route.methods
+        and any(part in route.path for part in ("{build}", "{operation"))
+        and not route.path.startswith("/worker/")
+        and not route.path.endswith(own_limits)
+        and READ_SLOT.dependency not in {one.call for one in route.dependant.dependencies}
+    ]
+    assert without == []
 
 
 def test_searches_of_strangers_wait_and_leave_threads_to_others(

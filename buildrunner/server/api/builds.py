@@ -27,12 +27,12 @@ from buildrunner.server.http.answers import (
     shown_build,
 )
 from buildrunner.server.http.bodies import (
+    READ_SLOT,
     as_mapping,
     build_body,
     json_body,
     member,
     search_slot,
-    waits_for_read_slot,
 )
 from buildrunner.server.http.errors import (
     failed_precondition,
@@ -116,7 +116,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         build: str,
         _: Caller = Depends(access.may("read")),
-        _slot: None = Depends(waits_for_read_slot),
+        _slot: None = READ_SLOT,
     ) -> Response:
         """Return a build."""
         return build_response(request, builds.find(address_of(context, request), build).document)
@@ -228,32 +228,27 @@ def own_router(context: ServerContext) -> APIRouter:
         prefix="/buildrunner/v1/projects/{project}/builds/{build}", tags=["more about builds"]
     )
 
-    def plan(
-        request: Request,
-        build: str,
-        _: Caller = Depends(access.may("read")),
-        _slot: None = Depends(waits_for_read_slot),
-    ) -> Response:
+    reading = [Depends(access.may("read")), READ_SLOT]
+
+    def plan(request: Request, build: str) -> Response:
         """Return the compiled plan: final arguments, environment and edges, without secrets."""
         found = context.store.builds.plan(builds.find(address_of(context, request), build).id)
         if found is None:
             raise NotFound(f"build {build} has no plan yet")
         return Response(found, media_type="application/json")
 
-    def waiting(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def waiting(request: Request, build: str) -> Response:
         """Return the reason why a build waits; empty if it has started."""
         stored = builds.find(address_of(context, request), build)
         reason = context.why_waiting(stored.id)
         return json_response({} if reason is None else msgspec.structs.asdict(reason))
 
-    def approval(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def approval(request: Request, build: str) -> Response:
         """Return the author of the code, the rights that an approval grants, and the decision."""
         facts = approval_facts(builds.find(address_of(context, request), build))
         return json_response(msgspec.to_builtins(facts))
 
-    def artifacts(
-        request: Request, build: str, _: Caller = Depends(access.may("read"))
-    ) -> Response:
+    def artifacts(request: Request, build: str) -> Response:
         """List the images and files that the build pushed and uploaded."""
         return json_response(
             {"artifacts": made_by(builds.find(address_of(context, request), build).document)}
@@ -263,6 +258,7 @@ def own_router(context: ServerContext) -> APIRouter:
         request: Request,
         build: str,
         _: Caller = Depends(access.may("admin", "builds.delete")),
+        _slot: None = READ_SLOT,
     ) -> Response:
         """Delete a build that has ended, with its log, events and kept workspace."""
         stored = builds.find(address_of(context, request), build)
@@ -275,16 +271,14 @@ def own_router(context: ServerContext) -> APIRouter:
         return json_response({})
 
     routes.add_api_route("", delete, methods=["DELETE"], openapi_extra=documented(query=(PARENT,)))
-    routes.add_api_route("/plan", plan, methods=["GET"], openapi_extra=documented(query=(PARENT,)))
-    routes.add_api_route(
-        "/waiting", waiting, methods=["GET"], openapi_extra=documented(query=(PARENT,))
-    )
-    routes.add_api_route(
-        "/approval", approval, methods=["GET"], openapi_extra=documented(query=(PARENT,))
-    )
-    routes.add_api_route(
-        "/artifacts", artifacts, methods=["GET"], openapi_extra=documented(query=(PARENT,))
-    )
+    for route in (plan, waiting, approval, artifacts):
+        routes.add_api_route(
+            f"/{route.__name__}",
+            route,
+            methods=["GET"],
+            dependencies=reading,
+            openapi_extra=documented(query=(PARENT,)),
+        )
     return routes
 
 
@@ -372,7 +366,11 @@ def operations_router(context: ServerContext) -> APIRouter:
             raise permission_denied(f"token {caller.name} needs scope {scope} for this project")
         return stored
 
-    def get(request: Request, caller: Caller = Depends(access.may("read"))) -> Response:
+    def get(
+        request: Request,
+        caller: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """Return the operation of a build, which is done when the build has ended."""
         return operation_response(request, found(request, caller, "read").document)
 
@@ -380,6 +378,7 @@ def operations_router(context: ServerContext) -> APIRouter:
         request: Request,
         caller: Caller = Depends(access.may("submit", "operations.cancel")),
         body: Any = Depends(body_of),  # noqa: ARG001  (read, so that the connection stays open)
+        _slot: None = READ_SLOT,
     ) -> Response:
         """Cancel the build of an operation. No effect if the build has ended."""
         stored = found(request, caller, "submit")

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.answers import json_response
+from buildrunner.server.http.bodies import READ_SLOT
 from buildrunner.server.http.requests import address_of, flag, page_size, parameter, project_of
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.openapi import PAGING, PARENT, Parameter, documented
@@ -41,7 +42,12 @@ def router(context: ServerContext) -> APIRouter:
         project = project_of(request, context.settings.default_project)
         return json_response(context.store.deployments.get(project, deployment).document())
 
-    def of_build(request: Request, build: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def of_build(
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """List the deployments of a build, oldest first."""
         stored = builds.find(address_of(context, request), build)
         page = context.store.deployments.of_build(

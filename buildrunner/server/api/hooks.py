@@ -190,8 +190,17 @@ _KEY = Parameter("key", "string", "Google's API key: ignored.")
 _Verified = tuple[WebhookCall, dict[str, Any]]
 
 
+def _sender(call: WebhookCall) -> str:
+    """Return the name that counts the calls of all webhook triggers of a project."""
+    return f"webhook:{call.address.project}"
+
+
 def webhooks_router(context: ServerContext) -> APIRouter:
-    """Return the route of webhooks. A secret verifies the caller in place of a token."""
+    """Return the route of webhooks. A secret verifies the caller in place of a token.
+
+    The calls of all triggers of a project count as those of one caller: one sender may know the
+    secrets of many.
+    """
     calls = WebhookCalls(context)
     refusals = Refusals(context.store, context.clock)
     read = raw_body(context, context.settings.max_webhook_bytes)
@@ -224,22 +233,22 @@ def webhooks_router(context: ServerContext) -> APIRouter:
         note_action(request, "triggers.webhook", found["id"])
         name = f"webhook:{found['name']}"
         request.state.caller = Caller(name, ("submit",), (request.path_params["project"],))
-        take_place(request, Caller(found["id"], ()))
+        take_place(request, _sender(call))
         return call, found
 
     async def body_of(
         request: Request, known: _Verified = Depends(verified)
     ) -> AsyncIterator[bytes]:
         """Return the body. A body that is too large is recorded as refused."""
-        _, found = known
+        sender = _sender(known[0])
         large: CallerSlots = request.app.state.large_bodies
-        async with large.slot(found["id"]) if is_large(request) else nullcontext():
+        async with large.slot(sender) if is_large(request) else nullcontext():
             try:
                 body = await read(request)
             except ApiError as error:
                 await refusals.record(calls.refused(*known), str(error))
                 raise
-            async with build_slot(request, found["id"]):
+            async with build_slot(request, sender):
                 yield body
 
     def receive(

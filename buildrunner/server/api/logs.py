@@ -30,7 +30,7 @@ from buildrunner.logs.files.reader import (
 )
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
-from buildrunner.server.http.bodies import search_slot
+from buildrunner.server.http.bodies import READ_SLOT, read_slot, search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import ByteRange, client_address, parse_range, project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
@@ -79,8 +79,12 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     }
     for path, route in paths.items():
         methods = ["GET", "HEAD"] if path == "/log" else ["GET"]
-        is_costly = path in ("/log/search", "/log/lines", "/log/steps")
-        needed = [*reading, Depends(search_slot())] if is_costly else reading
+        if path in ("/log/search", "/log/lines", "/log/steps"):
+            needed = [*reading, Depends(search_slot())]
+        elif path == "/log/stream":  # it lasts, and has limits of its own
+            needed = reading
+        else:
+            needed = [*reading, READ_SLOT]
         routes.add_api_route(
             _PREFIX + path, route, methods=methods, dependencies=needed, response_class=Response
         )
@@ -129,7 +133,8 @@ class _Logs:
     ) -> Response:
         """Return the log as the object of ``logsBucket`` that gcloud polls."""
         caller = await self._access.caller(request)
-        stored = await run_in_threadpool(self._context.store.builds.find, build)
+        async with read_slot(request, caller.name):
+            stored = await run_in_threadpool(self._context.store.builds.find, build)
         if not caller.may("read", stored.document.get("projectId", "")):
             raise NotFound("no build of that id that the caller may see")
         place = stored.document.get("logsBucket") or DEFAULT_BUCKET

@@ -15,6 +15,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.provenance.stored import read_attestations
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
+from buildrunner.server.http.bodies import READ_SLOT
 from buildrunner.server.http.errors import unavailable
 from buildrunner.server.http.requests import address_of
 from buildrunner.server.http.tokens import Caller
@@ -74,7 +75,10 @@ def router(context: ServerContext) -> APIRouter:
     routes = APIRouter(tags=["more about builds"])
 
     def provenance(
-        request: Request, build: str, _: Caller = Depends(access.may("read"))
+        request: Request,
+        build: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
     ) -> Response:
         """Return the signed provenance of the build's artifacts: DSSE envelopes, one per line."""
         stored = builds.find(address_of(context, request), build)

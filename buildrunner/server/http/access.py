@@ -77,14 +77,20 @@ class Access:
         return project_of(request, self._context.settings.default_project)
 
     async def caller(self, request: Request) -> Caller:
-        """Return the caller of the request.
+        """Return the caller of the request, and count the request for it; see `take_place`.
 
         A client without credentials gets 403, not 401: Google's clients answer a 401 by refreshing
         credentials, which fails for anonymous ones, and the user would never see our message.
 
         Raises:
-            ApiError: 403 without a token, 401 with an invalid one.
+            ApiError: 403 without a token, 401 with an invalid one, 429 if too many requests of the
+                caller are under way.
         """
+        caller = await self._caller(request)
+        take_place(request, caller.name)
+        return caller
+
+    async def _caller(self, request: Request) -> Caller:
         if not self._context.settings.auth:
             return LOCAL
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -135,7 +141,6 @@ class Requirement:
             note_action(request, self._action, project)
         caller = await self._access.caller(request)
         request.state.caller = caller
-        take_place(request, caller)
         if project or self._everywhere:
             allowed = caller.may(self.scope, project)
         else:
@@ -148,18 +153,21 @@ class Requirement:
         return caller
 
 
-def take_place(request: Request, caller: Caller) -> None:
+def take_place(request: Request, name: str) -> None:
     """Count a request of a caller until its end.
 
     Callers without a token are not one caller, and count by network. Workers have limits of their
     own, and a lease must be renewed whatever else waits.
+
+    Args:
+        request: the request. It counts once.
+        name: name of the caller.
 
     Raises:
         ApiError: 429, the caller has too many requests under way.
     """
     if hasattr(request.state, "counted_for"):
         return
-    name = caller.name
     if name == PUBLIC_NAME:
         name = f"{name} {network_of(client_address(request))}"
     under_way: Counter[str] = request.app.state.under_way

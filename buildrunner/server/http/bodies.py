@@ -30,7 +30,6 @@ from buildrunner.addresses import network_of
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import client_address
-from buildrunner.server.http.tokens import PUBLIC_NAME
 
 # An unterminated string matches to the end of the body: otherwise the search for its end would
 # start again at each quotation mark in it, and take quadratic time.
@@ -360,14 +359,22 @@ def search_slot() -> Callable[[Request], AsyncIterator[None]]:
     return wait
 
 
-async def waits_for_read_slot(request: Request) -> AsyncIterator[None]:
-    """Limit the reads of single builds, which may be large. A dependency, after the caller's."""
-    caller = request.state.caller.name
-    if caller == PUBLIC_NAME:  # an answer takes as long as its reader
-        caller = f"{caller} {network_of(client_address(request))}"
-    reads: CallerSlots = request.app.state.reads
-    async with reads.slot(caller):
+async def _waits_to_read(request: Request) -> AsyncIterator[None]:
+    async with read_slot(request, request.state.caller.name):
         yield
+
+
+READ_SLOT: Final = Depends(_waits_to_read, scope="function")
+"""A dependency, after that of the caller, of routes that read one build, which may be large.
+
+It ends when the route has made its answer: a slow reader of the answer holds up no other.
+"""
+
+
+def read_slot(request: Request, caller: str) -> AbstractAsyncContextManager[None]:
+    """Return a slot for a request that reads one build."""
+    reads: CallerSlots = request.app.state.reads
+    return reads.slot(caller)
 
 
 def slot_of(slots: CallerSlots) -> Callable[[Request], AsyncIterator[None]]:

@@ -69,7 +69,7 @@ class Session:
         viewer = await self._viewer(request)
         request.state.viewer = viewer
         request.state.caller = viewer.caller
-        take_place(request, viewer.caller)
+        take_place(request, viewer.name)
         return viewer
 
     async def _viewer(self, request: Request) -> Viewer:

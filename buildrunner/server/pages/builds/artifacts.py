@@ -13,6 +13,7 @@ from starlette.responses import Response, StreamingResponse
 
 from buildrunner.errors import NotFound, StorageError
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.bodies import READ_SLOT
 from buildrunner.server.http.requests import project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute
 from buildrunner.server.pages.session import Session, check_may
@@ -75,7 +76,7 @@ def router(context: ServerContext) -> APIRouter:
         "/builds/{project}/{build}/artifacts/{number}",
         download,
         methods=["GET"],
-        dependencies=[Depends(session.viewer)],
+        dependencies=[Depends(session.viewer), READ_SLOT],
     )
     return routes
 

@@ -12,6 +12,7 @@ from buildrunner.logs.files.log_file import log_folder
 from buildrunner.logs.files.reader import LogFileReader
 from buildrunner.logs.files.retention import check_not_removed
 from buildrunner.server.context import ServerContext
+from buildrunner.server.http.bodies import READ_SLOT
 from buildrunner.server.http.requests import project_of
 from buildrunner.server.logs.view import tail
 from buildrunner.server.pages.builds.view import build_view
@@ -75,6 +76,6 @@ def router(context: ServerContext) -> APIRouter:
         "/builds/{project}/{build}/log",
         log,
         methods=["GET"],
-        dependencies=[Depends(session.viewer)],
+        dependencies=[Depends(session.viewer), READ_SLOT],
     )
     return routes

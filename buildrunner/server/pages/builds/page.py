@@ -18,7 +18,7 @@ from buildrunner.plan.build_plan import BuildPlan
 from buildrunner.provenance.stored import has_attestations, sbom_failures
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, note_target
-from buildrunner.server.http.bodies import build_slot, waits_for_read_slot
+from buildrunner.server.http.bodies import READ_SLOT, build_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import project_of
 from buildrunner.server.pages.builds.artifacts import listed_files
@@ -56,7 +56,7 @@ def router(context: ServerContext) -> APIRouter:
         "/builds/{project}/{build}",
         pages.build,
         methods=["GET"],
-        dependencies=[*viewer, Depends(waits_for_read_slot)],
+        dependencies=[*viewer, READ_SLOT],
     )
     routes.add_api_route(
         "/builds/{project}/{build}/{action}",

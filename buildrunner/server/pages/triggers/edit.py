@@ -12,6 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, note_target
+from buildrunner.server.http.bodies import build_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute, page
@@ -67,7 +68,8 @@ class _TriggerEditing:
         self._allowed(request)
         text = fields.get("text", "")
         try:
-            made = await run_in_threadpool(self._import, request, text)
+            async with build_slot(request, request.state.viewer.name):
+                made = await run_in_threadpool(self._import, request, text)
         except (ApiError, BuildrunnerError) as error:
             return self._form(request, project, text=text, wrong=str(error), code=400)
         note_target(request, project, *(one["id"] for one in made))
@@ -88,7 +90,8 @@ class _TriggerEditing:
         project, old = await self._about(request, "triggers.update")
         text = fields.get("text", "")
         try:
-            await run_in_threadpool(self._change, project, old, text)
+            async with build_slot(request, request.state.viewer.name):
+                await run_in_threadpool(self._change, project, old, text)
         except (ApiError, BuildrunnerError) as error:
             return self._form(request, project, text=text, trigger=old, wrong=str(error), code=400)
         return RedirectResponse(f"/triggers/{project}/{old['id']}", 303)
