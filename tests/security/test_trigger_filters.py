@@ -19,6 +19,7 @@ from buildrunner.server.events.facts import KnownEvent, MustAsk, SilentPlaces
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import Reconciler, RemoteRefs
+from buildrunner.server.services import queueing
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.deliveries import WAITING, NewDelivery, StoredDelivery
 from buildrunner.triggers.file_filter import file_rule
@@ -138,8 +139,10 @@ class Asked:
     """A handler of deliveries, whose clock shows what the triggers that it asks take."""
 
     def __init__(self, server: ApiServer, monkeypatch: pytest.MonkeyPatch, **took: float) -> None:
-        self.server, self.names, self.time = server, [], 0.0
-        self.handler = DeliveryHandler(server.context, seconds=lambda: self.time)
+        self.server, self.names, self.time, self.work = server, [], 0.0, 0.0
+        self.handler = DeliveryHandler(
+            server.context, seconds=lambda: self.time, worked=lambda: self.work
+        )
         self.numbers = count()
         judge = KnownEvent.judge
 
@@ -184,6 +187,26 @@ def test_what_a_project_must_be_waited_for_is_asked_after_the_builds_of_others(
     assert requested.value.project == "evil"
     assert asked.names == ["slow", "good"]
     assert asked.builds("good") == 1
+
+
+def test_the_making_of_builds_is_a_debt_of_their_project(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(server, monkeypatch)
+    asked.make("evil", "heavy")
+    asked.make("good", "good")
+    admit = queueing.admit
+
+    def admitted(request: Any, arrival: Any) -> Any:
+        asked.work += 2.5 if arrival.project == "evil" else 0.0
+        return admit(request, arrival)
+
+    monkeypatch.setattr(queueing, "admit", admitted)
+    asked.handler.handle(asked.push())
+    outcome = asked.handler.handle(asked.push())
+    assert asked.names == ["good"]
+    assert outcome["retry"]  # the other project's trigger is asked later
+    assert (asked.builds("good"), asked.builds("evil")) == (2, 1)
 
 
 def test_the_thread_of_all_deliveries_works_for_one_project_a_short_time(

@@ -201,6 +201,7 @@ class DeliveryHandler:
         facts: the sources of facts.
         waits: wait for running filters of the project, instead of raising `NotNow`.
         seconds: returns monotonic seconds.
+        worked: returns processor seconds of the thread.
     """
 
     def __init__(
@@ -210,9 +211,11 @@ class DeliveryHandler:
         *,
         waits: bool = True,
         seconds: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.thread_time,
     ) -> None:
         self._context = context
         self._seconds = seconds
+        self._worked = worked
         self._waits = waits
         self._facts = facts or EventFacts()
         self._queue = TriggerQueue(context)
@@ -484,6 +487,7 @@ class DeliveryHandler:
             if verdict.waits_for_comment and not (verdict.waits_for_answer and reported.may_wait):
                 self._report_waiting(reported, event, one)
             return found
+        began_work = self._worked()  # waiting for the database is not the project's doing
         try:
             found |= self._queued(reported, event, one)
         except BuildrunnerError as error:
@@ -491,6 +495,8 @@ class DeliveryHandler:
                 raise
             hint = getattr(error, "hint", "")
             found["problem"] = f"{error}; {hint}" if hint else str(error)
+        finally:
+            self._debts.add(one.project, self._worked() - began_work)
         return found
 
     def _queued(self, reported: ReportedEvent, event: Event, one: KnownTrigger) -> dict[str, Any]:
