@@ -1,4 +1,4 @@
-"""What the API of Kubernetes says to `KubernetesApi`: of a real cluster, and of `fake_cluster`.
+"""The contract of the API of Kubernetes: kept by a real cluster, and by `fake_cluster`.
 
 A module of tests makes a class of `KubernetesContract`, and the fixtures `api` and `place`.
 """

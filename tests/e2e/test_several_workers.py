@@ -1,6 +1,6 @@
 """Two servers and three workers on one PostgreSQL, each worker on a network of its own.
 
-What is killed, cut off or frozen for a while loses no line, and no build ends for it.
+A part that is killed, cut off or frozen for a while loses no line, and no build ends for it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Builds on another machine: a server without an engine, and a worker that knows no database."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -55,6 +56,20 @@ class Working:
             except OSError:
                 continue  # it has ended, or is another user's
         return found
+
+    @contextlib.contextmanager
+    def is_lost(self, build):
+        """Kill the worker, and freeze the processes of its build; yields their ids."""
+        pids = self.build_processes(build)
+        assert pids
+        self.process.kill()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield pids
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
 
     def ended(self):
         code = self.process.wait(timeout=DEADLINE_S)
@@ -353,17 +368,9 @@ def test_a_build_of_a_lost_worker_ends_with_the_true_reason(server, work, busybo
     with api(serving) as http:
         build = create(http, busybox, "echo begun; sleep 600")
         until(lambda: "begun" in log_of(http, build))
-        pids = working.build_processes(build)
-        assert pids
-        working.process.kill()
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with working.is_lost(build) as pids:
             document = until_status(http, build, *ENDED, seconds=120)
             before = log_of(http, build)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
         assert document["status"] == "INTERNAL_ERROR"
         assert "was lost: it was last heard of at" in document["statusDetail"]
         until(lambda: not any(map(is_running, pids)))  # it was told, and ended itself
@@ -401,19 +408,11 @@ def test_a_build_whose_worker_is_lost_in_its_first_pull_runs_again(server, work,
 
         until(lambda: step().get("status") == "WORKING")
         assert "endTime" not in step()["pullTiming"]
-        pids = lost.build_processes(build)
-        assert pids
-        lost.process.kill()
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with lost.is_lost(build) as pids:
             work(serving, folder="other", name="w2")
             until(lambda: "before any step ran. It begins again.\n" in log_of(http, build))
             gate.open()
             document = until_status(http, build, *ENDED)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
         assert document["status"] == "SUCCESS", log_of(http, build)
         assert log_of(http, build).count("it runs\n") == 1
         until(lambda: not any(map(is_running, pids)))
@@ -435,21 +434,13 @@ def test_a_build_whose_trigger_wants_it_runs_again_after_a_worker_was_lost(serve
         started = http.post(f"/v1/{triggers}/t:run", json={}).json()
         build = started["metadata"]["build"]["id"]
         until(lambda: "begun" in log_of(http, build))
-        pids = lost.build_processes(build)
-        assert pids
-        lost.process.kill()
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-        try:
+        with lost.is_lost(build) as pids:
             work(serving, folder="other", name="w2")
             until(lambda: log_of(http, build).count("begun") == 2, seconds=150)
             log = log_of(http, build)
             steps = shown(http, build)["steps"]
             assert http.post(f"/v1/projects/p/builds/{build}:cancel").status_code == 200
             document = until_status(http, build, *ENDED)
-        finally:
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
         assert log.count("from the beginning\n") == 2
         assert "was lost: it was last heard of at" in log
         assert "It begins again.\n" in log

@@ -400,7 +400,7 @@ def test_a_renamed_repository_fires_under_its_new_name_only(place: Place) -> Non
 
 
 def bare_push(place: Place, url: str, commit: str, name: str = "app") -> dict[str, Any]:
-    """What the hook of a bare repository tells of a push."""
+    """Return the report of a bare repository's hook about a push."""
     ref = {"ref": "refs/heads/main", "before": OLD, "after": commit, "message": "m"}
     stamp = int(place.server.context.clock().timestamp())
     repository = {"name": name, "url": url}
@@ -788,7 +788,7 @@ def hook_records(place: Place) -> set[str]:
 
 
 def reported_part(place: Place, url: str, *names: str, more: bool = True) -> dict[str, Any]:
-    """What the hook of a bare repository tells of a part of its refs when it is installed."""
+    """Return a bare repository's report of a part of its refs, as its hook is installed."""
     refs = [{"ref": f"refs/heads/{name}", "before": "", "after": OLD} for name in names]
     part = {**bare_push(place, url, OLD), "refs": refs, "installed": True, "more": more}
     return place.push("git/app", part)

@@ -22,6 +22,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import msgspec
 
@@ -33,6 +34,8 @@ from buildrunner.sources.git.errors import REMOTE, GitFailed
 from buildrunner.sources.git.revision import ResolvedRevision
 
 DEFAULT_QUOTA_BYTES = 20 * 1024**3
+_Note = TypeVar("_Note", bound=msgspec.Struct)
+
 _MANY_PACKS = 20
 _TRASH = "trash."  # no folder of a repository has a full stop in its name
 # Failures that a fresh checkout would not cure.
@@ -439,19 +442,12 @@ def checkout_numbers(home: str) -> Iterator[str]:
 
 def read_state(home: str, number: str) -> CheckoutState | None:
     """Return the content of a checkout; None while it is being changed."""
-    try:
-        with open(os.path.join(home, f"{number}.json"), "rb") as file:
-            return msgspec.json.decode(file.read(), type=CheckoutState)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return _read(os.path.join(home, f"{number}.json"), CheckoutState)
 
 
 def write_state(home: str, number: str, state: CheckoutState) -> None:
     """Record that a checkout is complete, and its content."""
-    path = os.path.join(home, f"{number}.json")
-    with open(f"{path}.new", "wb") as file:
-        file.write(msgspec.json.encode(state))
-    os.replace(file.name, path)
+    _write(os.path.join(home, f"{number}.json"), state)
 
 
 def forget_state(home: str, number: str) -> None:
@@ -463,18 +459,25 @@ def forget_state(home: str, number: str) -> None:
 
 def noted_size(home: str, number: str) -> CheckoutSize | None:
     """Return the noted size of a checkout; None if it was never noted."""
-    try:
-        with open(os.path.join(home, f"{number}.size"), "rb") as file:
-            return msgspec.json.decode(file.read(), type=CheckoutSize)
-    except (OSError, msgspec.DecodeError):
-        return None
+    return _read(os.path.join(home, f"{number}.size"), CheckoutSize)
 
 
 def note_size(home: str, number: str, size: CheckoutSize) -> None:
     """Note the size of a checkout that has no state, or soon has none."""
-    path = os.path.join(home, f"{number}.size")
+    _write(os.path.join(home, f"{number}.size"), size)
+
+
+def _read(path: str, kind: type[_Note]) -> _Note | None:
+    try:
+        with open(path, "rb") as file:
+            return msgspec.json.decode(file.read(), type=kind)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _write(path: str, note: msgspec.Struct) -> None:
     with open(f"{path}.new", "wb") as file:
-        file.write(msgspec.json.encode(size))
+        file.write(msgspec.json.encode(note))
     os.replace(file.name, path)
 
 

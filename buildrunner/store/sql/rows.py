@@ -118,7 +118,7 @@ def document_columns(document: Document) -> dict[str, Any]:
 def series_of(document: Document, labels: Mapping[str, str]) -> str:
     """Return the series of a trigger's build: one for each branch and pull request; else empty.
 
-    A hash, since a branch's name may be too long for an index. Whoever runs a trigger chooses its
+    A hash, since a branch's name may be too long for an index. The caller of a run chooses its
     substitutions, so only labels count.
     """
     if not document.get("buildTriggerId"):

@@ -547,12 +547,12 @@ class SqlSchedules(SqlPart):
         until = now + timedelta(seconds=lease_s)
         rows = claim(self._database, _fires, oldest, free=due, until=until)
         fires = sorted(map(_fire, rows), key=lambda fire: (fire.run_at, fire.fire_at))
-        seen: Counter[str] = Counter()
-        turn = {}
+        of_project_so_far: Counter[str] = Counter()
+        turned = []
         for fire in fires:
-            seen[fire.project_id] += 1
-            turn[fire.project_id, fire.trigger_id, fire.fire_at] = seen[fire.project_id]
-        return sorted(fires, key=lambda fire: turn[fire.project_id, fire.trigger_id, fire.fire_at])
+            of_project_so_far[fire.project_id] += 1
+            turned.append((of_project_so_far[fire.project_id], fire))
+        return [fire for _, fire in sorted(turned, key=lambda one: one[0])]
 
     def settle_fire(self, fire: Fire) -> None:
         """Store the state, build and detail of a fire. Final states stay."""

@@ -71,7 +71,7 @@ def helm():
 
 
 def templated(helm, values):
-    """What Helm makes of the values."""
+    """Return the objects that Helm makes of the values."""
     return subprocess.run(
         [helm, "template", "buildrunner", CHART, "--namespace=ci", "--values=-"],
         input=yaml.safe_dump(values),

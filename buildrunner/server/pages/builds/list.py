@@ -73,7 +73,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def accepts(self) -> Accepts | None:
-        """Return the condition of the branch. Whoever runs a trigger chooses ``$BRANCH_NAME``."""
+        """Return the condition of the branch; a caller chooses only ``$BRANCH_NAME``."""
         branch = self.branch
         if not branch:
             return None
