@@ -135,7 +135,7 @@ class RunningBuild:
         self._home_files: dict[str, bytes] = {}
         self._home_lock = threading.Lock()
 
-    def report_first(self, event: BuildEvent) -> None:
+    def report_and_wait(self, event: BuildEvent) -> None:
         """Report an event, and return once the listener has handled it. Not for the loop's thread.
 
         If the loop ends before, this method never returns: the work behind it must not be done.

@@ -190,7 +190,7 @@ class StepRun:
         except EngineError as error:
             return self._verdict.without_image(error, Span(began, clock.now()))
         if pulls:
-            self._build.report_first(ImageReady(at=clock.now(), step=self._step.index))
+            self._build.report_and_wait(ImageReady(at=clock.now(), step=self._step.index))
         base = StepOutcome(
             index=self._step.index,
             pull_timing=Span(began, clock.now()),

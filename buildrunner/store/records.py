@@ -303,7 +303,7 @@ def _is_pulling(step: Document) -> bool:
     return step.get("status") == "WORKING" and "startTime" in pull and "endTime" not in pull
 
 
-def before_steps(document: Document, reused: Collection[int] = ()) -> Document:
+def requeued_document(document: Document, reused: Collection[int] = ()) -> Document:
     """Return the document of a build that begins again, with none of its steps begun.
 
     Args:

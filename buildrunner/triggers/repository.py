@@ -22,7 +22,7 @@ from buildrunner.spec.model.source import (
     GitSource,
     RepoSource,
     Source,
-    is_short_commit,
+    may_be_commit,
 )
 from buildrunner.spec.model.trigger import (
     BitbucketServerTriggerConfig,
@@ -402,7 +402,7 @@ def revision_of(source: RepoSource) -> Revision:
         if value and any(char in value for char in "*?[]()|\\^$+ "):
             message = f"{value!r} must be a name here, not a regular expression"
             raise ConfigError([Problem(message, path=f"source.{field}", rule="revision")])
-    if source.commit_sha and not is_short_commit(source.commit_sha):
+    if source.commit_sha and not may_be_commit(source.commit_sha):
         message = "must be the id of a commit: 4 to 40 hexadecimal digits"
         raise ConfigError([Problem(message, path="source.commitSha", rule="revision")])
     if source.dir.startswith("/"):

@@ -21,7 +21,7 @@ from buildrunner.server.http.requests import project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
-from buildrunner.store.model.builds import Accepts
+from buildrunner.store.model.builds import BuildCondition
 from buildrunner.triggers.labels import BUILT_REF
 
 _WORDS: Final = {
@@ -109,7 +109,7 @@ class _Badges:
         return next((one.status for one in builds.newest(project, wanted, accepts=accepts)), "")
 
 
-def _is_of_branch(branch: str) -> Accepts:
+def _is_of_branch(branch: str) -> BuildCondition:
     return lambda _, labels: labels.get(BUILT_REF) == f"refs/heads/{branch}"
 
 

@@ -16,7 +16,7 @@ from buildrunner.server.http.requests import number, parameter
 from buildrunner.server.http.tokens import Caller
 from buildrunner.server.notifications.dispatch import NotificationService, NotifierEvaluation
 from buildrunner.server.notifications.facts import BAD, Facts
-from buildrunner.server.notifications.messages import masked_call, masked_notifier, target_of
+from buildrunner.server.notifications.messages import masked_message, masked_notifier, target_of
 from buildrunner.server.notifications.notifier import notifier_of
 from buildrunner.server.openapi import BEFORE, LIMIT, Parameter, documented
 from buildrunner.server.services.documents import shown_message
@@ -138,7 +138,7 @@ def _shown(document: dict[str, Any], caller: Caller, project: str) -> dict[str, 
 
 def _content(message: dict[str, Any], caller: Caller, project: str) -> dict[str, Any]:
     """Return the content of a message as a caller may see it."""
-    return message if caller.may("admin", project) else masked_call(message)
+    return message if caller.may("admin", project) else masked_message(message)
 
 
 class _Tests:

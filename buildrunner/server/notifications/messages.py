@@ -126,7 +126,7 @@ def masked_notifier(document: dict[str, Any]) -> dict[str, Any]:
     return masked
 
 
-def masked_call(message: dict[str, Any]) -> dict[str, Any]:
+def masked_message(message: dict[str, Any]) -> dict[str, Any]:
     """Return the content of an outbox's message with its literal address masked.
 
     Addresses of commit statuses are no secrets.

@@ -154,7 +154,7 @@ def is_commit(text: str | None) -> bool:
     return text is not None and _COMMIT.fullmatch(text) is not None
 
 
-def is_short_commit(text: str) -> bool:
+def may_be_commit(text: str) -> bool:
     """Return whether a text may be the id of a Git commit, whole or shortened."""
     return re.fullmatch(r"[0-9a-fA-F]{4,64}", text) is not None
 

@@ -218,7 +218,7 @@ RETURNS_S: Final = 45.0
 """How long a remote worker may be absent after its lease's end, once steps have begun."""
 
 
-Accepts: TypeAlias = Callable[[Document, Mapping[str, str]], bool]
+BuildCondition: TypeAlias = Callable[[Document, Mapping[str, str]], bool]
 """Whether a build belongs to a list, by its document and its labels."""
 
 

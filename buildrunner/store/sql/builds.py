@@ -27,7 +27,7 @@ from buildrunner.store.build_store import Document
 from buildrunner.store.list_filter import Expression
 from buildrunner.store.model.builds import (
     CANCELLED_BY,
-    Accepts,
+    BuildCondition,
     BuildPage,
     ListedBuild,
     NewBuild,
@@ -303,7 +303,7 @@ class SqlBuilds(SqlPart):
         *,
         page_size: int = 1,
         most_pages: int = 3,
-        accepts: Accepts | None = None,
+        accepts: BuildCondition | None = None,
     ) -> Iterator[StoredBuild]:
         """Yield the newest builds of a filter, from a few pages at most. Raises like `page`."""
         token = ""
@@ -325,7 +325,7 @@ class SqlBuilds(SqlPart):
         page_size: int = 50,
         page_token: str = "",
         look_at: int = 5000,
-        accepts: Accepts | None = None,
+        accepts: BuildCondition | None = None,
     ) -> BuildPage:
         """Return builds of a project, newest first; of one location unless None.
 
@@ -568,7 +568,7 @@ def _search(
     connection: Connection,
     listing: _Listing,
     expression: Expression | None,
-    accepts: Accepts | None,
+    accepts: BuildCondition | None,
     size: int,
     look_at: int,
 ) -> tuple[list[AnyRow], AnyRow | None]:

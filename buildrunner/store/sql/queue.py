@@ -43,7 +43,7 @@ from buildrunner.store.model.builds import (
 )
 from buildrunner.store.model.deployments import RecordedDeployment, checked
 from buildrunner.store.model.remote import REMOTE
-from buildrunner.store.records import before_steps, instant_of, microseconds, reused_steps_of
+from buildrunner.store.records import instant_of, microseconds, requeued_document, reused_steps_of
 from buildrunner.store.sql.builds import end_superseded, end_waiting, put_tags
 from buildrunner.store.sql.database import SqlPart, insert_new, lock_queue, within_time
 from buildrunner.store.sql.deployments import ids_of_build
@@ -182,7 +182,9 @@ class SqlQueue(SqlPart, BuildQueue):
             if row is None:
                 raise Conflict(f"build {build_id} has ended, or another worker has it")
             build = stored_build(row)
-            columns = document_columns(before_steps(build.document, reused_steps_of(build.labels)))
+            columns = document_columns(
+                requeued_document(build.document, reused_steps_of(build.labels))
+            )
             labels = {**build.labels, LOST_WORKER: reason} if reason else build.labels
             note_change(connection, held, columns)
             _note_fence(connection, fence)

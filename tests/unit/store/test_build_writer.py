@@ -15,7 +15,7 @@ from buildrunner.store.local import LocalBuildStore
 from buildrunner.store.records import (
     BuildRecord,
     BuildWriter,
-    before_steps,
+    requeued_document,
     steps_begun,
     steps_ran,
 )
@@ -47,15 +47,15 @@ def test_a_step_has_not_run_while_its_image_is_pulled():
     assert kept.apply(events.StepStarted(at=NOW, step=0, pulls=True))
     pulling = encode_message(kept.build)
     assert (steps_begun(pulling), steps_ran(pulling)) == (True, False)
-    again = before_steps({**pulling, "startTime": "t"})
+    again = requeued_document({**pulling, "startTime": "t"})
     assert again["steps"][0] == {"name": "a", "status": "QUEUED"}
     assert "startTime" not in again
     later = NOW + timedelta(seconds=3)
     assert kept.apply(events.ImageReady(at=later, step=0))
     ready = encode_message(kept.build)
     assert steps_ran(ready)
-    assert before_steps(ready)["steps"][0] == {"name": "a", "status": "QUEUED"}
-    assert before_steps(ready, reused={0})["steps"][0] == ready["steps"][0]
+    assert requeued_document(ready)["steps"][0] == {"name": "a", "status": "QUEUED"}
+    assert requeued_document(ready, reused={0})["steps"][0] == ready["steps"][0]
     span = kept.build.steps[0].pull_timing
     assert (span.start_time, span.end_time) == (NOW, later)
 

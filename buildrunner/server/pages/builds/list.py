@@ -18,7 +18,7 @@ from buildrunner.server.pages.rendering import PageRoute, page
 from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import Estimate
 from buildrunner.store.list_filter import quoted
-from buildrunner.store.model.builds import Accepts, WaitReason
+from buildrunner.store.model.builds import BuildCondition, WaitReason
 from buildrunner.triggers.built_revision import built_revision
 
 _PAGE_SIZE = 50
@@ -72,7 +72,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
         return not (self.expression or self.branch)
 
     @property
-    def accepts(self) -> Accepts | None:
+    def accepts(self) -> BuildCondition | None:
         """Return the condition of the branch; a caller chooses only ``$BRANCH_NAME``."""
         branch = self.branch
         if not branch:
