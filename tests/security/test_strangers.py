@@ -270,6 +270,65 @@ def test_answers_that_a_stranger_does_not_read_lock_nobody_out(
         assert established(server) <= 4  # none waits for its reader before it is closed
 
 
+@contextlib.contextmanager
+def asking_for_much(
+    server: ApiServer, build: str, source: str, held: int = 4096
+) -> Iterator[socket.socket]:
+    """Ask for many large answers, of which the kernel holds the first ones only."""
+    asked = f"GET /v1/projects/p/builds/{build} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as client:
+        client.settimeout(30)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, held)
+        client.bind((source, 0))
+        client.connect(("127.0.0.1", server.port))
+        client.sendall(asked.encode() * 20)
+        assert code_of(client) == 200
+        yield client
+
+
+def large_build(server: ApiServer) -> str:
+    large = [{"name": "busybox", "script": "#" * 900_000}] * 3
+    return server.create(steps=large)
+
+
+def test_answers_that_nobody_reads_take_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.MOST_UNREAD", 6 * MIB)
+    with api_server(tmp_path) as server, contextlib.ExitStack() as stack:
+        build = large_build(server)
+        server.http.close()
+        stack.enter_context(asking_for_much(server, build, "127.0.1.3"))  # holds less
+        for _ in range(8):
+            stack.enter_context(asking_for_much(server, build, STRANGER))
+        wait_until(lambda: established(server) <= 3)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port)) as member:
+            member.request("GET", f"/v1/projects/p/builds/{build}")
+            assert len(member.getresponse().read()) > 2_700_000
+
+
+def test_a_client_that_takes_nothing_of_its_answer_is_hung_up_on_and_a_slow_reader_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("buildrunner.server.http.listener.UNREAD_S", 1.5)
+    with api_server(tmp_path) as server:
+        build = large_build(server)
+        server.http.close()
+        with (
+            asking_for_much(server, build, STRANGER, held=MIB) as slow,
+            asking_for_much(server, build, STRANGER),
+        ):
+            assert established(server) == 2
+
+            begun = time.monotonic()
+
+            def slow_has_read() -> bool:
+                assert slow.recv(8192)
+                return established(server) == 1 and time.monotonic() - begun > 6
+
+            wait_until(slow_has_read)
+
+
 def test_the_connection_that_was_idle_for_the_longest_time_gives_way(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

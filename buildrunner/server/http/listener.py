@@ -9,6 +9,10 @@ A client decides for how long its requests are under way: it can send the next o
 answer. So if nothing is idle, a network with more than its share of the places loses the request
 that began last.
 
+An answer that its client does not read stays in memory. So a connection that takes nothing of its
+answer for a minute is closed, and all answers together have limited bytes: beyond them, the network
+that holds most loses those that have not moved for the longest time.
+
 A TLS handshake takes a place like a connection, and counts as idle. asyncio reports a connection
 only after its handshake, so the listener makes the TLS layer itself.
 """
@@ -17,9 +21,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import resource
 import socket
 import ssl
+import sys
+import termios
 import threading
 import time
 from asyncio.sslproto import SSLProtocol
@@ -53,10 +60,15 @@ CROWDED_KEEP_ALIVE_S: Final = 10
 """How long a connection waits for its next request while over half of the places are taken."""
 STALLED_S: Final = 2.0
 """A client that takes nothing of its answer for longer counts as idle: it may never go on."""
+UNREAD_S: Final = 60.0
+"""A connection whose client takes nothing of its answer for longer is closed."""
+MOST_UNREAD: Final = 128 << 20
+"""The most bytes of answers, of all connections, that wait in memory for their clients."""
 JUST_NOW_S: Final = 2.0
 """A connection that has been idle for less keeps its place, if its network has only its share."""
 _GRACE_S: Final = 10
 _TICK_S: Final = 0.1
+_TICKS_A_SECOND: Final = 10
 _CLOSING_TICK_S: Final = 0.01
 _BACKLOG: Final = 1024
 
@@ -179,6 +191,14 @@ class _Server(uvicorn.Server):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), _TICK_S)
 
+    async def on_tick(self, counter: int) -> bool:
+        """Close stalled connections, once a second, and do what uvicorn does."""
+        if counter % _TICKS_A_SECOND == 0:
+            now = time.monotonic()
+            for each in list(self.server_state.connections):
+                cast("_TimedProtocol | _Handshake", each).abort_if_unread(now)
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002
         """Let requests end, for a while; uvicorn's own method pauses for 0.1 s first."""
         for server in self.servers:
@@ -212,9 +232,14 @@ class _TimedProtocol(H11Protocol):
     _discarded = 0
     _idle_since = 0.0
     _stalled_since: float | None = None
+    _moved_at = 0.0
+    _left = 0
+    _unread_cycle: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transports = [cast("asyncio.Transport", transport)]
         if self.handshake is not None:
+            self._transports.append(self.handshake.raw)
             self.handshake.has_ended()
             self.handshake = None
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
@@ -243,19 +268,54 @@ class _TimedProtocol(H11Protocol):
         stalled_s = 0.0 if self._stalled_since is None else now - self._stalled_since
         return stalled_s if stalled_s > STALLED_S else None
 
+    @property
+    def unread(self) -> int:
+        """The bytes of answers that wait in memory for the client."""
+        return sum(transport.get_write_buffer_size() for transport in self._transports)
+
+    def unread_s(self, now: float) -> float:
+        """Return for how long the client has taken nothing of its answer."""
+        return now - self._moved_at
+
+    def abort_if_unread(self, now: float) -> None:
+        """Disconnect a client that has taken nothing of its answer for too long.
+
+        A slow reader is not one: its bytes may come from the kernel alone for minutes, so those
+        that wait there count.
+        """
+        if not self.unread:
+            return
+        fd = self.transport.get_extra_info("socket").fileno()
+        in_kernel = int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        left = self.unread + in_kernel
+        if left != self._left:
+            self._left, self._moved_at = left, now
+        elif self.unread_s(now) > UNREAD_S:
+            self.abort()
+
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
+        if self.flow.write_paused:  # the next request's answer would wait in memory, too
+            self._unread_cycle = self.cycle
+        else:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
         is_crowded = len(self.connections) > places() // 2
         self.timeout_keep_alive = CROWDED_KEEP_ALIVE_S if is_crowded else KEEP_ALIVE_S
         super().on_response_complete()
 
     def pause_writing(self) -> None:
-        self._stalled_since = self.loop.time()
+        self._stalled_since = self._moved_at = self.loop.time()
         super().pause_writing()
+        _bound_unread(self.places_taken, self._moved_at)
 
     def resume_writing(self) -> None:
         self._stalled_since = None
         super().resume_writing()
+        unread, self._unread_cycle = self._unread_cycle, None
+        if unread is not None and unread is self.cycle:
+            self._begin_next()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -294,11 +354,15 @@ class _Handshake(SSLProtocol):
         network: see `_TimedProtocol`.
         displaced: see `_TimedProtocol`.
         began_at: see `_TimedProtocol`.
+        raw: the connection below TLS.
+        unread: see `_TimedProtocol`.
     """
 
     network = ""
     displaced = False
-    _raw: asyncio.Transport
+    unread = 0
+    raw: asyncio.Transport
+    _is_paused = False
 
     def __init__(self, connection: _TimedProtocol, context: ssl.SSLContext) -> None:
         super().__init__(
@@ -309,14 +373,15 @@ class _Handshake(SSLProtocol):
             server_side=True,
             ssl_handshake_timeout=HANDSHAKE_S,
         )
+        self._connection = connection
         self._places_taken = connection.places_taken
         self._clock = connection.loop.time
         self.began_at = self._clock()
         connection.handshake = self
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._raw = cast("asyncio.Transport", transport)
-        client = get_remote_addr(self._raw)
+        self.raw = cast("asyncio.Transport", transport)
+        client = get_remote_addr(self.raw)
         self.network = network_of(client[0]) if client else ""
         self._places_taken.add(self)
         super().connection_made(transport)
@@ -326,6 +391,19 @@ class _Handshake(SSLProtocol):
         self.has_ended()
         super().connection_lost(exc)
 
+    def pause_writing(self) -> None:
+        """Pause the connection, too: else its answers gather in the TLS layer, or below it."""
+        self._is_paused = True
+        super().pause_writing()
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Resume the connection, unless bytes of the TLS layer have filled the buffer again."""
+        self._is_paused = False
+        super().resume_writing()
+        if not self._is_paused:
+            self._connection.resume_writing()
+
     def has_ended(self) -> None:
         """Release the place."""
         self._places_taken.discard(self)
@@ -334,11 +412,34 @@ class _Handshake(SSLProtocol):
         """Return for how long the handshake has been under way."""
         return now - self.began_at
 
+    unread_s = idle_s
+
+    def abort_if_unread(self, now: float) -> None:
+        """Do nothing: a handshake has no answer, and a deadline of its own."""
+
     def abort(self) -> None:
         """Disconnect."""
-        self._raw.abort()
+        self.raw.abort()
 
     shutdown = abort  # called when the server stops
+
+
+def _bound_unread(taken: set[_TimedProtocol | _Handshake], now: float) -> None:
+    """Close connections whose answers nobody reads, while all answers take too much memory."""
+    sizes = {each: each.unread for each in taken}
+    excess = sum(sizes.values()) - MOST_UNREAD
+    if excess <= 0:
+        return
+    of_network: Counter[str] = Counter()
+    for each, size in sizes.items():
+        of_network[each.network] += size
+    unread = [each for each, size in sizes.items() if size]
+    unread.sort(key=lambda each: (of_network[each.network], each.unread_s(now)), reverse=True)
+    for each in unread:
+        each.abort()
+        excess -= sizes[each]
+        if excess <= 0:
+            return
 
 
 def _make_room(
