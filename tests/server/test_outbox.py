@@ -174,6 +174,21 @@ class TestSending:
         assert headers[SIGNATURE.lower()].startswith("sha256=")
         assert headers["authorization"] == "Bearer t0ken"
 
+    @pytest.mark.parametrize(
+        "page",
+        ["No route /hook/s%33cretpath", "cannot POST &#47;hook&#x2f;S3CRETPATH", "not t0ken-12"],
+    )
+    def test_a_page_that_repeats_the_address_or_the_token_is_not_kept(
+        self, place: Place, page: str
+    ) -> None:
+        place.secrets.hold(url=f"{place.listener.url}/hook/s3cretpath", token="t0ken-12")
+        place.call = HttpMessage(url_secret="url", body="{}", token_secret="token")
+        place.listener.answer = Answer(404, body=page.encode())
+        place.build()
+        place.turn()
+        (gone,) = place.store.outbox.page(state="given_up")
+        assert gone.last_error.startswith("HTTP 404: (its text is not kept")
+
     def test_what_did_not_arrive_comes_again_in_its_order_once(self, place: Place) -> None:
         place.listener.answer = Answer(503, body=b"down\nfor now")
         place.build()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import html
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -41,6 +42,7 @@ _FINAL: Final = frozenset({400, 404, 405, 406, 410, 411, 413, 414, 415, 422})
 _ERRNO: Final = re.compile(r"\[Errno -?[0-9]+\] ")
 _MOST_BYTES: Final = 1 << 16
 _MOST_TEXT: Final = 300
+_SHORTEST_SECRET: Final = 8  # shorter parts of a path are words such as "hooks"
 _LONGEST_WAIT: Final = timedelta(days=1)
 
 
@@ -117,7 +119,8 @@ class HttpSender:
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
             no_answer = isinstance(error, httpx.TransportError)
             raise NotDelivered(_said(error, url), no_answer=no_answer) from error
-        self._check(answer, call)
+        token = headers.get(call.token_header, "") if call.token_secret else ""
+        self._check(answer, call, "" if call.to_forge else f"{url} {token}")
 
     def _secret(self, project: str, name: str) -> str:
         return self._secrets.value(Asker(use=Use.NOTIFIER, project=project), name).strip()
@@ -145,7 +148,7 @@ class HttpSender:
             headers[SIGNATURE] = signature(self._secret(project, call.sign_secret), body)
         return headers
 
-    def _check(self, answer: HttpAnswer, call: HttpMessage) -> None:
+    def _check(self, answer: HttpAnswer, call: HttpMessage, secret: str) -> None:
         code, text = answer.status_code, answer.content.decode("utf-8", "replace")
         if 200 <= code < 300 or (call.fine_when and call.fine_when in text):
             return
@@ -153,6 +156,8 @@ class HttpSender:
             text = f"HTTP {code}: it redirects, which is not followed; configure the new address"
             raise NotDelivered(text)
         said = " ".join(text.split())[:_MOST_TEXT]
+        if _repeats(text, secret):
+            said = "(its text is not kept, since it repeats the address or the token)"
         raise NotDelivered(
             f"HTTP {code}: {said}" if said else f"HTTP {code}",
             is_final=code in _FINAL,
@@ -175,6 +180,17 @@ def without_secrets(url: str) -> str:
     """Return an address with all masked that may be secret: its login, path, query and fragment."""
     origin = origin_of(url)
     return url if url.rstrip("/") == origin else f"{origin}/{MASK}".lstrip("/")
+
+
+def _repeats(text: str, secret: str) -> bool:
+    """Return whether an answer has a part of the call that may be secret, in any encoding.
+
+    An error page often names the path that was not found, and readers of a project see errors.
+    """
+    said = unquote(html.unescape(text)).casefold()
+    host, _, rest = secret.partition("://")[2].partition("/")
+    pieces = re.split(r"[/?&=#;,\s]+", unquote(f"{host.rpartition('@')[0]}/{rest}").casefold())
+    return any(len(piece) >= _SHORTEST_SECRET and piece in said for piece in pieces)
 
 
 def _credentials(scheme: str, token: str) -> str:

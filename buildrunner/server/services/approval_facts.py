@@ -16,6 +16,7 @@ from buildrunner.server.services.authorship import AUTHOR, COMMENTER, people_of,
 from buildrunner.spec.model.build import Build
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.store.model.builds import StoredBuild
+from buildrunner.store.records import FROM_BUILD, FROM_STEP, ROLLBACK_TO
 from buildrunner.triggers.forge_host import request_number, request_word
 from buildrunner.triggers.labels import (
     FORK,
@@ -133,7 +134,13 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         base_branch=labels.get(BASE_BRANCH, ""),
         commit=labels.get("commit", ""),
         trusted=not stored.untrusted,
-        grants=(*commit, *_whose_steps(stored), *_given(stored), *_grants(stored, secrets)),
+        grants=(
+            *commit,
+            *_continues(stored),
+            *_whose_steps(stored),
+            *_given(stored),
+            *_grants(stored, secrets),
+        ),
         secrets=() if stored.untrusted else secrets,
         approver=result.get("approverAccount", ""),
         time=result.get("approvalTime", ""),
@@ -151,6 +158,17 @@ def secrets_of(request: Mapping[str, Any]) -> tuple[str, ...]:
         *(one.get("kmsKeyName", "") for one in request.get("secrets", ())),
     ]
     return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _continues(stored: StoredBuild) -> tuple[str, ...]:
+    """Return a sentence about the build whose files or deployment this one takes."""
+    labels = stored.labels
+    step, before = _quoted(labels.get(FROM_STEP, "")), printable(labels.get(FROM_BUILD, ""))
+    if ROLLBACK_TO in labels:
+        return (f"It is a rollback: of build {before} it runs step {step} only, with its images",)
+    if FROM_STEP in labels:
+        return (f"It begins at step {step}, with the files that the steps of build {before} left",)
+    return ()
 
 
 def _whose_steps(stored: StoredBuild) -> tuple[str, ...]:
