@@ -18,6 +18,7 @@ import pytest
 
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.api import logs as log_routes
+from buildrunner.server.http import bodies
 from buildrunner.server.http.bodies import (
     BUILDS_AT_ONCE,
     LARGE_AT_ONCE,
@@ -49,7 +50,6 @@ def server(tmp_path: Path) -> Iterator[ApiServer]:
 @pytest.fixture
 def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Bodies that were parsed."""
-    from buildrunner.server.http import bodies
 
     seen: list[bytes] = []
     real = bodies.parsed
@@ -210,6 +210,43 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
         finally:
             go_on.set()
         assert {one.result() for one in sent} == ({303} if way == "page" else {200})
+
+
+def test_requests_beyond_the_line_of_a_caller_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each that waits takes a connection, so the line of strangers would take all of them."""
+    monkeypatch.setattr(bodies, "MOST_IN_LINE", 2)
+    go_on = threading.Event()
+    real = SqlBuilds.get
+
+    def held(builds: SqlBuilds, *given: str) -> Any:
+        assert go_on.wait(60)
+        return real(builds, *given)
+
+    with (
+        api_server(tmp_path, auth=True, public_projects=("p",)) as server,
+        ThreadPoolExecutor(20) as senders,
+    ):
+        monkeypatch.setattr(SqlBuilds, "get", held)
+        url = f"{server.url}/v1/projects/p/builds/any"
+        refused = threading.Semaphore(0)
+
+        def read(_: int) -> int:
+            answer = httpx.get(url, timeout=60)
+            if answer.status_code == 429:
+                assert answer.headers["Retry-After"] == "10"
+                refused.release()
+            return answer.status_code
+
+        strangers = [senders.submit(read, number) for number in range(20)]
+        try:
+            for _ in range(20 - READS_AT_ONCE - 2):
+                assert refused.acquire(timeout=15)
+        finally:
+            go_on.set()
+        codes = [one.result() for one in strangers]
+        assert codes.count(404) == READS_AT_ONCE + 2
 
 
 READS = (

@@ -53,6 +53,8 @@ CREDENTIALS_AT_ONCE = 2
 BUILDS_AT_ONCE = 4
 READS_AT_ONCE = 4
 LONGEST_WAIT_S = 30.0
+MOST_IN_LINE = 100
+"""The most requests of one caller and kind that wait for a slot: each takes a connection."""
 SLOWEST_BODY: Final = 1024
 """Bytes a second at which a body must arrive, after the time that is allowed for a pause."""
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
@@ -297,8 +299,10 @@ class CallerSlots:
         """Wait until a request of a caller may be handled. It counts until the block ends.
 
         Raises:
-            ApiError: 429 after half a minute.
+            ApiError: 429 after half a minute, or at once if too many requests wait.
         """
+        if self._users.get(caller, 0) >= self._at_once + MOST_IN_LINE:
+            raise self._refused()
         slots = self._slots.setdefault(caller, asyncio.Semaphore(self._at_once))
         self._users[caller] = self._users.get(caller, 0) + 1
         try:
@@ -317,9 +321,11 @@ class CallerSlots:
             async with asyncio.timeout(LONGEST_WAIT_S):
                 await slots.acquire()
         except TimeoutError:
-            message = f"{self._at_once} {self._what} of this caller are handled: try again later"
-            headers = {"Connection": "close", "Retry-After": "10"}
-            raise ApiError(429, message, headers=headers) from None
+            raise self._refused() from None
+
+    def _refused(self) -> ApiError:
+        message = f"{self._at_once} {self._what} of this caller are handled: try again later"
+        return ApiError(429, message, headers=_CLOSE)
 
 
 def is_large(request: Request) -> bool:
