@@ -17,6 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from buildrunner.errors import SourceError
+from buildrunner.server.events import reconcile
 from buildrunner.server.events.handling import DeliveryHandler
 from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
@@ -340,6 +341,67 @@ def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) 
     assert Reconciler(context, remote).look() == 1
     handle(server)
     assert built(server) == [NEW]
+
+
+def test_slow_repositories_of_a_project_leave_their_host_to_others(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: each took its host's threads for a minute, and then nobody's was looked at there."""
+    monkeypatch.setattr(reconcile, "_QUICK_S", -1.0)  # every failure is slow
+    slow = [f"slow{number:02}" for number in range(20)]
+    ours = [f"zz{number}" for number in range(3)]  # sorted behind the others
+    places = {name: f"https://gitlab.example.com/{name}.git" for name in [*slow, *ours]}
+    for name in places:
+        body = {
+            "name": name,
+            "build": {"steps": [{"name": "busybox"}]},
+            "repositoryEventConfig": {"repository": name, "push": {"branch": "."}},
+        }
+        project = "eve" if name in slow else "p"
+        answer = server.http.post(f"/v1/projects/{project}/triggers", json=body)
+        assert answer.status_code == 200, answer.text
+    requested: list[str] = []
+
+    def list_refs(url: str) -> dict[str, str]:
+        requested.append(url)
+        if "slow" in url:
+            raise SourceError("it did not answer in time")
+        return {"refs/heads/main": OLD}
+
+    context = replace(server.context, repositories=places)
+    reconciler = Reconciler(context, RemoteRefs(list_refs=list_refs, message=lambda *_: "m"))
+    for _ in range(2):
+        reconciler.look()
+        assert {places[name] for name in ours} <= set(requested)
+        assert 2 <= len({url for url in requested if "slow" in url}) <= 5
+        requested.clear()
+    for _ in range(10):
+        reconciler.look()
+    assert {places[name] for name in slow} <= set(requested)  # each gets its turn
+
+
+def test_an_unreachable_host_is_left_though_many_projects_have_repositories_there() -> None:
+    line = reconcile._Line([a_place(f"p{number}", number) for number in range(100)])
+    asked = 0
+    while (place := line.next()) is not None:
+        line.note(place, is_slow_failure=True)
+        asked += 1
+    assert asked == reconcile._MOST_IN_A_ROW
+
+
+def test_an_answer_keeps_a_host_open() -> None:
+    line = reconcile._Line([a_place(f"p{number}", number) for number in range(100)])
+    asked = 0
+    while (place := line.next()) is not None:
+        line.note(place, is_slow_failure=asked % 2 == 0)
+        asked += 1
+    assert asked == 100
+
+
+def a_place(project: str, number: int) -> reconcile.Place:
+    watched = Watched(project, f"example.com/r{number}")
+    watcher = reconcile.Watcher(watched, {"name": f"r{number}"}, "")
+    return reconcile.Place(f"https://example.com/r{number}.git", (watcher,))
 
 
 def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: ApiServer) -> None:

@@ -18,10 +18,10 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
@@ -46,6 +46,8 @@ _log = logging.getLogger("buildrunner.server")
 _MOST_AT_ONCE: Final = 16
 _MOST_OF_A_HOST: Final = 4
 _QUICK_S: Final = 1.0  # a quicker refusal costs no time
+_MOST_SLOW: Final = 2  # of a project on one host, in one look; threads may begin a few more
+_MOST_IN_A_ROW: Final = 12  # slow failures until a host counts as unreachable
 _MOST_MESSAGES: Final = 20
 _MOST_WATCHERS: Final = 8  # projects for one list of refs: their records are in memory meanwhile
 _MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
@@ -104,6 +106,67 @@ class Place(NamedTuple):
         """Return its full name, or its name in a trigger, for messages."""
         return str(self.watchers[0].repository["name"])
 
+    @property
+    def projects(self) -> set[str]:
+        """Return the projects of its watchers."""
+        return {one.watched.project for one in self.watchers}
+
+
+class _OfProjects(Protocol):
+    """Work for some projects."""
+
+    @property
+    def projects(self) -> set[str]: ...
+
+
+_Work = TypeVar("_Work", bound=_OfProjects)
+
+
+def _in_turns(work: Iterable[_Work]) -> list[_Work]:
+    """Return work in another order: the first of each project comes before the second of any."""
+    so_far: Counter[str] = Counter()
+    turns = []
+    for one in work:
+        projects = one.projects
+        turns.append((min(so_far[project] for project in projects), one))
+        so_far.update(projects)
+    return [one for _, one in sorted(turns, key=lambda turn: turn[0])]
+
+
+class _Line:
+    """The repositories of one host that wait for their check in one look. Thread-safe.
+
+    After a few slow failures, the other repositories of a project are left to the next look. After
+    many in a row, so is the host.
+
+    Args:
+        places: the repositories, in the order of their checks.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.projects = set[str]().union(*(place.projects for place in places))
+        self.size = len(places)
+        self._places = deque(places)
+        self._lock = threading.Lock()
+        self._slow: Counter[str] = Counter()
+        self._in_a_row = 0
+
+    def next(self) -> Place | None:
+        """Return the repository to check now; None at the end."""
+        with self._lock:
+            while self._places and self._in_a_row < _MOST_IN_A_ROW:
+                place = self._places.popleft()
+                if any(self._slow[project] < _MOST_SLOW for project in place.projects):
+                    return place
+        return None
+
+    def note(self, place: Place, *, is_slow_failure: bool) -> None:
+        """Record the end of a check."""
+        with self._lock:
+            self._in_a_row = self._in_a_row + 1 if is_slow_failure else 0
+            if is_slow_failure:
+                self._slow.update(place.projects)
+
 
 class _Records(NamedTuple):
     """The records of a repository for a project, as of before a look.
@@ -133,7 +196,6 @@ class Reconciler:
         self._repositories = KnownRepositories(context.store, context.repositories)
         self._failing: dict[str, str] = {}
         self._left_out: set[Watched] = set()
-        self._needed: set[Watched] = set()
         self._changes: Counter[str] = Counter()  # of this look, by project
         self._stopped = threading.Event()
 
@@ -150,49 +212,44 @@ class Reconciler:
         Raises:
             StoreError: the database fails.
         """
-        lines = self._lines()
+        repositories = self._repositories.all()
+        lines = self._lines(_places(repositories))
         self._changes.clear()
-        forget_unwatched(self._context, self._needed)
+        needed = {
+            Watched(project, history) for project, one in repositories for history in one.histories
+        }
+        forget_unwatched(self._context, needed)
         with ThreadPoolExecutor(_MOST_AT_ONCE, thread_name_prefix="reconcile") as threads:
             # The first repository of each host comes before the second one of any host.
             lookers = [
                 threads.submit(self._look_along, line)
                 for number in range(_MOST_OF_A_HOST)
                 for line in lines
-                if number < len(line)
+                if number < line.size
             ]
         return sum(looker.result() for looker in lookers)
 
-    def _lines(self) -> list[deque[Place]]:
-        """Return the repositories by host; those that failed the last time come last.
+    def _lines(self, places: Iterable[Place]) -> list[_Line]:
+        """Return the repositories by host.
 
-        Projects take turns: the first host of each comes before the second one of any. So the slow
-        hosts of a project delay its own repositories.
+        Projects take turns on each host, and with their hosts. So the slow repositories and hosts
+        of a project delay its own repositories. The repositories that failed the last time come
+        last, the one that was queried longest ago first.
         """
-        found: dict[str, deque[Place]] = {}
-        for place in sorted(self._places(), key=lambda one: (one.url in self._failing, one.url)):
+        failed = {url: number for number, url in enumerate(self._failing, 1)}
+        found: dict[str, tuple[list[Place], list[Place]]] = {}
+        for place in sorted(places, key=lambda one: (failed.get(one.url, 0), one.url)):
             host = repository_key(place.url).partition("/")[0]
-            found.setdefault(host, deque()).append(place)
-        hosts_of: Counter[str] = Counter()
-        turns = []
-        for line in found.values():
-            projects = {one.watched.project for place in line for one in place.watchers}
-            turns.append((min(hosts_of[project] for project in projects), line))
-            hosts_of.update(projects)
-        return [line for _, line in sorted(turns, key=lambda one: one[0])]
+            found.setdefault(host, ([], []))[place.url in failed].append(place)
+        return _in_turns(_Line(_in_turns(good) + _in_turns(bad)) for good, bad in found.values())
 
-    def _look_along(self, line: deque[Place]) -> int:
-        """Check the repositories of one host, and stop if the host does not answer."""
+    def _look_along(self, line: _Line) -> int:
+        """Check the repositories of one host, as far as `_Line` permits."""
         made = 0
-        while not self._stopped.is_set():
-            try:
-                place = line.popleft()
-            except IndexError:
-                break
+        while not self._stopped.is_set() and (place := line.next()) is not None:
             begun = time.monotonic()
             found = self._look_at(place)
-            if found is None and time.monotonic() - begun > _QUICK_S:
-                break
+            line.note(place, is_slow_failure=found is None and time.monotonic() - begun > _QUICK_S)
             made += found or 0
         return made
 
@@ -235,7 +292,7 @@ class Reconciler:
         except BuildrunnerError as error:
             if self._stopped.is_set():
                 return None
-            if self._failing.get(place.url) != str(error):
+            if self._failing.pop(place.url, None) != str(error):
                 _log.warning("%s can't be looked at for missed pushes: %s", place.name, error)
             self._failing[place.url] = str(error)
             return None
@@ -260,19 +317,6 @@ class Reconciler:
         known = {ref: one.commit for ref, one in store.refs.known(watcher.watched).items()}
         is_first = known.pop(LOOKED_AT, None) is None
         return _Records(known, is_first, self._installed(watcher) if is_first else {})
-
-    def _places(self) -> list[Place]:
-        """Return the repositories with triggers, each once."""
-        found: dict[str, dict[Watched, Watcher]] = {}
-        repositories = self._repositories.all()
-        self._needed = {
-            Watched(project, history) for project, one in repositories for history in one.histories
-        }
-        for project, wanted in repositories:
-            if not wanted.problem and wanted.url:
-                watcher = _watcher(project, wanted)
-                found.setdefault(wanted.url, {}).setdefault(watcher.watched, watcher)
-        return [Place(url, tuple(watchers.values())) for url, watchers in found.items()]
 
     def _guarded(self, place: Place, work: Callable[[], _Done]) -> _Done | None:
         """Do the work; a bug with one repository does not stop the check of the others."""
@@ -355,6 +399,16 @@ class Reconciler:
             lane=_lane(watcher.watched),
         )
         self._context.store.deliveries.add([new], now=self._context.clock())
+
+
+def _places(repositories: Iterable[tuple[str, TriggerRepository]]) -> list[Place]:
+    """Return the repositories of triggers with their projects, each once."""
+    found: dict[str, dict[Watched, Watcher]] = {}
+    for project, wanted in repositories:
+        if not wanted.problem and wanted.url:
+            watcher = _watcher(project, wanted)
+            found.setdefault(wanted.url, {}).setdefault(watcher.watched, watcher)
+    return [Place(url, tuple(watchers.values())) for url, watchers in found.items()]
 
 
 def _lane(watched: Watched) -> str:
