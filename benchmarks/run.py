@@ -35,11 +35,12 @@ BENCHMARKS = {
     "chatty": ("benchmarks.chatty", "measure"),
     "big-log": ("benchmarks.big_log", "measure"),
     "workers": ("benchmarks.workers", "measure"),
+    "claims": ("benchmarks.claims", "measure"),
     "many-steps": ("benchmarks.steps", "measure_many"),
     "kubernetes": ("benchmarks.kubernetes", "measure"),
 }
 ON_A_CLUSTER = {"kubernetes"}
-WITHOUT_ENGINE = {"startup", "validation", "store", "pages", "big-log"}
+WITHOUT_ENGINE = {"startup", "validation", "store", "pages", "big-log", "claims"}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -156,7 +156,9 @@ class Fleet:
         async def waits(name: str) -> None:
             connection = Connection(self._where, self._token)
             while True:
-                found = await connection.call("POST", "builds:claim", claim_of(name, 25.0))
+                found = await connection.call(
+                    "POST", "/worker/v1/builds:claim", claim_of(name, 25.0)
+                )
                 if not found:
                     continue
                 claimed[found["document"]["id"]] = time.monotonic()
@@ -188,7 +190,7 @@ class Fleet:
         while self._left > 0:
             self._left -= 1
             began = time.monotonic()
-            found = await connection.call("POST", "builds:claim", claim_of(name, 25.0))
+            found = await connection.call("POST", "/worker/v1/builds:claim", claim_of(name, 25.0))
             if not found:
                 raise NotPossible("a build waits, and no worker gets it")
             self.claims.append(time.monotonic() - began)
@@ -198,7 +200,7 @@ class Fleet:
     async def _runs(self, connection: Connection, found: dict) -> None:
         """Begin the build, report its steps, renew its lease, send a line a second, end it."""
         document, fence = found["document"], found["fence"]
-        path = f"builds/{document['id']}"
+        path = f"/worker/v1/builds/{document['id']}"
         await self._timed(
             "begin", connection, "POST", f"{path}:begin?fence={fence}&incarnation=1:1"
         )
@@ -233,7 +235,7 @@ class Fleet:
 
     async def _ends(self, connection: Connection, found: dict, *, begin: bool = True) -> None:
         document, fence = found["document"], found["fence"]
-        path = f"builds/{document['id']}"
+        path = f"/worker/v1/builds/{document['id']}"
         if begin:
             await connection.call("POST", f"{path}:begin?fence={fence}&incarnation=1:1")
         ended = {**document, "status": "SUCCESS", "finishTime": instant()}
@@ -394,7 +396,7 @@ class Connection:
             b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         )
         head = (
-            f"{method} /worker/v1/{path} HTTP/1.1\r\nHost: {self._where.netloc}\r\n"
+            f"{method} {path} HTTP/1.1\r\nHost: {self._where.netloc}\r\n"
             f"Authorization: Bearer {self._token}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(content)}\r\n\r\n"
         )
