@@ -142,6 +142,14 @@ def program(name: str, package: str) -> str:
     return found
 
 
+def compose_command() -> list[str]:
+    """The command of Docker Compose 2: a plugin of Docker, or a program of its own."""
+    plugin = ["docker", "compose"]
+    if subprocess.run([*plugin, "version"], capture_output=True, check=False).returncode:
+        return [program("docker-compose", "docker-compose")]
+    return plugin
+
+
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[DockerEngine]:
     """The machine's Docker engine; one is started for the session when none answers."""

@@ -77,8 +77,8 @@ def worker(url, cluster, signer, build):
     return worker_in(pod, url, signer)
 
 
-def worker_in(pod, url, signer):
-    """The worker in a Pod."""
+def token_of(pod, signer):
+    """The token of a Pod's worker."""
     facts = {
         "namespace": "ci",
         "pod": {"name": pod["name"], "uid": pod["uid"]},
@@ -86,7 +86,12 @@ def worker_in(pod, url, signer):
     }
     issued = {"iss": "https://kubernetes.default.svc", "aud": ["buildrunner"]}
     claims = {**issued, "exp": time.time() + 600, "kubernetes.io": facts}
-    headers = {"Authorization": f"Bearer {signer.sign(claims)}"}
+    return signer.sign(claims)
+
+
+def worker_in(pod, url, signer):
+    """The worker in a Pod."""
+    headers = {"Authorization": f"Bearer {token_of(pod, signer)}"}
     return httpx.Client(base_url=f"{url}/worker/v1", headers=headers, timeout=30)
 
 

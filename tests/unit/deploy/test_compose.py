@@ -15,7 +15,7 @@ from buildrunner.addresses import Egress
 from buildrunner.builders.catalog import GATEWAY_PORT
 from buildrunner.cli.arguments import CommandParser
 from buildrunner.cli.serve import command, remote_worker
-from tests.conftest import program
+from tests.conftest import compose_command
 
 ROOT = Path(__file__).parents[3]
 FILE = ROOT / "deploy" / "compose.yaml"
@@ -28,16 +28,12 @@ def project() -> dict[str, Any]:
 
 
 def test_compose_takes_the_file(tmp_path: Path) -> None:
-    compose = ["docker", "compose"]
-    found = subprocess.run([*compose, "version"], capture_output=True, check=False)
-    if found.returncode:
-        compose = [program("docker-compose", "docker-compose")]
     shutil.copy(FILE, tmp_path)
     (tmp_path / "secrets").mkdir()
     for name in SECRETS:
         (tmp_path / "secrets" / name).touch()
     done = subprocess.run(
-        [*compose, "--file", tmp_path / "compose.yaml", "config", "--quiet"],
+        [*compose_command(), "--file", tmp_path / "compose.yaml", "config", "--quiet"],
         capture_output=True,
         check=False,
         text=True,
