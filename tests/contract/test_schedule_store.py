@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from buildrunner.errors import NotFound
 from buildrunner.store.model.triggers import FAILED, FIRED, MISSED, SKIPPED, WAITING, Fire
 from buildrunner.store.sql.store import ServerStore
+from buildrunner.store.sql.triggers import MOST_WAITING_FIRES
 from tests.contract.test_server_store import (  # noqa: F401  (fixtures)
     address,
     at,
@@ -147,6 +148,22 @@ class TestFires:
         assert scheduled.schedules.fires("p", "t1") == [settled]
         assert scheduled.schedules.claim_fires(now=at(9), lease_s=10, limit=9) == []
         assert scheduled.schedules.next_run_at() is None
+
+    def test_a_trigger_has_a_bounded_number_of_waiting_fires(self, scheduled: ServerStore) -> None:
+        """Attack: a schedule with times that wait for long fills the table for all projects."""
+        for begin in (0, 60, 60):  # a second server notes the same times
+            fires = [fire(second, run_later=3600) for second in range(begin, begin + 80)]
+            scheduled.schedules.note_fires("p", "t1", fires, until=at(begin + 80))
+        found = scheduled.schedules.fires("p", "t1", limit=500)
+        assert sum(one.state == WAITING for one in found) == MOST_WAITING_FIRES == 100
+        skipped = [one for one in found if one.state == SKIPPED]
+        assert [one.fire_at for one in skipped] == [at(second) for second in range(139, 99, -1)]
+        assert {one.detail for one in skipped} == {
+            "100 other times of the trigger wait for their builds"
+        }
+        scheduled.schedules.settle_fire(replace(found[-1], state=FIRED))
+        scheduled.schedules.note_fires("p", "t1", [fire(300)], until=at(300))
+        assert scheduled.schedules.fires("p", "t1", limit=1)[0].state == WAITING
 
     def test_what_waits_is_skipped_when_the_schedule_stops(self, scheduled: ServerStore) -> None:
         scheduled.schedules.since("p", "t1", "a", now=at(0))

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -57,6 +58,8 @@ MOST_TRIGGERS: Final = 1000
 """The maximum number of triggers of a project."""
 MOST_TRIGGER_BYTES: Final = 16 << 20
 """The maximum size of all triggers of a project as JSON, in bytes."""
+MOST_WAITING_FIRES: Final = 100
+"""The maximum number of fires of a trigger that wait for their builds."""
 
 _name = func.coalesce(triggers.c.name, "")
 
@@ -420,6 +423,7 @@ def _unknown(name: str) -> NotFound:
     return NotFound(f"the hook {name} is bound to nothing", hint="`buildrunner hooks list`")
 
 
+_TOO_MANY_WAIT: Final = f"{MOST_WAITING_FIRES} other times of the trigger wait for their builds"
 _KEPT = timedelta(days=90)  # how long past fires are kept
 
 
@@ -495,14 +499,23 @@ class SqlSchedules(SqlPart):
     def note_fires(
         self, project_id: str, trigger_id: str, fires: Sequence[Fire], *, until: datetime
     ) -> None:
-        """Store due fire times, each once; all up to ``until`` count as handled."""
+        """Store due fire times, each once; all up to ``until`` count as handled.
+
+        A fire that would wait behind `MOST_WAITING_FIRES` others is stored as skipped.
+        """
         with self._database.write() as connection:
             try:
                 lock_trigger(connection, project_id, trigger_id)
             except NotFound:  # deleted meanwhile
                 return
+            waiting = connection.execute(
+                select(func.count()).where(_waiting_of(project_id, trigger_id))
+            ).scalar_one()
             for fire in fires:
-                insert_new(connection, _fires, _fire_row(fire))
+                is_beyond = fire.state == WAITING and waiting >= MOST_WAITING_FIRES
+                noted = replace(fire, state=SKIPPED, detail=_TOO_MANY_WAIT) if is_beyond else fire
+                is_new = insert_new(connection, _fires, _fire_row(noted))
+                waiting += is_new and noted.state == WAITING
             _forget_old(connection, project_id, trigger_id, until)
             same = _schedule_of(project_id, trigger_id)
             connection.execute(
@@ -517,11 +530,7 @@ class SqlSchedules(SqlPart):
         with self._database.read() as connection:  # most calls find nothing, and must not lock
             if connection.execute(select(schedules.c.since).where(same)).first() is None:
                 return
-        waiting = and_(
-            _fires.c.project_id == project_id,
-            _fires.c.trigger_id == trigger_id,
-            _fires.c.state == WAITING,
-        )
+        waiting = _waiting_of(project_id, trigger_id)
         with self._database.write() as connection:
             connection.execute(delete(schedules).where(same))
             connection.execute(update(_fires).where(waiting).values(state=SKIPPED, detail=detail))
@@ -592,6 +601,14 @@ class SqlSchedules(SqlPart):
 
 def _schedule_of(project_id: str, trigger_id: str) -> ColumnElement[bool]:
     return and_(schedules.c.project_id == project_id, schedules.c.trigger_id == trigger_id)
+
+
+def _waiting_of(project_id: str, trigger_id: str) -> ColumnElement[bool]:
+    return and_(
+        _fires.c.project_id == project_id,
+        _fires.c.trigger_id == trigger_id,
+        _fires.c.state == WAITING,
+    )
 
 
 def _forget_old(connection: Connection, project_id: str, trigger_id: str, now: datetime) -> None:
