@@ -798,7 +798,7 @@ def test_the_refs_that_a_hook_reports_are_limited_over_all_its_deliveries(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attack: a hook that says again and again that it is installed fills the database."""
-    monkeypatch.setattr(reconcile, "MOST_REPORTED_REFS", 4)
+    monkeypatch.setattr(reconcile, "MOST_REFS", 4)
     url = bare_trigger(place)
     assert "error" not in reported_part(place, url, "a", "b", "c")
     assert "error" not in reported_part(place, url, "b", "c", "d")  # known ones count once
@@ -814,7 +814,7 @@ def test_the_refs_that_a_hook_reports_are_limited_over_all_its_deliveries(
 def test_pushes_of_a_hook_add_no_more_refs_than_it_may_report(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconcile, "MOST_REPORTED_REFS", 4)
+    monkeypatch.setattr(reconcile, "MOST_REFS", 4)
     url = bare_trigger(place)
     reported_part(place, url, "a", "b", more=False)
     for name in ("c", "d", "e"):
@@ -822,6 +822,31 @@ def test_pushes_of_a_hook_add_no_more_refs_than_it_may_report(
         place.push("git/app", {**bare_push(place, url, OLD), "refs": [ref]})
         assert len(hook_records(place)) <= 4
     assert hook_records(place) == set()
+
+
+def test_pushes_add_no_more_refs_to_the_record_of_a_project_than_a_repository_may_have(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attack: pushes of ever new branches fill the database."""
+    monkeypatch.setattr(reconcile, "MOST_REFS", 4)
+    url = bare_trigger(place)
+    for name in "abcdef":
+        ref = {"ref": f"refs/heads/{name}", "before": "", "after": OLD, "message": "m"}
+        place.push("git/app", {**bare_push(place, url, OLD), "refs": [ref]})
+    assert place.server.store.refs.count("ours") == 4
+    assert len(place.builds()) == 6  # a push that a hook reports is built all the same
+
+
+def test_a_check_builds_no_branch_again_and_again_for_which_a_record_has_no_room(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare_trigger(place)
+    place.look()
+    monkeypatch.setattr(reconcile, "MOST_REFS", place.server.store.refs.count("ours"))
+    place.home.repositories["acme/app"].push("HEAD:refs/heads/one-more")
+    place.look()
+    place.look()
+    assert place.builds() == []
 
 
 def test_an_installed_hook_tells_only_the_projects_that_it_may_fire(place: Place) -> None:

@@ -30,6 +30,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.events.reading import RECONCILE
 from buildrunner.server.loop import Loop
 from buildrunner.server.services.triggers import KnownRepositories, forget_unwatched, hook_binding
+from buildrunner.sources.git.source import MOST_REFS
 from buildrunner.store.model.deliveries import KnownRef, NewDelivery, StoredDelivery, Watched
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.events import PullRequestEvent, PushEvent
@@ -50,7 +51,7 @@ _MOST_SLOW: Final = 2  # of a project on one host, in one look; threads may begi
 _MOST_IN_A_ROW: Final = 12  # slow failures until a host counts as unreachable
 _MOST_MESSAGES: Final = 20
 _MOST_WATCHERS: Final = 8  # projects for one list of refs: their records are in memory meanwhile
-_MOST_REFS: Final = 50  # events of one delivery: each is matched with every trigger
+_MOST_EVENTS: Final = 50  # events of one delivery: each is matched with every trigger
 _MOST_CHANGES: Final = 1000  # of all repositories of a project, for one look
 MOST_KNOWN_REFS: Final = 1_000_000
 """The most known refs of one project, of all its repositories."""
@@ -352,9 +353,9 @@ class Reconciler:
         self._changes[watched.project] += len(changed)
         for one in changed[:_MOST_MESSAGES]:
             one["message"] = messages.of(one["after"])
-        for at in range(0, len(changed), _MOST_REFS):
-            self._deliver(watcher, changed[at : at + _MOST_REFS])
-        return -(-len(changed) // _MOST_REFS)
+        for at in range(0, len(changed), _MOST_EVENTS):
+            self._deliver(watcher, changed[at : at + _MOST_EVENTS])
+        return -(-len(changed) // _MOST_EVENTS)
 
     def _note_first(self, watcher: Watcher, refs: dict[str, str]) -> bool:
         """Record the refs of a first look. Returns False if the project has too many records."""
@@ -489,8 +490,7 @@ LOOKED_AT = ""
 TOO_MANY_REFS: Final = " too many"
 """A pseudo-ref that marks the record of a hook that reported too many refs."""
 
-MOST_REPORTED_REFS: Final = 100_000
-"""The most refs of a bare repository's hook. The server checks no repository with more."""
+_NO_ROOM: Final = f"the record of its repository has {MOST_REFS:,} branches and tags already"
 
 
 class SeenRefs:
@@ -527,7 +527,7 @@ class SeenRefs:
             self._store.refs.forget(watched)
             self._store.refs.note_first_look(watched, {TOO_MANY_REFS: "refused"}, by)
             raise BadDelivery(
-                f"hook {delivery.hook} reported more than {MOST_REPORTED_REFS:,} branches and tags,"
+                f"hook {delivery.hook} reported more than {MOST_REFS:,} branches and tags,"
                 " which are not recorded: a repository with more is not checked for missed pushes"
             )
         if parsed.kind == INSTALLED:
@@ -538,7 +538,7 @@ class SeenRefs:
         known = self._store.refs
         if known.known(watched, TOO_MANY_REFS):
             return True
-        return known.count_with(watched, refs) > MOST_REPORTED_REFS
+        return known.count_with(watched, refs) > MOST_REFS
 
     def _add_reported(self, new: set[Watched], installation: Watched, ref: str) -> None:
         """Add a hook's record to those that a push changes, unless it has too many refs."""
@@ -547,6 +547,12 @@ class SeenRefs:
             new.add(installation)
         else:
             refs.forget(installation)
+
+    def _full(self, known: Mapping[Watched, KnownRef | None], ref: str) -> set[Watched]:
+        """Return the records that have no room for an unknown ref."""
+        unknown = [one for one, before in known.items() if before is None]
+        count_with = self._store.refs.count_with
+        return {one for one in unknown if count_with(one, (ref,)) > MOST_REFS}
 
     def unchanged(self, delivery: StoredDelivery, event: PullRequestEvent, project: str) -> str:
         """Record the head of a pull request for a project.
@@ -562,7 +568,8 @@ class SeenRefs:
             return ""
         before = self._store.refs.known(watched, ref).get(ref)
         by = f"delivery {delivery.number}"
-        self._store.refs.note(watched, ref, event.head_commit, by)
+        if not self._full({watched: before}, ref):
+            self._store.refs.note(watched, ref, event.head_commit, by)
         is_same = before is not None and _is_one_commit(before.commit, event.head_commit)
         is_news = before is None or before.seen_by == by or bool(delivery.replays)
         is_unchanged = event.action == "updated" and is_same and not is_news
@@ -576,7 +583,9 @@ class SeenRefs:
     ) -> dict[str, str]:
         """Record the ref's position for each project with a trigger for the repository.
 
-        Returns why the push is not new, by project; empty for a project to which it is new.
+        Returns why the push is not new, by project; empty for a project to which it is new. A full
+        record gets no further ref. A reported push of such a ref is new. A push that a check finds
+        is not, since each check would find it again.
 
         Args:
             delivery: the delivery that reports the push.
@@ -597,11 +606,12 @@ class SeenRefs:
         if delivery.replays:
             return found
         late = {one.project for one, before in known.items() if _is_late(event, before)}
-        for project in late:
-            found[project] = (
-                f"the server has looked at {event.ref} since, and built what it found there"
-            )
-        new = {one for one in watched if one.project not in late}
+        said = f"the server has looked at {event.ref} since, and built what it found there"
+        found |= dict.fromkeys(late, said)
+        full = self._full(known, event.ref)
+        if delivery.hook == RECONCILE:
+            found.update(dict.fromkeys((one.project for one in full), _NO_ROOM))
+        new = {one for one in watched - full if one.project not in late}
         if delivery.hook.partition("/")[0] == BARE:
             installation = _installation(delivery, event.repository.clone_url)
             if refs.known(installation, LOOKED_AT):
