@@ -840,9 +840,13 @@ def test_pushes_add_no_more_refs_to_the_record_of_a_project_than_a_repository_ma
 def test_a_check_builds_no_branch_again_and_again_for_which_a_record_has_no_room(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bare_trigger(place)
+    bound_to = {"repository": bare_trigger(place), "projects": ["ours"]}
+    answer = place.server.http.put("/buildrunner/v1/hooks/git/app", json=bound_to)
+    assert answer.status_code == 200
     place.look()
-    monkeypatch.setattr(reconcile, "MOST_REFS", place.server.store.refs.count("ours"))
+    known = place.server.store.refs.count("ours")
+    assert known > 0
+    monkeypatch.setattr(reconcile, "MOST_REFS", known)
     place.home.repositories["acme/app"].push("HEAD:refs/heads/one-more")
     place.look()
     place.look()
