@@ -304,15 +304,22 @@ def test_reads_of_strangers_wait_and_leave_threads_to_others(
         assert {one.result() for one in strangers} <= {200, 404}
 
 
-def test_each_route_that_reads_one_build_waits_for_a_slot(server: ApiServer) -> None:
+def test_each_route_that_reads_one_build_or_trigger_waits_for_a_slot(server: ApiServer) -> None:
     """A new route has to be among them, or to have limits of its own."""
-    own_limits = ("/log/lines", "/log/steps", "/log/search", "/log/stream", "/log-{build}.txt")
+    own_limits = (
+        "/log/lines",
+        "/log/steps",
+        "/log/search",
+        "/log/stream",
+        "/log-{build}.txt",
+        ".svg",
+    )
     without = [
         route.path
         for router in server.app.state.routers
         for route in router.routes
         if "GET" in route.methods
-        and any(part in route.path for part in ("{build}", "{operation"))
+        and any(part in route.path for part in ("{build}", "{operation", "{trigger}"))
         and not route.path.startswith("/worker/")
         and not route.path.endswith(own_limits)
         and READ_SLOT.dependency not in {one.call for one in route.dependant.dependencies}

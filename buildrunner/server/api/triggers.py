@@ -15,7 +15,7 @@ from buildrunner.errors import NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access, note_target
 from buildrunner.server.http.answers import as_requested, json_response, operation_response
-from buildrunner.server.http.bodies import as_mapping, build_body, json_body, member
+from buildrunner.server.http.bodies import READ_SLOT, as_mapping, build_body, json_body, member
 from buildrunner.server.http.errors import (
     ApiError,
     invalid_config,
@@ -98,7 +98,12 @@ def router(context: ServerContext) -> APIRouter:
             answer["nextPageToken"] = token
         return json_response(answer)
 
-    def get(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def get(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """Return a trigger, by id or name."""
         return json_response(_shown(request, triggers.find(address_of(context, request), trigger)))
 
@@ -119,6 +124,7 @@ def router(context: ServerContext) -> APIRouter:
         request: Request,
         trigger: str,
         _: Caller = Depends(access.may("admin", "triggers.delete")),
+        _slot: None = READ_SLOT,
     ) -> Response:
         """Delete a trigger; its builds remain."""
         address = address_of(context, request)
@@ -244,7 +250,12 @@ def settings_router(context: ServerContext) -> APIRouter:
         except NotFound as error:  # not a route of Cloud Build, so not Cloud Build's message
             raise ApiError(404, str(error)) from error
 
-    def show(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def show(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """Return the settings of the trigger; empty if none are set."""
         project, document = found(request, trigger)
         return json_response(context.store.triggers.settings(project, document["id"]))
@@ -262,7 +273,12 @@ def settings_router(context: ServerContext) -> APIRouter:
         triggers.set_settings(project, document["id"], settings)
         return json_response(settings)
 
-    def coming(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def coming(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """Return the next scheduled times of a trigger: in UTC, and in its time zone."""
         project, document = found(request, trigger)
         if not document.get("cron"):
@@ -281,7 +297,12 @@ def settings_router(context: ServerContext) -> APIRouter:
             answer["jitter"] = f"{schedule.jitter_s}s"
         return json_response(answer)
 
-    def past(request: Request, trigger: str, _: Caller = Depends(access.may("read"))) -> Response:
+    def past(
+        request: Request,
+        trigger: str,
+        _: Caller = Depends(access.may("read")),
+        _slot: None = READ_SLOT,
+    ) -> Response:
         """List the history of the trigger's schedule, newest first."""
         project, document = found(request, trigger)
         count = number(request, "count", low=1, high=_MOST_TIMES, default=50)

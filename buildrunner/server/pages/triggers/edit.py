@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound, UsageError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import note_action, note_target
-from buildrunner.server.http.bodies import build_slot
+from buildrunner.server.http.bodies import READ_SLOT, build_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.rendering import HEADERS, PageRoute, page
@@ -35,7 +35,8 @@ def router(context: ServerContext) -> APIRouter:
     one = "/triggers/{project}/{trigger}"
 
     def add(path: str, answer: Callable[..., Any], method: str) -> None:
-        routes.add_api_route(path, answer, methods=[method], dependencies=viewer)
+        needed = [*viewer, READ_SLOT] if method == "GET" else viewer
+        routes.add_api_route(path, answer, methods=[method], dependencies=needed)
 
     add("/triggers/{project}/-/new", pages.new, "GET")
     add("/triggers/{project}/-/new", pages.make, "POST")

@@ -16,7 +16,7 @@ from buildrunner.errors import BuildrunnerError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.handling import tried
 from buildrunner.server.http.access import note_action, note_target
-from buildrunner.server.http.bodies import build_slot
+from buildrunner.server.http.bodies import READ_SLOT, build_slot
 from buildrunner.server.http.errors import ApiError
 from buildrunner.server.http.requests import address_of, project_of
 from buildrunner.server.pages.builds.changes import BuildHistory
@@ -62,7 +62,8 @@ def router(context: ServerContext) -> APIRouter:
     viewer = [Depends(pages.session.viewer)]
     path = "/triggers/{project}/{trigger}"
     routes.add_api_route("/triggers", pages.all, methods=["GET"], dependencies=viewer)
-    routes.add_api_route(path, pages.one, methods=["GET"], dependencies=viewer)
+    reading = [*viewer, READ_SLOT]
+    routes.add_api_route(path, pages.one, methods=["GET"], dependencies=reading)
     routes.add_api_route(path + "/{action}", pages.act, methods=["POST"], dependencies=viewer)
     return routes
 
