@@ -226,6 +226,7 @@ prepare() {
 }
 
 run_tests() {
+  has docker-registry || unpack_package docker-registry || die "docker-registry is missing"   # mirrors the images
   prepare
   tests() {
     env --default-signal=HUP,INT,QUIT .venv/bin/pytest -q -p no:cacheprovider --durations=0 --durations-min=1 "$@"
