@@ -75,6 +75,7 @@ def example(docker_engine, cluster, pushed_to, tmp_path):
         remove_image(name)
 
 
+@pytest.mark.timeout(900)  # the first time it makes builder images
 def test_the_app_answers_from_the_cluster_and_a_failing_version_is_rolled_back(
     cluster, example, pushed_to
 ):

@@ -244,9 +244,13 @@ def test_a15_a_server_that_is_killed_loses_no_line_of_a_running_build(cluster, s
     cluster.kubectl("delete", "pod", "ci-buildrunner-0", "--force", "--grace-period=0")
 
     def again():
-        (pod,) = cluster.find("pods", "--selector=app.kubernetes.io/name=buildrunner")["items"]
-        ready = {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
-        return pod["metadata"]["uid"] != before and ready.get("Ready") == "True"
+        pods = cluster.find("pods", "--selector=app.kubernetes.io/name=buildrunner")["items"]
+        conditions = [  # for a moment there is no Pod
+            {one["type"]: one["status"] for one in pod["status"].get("conditions", ())}
+            for pod in pods
+            if pod["metadata"]["uid"] != before
+        ]
+        return any(one.get("Ready") == "True" for one in conditions)
 
     cluster.until(again, "another server is ready", 90)
     with forwarded(cluster) as url, client(url, installed) as http:
