@@ -34,6 +34,7 @@ from buildrunner.server.services import queueing
 from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
+from buildrunner.store.sql.triggers import SqlTriggers
 from tests.api_server import ApiServer, api_server
 from tests.conftest import DEADLINE_S
 
@@ -302,6 +303,36 @@ def test_reads_of_strangers_wait_and_leave_threads_to_others(
         finally:
             go_on.set()
         assert {one.result() for one in strangers} <= {200, 404}
+
+
+def test_calls_of_webhook_triggers_without_the_secret_leave_threads_to_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up, go_on = threading.Semaphore(0), threading.Event()
+    find = SqlTriggers.get
+
+    def held(triggers: SqlTriggers, *given: str) -> Any:
+        looked_up.release()
+        assert go_on.wait(60)
+        return find(triggers, *given)
+
+    with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
+        monkeypatch.setattr(SqlTriggers, "get", held)
+
+        def call(number: int) -> int:
+            url = f"{server.url}/v1/projects/p{number}/triggers/t:webhook?secret=wrong"
+            return httpx.post(url, json={}, timeout=60).status_code
+
+        strangers = [senders.submit(call, number) for number in range(50)]
+        try:
+            for _ in range(READS_AT_ONCE):
+                assert looked_up.acquire(timeout=30)
+            headers = {"Authorization": f"Bearer {server.token('modest', 'read')}"}
+            assert server.http.get("/v1/projects/p/builds", headers=headers).status_code == 200
+            assert not looked_up.acquire(blocking=False)
+        finally:
+            go_on.set()
+        assert {one.result() for one in strangers} == {403}
 
 
 def test_each_route_that_reads_one_build_or_trigger_waits_for_a_slot(server: ApiServer) -> None:

@@ -16,6 +16,7 @@ import msgspec
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from buildrunner.addresses import network_of
 from buildrunner.errors import NotFound, SecretError
 from buildrunner.server.context import ServerContext
 from buildrunner.server.events.hook_secrets import namesake, secret_name
@@ -31,6 +32,7 @@ from buildrunner.server.http.bodies import (
     is_large,
     json_body,
     raw_body,
+    read_slot,
 )
 from buildrunner.server.http.errors import (
     ApiError,
@@ -220,7 +222,9 @@ def webhooks_router(context: ServerContext) -> APIRouter:
             headers=kept_headers(request.headers),
             client=client_address(request),
         )
-        found = await run_in_threadpool(calls.find, call)
+        # A trigger can be large, and nothing is known about the caller yet.
+        async with read_slot(request, f"webhooks of {network_of(call.client)}"):
+            found = await run_in_threadpool(calls.find, call)
         try:
             reason = await calls.reason_to_refuse(call, found)
         except SecretError as error:

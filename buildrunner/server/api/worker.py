@@ -13,7 +13,6 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import FileResponse
 
 from buildrunner.engine.outcome import BuildOutcome
@@ -46,6 +45,7 @@ from buildrunner.store.model.remote import ClaimRequest, WorkerDeployments, Work
 _LONGEST_WAIT_S = 60.0
 _MOST_PIECE_BYTES = 16 * MIB
 _MOST_PLAN_BYTES = 16 * MIB
+_LEASE_THREADS = 8
 _CREDENTIAL_THREADS = 8
 
 Offset = Annotated[int, Query(ge=0, le=1 << 60)]
@@ -62,11 +62,14 @@ def router(context: ServerContext, changes: Changes) -> APIRouter:
     """
     routes = APIRouter(prefix="/worker/v1", tags=["workers"])
     builds = RemoteBuilds(context)
+    # Other callers can take all common threads for a while, and a lease that is not renewed ends.
+    threads = CapacityLimiter(_LEASE_THREADS)
+    worker = Depends(WorkerAccess(context, threads))
     for one in (
-        *_routes_of_leases(context, builds, changes),
-        *_routes_that_report(context, builds),
-        *_data_routes(context, builds),
-        *_routes_of_credentials(context, builds),
+        *_routes_of_leases(context, builds, changes, worker, threads),
+        *_routes_that_report(context, builds, worker),
+        *_data_routes(context, builds, worker),
+        *_routes_of_credentials(context, builds, worker),
     ):
         routes.add_api_route(
             one.path,
@@ -87,18 +90,22 @@ class _Route(NamedTuple):
 
 
 def _routes_of_leases(
-    context: ServerContext, builds: RemoteBuilds, changes: Changes
+    context: ServerContext,
+    builds: RemoteBuilds,
+    changes: Changes,
+    worker: Any,
+    threads: CapacityLimiter,
 ) -> list[_Route]:
-    """Return the routes that claim and begin builds, and renew leases."""
-    worker = Depends(WorkerAccess(context))
+    """Return the routes that claim and begin builds, and renew leases, in threads of their own."""
     small = Depends(raw_body(context, context.settings.max_body_bytes))
+    in_own_thread = partial(_in_own_thread, threads)
 
     async def claim(
         requested: Request, worker: WorkerIdentity = worker, body: bytes = small
     ) -> Response:
         """Claim a build; 204 if there is none for the worker within ``waitS`` seconds."""
         request = _decoded(body, ClaimRequest)
-        look = partial(run_in_threadpool, builds.claim, worker, request)
+        look = partial(in_own_thread, builds.claim, worker, request)
         stored = await changes.wait_for(
             look,
             min(request.wait_s, _LONGEST_WAIT_S),
@@ -108,37 +115,39 @@ def _routes_of_leases(
         )
         return Response(status_code=204) if stored is None else json_response(stored)
 
-    def held(
+    async def held(
         name: Annotated[str, Query(alias="worker")], worker: WorkerIdentity = worker
     ) -> Response:
         """Return the builds that a worker holds."""
-        return json_response({"builds": builds.held(worker, name)})
+        return json_response({"builds": await in_own_thread(builds.held, worker, name)})
 
-    def get(build: str, worker: WorkerIdentity = worker) -> Response:
+    async def get(build: str, worker: WorkerIdentity = worker) -> Response:
         """Return a build that a worker with this token holds."""
-        return json_response(builds.find(worker, build))
+        return json_response(await in_own_thread(builds.find, worker, build))
 
-    def take_over(
+    async def take_over(
         build: str,
         fence: int,
         name: Annotated[str, Query(alias="worker")],
         worker: WorkerIdentity = worker,
     ) -> Response:
         """Give a worker a new lease of a build that it holds and whose process died."""
-        return json_response(_of_lease(builds.take_over, worker, name, Lease(build, fence)))
+        lease = Lease(build, fence)
+        return json_response(await in_own_thread(builds.take_over, worker, name, lease))
 
-    def begin(
+    async def begin(
         build: str, fence: int, incarnation: str, worker: WorkerIdentity = worker
     ) -> Response:
         """Begin a build; 409 if another process has begun it under the same fence."""
         if not incarnation:
             raise invalid_argument("incarnation names the process", field="incarnation")
-        begun = _of_lease(builds.begin, worker, Lease(build, fence), incarnation)
-        return json_response(begun)
+        lease = Lease(build, fence)
+        return json_response(await in_own_thread(builds.begin, worker, lease, incarnation))
 
-    def renew(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+    async def renew(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
         """Renew the lease; the answer has the reason if the build is to be cancelled."""
-        return json_response({"cancel": _of_lease(builds.renew, worker, Lease(build, fence))})
+        wanted = await in_own_thread(builds.renew, worker, Lease(build, fence))
+        return json_response({"cancel": wanted})
 
     async def signals(
         build: str,
@@ -150,7 +159,7 @@ def _routes_of_leases(
         lease = Lease(build, fence)
 
         async def look() -> bool | None:
-            wanted = await run_in_threadpool(_of_lease, builds.wants_cancel, worker, lease)
+            wanted = await in_own_thread(builds.wants_cancel, worker, lease)
             return wanted or None
 
         found = await changes.wait_while_undisturbed(lease, look, wait, caller=_caller(worker))
@@ -167,9 +176,8 @@ def _routes_of_leases(
     ]
 
 
-def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+def _routes_that_report(context: ServerContext, builds: RemoteBuilds, worker: Any) -> list[_Route]:
     """Return the routes that store a worker's reports on a build."""
-    worker = Depends(WorkerAccess(context))
     small = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     piece = Depends(raw_body(context, _MOST_PIECE_BYTES))
     plan = Depends(json_text(context, _MOST_PLAN_BYTES, MAX_PAYLOAD_VALUES))
@@ -241,9 +249,8 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds) -> list[_R
     ]
 
 
-def _data_routes(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+def _data_routes(context: ServerContext, builds: RemoteBuilds, worker: Any) -> list[_Route]:
     """Return the routes with the data that a worker needs to begin a build."""
-    worker = Depends(WorkerAccess(context))
 
     def get_log(
         build: str, fence: int, offset: Offset, worker: WorkerIdentity = worker
@@ -280,13 +287,14 @@ def _data_routes(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
     ]
 
 
-def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list[_Route]:
+def _routes_of_credentials(
+    context: ServerContext, builds: RemoteBuilds, worker: Any
+) -> list[_Route]:
     """Return the routes that give a build its secrets, logins, identity tokens and signatures."""
-    worker = Depends(WorkerAccess(context))
     published = Depends(json_text(context, context.settings.max_body_bytes, MAX_VALUES))
     few = (worker, Depends(slot_of(CallerSlots("requests for credentials", CREDENTIALS_AT_ONCE))))
     # A key service or Sigstore may take minutes, and other requests need the common threads.
-    threads = CapacityLimiter(_CREDENTIAL_THREADS)
+    in_own_thread = partial(_in_own_thread, CapacityLimiter(_CREDENTIAL_THREADS))
     credentials = WorkerCredentials(context, builds)
 
     def identity_token(
@@ -295,9 +303,6 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
         """Return an identity token of the build, or the reason why it gets none."""
         lease = Lease(build, fence)
         return json_response(_of_lease(credentials.identity_token, worker, lease, audience))
-
-    async def in_own_thread(operation: Callable[..., Result], *args: Any) -> Result:
-        return await to_thread.run_sync(partial(_of_lease, operation, *args), limiter=threads)
 
     async def logins(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
         """Return the files with the project's logins for registries and packages of the plan."""
@@ -323,6 +328,12 @@ def _routes_of_credentials(context: ServerContext, builds: RemoteBuilds) -> list
         _Route("POST", "/builds/{build}:identityToken", identity_token, documented(body="Empty")),
         _Route("POST", "/builds/{build}:attest", attest, documented(body="Payload"), few),
     ]
+
+
+async def _in_own_thread(
+    threads: CapacityLimiter, operation: Callable[..., Result], *args: Any
+) -> Result:
+    return await to_thread.run_sync(partial(_of_lease, operation, *args), limiter=threads)
 
 
 def _of_lease(operation: Callable[..., Result], *args: Any) -> Result:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Final
 from urllib.parse import urlsplit
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
@@ -393,6 +394,7 @@ class WorkerAccess:
 
     Args:
         context: the server's context. Its ``worker_tokens`` verify further kinds of tokens.
+        threads: the threads that look for tokens; None for the common ones.
 
     Attributes:
         scope: the scope of the tokens.
@@ -400,8 +402,9 @@ class WorkerAccess:
 
     scope = WORKER
 
-    def __init__(self, context: ServerContext) -> None:
+    def __init__(self, context: ServerContext, threads: CapacityLimiter | None = None) -> None:
         self._context = context
+        self._threads = threads
 
     async def __call__(self, request: Request) -> WorkerIdentity:
         """Return the worker that sent a request. Raises `ApiError`."""
@@ -412,7 +415,7 @@ class WorkerAccess:
                 "this route is for workers: send 'Authorization: Bearer TOKEN' "
                 "(buildrunner tokens create NAME --worker makes one)"
             )
-        worker = await run_in_threadpool(self._verified, token)
+        worker = await to_thread.run_sync(self._verified, token, limiter=self._threads)
         if worker is None:
             raise unauthenticated("the token is no worker's, is unknown or was revoked")
         request.state.caller = Caller(worker.name, ())
