@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import ipaddress
+import json
 import os
 import resource
 import shutil
@@ -231,6 +233,17 @@ def busybox(docker_engine: DockerEngine) -> Iterator[str]:
     docker_engine.import_image(name, [busybox_tar()], cmd=["sh"], env=["PATH=/bin"])
     yield name
     remove_image(name)
+
+
+@pytest.fixture(scope="session")
+def machine_address(docker_engine: DockerEngine) -> str:
+    """The address of this machine that containers reach: that of the engine's own network.
+
+    Docker does not report its gateway until it has started for the second time on a machine.
+    """
+    argv = ["docker", "network", "inspect", "bridge", "--format={{json (index .IPAM.Config 0)}}"]
+    found = json.loads(subprocess.check_output(argv))
+    return str(found.get("Gateway") or ipaddress.ip_network(found["Subnet"])[1])
 
 
 def remove_image(name: str) -> None:

@@ -54,12 +54,6 @@ def builder_images(docker_engine: Any) -> None:
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-@pytest.fixture(scope="module")
-def host(docker_engine: Any) -> str:
-    """The address of this machine that steps reach."""
-    return docker("network", "inspect", "bridge", "--format={{(index .IPAM.Config 0).Gateway}}")
-
-
 @pytest.fixture(autouse=True)
 def images_removed(registry: Registry) -> Iterator[None]:
     """Remove the images that the examples built."""
@@ -196,13 +190,13 @@ INVOKERS = "/v1/projects/shop/locations/europe-west1/services/roman:setIamPolicy
 
 
 def test_cloud_run_gets_the_image_by_digest_and_its_traffic_goes_back_after_a_failed_check(
-    host: str,
+    machine_address: str,
     registry: Registry,
     start_image: Callable[[str], str],
     gcloud_image: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    with google_cloud(host, CloudRun(start_image)) as cloud:
+    with google_cloud(machine_address, CloudRun(start_image)) as cloud:
         aliases = {"gcr.io/cloud-builders/gcloud": gcloud_image(cloud.address)}
         example = Example("deploy-run", tmp_path / "source", tmp_path / "data", aliases)
         first = example.submit(_REGISTRY=registry.address)
@@ -239,13 +233,13 @@ def test_cloud_run_gets_the_image_by_digest_and_its_traffic_goes_back_after_a_fa
 
 
 def test_a_deployment_that_cloud_run_refuses_fails_the_build(
-    host: str,
+    machine_address: str,
     registry: Registry,
     start_image: Callable[[str], str],
     gcloud_image: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    with google_cloud(host, CloudRun(start_image)) as cloud:
+    with google_cloud(machine_address, CloudRun(start_image)) as cloud:
         cloud.refuse["POST", "/services"] = (
             403,
             {"error": {"code": 403, "message": "no permission", "status": "PERMISSION_DENIED"}},
@@ -264,7 +258,7 @@ VERSIONS = "/v1/apps/shop/services/default/versions"
 
 
 def test_app_engine_gets_each_file_by_digest_and_a_version_that_fails_its_check_is_deleted(
-    host: str,
+    machine_address: str,
     start_program: Callable[[Path, dict[str, str], list[str]], str],
     gcloud_image: Callable[[str], str],
     tmp_path: Path,
@@ -280,7 +274,7 @@ def test_app_engine_gets_each_file_by_digest_and_a_version_that_fails_its_check_
         gcs.bucket("staging.shop.appspot.com")
         app = AppEngine(start, in_bucket(gcs))
         storage = gcs.url.removeprefix("http://")
-        with google_cloud(host, app, storage=storage) as cloud:
+        with google_cloud(machine_address, app, storage=storage) as cloud:
             aliases = {"gcr.io/cloud-builders/gcloud": gcloud_image(cloud.address)}
             example = Example("deploy-app-engine", tmp_path / "s", tmp_path / "data", aliases)
             first = example.submit()
@@ -348,7 +342,7 @@ HTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 
 
 def test_a_function_gets_its_source_by_digest_and_the_source_before_after_a_failed_check(
-    host: str,
+    machine_address: str,
     start_program: Callable[[Path, dict[str, str], list[str]], str],
     gcloud_image: Callable[[str], str],
     tmp_path: Path,
@@ -363,7 +357,7 @@ def test_a_function_gets_its_source_by_digest_and_the_source_before_after_a_fail
         gcs.bucket("shop-functions")
         storage = gcs.url.removeprefix("http://")
         functions = CloudFunctions(start, in_bucket(gcs))
-        with google_cloud(host, functions, storage=storage) as cloud:
+        with google_cloud(machine_address, functions, storage=storage) as cloud:
             aliases = {"gcr.io/cloud-builders/gcloud": gcloud_image(cloud.address)}
             example = Example("deploy-functions", tmp_path / "s", tmp_path / "data", aliases)
             first = example.submit()
@@ -422,12 +416,12 @@ PROXY = "/api/v1/namespaces/default/services/roman:http/proxy"
 
 def test_kubernetes_gets_the_image_by_digest_and_the_image_before_after_a_failure(
     builder_images: None,
-    host: str,
+    machine_address: str,
     registry: Registry,
     start_image: Callable[[str], str],
     tmp_path: Path,
 ) -> None:
-    with kubernetes_api(host, start_image) as cluster:
+    with kubernetes_api(machine_address, start_image) as cluster:
         example = Example("deploy-kubernetes", tmp_path / "source", tmp_path / "data", {})
         (example.folder / "kubeconfig").write_text(cluster.kubeconfig())
         values = {"_REGISTRY": registry.address}

@@ -65,22 +65,9 @@ _compiled = shutil.ignore_patterns("*.so", "__pycache__")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(machine_address: str) -> Iterator[Cluster]:
     """A Kubernetes API that steps reach at the address of the engine's network."""
-    found = subprocess.run(
-        [
-            "docker",
-            "network",
-            "inspect",
-            "bridge",
-            "--format",
-            "{{(index .IPAM.Config 0).Gateway}}",
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    server = Cluster(found.stdout.strip())
+    server = Cluster(machine_address)
     Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -35,15 +35,6 @@ def builders(docker_engine: DockerEngine) -> None:
 
 
 @pytest.fixture
-def machine_address(docker_engine: DockerEngine) -> str:
-    """An address of this machine that sandboxes reach."""
-    argv = ["docker", "network", "inspect", "bridge", "--format"]
-    template = "{{(index .IPAM.Config 0).Gateway}}"
-    done = subprocess.run([*argv, template], check=True, capture_output=True, text=True)
-    return done.stdout.strip()
-
-
-@pytest.fixture
 def shelf(machine_address: str) -> Iterator[Shelf]:
     made = Shelf(address=machine_address)
     yield made
