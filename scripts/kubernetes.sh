@@ -10,8 +10,6 @@
 #   scripts/kubernetes.sh test [ARGUMENT...]   `up`, the tests on the cluster with arguments of pytest, `down`
 #   scripts/kubernetes.sh bench [ARGUMENT...]  `up`, the benchmark `kubernetes` with arguments of it, `down`
 #   scripts/kubernetes.sh down            ends what `up` started, and nothing else
-#   scripts/kubernetes.sh possible        exit code 0 when `up` can have a cluster here; else says what is missing
-#   scripts/kubernetes.sh compile         only compiles what `up` would have to
 #
 # `up` uses the cluster that KUBECONFIG names, if it is set. Else it makes one: by kind, if that is
 # installed; otherwise on a machine of its own (scripts/engine-machine.sh), with containerd and etcd of
@@ -111,21 +109,6 @@ programs() {
   machine run "$name" mkdir -p /opt/kubernetes
   tar -C "$made" -c bin | machine run "$name" tar -x -C /opt/kubernetes
   tar -C "$(dirname "$1")" -c kubernetes | machine run "$name" tar -x -C /opt/kubernetes/bin
-}
-
-# A cluster is at hand, or this machine can have one of its own.
-possible() {
-  if [ -n "${KUBECONFIG:-}" ] || has kind; then return; fi
-  [ "$(id -u)" -eq 0 ] || die "no cluster is at hand, and only root can bring one up"
-  [ ! -x "$home/$version/kubernetes" ] || return 0
-  has go || export PATH=/usr/local/go/bin:$PATH
-  has go || die "no cluster is at hand, and there is no go to compile one"
-  (cd / && GOFLAGS=-mod=mod go mod download "k8s.io/kubernetes@v$version" 2> /dev/null) \
-    || die "no cluster is at hand, and the Go module of Kubernetes can't be fetched"
-}
-
-compile() {
-  if [ -z "${KUBECONFIG:-}" ] && ! has kind; then compiled; fi
 }
 
 start_machine() {
@@ -250,7 +233,7 @@ verb=${1:-}
 case $verb in
   test) shift; run_tests "$@" ;;
   bench) shift; run_benchmark "$@" ;;
-  up|load|tools|address|render|down|possible|compile) shift; "$verb" "$@" ;;
+  up|load|tools|address|render|down) shift; "$verb" "$@" ;;
   machine) shift; machine run "$name" "$@" ;;
   *) sed -n '2,/^source/s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
