@@ -281,6 +281,26 @@ def test_a_check_adds_no_deliveries_while_those_of_the_last_one_wait(server: Api
     assert look(server, refs_at("c", 3)) == 1
 
 
+def test_new_refs_leave_a_check_room_for_deletions(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: a full record stayed full, since each check found only refs without room."""
+    monkeypatch.setattr(reconcile, "MOST_REFS", 10)
+    monkeypatch.setattr(reconcile, "_MOST_CHANGES", 3)
+    look(server, refs_at("a", 5))
+    watched = Watched("p", "github.com/acme/app")
+    for number in range(4):  # pushes of branches that the repository does not have
+        server.store.refs.note(watched, f"refs/heads/gone{number}", "c" * 40, "delivery 1")
+    branches = [f"refs/heads/new{number}" for number in range(3)]
+    for _ in range(4):
+        look(server, refs_at("a", 5) | dict.fromkeys(branches, "b" * 40))
+        handle(server)
+    known = server.store.refs.known(watched)
+    assert set(branches) <= set(known)
+    assert not any("gone" in ref for ref in known)
+    assert len(server.store.builds.page("p").builds) == 3
+
+
 def test_the_known_refs_of_a_project_are_limited(
     server: ApiServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

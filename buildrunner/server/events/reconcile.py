@@ -342,16 +342,17 @@ class Reconciler:
                 known.pop(LOOKED_AT, None)
             else:
                 refs = {ref: commit for ref, commit in refs.items() if ref in known}
-        changed = [
+        # Deletions come first: they make room in a full record.
+        changed = [_ref(ref, known[ref], "") for ref in sorted(known.keys() - refs.keys())]
+        changed += [
             _ref(ref, known.get(ref, ""), commit)
             for ref, commit in sorted(refs.items())
             if known.get(ref) != commit
         ]
-        changed += [_ref(ref, known[ref], "") for ref in sorted(known.keys() - refs.keys())]
         # The next look finds the rest. Two threads may both take the last ones, which is harmless.
         del changed[max(0, _MOST_CHANGES - self._changes[watched.project]) :]
         self._changes[watched.project] += len(changed)
-        for one in changed[:_MOST_MESSAGES]:
+        for one in [one for one in changed if one["after"]][:_MOST_MESSAGES]:
             one["message"] = messages.of(one["after"])
         for at in range(0, len(changed), _MOST_EVENTS):
             self._deliver(watcher, changed[at : at + _MOST_EVENTS])
