@@ -175,13 +175,19 @@ class TestSending:
         assert headers["authorization"] == "Bearer t0ken"
 
     @pytest.mark.parametrize(
-        "page",
-        ["No route /hook/s%33cretpath", "cannot POST &#47;hook&#x2f;S3CRETPATH", "not t0ken-12"],
+        ("tail", "page"),
+        [
+            ("/hook/s3cretpath", "No route /hook/s%33cretpath"),
+            ("/hook/s3cretpath", "cannot POST &#47;hook&#x2f;S3CRETPATH"),
+            ("/hook?key=s3cretvalue", "bad key: s3cretvalue"),
+            ("/hook", "not t0ken-12"),
+            ("", "not t0ken-12"),
+        ],
     )
     def test_a_page_that_repeats_the_address_or_the_token_is_not_kept(
-        self, place: Place, page: str
+        self, place: Place, tail: str, page: str
     ) -> None:
-        place.secrets.hold(url=f"{place.listener.url}/hook/s3cretpath", token="t0ken-12")
+        place.secrets.hold(url=f"{place.listener.url}{tail}", token="t0ken-12")
         place.call = HttpMessage(url_secret="url", body="{}", token_secret="token")
         place.listener.answer = Answer(404, body=page.encode())
         place.build()

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import html
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -120,7 +120,8 @@ class HttpSender:
             no_answer = isinstance(error, httpx.TransportError)
             raise NotDelivered(_said(error, url), no_answer=no_answer) from error
         token = headers.get(call.token_header, "") if call.token_secret else ""
-        self._check(answer, call, "" if call.to_forge else f"{url} {token}")
+        secret = () if call.to_forge else (*_parts_that_may_be_secret(url), *token.split())
+        self._check(answer, call, secret)
 
     def _secret(self, project: str, name: str) -> str:
         return self._secrets.value(Asker(use=Use.NOTIFIER, project=project), name).strip()
@@ -148,7 +149,7 @@ class HttpSender:
             headers[SIGNATURE] = signature(self._secret(project, call.sign_secret), body)
         return headers
 
-    def _check(self, answer: HttpAnswer, call: HttpMessage, secret: str) -> None:
+    def _check(self, answer: HttpAnswer, call: HttpMessage, secret: Sequence[str]) -> None:
         code, text = answer.status_code, answer.content.decode("utf-8", "replace")
         if 200 <= code < 300 or (call.fine_when and call.fine_when in text):
             return
@@ -182,15 +183,21 @@ def without_secrets(url: str) -> str:
     return url if url.rstrip("/") == origin else f"{origin}/{MASK}".lstrip("/")
 
 
-def _repeats(text: str, secret: str) -> bool:
-    """Return whether an answer has a part of the call that may be secret, in any encoding.
+def _parts_that_may_be_secret(url: str) -> list[str]:
+    """Return the login of an address, and the names and values of its path, query and fragment."""
+    parts = urlsplit(url)
+    login = (parts.username or "", parts.password or "")
+    return [*login, *re.split(r"[/?&=#;,]", f"{parts.path}?{parts.query}#{parts.fragment}")]
+
+
+def _repeats(text: str, secret: Iterable[str]) -> bool:
+    """Return whether an answer has one of the texts, also if it is encoded for URLs or HTML.
 
     An error page often names the path that was not found, and readers of a project see errors.
     """
     said = unquote(html.unescape(text)).casefold()
-    host, _, rest = secret.partition("://")[2].partition("/")
-    pieces = re.split(r"[/?&=#;,\s]+", unquote(f"{host.rpartition('@')[0]}/{rest}").casefold())
-    return any(len(piece) >= _SHORTEST_SECRET and piece in said for piece in pieces)
+    parts = (unquote(one).casefold() for one in secret)
+    return any(len(part) >= _SHORTEST_SECRET and part in said for part in parts)
 
 
 def _credentials(scheme: str, token: str) -> str:
