@@ -37,6 +37,7 @@ from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.triggers import SqlTriggers
 from tests.api_server import ApiServer, api_server
 from tests.conftest import DEADLINE_S
+from tests.held_calls import HeldCalls
 
 MANY = 1_200_000
 SOURCES = "/buildrunner/v1/projects/p/sources/manifests"
@@ -116,17 +117,8 @@ def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More of them than the server has threads, each of which never ends."""
-    admitted = threading.Semaphore(0)
-    go_on = threading.Event()
-    real = queueing.admit
-
-    def held(request: Any, arrival: Any) -> Any:
-        if len(str(request)) > LARGE_BYTES:
-            admitted.release()
-            assert go_on.wait(60)
-        return real(request, arrival)
-
-    monkeypatch.setattr(queueing, "admit", held)
+    calls = HeldCalls()
+    calls.hold(monkeypatch, queueing, "admit", lambda request, _: len(str(request)) > LARGE_BYTES)
     large = {"steps": [{"name": "busybox", "script": "#" * LARGE_BYTES}]}
     small = {"steps": [{"name": "busybox"}]}
     with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
@@ -138,14 +130,11 @@ def test_large_requests_of_one_caller_wait_and_leave_threads_to_others(
             return httpx.post(url, json=body, headers=headers, timeout=60).status_code
 
         greedy = [senders.submit(post, tokens[0], large) for _ in range(50)]
-        try:
-            for _ in range(LARGE_AT_ONCE):
-                assert admitted.acquire(timeout=30)
+        with calls:
+            calls.until(LARGE_AT_ONCE)
             assert post(tokens[1], small) == 200
             assert post(tokens[0], small) == 200
-            assert not admitted.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert [one.result() for one in greedy] == [200] * 50
 
 
@@ -154,16 +143,7 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
     """Small requests, each of which names a build whose check takes long."""
-    admitted = threading.Semaphore(0)
-    go_on = threading.Event()
-    real = queueing.admit
-
-    def held(request: Any, arrival: Any) -> Any:
-        if "slow" in str(request):
-            admitted.release()
-            assert go_on.wait(60)
-        return real(request, arrival)
-
+    calls = HeldCalls()
     slow = {"steps": [{"name": "busybox", "args": ["slow"]}]}
     with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
         greedy, modest = (server.token(name, "submit", "read") for name in ("greedy", "modest"))
@@ -177,7 +157,7 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
             assert made.status_code == 200, made.text
         old = server.http.post(builds, json=slow, headers=boss).json()["metadata"]["build"]["id"]
         server.run(old, "SUCCESS")
-        monkeypatch.setattr(queueing, "admit", held)
+        calls.hold(monkeypatch, queueing, "admit", lambda request, _: "slow" in str(request))
         headers = {"Authorization": f"Bearer {greedy}"}
         form: dict[str, str] | None = None
         if way == "page":
@@ -201,15 +181,12 @@ def test_checks_of_builds_of_one_caller_wait_and_leave_threads_to_others(
             return httpx.post(url, headers=headers, timeout=60, **given).status_code
 
         sent = [senders.submit(send, number) for number in range(50)]
-        try:
-            for _ in range(BUILDS_AT_ONCE):
-                assert admitted.acquire(timeout=30)
+        with calls:
+            calls.until(BUILDS_AT_ONCE)
             other = {"Authorization": f"Bearer {modest}"}
             quick = {"steps": [{"name": "busybox"}]}
             assert server.http.post(builds, json=quick, headers=other).status_code == 200
-            assert not admitted.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert {one.result() for one in sent} == ({303} if way == "page" else {200})
 
 
@@ -218,18 +195,12 @@ def test_requests_beyond_the_line_of_a_caller_are_refused_at_once(
 ) -> None:
     """Each that waits takes a connection, so the line of strangers would take all of them."""
     monkeypatch.setattr(bodies, "MOST_IN_LINE", 2)
-    go_on = threading.Event()
-    real = SqlBuilds.get
-
-    def held(builds: SqlBuilds, *given: str) -> Any:
-        assert go_on.wait(60)
-        return real(builds, *given)
-
+    calls = HeldCalls()
+    calls.hold(monkeypatch, SqlBuilds, "get")
     with (
         api_server(tmp_path, auth=True, public_projects=("p",)) as server,
         ThreadPoolExecutor(20) as senders,
     ):
-        monkeypatch.setattr(SqlBuilds, "get", held)
         url = f"{server.url}/v1/projects/p/builds/any"
         refused = threading.Semaphore(0)
 
@@ -241,11 +212,9 @@ def test_requests_beyond_the_line_of_a_caller_are_refused_at_once(
             return answer.status_code
 
         strangers = [senders.submit(read, number) for number in range(20)]
-        try:
+        with calls:
             for _ in range(20 - READS_AT_ONCE - 2):
                 assert refused.acquire(timeout=15)
-        finally:
-            go_on.set()
         codes = [one.result() for one in strangers]
         assert codes.count(404) == READS_AT_ONCE + 2
 
@@ -266,18 +235,7 @@ READS = (
 def test_reads_of_strangers_wait_and_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    looked_up = threading.Semaphore(0)
-    go_on = threading.Event()
-
-    def holding(real: Any) -> Any:
-        def held(builds: SqlBuilds, *given: str) -> Any:
-            if given[-1] == slow:
-                looked_up.release()
-                assert go_on.wait(60)
-            return real(builds, *given)
-
-        return held
-
+    calls = HeldCalls()
     with (
         api_server(tmp_path, auth=True, public_projects=("p",)) as server,
         ThreadPoolExecutor(50) as senders,
@@ -289,49 +247,36 @@ def test_reads_of_strangers_wait_and_leave_threads_to_others(
         operation = made[0]["name"]
         url = server.url + path.replace("BUILD", slow).replace("OPERATION", operation)
         for name in ("get", "find"):
-            monkeypatch.setattr(SqlBuilds, name, holding(getattr(SqlBuilds, name)))
+            calls.hold(monkeypatch, SqlBuilds, name, lambda *given: given[-1] == slow)
 
         def read(_: int) -> int:
             return httpx.get(url, timeout=60).status_code
 
         strangers = [senders.submit(read, number) for number in range(50)]
-        try:
-            for _ in range(READS_AT_ONCE):
-                assert looked_up.acquire(timeout=30)
+        with calls:
+            calls.until(READS_AT_ONCE)
             assert server.http.get(f"{builds}/{quick}", headers=headers).status_code == 200
-            assert not looked_up.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert {one.result() for one in strangers} <= {200, 404}
 
 
 def test_calls_of_webhook_triggers_without_the_secret_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looked_up, go_on = threading.Semaphore(0), threading.Event()
-    find = SqlTriggers.get
-
-    def held(triggers: SqlTriggers, *given: str) -> Any:
-        looked_up.release()
-        assert go_on.wait(60)
-        return find(triggers, *given)
-
+    calls = HeldCalls()
+    calls.hold(monkeypatch, SqlTriggers, "get")
     with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(50) as senders:
-        monkeypatch.setattr(SqlTriggers, "get", held)
 
         def call(number: int) -> int:
             url = f"{server.url}/v1/projects/p{number}/triggers/t:webhook?secret=wrong"
             return httpx.post(url, json={}, timeout=60).status_code
 
         strangers = [senders.submit(call, number) for number in range(50)]
-        try:
-            for _ in range(READS_AT_ONCE):
-                assert looked_up.acquire(timeout=30)
+        with calls:
+            calls.until(READS_AT_ONCE)
             headers = {"Authorization": f"Bearer {server.token('modest', 'read')}"}
             assert server.http.get("/v1/projects/p/builds", headers=headers).status_code == 200
-            assert not looked_up.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert {one.result() for one in strangers} == {403}
 
 
@@ -361,16 +306,8 @@ def test_each_route_that_reads_one_build_or_trigger_waits_for_a_slot(server: Api
 def test_searches_of_strangers_wait_and_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun = threading.Semaphore(0)
-    go_on = threading.Event()
-    real = log_routes.search_log
-
-    def held(*args: Any, **more: Any) -> Any:
-        begun.release()
-        assert go_on.wait(60)
-        return real(*args, **more)
-
-    monkeypatch.setattr(log_routes, "search_log", held)
+    calls = HeldCalls()
+    calls.hold(monkeypatch, log_routes, "search_log")
     with (
         api_server(tmp_path, auth=True, public_projects=("p",)) as server,
         ThreadPoolExecutor(50) as senders,
@@ -390,14 +327,11 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
             return httpx.get(path, headers={"Accept": forms[number % 2]}, **requested).status_code
 
         strangers = [senders.submit(search, number) for number in range(50)]
-        try:
-            for _ in range(SEARCHES_AT_ONCE):
-                assert begun.acquire(timeout=30)
+        with calls:
+            calls.until(SEARCHES_AT_ONCE)
             builds = httpx.get(f"{server.url}/v1/projects/p/builds", headers=member, timeout=60)
             assert builds.status_code == 200
-            assert not begun.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert [one.result() for one in strangers] == [200] * 50
 
 
@@ -412,34 +346,23 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
 def test_filters_of_strangers_wait_and_leave_threads_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
-    begun = threading.Semaphore(0)
-    go_on = threading.Event()
-    real = SqlBuilds.page
-
-    def held(*args: Any, **more: Any) -> Any:
-        begun.release()
-        assert go_on.wait(60)
-        return real(*args, **more)
-
+    calls = HeldCalls()
     with (
         api_server(tmp_path, auth=True, public_projects=("p",)) as server,
         ThreadPoolExecutor(20) as senders,
     ):
         member = {"Authorization": f"Bearer {server.token('member', 'read')}"}
-        monkeypatch.setattr(SqlBuilds, "page", held)
+        calls.hold(monkeypatch, SqlBuilds, "page")
 
         def ask(_: int) -> int:
             return httpx.get(f"{server.url}{path}", timeout=60).status_code
 
         strangers = [senders.submit(ask, number) for number in range(20)]
-        try:
-            for _ in range(SEARCHES_AT_ONCE):
-                assert begun.acquire(timeout=30)
+        with calls:
+            calls.until(SEARCHES_AT_ONCE)
             listed = httpx.get(f"{server.url}/v1/projects/p/triggers", headers=member, timeout=60)
             assert listed.status_code == 200
-            assert not begun.acquire(blocking=False)
-        finally:
-            go_on.set()
+            assert not calls.has_more()
         assert [one.result() for one in strangers] == [200] * 20
 
 

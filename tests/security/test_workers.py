@@ -21,6 +21,7 @@ from buildrunner.store.model.builds import ClaimedBuild, Lease
 from buildrunner.store.sql.triggers import SqlTriggers
 from buildrunner.wiring.secrets import ServerSecrets
 from tests.api_server import ApiServer, api_server
+from tests.held_calls import HeldCalls
 from tests.held_secrets import HeldSecrets
 from tests.server.test_workers import bearer, begun, claim, claimed, create, user, worker
 
@@ -319,30 +320,20 @@ def test_leases_are_renewed_while_other_callers_have_all_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each caller has few threads, but ten callers had all of them, and leases ended."""
-    looked_up, go_on = threading.Semaphore(0), threading.Event()
-    find = SqlTriggers.get
-
-    def held(triggers: SqlTriggers, *given: str) -> Any:
-        looked_up.release()
-        assert go_on.wait(60)
-        return find(triggers, *given)
-
+    calls = HeldCalls()
     with api_server(tmp_path, auth=True) as server, ThreadPoolExecutor(48) as pool:
         create(user(server))
         mine = worker(server)
         path, lease = begun(mine)
         others = [bearer(server, server.token(f"t{number}", "read")) for number in range(12)]
-        monkeypatch.setattr(SqlTriggers, "get", held)
+        calls.hold(monkeypatch, SqlTriggers, "get")
         waiting = [
             pool.submit(one.get, "/v1/projects/p/triggers/nope", timeout=60)
             for one in others
             for _ in range(4)
         ]
-        try:
-            for _ in range(40):
-                assert looked_up.acquire(timeout=30)
+        with calls:
+            calls.until(40)
             assert mine.post(f"{path}:renew", params=lease).status_code == 200
             assert claim(mine).status_code == 204
-        finally:
-            go_on.set()
         assert {one.result().status_code for one in waiting} == {404}
