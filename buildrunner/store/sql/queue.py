@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Select,
     and_,
     case,
     false,
@@ -106,14 +107,17 @@ class SqlQueue(SqlPart, BuildQueue):
                 return None
         with self._database.write() as connection:
             fence = lock_queue(connection) + 1
-            running = connection.execute(_running).all()
-            if sum(one.worker == worker_name for one in running) >= limit:
+            running = connection.execute(_running_groups(worker_name)).all()
+            if sum(one.of_worker for one in running) >= limit:
                 return None
             if scope.spare and _spare_claim(connection, scope.spare):
                 return None
             candidates = select(builds.c.id).where(claimable, not_(_in_full_group(running)))
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
-            for turn in _turns(connection, running):
+            claimed = Counter[str]()
+            for one in running:
+                claimed[one.project_id] += one.number
+            for turn in _turns(connection, claimed):
                 if scope.projects and turn.project not in scope.projects:
                     continue
                 of_project = first.where(builds.c.project_id == turn.project)
@@ -522,8 +526,13 @@ class _Turn(NamedTuple):
     waiting: int
 
 
-def _turns(connection: Connection, running: Sequence[AnyRow]) -> list[_Turn]:
-    """Return the projects with waiting builds, in the order of their turns."""
+def _turns(connection: Connection, claimed: Mapping[str, int]) -> list[_Turn]:
+    """Return the projects with waiting builds, in the order of their turns.
+
+    Args:
+        connection: the connection.
+        claimed: number of claimed builds of each project that has some.
+    """
     found = (
         select(
             builds.c.project_id,
@@ -537,10 +546,9 @@ def _turns(connection: Connection, running: Sequence[AnyRow]) -> list[_Turn]:
     fence = func.coalesce(project_turns.c.fence, 0).label("fence")
     joined = found.outerjoin(project_turns, project_turns.c.project_id == found.c.project_id)
     waiting = connection.execute(select(*found.c, fence).select_from(joined)).all()
-    claimed = Counter(row.project_id for row in running)
     return sorted(
         _Turn(
-            running=claimed[row.project_id],
+            running=claimed.get(row.project_id, 0),
             fence=row.fence,
             since=row.since,
             project=row.project_id,
@@ -557,16 +565,19 @@ def _note_turn(connection: Connection, project: str, fence: int) -> None:
 
 
 def _in_full_group(running: Sequence[AnyRow]) -> ColumnElement[bool]:
-    """Return the condition for waiting builds whose group has reached its limit."""
-    # Counted here, since SQLite would read all builds in another index's order for GROUP BY.
+    """Return the condition for waiting builds whose group has reached its limit.
+
+    Args:
+        running: rows of `_running_groups`.
+    """
     full = [
         and_(
-            builds.c.project_id == project_id,
-            builds.c.group_name == group,
-            builds.c.group_limit.between(1, number),
+            builds.c.project_id == one.project_id,
+            builds.c.group_name == one.group_name,
+            builds.c.group_limit.between(1, one.number),
         )
-        for (project_id, group), number in Counter(map(_group, running)).items()
-        if group
+        for one in running
+        if one.group_name
     ]
     return or_(false(), *full)
 
@@ -630,7 +641,8 @@ def _reason(connection: Connection, row: AnyRow, limit: int, worker: str) -> Wai
     running = connection.execute(_running).all()
     waiting = select(func.count()).select_from(builds).where(before)
     rank = int(connection.execute(waiting).scalar_one())
-    position = _position(_turns(connection, running), row.project_id, rank)
+    turns = _turns(connection, Counter(one.project_id for one in running))
+    position = _position(turns, row.project_id, rank)
     if row.pool:
         noted = msgspec.json.decode(row.labels, type=dict[str, str]).get(WAITS_FOR)
         text = noted or f"It waits for a worker of the pool {row.pool}."
@@ -686,6 +698,14 @@ _running = (
     .where(is_claimed)
     .order_by(*QUEUE_ORDER)
 )
+
+
+def _running_groups(worker_name: str) -> Select[Any]:
+    """Return the query for the groups of claimed builds, with their sizes."""
+    group = (builds.c.project_id, builds.c.group_name)
+    of_worker = func.sum(case((builds.c.worker == worker_name, 1), else_=0))
+    sizes = (func.count().label("number"), of_worker.label("of_worker"))
+    return select(*group, *sizes).where(is_claimed).group_by(*group)
 
 
 def _group(row: AnyRow) -> tuple[str, str]:
