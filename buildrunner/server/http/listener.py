@@ -68,7 +68,7 @@ JUST_NOW_S: Final = 2.0
 """A connection that has been idle for less keeps its place, if its network has only its share."""
 _GRACE_S: Final = 10
 _TICK_S: Final = 0.1
-_TICKS_A_SECOND: Final = 10
+_TICKS_A_SECOND: Final = round(1 / _TICK_S)
 _CLOSING_TICK_S: Final = 0.01
 _BACKLOG: Final = 1024
 

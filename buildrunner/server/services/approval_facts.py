@@ -136,7 +136,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         trusted=not stored.untrusted,
         grants=(
             *commit,
-            *_continues(stored),
+            *_begins_with(stored),
             *_whose_steps(stored),
             *_given(stored),
             *_grants(stored, secrets),
@@ -160,7 +160,7 @@ def secrets_of(request: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def _continues(stored: StoredBuild) -> tuple[str, ...]:
+def _begins_with(stored: StoredBuild) -> tuple[str, ...]:
     """Return a sentence about the build whose files or deployment this one takes."""
     labels = stored.labels
     step, before = _quoted(labels.get(FROM_STEP, "")), printable(labels.get(FROM_BUILD, ""))
