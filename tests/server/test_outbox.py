@@ -178,7 +178,7 @@ class TestSending:
         ("tail", "page"),
         [
             ("/hook/s3cretpath", "No route /hook/s%33cretpath"),
-            ("/hook/s3cretpath", "cannot POST &#47;hook&#x2f;S3CRETPATH"),
+            ("/hook/s3cretpath", "cannot POST &#47;hook&#x2f;S&#51;CRETPATH"),
             ("/hook?key=s3cretvalue", "bad key: s3cretvalue"),
             ("/hook", "not t0ken-12"),
             ("", "not t0ken-12"),

@@ -398,6 +398,19 @@ def test_an_answer_keeps_a_host_open() -> None:
     assert asked == 100
 
 
+def test_projects_take_turns_on_a_host(server: ApiServer) -> None:
+    many = [a_place("many", number) for number in range(5)]
+    few = [a_place("few", number) for number in (7, 8)]
+    reconciler = Reconciler(
+        server.context, RemoteRefs(list_refs=lambda _: {}, message=lambda *_: "m")
+    )
+    (line,) = reconciler._lines([*many, *few])
+    order = []
+    while (place := line.next()) is not None:
+        order.append(*place.projects)
+    assert order == ["many", "few", "many", "few", "many", "many", "many"]
+
+
 def a_place(project: str, number: int) -> reconcile.Place:
     watched = Watched(project, f"example.com/r{number}")
     watcher = reconcile.Watcher(watched, {"name": f"r{number}"}, "")
