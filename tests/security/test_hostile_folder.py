@@ -242,6 +242,35 @@ def test_the_git_configuration_of_a_hostile_folder_runs_nothing(bench, tmp_path,
     assert not (tmp_path / "pwned").exists()
 
 
+def test_no_repository_of_a_dependency_leads_git_into_a_hostile_folder(bench, tmp_path):
+    """Issue: ``.gitmodules`` named a link to the folder, whose settings named a command."""
+    dependency = Repository(tmp_path / "dependency")
+    (dependency.work / "link").symlink_to("/proc/self/cwd")
+    url = f"file://{dependency.path}"
+    modules = '[submodule "{0}"]\n\tpath = {0}\n\turl = {1}\n'
+    dependency.commit({".gitmodules": modules.format("link", url).encode()})
+    dependency.push("main")
+    folder = Repository(tmp_path / "hostile").work
+    inner = Repository(tmp_path / "inner")
+    tip = inner.commit({})
+    inner.work.rename(folder / "x")
+    (folder / ".gitmodules").write_text(modules.format("x", url))
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{tip},x")
+    git(folder, "config", "submodule.x.active", "true")
+    git(folder, "config", "submodule.x.url", url)
+    git(folder, "config", "submodule.x.update", f"!touch {tmp_path}/pwned; :")
+    source = {"repository": {"url": url}, "revision": "main", "recurseSubmodules": True}
+    config = {
+        "dependencies": [{"gitSource": {**source, "destPath": "lib"}}],
+        "steps": [{"name": bench.image, "script": "test -L lib/link"}],
+    }
+    (folder / "cloudbuild.yaml").write_text(json.dumps(config))
+    bench.folder = folder
+    done = bench.run("submit", ".", "--no-docker-socket")
+    assert done.code == 0, done.err
+    assert not (tmp_path / "pwned").exists()
+
+
 @pytest.mark.parametrize("transport", ["ssh://host/r", "ext::{evil}", "file://{hostile}"])
 def test_no_missing_object_of_a_hostile_folder_is_fetched(bench, tmp_path, transport):
     """A partial clone fetches what it lacks, by programs that its configuration names."""

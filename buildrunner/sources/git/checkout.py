@@ -273,7 +273,8 @@ class CheckoutFolder:
             )
             self._set_refs(revision)
             if self._options.submodules:
-                update_submodules(git, self.path)
+                folder = os.path.realpath(self.path)
+                update_submodules(git, folder, os.path.join(folder, ".git"))
 
     @contextmanager
     def _lfs_gate(self) -> Iterator[GitCommand]:
@@ -410,19 +411,34 @@ def check_lfs_hosts(git: GitCommand, folder: str, commit: str) -> None:
 
 
 _MAX_DEPTH = 20
+_GITLINK = re.compile(r"160000 [0-9a-f]+ 0\t(.+)\n")
+_GIT_FILE = "gitdir: "
 
 
-def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
+def update_submodules(git: GitCommand, folder: str, repository: str, *, depth: int = 0) -> None:
     """Fetch and write the submodules of ``folder``, recursively, at depth 1 if possible.
 
-    This works level by level, since the hosts of a level must be checked before its fetch.
+    This works level by level, since the hosts of a level must be checked before its fetch. The
+    submodules are those of the index: ``.gitmodules`` can name any folder of the machine.
+
+    Args:
+        git: runs git.
+        folder: the working tree. No part of its path is a link.
+        repository: its Git folder, which holds those of the submodules.
+        depth: the level of the submodules.
 
     Raises:
         GitFailed: a submodule can't be fetched, or its protocol is not allowed.
-        SourceError: a host is not allowed, or the nesting is too deep.
+        SourceError: a host is not allowed, the nesting is too deep, or a submodule is elsewhere.
     """
     if not os.path.isfile(os.path.join(folder, ".gitmodules")):
         return
+    submodules = _submodules(git, folder)
+    if not submodules:
+        return
+    clones = os.path.join(repository, "modules")
+    for path in submodules:
+        _clone_of(git, folder, path, clones)
     if depth >= _MAX_DEPTH:
         raise SourceError(
             f"the submodules of {git.url.text} are nested more than {_MAX_DEPTH} deep",
@@ -430,7 +446,7 @@ def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
         )
     git.run("submodule", "--quiet", "init", folder=folder)
     git.run("submodule", "--quiet", "sync", folder=folder)
-    for url in _values(git, folder, r"^submodule\..*\.url$", "--local"):
+    for _, url in _submodule_settings(git, folder, "url"):
         git.check_host(url)
     try:
         _update(git, folder, "--depth=1")
@@ -438,38 +454,81 @@ def update_submodules(git: GitCommand, folder: str, *, depth: int = 0) -> None:
         # The host serves no partial history, or only the last commits of branches.
         if failed.kind not in ("no_depth", "not_advertised"):
             raise
-        _forget(git, folder)
+        # A clone at depth 1 would never fetch deeper history.
+        git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
+        remove_tree(clones)
         _update(git, folder)
-    for path in _values(git, folder, r"^submodule\..*\.path$", "--file", ".gitmodules"):
-        inner = os.path.join(folder, path)
-        # git refuses a path that leads out through a link, so that no submodule is there.
-        if os.path.exists(os.path.join(inner, ".git")):
-            update_submodules(git, inner, depth=depth + 1)
+    for path in submodules:
+        if clone := _clone_of(git, folder, path, clones):
+            update_submodules(git, os.path.join(folder, path), clone, depth=depth + 1)
 
 
 def _update(git: GitCommand, folder: str, *depth: str) -> None:
-    git.run(
+    # In place of a command (!...), a merge or a rebase.
+    updates = _submodule_settings(git, folder, "update")
+    writing = [(key, "checkout") for key, value in updates if value != "none"]
+    git.with_settings(writing, {}).run(
         *("submodule", "update", "--init", "--force", "--progress", *depth, "--jobs=4"),
         folder=folder,
         silent_s=_SILENT_S,
     )
 
 
-def _forget(git: GitCommand, folder: str) -> None:
-    """Remove the submodules' clones: a clone at depth 1 would never fetch deeper history."""
-    git.run("submodule", "--quiet", "deinit", "--force", "--all", folder=folder)
-    clones = git.run("rev-parse", "--git-path", "modules", folder=folder).removesuffix("\n")
-    remove_tree(os.path.join(folder, clones))
+def _submodules(git: GitCommand, folder: str) -> list[str]:
+    """Return the paths of the submodules in the index.
 
+    Raises:
+        SourceError: old versions of Git would shorten a path.
+    """
+    found: list[str] = []
 
-def _values(git: GitCommand, folder: str, pattern: str, *source: str) -> list[str]:
-    listed = git.run("config", *source, "--null", "--list", folder=folder)
-    found = []
-    for entry in listed.split("\0"):
-        key, _, value = entry.partition("\n")
-        if re.search(pattern, key):
-            found.append(value)
+    def take(line: str) -> bool:
+        if gitlink := _GITLINK.fullmatch(line):
+            found.append(gitlink[1])
+        return True
+
+    git.run(*("-c", "core.quotePath=false", "ls-files", "--stage"), folder=folder, each_line=take)
+    for path in found:
+        if path.startswith('"'):
+            raise SourceError(
+                f"the path {path} of a submodule of {git.url.text} is not supported",
+                hint="use a path without quotation marks, backslashes and control characters",
+            )
     return found
+
+
+def _clone_of(git: GitCommand, folder: str, path: str, clones: str) -> str:
+    """Return the Git folder of a submodule; empty if the submodule is not checked out.
+
+    Raises:
+        SourceError: the path leads through a link, or the Git folder is not one of ``clones``.
+    """
+    outside = SourceError(f"the submodule {path} of {git.url.text} leads out of the repository")
+    inner = os.path.join(folder, path)
+    if os.path.realpath(inner) != inner:
+        raise outside
+    try:
+        with open(os.path.join(inner, ".git"), "rb") as file:
+            text = os.fsdecode(file.read(_LARGEST_BYTES)).rstrip("\r\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise outside from error
+    clone = os.path.realpath(os.path.join(inner, text.removeprefix(_GIT_FILE)))
+    if not text.startswith(_GIT_FILE) or not clone.startswith(f"{clones}/"):
+        raise outside
+    return clone
+
+
+def _submodule_settings(git: GitCommand, folder: str, name: str) -> list[tuple[str, str]]:
+    """Return the submodules' settings of a name, also those of included files."""
+    listed = git.run("config", "--null", "--list", folder=folder)
+    settings = (entry.partition("\n") for entry in listed.split("\0"))
+    return [
+        (key, value)
+        for key, _, value in settings
+        if key.startswith("submodule.") and key.endswith(f".{name}")
+    ]
 
 
 _LARGEST_BYTES = 16 * 1024**2

@@ -49,11 +49,6 @@ _CONFIG: dict[str, str] = {
     # A server that sends less than this for that long counts as dead.
     "http.lowSpeedLimit": "1000",
     "http.lowSpeedTime": "60",
-    "protocol.allow": "never",
-    "protocol.https.allow": "always",
-    "protocol.http.allow": "always",
-    "protocol.ssh.allow": "always",
-    "protocol.git.allow": "always",
     # Harmful objects are refused; objects with minor flaws (common in old repositories) are not.
     "fetch.fsckObjects": "true",
     "fetch.fsck.badDate": "warn",
@@ -146,7 +141,6 @@ class GitCommand:
         self._config = [
             *_CONFIG.items(),
             ("checkout.workers", str(len(os.sched_getaffinity(0)))),
-            ("protocol.file.allow", "always" if url.transport == "file" else "never"),
             # An allowed host must not redirect to a host that is not allowed.
             *([("http.followRedirects", "false")] if allow_host is not None else []),
             *config,
@@ -154,6 +148,9 @@ class GitCommand:
         self._pins: list[tuple[str, str]] = []
         self._ssh_addresses: dict[str, str] = {}
         self._environment = {
+            # Overrides any protocol.NAME.allow of a configuration.
+            "GIT_ALLOW_PROTOCOL": "https:http:ssh:git"
+            + (":file" if url.transport == "file" else ""),
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ASKPASS": "false",
             "GIT_OPTIONAL_LOCKS": "0",

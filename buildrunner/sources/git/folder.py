@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 _STATUS_LIMIT_S = 60.0
 
 # A repository can declare itself a partial clone. Git then fetches missing objects on demand,
-# with programs that the repository's configuration names (``core.sshCommand``). The variable
-# overrides any ``protocol.NAME.allow`` of the configuration.
+# with programs that the repository's configuration names (``core.sshCommand``).
 _NO_TRANSPORT = {"GIT_ALLOW_PROTOCOL": "none"}
 
 

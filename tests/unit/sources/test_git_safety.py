@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from buildrunner.errors import SourceError
-from buildrunner.sources.git.checkout import GitOptions
+from buildrunner.file_trees import remove_tree
+from buildrunner.sources.git.checkout import GitOptions, update_submodules
+from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
+from buildrunner.sources.git.url import parse_git_url
 from tests.fixtures_git import HttpServer, Repository, closing, git
 
 
@@ -82,6 +85,29 @@ def push_tree(repository: Repository, tree: str) -> None:
     repository.push(f"{commit}:refs/heads/main")
 
 
+def add_submodule(repository: Repository, path: str, commit: str, url: str) -> None:
+    repository.commit({".gitmodules": _gitmodules(path, url)})
+    git(repository.work, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
+    git(repository.work, "commit", "-q", "-m", "submodule")
+    repository.push("main")
+
+
+def hostile_folder(tmp_path: Path, url: str, marker: Path) -> Path:
+    """A folder whose own settings have ``git submodule update`` run a command."""
+    folder = tmp_path / "folder"
+    (folder / "x").mkdir(parents=True)
+    git(folder / "x", "init", "-q")
+    git(folder / "x", "commit", "-q", "--allow-empty", "-m", "x")
+    git(folder, "init", "-q")
+    (folder / ".gitmodules").write_bytes(_gitmodules("x", url))
+    tip = git(folder / "x", "rev-parse", "HEAD")
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{tip},x")
+    git(folder, "config", "submodule.x.active", "true")
+    git(folder, "config", "submodule.x.url", url)
+    git(folder, "config", "submodule.x.update", f"!touch {marker}; :")
+    return folder
+
+
 class TestNothingRuns:
     def test_hooks_of_the_user_the_template_and_the_server(
         self, repository: Repository, home: Path, marker: Path, tmp_path: Path
@@ -139,6 +165,85 @@ class TestNothingRuns:
         with pytest.raises(SourceError, match="not allowed"):
             fetch(http.url(), tmp_path, submodules=True)
         assert not marker.exists()
+
+    @pytest.mark.parametrize("way", ["{}", "../../../{}", "link", "link/../folder", "dir/link"])
+    def test_a_folder_that_gitmodules_names_and_no_commit_has(
+        self, repository: Repository, http: HttpServer, tmp_path: Path, marker: Path, way: str
+    ):
+        """Issue: Git ran in any folder, with its settings, which may name commands."""
+        folder = hostile_folder(tmp_path, http.url(), marker)
+        (repository.work / "dir").mkdir()
+        for link in ("link", "dir/link"):
+            (repository.work / link).symlink_to(folder)
+        path = way.format(folder if way == "{}" else "folder")
+        repository.commit({".gitmodules": _gitmodules(path, http.url(), "y")})
+        repository.push("main")
+        before = (folder / ".git/config").read_bytes()
+        assert fetch(http.url(), tmp_path, submodules=True).resolved.files
+        assert not marker.exists()
+        assert (folder / ".git/config").read_bytes() == before
+
+    def test_a_submodule_that_is_another_repository(
+        self, http: HttpServer, tmp_path: Path, marker: Path
+    ):
+        folder = hostile_folder(tmp_path, http.url(), marker)
+        outer = tmp_path / "outer"
+        for inner in ("sub", "way/sub"):
+            git(tmp_path, "init", "-q", str(outer))
+            (outer / ".gitmodules").write_bytes(_gitmodules(inner, http.url()))
+            tip = git(folder / "x", "rev-parse", "HEAD")
+            git(outer, "update-index", "--add", "--cacheinfo", f"160000,{tip},{inner}")
+            if inner == "sub":
+                (outer / "sub").mkdir()
+                (outer / "sub/.git").write_text(f"gitdir: {folder}/.git\n")
+            else:
+                (folder / "sub").mkdir()
+                (outer / "way").symlink_to(folder)
+            git_command = GitCommand(parse_git_url(http.url()))
+            with pytest.raises(SourceError, match=f"{inner} of .* leads out of the repository"):
+                update_submodules(git_command, str(outer), str(outer / ".git"))
+            remove_tree(str(outer))
+        assert not marker.exists()
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"submodule.sub.update": "!touch {marker}; :"},
+            {"protocol.ext.allow": "always", "url.ext::touch% {marker}.insteadOf": "{url}"},
+        ],
+    )
+    def test_settings_in_the_repository_of_a_checkout(
+        self,
+        repository: Repository,
+        http: HttpServer,
+        tmp_path: Path,
+        marker: Path,
+        settings: dict[str, str],
+    ):
+        """A second wall: nobody else writes there."""
+        first = git(repository.work, "rev-parse", "HEAD")
+        add_submodule(repository, "sub", first, http.url())
+        checkout = fetch(http.url(), tmp_path, submodules=True)
+        checkout.release()
+        for name, value in settings.items():
+            key = name.format(marker=marker, url=http.url())
+            git(checkout.folder, "config", key, value.format(marker=marker, url=http.url()))
+        second = repository.commit({"README": b"two\n"})
+        add_submodule(repository, "sub", second, http.url())
+        if "submodule.sub.update" in settings:
+            moved = fetch(http.url(), tmp_path, submodules=True)
+            assert (Path(moved.folder) / "sub/README").read_bytes() == b"two\n"
+        else:
+            with pytest.raises(SourceError, match="not allowed"):
+                fetch(http.url(), tmp_path, submodules=True)
+        assert not marker.exists()
+
+    def test_a_path_that_old_versions_of_git_shorten(
+        self, repository: Repository, http: HttpServer, tmp_path: Path
+    ):
+        add_submodule(repository, "sub\r", git(repository.work, "rev-parse", "HEAD"), http.url())
+        with pytest.raises(SourceError, match=r'"sub\\r" of a submodule of .* is not supported'):
+            fetch(http.url(), tmp_path, submodules=True)
 
     def test_settings_of_a_repository_around_the_cache_or_of_a_hook_that_runs_us(
         self,
@@ -253,5 +358,5 @@ class TestHosts:
             )
 
 
-def _gitmodules(path: str, url: str) -> bytes:
-    return f'[submodule "{path}"]\n\tpath = {path}\n\turl = {url}\n'.encode()
+def _gitmodules(path: str, url: str, name: str = "") -> bytes:
+    return f'[submodule "{name or path}"]\n\tpath = {path}\n\turl = {url}\n'.encode()
