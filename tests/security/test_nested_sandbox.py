@@ -613,6 +613,33 @@ def test_sandboxes_share_the_kernel_of_the_machine(places: Places) -> None:
     assert run_in(places.open(), f"cat {boot_id}") == Path(boot_id).read_text()
 
 
+# A kernel gives each user but root 200 keys, and the root of all sandboxes is the same user.
+TAKE_KEYS = """\
+perl -e '
+  my ($add_key, $session, $taken) = (`uname -m` =~ /x86/ ? 248 : 217, -3, 0);
+  my ($kind, $name, $empty) = ("keyring", "x", "");
+  $taken++, $name++ while $taken < 1000 && syscall($add_key, $kind, $name, $empty, 0, $session) > 0;
+  $| = 1;
+  print "took $taken\n";
+  sleep 300'"""
+
+
+def test_no_step_takes_the_kernel_s_keys_of_other_sandboxes(places: Places) -> None:
+    engine, other = places.open(), places.open()
+    container = engine.create_container(
+        ContainerSpec(
+            image="buildrunner/docker",
+            entrypoint=("sh", "-c"),
+            cmd=(TAKE_KEYS,),
+            privileged=True,
+        )
+    )
+    output = engine.start_container(container, attach=True)
+    assert bytes(next(iter(output))).decode() == "took 0\n"
+    assert run_in(other, "echo runs") == "runs\n"
+    engine.kill_container(container)
+
+
 def test_a_step_hides_a_file_from_the_measure_of_the_disk(places: Places) -> None:
     """Where no file system of its own keeps the limit."""
     build_id = f"test-{uuid.uuid4()}"

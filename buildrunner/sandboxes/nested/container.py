@@ -5,6 +5,7 @@ This module alone decides a sandbox's rights on its machine.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -87,10 +88,16 @@ _DENIED_CALLS = (
     "userfaultfd",
     "vhangup",
 )
+# Kernel keys: the root of every sandbox is the same user for the kernel, which gives each user few.
+# All programs that make a key of their own for a container do without on a kernel that has none.
+_MISSING_CALLS = ("add_key", "keyctl", "request_key")
 SECCOMP = msgspec.json.encode(
     {
         "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [{"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"}],
+        "syscalls": [
+            {"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"},
+            {"names": _MISSING_CALLS, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+        ],
     }
 ).decode()
 """The seccomp profile of all these containers."""
