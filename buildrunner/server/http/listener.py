@@ -15,6 +15,9 @@ that holds most loses those that have not moved for the longest time.
 
 A TLS handshake takes a place like a connection, and counts as idle. asyncio reports a connection
 only after its handshake, so the listener makes the TLS layer itself.
+
+uvicorn parses all that one read has brought before anything else runs, and each chunk of a body and
+each header field takes time, however small it is. So both are limited in number.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import h11
 import uvicorn
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
 
@@ -55,6 +59,12 @@ DISCARDED_BYTES: Final = 32 << 20
 MOST_CONNECTIONS: Final = 2000
 _OPEN_FILES: Final = 8192
 _HEADER_BYTES: Final = 64 * 1024
+HEADER_FIELDS: Final = 100
+"""The most header fields, or trailer fields, of a request."""
+FREE_CHUNKS: Final = 256
+"""The most chunks of a body, however small they are."""
+CHUNK_BYTES: Final = 512
+"""A body may have a further chunk for each so many bytes of it."""
 KEEP_ALIVE_S: Final = 75
 CROWDED_KEEP_ALIVE_S: Final = 10
 """How long a connection waits for its next request while over half of the places are taken."""
@@ -116,7 +126,6 @@ class Listener:
             backlog=_BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=_GRACE_S,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
         )
         self._listening = listening
         self._server = _Server(config, app, on_signal)
@@ -214,6 +223,45 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(_CLOSING_TICK_S)
 
 
+class _TooMuchToParse(h11.RemoteProtocolError):
+    """A request has too many parts."""
+
+
+class _LineBuffer(ReceiveBuffer):
+    """Received bytes, which refuses heads and trailers with too many lines or bytes.
+
+    h11 limits only those that are incomplete.
+    """
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        lines = super().maybe_extract_lines()
+        if lines and (len(lines) > HEADER_FIELDS + 1 or sum(map(len, lines)) > _HEADER_BYTES):
+            raise _TooMuchToParse("the request has too many header fields, or too large ones")
+        return lines
+
+
+class _Connection(h11.Connection):
+    """The HTTP/1.1 of one connection, which refuses requests that take long to parse."""
+
+    _chunks = 0
+    _chunk_bytes = 0
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, _HEADER_BYTES)
+        self._receive_buffer = _LineBuffer()
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._chunks = self._chunk_bytes = 0
+        elif isinstance(event, h11.Data):
+            self._chunks += event.chunk_end
+            self._chunk_bytes += len(event.data)
+            if self._chunks > FREE_CHUNKS + self._chunk_bytes // CHUNK_BYTES:
+                raise _TooMuchToParse("the chunks of the body are too small: send larger ones")
+        return event
+
+
 class _TimedProtocol(H11Protocol):
     """HTTP with a time limit for the head of a request, and a limited number of connections.
 
@@ -235,6 +283,10 @@ class _TimedProtocol(H11Protocol):
     _moved_at = 0.0
     _left = 0
     _unread_cycle: RequestResponseCycle | None = None
+
+    def __init__(self, **of_server: Any) -> None:
+        super().__init__(**of_server)
+        self.conn = _Connection()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transports = [cast("asyncio.Transport", transport)]
@@ -327,6 +379,18 @@ class _TimedProtocol(H11Protocol):
             self._arm()
         else:
             self._disarm()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse a request that is invalid, or disconnect if its answer has begun."""
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is not None:  # the application may still be about to answer
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
+            error = sys.exception()
+            super().send_400_response(str(error) if isinstance(error, _TooMuchToParse) else msg)
+        else:
+            self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
