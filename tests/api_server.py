@@ -30,6 +30,7 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.deployments import RecordedDeployment, recorded
 from buildrunner.triggers.hook_binding import read_binding
+from buildrunner.workspace.kept import ARCHIVE, Keeping
 from tests.held_secrets import HeldSecrets
 from tests.server_databases import new_store
 
@@ -68,7 +69,7 @@ class ApiServer:
         self.woken = threading.Event()
         self.worker_is_alive = True
         self.worker_holds_back = ""
-        self.kept_workspaces: set[str] = set()
+        self.keeping = Keeping(folder=f"{folder}/workspaces", limit_bytes=1 << 30)
         wake = Signal()
         wake.connect(self.woken.set)
         listening = listen_on("127.0.0.1", 0)
@@ -87,7 +88,7 @@ class ApiServer:
             wake=wake,
             worker_alive=lambda: self.worker_is_alive,
             worker_holds_back=lambda: self.worker_holds_back,
-            workspace_is_kept=lambda build_id: build_id in self.kept_workspaces,
+            keeping=self.keeping,
             secrets=secrets or self.secrets,
             identity_keys=lambda: self.identity_keys.published(),
             credentials=ServerCredentials(
@@ -123,6 +124,11 @@ class ApiServer:
         if name.partition("/")[0] != "git":
             bound = read_binding(name, binding)
             self.store.hooks.put(name, msgspec.to_builtins(bound))
+
+    def keep_workspace(self, build_id: str) -> None:
+        """Keep a workspace of a build, as its worker does at its end."""
+        with self.keeping.filled(build_id) as kept, kept.file(ARCHIVE) as write:
+            write(b"an archive")
 
     def create(self, project: str = "p", **build: Any) -> str:
         """Queue a build; its id."""
@@ -202,7 +208,7 @@ class ApiServer:
         at = encode_instant(now())
         ended = {**stored.document, "status": status, "startTime": at, "finishTime": at}
         self.store.queue.record(lease, ended)
-        self.kept_workspaces.add(build_id)
+        self.keep_workspace(build_id)
         return self.store.deployments.get("p", made[0].id)
 
 

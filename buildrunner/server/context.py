@@ -22,6 +22,7 @@ from buildrunner.storage.stores import Stores
 from buildrunner.store.model.builds import StoredBuild, WaitReason
 from buildrunner.store.model.remote import Provenance, WorkerIdentity
 from buildrunner.store.sql.store import ServerStore
+from buildrunner.workspace.kept import Keeping
 
 MIB = 1 << 20
 
@@ -198,7 +199,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         hook_arrived: signals that a delivery was stored.
         repositories: URLs of connected repositories by name.
         stores: returns the stores for files of a project's builds; None: no file can be read.
-        workspace_is_kept: returns whether a later build can resume with a build's workspace.
+        keeping: the kept workspaces on this server; None: it keeps none.
         facts: returns facts about the environment for the server's page, on each request.
         shown_settings: the effective settings, with the origin of each value.
         provenance_key: returns the public key of provenance, as PEM text.
@@ -232,7 +233,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     hook_arrived: Signal = msgspec.field(default_factory=Signal)
     repositories: Mapping[str, str] = {}
     stores: Callable[[str], Stores] | None = None
-    workspace_is_kept: Callable[[str], bool] = lambda _: False
+    keeping: Keeping | None = None
     facts: Callable[[], Mapping[str, str]] = dict
     shown_settings: tuple[ShownSetting, ...] = ()
     provenance_key: Callable[[], str] = lambda: ""
@@ -254,6 +255,10 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the settings let builds of a project use a pool."""
         projects = self.pools.get(name, ())
         return not projects or project in projects
+
+    def workspace_is_kept(self, build_id: str) -> bool:
+        """Return whether this server has the kept workspace of a build."""
+        return self.keeping is not None and self.keeping.has(build_id)
 
     def disk_problem(self) -> str:
         """Return the problem of the data folder's disk, as text; empty for none."""

@@ -65,6 +65,7 @@ from buildrunner.workspace.kept import (
     NotedWorkspace,
     RestoredWorkspace,
     ResumedWorkspace,
+    WorkspaceStore,
     decode_prepared,
     encode_prepared,
 )
@@ -74,9 +75,6 @@ if TYPE_CHECKING:
     from buildrunner.sources.git.source import GitCheckout
 
 _FAILED = frozenset({"FAILURE", "TIMEOUT"})
-_NOT_KEPT = (
-    "the workspace is not kept: the build ran on a worker, so it can't be retried from a step"
-)
 
 # `PreparedWorkspace.way` of a workspace whose lowest layer is the checkout
 _ON_CHECKOUT = "overlay"
@@ -114,6 +112,7 @@ class ServerProgram:
         store_log: stores the log of a build in its bucket; None if this process does it.
         attester: see `BuildPlace.attester`.
         on_planned: called after the plan is stored, and before it is run.
+        not_kept: returns why the workspace of the build is not kept; empty for no reason.
     """
 
     def __init__(
@@ -122,15 +121,16 @@ class ServerProgram:
         settings: Settings,
         labels: Mapping[str, str],
         sources: ServerSources | None = None,
-        keeping: Keeping | None = None,
+        keeping: WorkspaceStore | None = None,
         payload: Callable[[StoredBuild], Mapping[str, Any]] | None = None,
         identities: Identities | None = None,
         secrets: SecretResolver | None = None,
         store_log: Callable[[StoredBuild, Build], Build] | None = None,
         attester: Callable[[Build, BuildPlan], Attester | None] | None = None,
         on_planned: Callable[[], object] = lambda: None,
+        not_kept: Callable[[], str] = lambda: "",
     ) -> None:
-        self._on_worker = store_log is not None
+        self._not_kept = not_kept
         self._attester = attester
         self._on_planned = on_planned
         self._secrets = secrets
@@ -216,8 +216,9 @@ class ServerProgram:
             metadata.close()
             opened.close()
         warnings = (*outcome.warnings, *planning.warnings, *metadata.warnings)
-        if watch.keeps_workspace and self._on_worker:
-            warnings = (*warnings, _NOT_KEPT)
+        if reason := self._not_kept():
+            text = f"the workspace is not kept, so no retry from a step is possible: {reason}"
+            warnings = (*warnings, text)
         try:
             self._sandbox.remove(stored.id)
         except EngineError as error:  # the supervisor's sweep retries
@@ -251,7 +252,7 @@ class ServerProgram:
             stored.id,
             wanted=lambda: watch.keeps_workspace,
             volumes=lambda: watch.volumes,
-            restored="" if watch.is_resumed else folder,
+            restored="" if watch.is_resumed else from_build,
         )
 
     def place(

@@ -10,7 +10,8 @@ copied, since it holds logins.
 
 The archives come from the engine of the build, which steps can replace, and the machine's engine
 unpacks them for the later build. So each archive is read member by member, and a new archive is
-stored: plain files, folders and links below ``/workspace``, without compression or holes.
+stored: plain files, folders and links below ``/workspace``, without compression or holes. A worker
+may have sent the archive, so the same is done before it is unpacked.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import (
+    AbstractContextManager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
+from typing import Any, Protocol
 
 import msgspec
 from msgspec.structs import asdict, replace
@@ -28,7 +36,7 @@ from msgspec.structs import asdict, replace
 from buildrunner.archives.members import ArchiveLimits, Guard
 from buildrunner.archives.tar_writer import pack
 from buildrunner.containers.protocol import ContainerEngine, Mount
-from buildrunner.errors import EngineError, SourceError
+from buildrunner.errors import EngineError, SourceError, StoreError
 from buildrunner.file_trees import remove_tree
 from buildrunner.spec.model.results import SourceProvenance
 from buildrunner.spec.reading.decode import decode_message
@@ -125,13 +133,13 @@ class KeptWorkspace(WrappedWorkspace):
         build_id: the build.
         wanted: called at the end: returns whether a step failed or deployed.
         volumes: called at the end: returns the names of the build's volumes.
-        restored: folder of the build whose volumes are restored; empty for none.
+        restored: the build whose volumes are restored; empty for none.
     """
 
     def __init__(
         self,
         workspace: Workspace,
-        keeping: Keeping,
+        keeping: WorkspaceStore,
         build_id: str,
         *,
         wanted: Callable[[], bool],
@@ -151,11 +159,16 @@ class KeptWorkspace(WrappedWorkspace):
 
     def prepare(self, wanted: Preparation) -> PreparedWorkspace:
         """See `Workspace.prepare`; named volumes are filled from those of the earlier build."""
-        prepared = self._workspace.prepare(wanted)
-        if self._restored:
-            restore_volumes(wanted.engine, wanted.build_id, wanted.labels, self._restored)
+        with self._fetched(wanted.cancel):
+            prepared = self._workspace.prepare(wanted)
+            if self._restored:
+                folder = self._keeping.of(self._restored)
+                restore_volumes(wanted.engine, wanted.build_id, wanted.labels, folder)
         self._engine, self._prepared, self._labels = wanted.engine, prepared, dict(wanted.labels)
         return prepared
+
+    def _fetched(self, cancel: threading.Event) -> AbstractContextManager[object]:
+        return self._keeping.fetched(self._restored, cancel) if self._restored else nullcontext()
 
     def release(self) -> None:
         """See `Workspace.release`. The workspace is removed even if the copy fails."""
@@ -175,49 +188,45 @@ class KeptWorkspace(WrappedWorkspace):
             self._workspace.release()
 
     def _try_keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
-        with suppress(EngineError, SourceError, OSError):
-            self._keep(engine, prepared)
-
-    def _keep(self, engine: ContainerEngine, prepared: PreparedWorkspace) -> None:
-        folder = self._keeping.of(self._build_id)
-        fresh = f"{folder}.new"
-        remove_tree(fresh)
-        os.makedirs(fresh, mode=0o700)
-        try:
-            kept = KeptFolder(fresh)
+        with (
+            suppress(EngineError, SourceError, StoreError, OSError),
+            self._keeping.filled(self._build_id) as kept,
+        ):
             if prepared.provenance is not None:
-                kept.write_provenance(prepared.provenance)
-            size = self._copy_out(engine, prepared, kept)
-            self._keeping.make_room(size, spared=fresh)
-            remove_tree(folder)
-            os.rename(fresh, folder)
-        except BaseException:
-            remove_tree(fresh)
-            raise
+                with kept.file(PROVENANCE) as write:
+                    write(msgspec.json.encode(encode_message(prepared.provenance)))
+            self._copy_out(engine, prepared, kept)
 
     def _copy_out(
-        self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFolder
-    ) -> int:
+        self, engine: ContainerEngine, prepared: PreparedWorkspace, kept: KeptFiles
+    ) -> None:
         limit = _Limit(self._keeping.most_of_one, time.monotonic() + _WAIT_LIMIT_S)
-        self._copy(engine, prepared.mount(), kept.archive, limit)
+        self._copy(engine, prepared.mount(), kept.file(ARCHIVE), limit)
         for name in self._volumes():
             volume = volume_name(self._build_id, f"volume-{name}")
             mount = Mount(source=volume, target=WORKSPACE)
-            self._copy(engine, mount, kept.volume_archive(name), limit)
-        return limit.taken
+            self._copy(engine, mount, kept.file(_volume_archive(name)), limit)
 
-    def _copy(self, engine: ContainerEngine, mount: Mount, target: str, limit: _Limit) -> None:
+    def _copy(self, engine: ContainerEngine, mount: Mount, target: OpenFile, limit: _Limit) -> None:
         """Copy the content of a mount at ``/workspace`` to an archive for `fill_volume`."""
         self._copy_container = container = create_copy_container(engine, (mount,), self._labels)
         try:
-            private = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(private, "wb") as file, closing(_archive(engine, container, limit)) as chunks:
-                guard = Guard(_UNCOUNTED, keep_owners=True)
-                for piece in pack(workspace_members(chunks, guard, []), below=BELOW):
+            with target as write, closing(_archive(engine, container, limit)) as chunks:
+                for piece in checked(chunks):
                     limit.take(len(piece))
-                    file.write(piece)
+                    write(piece)
         finally:
             engine.remove_container(container)
+
+
+def checked(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield a new archive of the files, folders and links in an archive of ``/workspace``.
+
+    Raises:
+        SourceError: the archive is damaged, or a member is refused.
+    """
+    guard = Guard(_UNCOUNTED, keep_owners=True)
+    return pack(workspace_members(chunks, guard, []), below=BELOW)
 
 
 class _Limit:
@@ -249,14 +258,60 @@ def _archive(
 
 
 # Archives with other names are of an older format: they are removed as others need space.
-_ARCHIVE = "checked-workspace.tar"
+ARCHIVE = "checked-workspace.tar"
+"""Name of the file with the archive of ``/workspace``; a kept workspace has one."""
+
+PROVENANCE = "provenance.json"
+"""Name of the file with the origin of the source."""
+
 _VOLUME = "checked-volume-"
-_PROVENANCE = "provenance.json"
 _PIECE_BYTES = 1 << 20
+_SLACK_BYTES = 1 << 20
+
+OpenFile = AbstractContextManager[Callable[[bytes], Any]]
+"""A file to write, in a ``with`` block that gets the function for its bytes."""
+
+
+class KeptFiles(Protocol):
+    """Takes the files of a kept workspace."""
+
+    def file(self, name: str) -> OpenFile:
+        """Begin a file. The next one begins after its end."""
+        ...
+
+
+class WorkspaceStore(Protocol):
+    """Keeps workspaces on this machine, or on the server of this worker."""
+
+    @property
+    def most_of_one(self) -> int:
+        """Return the largest size of one kept workspace, in bytes."""
+        ...
+
+    def of(self, build_id: str) -> str:
+        """Return the folder of one build, which is there while it is `fetched`."""
+        ...
+
+    def fetched(self, build_id: str, cancel: threading.Event) -> AbstractContextManager[object]:
+        """Return a block in which the kept workspace of a build is in its folder, if it is kept.
+
+        Raises:
+            SourceError: it can't be fetched.
+        """
+        ...
+
+    def filled(self, build_id: str) -> AbstractContextManager[KeptFiles]:
+        """Return a block that writes the files of a build. An error in it keeps none of them.
+
+        Raises:
+            OSError: they can't be stored.
+            StoreError: the server does not take them.
+        """
+        ...
 
 
 class Keeping(msgspec.Struct, frozen=True, kw_only=True):
-    """The store of kept workspaces, which limits their size.
+    """Implements `WorkspaceStore` with a folder, whose size is limited.
 
     Attributes:
         folder: folder of all kept workspaces.
@@ -282,6 +337,30 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
         """Return whether the workspace of a build is kept."""
         return os.path.isfile(KeptFolder(self.of(build_id)).archive)
 
+    def fetched(
+        self,
+        build_id: str,  # noqa: ARG002
+        cancel: threading.Event,  # noqa: ARG002
+    ) -> AbstractContextManager[object]:
+        """See `WorkspaceStore.fetched`: it is here."""
+        return nullcontext()
+
+    @contextmanager
+    def filled(self, build_id: str) -> Iterator[KeptFolder]:
+        """See `WorkspaceStore.filled`."""
+        folder = self.of(build_id)
+        fresh = f"{folder}.new"
+        remove_tree(fresh)
+        os.makedirs(fresh, mode=0o700)
+        try:
+            yield KeptFolder(fresh)
+            self.make_room(_size_of(fresh), spared=fresh)
+            remove_tree(folder)
+            os.rename(fresh, folder)
+        except BaseException:
+            remove_tree(fresh)
+            raise
+
     def make_room(self, needed_bytes: int, spared: str) -> None:
         """Remove the oldest kept workspaces, but not ``spared``, until there is enough space."""
         kept = []
@@ -301,6 +380,8 @@ class Keeping(msgspec.Struct, frozen=True, kw_only=True):
 class KeptFolder:
     """The kept files of one build: archives of ``/workspace`` and of its named volumes.
 
+    Implements `KeptFiles`.
+
     Args:
         path: the folder.
     """
@@ -311,11 +392,11 @@ class KeptFolder:
     @property
     def archive(self) -> str:
         """Return the path of the archive of ``/workspace``."""
-        return os.path.join(self.path, _ARCHIVE)
+        return os.path.join(self.path, ARCHIVE)
 
     def volume_archive(self, name: str) -> str:
         """Return the path of the archive of a named volume."""
-        return os.path.join(self.path, f"{_VOLUME}{name}.tar")
+        return os.path.join(self.path, _volume_archive(name))
 
     def volumes(self) -> list[str]:
         """Return the names of the kept volumes."""
@@ -326,25 +407,45 @@ class KeptFolder:
             if name.startswith(_VOLUME)
         ]
 
-    def write_provenance(self, provenance: SourceProvenance) -> None:
-        """Store the origin of the workspace's source."""
-        with open(os.path.join(self.path, _PROVENANCE), "wb") as file:
-            file.write(msgspec.json.encode(encode_message(provenance)))
+    @contextmanager
+    def file(self, name: str) -> Iterator[Callable[[bytes], Any]]:
+        """See `KeptFiles.file`."""
+        path = os.path.join(self.path, name)
+        private = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(private, "wb") as file:
+            yield file.write
 
     def provenance(self) -> SourceProvenance | None:
         """Return the origin of the workspace's source; None if it is unknown."""
         try:
-            with open(os.path.join(self.path, _PROVENANCE), "rb") as file:
+            with open(os.path.join(self.path, PROVENANCE), "rb") as file:
                 return decode_message(SourceProvenance, msgspec.json.decode(file.read())).value
         except FileNotFoundError:
             return None
 
 
-def pieces(path: str) -> Iterator[bytes]:
-    """Yield the content of a file in pieces."""
+def _volume_archive(name: str) -> str:
+    return f"{_VOLUME}{name}.tar"
+
+
+def _pieces(path: str) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
+
+
+def _content(path: str) -> Iterator[bytes]:
+    """Yield a kept archive, checked again, since a worker may have sent it.
+
+    Raises:
+        SourceError: the archive is damaged, a member is refused, or the archive has holes.
+    """
+    most = os.path.getsize(path) + _SLACK_BYTES
+    for piece in checked(_pieces(path)):
+        most -= len(piece)
+        if most < 0:
+            raise SourceError("the kept workspace unpacks to more than its size")
+        yield piece
 
 
 def _size_of(folder: str) -> int:
@@ -370,13 +471,10 @@ class RestoredWorkspace:
         try:
             size = os.path.getsize(self._folder.archive)
         except OSError as error:
-            raise SourceError(
-                f"the workspace of build {self._from} is no longer kept",
-                hint="run the whole build again",
-            ) from error
+            raise no_longer_kept(self._from) from error
         self._volume.create(wanted.engine, wanted.build_id, wanted.labels)
         name = self._volume.name
-        fill_volume(wanted.engine, name, wanted.labels, pieces(self._folder.archive))
+        fill_volume(wanted.engine, name, wanted.labels, _content(self._folder.archive))
         return PreparedWorkspace(
             volume=name,
             size_bytes=size,
@@ -394,6 +492,13 @@ class RestoredWorkspace:
         self._volume.remove()
 
 
+def no_longer_kept(build_id: str) -> SourceError:
+    """Return the error for a build whose kept workspace was deleted."""
+    return SourceError(
+        f"the workspace of build {build_id} is no longer kept", hint="run the whole build again"
+    )
+
+
 def restore_volumes(
     engine: ContainerEngine, build_id: str, labels: Mapping[str, str], folder: str
 ) -> None:
@@ -409,4 +514,4 @@ def restore_volumes(
     for name in kept.volumes():
         volume = volume_name(build_id, f"volume-{name}")
         lay_apart(engine.create_volume(volume, labels))
-        fill_volume(engine, volume, labels, pieces(kept.volume_archive(name)))
+        fill_volume(engine, volume, labels, _content(kept.volume_archive(name)))

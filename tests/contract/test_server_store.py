@@ -644,17 +644,21 @@ class TestLease:
             assert build.attempts == attempt
             store.queue.run_again("a1", instead_of=lease.fence, now=at(1), reason="")
 
-    def test_a_build_that_goes_on_with_a_kept_workspace_is_for_its_server_alone(
+    def test_a_build_that_goes_on_with_a_kept_workspace_is_for_its_server_and_the_workers_of_it(
         self, store: ServerStore
     ) -> None:
         store.builds.create(
             new_build("a1", only_worker="server", labels={"from_build": "a0", "from_step": "1"})
         )
-        scope = ClaimScope(uploads_of="server")
-        for name in ("worker:w1/host", "worker:w1/server"):
-            found = store.queue.claim(name, now=NOW, lease_s=LEASE_S, limit=9, scope=scope)
+        for name, of in (("w1", "w1"), ("worker:w1/host", "another"), ("worker:w1/server", "")):
+            found = store.queue.claim(
+                name, now=NOW, lease_s=LEASE_S, limit=9, scope=ClaimScope(uploads_of=of)
+            )
             assert found is None
-        assert claim(store, "server")[0].id == "a1"
+        scope = ClaimScope(uploads_of="server")
+        found = store.queue.claim("worker:w1/host", now=NOW, lease_s=LEASE_S, limit=9, scope=scope)
+        assert found is not None
+        assert found[0].id == "a1"
 
     def test_a_build_of_a_lost_worker_that_somebody_cancelled_is_cancelled(
         self, store: ServerStore

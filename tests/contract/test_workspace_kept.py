@@ -115,7 +115,7 @@ def test_a_later_build_begins_with_what_the_steps_left(stage):
     assert stage.engine.list_owned({LABEL_BUILD: build}).containers == ()
     assert stage.keeping.has(build)
     folder = stage.keeping.of(build)
-    later, again, restored = stage.kept(RestoredWorkspace(folder, build), restored=folder)
+    later, again, restored = stage.kept(RestoredWorkspace(folder, build), restored=build)
     assert stage.run(later, restored, look, ("cache",)) == before
     assert build in restored.log[0]
     again.release()
@@ -140,7 +140,7 @@ def test_of_what_it_was_made_is_known_later(stage):
     build, workspace, prepared = stage.kept(Fetched())
     workspace.release()
     folder = stage.keeping.of(build)
-    _, _, restored = stage.kept(RestoredWorkspace(folder, build), restored=folder)
+    _, _, restored = stage.kept(RestoredWorkspace(folder, build), restored=build)
     assert restored.provenance == prepared.provenance
 
 

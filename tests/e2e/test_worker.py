@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -167,9 +168,57 @@ def test_a_build_is_the_same_as_on_the_server_but_for_times_and_ids(
     for name in ("status", "failureInfo", "statusDetail"):
         assert remote_build.get(name) == local_build.get(name)
     assert [one["status"] for one in remote_build["steps"]] == ["SUCCESS", "SUCCESS", "FAILURE"]
-    (warning,) = remote_build["warnings"]
-    assert "workspace is not kept" in warning["text"]
+    assert "warnings" not in remote_build
     assert "warnings" not in local_build
+
+
+def test_a_failed_build_goes_on_from_a_step_on_another_worker(server, work, busybox):
+    serving = server()
+    first = work(serving, folder="one", name="w1")
+    volume = [{"name": "cache", "path": "/cache"}]
+    steps = [
+        {"name": busybox, "args": ["sh", "-c", script], "volumes": volume}
+        for script in (
+            "echo of the workspace > file; echo of the volume > /cache/file; echo begun",
+            "cat file /cache/file; test -e tried || { touch tried; exit 3; }",
+        )
+    ]
+    with api(serving) as http:
+        made = http.post("/v1/projects/p/builds", json={"steps": steps}).json()
+        build = made["metadata"]["build"]["id"]
+        failed = until_status(http, build, *ENDED)
+        assert (failed["status"], failed.get("warnings")) == ("FAILURE", None)
+        first.process.terminate()
+        first.ended()
+        work(serving, folder="two", name="w2")
+        answer = http.post(f"/v1/projects/p/builds/{build}:retry", params={"fromStep": "1"})
+        again = answer.json()["metadata"]["build"]["id"]
+        done = until_status(http, again, *ENDED)
+        log = log_of(http, again)
+    assert done["status"] == "SUCCESS", log
+    assert "of the workspace" in log
+    assert "of the volume" in log
+    assert "begun" not in log
+
+
+def test_a_build_whose_workspace_is_gone_says_so(server, work, busybox):
+    serving = server()
+    first = work(serving)
+    with api(serving) as http:
+        build = create(http, busybox, "exit 3")
+        until_status(http, build, *ENDED)
+        first.process.terminate()
+        first.ended()
+        path = f"/v1/projects/p/builds/{build}:retry"
+        answer = http.post(path, params={"fromStep": "0"})
+        again = answer.json()["metadata"]["build"]["id"]
+        shutil.rmtree(serving.data / "workspaces" / build)
+        work(serving)
+        done = until_status(http, again, *ENDED)
+        log = log_of(http, again)
+    assert done["status"] == "FAILURE"
+    assert f"the workspace of build {build} is no longer kept" in log
+    assert "run the whole build again" in log
 
 
 def test_a_nested_build_on_a_worker_gets_what_its_server_signs(server, work, busybox, tmp_path):

@@ -157,6 +157,8 @@ POST   /worker/v1/builds/{build}:renew                        worker -      -   
 GET    /worker/v1/builds/{build}/signals                      worker -      -        409
 PUT    /worker/v1/builds/{build}/document                     worker -      -        409
 POST   /worker/v1/builds/{build}:storeLog                     worker -      -        409
+PUT    /worker/v1/builds/{build}/workspace                    worker -      -        409
+GET    /worker/v1/builds/{build}/workspace                    worker -      -        409
 PUT    /worker/v1/builds/{build}/plan                         worker -      -        409
 PUT    /worker/v1/builds/{build}/deployments                  worker -      -        400
 PUT    /worker/v1/builds/{build}/log                          worker -      -        409

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +21,8 @@ from buildrunner.settings import Settings
 from buildrunner.store.model.builds import ClaimedBuild, Lease
 from buildrunner.store.sql.triggers import SqlTriggers
 from buildrunner.wiring.secrets import ServerSecrets
+from buildrunner.workspace.carried import Packer
+from buildrunner.workspace.kept import ARCHIVE
 from tests.api_server import ApiServer, api_server
 from tests.held_calls import HeldCalls
 from tests.held_secrets import HeldSecrets
@@ -337,3 +340,50 @@ def test_leases_are_renewed_while_other_callers_have_all_threads(
             assert mine.post(f"{path}:renew", params=lease).status_code == 200
             assert claim(mine).status_code == 204
         assert {one.result().status_code for one in waiting} == {404}
+
+
+def test_a_worker_gets_only_the_workspace_with_which_its_own_build_begins(
+    server: ApiServer,
+) -> None:
+    client, mine = user(server), worker(server, "w1", projects=("p",))
+    foreign = worker(server, "w2", projects=("q",))
+    first = create(client)
+    path, lease = claimed(mine)
+    content = b"".join(workspace_of(b"an archive"))
+    keep = partial(mine.put, f"{path}/workspace", content=content)
+    early = keep(params={**lease, "offset": 0, "last": True})
+    assert early.status_code == 400
+    assert "is not begun yet" in early.text
+    assert not server.keeping.has(first)
+    assert mine.post(f"{path}:begin", params={**lease, "incarnation": "1:1"}).status_code == 200
+    assert mine.get(f"{path}/workspace", params=lease).status_code == 404
+    not_its = foreign.put(f"{path}/workspace", params={**lease, "offset": 0}, content=content)
+    assert not_its.status_code in (404, 409)
+    kept = keep(params={**lease, "offset": 0, "last": True})
+    assert kept.json() == {"offset": len(content)}
+    failed = {**document(server, first), "status": "FAILURE"}
+    failed["steps"] = [{**failed["steps"][0], "status": "FAILURE"}]
+    assert mine.put(f"{path}/document", params=lease, json=failed).status_code == 204
+
+    create(client, "q")
+    other, its = begun(foreign)
+    assert foreign.get(f"{other}/workspace", params=its).status_code == 404
+    again = client.post(f"/v1/projects/p/builds/{first}:retry", params={"fromStep": "0"})
+    assert again.status_code == 200, again.text
+    path, lease = claimed(mine)
+    assert mine.get(f"{path}/workspace", params=lease).status_code == 400
+    assert mine.post(f"{path}:begin", params={**lease, "incarnation": "1:1"}).status_code == 200
+    assert foreign.get(f"{path}/workspace", params=lease).status_code in (404, 409)
+    found = mine.get(f"{path}/workspace", params=lease)
+    assert found.status_code == 200
+    assert b"an archive" in zlib.decompress(found.content, wbits=31)
+
+
+def workspace_of(archive: bytes) -> list[bytes]:
+    """The pieces of a workspace as a worker sends them."""
+    pieces: list[bytes] = []
+    packer = Packer(lambda piece, _: pieces.append(piece))
+    with packer.file(ARCHIVE) as write:
+        write(archive)
+    packer.close()
+    return pieces

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from buildrunner.cli.main import main
+from buildrunner.file_trees import remove_tree
 from tests.api_server import ApiServer, api_server
 
 WEB = "gke://p/europe-west1/prod/shop/Deployment/web"
@@ -116,7 +117,7 @@ def test_a_rollback_is_a_retry_of_the_step_alone_with_its_images(server: ApiServ
     server.run(made.id, "SUCCESS")
     page = server.http.get(f"/builds/p/{made.id}").text
     assert "It rolls back to what step deploy of" in page
-    server.kept_workspaces.add(made.id)
+    server.keep_workspace(made.id)
     again = server.http.post(f"/v1/projects/p/builds/{made.id}:retry", json={}).json()
     labels = server.store.builds.find(again["metadata"]["build"]["id"]).labels
     assert not labels.keys() & wanted.keys()
@@ -134,7 +135,7 @@ def test_what_can_not_be_rolled_back_to_says_why(server: ApiServer) -> None:
     assert (code, said) == (400, f"deployment {other.id} is not of build {first.build_id}")
     assert refused(first.build_id, "deployment=none")[0] == 404
     assert refused(first.build_id, f"deployment={first.id}&fromStep=1")[0] == 400
-    server.kept_workspaces.clear()
+    remove_tree(server.keeping.folder)
     code, said = refused(first.build_id, f"deployment={first.id}")
     assert code == 400
     assert "the workspace of build" in said
@@ -302,7 +303,7 @@ def test_a_rollback_that_can_not_be_says_why(server: ApiServer, run: Run) -> Non
     assert code == 2
     assert "several targets end in web" in err
     server.deploy(WEB, TWO)
-    server.kept_workspaces.clear()
+    remove_tree(server.keeping.folder)
     code, _, err = run("rollback", WEB)
     assert code == 2
     assert "the workspace of build" in err

@@ -130,7 +130,6 @@ def _serve(
         environ=os.environ,
     )
     worker.check_engine()
-    keeping = keeping_of(worker_settings)
     cluster = wiring.kubernetes_api() if settings.pools else None
     wake = Signal()
     wake.connect(worker.wake)
@@ -145,7 +144,7 @@ def _serve(
         secrets=wiring.ServerSecrets(settings),
         repositories=settings.git.repositories,
         stores=cache(lambda project: wiring.stores(settings.of_project(project))),
-        workspace_is_kept=keeping.has if keeping else lambda _: False,
+        keeping=keeping_of(worker_settings),
         facts=EngineFacts() if args.sandbox != "none" else dict,
         identity_keys=lambda: identity_keys().published(),
         provenance_key=partial(wiring.public_key, settings.of_server(folder.path, "")),

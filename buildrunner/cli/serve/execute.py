@@ -231,6 +231,7 @@ def _remote_build(
         store_log,
     )
     from buildrunner.worker.remote.queue import CancelSignals, RemoteQueue, connect, until_answered
+    from buildrunner.worker.remote.workspaces import RemoteKeeping
 
     server = connect(worker.server, worker.token_file, worker.ca_file)
     queue = RemoteQueue(server, send_log=lambda *_: until_answered(sender.send_all))
@@ -252,6 +253,12 @@ def _remote_build(
     if logins:
         os.makedirs(logins, mode=0o700, exist_ok=True)  # the logins arrive with the plan
     settings = settings_of_worker(own_settings(), begun.settings, logins)
+    keeping = RemoteKeeping(
+        *(server, queue, lease),
+        os.path.join(folder.run_folder(lease.build_id), "workspaces"),
+        most_bytes=begun.workspace_bytes,
+        disk_bytes=worker.disk_gib << 30,
+    )
     sender = LogSender(queue, lease, log_folder, begun)
     sender.start()
 
@@ -264,12 +271,14 @@ def _remote_build(
                 policy=policy_on_machine(policy_from(begun.sources), worker.disk_gib),
                 uploads=partial(RemoteUpload, server, lease),
             ),
+            keeping if begun.workspace_bytes else None,
             payload=lambda _: event_payload(queue, lease),
             identities=RemoteIdentities(queue, lease) if begun.has_identity else None,
             secrets=RemoteSecrets(queue, lease),
             store_log=partial(store_log, queue, lease, sender.send_all),
             attester=partial(remote_attester, queue, lease, begun.provenance),
             on_planned=partial(fetch_logins, queue, lease, logins) if logins else lambda: None,
+            not_kept=lambda: keeping.problem,
         )
         return Execution(
             queue=queue,

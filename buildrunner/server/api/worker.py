@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import msgspec
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, StreamingResponse
 
 from buildrunner.engine.outcome import BuildOutcome
 from buildrunner.errors import LeaseLost
@@ -239,6 +239,19 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds, worker: An
             {"offset": _of_lease(builds.append_events, worker, lease, offset, body)}
         )
 
+    def put_workspace(
+        build: str,
+        fence: int,
+        offset: Offset,
+        worker: WorkerIdentity = worker,
+        body: bytes = piece,
+        *,
+        last: bool = False,
+    ) -> Response:
+        """Append a piece of the workspace that the build leaves; keep it after the ``last`` one."""
+        keep = partial(builds.keep_workspace, last=last)
+        return json_response({"offset": _of_lease(keep, worker, Lease(build, fence), offset, body)})
+
     return [
         _Route("PUT", "/builds/{build}/document", document, documented(body="Build")),
         _Route("POST", "/builds/{build}:storeLog", store_log, documented(body="Build"), few),
@@ -246,6 +259,7 @@ def _routes_that_report(context: ServerContext, builds: RemoteBuilds, worker: An
         _Route("PUT", "/builds/{build}/deployments", deployments, documented(body="Payload")),
         _Route("PUT", "/builds/{build}/log", put_log, raw, few),
         _Route("PUT", "/builds/{build}/events", put_events, raw, few),
+        _Route("PUT", "/builds/{build}/workspace", put_workspace, raw, few),
     ]
 
 
@@ -274,6 +288,11 @@ def _data_routes(context: ServerContext, builds: RemoteBuilds, worker: Any) -> l
             raise ApiError(404, f"the uploaded source {name} is not here any more")
         return FileResponse(path, media_type=BYTES)
 
+    def workspace(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
+        """Return the kept workspace of the build that this one goes on with."""
+        found = _of_lease(builds.kept_workspace, worker, Lease(build, fence))
+        return StreamingResponse(found, media_type=BYTES)
+
     def payload(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
         """Return the payload of the event that fired the build's trigger."""
         stored = _of_lease(builds.begun, worker, Lease(build, fence))
@@ -283,6 +302,7 @@ def _data_routes(context: ServerContext, builds: RemoteBuilds, worker: Any) -> l
         _Route("GET", "/builds/{build}/log", get_log),
         _Route("GET", "/builds/{build}/events", get_events),
         _Route("GET", "/builds/{build}/source", source),
+        _Route("GET", "/builds/{build}/workspace", workspace),
         _Route("GET", "/builds/{build}/payload", payload),
     ]
 

@@ -39,7 +39,7 @@ _OF_BUILD = re.compile(
     r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
 )
 _OF_WORKER = re.compile(
-    r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source)"
+    r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source|/workspace)"
 )
 # A quiet stream sends a comment every 15 s.
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)

@@ -21,6 +21,7 @@ from buildrunner.errors import (
     LeaseLost,
     NotFound,
     SecretError,
+    SourceError,
     StoreError,
     StoreUnavailable,
 )
@@ -75,6 +76,8 @@ from buildrunner.store.model.remote import (
 )
 from buildrunner.store.records import FROM_BUILD, reused_steps_of, steps_begun
 from buildrunner.triggers.labels import CONFIG_LABEL
+from buildrunner.workspace.carried import Arriving, packed
+from buildrunner.workspace.kept import KeptFolder
 
 _WORKER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 _MOST_BUILDS: Final = 1000
@@ -192,8 +195,6 @@ class RemoteBuilds:
             raise Conflict(
                 f"build {build_id} does not wait any more: its status is {stored.status}"
             )
-        if FROM_BUILD in stored.labels:
-            raise Conflict(f"build {build_id} goes on with a workspace that its server has")
 
     def held(self, worker: WorkerIdentity, name: str) -> list[ClaimedBuild]:
         """Return the builds that a worker holds."""
@@ -255,6 +256,7 @@ class RemoteBuilds:
             has_identity=credentials is not None and bool(credentials.audiences(stored)),
             has_logins=credentials is not None and credentials.has_logins(held.project),
             provenance=credentials.provenance(held.project) if credentials else Provenance(),
+            workspace_bytes=self._context.keeping.most_of_one if self._context.keeping else 0,
         )
 
     def renew(self, worker: WorkerIdentity, lease: Lease) -> str:
@@ -422,6 +424,54 @@ class RemoteBuilds:
         if source.get("bucket") != UPLOADS_BUCKET or not is_upload_of(project, name):
             raise NotFound(f"build {lease.build_id} has no uploaded source")
         return name
+
+    def keep_workspace(
+        self, worker: WorkerIdentity, lease: Lease, offset: int, piece: bytes, *, last: bool
+    ) -> int:
+        """Append a piece of the workspace of a build, and keep it after the last one.
+
+        Returns the bytes that the server has: others than the worker expects if the piece does not
+        continue them.
+
+        Raises:
+            ApiError: the workspace is too large or invalid, or the server keeps none.
+            LeaseLost: see `begin`.
+        """
+        stored, keeping = self.begun(worker, lease), self._context.keeping
+        if keeping is None:
+            raise failed_precondition("this server keeps no workspaces")
+        if problem := self._context.disk_problem():
+            raise unavailable(f"the build's workspace can't be kept on the server: {problem}")
+        # The worker must not decide from which repository a later build is.
+        source = stored.document.get("sourceProvenance")
+        try:
+            return Arriving(keeping, lease.build_id).take(
+                offset,
+                piece,
+                last=last,
+                provenance=msgspec.json.encode(source) if source else b"",
+            )
+        except SourceError as error:
+            raise invalid_argument(str(error)) from error
+        except OSError as error:
+            raise unavailable(f"the workspace can't be written: {error.strerror}") from error
+
+    def kept_workspace(self, worker: WorkerIdentity, lease: Lease) -> Iterator[bytes]:
+        """Return the kept workspace with which a build begins; see `workspace.carried`.
+
+        Raises:
+            NotFound: the build begins with none, or it is not kept any more.
+            LeaseLost: see `begin`.
+        """
+        stored, keeping = self.begun(worker, lease), self._context.keeping
+        from_build = stored.labels.get(FROM_BUILD, "")
+        if not from_build:
+            raise NotFound(f"build {lease.build_id} begins with no kept workspace")
+        self._context.store.builds.get(stored.document["projectId"], from_build)
+        found = None if keeping is None else packed(KeptFolder(keeping.of(from_build)))
+        if found is None:
+            raise NotFound(f"the workspace of build {from_build} is not kept any more")
+        return found
 
     def planned(self, worker: WorkerIdentity, lease: Lease) -> tuple[StoredBuild, BuildPlan]:
         """Return a build that a worker has begun, and its stored plan.

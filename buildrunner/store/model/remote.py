@@ -103,6 +103,7 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         has_identity: the build's trigger allows identity tokens.
         has_logins: the build's project has its own logins, in place of the machine's.
         provenance: the project's settings of provenance; the server signs it.
+        workspace_bytes: the largest workspace that the server keeps; 0: it keeps none.
     """
 
     log_bytes: int = 0
@@ -114,6 +115,7 @@ class BegunBuild(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     has_identity: bool = False
     has_logins: bool = False
     provenance: Provenance = Provenance()
+    workspace_bytes: int = 0
 
 
 class MadeForBuild(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

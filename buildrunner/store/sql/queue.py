@@ -490,12 +490,10 @@ def _check_number(deployments: int) -> None:
 
 def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
     """Return the condition for builds that a worker may claim, ignoring limits of groups."""
-    is_remote = worker_name.startswith(REMOTE)
     return and_(
         is_waiting,
         builds.c.id.not_in(select(superseded.c.build_id)),
         builds.c.only_worker.in_({"", worker_name, scope.uploads_of}),
-        builds.c.from_build == "" if is_remote else true(),  # such a worker has no workspaces
         builds.c.pool == scope.pool,
         builds.c.project_id.in_(scope.projects) if scope.projects else true(),
         not_(builds.c.untrusted) if scope.trusted_only else true(),

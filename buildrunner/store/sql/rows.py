@@ -21,7 +21,7 @@ from buildrunner.store.model.builds import (
     NewBuild,
     StoredBuild,
 )
-from buildrunner.store.records import FROM_BUILD, instant_of, microseconds, parse_instant
+from buildrunner.store.records import instant_of, microseconds, parse_instant
 from buildrunner.store.sql.schema import ENDED, PENDING, WAITING, builds
 from buildrunner.triggers.labels import BUILT_REF
 
@@ -169,7 +169,6 @@ def new_row(new: NewBuild) -> dict[str, Any]:
         "untrusted": new.untrusted,
         "only_worker": new.only_worker,
         "pool": new.pool,
-        "from_build": new.labels.get(FROM_BUILD, ""),
         "labels": _encoded(new.labels),
         "request": _encoded(new.request),
     }

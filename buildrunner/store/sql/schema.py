@@ -97,8 +97,6 @@ builds = Table(
     Column("labels", LargeBinary, nullable=False),
     Column("only_worker", Text, nullable=False, server_default=""),
     Column("pool", Text, nullable=False, server_default=""),
-    # The build that it resumes, from its kept workspace; empty for none.
-    Column("from_build", Text, nullable=False, server_default=""),
     Column("series", Text, nullable=False, server_default=""),  # see `rows.series_of`
     Column("document", LargeBinary, nullable=False),
     Column("request", LargeBinary, nullable=False),
