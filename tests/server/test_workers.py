@@ -200,6 +200,21 @@ class TestClaim:
         shown = client.get(f"/v1/projects/p/builds/{build}").json()
         assert "warnings" not in shown
 
+    def test_a_retry_from_a_step_stays_in_the_pool_of_its_build(self, server: ApiServer) -> None:
+        """It ran outside of the pool, and waited for ever if only pools had workers."""
+        client, arm = user(server), worker(server, pool="arm")
+        build = create(client, options={"pool": {"name": "arm"}})
+        path, lease = begun(arm)
+        stored = server.store.builds.find(build).document
+        failed = {**stored, "status": "FAILURE"}
+        assert arm.put(f"{path}/document", params=lease, json=failed).status_code == 204
+        server.keep_workspace(build)
+        retried = client.post(f"/v1/projects/p/builds/{build}:retry", params={"fromStep": "0"})
+        again = retried.json()["metadata"]["build"]["id"]
+        assert claim(worker(server, "w2")).status_code == 204
+        path, _ = claimed(arm)
+        assert path.endswith(again)
+
     def test_a_pool_that_the_server_does_not_have_changes_nothing(self, server: ApiServer) -> None:
         client, mine = user(server), worker(server)
         build = create(client, options={"pool": {"name": "nobodys"}})

@@ -71,7 +71,7 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
         labels: further facts that are stored with the build.
         request_id: idempotency key; empty for none.
         worker: name of this server's worker, the only one that can read uploads here.
-        is_tied: the build needs a kept workspace, which only this server has.
+        is_tied: the build needs a kept workspace, which this server has.
         is_pool: returns whether workers of this server have a pool of that name.
         may_use_pool: returns whether builds of a project may use a pool, by the pool's name.
         priority, group, group_limit, supersede, push, untrusted, attempt_of: see `NewBuild`.
@@ -194,7 +194,7 @@ def _pool(build: Build, arrival: Arrival) -> str:
     The name is ``projects/P/locations/L/workerPools/NAME``, or ``NAME`` alone.
     """
     options = build.options
-    if options is None or arrival.is_tied:  # the workers of pools don't have the kept workspace
+    if options is None:
         return ""
     named = (options.pool.name if options.pool else "") or options.worker_pool
     name = named.rpartition("/")[2]
