@@ -289,7 +289,7 @@ def _data_routes(context: ServerContext, builds: RemoteBuilds, worker: Any) -> l
         return FileResponse(path, media_type=BYTES)
 
     def workspace(build: str, fence: int, worker: WorkerIdentity = worker) -> Response:
-        """Return the kept workspace of the build that this one goes on with."""
+        """Return the kept workspace with which the build begins."""
         found = _of_lease(builds.kept_workspace, worker, Lease(build, fence))
         return StreamingResponse(found, media_type=BYTES)
 
