@@ -400,6 +400,7 @@ ROWS["0022"] = ROWS["0021"]
 ROWS["0023"] = ROWS["0022"]
 ROWS["0024"] = ROWS["0023"]
 ROWS["0025"] = ROWS["0024"]
+ROWS["0026"] = ROWS["0025"]
 
 
 def check_rows(store: ServerStore) -> None:

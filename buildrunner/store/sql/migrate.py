@@ -20,7 +20,7 @@ from buildrunner.store.sql.database import Database
 from buildrunner.store.sql.triggers import index_triggers
 
 # All revisions, oldest first; the last one is that of this version.
-REVISIONS = tuple(f"{number:04}" for number in range(1, 26))
+REVISIONS = tuple(f"{number:04}" for number in range(1, 27))
 
 FOLDER = os.path.join(os.path.dirname(__file__), "migrations")
 # Any number that no other lock on the same database has.

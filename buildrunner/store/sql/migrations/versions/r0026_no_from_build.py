@@ -12,5 +12,4 @@ depends_on = None
 
 def upgrade() -> None:
     """Make the tables what this revision has."""
-    with op.batch_alter_table("builds") as builds:
-        builds.drop_column("from_build")
+    op.drop_column("builds", "from_build")
