@@ -144,12 +144,12 @@ def create_app(context: ServerContext) -> FastAPI:
     context.metrics.watch_outbox(
         lambda: store.outbox.count(WAITING), lambda: store.outbox.count(GIVEN_UP)
     )
-    if not context.settings.auth:
-        public_host = urlsplit(context.settings.public_url).hostname or ""
-        app.add_middleware(SameSite, public_host=public_host)
     app.state.passed_on = PassedOnStreams()
     app.state.under_way = Counter()
     app.add_middleware(LogHome, context=context, streams=app.state.passed_on)
+    if not context.settings.auth:
+        public_host = urlsplit(context.settings.public_url).hostname or ""
+        app.add_middleware(SameSite, public_host=public_host)
     # Outside of it: a request that is passed on to another server ends there, too.
     app.add_middleware(CallerShares, under_way=app.state.under_way)
     app.add_middleware(Watch, context=context)

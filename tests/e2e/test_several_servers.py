@@ -12,6 +12,7 @@ from buildrunner.store.sql.store import open_store
 from tests.conftest import wait_until
 from tests.e2e.test_serve import serve  # noqa: F401  (a fixture)
 from tests.fixtures_postgres import running_postgres
+from tests.server.test_pages import csrf_of
 
 BUILDS = "/v1/projects/local-project/builds"
 OWN = f"/buildrunner{BUILDS}"
@@ -75,6 +76,32 @@ def test_builds_run_on_both_and_each_answers_for_all(pair, long):
         assert status(elsewhere, build) == "CANCELLED"
         logs = {httpx.get(f"{url}{OWN}/{build}/log", timeout=30).content for url in urls.values()}
         assert len(logs) == 1
+
+
+def test_a_build_goes_on_from_a_step_by_any_server(pair, busybox):
+    urls, store = pair
+    first, second = urls.values()
+    scripts = ("echo begun; echo of the workspace > file", "cat file; test -e again || exit 3")
+    steps = [{"name": busybox, "args": ["sh", "-c", script]} for script in scripts]
+    build = submit(first, *steps)
+    wait_until(lambda: status(first, build) == "FAILURE")
+    home = store.servers.log_home(build)
+    elsewhere = first if urls[home] == second else second
+    asked = httpx.post(f"{elsewhere}{BUILDS}/{build}:retry?fromStep=1", json={}, timeout=30)
+    page = f"{elsewhere}/builds/local-project/{build}"
+    form = {"fromStep": "1", "csrf": csrf_of(httpx.get(page, timeout=30))}
+    own = {"Origin": elsewhere}
+    pressed = httpx.post(f"{page}/retry", data=form, headers=own, timeout=30)
+    assert (asked.status_code, pressed.status_code) == (200, 303), (asked.text, pressed.text)
+    made = asked.json()["metadata"]["build"]["id"], pressed.headers["location"].split("/")[-1]
+    for again in made:
+        wait_until(lambda again=again: status(elsewhere, again) == "FAILURE")
+        log = httpx.get(f"{elsewhere}{OWN}/{again}/log", timeout=30).text
+        assert ("of the workspace" in log, "begun" in log) == (True, False), log
+        assert store.servers.log_home(again) == home
+    foreign = {"Origin": "http://evil.example"}
+    refused = httpx.post(f"{page}/retry", data=form, headers=foreign, timeout=30)
+    assert (refused.status_code, "evil.example" in refused.text) == (403, True)
 
 
 def status(url, build):

@@ -147,6 +147,30 @@ def test_a_server_that_does_not_answer_is_named(home, other, ended):
     home.start()
 
 
+def test_a_whole_build_is_retried_without_the_server_that_has_its_log(home, other, ended):
+    home.stop()
+    retry = f"{other.url}/v1/projects/{PROJECT}/builds/{ended.id}:retry"
+    resumed = httpx.post(retry, params={"fromStep": "0"}, timeout=DEADLINE_S)
+    assert (resumed.status_code, "is not kept" in resumed.text) == (400, True)
+    assert httpx.post(retry, timeout=DEADLINE_S).status_code == 200
+    home.start()
+
+
+def test_a_retry_that_breaks_off_is_not_begun_again(home, other, ended):
+    def nothing(connection):
+        connection.recv(65536)
+        connection.close()
+
+    with answering(nothing) as url:
+        home.store.servers.put(KnownServer(name="home", url=url, started_at=now()))
+        retry = f"{other.url}/v1/projects/{PROJECT}/builds/{ended.id}:retry"
+        answer = httpx.post(retry, timeout=DEADLINE_S)
+    assert answer.status_code == 504
+    message = answer.json()["error"]["message"]
+    assert message == f"the server {url} has not answered; look whether it has retried the build"
+    assert len(home.store.builds.page(PROJECT).builds) == 1
+
+
 def test_a_request_is_passed_on_once(home, other, ended):
     home.store.servers.put(KnownServer(name="home", url=other.url, started_at=now()))
     answer = httpx.get(f"{other.url}{ended.path}/log", timeout=DEADLINE_S)

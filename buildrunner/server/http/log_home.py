@@ -1,10 +1,10 @@
 """Requests for the log of a build go to the server that has the log.
 
-Servers of one database share everything but files. The log of a build, its events and attestations
-are on the server that claimed the build, for its own worker or for a worker on another host.
-Another server forwards a request for them, with the caller's own credentials, which are valid on
-every server of the database. The answer is returned unchanged, and a stream while it grows.
-Requests of workers about a log are forwarded, too.
+Servers of one database share everything but files. The log of a build, its events, attestations and
+kept workspace are on the server that claimed the build, for its own worker or for a worker on
+another host. Another server forwards a request for them, with the caller's own credentials, which
+are valid on every server of the database. The answer is returned unchanged, and a stream while it
+grows. Requests of workers about a log, and retries of the build, are forwarded, too.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ _OF_BUILD = re.compile(
     r"|/builds/[^/]+/(?P<page>[^/]+)(?:/log)?"
     r"|/(?:.+/)?log-(?P<object>[^/]+)\.txt"
 )
+_RETRY = re.compile(
+    r"/v1/projects/[^/]+/(?:locations/[^/]+/)?builds/(?P<api>[^/:]+):retry"
+    r"|/builds/[^/]+/(?P<page>[^/]+)/retry"
+)
+_FORWARDED = {"GET": _OF_BUILD, "HEAD": _OF_BUILD, "POST": _RETRY}
 _OF_WORKER = re.compile(
     r"/worker/v1/builds/([^/:]+)(?::attest|:begin|:storeLog|/log|/events|/source|/workspace)"
 )
@@ -85,7 +90,8 @@ class LogHome:
     """Forwards requests for logs to the servers that have them; an ASGI middleware.
 
     If the other server does not answer, the request is handled here. The routes of logs then report
-    where the log is (`KeptLogs`), and a page is rendered without it. A worker's request is refused.
+    where the log is (`KeptLogs`), a page is rendered without it, and only a whole build is retried.
+    A worker's request is refused, and so is a retry that the other server may have begun.
 
     Args:
         app: the next application.
@@ -110,8 +116,8 @@ class LogHome:
                 if url and (refused := await self._refused(scope)):
                     await error_response(refused)(scope, receive, send)
                     return
-            elif scope["method"] in ("GET", "HEAD") and (
-                found := _OF_BUILD.fullmatch(scope["path"])
+            elif (paths := _FORWARDED.get(scope["method"])) and (
+                found := paths.fullmatch(scope["path"])
             ):
                 url = await run_in_threadpool(self._home, found[found.lastgroup or 0])
         if url and await self._passed_on(url, scope, receive, send):
@@ -159,8 +165,14 @@ class LogHome:
             except ApiError as refused:
                 await error_response(refused)(scope, receive, send)
                 return True
-            except (httpx.HTTPError, httpx.InvalidURL):
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.InvalidURL):
                 return False
+            except httpx.HTTPError:
+                if _RETRY.fullmatch(scope["path"]) is None:
+                    return False
+                text = f"the server {url} has not answered; look whether it has retried the build"
+                await error_response(ApiError(504, text))(scope, receive, send)
+                return True
             response = StreamingResponse(self._body(answer), answer.status_code)
             response.raw_headers = [
                 (name.lower(), value)
@@ -215,7 +227,7 @@ def _target(scope: Scope) -> bytes:
 
 def _headers(request: Request) -> list[tuple[bytes, bytes]]:
     """Return the headers to forward, unchanged, whatever their bytes."""
-    left_out = {*_OF_CONNECTION, _CAME_FROM}
+    left_out = {*_OF_CONNECTION, _CAME_FROM, "origin"}  # this server has checked the origin
     passed = [
         (name, value)
         for name, value in request.headers.raw
