@@ -46,6 +46,7 @@ class LogServer:
         database_of: str = "",
     ) -> None:
         self.folder = folder
+        os.makedirs(folder, exist_ok=True)
         self._tls = {"ssl_certfile": certificate} if certificate else {}
         self.store: ServerStore = new_store(str(database_of or folder))
         self.settings = ServerSettings(auth=auth, worker=worker)
@@ -111,8 +112,8 @@ class LogServer:
         self.store.tokens.create(stored)
         return text
 
-    def build(self, build_id: str, **fields: object) -> Written:
-        """A build that waits in the queue."""
+    def build(self, build_id: str, only_worker: str = "", **fields: object) -> Written:
+        """A build that waits in the queue, maybe for the server that has its files."""
         document = {
             "id": build_id,
             "projectId": PROJECT,
@@ -122,7 +123,12 @@ class LogServer:
             **fields,
         }
         self.store.builds.create(
-            NewBuild(document=document, request=document, expires_at=now() + timedelta(hours=1))
+            NewBuild(
+                document=document,
+                request=document,
+                expires_at=now() + timedelta(hours=1),
+                only_worker=only_worker,
+            )
         )
         return Written(self, build_id, document)
 

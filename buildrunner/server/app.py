@@ -41,6 +41,7 @@ from buildrunner.server.http.bodies import (
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import add_error_handlers
 from buildrunner.server.http.log_home import LogHome, PassedOnStreams
+from buildrunner.server.http.peers import Peers
 from buildrunner.server.http.request_log import Watch
 from buildrunner.server.logs.live import BuildWatches
 from buildrunner.server.pages import deployments as deployments_page
@@ -114,7 +115,8 @@ def create_app(context: ServerContext) -> FastAPI:
     app.state.checked_builds = CallerSlots("requests that check builds", BUILDS_AT_ONCE)
     app.state.reads = CallerSlots("reads of builds", READS_AT_ONCE)
     app.state.unverified_bodies = UnverifiedBodies(context)
-    workers = routes_worker.router(context, changes)
+    peers = Peers(context.store.servers, context.settings.worker)
+    workers = routes_worker.router(context, changes, peers)
     routers = [
         *(router(context) for router in _ROUTERS),
         workers,
@@ -146,7 +148,7 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.passed_on = PassedOnStreams()
     app.state.under_way = Counter()
-    app.add_middleware(LogHome, context=context, streams=app.state.passed_on)
+    app.add_middleware(LogHome, context=context, streams=app.state.passed_on, peers=peers)
     if not context.settings.auth:
         public_host = urlsplit(context.settings.public_url).hostname or ""
         app.add_middleware(SameSite, public_host=public_host)

@@ -477,7 +477,7 @@ class TestQueue:
         assert claimed(build_id="a2", projects=("p",)) == "a2"
         assert claimed(build_id="a2") == ""
         assert claimed(projects=("q",)) == ""
-        assert claimed(projects=("q",), uploads_of="server") == "b1"
+        assert claimed(projects=("q",), servers=("server",)) == "b1"
 
     def test_a_claim_is_written_down(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1"))
@@ -627,15 +627,20 @@ class TestLease:
     def test_the_server_that_claims_a_build_again_has_its_log(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1"))
         remote = "worker:w1/host"
-        _, lease = claim(store, remote, scope=ClaimScope(uploads_of="first"))
+        _, lease = claim(store, remote, scope=ClaimScope(servers=("first",)))
         assert store.servers.log_home("a1") == "first"
         store.queue.run_again("a1", instead_of=lease.fence, now=at(1), reason="gone")
         assert store.servers.log_home("a1") == ""
-        _, lease = claim(store, remote, scope=ClaimScope(uploads_of="second"))
+        _, lease = claim(store, remote, scope=ClaimScope(servers=("second",)))
         assert store.servers.log_home("a1") == "second"
         store.builds.request_cancel("p", "a1", now=NOW, reason="cancelled by ann")
         store.queue.run_again("a1", instead_of=lease.fence, now=at(2), reason="gone")
         assert store.servers.log_home("a1") == "second"  # nobody claims it any more
+
+    def test_the_log_of_a_build_is_where_its_files_are(self, store: ServerStore) -> None:
+        store.builds.create(new_build("a1", only_worker="second"))
+        claim(store, "worker:w1/host", scope=ClaimScope(servers=("first", "second")))
+        assert store.servers.log_home("a1") == "second"
 
     def test_claims_that_nobody_began_are_counted(self, store: ServerStore) -> None:
         store.builds.create(new_build("a1"))
@@ -652,10 +657,10 @@ class TestLease:
         )
         for name, of in (("w1", "w1"), ("worker:w1/host", "another"), ("worker:w1/server", "")):
             found = store.queue.claim(
-                name, now=NOW, lease_s=LEASE_S, limit=9, scope=ClaimScope(uploads_of=of)
+                name, now=NOW, lease_s=LEASE_S, limit=9, scope=ClaimScope(servers=(of,))
             )
             assert found is None
-        scope = ClaimScope(uploads_of="server")
+        scope = ClaimScope(servers=("server",))
         found = store.queue.claim("worker:w1/host", now=NOW, lease_s=LEASE_S, limit=9, scope=scope)
         assert found is not None
         assert found[0].id == "a1"

@@ -454,7 +454,7 @@ class TestMigrations:
         database.close()
         store = open_store(address)
         requested: dict[str, Any] = {"now": NOW, "lease_s": 1, "limit": 1}
-        scope = ClaimScope(uploads_of="another")
+        scope = ClaimScope(servers=("another",))
         assert store.queue.claim("worker:w1/host", scope=scope, **requested) is None
         assert store.queue.claim("w", **requested) is not None
         store.close()

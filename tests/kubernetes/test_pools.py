@@ -163,7 +163,7 @@ def test_a8_a_build_whose_engine_was_killed_says_so(cluster, server):
     kill(cluster, pod, ENGINE, "[d]ockerd")
     build, log = ended(cluster, server, build_id, 60)
     assert build["status"] == "INTERNAL_ERROR", log
-    assert "the container engine" in build["statusDetail"]
+    assert "container engine" in build["statusDetail"]
 
 
 def test_a9_a_build_whose_pod_was_deleted_says_so(cluster, server):

@@ -63,7 +63,7 @@ def test_another_server_answers_for_a_log_as_its_own_server_does(home, other, en
 
 def test_the_log_of_a_lost_worker_s_build_stays_with_the_server_that_took_it(home, other):
     written = home.build("lost")
-    queue, scope = home.store.queue, ClaimScope(uploads_of="home")
+    queue, scope = home.store.queue, ClaimScope(servers=("home",))
     _, lease = queue.claim("worker:w1/x", now=now(), lease_s=1, limit=1, scope=scope)
     queue.set_process(lease, "1:1")
     log = LogFileSink(written.folder)
@@ -243,6 +243,26 @@ def test_what_a_worker_sends_goes_to_the_server_that_has_the_log(home, other, tm
     assert late.status_code == 503
     assert not (tmp_path / "other" / "logs").exists()
     assert not other.app.state.under_way  # a request that is passed on ends here, too
+    home.start()
+
+
+def test_a_worker_of_any_server_gets_a_build_whose_files_are_on_another_one(home, other):
+    home.build("tied", only_worker="home")
+    client = {"headers": {"Authorization": f"Bearer {home.token('worker')}"}, "timeout": 30}
+    routes = f"{other.url}/worker/v1/builds"
+    claimed = httpx.post(f"{routes}:claim", json={"worker": "w"}, **client)
+    assert claimed.json()["document"]["id"] == "tied"
+    begin = {"fence": claimed.json()["fence"], "incarnation": "1:1"}
+    assert httpx.post(f"{routes}/tied:begin", params=begin, **client).status_code == 200
+    assert home.store.servers.log_home("tied") == "home"
+
+
+def test_a_worker_gets_no_build_whose_files_are_on_a_server_that_does_not_answer(home, other):
+    home.build("tied", only_worker="home")
+    home.stop()
+    client = {"headers": {"Authorization": f"Bearer {home.token('worker')}"}, "timeout": 30}
+    url = f"{other.url}/worker/v1/builds:claim"
+    assert httpx.post(url, json={"worker": "w"}, **client).status_code == 204
     home.start()
 
 

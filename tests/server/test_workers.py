@@ -19,6 +19,7 @@ from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
 from buildrunner.server.http import changes
+from buildrunner.server.http.peers import Peers
 from buildrunner.server.http.tokens import new_token
 from buildrunner.server.services.remote_builds import RemoteBuilds
 from buildrunner.spec.writing import encode_instant
@@ -113,7 +114,8 @@ class TestClaim:
             read.append(build.id)
             return build.id not in large
 
-        builds = RemoteBuilds(replace(server.context, fits_spare=fits))
+        peers = Peers(server.context.store.servers, server.context.settings.worker)
+        builds = RemoteBuilds(replace(server.context, fits_spare=fits), peers)
         spares = [WorkerIdentity(name=f"pod:{n}", pool="arm", spare=f"s{n}") for n in range(4)]
         for one in spares:
             assert builds.claim(one, ClaimRequest(worker="w")) is None

@@ -36,6 +36,7 @@ from buildrunner.server.http.bodies import (
 )
 from buildrunner.server.http.changes import Changes
 from buildrunner.server.http.errors import ApiError, invalid_argument
+from buildrunner.server.http.peers import Peers
 from buildrunner.server.openapi import BYTES, documented
 from buildrunner.server.services.build_credentials import WorkerCredentials
 from buildrunner.server.services.remote_builds import RemoteBuilds
@@ -53,15 +54,16 @@ Offset = Annotated[int, Query(ge=0, le=1 << 60)]
 Result = TypeVar("Result")
 
 
-def router(context: ServerContext, changes: Changes) -> APIRouter:
+def router(context: ServerContext, changes: Changes, peers: Peers) -> APIRouter:
     """Return the routes.
 
     Args:
         context: the server's context.
         changes: wakes requests that wait for a change of the queue.
+        peers: the other servers.
     """
     routes = APIRouter(prefix="/worker/v1", tags=["workers"])
-    builds = RemoteBuilds(context)
+    builds = RemoteBuilds(context, peers)
     # Other callers can take all common threads for a while, and a lease that is not renewed ends.
     threads = CapacityLimiter(_LEASE_THREADS)
     worker = Depends(WorkerAccess(context, threads))

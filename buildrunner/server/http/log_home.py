@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import ssl
-import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
 import httpx
@@ -29,6 +27,7 @@ from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import WorkerAccess
 from buildrunner.server.http.bodies import body_pieces
 from buildrunner.server.http.errors import ApiError, error_response, unavailable
+from buildrunner.server.http.peers import Peers
 
 PASSED_ON = "x-buildrunner-passed-on"
 """The header of a forwarded request, which is answered here and not forwarded again."""
@@ -50,7 +49,6 @@ _OF_WORKER = re.compile(
 _TIMEOUT = httpx.Timeout(10.0, read=30.0)
 # The upload of a log to a slow bucket takes minutes.
 _WORKER_TIMEOUT = httpx.Timeout(10.0, read=300.0)
-_KNOWN_S = 5.0
 _MOST_BODY_BYTES = 16 << 20  # limit of a piece of a log
 _CAME_FROM = "x-forwarded-for"
 # These headers belong to one connection, not to the request.
@@ -97,15 +95,16 @@ class LogHome:
         app: the next application.
         context: the server's context.
         streams: ends forwarded answers when the server stops.
+        peers: the other servers.
     """
 
-    def __init__(self, app: ASGIApp, context: ServerContext, streams: PassedOnStreams) -> None:
+    def __init__(
+        self, app: ASGIApp, context: ServerContext, streams: PassedOnStreams, peers: Peers
+    ) -> None:
         self._app = app
         self._context = context
         self._streams = streams
-        self._urls: Mapping[str, str] = {}
-        self._known_until = 0.0
-        self._tls: ssl.SSLContext | None = None
+        self._peers = peers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -130,14 +129,10 @@ class LogHome:
 
     def _home(self, build_id: str) -> str:
         """Return the address of another server that has the log; empty for none."""
-        servers, own = self._context.store.servers, self._context.settings.worker
         try:
-            if time.monotonic() >= self._known_until:
-                self._urls = {one.name: one.url for one in servers.all() if one.name != own}
-                self._known_until = time.monotonic() + _KNOWN_S
-            if not self._urls:
+            if not (urls := self._peers.urls()):
                 return ""  # with a single server, no lookup is needed
-            return self._urls.get(servers.log_home(build_id), "")
+            return urls.get(self._context.store.servers.log_home(build_id), "")
         except StoreError:
             return ""  # the route reports the error
 
@@ -186,9 +181,7 @@ class LogHome:
             return True
 
     def _client(self, url: str, *, of_worker: bool) -> httpx.AsyncClient:
-        if url.startswith("https:") and self._tls is None:
-            self._tls = ssl.create_default_context()
-        verify: ssl.SSLContext | bool = self._tls if self._tls is not None else False
+        verify = self._peers.tls() if url.startswith("https:") else False
         timeout = _WORKER_TIMEOUT if of_worker else _TIMEOUT
         return httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False)
 

@@ -38,6 +38,7 @@ from buildrunner.server.http.errors import (
     permission_denied,
     unavailable,
 )
+from buildrunner.server.http.peers import Peers
 from buildrunner.server.services.queueing import depends_on_commit
 from buildrunner.sources.git.source import provenance_of
 from buildrunner.sources.policy import policy_text
@@ -115,10 +116,12 @@ class RemoteBuilds:
 
     Args:
         context: the server's context.
+        peers: the other servers.
     """
 
-    def __init__(self, context: ServerContext) -> None:
+    def __init__(self, context: ServerContext, peers: Peers) -> None:
         self._context = context
+        self._peers = peers
         self._queue = context.store.queue
         self._fits: dict[str, dict[str, bool]] = {}  # by pool and build
 
@@ -143,7 +146,7 @@ class RemoteBuilds:
             pool=worker.pool,
             projects=worker.projects,
             build_id=wanted,
-            uploads_of=settings.worker,
+            servers=(settings.worker, *self._peers.answering()),
             trusted_only=not isolates(request.isolation, settings.isolation),
             spare="" if worker.build_id else worker.spare,
         )

@@ -46,8 +46,9 @@ class NewBuild(msgspec.Struct, frozen=True, kw_only=True):
         expires_at: time at which the build becomes EXPIRED if it still waits (``queueTtl``).
         push: push images at the end.
         untrusted: the config's author may not have secrets or the socket.
-        only_worker: name of the only worker that may claim it, since the source is in a folder of
-            that server; empty for any.
+        only_worker: name of the server that has its uploaded source or the workspace with which it
+            begins. Only that server, and workers that can read its files, may claim the build.
+            Empty for any.
         pool: only workers of this pool may claim it; empty: only workers without a pool may.
         labels: further facts for triggers and pages (submitter, delivery id, ...).
         attempt_of: id of the first try, if this build is a retry; that build's label ``attempts``
@@ -194,7 +195,9 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
         pool: the worker's pool: it claims only builds of this pool. Empty: builds without a pool.
         projects: the projects whose builds it may claim; empty for all.
         build_id: the only build that it may claim; empty for any.
-        uploads_of: name of the server's own worker, whose uploads this worker can read, too.
+        servers: the servers whose uploads and kept workspaces the worker can read: the one that it
+            asks, then the others. The log is where the build's files are, else on the first one.
+            Empty for the worker of a server.
         trusted_only: untrusted builds wait.
         spare: the spare Job that claims. It claims nothing more after its first build.
     """
@@ -202,7 +205,7 @@ class ClaimScope(msgspec.Struct, frozen=True, kw_only=True):
     pool: str = ""
     projects: tuple[str, ...] = ()
     build_id: str = ""
-    uploads_of: str = ""
+    servers: tuple[str, ...] = ()
     trusted_only: bool = False
     spare: str = ""
 

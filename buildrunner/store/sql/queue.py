@@ -112,7 +112,9 @@ class SqlQueue(SqlPart, BuildQueue):
                 return None
             if scope.spare and _spare_claim(connection, scope.spare):
                 return None
-            candidates = select(builds.c.id).where(claimable, not_(_in_full_group(running)))
+            candidates = select(builds.c.id, builds.c.only_worker).where(
+                claimable, not_(_in_full_group(running))
+            )
             first = candidates.order_by(*QUEUE_ORDER).limit(1).with_for_update(skip_locked=True)
             claimed = Counter[str]()
             for one in running:
@@ -121,10 +123,11 @@ class SqlQueue(SqlPart, BuildQueue):
                 if scope.projects and turn.project not in scope.projects:
                     continue
                 of_project = first.where(builds.c.project_id == turn.project)
-                build_id = connection.execute(of_project).scalar()
-                if build_id is not None:
+                found = connection.execute(of_project).first()
+                if found is not None:
+                    build_id, home = found
                     _note_turn(connection, turn.project, fence)
-                    note_log_home(connection, build_id, scope.uploads_of or worker_name)
+                    note_log_home(connection, build_id, home or (*scope.servers, worker_name)[0])
                     if scope.spare:
                         values = {"job": scope.spare, "build_id": build_id}
                         connection.execute(insert(spare_claims).values(values))
@@ -493,7 +496,7 @@ def _claimable(worker_name: str, scope: ClaimScope) -> ColumnElement[bool]:
     return and_(
         is_waiting,
         builds.c.id.not_in(select(superseded.c.build_id)),
-        builds.c.only_worker.in_({"", worker_name, scope.uploads_of}),
+        builds.c.only_worker.in_({"", worker_name, *scope.servers}),
         builds.c.pool == scope.pool,
         builds.c.project_id.in_(scope.projects) if scope.projects else true(),
         not_(builds.c.untrusted) if scope.trusted_only else true(),
