@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -46,7 +47,7 @@ class LogServer:
         database_of: str = "",
     ) -> None:
         self.folder = folder
-        os.makedirs(folder, exist_ok=True)
+        Path(folder).mkdir(parents=True, exist_ok=True)
         self._tls = {"ssl_certfile": certificate} if certificate else {}
         self.store: ServerStore = new_store(str(database_of or folder))
         self.settings = ServerSettings(auth=auth, worker=worker)
