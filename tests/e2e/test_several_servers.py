@@ -37,10 +37,10 @@ def pair(serve, address, tmp_path):  # noqa: F811  (the fixture)
     arguments = ("--auth", "none", "--sandbox", "host", "--max-builds", "1")
     database = {"BUILDRUNNER_DATABASE": address}
     store = open_store(address)
-    for name in ("a", "b"):
-        serving = serve(*arguments, data=tmp_path / name, env=database)
-        assert serving.url, serving.stop()
-    urls = {one.name: one.url for one in store.servers.all()}
+    started = [serve(*arguments, data=tmp_path / name, env=database) for name in ("a", "b")]
+    own = {serving.url for serving in started}
+    assert "" not in own, [serving.stop() for serving in started]
+    urls = {one.name: one.url for one in store.servers.all() if one.url in own}
     yield urls, store
     store.close()
 
