@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.copies import log_piece
 from buildrunner.logs.files.log_file import LogFileSink
+from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
 from buildrunner.server.http import changes
 from buildrunner.server.http.peers import Peers
 from buildrunner.server.http.tokens import new_token
@@ -633,8 +634,6 @@ class TestOwnBuilds:
             assert "MiB are free" in late.json()["error"]["message"]
 
     def test_secrets_are_those_that_the_plan_names(self, server: ApiServer) -> None:
-        from buildrunner.plan.build_plan import BuildPlan, SecretReference, StepPlan
-
         create(user(server))
         server.secrets.hold(KEY="value", OTHER="hidden")
         mine = worker(server)
@@ -654,6 +653,20 @@ class TestOwnBuilds:
             ("NONE", ""),
         ]
         assert "no secret NONE" in got[1]["error"]
+
+    def test_a_plan_with_more_secrets_than_a_build_may_have_gets_none(
+        self, server: ApiServer
+    ) -> None:
+        """Each secret of 150,000 was looked for in all of the plan, for minutes."""
+        create(user(server))
+        mine = worker(server)
+        path, lease = begun(mine)
+        references = tuple(SecretReference(f"E{n}", "secretManager", "S") for n in range(101))
+        step = StepPlan(index=0, image="busybox", secrets=references)
+        plan = BuildPlan(build_id="b", project_id="p", steps=(step,))
+        assert mine.put(f"{path}/plan", params=lease, content=plan.to_json()).status_code == 204
+        answer = mine.get(f"{path}/secrets", params=lease)
+        assert (answer.status_code, "101 secrets, at most 100" in answer.text) == (400, True)
 
     def test_the_wish_to_cancel_arrives_at_once(self, server: ApiServer) -> None:
         client, mine = user(server), worker(server)

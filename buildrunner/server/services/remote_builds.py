@@ -54,6 +54,7 @@ from buildrunner.spec.model.source import (
     is_commit,
 )
 from buildrunner.spec.reading.decode import decode_message
+from buildrunner.spec.validation.build import DEFAULT_LIMITS
 from buildrunner.spec.validation.check import errors_of
 from buildrunner.spec.writing import encode_message
 from buildrunner.storage.stores import UPLOADS_BUCKET
@@ -495,12 +496,14 @@ class RemoteBuilds:
         A secret that the build may not have, or that can't be read, holds the error, not a value.
 
         Raises:
-            ApiError: the build has no plan yet.
+            ApiError: the build has no plan yet, or the plan has more secrets than a build may have.
             LeaseLost: see `begin`.
         """
         stored, plan = self.planned(worker, lease)
         asker = build_asker(stored, self._context.settings.default_project)
         references = dict.fromkeys(one for step in plan.steps for one in step.secrets)
+        if len(references) > (most := DEFAULT_LIMITS.secret_values):
+            raise failed_precondition(f"the plan names {len(references)} secrets, at most {most}")
         return [self._secret(asker, one, plan) for one in references]
 
     def _secret(self, asker: Any, reference: SecretReference, plan: BuildPlan) -> RemoteSecret:
