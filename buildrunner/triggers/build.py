@@ -95,17 +95,20 @@ def manual_run(
     return replace(made, labels={**made.labels, **known})
 
 
-def webhook_run(trigger: BuildTrigger, body: Any) -> TriggeredBuild:
+def webhook_run(
+    trigger: BuildTrigger, body: Any, repository: TriggerRepository | None = None
+) -> TriggeredBuild:
     """Return the build of a webhook's payload.
 
     Args:
         trigger: the trigger whose webhook was called.
         body: the payload as parsed JSON.
+        repository: the trigger's repository, with a problem; None: the trigger listens to none.
 
     Raises:
-        UsageError: no revision is given.
+        UsageError: no revision is given, or the repository has a problem.
     """
-    return _build(trigger, Revision(), {}, {"body": body})
+    return _build(trigger, Revision(), {}, {"body": body}, repository)
 
 
 def unsourced_run(trigger: BuildTrigger, facts: Mapping[str, str], body: Any) -> TriggeredBuild:
@@ -277,7 +280,7 @@ def event_run(
         case PullRequestEvent():
             return pull_request_run(trigger, event, repository)
         case MessageEvent():
-            return webhook_run(trigger, event.body)
+            return webhook_run(trigger, event.body, repository)
 
 
 def payload_roots(event: Event) -> dict[str, Any]:

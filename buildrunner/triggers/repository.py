@@ -27,6 +27,7 @@ from buildrunner.spec.model.source import (
 from buildrunner.spec.model.trigger import (
     BitbucketServerTriggerConfig,
     BuildTrigger,
+    GitFileSource,
     GitHubEventsConfig,
     GitLabEventsConfig,
     GitRepoSource,
@@ -37,6 +38,7 @@ from buildrunner.triggers.events import Event, MessageEvent, Repository, Rule
 from buildrunner.triggers.forge_host import (
     KINDS,
     ForgeHost,
+    is_full_name,
     is_url,
     named_forge,
     public_forge,
@@ -124,13 +126,18 @@ def trigger_repository(
 ) -> TriggerRepository | None:
     """Return the repository of a trigger; None for a trigger without one.
 
+    A trigger without one that builds a repository of an unknown forge (``sourceToBuild``) has that
+    repository, with its problem.
+
     Args:
-        trigger: the trigger.
+        trigger: the trigger, as `located` returns it.
         forge: the trigger's setting; None for none.
         repositories: URLs of connected repositories in the server's settings, by name.
         bare: URLs of bare repositories with a hook, by name.
     """
     found = _named(trigger, _wanted_host(forge), repositories or {})
+    if found is None:
+        found = _lost_source(trigger, forge)
     if found is None:
         return None
     if forge is not None and forge.unconfirmed:
@@ -146,6 +153,28 @@ def trigger_repository(
     if found.bare and not found.url:
         return msgspec.structs.replace(found, url=(bare or {}).get(found.bare, ""))
     return found
+
+
+def located(trigger: BuildTrigger, forge: ForgeSetting | None) -> BuildTrigger:
+    """Return the trigger with URLs for the names of repositories that its forge has.
+
+    Args:
+        trigger: the trigger, whose ``sourceToBuild`` and ``gitFileSource`` may have such names.
+        forge: the trigger's setting; None for none.
+    """
+    host = _wanted_host(forge)
+    source, file = trigger.source_to_build, trigger.git_file_source
+    return replace(
+        trigger,
+        source_to_build=source and replace(source, uri=_url_on(host, source)),
+        git_file_source=file and replace(file, uri=_url_on(host, file)),
+    )
+
+
+def _url_on(host: ForgeHost | None, place: GitRepoSource | GitFileSource) -> str:
+    name = place.uri.removesuffix(".git")
+    is_name = not is_url(name) and is_full_name(name)
+    return host.clone_url(name) if host is not None and is_name else place.uri
 
 
 def source_keys(project: str, trigger: Mapping[str, Any]) -> set[str]:
@@ -291,6 +320,22 @@ def _named(
     if not mapped and kind in _MIRRORS and "_" in rest:  # Cloud Source Repositories' mirrors
         return _on_forge(rest.replace("_", "/", 1), named_forge(kind))
     return _connected(trigger, template.repo_name, mapped, host)
+
+
+def _lost_source(trigger: BuildTrigger, forge: ForgeSetting | None) -> TriggerRepository | None:
+    """Return the repository of ``sourceToBuild`` if its name is one of an unknown forge."""
+    source = trigger.source_to_build
+    name = source.uri if source is not None else ""
+    if source is None or source.repository or is_url(name):
+        return None
+    config = source.github_enterprise_config or source.bitbucket_server_config
+    if config:
+        kind = "github" if source.github_enterprise_config else "bitbucket-server"
+        return _lost(trigger, name, f"{config} exists only inside Google Cloud", kind)
+    if forge is not None:
+        problem = f"{name} is neither a URL nor the name of a repository of a forge that is known"
+        return _lost(trigger, name, problem, forge.kind)
+    return None
 
 
 def _of_github(

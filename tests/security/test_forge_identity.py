@@ -496,6 +496,37 @@ def test_a_webhook_s_payload_says_nothing_of_what_is_fetched(place: Place) -> No
     assert not place.evil.was_asked
 
 
+@pytest.mark.parametrize("event", ["webhook", "manual"])
+@pytest.mark.parametrize("kind", ["GITHUB", "GITLAB", "UNKNOWN"])
+def test_a_short_name_to_build_is_one_of_the_trigger_s_forge(
+    place: Place, event: str, kind: str
+) -> None:
+    source = {"uri": "acme/app", "ref": "refs/heads/main", "repoType": kind}
+    secret = "projects/ours/secrets/s/versions/1"
+    place.server.secrets[secret] = SECRET
+    of_event = {"webhookConfig": {"secret": secret}} if event == "webhook" else {}
+    name = place.trigger(github=None, sourceToBuild=source, **of_event)
+    path = f"/v1/projects/ours/triggers/{name}:{event.replace('manual', 'run')}"
+    answer = place.server.http.post(f"{path}?secret={SECRET}", json={})
+    assert answer.status_code == 200, answer.text
+    place.handle()
+    (build,) = place.builds()
+    assert place.code(build) == "good"
+
+
+@pytest.mark.parametrize("field", ["githubEnterpriseConfig", "bitbucketServerConfig"])
+def test_a_short_name_of_a_connection_in_google_cloud_is_not_built_from_a_public_forge(
+    place: Place, field: str
+) -> None:
+    config = "projects/p/locations/global/configs/c"
+    source = {"uri": "acme/app", "ref": "refs/heads/main", "repoType": "GITHUB", field: config}
+    name = place.trigger(kind="", github=None, sourceToBuild=source)
+    run = place.server.http.post(f"/v1/projects/ours/triggers/{name}:run", json={})
+    assert run.status_code == 400
+    assert f"triggers update {name} --forge" in run.json()["error"]["message"]
+    assert place.builds() == []
+
+
 def test_a_trigger_that_an_earlier_version_fired_from_elsewhere_waits_for_its_admin(
     place: Place,
 ) -> None:

@@ -45,6 +45,7 @@ from buildrunner.triggers.repository import (
     TriggerRepository,
     bare_history,
     event_keys,
+    located,
     trigger_repository,
 )
 from buildrunner.triggers.settings import TriggerSettings, read_settings
@@ -278,6 +279,7 @@ def _known(
         wrong = ""
     except ConfigError as error:  # stored by another version
         settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
+    trigger = located(trigger, settings.forge)
     repository = trigger_repository(trigger, settings.forge, repositories=repositories, bare=bare)
     if repository is not None and wrong:  # they name its forge, which no other may replace
         repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
