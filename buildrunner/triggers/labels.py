@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 # The config is in the fetched source: the path, or AUTODETECT for the usual names.
@@ -27,3 +28,11 @@ EVENT_NUMBER: Final = "event_number"
 RERUNS_LOST: Final = "reruns_lost"
 # No source was given: the build failed, and can't be retried.
 NOTHING_TO_BUILD: Final = "nothing_to_build"
+
+
+def trigger_name(labels: Mapping[str, str], trigger_id: str) -> str:
+    """Return the name of a build's trigger; empty without one.
+
+    A run may change ``$TRIGGER_NAME``, so it is no substitution. Without the label it is the id.
+    """
+    return labels.get(TRIGGER_NAME, "") or trigger_id

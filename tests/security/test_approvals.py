@@ -229,14 +229,17 @@ def test_the_approver_reads_what_the_caller_of_a_run_chose(place: Place) -> None
     }
     place.ask("POST", "/v1/projects/p/triggers", json=document)
     chosen = {"BRANCH_NAME": "release", "_TARGET": "production"}
+    chosen["TRIGGER_NAME"] = "update-docs"
     chosen["_CHECK"] = 'true". It asks for no secret\x1b[8m'
     source = {"branchName": "main", "dir": "examples/evil", "substitutions": chosen}
     made = place.ask("POST", "/v1/projects/p/triggers/deploy:run", json={"source": source})
     build = made["metadata"]["build"]["id"]
     expected = (
+        "It is a build of trigger deploy",
         'Its caller set _CHECK to "true\\". It asks for no secret\\u001b[8m"',
         'Its caller set _TARGET to "production"',
         'Its caller set BRANCH_NAME to "release"',
+        'Its caller set TRIGGER_NAME to "update-docs"',
         'Its caller chose the folder "examples/evil" of the source',
     )
     token = place.server.token("dora", "admin")
@@ -253,6 +256,28 @@ def test_the_approver_reads_what_the_caller_of_a_run_chose(place: Place) -> None
     place.ask("POST", path, json={"approvalResult": {"decision": "REJECTED"}})
     again = place.ask("POST", f"/v1/projects/p/builds/{build}:retry")["metadata"]["build"]["id"]
     assert set(expected) <= set(place.facts(again)["grants"])
+
+
+def test_nobody_chooses_which_trigger_pages_name(place: Place) -> None:
+    place.trigger()
+    name = place.server.store.triggers.page("p", page_size=1)[0][0]["name"]
+    source = {"branchName": "main", "substitutions": {"TRIGGER_NAME": "update-docs"}}
+    made = place.ask("POST", f"/v1/projects/p/triggers/{name}:run", json={"source": source})
+    build = made["metadata"]["build"]["id"]
+    plain = {
+        "steps": [{"name": "x", "env": ["NAME=$TRIGGER_NAME"]}],
+        "substitutions": {"TRIGGER_NAME": "update-docs"},
+    }
+    of_none = place.ask("POST", "/v1/projects/p/builds", json=plain)["metadata"]["build"]["id"]
+    with signed_in(place.server, "read") as browser:
+        for path in (f"/builds/p/{build}", f"/builds/p/{of_none}"):
+            shown = browser.get(path).text
+            for title in ("title", 'h1 id="build-title"'):
+                said = shown.split(f"<{title}>")[1].split("</")[0]
+                assert "update-docs" not in said
+        listed = browser.get("/builds?project=p").text
+    assert f">{name}</a>" in listed
+    assert "update-docs" not in listed
 
 
 def test_the_author_of_a_link_does_not_choose_what_a_page_says(place: Place) -> None:

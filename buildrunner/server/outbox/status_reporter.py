@@ -18,7 +18,7 @@ from buildrunner.store.model.outbox import BuildChange, NewMessage
 from buildrunner.triggers.built_revision import labelled_ref
 from buildrunner.triggers.forge_host import ForgeHost, named_forge
 from buildrunner.triggers.hook_binding import HookBinding, may_speak_for
-from buildrunner.triggers.labels import FORK, TRIGGER_NAME
+from buildrunner.triggers.labels import FORK, trigger_name
 from buildrunner.triggers.matching import COMMENT
 from buildrunner.triggers.status_report import Report, context_of, report_of, status_request
 
@@ -61,7 +61,7 @@ class StatusReporter:
             return ()
         commit = labels.get("commit") or _commit_of(build)
         key, project = f"status/{change.id}", change.project_id
-        context = context_of(project, _trigger_name(change))
+        context = context_of(project, trigger_name(change.labels, change.trigger_id) or "build")
         report = report_of(repository, commit, build, context, _ref_of(labels))
         message = self._message(forge, report, key, project)
         return () if message is None else (replace(message, build_id=change.build_id),)
@@ -172,8 +172,3 @@ def _commit_of(build: dict[str, Any]) -> str:
     """Return the commit that a trigger's build fetched; empty before the fetch."""
     resolved = build.get("sourceProvenance", {}).get("resolvedGitSource", {})
     return str(resolved.get("revision", "")) if build.get("buildTriggerId") else ""
-
-
-def _trigger_name(change: BuildChange) -> str:
-    """Return the trigger's name from its label, since a run may change ``$TRIGGER_NAME``."""
-    return change.labels.get(TRIGGER_NAME, "") or change.trigger_id or "build"

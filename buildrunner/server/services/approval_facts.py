@@ -24,6 +24,7 @@ from buildrunner.triggers.labels import (
     GIVEN_VALUES,
     HEAD_REPOSITORY,
     NAMED_COMMIT,
+    trigger_name,
 )
 
 AUTHOR_ID: Final = "author_id"
@@ -135,6 +136,7 @@ def approval_facts(stored: StoredBuild) -> ApprovalFacts:
         commit=labels.get("commit", ""),
         trusted=not stored.untrusted,
         grants=(
+            *_which_trigger(stored),
             *commit,
             *_begins_with(stored),
             *_whose_steps(stored),
@@ -191,6 +193,11 @@ def _given(stored: StoredBuild) -> tuple[str, ...]:
 def _quoted(text: str) -> str:
     """Return another user's text in quotes that it can't end."""
     return printable(json.dumps(text, ensure_ascii=False))
+
+
+def _which_trigger(stored: StoredBuild) -> tuple[str, ...]:
+    name = trigger_name(stored.labels, stored.document.get("buildTriggerId", ""))
+    return (f"It is a build of trigger {printable(name)}",) if name else ()
 
 
 def _which_commit(stored: StoredBuild) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from buildrunner.spec.model.build import FINAL_STATUSES
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.store.records import FROM_BUILD, FROM_STEP, ROLLBACK_TO, reused_steps_of
 from buildrunner.triggers.built_revision import BuiltRevision, built_revision
+from buildrunner.triggers.labels import trigger_name
 
 
 def provenance_of(document: Mapping[str, Any]) -> dict[str, str]:
@@ -281,6 +282,7 @@ def build_view(
                 pass
     steps = step_views(document, finished, reused_steps_of(stored.labels))
     ended = document.get("finishTime")
+    trigger_id = document.get("buildTriggerId", "")
     until = ended or now.isoformat()
     warnings = [one.get("text", "") for one in document.get("warnings", ())] or warned
     return BuildView(
@@ -290,8 +292,8 @@ def build_view(
         status=stored.status,
         reason=_reason(document),
         failing=steps[failing] if failing is not None and failing < len(steps) else None,
-        trigger=_trigger(document),
-        trigger_id=document.get("buildTriggerId", ""),
+        trigger=trigger_name(stored.labels, trigger_id),
+        trigger_id=trigger_id,
         revision=built_revision(document, stored.labels),
         submitter=stored.labels.get("submitter", ""),
         create_time=document.get("createTime"),
@@ -322,11 +324,6 @@ def _reason(document: Mapping[str, Any]) -> str:
     if document.get("status") in ("SUCCESS", "QUEUED", "WORKING"):
         return ""
     return str(document.get("failureInfo", {}).get("detail") or document.get("statusDetail", ""))
-
-
-def _trigger(document: Mapping[str, Any]) -> str:
-    name = document.get("substitutions", {}).get("TRIGGER_NAME", "")
-    return str(name or document.get("buildTriggerId", ""))
 
 
 def _packages(document: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

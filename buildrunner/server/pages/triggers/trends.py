@@ -20,7 +20,7 @@ from buildrunner.server.pages.session import Session, Viewer, check_may
 from buildrunner.server.pages.wording import seconds_between
 from buildrunner.store.model.builds import StoredBuild
 from buildrunner.triggers.built_revision import built_revision
-from buildrunner.triggers.labels import TRIGGER_NAME
+from buildrunner.triggers.labels import trigger_name
 
 _BUILDS = 100
 _WIDTH, _HEIGHT = 900, 150
@@ -229,7 +229,7 @@ def trends(builds: Sequence[StoredBuild]) -> Trends:
         triggers=_parts(
             points,
             [
-                (trigger, one.labels.get(TRIGGER_NAME) or trigger)
+                (trigger, trigger_name(one.labels, trigger))
                 for one in stored
                 for trigger in (one.document.get("buildTriggerId", ""),)
             ],
