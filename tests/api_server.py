@@ -30,6 +30,7 @@ from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import Lease, StoredBuild
 from buildrunner.store.model.deployments import RecordedDeployment, recorded
 from buildrunner.triggers.hook_binding import read_binding
+from buildrunner.triggers.repository import RepositoryNames
 from buildrunner.workspace.kept import ARCHIVE, Keeping
 from tests.held_secrets import HeldSecrets
 from tests.server_databases import new_store
@@ -74,6 +75,7 @@ class ApiServer:
         wake.connect(self.woken.set)
         listening = listen_on("127.0.0.1", 0)
         self.port = listening.getsockname()[1]
+        machine = machine or Settings()
         self.url = f"http://127.0.0.1:{self.port}"
         self.context = ServerContext(
             store=self.store,
@@ -90,9 +92,10 @@ class ApiServer:
             worker_holds_back=lambda: self.worker_holds_back,
             keeping=self.keeping,
             secrets=secrets or self.secrets,
+            repositories=RepositoryNames(connected=machine.repositories),
             identity_keys=lambda: self.identity_keys.published(),
             credentials=ServerCredentials(
-                (machine or Settings()).of_server(folder, self.url),
+                machine.of_server(folder, self.url),
                 self.url,
                 self.store.triggers.settings,
                 self.identity_keys.signing,

@@ -418,9 +418,10 @@ def check_triggers(database: str, folder: str) -> list[Finding]:
     from buildrunner import wiring
     from buildrunner.server.services.triggers import trigger_problems
     from buildrunner.settings import load_settings
+    from buildrunner.triggers.repository import RepositoryNames
 
     try:
-        repositories = load_settings(folder).git.repositories
+        repositories = RepositoryNames(connected=load_settings(folder).repositories)
         store = wiring.current_server_store(database)
         if store is None:
             text = "the server's database is of an older version: `buildrunner serve` upgrades it"

@@ -22,6 +22,7 @@ from buildrunner.storage.stores import Stores
 from buildrunner.store.model.builds import StoredBuild, WaitReason
 from buildrunner.store.model.remote import Provenance, WorkerIdentity
 from buildrunner.store.sql.store import ServerStore
+from buildrunner.triggers.repository import RepositoryNames
 from buildrunner.workspace.kept import Keeping
 
 MIB = 1 << 20
@@ -197,7 +198,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
         calls: evaluates templates and filters of projects.
         schedule_changed: signals that a trigger or its settings have changed.
         hook_arrived: signals that a delivery was stored.
-        repositories: URLs of connected repositories by name.
+        repositories: the URLs of connected repositories.
         stores: returns the stores for files of a project's builds; None: no file can be read.
         keeping: the kept workspaces on this server; None: it keeps none.
         facts: returns facts about the environment for the server's page, on each request.
@@ -231,7 +232,7 @@ class ServerContext(msgspec.Struct, frozen=True, kw_only=True):
     worker_holds_forks_back: Callable[[], str] = lambda: ""
     schedule_changed: Signal = msgspec.field(default_factory=Signal)
     hook_arrived: Signal = msgspec.field(default_factory=Signal)
-    repositories: Mapping[str, str] = {}
+    repositories: RepositoryNames = RepositoryNames()
     stores: Callable[[str], Stores] | None = None
     keeping: Keeping | None = None
     facts: Callable[[], Mapping[str, str]] = dict

@@ -567,6 +567,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             project.get("provenance_sigstore") for project in self.projects.values()
         )
 
+    @property
+    def repositories(self) -> dict[str, dict[str, str]]:
+        """Return the URLs of connected repositories: project -> name -> URL.
+
+        The entry of the empty name is for projects without settings of their own.
+        """
+        own = {name: self.of_project(name).git.repositories for name in self.projects}
+        return {**own, "": self.git.repositories}
+
     def of_project(self, project: str) -> Settings:
         """Return the settings for builds of one project; in tables, its own entries win."""
         git = with_fields(self.git, {"project": project})

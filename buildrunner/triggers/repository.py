@@ -44,10 +44,45 @@ from buildrunner.triggers.forge_host import (
     public_forge,
     repository_key,
 )
-from buildrunner.triggers.hook_binding import BARE
+from buildrunner.triggers.hook_binding import BARE, HookBinding
 from buildrunner.triggers.settings import ForgeSetting
 
 _MIRRORS: Final = ("github", "bitbucket")
+
+
+class RepositoryNames(msgspec.Struct, frozen=True, kw_only=True):
+    """The URLs behind names of repositories. Each project has names of its own.
+
+    Attributes:
+        connected: connected repositories in the server's settings: project -> name -> URL. The
+            entry of the empty name is for all other projects.
+        hooks: bindings of hooks, by name.
+    """
+
+    connected: Mapping[str, Mapping[str, str]] = {}
+    hooks: Mapping[str, HookBinding] = {}
+
+    def connected_of(self, project: str) -> Mapping[str, str]:
+        """Return the connected repositories of a project: name -> URL."""
+        return self.connected.get(project) or self.connected.get("", {})
+
+    def bare(self, project: str, name: str) -> str:
+        """Return the URL of a bare repository; empty unless its hook may fire the project."""
+        binding = self.hooks.get(f"{BARE}/{name}")
+        return binding.repository if binding and binding.allows_project(project) else ""
+
+    def at(self, key: str) -> set[str]:
+        """Return the names that mean the repository with a `repository_key` in any project."""
+        named = {pair for one in self.connected.values() for pair in one.items()}
+        named |= {
+            (hook.partition("/")[2], binding.repository)
+            for hook, binding in self.hooks.items()
+            if binding.repository
+        }
+        return {name for name, url in named if repository_key(url) == key}
+
+
+_NO_NAMES: Final = RepositoryNames()
 
 
 class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +137,8 @@ class TriggerRepository(msgspec.Struct, frozen=True, kw_only=True):
         """Return the repository as text for users: ``acme/app on https://github.com (github)``."""
         if self.host is not None:
             return f"{self.name} on {self.host.url} ({self.host.kind})"
+        if self.connected:
+            return f"the connected repository {self.name}"
         if self.bare:
             return f"the bare repository {self.bare}"
         return self.url or self.name
@@ -121,8 +158,8 @@ def trigger_repository(
     trigger: BuildTrigger,
     forge: ForgeSetting | None = None,
     *,
-    repositories: Mapping[str, str] | None = None,
-    bare: Mapping[str, str] | None = None,
+    project: str = "",
+    names: RepositoryNames = _NO_NAMES,
 ) -> TriggerRepository | None:
     """Return the repository of a trigger; None for a trigger without one.
 
@@ -132,10 +169,10 @@ def trigger_repository(
     Args:
         trigger: the trigger, as `located` returns it.
         forge: the trigger's setting; None for none.
-        repositories: URLs of connected repositories in the server's settings, by name.
-        bare: URLs of bare repositories with a hook, by name.
+        project: the trigger's project.
+        names: the URLs behind names.
     """
-    found = _named(trigger, _wanted_host(forge), repositories or {})
+    found = _named(trigger, _wanted_host(forge), names.connected_of(project))
     if found is None:
         found = _lost_source(trigger, forge)
     if found is None:
@@ -151,7 +188,7 @@ def trigger_repository(
             hint="if that is right: " + _command(trigger, forge.kind, forge.host),
         )
     if found.bare and not found.url:
-        return msgspec.structs.replace(found, url=(bare or {}).get(found.bare, ""))
+        return msgspec.structs.replace(found, url=names.bare(project, found.bare))
     return found
 
 
@@ -210,29 +247,22 @@ def _names(trigger: Mapping[str, Any]) -> Iterator[str]:
         yield template.get("repoName", "")
 
 
-def event_keys(
-    event: Event, hook: str, *, repositories: Mapping[str, str], bare: Mapping[str, str]
-) -> set[str]:
+def event_keys(event: Event, hook: str, names: RepositoryNames) -> set[str]:
     """Return the `source_keys` of the triggers that the source of an event can fire.
 
     Args:
         event: the event.
         hook: the hook of its delivery.
-        repositories: URLs of connected repositories in the server's settings, by name.
-        bare: URLs of bare repositories with a hook, by name.
+        names: the URLs behind names.
     """
     if isinstance(event, MessageEvent):
         return {hook if event.kind == "webhook" else _topic_key(event.topic)}
     repository = event.repository
     key = repository_key(repository.clone_url)
     mirrored = repository.full_name.replace("/", "_", 1)
-    names = {repository.full_name, *(f"{kind}_{mirrored}" for kind in _MIRRORS)}
-    names |= {
-        name.rpartition("/repositories/")[2]
-        for name, url in (*repositories.items(), *bare.items())
-        if repository_key(url) == key
-    }
-    return {key, *map(repository_key, names)}
+    wanted = {repository.full_name, *(f"{kind}_{mirrored}" for kind in _MIRRORS)}
+    wanted |= {name.rpartition("/repositories/")[2] for name in names.at(key)}
+    return {key, *map(repository_key, wanted)}
 
 
 def _topic_key(topic: str) -> str:
@@ -280,9 +310,10 @@ def event_config(
 
 
 def _is_same(wanted: TriggerRepository, repository: Repository) -> bool:
-    if repository.bare:  # its hook identifies it by name, whatever URL it reports
-        return wanted.bare == repository.full_name
-    if not wanted.key or wanted.key != repository_key(repository.clone_url):
+    key = repository_key(repository.clone_url)
+    if repository.bare:
+        return wanted.bare == repository.full_name and repository_key(wanted.url) == key
+    if not wanted.key or wanted.key != key:
         return False
     kinds = (wanted.host.kind if wanted.host else "git", repository.forge)
     return "git" in kinds or kinds[0] == kinds[1]

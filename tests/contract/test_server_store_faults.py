@@ -30,6 +30,7 @@ from buildrunner.store.sql.migrate import REVISIONS, alembic_config, migrate
 from buildrunner.store.sql.schema import metadata
 from buildrunner.store.sql.store import ServerStore, open_store
 from buildrunner.triggers.hook_binding import unbound
+from buildrunner.triggers.repository import RepositoryNames
 from tests.fixtures_postgres import PostgresServer, running_postgres
 
 NOW = datetime(2026, 5, 1, 12, 0, tzinfo=UTC)
@@ -537,7 +538,7 @@ class TestMigrations:
         }
         assert store.triggers.settings("p", "at-gitea")["jitter"] == "1s"
         assert store.hooks.all() == {"git/Bare": {"repository": "file:///srv/bare.git"}}
-        problems = trigger_problems(store, {})
+        problems = trigger_problems(store, RepositoryNames())
         assert [one.partition(" of project")[0] for one in problems[:3]] == [
             "trigger at-gitea", "trigger nested", "trigger stash"
         ]  # fmt: skip

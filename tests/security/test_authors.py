@@ -25,6 +25,7 @@ from buildrunner.server.services.authorship import people_behind
 from buildrunner.settings import Settings
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.triggers.events import PullRequestEvent, PushEvent, Repository
+from buildrunner.triggers.repository import RepositoryNames
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import token_name
 from tests.security.test_approvals import words
@@ -170,7 +171,9 @@ def test_a_push_that_no_webhook_reported_has_no_known_author(place: Place) -> No
     url = f"{place.forge.url}/acme/app.git"
     refs = {"refs/heads/main": OLD}
     remote = RemoteRefs(list_refs=lambda _: dict(refs), message=lambda *_: "m")
-    context = replace(place.server.context, repositories={"acme/app": url})
+    context = replace(
+        place.server.context, repositories=RepositoryNames(connected={"": {"acme/app": url}})
+    )
     Reconciler(context, remote).look()
     refs["refs/heads/main"] = NEW
     assert Reconciler(context, remote).look() == 1

@@ -17,6 +17,7 @@ from buildrunner.server.services.triggers import trigger_problems
 from buildrunner.settings import load_settings
 from buildrunner.store.sql.schema import build_changes, builds, triggers
 from buildrunner.store.sql.triggers import index_triggers
+from buildrunner.triggers.repository import RepositoryNames
 from tests.api_server import ApiServer, api_server, now
 from tests.fixtures_git import Repository
 
@@ -172,7 +173,7 @@ def test_an_old_trigger_shows_none_builds_nothing_and_can_be_disabled_and_mended
         assert answer.status_code == 200, path
         assert PASSWORD not in answer.text, path
     assert "***" in server.http.get(api).text
-    (problem,) = trigger_problems(server.store, {})
+    (problem,) = trigger_problems(server.store, RepositoryNames())
     assert "trigger old of project p can't fire" in problem
     assert "holds a password or token" in problem
     server.http.post(f"{api}:run", json={"branchName": "main"})
@@ -186,7 +187,7 @@ def test_an_old_trigger_shows_none_builds_nothing_and_can_be_disabled_and_mended
     assert server.http.patch(api, json=masked).status_code == 400  # the mask is no address
     mended = server.http.patch(api, json={"name": "old", "build": STEPS})
     assert mended.status_code == 200, mended.text
-    assert trigger_problems(server.store, {}) == []
+    assert trigger_problems(server.store, RepositoryNames()) == []
 
 
 def test_an_old_build_is_shown_and_told_of_without_it(server: ApiServer) -> None:

@@ -23,7 +23,7 @@ from buildrunner.server.events.loop import DeliveryLoop
 from buildrunner.server.events.reconcile import ReconcileLoop, Reconciler, RemoteRefs
 from buildrunner.server.loop import Signal
 from buildrunner.store.model.deliveries import Watched
-from buildrunner.triggers.repository import pull_history
+from buildrunner.triggers.repository import RepositoryNames, pull_history
 from tests.api_server import ApiServer, api_server
 from tests.conftest import DEADLINE_S
 
@@ -92,7 +92,9 @@ def handle(server: ApiServer) -> None:
 
 def look(server: ApiServer, git: Git, **repositories: str) -> None:
     remote = RemoteRefs(list_refs=git.list_refs, message=lambda *_: "change")
-    Reconciler(replace(server.context, repositories=repositories), remote).look()
+    Reconciler(
+        replace(server.context, repositories=RepositoryNames(connected={"": repositories})), remote
+    ).look()
     handle(server)
 
 
@@ -274,7 +276,10 @@ def test_many_refs_that_moved_are_told_of_in_several_deliveries(server: ApiServe
     look(server, git, **{"Acme/app": URL})
     git.refs[URL] |= {f"refs/heads/b{number}": NEW for number in range(120)}
     remote = RemoteRefs(list_refs=git.list_refs, message=lambda *_: "change")
-    made = Reconciler(replace(server.context, repositories={"Acme/app": URL}), remote).look()
+    made = Reconciler(
+        replace(server.context, repositories=RepositoryNames(connected={"": {"Acme/app": URL}})),
+        remote,
+    ).look()
     assert made == 3
     handle(server)
     assert len(built(server)) == 50  # a page of them
@@ -291,7 +296,9 @@ def test_a_git_server_that_tells_no_message_is_not_asked_for_more(server: ApiSer
 
     make_trigger(server)
     git = Git(main=OLD)
-    context = replace(server.context, repositories={"Acme/app": URL})
+    context = replace(
+        server.context, repositories=RepositoryNames(connected={"": {"Acme/app": URL}})
+    )
     reconciler = Reconciler(context, RemoteRefs(list_refs=git.list_refs, message=message))
     reconciler.look()
     git.refs[URL] |= {"refs/heads/main": NEW, "refs/heads/other": NEWEST}
@@ -337,7 +344,9 @@ def test_a_git_server_that_does_not_answer_holds_up_no_other(server: ApiServer) 
     remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "change")
     arrived = Signal()
     arrived.connect(compared.set)
-    context = replace(server.context, repositories=places, hook_arrived=arrived)
+    context = replace(
+        server.context, repositories=RepositoryNames(connected={"": places}), hook_arrived=arrived
+    )
     assert Reconciler(context, remote).look() == 1
     handle(server)
     assert built(server) == [NEW]
@@ -368,7 +377,7 @@ def test_slow_repositories_of_a_project_leave_their_host_to_others(
             raise SourceError("it did not answer in time")
         return {"refs/heads/main": OLD}
 
-    context = replace(server.context, repositories=places)
+    context = replace(server.context, repositories=RepositoryNames(connected={"": places}))
     reconciler = Reconciler(context, RemoteRefs(list_refs=list_refs, message=lambda *_: "m"))
     for _ in range(2):
         reconciler.look()
@@ -429,7 +438,9 @@ def test_a_look_that_is_under_way_has_ended_when_the_loop_is_stopped(server: Api
         raise SourceError("it was cancelled")
 
     remote = RemoteRefs(list_refs=list_refs, message=lambda *_: "", stop=stopped.set)
-    context = replace(server.context, repositories={"Acme/app": URL})
+    context = replace(
+        server.context, repositories=RepositoryNames(connected={"": {"Acme/app": URL}})
+    )
     loop = ReconcileLoop(Reconciler(context, remote), 3600)
     loop.start()
     assert requested.wait(30)

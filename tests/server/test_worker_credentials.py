@@ -23,6 +23,7 @@ from buildrunner.provenance.stored import read_attestations
 from buildrunner.registries.logins import DockerLogins
 from buildrunner.server.http.tokens import new_token
 from buildrunner.settings import Settings
+from buildrunner.settings.settings_file import GitSettings
 from buildrunner.spec.model.build import Build, BuildOptions, Status, VerifyOption
 from buildrunner.store.model.builds import Lease, NewBuild
 from buildrunner.store.model.remote import Provenance
@@ -76,13 +77,15 @@ def queue(server: ApiServer, name: str = "w1") -> RemoteQueue:
     return RemoteQueue(connection, send_log=lambda *_: None)
 
 
-def claimed(server: ApiServer, token: str = "w1", **changes: Any) -> Lease:
+def claimed(
+    server: ApiServer, token: str = "w1", source: dict[str, Any] | None = None, **changes: Any
+) -> Lease:
     """A build of the trigger that a worker has claimed; its id is that of the build."""
     step = {"name": "busybox", "args": ["deploy", "hunter24"]}
     request = {
         "steps": [step],
         "images": [IMAGE],
-        "source": {"gitSource": {"url": REPOSITORY, "revision": "main"}},
+        "source": source or {"gitSource": {"url": REPOSITORY, "revision": "main"}},
     }
     document = {
         **request,
@@ -171,6 +174,30 @@ def test_a_build_of_a_worker_gets_a_token_that_says_what_the_server_knows(
     assert claims["sub"] == "project:p:trigger:t1:ref:refs/heads/main"
     assert (claims["build_id"], claims["trigger_name"]) == (lease.build_id, "deploy")
     assert (claims["repository"], claims["commit"]) == (REPOSITORY, "c" * 40)
+
+
+@pytest.mark.parametrize("common", [{}, {"app": REPOSITORY}])
+def test_the_repository_is_the_one_that_the_build_s_project_names(
+    tmp_path: Path, common: dict[str, str]
+) -> None:
+    """Issue: the server stated what other projects name so, and the worker fetched another one."""
+    fetched = "https://git.example.com/other/real"
+    own = {"p": {"git": {"repositories": {"app": fetched}}}}
+    machine = Settings(git=GitSettings(repositories=common), projects=own)
+    with api_server(tmp_path / "data", auth=True, machine=machine) as server:
+        server.store.triggers.create("p", "global", {"id": "t1", "name": "deploy"})
+        server.store.triggers.set_settings("p", "t1", {"identity": {"audiences": [AUDIENCE]}})
+        server.secrets["s"] = "hunter24"
+        mine = queue(server)
+        lease = begun(server, mine, source={"repoSource": {"repoName": "app"}})
+        token = RemoteIdentities(mine, lease).identity_token(AUDIENCE)
+        attested(mine, lease, published())
+        folder = log_folder(server.context.data_folder, lease.build_id)
+        envelope = json.loads(read_attestations(folder, lease.build_id))
+    claims = jwt.decode(token, options={"verify_signature": False})
+    assert claims["repository"] == fetched
+    definition = json.loads(base64.b64decode(envelope["payload"]))["predicate"]["buildDefinition"]
+    assert definition["externalParameters"]["source"]["repository"] == fetched
 
 
 def test_a_token_that_the_trigger_does_not_allow_is_refused(server: ApiServer) -> None:

@@ -93,6 +93,7 @@ def _serve(
     from buildrunner.server.services.provisioner import Provisioner, fits_spare
     from buildrunner.sources.uploads import SourceUploads
     from buildrunner.store.model.builds import KnownServer
+    from buildrunner.triggers.repository import RepositoryNames
     from buildrunner.worker.policy import check_rules
     from buildrunner.worker.program import keeping_of
 
@@ -142,7 +143,7 @@ def _serve(
         clock=utc_now,
         new_id=new_build_id,
         secrets=wiring.ServerSecrets(settings),
-        repositories=settings.git.repositories,
+        repositories=RepositoryNames(connected=settings.repositories),
         stores=cache(lambda project: wiring.stores(settings.of_project(project))),
         keeping=keeping_of(worker_settings),
         facts=EngineFacts() if args.sandbox != "none" else dict,

@@ -141,9 +141,9 @@ class WorkerCredentials:
         if source is None:
             return ""
         try:
-            found = request_of(
-                source, project_id=build.project_id, repositories=self._context.repositories
-            )
+            project = build.project_id
+            names = self._context.repositories.connected_of(project)
+            found = request_of(source, project_id=project, repositories=names)
             return parse_git_url(found.url).text
         except SourceError:
             return ""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from buildrunner.errors import ConfigError, Conflict, NotFound, StoreError, UsageError
 from buildrunner.problem import Problem
@@ -42,6 +43,7 @@ from buildrunner.triggers.events import Event
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, HookBinding, unbound
 from buildrunner.triggers.repository import (
+    RepositoryNames,
     TriggerRepository,
     bare_history,
     event_keys,
@@ -86,10 +88,10 @@ class KnownTriggers:
 
     Args:
         store: the store of triggers.
-        repositories: URLs of connected repositories by name.
+        repositories: the URLs of connected repositories.
     """
 
-    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
+    def __init__(self, store: ServerStore, repositories: RepositoryNames) -> None:
         self._store = store
         self._repositories = repositories
         self._lock = threading.Lock()
@@ -108,26 +110,25 @@ class KnownTriggers:
         Raises:
             StoreError: the database fails.
         """
-        bare = bare_repositories(self._store)
-        keys = event_keys(event, hook, repositories=self._repositories, bare=bare)
-        versions = self._store.triggers.versions(keys)
-        return [known for one in versions if (known := self._known(one, bare)) is not None]
+        names = current_names(self._store, self._repositories)
+        versions = self._store.triggers.versions(event_keys(event, hook, names))
+        return [known for one in versions if (known := self._known(one, names)) is not None]
 
-    def _known(self, wanted: TriggerVersion, bare: Mapping[str, str]) -> KnownTrigger | None:
+    def _known(self, wanted: TriggerVersion, names: RepositoryNames) -> KnownTrigger | None:
         """Return the current trigger; None if it was deleted meanwhile."""
         key = (wanted.project, wanted.id)
         with self._lock:
             kept = self._kept.get(key)
-            if kept is not None and (kept.version, kept.bare) == (wanted.version, bare):
+            if kept is not None and (kept.version, kept.names) == (wanted.version, names):
                 self._kept.move_to_end(key)
                 return kept.trigger
         stored = self._store.triggers.stored(*key)
-        known = None if stored is None else _known(stored, self._repositories, bare)
+        known = None if stored is None else _known(stored, names)
         with self._lock:
             before = self._kept.pop(key, None)
             self._bytes -= before.size if before else 0
             if stored is not None and known is not None and stored.size <= _MOST_KEPT:
-                self._kept[key] = _Kept(known, stored.version, dict(bare), stored.size)
+                self._kept[key] = _Kept(known, stored.version, names, stored.size)
                 self._bytes += stored.size
             while self._bytes > _MOST_KEPT:
                 self._bytes -= self._kept.popitem(last=False)[1].size
@@ -139,7 +140,7 @@ class _Kept(NamedTuple):
 
     trigger: KnownTrigger
     version: int
-    bare: Mapping[str, str]
+    names: RepositoryNames
     size: int
 
 
@@ -150,14 +151,14 @@ class KnownRepositories:
 
     Args:
         store: the store of triggers.
-        repositories: URLs of connected repositories by name.
+        repositories: the URLs of connected repositories.
     """
 
-    def __init__(self, store: ServerStore, repositories: Mapping[str, str]) -> None:
+    def __init__(self, store: ServerStore, repositories: RepositoryNames) -> None:
         self._store = store
         self._repositories = repositories
         self._found: dict[TriggerVersion, TriggerRepository | None] = {}
-        self._bare: dict[str, str] = {}
+        self._names = repositories
 
     def all(self) -> list[tuple[str, TriggerRepository]]:
         """Return each trigger's project and its current repository.
@@ -165,9 +166,9 @@ class KnownRepositories:
         Raises:
             StoreError: the database fails.
         """
-        bare = bare_repositories(self._store)
-        before = self._found if bare == self._bare else {}
-        self._bare = bare
+        names = current_names(self._store, self._repositories)
+        before = self._found if names == self._names else {}
+        self._names = names
         self._found = {
             one: before[one] if one in before else self._read(one)
             for one in self._store.triggers.versions()
@@ -182,7 +183,7 @@ class KnownRepositories:
         stored = self._store.triggers.stored(wanted.project, wanted.id)
         if stored is None or stored.document.get("disabled"):
             return None
-        return _known(stored, self._repositories, self._bare).repository
+        return _known(stored, self._names).repository
 
 
 def forget_histories(context: ServerContext, project: str, histories: Collection[str]) -> None:
@@ -199,9 +200,9 @@ def forget_histories(context: ServerContext, project: str, histories: Collection
     gone = set(histories)
     if not gone:
         return
-    bare = bare_repositories(context.store)
+    names = current_names(context.store, context.repositories)
     for stored in context.store.triggers.every(project):
-        other = _known(stored, context.repositories, bare).repository
+        other = _known(stored, names).repository
         if other is None:
             continue
         if other.problem:
@@ -244,7 +245,7 @@ def known_trigger(context: ServerContext, project: str, document: Document) -> K
         settings=context.store.triggers.settings(project, document["id"]),
         size=0,
     )
-    return _known(stored, context.repositories, bare_repositories(context.store))
+    return _known(stored, current_names(context.store, context.repositories))
 
 
 def hook_bindings(store: ServerStore) -> dict[str, HookBinding]:
@@ -261,18 +262,12 @@ def hook_binding(store: ServerStore, hook: str) -> HookBinding | None:
         return None
 
 
-def bare_repositories(store: ServerStore) -> dict[str, str]:
-    """Return the bare repositories with a hook: name -> URL."""
-    return {
-        name.partition("/")[2]: one.repository
-        for name, one in hook_bindings(store).items()
-        if name.partition("/")[0] == BARE
-    }
+def current_names(store: ServerStore, repositories: RepositoryNames) -> RepositoryNames:
+    """Return the URLs behind names, with those of the bare repositories that have a hook."""
+    return replace(repositories, hooks=hook_bindings(store))
 
 
-def _known(
-    stored: StoredTrigger, repositories: Mapping[str, str], bare: Mapping[str, str]
-) -> KnownTrigger:
+def _known(stored: StoredTrigger, names: RepositoryNames) -> KnownTrigger:
     trigger = decode_message(BuildTrigger, stored.document).value
     try:
         settings = read_settings(stored.settings)
@@ -280,7 +275,7 @@ def _known(
     except ConfigError as error:  # stored by another version
         settings, wrong = TriggerSettings(), f"its settings can't be read: {error}"
     trigger = located(trigger, settings.forge)
-    repository = trigger_repository(trigger, settings.forge, repositories=repositories, bare=bare)
+    repository = trigger_repository(trigger, settings.forge, project=stored.project, names=names)
     if repository is not None and wrong:  # they name its forge, which no other may replace
         repository = TriggerRepository(name=repository.name, problem=wrong, hint=_UNREADABLE)
     return KnownTrigger(
@@ -293,22 +288,22 @@ def _known(
     )
 
 
-def trigger_problems(store: ServerStore, repositories: Mapping[str, str]) -> list[str]:
+def trigger_problems(store: ServerStore, repositories: RepositoryNames) -> list[str]:
     """Return one sentence with the remedy for each enabled trigger that can't fire.
 
     Hooks with deliveries but without a binding are included, too.
 
     Args:
         store: the server's store.
-        repositories: URLs of connected repositories by name.
+        repositories: the URLs of connected repositories.
 
     Raises:
         StoreError: the database fails.
     """
     found = []
-    bare = bare_repositories(store)
+    names = current_names(store, repositories)
     for stored in store.triggers.every():
-        one = _known(stored, repositories, bare)
+        one = _known(stored, names)
         if one.trigger.disabled:
             continue
         where = f"trigger {one.trigger.name} of project {one.project} can't fire"
@@ -441,8 +436,7 @@ class Triggers:
         stored = context.store.triggers.stored(project, trigger_id)
         if stored is None:
             return None
-        bare = bare_repositories(context.store)
-        return _known(stored, context.repositories, bare).repository
+        return _known(stored, current_names(context.store, context.repositories)).repository
 
     def _forget(self, project: str, before: TriggerRepository | None, trigger_id: str) -> None:
         """Forget the commits of a repository that a trigger had, if no other trigger has it.

@@ -19,7 +19,7 @@ from buildrunner.triggers.events import (
     PushEvent,
     Repository,
 )
-from buildrunner.triggers.repository import trigger_repository
+from buildrunner.triggers.repository import RepositoryNames, trigger_repository
 from tests.plans import plan_build
 
 COMMIT = "0123456789" * 4
@@ -143,7 +143,7 @@ def test_a_fork_that_is_gone_is_built_from_the_base_repository_and_still_not_tru
 def test_a_repository_that_the_settings_name_is_fetched_from_there(fields, source):
     known = {"c/app": "ssh://git@inside/app", "mirror": "ssh://git@inside/mirror"}
     trigger = a_trigger(github=None, **fields)
-    wanted = trigger_repository(trigger, repositories=known)
+    wanted = trigger_repository(trigger, names=RepositoryNames(connected={"": known}))
     assert event_run(trigger, a_push(), wanted).request["source"] == source
     unknown = event_run(trigger, a_push(), trigger_repository(trigger))
     unknown = unknown.request["source"]["gitSource"]

@@ -20,7 +20,7 @@ from buildrunner.triggers.events import (
 from buildrunner.triggers.forge_host import named_forge
 from buildrunner.triggers.hook_binding import on_host
 from buildrunner.triggers.matching import match, open_question
-from buildrunner.triggers.repository import trigger_repository
+from buildrunner.triggers.repository import RepositoryNames, trigger_repository
 from buildrunner.triggers.settings import ForgeSetting
 
 NO_COMMIT = "0" * 40
@@ -329,7 +329,8 @@ SERVER = on("bitbucket-server", "bb.example.com/stash", "prj/app")
         (CONNECTED, GITEA, on("gitlab", "git.example.com", "acme/app"), False),
         (CONNECTED, None, on("gitea", "git.example.com:3000", "acme/app"), False),
         (CONNECTED, None, on("gitea", "git.example.com", "acme/other"), False),
-        (CONNECTED, None, bare("app"), True),
+        (CONNECTED, None, bare("app", "https://git.example.com/acme/app"), True),
+        (CONNECTED, None, bare("app"), False),
         (CONNECTED, None, bare("other", "https://git.example.com/acme/app"), False),
         (AT_URL, None, APP, True),
         (AT_URL, None, on("github", "ghe.example.com", "acme/app"), False),
@@ -355,7 +356,9 @@ def test_a_trigger_is_for_one_repository_of_one_forge(
     config: dict, forge: ForgeSetting | None, repository: Repository, listens: bool
 ) -> None:
     requested = trigger(**config)
-    wanted = trigger_repository(requested, forge, repositories=REPOSITORIES)
+    wanted = trigger_repository(
+        requested, forge, names=RepositoryNames(connected={"": REPOSITORIES})
+    )
     verdict = match(requested, pushed("x", repository=repository), repository=wanted)
     assert verdict.fires is listens, verdict.rules
 

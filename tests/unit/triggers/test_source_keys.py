@@ -10,7 +10,9 @@ from buildrunner.spec.model.trigger import BuildTrigger
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.triggers.events import MessageEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import named_forge
+from buildrunner.triggers.hook_binding import HookBinding
 from buildrunner.triggers.repository import (
+    RepositoryNames,
     event_keys,
     listens_to,
     source_keys,
@@ -24,6 +26,10 @@ REPOSITORIES = {
     "github_acme_app": "https://git.example.com/acme/app",
 }
 BARE = {"bare": "file:///srv/app.git", "web": "https://git.example.com/acme/app"}
+NAMES = RepositoryNames(
+    connected={"": REPOSITORIES},
+    hooks={f"git/{name}": HookBinding(repository=url) for name, url in BARE.items()},
+)
 GITEA = ForgeSetting(kind="gitea", host="https://git.example.com")
 FULL = "projects/p/locations/l/connections/c/repositories"
 
@@ -79,10 +85,10 @@ def test_an_event_has_a_key_of_each_trigger_that_listens_to_its_repository(
     trigger: dict[str, Any], forge: ForgeSetting | None, repository: Repository
 ) -> None:
     message = decode_message(BuildTrigger, {"name": "t", **trigger}).value
-    wanted = trigger_repository(message, forge, repositories=REPOSITORIES, bare=BARE)
+    wanted = trigger_repository(message, forge, names=NAMES)
     assert listens_to(wanted, repository).passed, listens_to(wanted, repository).text
     event = PushEvent(repository=repository, ref="refs/heads/main", before="a", after="b")
-    keys = event_keys(event, "gitea", repositories=REPOSITORIES, bare=BARE)
+    keys = event_keys(event, "gitea", NAMES)
     assert source_keys("p", trigger) & keys
 
 
@@ -90,8 +96,7 @@ def test_a_trigger_of_the_same_name_on_another_forge_is_found_to_say_why_it_does
     keys = event_keys(
         PushEvent(repository=ON_GITHUB, ref="refs/heads/main", before="a", after="b"),
         "github",
-        repositories={},
-        bare={},
+        RepositoryNames(),
     )
     assert source_keys("p", {"github": {"owner": "acme", "name": "app"}}) <= keys
     assert not source_keys("p", {"github": {"owner": "acme", "name": "lib"}}) & keys
@@ -100,14 +105,11 @@ def test_a_trigger_of_the_same_name_on_another_forge_is_found_to_say_why_it_does
 def test_calls_and_messages_have_the_keys_of_their_triggers_only() -> None:
     called = {"name": "t", "webhookConfig": {"secret": "s"}}
     listening = {"name": "t", "pubsubConfig": {"topic": "projects/p/topics/t"}}
-    call = event_keys(
-        MessageEvent(kind="webhook", body={}), "webhook/p/t", repositories={}, bare={}
-    )
+    call = event_keys(MessageEvent(kind="webhook", body={}), "webhook/p/t", RepositoryNames())
     message = event_keys(
         MessageEvent(kind="pubsub", body={}, topic="projects/p/topics/t"),
         "pubsub/x",
-        repositories={},
-        bare={},
+        RepositoryNames(),
     )
     assert call == source_keys("p", called)
     assert message == source_keys("p", listening)

@@ -11,6 +11,7 @@ from buildrunner.triggers.build import (
     manual_run,
     webhook_run,
 )
+from buildrunner.triggers.hook_binding import HookBinding
 from buildrunner.triggers.labels import (
     BUILT_REF,
     CONFIG_LABEL,
@@ -18,7 +19,7 @@ from buildrunner.triggers.labels import (
     GIVEN_VALUES,
     TRIGGER_NAME,
 )
-from buildrunner.triggers.repository import trigger_repository
+from buildrunner.triggers.repository import RepositoryNames, trigger_repository
 from buildrunner.triggers.settings import ForgeSetting
 
 INLINE = {"steps": [{"name": "busybox"}], "substitutions": {"_A": "file", "_B": "file"}}
@@ -127,7 +128,8 @@ def test_tags_of_the_build_and_of_the_trigger_are_kept_once():
 )
 def test_the_source_is_the_repository_at_the_revision(fields, run, source, values):
     trigger = a_trigger(filename="ci/cloudbuild.yaml", **fields)
-    wanted = trigger_repository(trigger, repositories={"c/r": "ssh://git@inside/r"})
+    names = RepositoryNames(connected={"": {"c/r": "ssh://git@inside/r"}})
+    wanted = trigger_repository(trigger, names=names)
     made = manual_run(trigger, a_source(**run), wanted)
     assert made.request["source"] == source
     assert values.items() <= made.request["substitutions"].items()
@@ -163,7 +165,8 @@ def test_the_source_is_the_repository_at_the_revision(fields, run, source, value
 def test_a_repository_is_fetched_from_its_forge_or_from_where_its_hook_is(fields, url, labels):
     trigger = a_trigger(filename="c.yaml", **fields)
     forge = ForgeSetting(kind="gitea", host="https://git.example.com")
-    wanted = trigger_repository(trigger, forge, bare={"bare": "file:///srv/bare.git"})
+    hooks = {"git/bare": HookBinding(repository="file:///srv/bare.git")}
+    wanted = trigger_repository(trigger, forge, names=RepositoryNames(hooks=hooks))
     made = manual_run(trigger, None, wanted)
     folder = {"dir": "d"} if "triggerTemplate" in fields else {}
     fetched = {"url": url, "revision": "refs/heads/main", **folder}
