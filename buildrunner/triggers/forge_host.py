@@ -28,6 +28,8 @@ PUBLIC: Final = {
 _ALIASES: Final = {"forgejo": "gitea", "gogs": "gitea"}
 _PUBLIC_KINDS: Final = {url.removeprefix("https://"): kind for kind, url in PUBLIC.items()}
 _HOSTNAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?|[0-9a-f:.]+")
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/*")
+"""A path with one spelling: without ``%41``, ``..``, ``//`` and parameters."""
 _SCP_FORM: Final = re.compile(r"(?:[^@/:\s]+@)?(\[[^]/]+\]|[^/:\s]+):(?!//)(.+)", re.DOTALL)
 _SEGMENT: Final = r"(?!\.{1,2}(?:/|$))[A-Za-z0-9_.~+-]+"
 _FULL_NAME: Final = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})+")
@@ -271,6 +273,8 @@ def _normalized(url: str) -> str:
     if parts.scheme not in _PORTS or not _HOSTNAME.fullmatch(host):
         raise wrong
     if parts.username is not None or parts.query or parts.fragment:
+        raise wrong
+    if not _PATH.fullmatch(parts.path):
         raise wrong
     shown = f"[{host}]" if ":" in host else host
     shown += f":{port}" if port not in (None, _PORTS[parts.scheme]) else ""

@@ -115,7 +115,10 @@ def bound(parsed: ParsedDelivery, hook: str, binding: HookBinding) -> ParsedDeli
         return parsed
     if kind == BARE:
         return _map(parsed, lambda event: _bound_bare(event, name, binding))
-    host = named_forge(kind, binding.host)
+    try:
+        host = named_forge(kind, binding.host)
+    except UsageError as error:  # an earlier version accepted it
+        raise BadDelivery(f"the hook {hook} is bound to {binding.host}: {error}") from error
     return _map(parsed, lambda event: _bound_to(event, hook, host, binding))
 
 

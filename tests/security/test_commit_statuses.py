@@ -88,6 +88,22 @@ def test_no_other_spelling_of_an_owner_s_name_reports_on_its_repositories(
     assert not may_speak_for(hooks, named_forge("github"), f"{owner}/app", "theirs")
 
 
+@pytest.mark.parametrize("path", ["/%67itea", "/x/../gitea", "//gitea", "/gitea/."])
+def test_no_other_spelling_of_a_forge_s_path_reports_on_its_repositories(
+    server: ApiServer, path: str
+) -> None:
+    """Issue: the server reported with its own token, although the owner was bound to `ours`."""
+    place = "https://git.example.com"
+    server.hook("gitea", "s3cret", host=f"{place}/gitea", owners=["acme"], projects=["ours"])
+    document = {"name": "ci", "build": {"steps": [{"name": "busybox"}]}, **of_acme()}
+    query = {"forge": "gitea", "forgeHost": place + path}
+    answer = server.http.post("/v1/projects/theirs/triggers", json=document, params=query)
+    assert answer.status_code == 400
+    assert "invalid address of a forge" in answer.text
+    binding = {"host": place + path, "owners": ["acme"]}
+    assert server.http.put("/buildrunner/v1/hooks/gitea/x", json=binding).status_code == 400
+
+
 def test_whoever_runs_a_trigger_can_not_report_in_the_name_of_another(server: ApiServer) -> None:
     path = trigger(server, "ours", "lint", **of_acme())
     assert run(server, path, TRIGGER_NAME="ci") == ["buildrunner/ours/lint"]

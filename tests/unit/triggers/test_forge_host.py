@@ -29,6 +29,7 @@ from buildrunner.triggers.forge_host import (
         ("gitea", "http://10.0.0.7:3000", "http://10.0.0.7:3000"),
         ("gitea", "http://[::1]:3000/", "http://[::1]:3000"),
         ("gitlab", "https://example.com/gitlab/", "https://example.com/gitlab"),
+        ("gitlab", "https://example.com/~ci/v1.2_a-b", "https://example.com/~ci/v1.2_a-b"),
     ],
 )
 def test_a_forge_is_named_by_host_or_url(kind: str, text: str, url: str) -> None:
@@ -54,6 +55,12 @@ def test_a_forge_is_named_by_host_or_url(kind: str, text: str, url: str) -> None
         ("gitea", "https://git_example.com"),
         ("gitea", "https://g\u0131t.example.com"),
         ("gitea", "https://git.example.com:99999"),
+        ("gitea", "https://git.example.com/%67itea"),
+        ("gitea", "https://git.example.com/x/../gitea"),
+        ("gitea", "https://git.example.com/./gitea"),
+        ("gitea", "https://git.example.com//gitea"),
+        ("gitea", "https://git.example.com/gitea;x"),
+        ("gitea", "https://git.example.com/git\u0435a"),
     ],
 )
 def test_what_names_no_forge_is_refused(kind: str, text: str) -> None:

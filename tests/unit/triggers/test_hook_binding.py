@@ -169,6 +169,13 @@ def test_a_pull_request_names_commits(field: str, commit: str) -> None:
         bound(ParsedDelivery(kind="push", events=(event,)), "github", HookBinding(owners=("acme",)))
 
 
+def test_a_binding_of_an_earlier_version_with_another_spelling_of_its_host_fires_nothing() -> None:
+    binding = HookBinding(host="https://git.example.com/%67itea", owners=("acme",))
+    delivery = ParsedDelivery(kind="push", events=(push(),))
+    with pytest.raises(BadDelivery, match="invalid address of a forge"):
+        bound(delivery, "gitea", binding)
+
+
 def test_an_unbound_hook_says_how_to_bind_it() -> None:
     assert "`buildrunner hooks set github/a --owner OWNER`" in unbound("github/a")
     assert "hooks set gitea --host https://HOST --owner OWNER`" in unbound("gitea")
