@@ -19,6 +19,7 @@ from buildrunner.secrets.secret_name import (
     SecretName,
     forge_host,
     forge_token_name,
+    has_project_number,
     is_key_name,
     is_servers_own,
     parse_name,
@@ -419,8 +420,14 @@ def check_scope(name: str, scope: Scope | None) -> None:
     """Refuse a scope that the secret can't have.
 
     Raises:
-        UsageError: the secret is the server's own, or would belong to no project.
+        UsageError: the secret is the server's own, or would belong to no project, or its name has
+            the number of a project, under which no secret is read.
     """
+    if scope is not None and has_project_number(name):
+        raise UsageError(
+            f"{name} has a project's number, and scopes hold for names with its id",
+            hint="write projects/ID/... here, also if configs write the number",
+        )
     if is_servers_own(name):
         if scope is not None:
             raise UsageError(

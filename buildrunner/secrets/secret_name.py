@@ -27,6 +27,8 @@ _NAME = re.compile(
 
 _KEY = re.compile(rf"projects/[^/\s]+/locations/{_ID}/keyRings/{_ID}/cryptoKeys/{_ID}")
 
+_NUMBERED = re.compile("projects/[0-9]+/")
+
 _VERSION = re.compile("/(?:versions|cryptoKeyVersions)/")
 
 
@@ -68,6 +70,11 @@ def parse_name(text: str) -> SecretName:
 def is_key_name(text: str) -> bool:
     """Return whether ``text`` is the name of a key of Cloud KMS."""
     return _KEY.fullmatch(text) is not None
+
+
+def has_project_number(name: str) -> bool:
+    """Return whether a name has the number of a project instead of its id."""
+    return _NUMBERED.match(name) is not None
 
 
 def without_version(name: str) -> str:

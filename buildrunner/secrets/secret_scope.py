@@ -31,6 +31,7 @@ from buildrunner.secrets.provider import ProviderChain, subject_of
 from buildrunner.secrets.secret_name import (
     OLD_FORGE_PREFIX,
     forge_token_name,
+    has_project_number,
     is_servers_own,
     names_of,
     without_version,
@@ -416,6 +417,8 @@ class ScopedSecrets:
 
     def _hint(self, name: str) -> str:
         secret = without_version(name)
+        if has_project_number(secret):  # of another project: no scope can share it by this name
+            secret = secret.rpartition("/")[2]
         if self._asker.use not in PROJECT_USES:
             return f"on the server, as its user: buildrunner secrets set {secret}"
         return (

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from buildrunner import wiring
 from buildrunner.containers.docker.engine import DockerEngine
 from buildrunner.errors import SecretError
+from buildrunner.plan.build_plan import project_number
 from buildrunner.plan.pinned_images import with_pinned_images
 from buildrunner.plan.resolve import PlanContext
 from buildrunner.secrets.secret_name import SecretName, parse_name
@@ -287,8 +288,6 @@ def test_the_name_of_a_variable_is_no_way_to_a_short_name(
 def test_a_build_gets_what_is_its_project_s(
     tmp_path: Path, settings: Settings, name: str, value: str
 ) -> None:
-    from buildrunner.plan.build_plan import project_number
-
     request = asking_for(name.replace("$PROJECT_NUMBER", project_number("shop")))
     assert resolved(settings, built(request)) == value_of(value)
 
@@ -322,6 +321,24 @@ def run_trigger(server: ApiServer, name: str, source: dict[str, Any]) -> StoredB
 
 def test_the_trigger_and_branch_of_a_secret_get_it(server: ApiServer, settings: Settings) -> None:
     assert resolved(settings, run_trigger(server, "deploy", {})) == value_of("deploy")
+
+
+def test_the_number_of_a_project_avoids_no_limit(settings: Settings) -> None:
+    """A name with the number has the scope of the name with the id, and none of its own."""
+    store = wiring.secret_store(settings)
+    store.set_scope("projects/shop/secrets/own", Scope(triggers=("deploy",)))
+    for project in ("shop", project_number("shop")):
+        with pytest.raises(SecretError, match="is limited to the triggers deploy"):
+            resolved(settings, built(asking_for(f"projects/{project}/secrets/own")))
+
+
+def test_a_name_with_the_number_of_another_project_is_shared_by_its_short_name(
+    settings: Settings,
+) -> None:
+    name = f"projects/{project_number('bank')}/secrets/money"
+    with pytest.raises(SecretError) as caught:
+        resolved(settings, built(asking_for(name)))
+    assert "`buildrunner secrets scope money --project shop`" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import pytest
 from buildrunner.cli.main import main
 from buildrunner.store.sql.store import open_store
 
+NUMBERED = "projects/102892647586/secrets/key"
+NUMBERED_KEY = "projects/102892647586/locations/global/keyRings/r/cryptoKeys/k"
 IMAGE = f"busybox@sha256:{'a' * 64}"
 
 
@@ -97,6 +99,9 @@ def test_what_is_at_google_is_shared_by_its_name(run):
         (["scope", "hooks-github", "--project", "p"], "is the server's own"),
         (["scope", "forge-github_com"], "is the server's own"),
         (["set", "key", "--trigger", "deploy"], "key belongs to no project"),
+        (["set", NUMBERED, "--trigger", "deploy"], "scopes hold for names with its id"),
+        (["scope", NUMBERED, "--trigger", "deploy"], "scopes hold for names with its id"),
+        (["scope", NUMBERED_KEY, "--project", "p"], "scopes hold for names with its id"),
         (["set", "key", "--project", "a b"], "'a b' is no project id"),
         (["set", "key", "--project", "p", "--image", "app:1"], "write app:1@sha256:DIGEST"),
         (
