@@ -29,6 +29,7 @@ from buildrunner.server.api import worker as routes_worker
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import CallerShares, SameSite, SecureHeaders
 from buildrunner.server.http.bodies import (
+    BADGES_AT_ONCE,
     BUILDS_AT_ONCE,
     LARGE_AT_ONCE,
     PACKS_AT_ONCE,
@@ -110,6 +111,7 @@ def create_app(context: ServerContext) -> FastAPI:
     )
     app.state.large_bodies = CallerSlots("large requests", LARGE_AT_ONCE)
     app.state.searches = CallerSlots("searches", SEARCHES_AT_ONCE)
+    app.state.badges = CallerSlots("badges", BADGES_AT_ONCE)
     app.state.uploads = CallerSlots("uploads", UPLOADS_AT_ONCE)
     app.state.packs = CallerSlots("sources", PACKS_AT_ONCE)
     app.state.checked_builds = CallerSlots("requests that check builds", BUILDS_AT_ONCE)

@@ -26,13 +26,20 @@ from buildrunner.server.events.loop import (
     DeliveryLoop,
     SlowDeliveries,
 )
-from buildrunner.server.http.bodies import PACKS_AT_ONCE, SEARCHES_AT_ONCE, UPLOADS_AT_ONCE
+from buildrunner.server.http.bodies import (
+    BADGES_AT_ONCE,
+    PACKS_AT_ONCE,
+    SEARCHES_AT_ONCE,
+    UPLOADS_AT_ONCE,
+)
 from buildrunner.sources import uploads as upload_module
 from buildrunner.sources.uploads import SourceFile, SourceUploads, UploadQuotaExceeded
 from buildrunner.store.model.deliveries import NewDelivery
 from buildrunner.store.sql.builds import SqlBuilds
+from buildrunner.store.sql.triggers import SqlTriggers
 from tests.api_server import ApiServer, api_server, now
 from tests.conftest import DEADLINE_S
+from tests.held_calls import HeldCalls
 
 CEL = "body.a == 'b'"
 
@@ -57,7 +64,7 @@ def test_badges_for_strangers_wait_and_leave_threads_to_others(
         path = f"{server.url}/badge/p/t.svg?branch=main"
         requested = [senders.submit(httpx.get, path, timeout=60) for _ in range(50)]
         try:
-            for _ in range(SEARCHES_AT_ONCE):
+            for _ in range(BADGES_AT_ONCE):
                 assert begun.acquire(timeout=30)
             answer = httpx.get(f"{server.url}/v1/projects/p/triggers", timeout=60)
             assert answer.status_code == 200
@@ -65,6 +72,35 @@ def test_badges_for_strangers_wait_and_leave_threads_to_others(
         finally:
             go_on.set()
         assert [one.result().status_code for one in requested] == [200] * 50
+
+
+def test_badges_wait_for_no_search_and_no_trigger_is_read_without_a_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Issue: four slow searches of a public project turned off the badges of all projects.
+
+    The trigger of a badge, which can be large, was read for strangers without a limit.
+    """
+    searches, triggers = HeldCalls(), HeldCalls()
+    searches.hold(monkeypatch, SqlBuilds, "page", lambda *_, **given: "accepts" not in given)
+    with (
+        api_server(tmp_path, public_projects=("p",), auth=True) as server,
+        ThreadPoolExecutor(50) as senders,
+    ):
+        server.store.triggers.create("p", "global", {"id": "t", "name": "t"})
+        badge, found = f"{server.url}/badge/p/t.svg", f"{server.url}/v1/projects/p/builds"
+        with searches, triggers:
+            requested = [senders.submit(httpx.get, found, timeout=60) for _ in range(20)]
+            searches.until(SEARCHES_AT_ONCE)
+            assert httpx.get(badge, timeout=DEADLINE_S).status_code == 200
+            triggers.hold(monkeypatch, SqlTriggers, "get")
+            requested += [senders.submit(httpx.get, badge, timeout=60) for _ in range(20)]
+            triggers.until(BADGES_AT_ONCE)
+            member = {"Authorization": f"Bearer {server.token('member', 'read')}"}
+            listed = httpx.get(f"{server.url}/v1/projects/p/triggers", headers=member, timeout=60)
+            assert listed.status_code == 200
+            assert not triggers.has_more()
+        assert [one.result().status_code for one in requested] == [200] * 40
 
 
 def test_no_thread_of_the_server_waits_for_filters_of_a_project(

@@ -6,6 +6,7 @@ Times are processor times of the judged function itself: the load of the machine
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from buildrunner.engine.log.pipeline import LogChunk
 from buildrunner.logs.files.log_file import LogFileSink, log_folder
 from buildrunner.server.api import logs as log_routes
 from buildrunner.server.http import bodies
@@ -35,7 +37,7 @@ from buildrunner.spec.model.git_address import has_password, without_password
 from buildrunner.store.sql import builds as sql_lists
 from buildrunner.store.sql.builds import SqlBuilds
 from buildrunner.store.sql.triggers import SqlTriggers
-from tests.api_server import ApiServer, api_server
+from tests.api_server import ApiServer, api_server, now
 from tests.conftest import DEADLINE_S
 from tests.held_calls import HeldCalls
 
@@ -333,6 +335,25 @@ def test_searches_of_strangers_wait_and_leave_threads_to_others(
             assert builds.status_code == 200
             assert not calls.has_more()
         assert [one.result() for one in strangers] == [200] * 50
+
+
+def test_slow_readers_of_a_search_hold_no_slot(tmp_path: Path) -> None:
+    """Issue: four answers that were read slowly turned off the pages of a public project."""
+    with api_server(tmp_path) as server, contextlib.ExitStack() as stack:
+        build = f"/buildrunner/v1/projects/p/builds/{server.create()}/log"
+        log = LogFileSink(log_folder(server.context.data_folder, build.split("/")[-2]))
+        log.write(LogChunk(b"a\n" * 100_000, None, now()))
+        log.close()
+        asked = f"GET {build}/search?q=a&limit=1000 HTTP/1.1\r\nHost: localhost\r\n"
+        for _ in range(SEARCHES_AT_ONCE):
+            reader = stack.enter_context(socket.socket())
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.settimeout(DEADLINE_S)
+            reader.connect(("127.0.0.1", server.port))
+            reader.sendall(f"{asked}Accept: application/x-ndjson\r\n\r\n".encode())
+            assert reader.recv(100).startswith(b"HTTP/1.1 200")
+        answer = httpx.get(f"{server.url}{build}/lines?count=1", timeout=DEADLINE_S)
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize(

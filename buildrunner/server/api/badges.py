@@ -12,12 +12,13 @@ from xml.sax.saxutils import escape
 
 from fastapi import APIRouter, Request, Response
 
+from buildrunner.addresses import network_of
 from buildrunner.errors import BuildrunnerError, ConfigError, NotFound
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
 from buildrunner.server.http.bodies import CallerSlots
 from buildrunner.server.http.errors import ApiError
-from buildrunner.server.http.requests import project_of
+from buildrunner.server.http.requests import client_address, project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
 from buildrunner.server.openapi import Parameter, documented
 from buildrunner.server.services.queueing import TriggerQueue
@@ -72,12 +73,14 @@ class _Badges:
         from starlette.concurrency import run_in_threadpool
 
         branch = request.query_params.get("branch", "")
-        searches: CallerSlots = request.app.state.searches
-        found = await run_in_threadpool(self._trigger, request)
-        if found is None or not (found[2] or await self._may_read(request, found[0])):
-            return _svg("build", *_UNKNOWN, code=404)
-        project, document, _ = found
-        async with searches.slot(PUBLIC_NAME):
+        badges: CallerSlots = request.app.state.badges
+        # A trigger can be large, and nothing is known about the caller yet. The second slot limits
+        # the badges of all networks, each of which has only a few in its line.
+        async with badges.slot(network_of(client_address(request))), badges.slot(PUBLIC_NAME):
+            found = await run_in_threadpool(self._trigger, request)
+            if found is None or not (found[2] or await self._may_read(request, found[0])):
+                return _svg("build", *_UNKNOWN, code=404)
+            project, document, _ = found
             status = await run_in_threadpool(self._status, project, document["id"], branch)
         label = str(document.get("name", "build"))
         return _svg(f"{label} ({branch})" if branch else label, *_WORDS.get(status, _UNKNOWN))

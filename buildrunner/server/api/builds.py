@@ -28,11 +28,11 @@ from buildrunner.server.http.answers import (
 )
 from buildrunner.server.http.bodies import (
     READ_SLOT,
+    SEARCH_SLOT,
     as_mapping,
     build_body,
     json_body,
     member,
-    search_slot,
 )
 from buildrunner.server.http.errors import (
     failed_precondition,
@@ -184,7 +184,7 @@ def router(context: ServerContext) -> APIRouter:
             form,
             listing,
             methods=["GET"],
-            dependencies=[Depends(access.may("read")), Depends(search_slot())],
+            dependencies=[Depends(access.may("read")), SEARCH_SLOT],
             openapi_extra=documented(answer="ListBuildsResponse", query=(PARENT, _FILTER, *PAGING)),
         )
         routes.add_api_route(

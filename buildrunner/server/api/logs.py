@@ -30,7 +30,7 @@ from buildrunner.logs.files.reader import (
 )
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Access
-from buildrunner.server.http.bodies import READ_SLOT, read_slot, search_slot
+from buildrunner.server.http.bodies import READ_SLOT, SEARCH_SLOT, read_slot, search_slot
 from buildrunner.server.http.errors import ApiError, invalid_argument
 from buildrunner.server.http.requests import ByteRange, client_address, parse_range, project_of
 from buildrunner.server.http.tokens import PUBLIC_NAME
@@ -80,7 +80,7 @@ def router(context: ServerContext, watches: BuildWatches | None = None) -> APIRo
     for path, route in paths.items():
         methods = ["GET", "HEAD"] if path == "/log" else ["GET"]
         if path in ("/log/search", "/log/lines", "/log/steps"):
-            needed = [*reading, Depends(search_slot())]
+            needed = [*reading, SEARCH_SLOT]
         elif path == "/log/stream":  # it lasts, and has limits of its own
             needed = reading
         else:
@@ -196,7 +196,8 @@ class _Logs:
 
         One call searches for two seconds at most, and returns at most ``limit`` matches. ``next``
         in the answer is the ``from`` of the next call, or null at the end. With ``Accept:
-        application/x-ndjson`` the whole log is searched, and each part is sent as a line.
+        application/x-ndjson`` the whole log is searched, and each part is sent as a line. If the
+        caller has too many searches, the answer ends early, and the last ``next`` is not null.
         """
         try:
             query = LogQuery(q, regex=regex, ignore_case=ignore_case)
@@ -216,9 +217,13 @@ class _Logs:
         if _NDJSON not in accept:
             return _json(await run_in_threadpool(look, start))
 
-        def parts(at: int | None) -> Iterator[bytes]:
+        async def parts(at: int | None) -> AsyncIterator[bytes]:
             while at is not None:
-                result = look(at)
+                try:
+                    async with search_slot(request):  # not while the part waits for its reader
+                        result = await run_in_threadpool(look, at)
+                except ApiError:
+                    return
                 yield msgspec.json.encode(result) + b"\n"
                 at = result.next
 

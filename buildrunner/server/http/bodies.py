@@ -46,6 +46,7 @@ LARGE_BYTES = 1 << 18
 """The size from which a body is large. A body without a declared length is large."""
 LARGE_AT_ONCE = 2
 SEARCHES_AT_ONCE = 4
+BADGES_AT_ONCE = 4
 REPORTS_AT_ONCE = 4
 UPLOADS_AT_ONCE = 4
 PACKS_AT_ONCE = 2
@@ -354,15 +355,22 @@ async def waits_for_pack_slot(request: Request) -> AsyncIterator[None]:
         yield
 
 
-def search_slot() -> Callable[[Request], AsyncIterator[None]]:
-    """Return a dependency, after that of the caller, that limits searches and filters."""
+async def _waits_to_search(request: Request) -> AsyncIterator[None]:
+    async with search_slot(request):
+        yield
 
-    async def wait(request: Request) -> AsyncIterator[None]:
-        searches: CallerSlots = request.app.state.searches
-        async with searches.slot(request.state.caller.name):
-            yield
 
-    return wait
+SEARCH_SLOT: Final = Depends(_waits_to_search, scope="function")
+"""A dependency, after that of the caller, of routes that search and filter.
+
+It ends when the route has made its answer: a slow reader of the answer holds up no other.
+"""
+
+
+def search_slot(request: Request) -> AbstractAsyncContextManager[None]:
+    """Return a slot for a search."""
+    searches: CallerSlots = request.app.state.searches
+    return searches.slot(request.state.caller.name)
 
 
 async def _waits_to_read(request: Request) -> AsyncIterator[None]:
@@ -373,7 +381,7 @@ async def _waits_to_read(request: Request) -> AsyncIterator[None]:
 READ_SLOT: Final = Depends(_waits_to_read, scope="function")
 """A dependency, after that of the caller, of routes that read one build, which may be large.
 
-It ends when the route has made its answer: a slow reader of the answer holds up no other.
+Like `SEARCH_SLOT`, it ends before the answer is sent.
 """
 
 

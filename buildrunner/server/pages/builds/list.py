@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError, PageTokenError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.bodies import search_slot
+from buildrunner.server.http.bodies import SEARCH_SLOT
 from buildrunner.server.pages.builds.changes import BuildHistory
 from buildrunner.server.pages.builds.view import BuildView, build_view
 from buildrunner.server.pages.rendering import PageRoute, page
@@ -91,7 +91,7 @@ def router(context: ServerContext) -> APIRouter:
     """Return the route of the list."""
     pages = _BuildsPage(context)
     routes = APIRouter(include_in_schema=False, route_class=PageRoute)
-    viewer = [Depends(pages.session.viewer), Depends(search_slot())]
+    viewer = [Depends(pages.session.viewer), SEARCH_SLOT]
     routes.add_api_route("/builds", pages.builds, methods=["GET"], dependencies=viewer)
     return routes
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from buildrunner.errors import FilterError
 from buildrunner.server.context import ServerContext
-from buildrunner.server.http.bodies import search_slot
+from buildrunner.server.http.bodies import SEARCH_SLOT
 from buildrunner.server.pages.builds.list import LOOKED_AT, wanted_of
 from buildrunner.server.pages.builds.view import BAD
 from buildrunner.server.pages.rendering import PageRoute, page
@@ -85,7 +85,7 @@ def router(context: ServerContext) -> APIRouter:
             wrong=wrong,
         )
 
-    needed = [Depends(session.viewer), Depends(search_slot())]
+    needed = [Depends(session.viewer), SEARCH_SLOT]
     routes.add_api_route("/trends", show, methods=["GET"], dependencies=needed)
     return routes
 
