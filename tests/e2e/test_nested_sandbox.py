@@ -26,6 +26,8 @@ from buildrunner.sandboxes.protocol import OpenSandbox, SandboxLimits
 from buildrunner.settings import Settings
 from tests.conftest import Registry, remove_image
 from tests.e2e.submit_bench import Bench, Done, read_until
+from tests.fixtures_git import HttpServer, Repository, closing
+from tests.security.test_nested_sandbox import isolate_by
 
 pytestmark = pytest.mark.docker
 
@@ -82,6 +84,45 @@ steps:
     assert "Step #0: from the source" in done.out
     assert "Step #1: made" in done.out
     assert {one.name for one in bench.folder.iterdir()} == {"cloudbuild.yaml", "source.txt"}
+    nothing_left(bench, done.build_id)
+
+
+@pytest.mark.parametrize("mode", ["user-namespace", "capabilities"])
+def test_dependencies_are_beside_a_source_that_is_a_layer(
+    bench: Bench, tmp_path: Path, mode: str
+) -> None:
+    """Issue: the layers hid the files of the dependencies."""
+    isolate_by(bench, mode)
+    repository = Repository(tmp_path / "served")
+    repository.commit({"part": b"of the dependency\n", "both": b"of the dependency\n"})
+    repository.push("main")
+    bench.write("lib/mine", "of the source\n")
+    bench.write("lib/both", "of the source\n")
+    bench.write("left-out/mine", "of the source\n")
+    bench.write(".gcloudignore", "left-out\n")
+    script = """
+      cat lib/mine lib/both lib/part
+      ls left-out
+      stat -c %u:%a left-out/part
+      mv lib moved
+      cat moved/mine moved/part
+      echo changed > moved/part
+    """
+    with closing(HttpServer(repository.root)) as http:
+        git_source = {"repository": {"url": http.url()}, "revision": "main"}
+        config = {
+            "dependencies": [
+                {"gitSource": {**git_source, "destPath": path}} for path in ("lib", "left-out")
+            ],
+            "steps": [{"name": bench.image, "script": script}],
+        }
+        bench.write("cloudbuild.yaml", json.dumps(config))
+        done = submit(bench)
+    assert done.code == 0, done.out + done.err
+    said = [line for line in done.out.partition("BUILD\n")[2].splitlines() if "of the" in line]
+    mine, theirs = "of the source", "of the dependency"
+    assert said == [mine, theirs, theirs, mine, theirs]
+    assert "\nboth\npart\n0:644\n" in done.out
     nothing_left(bench, done.build_id)
 
 

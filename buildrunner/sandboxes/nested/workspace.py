@@ -2,7 +2,8 @@
 
 It is filled on the host, by the same code as elsewhere, while it is already mounted at
 ``/workspace`` of the nested engine's own file system. If the source is a folder that becomes a
-layer, the layers are mounted there, too, once they are complete. Steps get that folder, so that
+layer, the layers are mounted there, too, once they are complete: above the folder, what else was
+written to the volume (dependencies). Steps get the mounted folder, so that
 ``docker run -v /workspace:/workspace`` in a step works as on the hosted service.
 """
 
@@ -101,6 +102,7 @@ class MountedVolume(ForwardingEngine):
         self._used = used
         self._is_mounted_late = is_mounted_late
         self._layers: Mapping[str, str] | None = None
+        self._mount_point = ""
         self._kept = False
 
     def _ask(self, question: Callable[[ContainerEngine], Answer]) -> Answer:
@@ -118,7 +120,8 @@ class MountedVolume(ForwardingEngine):
             self._clear()
             self._used = False
         self._layers = options
-        return self._host.create_volume(name, labels)
+        self._mount_point = self._host.create_volume(name, labels)
+        return self._mount_point
 
     def remove_volume(self, name: str) -> None:
         """See `Resources.remove_volume`: a mounted one is only emptied."""
@@ -147,8 +150,8 @@ class MountedVolume(ForwardingEngine):
         views: list[int] = []
         try:
             inside = kernel_mounts.namespace_process(process, "user")
-            if inside != process:
-                options.update(_shifted_layers(options["upperdir"], inside, views))
+            shifts = inside if inside != process else 0
+            options.update(_open_layers(self._mount_point, shifts, views))
             mount = kernel_mounts.mount_unattached(
                 self._layers["type"], options, owner=kernel_mounts.root_of(inside)
             )
@@ -163,27 +166,31 @@ class MountedVolume(ForwardingEngine):
                 os.close(view)
 
 
-def _shifted_layers(upper: str, process: int, views: list[int]) -> dict[str, str]:
-    """Return the options of an `OverlayVolume` for a sandbox with a user namespace's shifted ids.
+def _open_layers(mount_point: str, process: int, views: list[int]) -> dict[str, str]:
+    """Return short paths of the layers of an `OverlayVolume` (the kernel takes 255 characters).
 
     Args:
-        upper: path of the volume's upper layer.
-        process: a process in the namespace.
+        mount_point: path of the volume's own files, beside its layers.
+        process: a process in a user namespace whose shifted ids the layers get; 0 for no shift.
         views: collects the descriptors that must stay open until the layers are mounted.
     """
     from buildrunner.workspace import kernel_mounts
 
-    layers = os.path.dirname(upper)
-    views.append(kernel_mounts.clone_shifted(layers, process))
-    source = os.readlink(f"{layers}/source")
-    status = os.stat(source)
-    owner = (status.st_uid, status.st_gid)
-    views.append(
-        kernel_mounts.clone_shifted(source, process, owner=None if owner == (0, 0) else owner)
-    )
-    shifted, lower = (f"/proc/{os.getpid()}/fd/{view}" for view in views)
+    volume, files = os.path.split(mount_point)
+    if process:
+        source = os.readlink(f"{volume}/layers/source")
+        status = os.stat(source)
+        owner = (status.st_uid, status.st_gid)
+        views.append(kernel_mounts.clone_shifted(volume, process))
+        views.append(
+            kernel_mounts.clone_shifted(source, process, owner=None if owner == (0, 0) else owner)
+        )
+    else:
+        views.append(os.open(volume, os.O_PATH | os.O_CLOEXEC))
+        views.append(os.open(f"{volume}/layers/lower", os.O_PATH | os.O_CLOEXEC))
+    opened, lower = (f"/proc/{os.getpid()}/fd/{view}" for view in views)
     return {
-        "lowerdir": f"{shifted}/hidden:{lower}",
-        "upperdir": f"{shifted}/upper",
-        "workdir": f"{shifted}/work",
+        "lowerdir": f"{opened}/{files}:{opened}/layers/hidden:{lower}",
+        "upperdir": f"{opened}/layers/upper",
+        "workdir": f"{opened}/layers/work",
     }
