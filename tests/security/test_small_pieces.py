@@ -10,11 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import h11
 import pytest
 
-from buildrunner.server.http.listener import CHUNK_BYTES, FREE_CHUNKS, HEADER_FIELDS
+from buildrunner.server.http.listener import (
+    CHUNK_BYTES,
+    FREE_CHUNKS,
+    HEADER_FIELDS,
+    QUERY_PARAMETERS,
+    READ_BYTES,
+)
 from tests.api_server import ApiServer, api_server
 
+MIB = 1 << 20
 SECRET = "of-the-hook"
 PUSH = b'{"ref": "refs/heads/main"}'
 CHUNKED = "Transfer-Encoding: chunked"
@@ -114,6 +122,37 @@ def test_a_request_of_too_many_header_fields_is_refused(server: ApiServer, count
         answer = answer_of(client)
     refused = b"HTTP/1.1 400 " in answer and b"too many header fields" in answer
     assert refused if count > HEADER_FIELDS else answer.startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("count", [QUERY_PARAMETERS, QUERY_PARAMETERS + 1])
+def test_a_query_of_too_many_parameters_is_refused(server: ApiServer, count: int) -> None:
+    answer = server.http.get("/login?" + "a=&" * (count - 1) + "a=")
+    refused = answer.status_code == 400 and "too many parameters" in answer.text
+    assert refused if count > QUERY_PARAMETERS else answer.status_code == 200
+
+
+def test_a_form_of_too_many_fields_is_refused(server: ApiServer) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    answer = server.http.post("/login", content=b"a=b&" * 201, headers=form)
+    assert answer.status_code == 400
+    assert "at most 200 fields" in answer.text
+
+
+def test_what_a_client_sends_ahead_of_its_answer_takes_one_small_read(
+    server: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    received = h11.Connection.receive_data
+
+    def noting(connection: h11.Connection, data: bytes) -> None:
+        reads.append(len(data))
+        received(connection, data)
+
+    monkeypatch.setattr(h11.Connection, "receive_data", noting)
+    with connected(server) as client:
+        client.sendall(head("GET /healthz HTTP/1.1", "Connection: close") + b"a" * MIB)
+        answer_of(client)
+    assert max(reads) <= READ_BYTES
 
 
 def test_a_head_that_is_too_large_is_refused_also_if_it_comes_in_one_piece(

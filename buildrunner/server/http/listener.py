@@ -61,10 +61,14 @@ _OPEN_FILES: Final = 8192
 _HEADER_BYTES: Final = 64 * 1024
 HEADER_FIELDS: Final = 100
 """The most header fields, or trailer fields, of a request."""
+QUERY_PARAMETERS: Final = 500
+"""The most parameters of the query of a request."""
 FREE_CHUNKS: Final = 256
 """The most chunks of a body, however small they are."""
 CHUNK_BYTES: Final = 512
 """A body may have a further chunk for each so many bytes of it."""
+READ_BYTES: Final = 64 * 1024
+"""The most bytes of one read. A connection that is paused holds one read in memory."""
 KEEP_ALIVE_S: Final = 75
 CROWDED_KEEP_ALIVE_S: Final = 10
 """How long a connection waits for its next request while over half of the places are taken."""
@@ -254,6 +258,8 @@ class _Connection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._chunks = self._chunk_bytes = 0
+            if event.target.count(b"&") >= QUERY_PARAMETERS:
+                raise _TooMuchToParse("the query of the request has too many parameters")
         elif isinstance(event, h11.Data):
             self._chunks += event.chunk_end
             self._chunk_bytes += len(event.data)
@@ -290,6 +296,7 @@ class _TimedProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transports = [cast("asyncio.Transport", transport)]
+        cast("Any", transport).max_size = READ_BYTES  # asyncio's name for it
         if self.handshake is not None:
             self._transports.append(self.handshake.raw)
             self.handshake.has_ended()
@@ -425,6 +432,7 @@ class _Handshake(SSLProtocol):
     network = ""
     displaced = False
     unread = 0
+    max_size = READ_BYTES  # asyncio's name for it
     raw: asyncio.Transport
     _is_paused = False
 

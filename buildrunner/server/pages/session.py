@@ -18,10 +18,11 @@ from starlette.responses import RedirectResponse, Response
 from buildrunner.server.context import ServerContext
 from buildrunner.server.http.access import Sessions, take_place
 from buildrunner.server.http.bodies import UnverifiedBodies, body_pieces
-from buildrunner.server.http.errors import permission_denied
+from buildrunner.server.http.errors import invalid_argument, permission_denied
 from buildrunner.server.http.tokens import LOCAL, Caller, caller_of, hash_of, public_caller
 
 _MAX_FORM_BYTES = 1 << 16
+_MOST_FIELDS = 200
 
 
 class LoginNeeded(Exception):
@@ -108,9 +109,12 @@ class Session:
         return self._fields(request, b"".join([piece async for piece in pieces]), viewer)
 
     def _fields(self, request: Request, body: bytes, viewer: Viewer | None) -> dict[str, str]:
-        fields = {
-            name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()
-        }
+        text = body.decode("utf-8", "replace")
+        try:
+            found = parse_qs(text, max_num_fields=_MOST_FIELDS)
+        except ValueError as error:
+            raise invalid_argument(f"a form has at most {_MOST_FIELDS} fields") from error
+        fields = {name: values[-1] for name, values in found.items()}
         if not self._is_of_our_site(request):
             raise permission_denied("forms of other sites are not taken")
         if viewer is not None and not hmac.compare_digest(
