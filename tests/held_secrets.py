@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from buildrunner.errors import SecretError, SecretNotFound
 from buildrunner.plan.build_plan import BuildPlan, SecretReference
 from buildrunner.secrets.secret_name import forge_host, forge_token_name, is_servers_own
@@ -38,7 +40,7 @@ class HeldSecrets(dict[str, str]):
     def resolve(self, asker: Asker, reference: SecretReference, plan: BuildPlan) -> str:
         return self.value(asker, reference.name)
 
-    def has_own(self, name: str) -> bool:
+    def own_names(self) -> Collection[str]:
         if self.broken:
             raise SecretError(self.broken)
-        return name in self
+        return self.keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -111,11 +111,11 @@ class ServerSecrets(Protocol):
         """
         ...
 
-    def has_own(self, name: str) -> bool:
-        """Return whether the server has its own secret with this name. Does not fetch the value.
+    def own_names(self) -> Collection[str]:
+        """Return the names of the server's own secrets. Fetches no value.
 
         Raises:
-            SecretError: this can't be determined now.
+            SecretError: the names can't be read now.
         """
         ...
 

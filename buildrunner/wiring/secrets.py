@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from buildrunner.engine.protocols import SecretResolver
     from buildrunner.metadata import GoogleCredentials
@@ -89,13 +89,13 @@ class ServerSecrets:
         """Return the value of a secret that the plan of a build names; see `value`."""
         return secret_resolver(self._settings, asker).resolve(reference, plan)
 
-    def has_own(self, name: str) -> bool:
-        """Return whether the server has its own secret with this name. The value is not fetched.
+    def own_names(self) -> Collection[str]:
+        """Return the names of the server's own secrets. No value is fetched.
 
         Raises:
             SecretError: the store can't be read now.
         """
-        return name in self._settings.secrets or name in secret_store(self._settings).secrets()
+        return {*self._settings.secrets, *secret_store(self._settings).secrets()}
 
     def unused(self) -> Mapping[str, str]:
         """Return the names of secrets that no build can use, each with its scope in words.

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from buildrunner.secrets.secret_scope import Asker
+from buildrunner.errors import SecretNotFound
+from buildrunner.secrets.secret_scope import Asker, Use
 from buildrunner.server.events import hook_secrets
-from buildrunner.server.events.hook_secrets import FORGES, namesake, secret_name
+from buildrunner.server.events.hook_secrets import (
+    FORGES,
+    HookSecrets,
+    SecretSlow,
+    namesake,
+    secret_name,
+)
 from tests.api_server import ApiServer, api_server
 from tests.held_secrets import HeldSecrets
 
@@ -157,14 +165,15 @@ class PricedSecrets(HeldSecrets):
     def __init__(self, **values: str) -> None:
         super().__init__(**values)
         self.looked_for: list[str] = []
+        self.listed = 0
 
     def value(self, asker: Asker, name: str) -> str:
         self.looked_for.append(name)
         return super().value(asker, name)
 
-    def has_own(self, name: str) -> bool:
-        del name
-        return False
+    def own_names(self) -> Collection[str]:
+        self.listed += 1
+        return ()
 
 
 def test_a_stranger_who_makes_up_hooks_has_no_secret_looked_for(tmp_path: Path) -> None:
@@ -178,3 +187,48 @@ def test_a_stranger_who_makes_up_hooks_has_no_secret_looked_for(tmp_path: Path) 
         server.store.hooks.put("github", {"host": "https://github.com", "owners": ["acme"]})
         assert signed(server) == 200
         assert secrets.looked_for == ["hooks-github"]
+
+
+def test_made_up_hooks_take_no_place_of_genuine_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Issue: a stranger who made up hooks had the secrets of others refused."""
+    monkeypatch.setattr(hook_secrets, "_MOST_AT_ONCE", 2)
+    held = PricedSecrets(**{"hooks-github": SECRET})
+    threads = threading.active_count()
+
+    async def deliveries() -> list[str | BaseException]:
+        secrets = HookSecrets(held, lambda: ["github"])
+        asker = Asker(use=Use.HOOK)
+        made_up = [secrets.of(asker, f"hooks-github-made-up-{number}") for number in range(900)]
+        asked = asyncio.gather(*made_up, secrets.of(asker, "hooks-github"), return_exceptions=True)
+        await asyncio.sleep(0)
+        assert threading.active_count() <= threads + 1
+        return await asked
+
+    *refused, found = asyncio.run(deliveries())
+    assert found == SECRET
+    assert {type(one) for one in refused} == {SecretNotFound}
+    assert held.listed <= 2
+    assert held.looked_for == ["hooks-github"]
+
+
+def test_slow_secrets_of_a_project_take_no_place_of_others(
+    secrets: HangingSecrets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hook_secrets, "_MOST_AT_ONCE", 2)
+    secrets.hang = (WEBHOOK,)
+    secrets["quick"] = SECRET
+
+    async def calls() -> str:
+        kept = HookSecrets(secrets, tuple)
+        greedy = Asker(use=Use.WEBHOOK, project="greedy")
+        slow = [asyncio.ensure_future(kept.of(greedy, f"{WEBHOOK}{number}")) for number in range(3)]
+        try:
+            with pytest.raises(SecretSlow, match="too many"):
+                await slow[-1]
+            return await kept.of(Asker(use=Use.WEBHOOK, project="other"), "quick")
+        finally:
+            for one in slow:
+                one.cancel()
+            secrets.let_go.set()
+
+    assert asyncio.run(calls()) == SECRET

@@ -133,7 +133,7 @@ class StatusReporter:
         """Return whether a forge has a token that may be sent; True while that is unknown."""
         host = forge_host(base)
         try:
-            has = self._secrets.has_own(forge_token_name(host))
+            has = forge_token_name(host) in self._secrets.own_names()
         except SecretError as error:
             _log.warning("the token of %s can't be looked up: %s", host, error)
             return True
