@@ -156,15 +156,15 @@ def is_loopback_host(host: str) -> bool:
     return host.lower() == "localhost" or (address is not None and kind_of(address) == "loopback")
 
 
-def network_of(address: str) -> str:
-    """Return the network that counts as one sender: an IPv4 address, or an IPv6 /64 network."""
+def network_of(address: str, prefix: int = 64) -> str:
+    """Return the network that counts as one sender: an IPv4 address, or an IPv6 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return address
     if parsed.version == 4 or parsed.ipv4_mapped is not None:
         return address
-    return str(ipaddress.ip_network((int(parsed), 64), strict=False))
+    return str(ipaddress.ip_network((int(parsed), prefix), strict=False))
 
 
 def look_up(host: str) -> Sequence[str]:

@@ -151,6 +151,50 @@ def test_many_small_bodies_are_held_up_to_a_number(tmp_path: Path) -> None:
         assert genuine(server) == 200
 
 
+def from_address(address: str, signed: bool = False) -> bytes:
+    """Return the head of a delivery that a trusted proxy passes on."""
+    signature = hmac.new(SECRET.encode(), PUSH, hashlib.sha256).hexdigest() if signed else "00"
+    more = f"\r\nX-Forwarded-For: {address}\r\nExpect: 100-continue\r\n\r\n"
+    given = head(len(PUSH)).replace(b"sha256=00", f"sha256={signature}".encode())
+    return given.replace(b"\r\n\r\n", more.encode())
+
+
+FORGE = "2001:db8:f:1::1"
+
+
+@pytest.mark.parametrize(
+    ("is_known", "stranger"), [(True, "198.51.100.{}"), (False, "2001:db8:5:{}::1")]
+)
+def test_bodies_of_a_stranger_with_many_networks_displace_none_of_a_forge(
+    tmp_path: Path, is_known: bool, stranger: str
+) -> None:
+    """Issue: the forge lost, since it sends several deliveries at a time."""
+    with (
+        api_server(tmp_path, max_unverified_bodies=8, trusted_proxies=("127.0.0.1",)) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        server.secrets["hooks-github"] = SECRET
+
+        def begun(address: str, signed: bool = False) -> socket.socket:
+            client = stack.enter_context(connected(server))
+            client.sendall(from_address(address, signed))
+            assert code_of(client) == 100
+            return client
+
+        for number in range(8):
+            begun(stranger.format(number))
+        if is_known:  # strangers with one body each lose the oldest
+            first = begun(FORGE, signed=True)
+            first.sendall(PUSH)
+            assert code_of(first) == 200
+        deliveries = [begun(FORGE, signed=True) for _ in range(4)]
+        for number in range(8, 16):
+            begun(stranger.format(number))
+        for client in deliveries:
+            client.sendall(PUSH)
+        assert [code_of(client) for client in deliveries] == [200] * 4
+
+
 def test_a_body_that_trickles_is_given_up(tmp_path: Path) -> None:
     with api_server(tmp_path, unverified_body_s=0.5) as server, connected(server) as client:
         server.secrets["hooks-github"] = SECRET

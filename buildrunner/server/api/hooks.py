@@ -84,6 +84,7 @@ def _add_deliveries(routes: APIRouter, context: ServerContext) -> None:
             parameter(request, "secret"),
             lambda: bodies.read(request, context.settings.max_delivery_bytes),
         )
+        bodies.trust(request)
         request.state.caller = Caller(f"hook:{hook}", (), ())
         return json_response({"delivery": stored.number, "duplicate": not is_new})
 

@@ -7,8 +7,10 @@ caller.
 
 A webhook's signature covers its whole body, so the server must hold the body before it knows the
 sender (`UnverifiedBodies`). The bodies of all unverified senders together are bounded in number,
-bytes and time. A body that does not fit displaces a body of the source address that holds most. So
-a stranger who sends many large bodies displaces their own bodies, not the small ones of a forge.
+bytes and time. A body that does not fit displaces a body of the source that holds most. So a
+stranger who sends many large bodies displaces their own bodies, not the small ones of a forge. A
+stranger may have many networks. So networks that have sent a genuine body since the server's start
+lose none to others.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Final
@@ -58,6 +60,7 @@ MOST_IN_LINE = 100
 """The most requests of one caller and kind that wait for a slot: each takes a connection."""
 SLOWEST_BODY: Final = 1024
 """Bytes a second at which a body must arrive, after the time that is allowed for a pause."""
+_MOST_GENUINE: Final = 1000
 _CLOSE = {"Connection": "close", "Retry-After": "10"}
 
 
@@ -411,6 +414,15 @@ class UnverifiedBodies:
     def __init__(self, context: ServerContext) -> None:
         self._context = context
         self._bodies: list[_Body] = []
+        self._genuine: OrderedDict[str, None] = OrderedDict()
+
+    def trust(self, request: Request) -> None:
+        """Prefer the bodies of a network from now on: it has sent a genuine one."""
+        network = network_of(client_address(request))
+        self._genuine[network] = None
+        self._genuine.move_to_end(network)
+        if len(self._genuine) > _MOST_GENUINE:
+            self._genuine.popitem(last=False)
 
     @property
     def held_bytes(self) -> int:
@@ -430,11 +442,11 @@ class UnverifiedBodies:
         Raises:
             ApiError: 413 for a body over ``limit``, 408 for a slow one, 429 for a displaced one.
         """
-        body = _Body(network_of(client_address(request)))
+        body = _Body(client_address(request))
         self._bodies.append(body)
         try:
             if len(self._held()) > self._context.settings.max_unverified_bodies:
-                self._displace(Counter(each.source for each in self._held()))
+                self._displace(Counter(each.source for each in self._held()), lambda _: 0)
             yield await self._read(body, request, limit)
         finally:
             self._bodies.remove(body)
@@ -448,8 +460,9 @@ class UnverifiedBodies:
                 async for piece in body_pieces(self._context, request, limit):
                     pieces.append(piece)
                     body.size += len(piece)
-                    if self.held_bytes > settings.max_unverified_bytes:
-                        self._displace(self._bytes_by_source())
+                    while self.held_bytes > settings.max_unverified_bytes:
+                        if not self._displace(self._bytes_by_source(), lambda each: each.size):
+                            break
                     body.check()
                 body.complete = True
         except TimeoutError:
@@ -467,18 +480,24 @@ class UnverifiedBodies:
             held[body.source] += body.size
         return held
 
-    def _displace(self, held: Counter[str]) -> None:
-        """Drop the largest incomplete body of the source that holds most."""
+    def _displace(self, held: Counter[str], weight: Callable[[_Body], int]) -> bool:
+        """Drop an incomplete body of the source that holds most, by weight and age, if any."""
         incomplete = [body for body in self._held() if not body.complete]
+
+        def rank(body: _Body) -> tuple[bool, int, int]:
+            return body.network not in self._genuine, held[body.source], weight(body)
+
         if incomplete:
-            max(incomplete, key=lambda body: (held[body.source], body.size)).displace()
+            max(incomplete, key=rank).displace()  # the oldest one of equals
+        return bool(incomplete)
 
 
 class _Body:
     """One body that is being read or verified.
 
     Attributes:
-        source: network of its sender.
+        network: network of its sender.
+        source: the same for IPv4; a larger network for IPv6, as large as one customer may have.
         size: bytes so far.
         deadline: time limit of the reading; None before it begins.
         complete: all bytes have arrived. The body is not displaced any more, since its verification
@@ -486,8 +505,9 @@ class _Body:
         displaced: the body was dropped in favor of others.
     """
 
-    def __init__(self, source: str) -> None:
-        self.source = source
+    def __init__(self, address: str) -> None:
+        self.network = network_of(address)
+        self.source = network_of(address, prefix=48)
         self.size = 0
         self.deadline: asyncio.Timeout | None = None
         self.complete = False
