@@ -58,6 +58,8 @@ _WORKER_REQUESTS = {"cpu": "50m", "memory": "128Mi"}
 
 # Debian's Docker needs these besides the ones that every container has.
 _ENGINE_CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
+# Its start script enters a user namespace that belongs to another user.
+_NAMESPACE_CAPABILITIES = ("SYS_PTRACE",)
 # Steps leave files of any owner in the workspace, which the worker reads and removes.
 _WORKER_CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER")
 
@@ -295,8 +297,9 @@ def _engine_rights(pool: Pool) -> dict[str, Any]:
     """The rights of the engine on its node, which `pool.isolation` decides."""
     if pool.isolation == "privileged":
         return {"privileged": True}
+    more = _NAMESPACE_CAPABILITIES if pool.isolation == "user-namespace" else ()
     return {
-        "capabilities": {"add": list(_ENGINE_CAPABILITIES)},
+        "capabilities": {"add": [*_ENGINE_CAPABILITIES, *more]},
         # An engine mounts file systems and makes namespaces, which the default profiles forbid.
         "seccompProfile": {"type": "Unconfined"},
         "appArmorProfile": {"type": "Unconfined"},

@@ -4,6 +4,7 @@ import base64
 import http.server
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -98,7 +99,7 @@ true
     )
     assert done.code == 0, done.out + done.err
     assert "WROTE" not in done.out
-    assert "root is 100000" in done.out
+    assert re.search(r"root is [1-9]\d{4}", done.out)
     assert Path("/proc/sys/kernel/core_pattern").read_text() == core_pattern
 
 
@@ -609,34 +610,64 @@ docker run --rm {RIGHTS} -v {CACHE}:/cache {busybox} sh -c '
 
 
 def test_sandboxes_share_the_kernel_of_the_machine(places: Places) -> None:
-    boot_id = "/proc/sys/kernel/random/boot_id"
-    assert run_in(places.open(), f"cat {boot_id}") == Path(boot_id).read_text()
+    engine = places.open()
+    for shared in ("/proc/sys/kernel/random/boot_id", "/proc/sys/fs/file-max"):
+        assert run_in(engine, f"cat {shared}") == Path(shared).read_text()
 
 
-# A kernel gives each user but root 200 keys, and the root of all sandboxes is the same user.
-TAKE_KEYS = """\
-perl -e '
-  my ($add_key, $session, $taken) = (`uname -m` =~ /x86/ ? 248 : 217, -3, 0);
-  my ($kind, $name, $empty) = ("keyring", "x", "");
-  $taken++, $name++ while $taken < 1000 && syscall($add_key, $kind, $name, $empty, 0, $session) > 0;
-  $| = 1;
-  print "took $taken\n";
-  sleep 300'"""
+@pytest.mark.parametrize("places", ["capabilities"], indirect=True)
+def test_with_capabilities_root_of_a_sandbox_is_the_machine_s(places: Places) -> None:
+    assert run_in(places.open(), "cat /proc/self/uid_map").split() == ["0", "0", "4294967295"]
 
 
-def test_no_step_takes_the_kernel_s_keys_of_other_sandboxes(places: Places) -> None:
+# The kernel limits these for each user, or for each user who makes a user namespace.
+TAKE_ALL = {
+    "keys": """
+my ($kind, $name, $data) = ("keyring", "x", "");
+$name++ while syscall($x86 ? 248 : 217, $kind, $name, $data, 0, -3) > 0;
+$why = $!;""",
+    "watchers of files": """
+1 while syscall($x86 ? 294 : 26, 0) >= 0;
+$why = $!;""",
+    "namespaces": """
+for (1..8) {
+  pipe(my $told, my $tells);
+  if (!fork) {
+    my @held;
+    while (syscall($x86 ? 272 : 97, 0x4000000) == 0) {
+      open(my $file, "<", "/proc/self/ns/uts") or last;
+      push @held, $file;
+    }
+    print $tells $!;
+    close $tells;
+    sleep 300;
+  }
+  close $tells;
+  last if ($why = <$told>) !~ /many open files/;
+}""",
+}
+NEED_ONE = "perl -e 'syscall(`uname -m` =~ /x86/ ? 294 : 26, 0) >= 0 or die' && echo runs"
+
+
+@pytest.mark.parametrize("what", TAKE_ALL)
+def test_no_step_takes_what_the_kernel_has_for_others(
+    places: Places, busybox: str, what: str
+) -> None:
     engine, other = places.open(), places.open()
+    program = f"my ($x86, $why) = scalar(`uname -m` =~ /x86/); {TAKE_ALL[what]}"
     container = engine.create_container(
         ContainerSpec(
             image="buildrunner/docker",
-            entrypoint=("sh", "-c"),
-            cmd=(TAKE_KEYS,),
+            entrypoint=("sh", "-c", 'ulimit -n $(ulimit -Hn); exec perl -e "$0"'),
+            cmd=(f'{program} $| = 1; print "stopped: $why\\n"; sleep 300',),
             privileged=True,
         )
     )
-    output = engine.start_container(container, attach=True)
-    assert bytes(next(iter(output))).decode() == "took 0\n"
-    assert run_in(other, "echo runs") == "runs\n"
+    said = bytes(next(iter(engine.start_container(container, attach=True)))).decode()
+    assert re.search("stopped: .*(quota|many open files|No space)", said), said
+    assert run_in(other, NEED_ONE) == "runs\n"
+    subprocess.run(["sh", "-c", NEED_ONE], check=True)
+    subprocess.run(["docker", "run", "--rm", "--network=none", busybox, "true"], check=True)
     engine.kill_container(container)
 
 

@@ -5,7 +5,6 @@ This module alone decides a sandbox's rights on its machine.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +56,9 @@ LABEL_CACHE_ID = "buildrunner.image-cache-id"
 # device is included: disks stay out of reach.
 _CAPABILITIES = ("AUDIT_WRITE", "MKNOD", "NET_ADMIN", "NET_RAW", "SYS_ADMIN")
 
+# The start script enters a user namespace that belongs to another user.
+_NAMESPACE_CAPABILITIES = ("SYS_PTRACE",)
+
 # System calls that no build needs and that affect the machine itself: its files by handle, modules,
 # clocks, swap, tracing of the kernel.
 _DENIED_CALLS = (
@@ -88,16 +90,10 @@ _DENIED_CALLS = (
     "userfaultfd",
     "vhangup",
 )
-# Kernel keys: the root of every sandbox is the same user for the kernel, which gives each user few.
-# All programs that make a key of their own for a container do without on a kernel that has none.
-_MISSING_CALLS = ("add_key", "keyctl", "request_key")
 SECCOMP = msgspec.json.encode(
     {
         "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [
-            {"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"},
-            {"names": _MISSING_CALLS, "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
-        ],
+        "syscalls": [{"names": _DENIED_CALLS, "action": "SCMP_ACT_ERRNO"}],
     }
 ).decode()
 """The seccomp profile of all these containers."""
@@ -216,11 +212,15 @@ def _rights(mode: str, seccomp: str) -> dict[str, Any]:
     if mode == "privileged":
         return {"Privileged": True}
     return {
-        "CapAdd": list(_CAPABILITIES),
+        "CapAdd": _capabilities(mode),
         "MaskedPaths": [],  # otherwise no separate `proc` can be mounted inside
         "ReadonlyPaths": [],
         "SecurityOpt": [f"seccomp={seccomp}", *_SECURITY],
     }
+
+
+def _capabilities(mode: str) -> list[str]:
+    return [*_CAPABILITIES, *(_NAMESPACE_CAPABILITIES if mode == "user-namespace" else ())]
 
 
 def _isolation(spec: DaemonSpec) -> list[str]:
@@ -277,7 +277,7 @@ def create_cache_request(spec: CacheSpec, seccomp: str) -> dict[str, Any]:
         ],
         "HostConfig": {
             "AutoRemove": True,
-            "CapAdd": list(_CAPABILITIES),
+            "CapAdd": _capabilities(spec.mode),
             "LogConfig": _LOG,
             "Mounts": [
                 _volume(DATA, spec.volume, spec.labels),
