@@ -271,7 +271,13 @@ def _fetch(
 
 
 def missing_dir(source: Source, checkout: GitCheckout) -> str:
-    """Return the source's ``dir`` if the commit has no such folder; else an empty string."""
+    """Return the source's ``dir`` if the commit has no such folder; else an empty string.
+
+    Nothing is said of a ``dir`` that leads out of the commit through a link.
+    """
     kinds = (source.git_source, source.repo_source, source.connected_repository)
     folder = next((kind.dir for kind in kinds if kind), "")
-    return "" if os.path.isdir(os.path.join(checkout.folder, folder)) else folder
+    root = os.path.realpath(checkout.folder)
+    found = os.path.realpath(os.path.join(root, folder))
+    is_inside = os.path.commonpath([root, found]) == root
+    return folder if is_inside and not os.path.isdir(found) else ""

@@ -271,6 +271,20 @@ def test_no_repository_of_a_dependency_leads_git_into_a_hostile_folder(bench, tm
     assert not (tmp_path / "pwned").exists()
 
 
+def test_a_config_fetches_dependencies_with_the_user_s_own_rights(bench, tmp_path):
+    """No wall: the page on security says so."""
+    private = Repository(tmp_path / "private")
+    private.commit({"secret": f"{KEY}\n".encode()})
+    private.push("main")
+    source = {"repository": {"url": str(private.path)}, "revision": "main", "destPath": "lib"}
+    step = {"name": bench.image, "args": ["cat", "lib/secret"]}
+    config = {"dependencies": [{"gitSource": source}], "steps": [step]}
+    bench.write("cloudbuild.yaml", json.dumps(config))
+    done = bench.run("submit", ".", "--no-docker-socket")
+    assert done.code == 0, done.err
+    assert KEY in done.out
+
+
 @pytest.mark.parametrize("transport", ["ssh://host/r", "ext::{evil}", "file://{hostile}"])
 def test_no_missing_object_of_a_hostile_folder_is_fetched(bench, tmp_path, transport):
     """A partial clone fetches what it lacks, by programs that its configuration names."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from buildrunner.build_run.execution import missing_dir
 from buildrunner.errors import SourceError
 from buildrunner.file_trees import remove_tree
 from buildrunner.sources.git.checkout import GitOptions, update_submodules
@@ -16,6 +17,7 @@ from buildrunner.sources.git.command import GitCommand
 from buildrunner.sources.git.mirror import GitMirror
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
 from buildrunner.sources.git.url import parse_git_url
+from buildrunner.spec.model.source import GitSource, Source
 from tests.fixtures_git import HttpServer, Repository, closing, git
 
 
@@ -263,6 +265,21 @@ class TestNothingRuns:
         assert git(checkout.folder, "rev-parse", "HEAD") == checkout.resolved.commit_sha
         assert not (outer / "README").exists()
         assert not marker.exists()
+
+
+@pytest.mark.parametrize("folder", ["etc", "none"])
+def test_no_dir_says_which_folders_the_machine_has(
+    repository: Repository, tmp_path: Path, folder: str
+):
+    """Issue: only for a folder that the machine lacks, the log said that it is missing."""
+    (repository.work / "link").symlink_to("/")
+    repository.commit({})
+    repository.push("main")
+    checkout = fetch(str(repository.path), tmp_path)
+    url = str(repository.path)
+    for path, missing in {"none": "none", "": "", f"link/{folder}": ""}.items():
+        source = Source(git_source=GitSource(url=url, dir=path))
+        assert missing_dir(source, checkout) == missing
 
 
 class TestNothingIsWrittenElsewhere:
