@@ -146,3 +146,9 @@ def test_an_excerpt_without_an_error_says_how_many_lines_were_searched(tmp_path:
 
 def test_a_log_that_is_gone_has_no_lines(tmp_path: Path) -> None:
     assert excerpt_of(LogFileReader(str(tmp_path)), 0, NOW) is None
+
+
+@pytest.mark.parametrize("line", ["-" * 200_000, "-fail" + "-" * 200_000, "x y z " * 40_000])
+def test_no_line_of_a_step_makes_its_page_slow(line: str) -> None:
+    """Each view judges 3,000 lines. A backtracking expression takes minutes for one of these."""
+    assert not looks_like_error(line)
