@@ -153,6 +153,8 @@ _LOOK_S = 1.0
 _PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 30.0
 _LONGEST_MEASURE_S = 240
+_LEAST_FREE = 2 << 30  # of the machine's disk, which others need, too
+_LEAST_SHARE = 20  # on a small disk, a twentieth of it instead
 _MISSES = 12  # a minute, and longer if a measurement takes long
 _WAIT_LIMIT_S = 600.0
 
@@ -190,10 +192,12 @@ def most_files(limit_bytes: int) -> int:
 
 
 class DiskWatch:
-    """Measures the disk use of one sandbox.
+    """Measures the disk use of one sandbox, and the free space of the machine's disk.
 
     A pause between measurements ends early once the file system has lost half of the space that the
-    sandbox may still use. The free space is checked every second.
+    sandbox may still use, and when the machine's disk gets full. The free space is checked every
+    second. On a full disk, the sandboxes that have written most end first: each one ends that has
+    written ten times of what is still free.
 
     Args:
         execute: runs a program in the sandbox, out of reach of steps; returns its output.
@@ -215,6 +219,9 @@ class DiskWatch:
         self._most_files = most_files(limit_bytes)
         self._measurement = _MEASURE_OWN if own_disk else _MEASURE
         self._folder = folder
+        self._disk = os.path.dirname(folder)  # the machine's: the sandbox may have its own
+        self._least_free = least_free(self._disk)
+        self._alarm = self._least_free  # less free space is a reason to measure at once
         self._used = 0
         self._misses = 0
         self._measured_at = time.monotonic()
@@ -244,7 +251,7 @@ class DiskWatch:
         while (left_s := until - time.monotonic()) > 0:
             if closing.wait(min(_LOOK_S, left_s)):
                 return False
-            if free - free_bytes(self._folder) > may_lose:
+            if free - free_bytes(self._folder) > may_lose or free_bytes(self._disk) < self._alarm:
                 break
         return not closing.is_set()
 
@@ -272,6 +279,13 @@ class DiskWatch:
                 f"the build has {files:,} files and folders on the disk, and may have "
                 f"{self._most_files:,} (serve --max-build-disk-gib)"
             )
+        left = free_bytes(self._disk)
+        self._alarm = self._least_free if left >= self._least_free else left // 2
+        if left < min(self._least_free, self._used // 10):
+            return (
+                f"the disk of the machine is full: {left / (1 << 20):.0f} MiB are free, and the "
+                f"build has written {self._used / (1 << 20):,.0f} MiB to it"
+            )
         return ""
 
 
@@ -289,10 +303,20 @@ def free_bytes(folder: str) -> int:
 
     A folder that this user can't read counts as on the file system of its parent.
     """
+    found = _file_system(folder)
+    return found.f_bavail * found.f_frsize if found else 0
+
+
+def least_free(folder: str) -> int:
+    """Return how much of a folder's file system sandboxes leave free; 0 if its size is unknown."""
+    found = _file_system(folder)
+    return min(_LEAST_FREE, found.f_blocks * found.f_frsize // _LEAST_SHARE) if found else 0
+
+
+def _file_system(folder: str) -> os.statvfs_result | None:
     try:
-        found = os.statvfs(folder)
+        return os.statvfs(folder)
     except PermissionError:
-        return free_bytes(os.path.dirname(folder))
+        return _file_system(os.path.dirname(folder))
     except OSError:
-        return 0
-    return found.f_bavail * found.f_frsize
+        return None

@@ -1,6 +1,8 @@
 """When the disk use of a sandbox is measured, and what is too much."""
 
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,43 @@ def test_a_sandbox_that_is_not_measured_in_time_ends(
 
     why = DiskWatch(hang, GIB, str(tmp_path)).until_over(threading.Event())
     assert "could not be measured 1 times" in why
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file system of 64 MiB, of which sandboxes leave 3.2 MiB free."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(("written", "ends"), [(50 * MIB, True), (9 * MIB, False)])
+def test_who_has_written_most_ends_before_the_machine_s_disk_is_full(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch, written: int, ends: bool
+) -> None:
+    """A limit of 100 GiB is no limit on a disk with 50 GiB left."""
+    monkeypatch.setattr(disk_watch, "_PAUSE_S", 600.0)
+    monkeypatch.setattr(disk_watch, "_LOOK_S", 0.01)
+    measured, closing = threading.Event(), threading.Event()
+    reasons: list[str] = []
+
+    def measure(_: tuple[str, ...]) -> bytes:
+        measured.set()
+        return f"{written} 1 0 0".encode()
+
+    sandbox = small_disk / "volume"
+    sandbox.mkdir()
+    watch = DiskWatch(measure, 100 * GIB, str(sandbox))
+    thread = threading.Thread(target=lambda: reasons.append(watch.until_over(closing)))
+    thread.start()
+    (sandbox / "file").write_bytes(bytes(62 * MIB))
+    assert measured.wait(30)
+    if not ends:
+        closing.set()
+    thread.join(30)
+    assert ("the disk of the machine is full" in reasons[0]) == ends
 
 
 def test_a_disk_that_fills_quickly_is_measured_at_once(
