@@ -21,6 +21,7 @@ from buildrunner.spec.substitutions.payload import bind, quoted
 from buildrunner.spec.substitutions.templates import expand
 from buildrunner.spec.substitutions.variables import is_user_variable, merged
 from buildrunner.spec.writing import encode_message
+from buildrunner.triggers.config_source import check_config_source
 from buildrunner.triggers.events import Event, MessageEvent, PullRequestEvent, PushEvent, Repository
 from buildrunner.triggers.forge_host import ForgeHost, public_forge, request_name
 from buildrunner.triggers.labels import (
@@ -150,6 +151,7 @@ def _build(
     repository: TriggerRepository | None = None,
 ) -> TriggeredBuild:
     source, revision = source_of(trigger, revision, repository)
+    check_config_source(trigger, repository, revision.ref)
     made = assembled(trigger, source, known_facts(trigger, revision), given, event)
     made = replace(made, labels={**made.labels, **_forge_labels(repository, source)})
     return of_ref(made, revision.ref if source is not None else "")
@@ -308,10 +310,12 @@ def push_run(
         repository: see `event_run`.
 
     Raises:
-        UsageError: the event has no commit, or the repository's URL is unknown.
+        UsageError: the event has no commit, the repository's URL is unknown, or the config is not
+            of the pushed commit.
     """
     if event.is_deletion:
         raise UsageError(f"{event.ref} was deleted: there is nothing to build")
+    check_config_source(trigger, repository or trigger_repository(trigger), event.ref)
     source = _source(trigger, event.repository, event.after, repository)
     made = assembled(trigger, source, _push_facts(trigger, event), {}, payload_roots(event))
     return of_ref(made, event.ref)
@@ -330,13 +334,15 @@ def pull_request_run(
         repository: see `event_run`.
 
     Raises:
-        UsageError: the event has no commit, or the address of the repository is unknown.
+        UsageError: the event has no commit, the address of the repository is unknown, or the
+            config is not of the head commit.
     """
     if not event.head_commit:
         raise UsageError(
             f"the head commit of {request_name(event.repository.forge, event.number)} is unknown",
             hint="give the server a token for the forge's API",
         )
+    check_config_source(trigger, repository or trigger_repository(trigger), "")
     if event.is_fork and event.head_clone_url:
         folder = trigger.trigger_template.dir if trigger.trigger_template else ""
         source = _git(event.head_clone_url, event.head_commit, folder)

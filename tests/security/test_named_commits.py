@@ -16,7 +16,11 @@ from buildrunner.containers.fake import FakeEngine
 from buildrunner.engine.cancellation import CancelToken
 from buildrunner.errors import BuildrunnerError, SourceError, UsageError
 from buildrunner.settings import Settings
+from buildrunner.sources.git.command import GitCommand
+from buildrunner.sources.git.errors import GitFailed
+from buildrunner.sources.git.revision import RevisionKind, resolve_revision
 from buildrunner.sources.git.source import GitCheckout, GitRequest, fetch_git
+from buildrunner.sources.git.url import parse_git_url
 from buildrunner.sources.policy import SourcePolicy
 from buildrunner.worker.program import request_of
 from tests.api_server import ApiServer, api_server
@@ -121,6 +125,19 @@ def commit_with_prefix(repository: Reviewed, prefix: str) -> None:
     made = git(repository.work, "hash-object", "-t", "commit", "-w", str(path))
     assert made.startswith(prefix)
     git(repository.work, "update-ref", "refs/heads/evil", made)
+
+
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_the_default_branch_is_no_branch_or_tag_of_the_name_head(
+    repository: Reviewed, kind: RevisionKind
+) -> None:
+    """Attack: whoever may run a trigger has untagged code built as the tag HEAD."""
+    git(repository.path, "symbolic-ref", "HEAD", "refs/heads/main")
+    git_command = GitCommand(parse_git_url(f"file://{repository.path}"))
+    with pytest.raises(GitFailed, match="has no revision 'HEAD'"):
+        resolve_revision(git_command, "HEAD", kind)
+    repository.push(f"evil:refs/{'heads' if kind == 'branch' else 'tags'}/HEAD")
+    assert resolve_revision(git_command, "HEAD", kind).commit == repository.evil
 
 
 @pytest.mark.parametrize("named", ["main", "HEAD", "refs/heads/main", "abc", "a" * 65])

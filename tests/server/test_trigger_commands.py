@@ -424,6 +424,17 @@ IN_OTHER_ROWS = {
 }
 
 
+def test_a_new_branch_is_that_of_the_config_too(run: Run, server: ApiServer) -> None:
+    source = {"uri": "https://e.com/r", "ref": "refs/heads/main"}
+    file = {"path": "b.yaml", "uri": source["uri"], "revision": source["ref"]}
+    trigger = {"id": "t", "name": "t", "sourceToBuild": source, "gitFileSource": file}
+    server.store.triggers.create("p", "global", trigger)
+    code, _, err = run("triggers", "update", "t", "--branch", "b")
+    assert code == 0, err
+    changed = stored(server, "t")
+    assert changed["sourceToBuild"]["ref"] == changed["gitFileSource"]["revision"] == "refs/heads/b"
+
+
 @pytest.mark.parametrize("row", CHANGES, ids=lambda row: " ".join(row[0]))
 def test_each_flag_of_update_changes_what_it_names_and_nothing_else_or_is_refused(
     run: Run, server: ApiServer, tmp_path: Path, row: Any

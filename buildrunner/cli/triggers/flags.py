@@ -609,6 +609,8 @@ def _changed_source(args: argparse.Namespace, old: Document) -> dict[str, Any]:
     if file.get("uri") and file["uri"] == before.get("uri"):
         shared = ("uri", "repoType")
         fields |= {f"gitFileSource.{name}": given[name] for name in shared if name in given}
+    if ref and "revision" in file and file["revision"] == before.get("ref"):
+        fields["gitFileSource.revision"] = ref
     return fields
 
 

@@ -39,6 +39,7 @@ from buildrunner.store.model.triggers import StoredTrigger, TriggerVersion
 from buildrunner.store.sql.store import ServerStore
 from buildrunner.triggers.build import manual_run
 from buildrunner.triggers.check import check_trigger
+from buildrunner.triggers.config_source import check_usual_config_source
 from buildrunner.triggers.events import Event
 from buildrunner.triggers.forges.catalog import FORGES
 from buildrunner.triggers.hook_binding import BARE, PUBSUB, HookBinding, unbound
@@ -232,8 +233,16 @@ def forget_unwatched(context: ServerContext, watched: Collection[Watched]) -> No
         forget_histories(context, project, histories)
 
 
-def known_trigger(context: ServerContext, project: str, document: Document) -> KnownTrigger:
+def known_trigger(
+    context: ServerContext, project: str, document: Document, settings: Document | None = None
+) -> KnownTrigger:
     """Return one trigger as a `KnownTrigger`.
+
+    Args:
+        context: the server's context.
+        project: the trigger's project.
+        document: the trigger.
+        settings: its settings; None: those in the store.
 
     Raises:
         StoreError: the database fails.
@@ -242,7 +251,11 @@ def known_trigger(context: ServerContext, project: str, document: Document) -> K
         project=project,
         version=0,
         document=document,
-        settings=context.store.triggers.settings(project, document["id"]),
+        settings=(
+            context.store.triggers.settings(project, document["id"])
+            if settings is None
+            else settings
+        ),
         size=0,
     )
     return _known(stored, current_names(context.store, context.repositories))
@@ -309,9 +322,15 @@ def trigger_problems(store: ServerStore, repositories: RepositoryNames) -> list[
         where = f"trigger {one.trigger.name} of project {one.project} can't fire"
         if one.repository is not None and one.repository.problem:
             found.append(f"{where}: {one.repository.problem}; {one.repository.hint}")
-        else:
-            passwords = git_address.trigger_problems(one.document)
-            found += [f"{where}: {problem.text()}" for problem in passwords]
+            continue
+        passwords = git_address.trigger_problems(one.document)
+        found += [f"{where}: {problem.text()}" for problem in passwords]
+        if passwords:
+            continue
+        try:
+            check_usual_config_source(one.trigger, one.repository)
+        except UsageError as error:
+            found.append(f"{where}: {error}; {error.hint}")
     bound = store.hooks.all()
     heard = forge_hooks(store.hooks.heard())
     return found + [unbound(hook) for hook in sorted(heard) if hook not in bound]
@@ -357,8 +376,8 @@ class Triggers:
             "id": trigger_id,
             "createTime": encode_instant(self._context.clock()),
         }
-        self._check(address.project, document)
         read_settings(settings or {})
+        self._check(address.project, document, settings or {})
         store = self._context.store
         try:
             made = store.triggers.create(
@@ -395,7 +414,7 @@ class Triggers:
         changed = None
         while changed is None:  # another caller changed the trigger meanwhile: keep both changes
             new = updated(old, given, mask)
-            self._check(project, new, old)
+            self._check(project, new, None, old)
             try:
                 changed = store.triggers.replace(project, old["id"], new, was=old)
             except Conflict as error:
@@ -464,7 +483,13 @@ class Triggers:
                 error,
             )
 
-    def _check(self, project: str, document: Document, old: Document | None = None) -> None:
+    def _check(
+        self,
+        project: str,
+        document: Document,
+        settings: Document | None,
+        old: Document | None = None,
+    ) -> None:
         filters = BoundedFilters(self._context.calls, project)
         trigger = decode_message(BuildTrigger, document).value
         problems = check_trigger(trigger, filters.problem)
@@ -472,6 +497,16 @@ class Triggers:
         problems += git_address.trigger_problems(document, old)
         if errors_of(problems):
             raise ConfigError(errors_of(problems))
+        if trigger.disabled:  # a trigger that an earlier version accepted can be disabled
+            return
+        known = known_trigger(self._context, project, document, settings)
+        try:
+            check_usual_config_source(known.trigger, known.repository)
+        except UsageError as error:
+            problem = Problem(
+                str(error), path="gitFileSource", hint=error.hint, rule="trigger-source"
+            )
+            raise ConfigError([problem]) from error
 
     def run(
         self, project: str, document: Document, source: RepoSource | None, facts: RunFacts

@@ -166,12 +166,14 @@ def _candidates(revision: str, kind: RevisionKind) -> list[str]:
     """Return the full names that a revision may mean; the first existing one counts."""
     if kind == "commit":
         return []
-    if not revision or revision == "HEAD":
+    if not revision:
         return ["HEAD"]
     if kind == "branch":
         return [f"refs/heads/{revision}"]
     if kind == "tag":
         return [f"refs/tags/{revision}"]
+    if revision == "HEAD":
+        return ["HEAD"]
     if revision.startswith("refs/"):
         return [revision]
     return [f"refs/tags/{revision}", f"refs/heads/{revision}", f"refs/{revision}"]

@@ -85,6 +85,8 @@ _RECORDED = {
     "PubsubConfig.serviceAccountEmail": _NOT_ON_THIS_MACHINE,
 }
 
+_OF_SOURCE = "refused unless it names the repository that the trigger builds"
+
 _DIFFERS = {
     "Artifacts.goModules": (
         "put by HTTP where GOPROXY looks for it, into a repository that [artifacts.repositories] "
@@ -126,6 +128,9 @@ _DIFFERS = {
         "NONE keeps no log; any other value keeps it on this machine, and those that mean a bucket "
         "in logsBucket too"
     ),
+    "GitFileSource.uri": _OF_SOURCE,
+    "GitFileSource.repository": _OF_SOURCE,
+    "GitFileSource.revision": "refused unless it names the branch or tag that the trigger builds",
 }
 
 _LOCAL = "a build on this machine has none"
