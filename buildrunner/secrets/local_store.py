@@ -52,7 +52,7 @@ class StoredVersion(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class StoredSecret(msgspec.Struct, frozen=True, rename="camel"):
-    """One secret: ``versions`` ascending, at least one; ``last_version`` is the last used."""
+    """One secret: ``versions`` that were not removed, ascending; ``last_version``, ever used."""
 
     last_version: int
     versions: tuple[StoredVersion, ...]
@@ -140,7 +140,9 @@ class LocalSecretStore:
         document.scopes[name] = _SealedScope(scope, nonce + tag)
 
     def remove(self, name: SecretName) -> None:
-        """Delete one version, or without a version the whole secret.
+        """Delete one version, or without a version the whole secret with its scope.
+
+        A secret whose last version is deleted keeps its scope, for the version that replaces it.
 
         Raises:
             NotFound: there is none.
@@ -148,12 +150,12 @@ class LocalSecretStore:
         """
         with self._changing() as document:
             old = self._existing(document, name)
-            kept = tuple(one for one in old.versions if name.version not in (None, one.version))
-            if kept:
-                document.secrets[name.secret] = StoredSecret(old.last_version, kept)
-            else:
+            if name.version is None:
                 del document.secrets[name.secret]
                 document.scopes.pop(name.secret, None)
+            else:
+                kept = tuple(one for one in old.versions if one.version != name.version)
+                document.secrets[name.secret] = StoredSecret(old.last_version, kept)
 
     def secrets(self) -> dict[str, StoredSecret]:
         """Return all secrets by name, sorted. Values stay sealed; the key is not needed.
@@ -321,12 +323,13 @@ class Snapshot:
         if secret is None:
             return None
         if name.version is None:
-            return secret.versions[-1]
+            return secret.versions[-1] if secret.versions else None
         return next((one for one in secret.versions if one.version == name.version), None)
 
     def has(self, secret: str) -> bool:
-        """Return whether the secret exists, in any version."""
-        return secret in self._document.secrets
+        """Return whether the secret has a version."""
+        found = self._document.secrets.get(secret)
+        return found is not None and bool(found.versions)
 
     def scope_of(self, name: str) -> Scope | None:
         """Return the scope of a name; None if there is none. Raises SecretError."""

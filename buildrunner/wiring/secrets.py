@@ -95,7 +95,8 @@ class ServerSecrets:
         Raises:
             SecretError: the store can't be read now.
         """
-        return {*self._settings.secrets, *secret_store(self._settings).secrets()}
+        stored = secret_store(self._settings).secrets()
+        return {*self._settings.secrets, *(name for name, one in stored.items() if one.versions)}
 
     def unused(self) -> Mapping[str, str]:
         """Return the names of secrets that no build can use, each with its scope in words.

@@ -335,6 +335,15 @@ def test_a_zero_byte_never_reaches_a_container(store):
 class TestScopes:
     SCOPE = Scope(projects=("shop",), refs=("refs/heads/main",))
 
+    def test_a_scope_outlives_the_last_version_that_is_removed_by_its_number(self, store):
+        """Attack: a leaked value was removed, and the next one was shared with every trigger."""
+        store.put(SecretName("api-key"), "leaked", self.SCOPE)
+        store.remove(SecretName("api-key", 1))
+        assert store.snapshot().version_of(SecretName("api-key")) is None
+        assert not store.snapshot().has("api-key")
+        assert store.put(SecretName("api-key"), "new") == 2
+        assert store.snapshot().scope_of("api-key") == self.SCOPE
+
     def test_a_scope_is_kept_until_it_is_replaced(self, store):
         store.put(SecretName("api-key"), "one", self.SCOPE)
         store.put(SecretName("api-key"), "two")
