@@ -394,6 +394,29 @@ def test_no_submitted_build_pretends_to_be_a_trigger_s(
         resolved(settings, stored)
 
 
+@pytest.mark.parametrize("is_deleted", [False, True])
+def test_a_retry_fetches_no_repository_that_its_trigger_has_left(
+    server: ApiServer, is_deleted: bool
+) -> None:
+    """Attack: the name of the old repository is somebody else's now."""
+    first = run_trigger(server, "deploy", {})
+    retry = f"/v1/projects/shop/builds/{first.id}:retry"
+    with as_(server, "submit") as http:
+        ok(http.post(f"/v1/projects/shop/builds/{first.id}:cancel", json={}))
+        ok(http.post(retry, json={}))
+    path = "/v1/projects/shop/triggers/deploy"
+    moved = {"sourceToBuild": {**TRIGGER["sourceToBuild"], "uri": "https://git.example.com/new"}}
+    with as_(server, "admin") as http:
+        if is_deleted:
+            ok(http.delete(path))
+        else:
+            ok(http.patch(path, json=moved, params={"updateMask": "sourceToBuild"}))
+    with as_(server, "submit") as http:
+        answer = http.post(retry, json={})
+    assert answer.status_code == 400
+    assert "no longer builds that repository" in answer.json()["error"]["message"]
+
+
 def test_a_retry_of_a_build_is_of_the_same_trigger_and_branch(
     server: ApiServer, settings: Settings
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from itertools import groupby
@@ -10,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from buildrunner.errors import ConfigError, Conflict, NotFound
+from buildrunner.errors import ConfigError, Conflict, NotFound, UsageError
 from buildrunner.plan.pinned_images import is_pinned
 from buildrunner.plan.selection import reused_steps
 from buildrunner.server.context import ServerContext
@@ -33,8 +34,10 @@ from buildrunner.server.services.queueing import (
     queue_build,
     reason_of,
 )
+from buildrunner.server.services.triggers import known_trigger
 from buildrunner.spec.model.build import FINAL_STATUSES, Build
 from buildrunner.spec.model.results import ApprovalResult, Decision
+from buildrunner.spec.model.source import Source
 from buildrunner.spec.reading.decode import decode_message
 from buildrunner.spec.writing import encode_instant
 from buildrunner.store.model.builds import ListedBuild, StoredBuild
@@ -49,8 +52,12 @@ from buildrunner.store.records import (
     ROLLBACK_STEP,
     ROLLBACK_TO,
 )
+from buildrunner.triggers.forge_host import repository_key
 from buildrunner.triggers.labels import NOTHING_TO_BUILD
+from buildrunner.triggers.repository import Revision, source_of
 from buildrunner.triggers.settings import ApprovalPolicy, TriggerSettings
+
+_COMMIT: Final = re.compile("[0-9a-f]{40}")
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,7 +205,33 @@ class Builds:
             untrusted=old.untrusted,
             worker=old.only_worker or self._context.settings.worker,
         )
-        return self._queued(_same_revision(old, always=is_tied), at)
+        request = _same_revision(old, always=is_tied)
+        if request is old.request:
+            self._check_repository(old)
+        return self._queued(request, at)
+
+    def _check_repository(self, old: StoredBuild) -> None:
+        """Refuse to fetch the present tip of a repository that the build's trigger has left.
+
+        Raises:
+            ApiError: the trigger was deleted, or builds another repository now.
+        """
+        project, trigger_id = old.document["projectId"], old.document.get("buildTriggerId", "")
+        repository, revision = _fetched(decode_message(Build, old.request).value.source)
+        if not trigger_id or not repository or _COMMIT.fullmatch(revision):
+            return
+        try:
+            trigger = self._context.store.triggers.get(project, trigger_id)
+            known = known_trigger(self._context, project, trigger)
+            present, _ = source_of(known.trigger, Revision(branch="any"), known.repository)
+            inline = known.trigger.build.source if known.trigger.build is not None else None
+        except (NotFound, UsageError):
+            present = inline = None
+        if _fetched(present or inline)[0] != repository:
+            raise failed_precondition(
+                f"build {old.id} fetched nothing, and its trigger no longer builds that repository:"
+                " run the trigger instead"
+            )
 
     def _check_workspace(self, old: StoredBuild) -> None:
         if not self._context.workspace_is_kept(old.id):
@@ -300,6 +333,19 @@ def _same_revision(old: StoredBuild, *, always: bool) -> dict[str, Any]:
         if kind in resolved and name in old.request.get("source", {}):
             return {**old.request, "source": {name: resolved[kind]}}
     return old.request
+
+
+def _fetched(source: Source | None) -> tuple[str, str]:
+    """Return the Git repository and the revision of a source; empty for another source."""
+    source = source or Source()
+    if source.git_source is not None:
+        return repository_key(source.git_source.url), source.git_source.revision
+    if source.repo_source is not None:
+        named = source.repo_source
+        return f"{named.project_id}/{named.repo_name}", named.commit_sha or ""
+    if source.connected_repository is not None:
+        return source.connected_repository.repository, source.connected_repository.revision
+    return "", ""
 
 
 def _decided(
