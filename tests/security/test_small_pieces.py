@@ -138,21 +138,39 @@ def test_a_form_of_too_many_fields_is_refused(server: ApiServer) -> None:
     assert "at most 200 fields" in answer.text
 
 
-def test_what_a_client_sends_ahead_of_its_answer_takes_one_small_read(
-    server: ApiServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reads: list[int] = []
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the server reads."""
+    noted: list[bytes] = []
     received = h11.Connection.receive_data
 
     def noting(connection: h11.Connection, data: bytes) -> None:
-        reads.append(len(data))
+        noted.append(data)
         received(connection, data)
 
     monkeypatch.setattr(h11.Connection, "receive_data", noting)
+    return noted
+
+
+def test_what_a_client_sends_ahead_of_its_answer_takes_one_small_read(
+    server: ApiServer, reads: list[bytes]
+) -> None:
     with connected(server) as client:
         client.sendall(head("GET /healthz HTTP/1.1", "Connection: close") + b"a" * MIB)
         answer_of(client)
-    assert max(reads) <= READ_BYTES
+    assert max(map(len, reads)) <= READ_BYTES
+
+
+def test_a_client_sends_no_more_ahead_while_a_route_waits_for_it(
+    tmp_path: Path, reads: list[bytes]
+) -> None:
+    with api_server(tmp_path) as server, connected(server) as client:
+        stream = f"/buildrunner/v1/projects/p/builds/{server.create()}/log/stream"
+        client.sendall(head(f"GET {stream} HTTP/1.1") + b"a" * (MIB // 4))
+        while b"event: state" not in client.recv(4096):
+            pass
+        assert server.http.get("/healthz").status_code == 200
+        assert sum(data.count(b"a" * 1024) for data in reads) <= READ_BYTES // 1024
 
 
 def test_a_head_that_is_too_large_is_refused_also_if_it_comes_in_one_piece(

@@ -41,6 +41,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import h11
 import uvicorn
 from h11._receivebuffer import ReceiveBuffer
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.utils import get_remote_addr
 
@@ -268,6 +269,20 @@ class _Connection(h11.Connection):
         return event
 
 
+class _Flow(FlowControl):
+    """Reads no more of the next request while an answer is under way, even if the route listens."""
+
+    def __init__(self, transport: asyncio.Transport, connection: h11.Connection) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        ours, theirs = self._connection.our_state, self._connection.their_state
+        if theirs is h11.DONE and ours is not h11.DONE and self._connection.trailing_data[0]:
+            return
+        super().resume_reading()
+
+
 class _TimedProtocol(H11Protocol):
     """HTTP with a time limit for the head of a request, and a limited number of connections.
 
@@ -302,6 +317,7 @@ class _TimedProtocol(H11Protocol):
             self.handshake.has_ended()
             self.handshake = None
         super().connection_made(transport)  # type: ignore[arg-type] # uvicorn narrows it, too
+        self.flow = _Flow(self._transports[0], self.conn)
         self.network = network_of(self.client[0]) if self.client else ""
         self.began_at = self._idle_since = self.loop.time()
         _make_room(self, self.places_taken, self.began_at)
