@@ -17,12 +17,12 @@ HINT: Final = (
 )
 
 # scheme://login@, or login@host:path; a login has no slash. People forget slashes of a scheme, or
-# write one too many.
+# write one too many. They also paste what stands before an address: a blank, a quote, `git clone`.
 _LOGIN: Final = re.compile(
-    r"(?P<start>(?i:https?|ssh|git|git\+ssh|ssh\+git|ftps?):/+"
-    r"|[A-Za-z][A-Za-z0-9+.-]*://)?(?P<login>[^/?#]*)@"
+    r"(?P<start>(?:[^:@]*[\s<'\"])?(?:(?i:https?|ssh|git|git\+ssh|ssh\+git|ftps?):/+"
+    r"|[A-Za-z][A-Za-z0-9+.-]*://))?(?P<login>[^/?#]*)@"
 )
-_PARAMETER: Final = re.compile(r"([?&;][^=&;#]*=)([^&;#]+)")
+_PARAMETER: Final = re.compile(r"([?&;#][^=&;#]*=)([^&;#]+)")
 _SECRET_NAME: Final = re.compile("token|passw|secret|key|auth", re.IGNORECASE)
 # Tokens that users paste as a user name: of GitHub, GitLab and others, or any long random text.
 _TOKEN: Final = re.compile(

@@ -38,6 +38,10 @@ PAT = "ghp_" + "a1B2" * 9
         ("https://glpat-abc_DEF-123@gitlab.com/o/r", "https://***@gitlab.com/o/r"),
         (f"https://{'0a' * 20}@h/r", "https://***@h/r"),
         ("https://h/r.git?private_token=hunter2&x=1", "https://h/r.git?private_token=***&x=1"),
+        ("https://h/r.git#access_token=hunter2", "https://h/r.git#access_token=***"),
+        (" https://u:hunter2@h/r.git", " https://u:***@h/r.git"),
+        ("<'https://u:hunter2@h/r.git'>", "<'https://u:***@h/r.git'>"),
+        ("git clone https://u:hunter2@h/r.git", "git clone https://u:***@h/r.git"),
         ("https://h/r.git?x=1;Password=hunter2", "https://h/r.git?x=1;Password=***"),
     ],
 )
